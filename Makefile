@@ -1,0 +1,42 @@
+# make compare   set up, then train the three networks and print their table
+# make test      set up, then run the tests
+# make install   set up only
+# Another Python: make test PYTHON=/path/to/python3.12
+
+PYTHON ?= python3
+VENV ?= .venv
+
+# A constraints file per Python where the newest jax differs.
+CONSTRAINTS = constraints/$(shell $(PYTHON) -c \
+	'import sys; print("python3.11" if sys.version_info < (3, 12) else "python3.12")').txt
+BIN = $(VENV)/bin
+READY = $(VENV)/.ready-$(shell $(PYTHON) -c \
+	'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null)
+
+.PHONY: install compare test lint clean
+
+install: $(READY)
+
+$(READY): pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+		"error: mnist_jax needs Python 3.11 or newer, this is %d.%d; use make \
+	PYTHON=/path/to/python3.12" % sys.version_info[:2])'
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint $(CONSTRAINTS) --editable '.[test]'
+	touch $@
+
+compare: install
+	$(BIN)/python -m benchmarks.compare
+
+test: install lint
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

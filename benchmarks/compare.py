@@ -1,0 +1,76 @@
+"""Trains models over seeds and prints their comparison table.
+
+python -m benchmarks.compare --models=mlp,lstm,cnn --seeds=1 --epochs=5 --out=results
+"""
+
+from pathlib import Path
+
+import pandas as pd
+from absl import flags
+
+from mnist_jax.config import MODELS, config_from_flags, define_flags
+from mnist_jax.errors import InputError
+from mnist_jax.files import make_folder, write_file
+from mnist_jax.fit import fit, prepare
+from mnist_jax.progress import announce, epoch_rows, result
+from mnist_jax.records import append_jsonl, read_jsonl, to_dict
+from mnist_jax.startup import define_machine_flags, load_data, run_program, start_jax
+from mnist_jax.tables import comparison_frame, format_markdown, group_by_place
+
+FLAGS = flags.FLAGS
+
+
+def write_tables(out: Path) -> str:
+    """Writes `compare.md` and `.csv` from `compare.jsonl`; returns the Markdown."""
+    records = list(read_jsonl(out / "compare.jsonl"))
+    markdown = format_markdown(records)
+    write_file(out / "compare.md", markdown + "\n")
+    frames = [
+        comparison_frame(group).assign(
+            dataset=group[0]["dataset"], device=group[0]["environment"]["device"]
+        )
+        for group in group_by_place(records)
+    ]
+    write_file(out / "compare.csv", pd.concat(frames).to_csv(index=False))
+    return markdown
+
+
+def main() -> None:
+    """Compares as the flags say."""
+    for model in FLAGS.models:
+        if model not in MODELS:
+            raise InputError(
+                f"--models must be some of {', '.join(MODELS)}; got {model}"
+            )
+    configs = [config_from_flags(FLAGS, model=model) for model in FLAGS.models]
+    out = Path(FLAGS.out)
+    make_folder(out)
+    results = out / "compare.jsonl"
+    if results.exists():
+        list(read_jsonl(results))  # a damaged file is told before any work is done
+    start_jax()
+    for config in configs:
+        experiment = prepare(config, load_data(config.dataset))
+        announce(experiment)
+        for seed in range(config.seed, config.seed + FLAGS.seeds):
+            print(f"{config.model}, seed {seed}", flush=True)
+            record, _ = fit(experiment, seed, epoch_rows(experiment))
+            append_jsonl(results, to_dict(record))
+            result(record)
+    print(f"\n{write_tables(out)}\n\nwritten: {out}/compare.jsonl, .csv, .md")
+
+
+def run() -> None:
+    """Is the console script."""
+    define_flags(exclude=("model",))
+    define_machine_flags()
+    flags.DEFINE_list("models", list(MODELS), "networks to compare, comma-separated")
+    flags.DEFINE_integer(
+        "seeds", 1, "runs of each model, with seeds from --seed on", lower_bound=1
+    )
+    flags.DEFINE_string("out", "results", "directory for compare.jsonl, .csv and .md")
+    run_program(main)
+
+
+if __name__ == "__main__":
+    run()

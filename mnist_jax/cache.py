@@ -1,0 +1,73 @@
+"""The user's cache of decoded arrays: a .npy file, then 32 bytes of its sha256."""
+
+import hashlib
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+
+from mnist_jax.files import replace_file
+
+
+def cache_dir() -> Path:
+    """Returns the folder for downloads and decoded arrays, which need not exist yet."""
+    if own := os.environ.get("MNIST_JAX_CACHE_DIR"):
+        return Path(os.path.expanduser(own))
+    parent = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(parent) / "mnist_jax"
+
+
+def load_or_build(
+    key: str, item_shape: tuple[int, ...], build: Callable[[], np.ndarray]
+) -> np.ndarray:
+    """Returns the `[N, *item_shape] uint8` array kept under a key, or builds it."""
+    path = cache_dir() / "arrays" / f"{key}.npy"
+    array = read_entry(path, item_shape)
+    if array is None:
+        array = build()
+        write_entry(path, array)
+    return array
+
+
+def read_entry(path: Path, item_shape: tuple[int, ...]) -> np.ndarray | None:
+    """Returns the array of a cache entry, None if it is missing or damaged."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    npy, digest = memoryview(content)[:-32], content[-32:]
+    if hashlib.sha256(npy).digest() != digest:
+        return None
+    try:
+        array = np.load(io.BytesIO(npy), allow_pickle=False)
+    except (ValueError, EOFError):
+        return None
+    fits = array.dtype == np.uint8 and array.ndim > 0 and array.shape[1:] == item_shape
+    return array if fits else None
+
+
+def write_entry(path: Path, array: np.ndarray) -> None:
+    """Writes a cache entry at one stroke, so that no other process sees half of it."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    npy = buffer.getvalue()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, npy + hashlib.sha256(npy).digest())
+    except OSError as error:
+        warn_unwritable(error)
+
+
+def warn_unwritable(error: OSError) -> None:
+    """Says once that the cache can't be used, which costs time and nothing else."""
+    logging.log_first_n(
+        logging.WARNING,
+        "Going on without the cache folder %s (%s): set MNIST_JAX_CACHE_DIR to a"
+        " writable folder to make later starts faster.",
+        1,
+        cache_dir(),
+        error,
+    )

@@ -1,0 +1,454 @@
+"""What a run is: `TrainConfig`, its checks, and the absl flags made from its fields."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from absl import flags
+
+from mnist_jax.errors import InputError
+
+flags.disclaim_key_flags()  # they are the program's own: its --help shows them
+
+MODELS = ("mlp", "lstm", "cnn")
+ACTIVATIONS = ("relu", "tanh", "linear")
+
+
+class ConvStage(NamedTuple):
+    """One convolution with what follows it: activation, then pooling."""
+
+    filters: int
+    kernel: int = 3
+    padding: str = "VALID"
+    strides: int = 1
+    activation: str = "relu"
+    pool: int = 1  # window and stride of the max pooling; 1 is none
+
+
+def parse_conv_stage(text: str) -> ConvStage:
+    """Reads a stage such as `32`, `16:same:s2` or `8:k5:pool2`.
+
+    Args:
+        text: filters, then in any order `kN` (kernel N by N, 1..7, default 3), `valid`
+            or `same` (default valid), `s1` or `s2` (stride), `relu`, `tanh` or `linear`
+            (default relu), and `pool2` or `pool3` (default no pooling).
+
+    Raises:
+        InputError: a part is not one of these.
+
+    >>> parse_conv_stage("8:k5:linear:pool2")[:4]
+    (8, 5, 'VALID', 1)
+    """
+    filters, *options = text.strip().lower().split(":")
+    stage: dict[str, Any] = {}
+    value: str | int
+    ok = re.fullmatch(r"[1-9]\d{0,3}", filters) is not None
+    for option in options:
+        if option in ("valid", "same"):
+            name, value = "padding", option.upper()
+        elif option in ACTIVATIONS:
+            name, value = "activation", option
+        elif match := re.fullmatch(r"(k)([1-7])|(s)([12])|(pool)([23])", option):
+            kind, size = (group for group in match.groups() if group)
+            name = {"k": "kernel", "s": "strides", "pool": "pool"}[kind]
+            value = int(size)
+        else:
+            ok = False
+            break
+        ok = ok and name not in stage
+        stage[name] = value
+    if not ok:
+        raise InputError(
+            f"--conv: cannot read the stage {text!r}; a stage is a number of filters "
+            "(1..9999) and, each at most once, k1..k7, valid or same, s1 or s2, relu, "
+            "tanh or linear, pool2 or pool3, as in 32:k3:valid:relu:pool2"
+        )
+    return ConvStage(int(filters), **stage)
+
+
+def _option(
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[str] = (),
+    check: Callable[[Any], bool] | None = None,
+    allowed: str = "",
+    needs: tuple[str, tuple[str, ...]] | None = None,
+) -> Any:
+    """Declares a field: its default, help text, allowed values and what it belongs to.
+
+    `needs` names a second field and the values of it under which this one means
+    something; given as a flag under any other value it is an error, not ignored.
+    """
+    if choices:
+        check, allowed = (
+            (lambda value: value in choices),
+            "one of " + ", ".join(choices),
+        )
+    metadata = dict(
+        help=help, choices=tuple(choices), check=check, allowed=allowed, needs=needs
+    )
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def _is_width(value: int) -> bool:
+    return 1 <= value <= 100_000
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a run's numbers; a field is a flag of the same name.
+
+    Raises:
+        InputError: a value is out of its range, or two values exclude each other.
+
+    >>> TrainConfig(model="cnn", batch_size=0)
+    Traceback (most recent call last):
+    ...
+    mnist_jax.errors.InputError: --batch_size must be a whole number from 1; got 0
+    """
+
+    model: str = _option("mlp", "network", choices=MODELS)
+    hidden: tuple[int, ...] = _option(
+        (128, 128),
+        "widths of the hidden dense layers, comma-separated; empty for none",
+        check=lambda widths: all(map(_is_width, widths)),
+        allowed="widths from 1 to 100000",
+    )
+    conv: tuple[str, ...] = _option(
+        ("32:pool2", "64:pool2", "64"),
+        "convolution stages, comma-separated: filters, then any of k1..k7, valid|same, "
+        "s1|s2, relu|tanh|linear, pool2|pool3, joined by colons",
+        check=lambda stages: bool([parse_conv_stage(stage) for stage in stages]),
+        allowed="at least one stage such as 32:k3:valid:relu:pool2",
+        needs=("model", ("cnn",)),
+    )
+    lstm_units: tuple[int, ...] = _option(
+        (128,),
+        "units of each LSTM layer, comma-separated",
+        check=lambda units: len(units) > 0 and all(map(_is_width, units)),
+        allowed="one or more widths from 1 to 100000",
+        needs=("model", ("lstm",)),
+    )
+    activation: str = _option(
+        "tanh",
+        "activation of the LSTM cell's candidate and output",
+        choices=("tanh", "relu"),
+        needs=("model", ("lstm",)),
+    )
+    dropout: tuple[float, ...] = _option(
+        (0.0,),
+        "dropout rate after each LSTM and hidden dense layer: one for all, or one each",
+        check=lambda rates: all(0.0 <= rate < 1.0 for rate in rates),
+        allowed="one or more rates of at least 0 and below 1",
+    )
+    dataset: str = _option(
+        "auto",
+        "data set; auto is MNIST if it is there or can be downloaded, otherwise "
+        "scikit-learn's small digits",
+        choices=("auto", "mnist", "fashion_mnist", "kmnist", "digits"),
+    )
+    train_size: int | None = _option(
+        None,
+        "use the first N training images only",
+        check=lambda size: size is None or size >= 1,
+        allowed="a whole number from 1",
+    )
+    pixels: str = _option(
+        "scaled",
+        "pixel values: divided by 255, standardized by the training set's mean and "
+        "deviation, raw 0..255, or each image column divided by its l2 norm",
+        choices=("scaled", "standardized", "raw", "l2"),
+    )
+    split: str = _option(
+        "official",
+        "the data set's own training and test sets, or all images shuffled by "
+        "--split_seed and cut anew",
+        choices=("official", "shuffled"),
+    )
+    split_seed: int = _option(
+        0,
+        "seed of --split=shuffled",
+        check=lambda seed: 0 <= seed < 2**32,
+        allowed="a whole number from 0 to 4294967295",
+        needs=("split", ("shuffled",)),
+    )
+    validation: str = _option(
+        "fraction",
+        "validation set: none, a fraction from the end of the training set, or the "
+        "test set (as some tutorials do; it then says nothing about unseen images)",
+        choices=("none", "fraction", "test"),
+    )
+    validation_fraction: float = _option(
+        0.1,
+        "part of the training set that --validation=fraction takes",
+        check=lambda fraction: 0.0 < fraction < 1.0,
+        allowed="a number above 0 and below 1",
+        needs=("validation", ("fraction",)),
+    )
+    optimizer: str = _option(
+        "adam",
+        "optimizer; keras_adam is Adam with Keras's place for epsilon",
+        choices=("adam", "keras_adam", "adamw", "sgd"),
+    )
+    momentum: float = _option(
+        0.0,
+        "momentum of sgd",
+        check=lambda value: 0.0 <= value < 1.0,
+        allowed="a number of at least 0 and below 1",
+        needs=("optimizer", ("sgd",)),
+    )
+    nesterov: bool = _option(
+        False, "Nesterov's form of --momentum", needs=("optimizer", ("sgd",))
+    )
+    weight_decay: float = _option(
+        1e-4,
+        "decoupled weight decay of adamw",
+        check=lambda value: 0.0 <= value < math.inf,
+        allowed="a finite number from 0",
+        needs=("optimizer", ("adamw",)),
+    )
+    learning_rate: float = _option(
+        1e-3,
+        "learning rate, or the peak of it under a schedule",
+        check=lambda value: 0.0 < value < math.inf,
+        allowed="a finite number above 0",
+    )
+    schedule: str = _option(
+        "constant",
+        "learning rate over the run: constant, cosine (linear warm-up, then a cosine "
+        "to 0) or onecycle (cosine up, cosine down to almost 0)",
+        choices=("constant", "cosine", "onecycle"),
+    )
+    warmup_fraction: float = _option(
+        0.1,
+        "part of all steps in which cosine and onecycle rise to --learning_rate",
+        check=lambda fraction: 0.0 < fraction < 1.0,
+        allowed="a number above 0 and below 1",
+        needs=("schedule", ("cosine", "onecycle")),
+    )
+    clip_norm: float | None = _option(
+        None,
+        "clip the gradient to this global norm",
+        check=lambda norm: norm is None or 0.0 < norm < math.inf,
+        allowed="a finite number above 0",
+    )
+    batch_size: int = _option(
+        128,
+        "training images per step",
+        check=lambda size: size >= 1,
+        allowed="a whole number from 1",
+    )
+    epochs: int = _option(
+        5,
+        "passes over the training set",
+        check=lambda epochs: epochs >= 1,
+        allowed="a whole number from 1",
+    )
+    seed: int = _option(
+        0,
+        "seed of the initial parameters, the order of the images and dropout",
+        check=lambda seed: 0 <= seed < 2**32,
+        allowed="a whole number from 0 to 4294967295",
+    )
+    kernels: str = _option(
+        "auto",
+        "form of convolution, pooling and LSTM: fast is written for CPUs, plain is "
+        "Flax's own; auto chooses by device",
+        choices=("auto", "fast", "plain"),
+    )
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            check, value = field.metadata["check"], getattr(self, field.name)
+            needs = field.metadata["needs"]
+            if needs and getattr(self, needs[0]) not in needs[1]:
+                continue
+            if check is not None and not check(value):
+                raise InputError(
+                    f"--{field.name} must be {field.metadata['allowed']}; "
+                    f"got {_as_text(value)}"
+                )
+        if self.nesterov and self.optimizer == "sgd" and self.momentum == 0.0:
+            raise InputError(
+                "--nesterov needs --momentum above 0; got --momentum=0.0; give one, "
+                "such as --momentum=0.9"
+            )
+        if self.model == "cnn":
+            _check_stages(self.conv)
+        layers = len(self.hidden) + len(self.lstm_units) * (self.model == "lstm")
+        if len(self.dropout) not in (1, layers):
+            raise InputError(
+                f"--dropout must be one rate, or one for each of the {layers} LSTM and "
+                f"hidden dense layers; got {_as_text(self.dropout)}"
+            )
+
+
+def _check_stages(stages: Sequence[str]) -> None:
+    """Refuses convolution stages that shrink a 28x28 image to nothing."""
+    size = 28
+    for number, text in enumerate(stages, start=1):
+        stage = parse_conv_stage(text)
+        reach = stage.kernel if stage.padding == "VALID" else 1
+        left = ((size - reach) // stage.strides + 1) // stage.pool
+        if left < 1:
+            raise InputError(
+                f"--conv: stage {number} ({text}) leaves no pixel of its {size}x{size} "
+                "input; use fewer stages, smaller kernels, less pooling or same"
+            )
+        size = left
+
+
+def _as_text(value: Any) -> str:
+    """Writes a value as one would on the command line."""
+    if value is None:
+        return "none"
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+# What does well in five epochs of MNIST on a CPU; figures in the README.
+_MODEL_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "mlp": dict(hidden=(128, 128), learning_rate=3e-3, schedule="onecycle"),
+    "lstm": dict(hidden=(), learning_rate=5e-3, schedule="onecycle"),
+    "cnn": dict(hidden=(64,), learning_rate=3e-3, schedule="onecycle"),
+}
+
+
+def default_config(model: str, **changes: Any) -> TrainConfig:
+    """Returns the defaults of a model with some fields changed.
+
+    >>> default_config("cnn", epochs=1).conv
+    ('32:pool2', '64:pool2', '64')
+    """
+    if model not in MODELS:
+        raise InputError(f"--model must be one of {', '.join(MODELS)}; got {model}")
+    return TrainConfig(**{"model": model, **_MODEL_DEFAULTS[model], **changes})
+
+
+def config_to_dict(config: TrainConfig) -> dict[str, Any]:
+    """Returns the fields as JSON-ready values."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in dataclasses.asdict(config).items()
+    }
+
+
+def config_from_dict(values: Mapping[str, Any]) -> TrainConfig:
+    """Returns the config that `config_to_dict` wrote.
+
+    Raises:
+        InputError: a field is unknown or its value not allowed.
+    """
+    unknown = set(values) - {field.name for field in dataclasses.fields(TrainConfig)}
+    if unknown:
+        raise InputError(
+            f"config has unknown fields {', '.join(sorted(unknown))}; it was written "
+            "by another version of mnist_jax: train again or use that version"
+        )
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in values.items()
+    }
+    return TrainConfig(**fields)
+
+
+class _TupleParser(flags.ArgumentParser):
+    """Reads comma-separated items of one type; an empty text is an empty tuple."""
+
+    def __init__(self, item_type: type) -> None:
+        self.item_type = item_type
+        kind = {int: "whole numbers", float: "numbers", str: "words"}[item_type]
+        self.syntactic_help = f"a comma-separated list of {kind}"
+
+    def parse(self, argument: Any) -> tuple[Any, ...]:
+        if isinstance(argument, tuple):
+            return argument
+        try:
+            items = [item.strip() for item in argument.split(",") if item.strip()]
+            return tuple(map(self.item_type, items))
+        except ValueError:
+            raise ValueError(f"must be {self.syntactic_help}") from None
+
+
+def define_flags(
+    flag_values: flags.FlagValues = flags.FLAGS, exclude: Sequence[str] = ()
+) -> None:
+    """Defines one flag per field of `TrainConfig`; unset means the model's default."""
+    for field in dataclasses.fields(TrainConfig):
+        if field.name in exclude:
+            continue
+        text, choices = field.metadata["help"], field.metadata["choices"]
+        if field.metadata["needs"]:
+            other, values = field.metadata["needs"]
+            text += f" (with --{other}={'|'.join(values)})"
+        text += f"; default {_default_text(field.name)}"
+        kind = str(field.type)
+        if choices:
+            flags.DEFINE_enum(field.name, None, choices, text, flag_values=flag_values)
+        elif "tuple" in kind:
+            item = int if "int" in kind else float if "float" in kind else str
+            flags.DEFINE(
+                _TupleParser(item), field.name, None, text, flag_values=flag_values
+            )
+        elif "bool" in kind:
+            flags.DEFINE_boolean(field.name, None, text, flag_values=flag_values)
+        elif "int" in kind:
+            flags.DEFINE_integer(field.name, None, text, flag_values=flag_values)
+        else:
+            flags.DEFINE_float(field.name, None, text, flag_values=flag_values)
+
+
+def _default_text(name: str) -> str:
+    """Tells a field's default, per model where the models differ."""
+    texts = {
+        model: _as_text(getattr(default_config(model), name)) or "none"
+        for model in MODELS
+    }
+    if name == "model":
+        return TrainConfig().model
+    if len(set(texts.values())) == 1:
+        return texts["mlp"]
+    return ", ".join(f"{text} ({model})" for model, text in texts.items())
+
+
+def config_from_flags(
+    flag_values: flags.FlagValues, model: str | None = None, **changes: Any
+) -> TrainConfig:
+    """Returns the model's defaults, changed by the flags that were given.
+
+    Args:
+        flag_values: parsed flags.
+        model: the model where the program trains several; flags that belong to another
+            model are then left out instead of refused.
+        **changes: fields that the program itself sets.
+
+    Raises:
+        InputError: a value is not allowed, or a flag means nothing under another.
+    """
+    given = {
+        field.name: flag_values[field.name].value
+        for field in dataclasses.fields(TrainConfig)
+        if field.name in flag_values and flag_values[field.name].value is not None
+    }
+    several = model is not None
+    model = model or given.get("model", TrainConfig().model)
+    if several:
+        needs = {f.name: f.metadata["needs"] for f in dataclasses.fields(TrainConfig)}
+        given = {
+            name: value
+            for name, value in given.items()
+            if not needs[name] or needs[name][0] != "model" or model in needs[name][1]
+        }
+    config = default_config(**{**given, "model": model, **changes})
+    for field in dataclasses.fields(TrainConfig):
+        if field.name in given and field.metadata["needs"]:
+            other, values = field.metadata["needs"]
+            if getattr(config, other) not in values:
+                raise InputError(
+                    f"--{field.name}={_as_text(given[field.name])} means something "
+                    f"with --{other}={' or '.join(values)} only; got "
+                    f"--{other}={getattr(config, other)}; leave one of them out"
+                )
+    return config

@@ -1,0 +1,164 @@
+"""What is remembered of a run and of the machine, and its form on disk."""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mnist_jax.errors import InputError
+from mnist_jax.files import cannot_write, write_file
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochRecord:
+    """One epoch: means over the images, seconds of wall-clock.
+
+    `loss` and `accuracy` are running means over the training batches of the epoch, each
+    taken before its update, with dropout on; validation is measured after the epoch.
+    """
+
+    epoch: int
+    loss: float
+    accuracy: float
+    val_loss: float | None
+    val_accuracy: float | None
+    train_seconds: float
+    eval_seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """One finished run. Seconds are wall-clock; compiling is apart from the epochs."""
+
+    config: dict[str, Any]
+    dataset: str
+    dataset_note: str
+    checksum: str
+    train_images: int
+    validation_images: int
+    test_images: int
+    parameters: int
+    kernels: str
+    devices: int
+    epochs: list[EpochRecord]
+    test_loss: float
+    test_accuracy: float
+    compile_seconds: float
+    first_epoch_seconds: float
+    steady_epoch_seconds: float | None  # median of the epochs after the first
+    train_images_per_second: float
+    step_milliseconds: float
+    evaluate_images_per_second: float
+    total_seconds: float
+    environment: dict[str, Any]
+
+
+def to_dict(record: RunRecord | EpochRecord) -> dict[str, Any]:
+    """Returns a record as JSON-ready values."""
+    return dataclasses.asdict(record)
+
+
+def _git(*arguments: str) -> str | None:
+    """Asks git about the source this module lies in; None where there is no answer."""
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None
+
+
+def _cpu_name() -> str:
+    """Returns the processor's name as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(
+            line.split(":", 1)[1].strip()
+            for line in lines
+            if line.startswith("model name")
+        )
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def available_cores() -> int:
+    """Counts the cores this process may use: its affinity, and a container's quota."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass  # no quota, or it reads "max"
+    return cores
+
+
+def environment() -> dict[str, Any]:
+    """Returns what it takes to judge timings: machine, versions, state of the code."""
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    status = _git("status", "--porcelain")
+    device = jax.devices()[0]
+    return {
+        "device": _cpu_name() if device.platform == "cpu" else device.device_kind,
+        "platform": device.platform,
+        "cores": available_cores(),
+        "python": platform.python_version(),
+        **versions,
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": None if status is None else bool(status),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "load": round(os.getloadavg()[0], 2),
+    }
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file whole or not at all; errors as `write_file`."""
+    write_file(path, json.dumps(value, indent=1) + "\n")
+
+
+def append_jsonl(path: Path, value: Mapping[str, Any]) -> None:
+    """Appends one line of JSON, in one write, so that lines of processes don't mix."""
+    line = (json.dumps(value) + "\n").encode()
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, line)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Yields the objects of a JSON-lines file.
+
+    Raises:
+        InputError: the file cannot be read, or a line is no JSON object.
+    """
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError:
+            value = None
+        if not isinstance(value, dict):
+            raise InputError(
+                f"{path} line {number} is not a JSON object; remove the line, which is "
+                "damaged, and run again"
+            )
+        yield value

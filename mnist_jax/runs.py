@@ -1,0 +1,105 @@
+"""A run directory: what a run leaves behind, and how to get it back."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from mnist_jax.checkpoint import load_params, save_params
+from mnist_jax.config import TrainConfig, config_from_dict, config_to_dict
+from mnist_jax.errors import InputError
+from mnist_jax.files import make_folder
+from mnist_jax.fit import Experiment, fit
+from mnist_jax.models import create_model, init_params
+from mnist_jax.records import (
+    EpochRecord,
+    RunRecord,
+    append_jsonl,
+    to_dict,
+    write_json,
+)
+
+CONFIG, METRICS, RECORD, PARAMS = FILES = (
+    "config.json",
+    "metrics.jsonl",
+    "record.json",
+    "params.msgpack",
+)
+
+
+def check_run_dir(folder: Path, overwrite: bool) -> None:
+    """Makes sure that a run may be written into a folder, before any work is done.
+
+    Raises:
+        InputError: it holds a run and may not be overwritten, or cannot be made.
+    """
+    held = [name for name in FILES if (folder / name).exists()]
+    if held and not overwrite:
+        raise InputError(
+            f"--run_dir={folder} already holds a run ({', '.join(held)}); give another "
+            "directory, or --overwrite to replace that run"
+        )
+    make_folder(folder)
+
+
+def fit_into(
+    experiment: Experiment,
+    seed: int,
+    folder: Path,
+    on_epoch: Callable[[EpochRecord], None],
+) -> RunRecord:
+    """Trains a seed and writes config, a line per epoch, record and parameters.
+
+    An earlier run in the folder is removed first: ask `check_run_dir` before.
+    """
+    for name in FILES:
+        (folder / name).unlink(missing_ok=True)
+    write_json(folder / CONFIG, config_to_dict(experiment.config))
+
+    def write_and_tell(epoch: EpochRecord) -> None:
+        append_jsonl(folder / METRICS, to_dict(epoch))
+        on_epoch(epoch)
+
+    record, params = fit(experiment, seed, write_and_tell)
+    save_params(folder / PARAMS, params)
+    write_json(folder / RECORD, to_dict(record))
+    return record
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path}: {error.strerror}; give the --run_dir of a run that "
+            "ended"
+        ) from error
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}); train again") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} is damaged (no JSON object); train again")
+    return value
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Returns the record of a finished run as plain values.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    return _read_json(folder / RECORD)
+
+
+def read_model(folder: Path) -> tuple[TrainConfig, nn.Module, Any]:
+    """Returns config, network and trained parameters of a finished run.
+
+    Raises:
+        InputError: a file is missing, damaged or of another version.
+    """
+    config = config_from_dict(_read_json(folder / CONFIG))
+    model = create_model(config)
+    like = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    return config, model, load_params(folder / PARAMS, like)

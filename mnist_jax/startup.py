@@ -1,0 +1,97 @@
+"""What every program does first: its flags for the machine, JAX's settings, errors."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+from absl import app, flags, logging
+
+from mnist_jax.data import Dataset, load_dataset
+from mnist_jax.errors import InputError
+from mnist_jax.records import available_cores
+
+FLAGS = flags.FLAGS
+flags.disclaim_key_flags()  # they are the program's own: its --help shows them
+
+_PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
+
+
+def define_machine_flags() -> None:
+    """Defines the flags that say where to run and where the data are."""
+    flags.DEFINE_string(
+        "data_dir",
+        None,
+        "folder with the data set's four files under their original names; default "
+        "$MNIST_JAX_DATA_DIR, else they are downloaded",
+    )
+    flags.DEFINE_enum(
+        "platform", None, list(_PLATFORMS), "where to run; default: what JAX finds"
+    )
+
+
+def start_jax() -> None:
+    """Chooses the platform and makes one host device per core where that is the CPU.
+
+    Raises:
+        InputError: JAX finds no such platform.
+    """
+    if FLAGS.platform:
+        jax.config.update("jax_platforms", _PLATFORMS[FLAGS.platform])
+    jax.config.update("jax_num_cpu_devices", available_cores())
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"--platform={FLAGS.platform}: JAX finds no such device ({reason}); "
+            "install its support (README, 'GPU and TPU') or leave the flag out"
+        ) from error
+
+
+def load_data(name: str) -> Dataset:
+    """Loads a data set as the flags say, and announces one that stands in for MNIST."""
+    dataset = load_dataset(name, FLAGS.data_dir)
+    if dataset.note:
+        print(f"\n*** {dataset.note} ***\n", flush=True)
+    return dataset
+
+
+def run_program(main: Callable[[], None]) -> None:
+    """Parses the flags and runs a program; bad input ends it with one sentence.
+
+    Args:
+        main: the program, without arguments.
+    """
+
+    def checked(argv: Sequence[str]) -> None:
+        logging.set_verbosity(logging.WARNING)  # JAX tells of every backend it misses
+        try:
+            if len(argv) > 1:
+                raise InputError(
+                    f"unexpected argument {argv[1]!r}; flags are written --name=value; "
+                    "see --help"
+                )
+            main()
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            print("\ninterrupted", file=sys.stderr)
+            sys.exit(130)
+
+    app.run(checked)
+
+
+def existing_folder(path: str, flag: str) -> Path:
+    """Returns the folder that a flag names.
+
+    Raises:
+        InputError: there is none.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise InputError(
+            f"--{flag}={path} is no folder; give the --run_dir of a finished run"
+        )
+    return folder

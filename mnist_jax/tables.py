@@ -1,0 +1,172 @@
+"""Records -> comparison tables."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from mnist_jax.config import MODELS, config_to_dict, default_config
+
+Record = Mapping[str, Any]
+
+# Runs that differ in one of these are never in one table, let alone in one mean.
+_PLACE = ("device", "platform", "cores", "python", "jax", "jaxlib", "flax", "optax")
+
+COLUMNS = (
+    "model",
+    "parameters",
+    "test accuracy",
+    "test loss",
+    "compile s",
+    "first epoch s",
+    "steady s/epoch",
+    "train images/s",
+    "step ms",
+    "evaluate images/s",
+    "total s",
+)
+
+
+def _place(record: Record) -> str:
+    """Returns what must be the same for all rows of a table, as a text to compare."""
+    machine = [record["environment"][name] for name in _PLACE]
+    return json.dumps([record["checksum"], record["dataset_note"], *machine])
+
+
+def _settings(record: Record) -> str:
+    """Names what a run was told beyond its model's defaults, apart from the seed."""
+    config = record["config"]
+    if config["model"] not in MODELS:
+        return ""
+    default = config_to_dict(default_config(config["model"]))
+    changes = {
+        name: value
+        for name, value in config.items()
+        if name not in ("model", "seed", "dataset") and value != default.get(name)
+    }
+    shown = [
+        f"{name}={','.join(map(str, value)) if isinstance(value, list) else value}"
+        for name, value in changes.items()
+    ]
+    if record["devices"] != record["environment"]["cores"]:
+        shown.append(f"devices={record['devices']}")
+    return " ".join(shown)
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """Writes mean ± standard deviation (n), or the value alone for one run.
+
+    >>> mean_and_spread([0.97, 0.98])
+    '0.9750 ± 0.0071 (n=2)'
+    """
+    series = pd.Series(values)
+    spread = f" ± {series.std():.4f}" if len(series) > 1 else ""
+    return f"{series.mean():.4f}{spread} (n={len(series)})"
+
+
+def comparison_frame(records: Iterable[Record]) -> pd.DataFrame:
+    """Returns one row per model and settings, best mean test accuracy first.
+
+    Args:
+        records: run records of one place (see `format_markdown`); of two runs with the
+            same settings and seed the later one counts.
+
+    Returns:
+        The columns `COLUMNS`, after `model` also `settings` if any run had some;
+        accuracies are means over seeds, seconds are medians over seeds.
+    """
+    groups: dict[tuple[str, str, str], dict[int, Record]] = {}
+    for record in records:
+        key = (record["config"]["model"], _settings(record), record["kernels"])
+        groups.setdefault(key, {})[record["config"]["seed"]] = record
+    rows = []
+    for (model, settings, _), by_seed in groups.items():
+        runs = pd.DataFrame(list(by_seed.values()))
+        steady = runs["steady_epoch_seconds"].astype(float).median()
+        rows.append(
+            {
+                "order": runs["test_accuracy"].mean(),
+                "model": model,
+                "settings": settings,
+                "parameters": f"{runs['parameters'].iloc[0]:,}",
+                "test accuracy": mean_and_spread(runs["test_accuracy"]),
+                "test loss": f"{runs['test_loss'].mean():.4f}",
+                "compile s": f"{runs['compile_seconds'].median():.2f}",
+                "first epoch s": f"{runs['first_epoch_seconds'].median():.2f}",
+                "steady s/epoch": "-" if pd.isna(steady) else f"{steady:.2f}",
+                "train images/s": f"{runs['train_images_per_second'].median():,.0f}",
+                "step ms": f"{runs['step_milliseconds'].median():.2f}",
+                "evaluate images/s": (
+                    f"{runs['evaluate_images_per_second'].median():,.0f}"
+                ),
+                "total s": f"{runs['total_seconds'].median():.1f}",
+            }
+        )
+    frame = pd.DataFrame(rows).sort_values("order", ascending=False, kind="stable")
+    frame = frame.drop(columns="order").reset_index(drop=True)
+    return frame if frame["settings"].any() else frame.drop(columns="settings")
+
+
+def markdown_table(frame: pd.DataFrame) -> str:
+    """Writes a frame as a Markdown table, padded to read as plain text too."""
+    cells = [list(map(str, frame.columns)), *frame.astype(str).to_numpy().tolist()]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [f"| {' | '.join(map(str.ljust, row, widths))} |" for row in cells]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
+
+
+def group_by_place(records: Iterable[Record]) -> list[list[Record]]:
+    """Parts records by data set, machine and versions, in order of appearance."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(_place(record), []).append(record)
+    return list(groups.values())
+
+
+def title(record: Record) -> str:
+    """Names the data set and the machine; a stand-in for MNIST loudly."""
+    machine = record["environment"]
+    data = record["dataset"].upper()
+    if record["dataset_note"]:
+        data = f"{data}, NOT MNIST"
+    return f"{data} on {machine['device']} ({machine['cores']} cores)"
+
+
+def provenance(records: Sequence[Record]) -> str:
+    """Writes what the numbers of a table rest on, below it."""
+    first, machine = records[0], records[0]["environment"]
+    environments = [record["environment"] for record in records]
+    commits = dict.fromkeys(
+        f"{str(e['commit'])[:12]}{' (with uncommitted changes)' if e['dirty'] else ''}"
+        for e in environments
+    )
+    flags = dict.fromkeys(e["xla_flags"] or "none" for e in environments)
+    dates = sorted(e["date"] for e in environments)
+    loads = [e["load"] for e in environments]
+    versions = ", ".join(
+        f"{name} {machine[name]}"
+        for name in ("python", "jax", "jaxlib", "flax", "optax", "numpy")
+    )
+    note = f"- **{first['dataset_note']}**\n" if first["dataset_note"] else ""
+    return (
+        f"{note}- data: {first['dataset']}, sha256 {first['checksum']}\n"
+        f"- device: {machine['device']} ({machine['platform']}), "
+        f"{machine['cores']} cores, {first['devices']} devices\n"
+        f"- versions: {versions}; XLA_FLAGS: {', '.join(flags)}\n"
+        f"- commit: {', '.join(commits)}\n"
+        f"- date: {dates[0]} to {dates[-1]}; load average at start "
+        f"{min(loads)} to {max(loads)}\n"
+        "- accuracy: mean ± standard deviation over seeds; times: medians over seeds; "
+        "a steady epoch is any after the first; compiling is in none of them"
+    )
+
+
+def format_markdown(records: Iterable[Record]) -> str:
+    """Writes a title, table and provenance for each place that records come from."""
+    return "\n\n".join(
+        f"## {title(group[0])}\n\n{markdown_table(comparison_frame(group))}\n\n"
+        f"{provenance(group)}"
+        for group in group_by_place(records)
+    )

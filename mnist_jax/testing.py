@@ -1,0 +1,115 @@
+"""Checks of a network's step functions, for the project's tests and for one's own.
+
+Each takes any linen module with `apply(variables, images, train=...) -> [B,10]`, for
+example inside a pytest function:
+
+    def test_my_model():
+        check_model(MyModel())
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+from mnist_jax.data import Split, epoch_indices, scale_pixels
+from mnist_jax.epochs import (
+    gather,
+    make_batch_mesh,
+    make_train_epoch,
+    replicate,
+    shard_indices,
+)
+from mnist_jax.steps import TrainState, init_state, train_step
+
+
+def make_split(size: int = 64, seed: int = 0) -> Split:
+    """Returns random images with labels that can be learnt from them."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 10, size).astype(np.int32)
+    images = rng.integers(0, 100, (size, 28, 28)).astype(np.uint8)
+    images[np.arange(size), 2 * labels, :] += 150  # the label is a bright row
+    return Split(images, labels)
+
+
+def scale(images: jax.Array) -> jax.Array:
+    """Scales pixels as the default config does."""
+    return scale_pixels(images, "scaled")
+
+
+def leaf_names(tree: Any) -> list[str]:
+    """Returns the path of every leaf, in the order of `jax.tree.leaves`."""
+    return [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(tree)]
+
+
+def check_step_learns(model: nn.Module, steps: int = 12) -> None:
+    """Asserts that steps lower the loss, change every leaf and stay finite."""
+    tx, split = optax.adam(3e-3), make_split()
+    step = jax.jit(partial(train_step, model=model, tx=tx))
+    state = first = init_state(model, tx, jax.random.key(0))
+    images, labels, weights = gather(split, jnp.arange(len(split.labels)))
+    losses = []
+    for number in range(steps):
+        key = jax.random.key(number)
+        state, metrics = step(state, scale(images), labels, weights, key)
+        losses.append(float(metrics.loss_sum / metrics.images))
+    assert np.all(np.isfinite(losses)), f"losses are not finite: {losses}"
+    assert losses[-1] < losses[0], f"{steps} steps did not lower the loss: {losses}"
+    before, after = jax.tree.leaves(first.params), jax.tree.leaves(state.params)
+    for name, old, new in zip(leaf_names(first.params), before, after, strict=True):
+        assert np.all(np.isfinite(new)), f"{name} is not finite"
+        assert np.any(old != new), f"{name} did not change"
+
+
+def check_epoch_equals_steps(
+    model: nn.Module, devices: int = 1, batch_size: int = 24, rtol: float = 1e-4
+) -> None:
+    """Asserts that the compiled epoch ends where a Python loop of its steps ends.
+
+    The split leaves a last smaller batch. With several devices the network must be
+    without dropout, whose masks depend on how the batch is spread.
+    """
+    tx, split = optax.sgd(0.1), make_split(64)
+    indices = epoch_indices(0, 0, len(split.labels), batch_size)
+    mesh = make_batch_mesh(devices)
+    key = jax.random.key(7)
+    state = init_state(model, tx, jax.random.key(0))
+    looped = jax.tree.map(jnp.copy, state)
+    state, metrics = make_train_epoch(model, tx, scale, mesh)(
+        replicate(state, mesh),
+        replicate(split, mesh),
+        shard_indices(indices, mesh),
+        replicate(key, mesh),
+    )
+    step = jax.jit(partial(train_step, model=model, tx=tx))
+    for number, places in enumerate(indices):
+        images, labels, weights = gather(split, jnp.asarray(places))
+        step_key = jax.random.fold_in(key, number)
+        if devices == 1:
+            step_key = jax.random.fold_in(step_key, 0)  # as on the mesh's only device
+        looped, step_metrics = step(looped, scale(images), labels, weights, step_key)
+        np.testing.assert_allclose(
+            metrics.loss_sum[number], step_metrics.loss_sum, rtol=rtol
+        )
+    assert float(metrics.images.sum()) == len(split.labels)
+    check_same_tree(state, looped, rtol)
+
+
+def check_same_tree(got: TrainState | Any, want: TrainState | Any, rtol: float) -> None:
+    """Asserts that two trees agree, each leaf relative to its largest value."""
+    got_leaves, want_leaves = jax.tree.leaves(got), jax.tree.leaves(want)
+    for name, a, b in zip(leaf_names(want), got_leaves, want_leaves, strict=True):
+        largest = float(jnp.max(jnp.abs(b))) + 1e-12
+        np.testing.assert_allclose(
+            np.asarray(a) / largest, np.asarray(b) / largest, atol=rtol, err_msg=name
+        )
+
+
+def check_model(model: nn.Module) -> None:
+    """Runs every check above on a network."""
+    check_step_learns(model)
+    check_epoch_equals_steps(model)

@@ -1,0 +1,37 @@
+"""Settings and data that all tests share."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import pytest
+
+from mnist_jax.data import Dataset, load_dataset
+
+# Eight host devices, so that meshes of 1, 2, 4 and 8 can be compared in one process.
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keeps the tests out of the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MNIST_JAX_CACHE_DIR", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def digits() -> Dataset:
+    """The small real digits that need no file."""
+    return load_dataset("digits")
+
+
+@pytest.fixture(scope="session")
+def mnist(cache_folder: Path) -> Dataset:
+    """Real MNIST; the test is skipped where its files are not at hand."""
+    if not os.environ.get("MNIST_JAX_DATA_DIR"):
+        pytest.skip("MNIST_JAX_DATA_DIR is not set: no MNIST files at hand")
+    return load_dataset("mnist")

@@ -1,0 +1,176 @@
+"""Configs and flags: round trips, defaults, and every kind of bad value."""
+
+import dataclasses
+import json
+
+import pytest
+from absl import flags
+
+from mnist_jax.config import (
+    MODELS,
+    ConvStage,
+    TrainConfig,
+    config_from_dict,
+    config_from_flags,
+    config_to_dict,
+    default_config,
+    define_flags,
+    parse_conv_stage,
+)
+from mnist_jax.errors import InputError
+
+
+def parse(*arguments: str) -> flags.FlagValues:
+    """Parses a command line with the config's flags alone."""
+    values = flags.FlagValues()
+    define_flags(values)
+    values(["program", *arguments])
+    return values
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_config_survives_json(model):
+    config = default_config(model, dropout=(0.25,), train_size=7)
+    text = json.dumps(config_to_dict(config))
+    assert config_from_dict(json.loads(text)) == config
+
+
+def test_every_field_is_a_flag():
+    assert {f.name for f in dataclasses.fields(TrainConfig)} <= set(parse())
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_no_flags_give_the_model_defaults(model):
+    assert config_from_flags(parse(f"--model={model}")) == default_config(model)
+
+
+def test_flags_set_fields():
+    config = config_from_flags(
+        parse(
+            "--model=lstm",
+            "--lstm_units=64, 32",
+            "--hidden=32",
+            "--dropout=0.2,0.1,0",
+            "--activation=relu",
+            "--optimizer=sgd",
+            "--momentum=0.9",
+            "--nesterov",
+            "--train_size=1000",
+        )
+    )
+    assert config.lstm_units == (64, 32) and config.dropout == (0.2, 0.1, 0.0)
+    assert config.nesterov and config.momentum == 0.9 and config.train_size == 1000
+
+
+def test_empty_list_means_no_hidden_layer():
+    assert config_from_flags(parse("--model=cnn", "--hidden=")).hidden == ()
+
+
+def test_several_models_take_the_flags_that_are_theirs():
+    values = parse("--lstm_units=64", "--batch_size=32")
+    assert config_from_flags(values, model="lstm").lstm_units == (64,)
+    assert config_from_flags(values, model="cnn") == default_config(
+        "cnn", batch_size=32
+    )
+
+
+def test_flagfile_sets_flags(tmp_path):
+    file = tmp_path / "preset.cfg"
+    file.write_text("# a comment\n--model=cnn\n--conv=8:linear:pool2\n--hidden=\n")
+    config = config_from_flags(parse(f"--flagfile={file}", "--epochs=2"))
+    assert config.conv == ("8:linear:pool2",) and config.epochs == 2
+
+
+def test_conv_stage_reads_options_in_any_order():
+    want = ConvStage(16, 5, "SAME", 2, "tanh", 3)
+    assert parse_conv_stage("16:pool3:s2:tanh:same:k5") == want
+    assert parse_conv_stage(" 32 ") == ConvStage(32)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "0", "-1", "x", "8:k8", "8:k3:k5", "8:pool4", "8:", "8:relu:tanh", "8:s3"],
+)
+def test_bad_conv_stages_are_refused(text):
+    with pytest.raises(InputError, match="--conv"):
+        parse_conv_stage(text)
+
+
+BAD = [
+    ("model", "mlpp"),
+    ("dataset", "cifar"),
+    ("optimizer", "adamx"),
+    ("pixels", "scale"),
+    ("split", "random"),
+    ("validation", "train"),
+    ("schedule", "linear"),
+    ("kernels", "slow"),
+    ("batch_size", 0),
+    ("batch_size", -5),
+    ("epochs", 0),
+    ("train_size", 0),
+    ("seed", -1),
+    ("learning_rate", -0.1),
+    ("learning_rate", 0.0),
+    ("learning_rate", float("nan")),
+    ("learning_rate", float("inf")),
+    ("dropout", (1.0,)),
+    ("dropout", (-0.1,)),
+    ("dropout", (float("nan"),)),
+    ("dropout", (0.1, 0.1, 0.1)),
+    ("dropout", ()),
+    ("hidden", (0,)),
+    ("clip_norm", 0.0),
+    ("clip_norm", float("nan")),
+    ("validation_fraction", 1.0),
+    ("validation_fraction", 0.0),
+]
+
+
+@pytest.mark.parametrize("name, value", BAD)
+def test_bad_values_are_refused_by_name_and_value(name, value):
+    with pytest.raises(InputError) as error:
+        TrainConfig(**{name: value})
+    shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    assert f"--{name} must be" in str(error.value)
+    assert shown in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--conv=8"], "--conv=8 .* --model=cnn only"),
+        (["--model=cnn", "--lstm_units=8"], "--model=lstm only"),
+        (["--momentum=0.9"], "--optimizer=sgd only"),
+        (["--weight_decay=0.1"], "--optimizer=adamw only"),
+        (["--validation=none", "--validation_fraction=0.2"], "--validation=fraction"),
+        (["--split_seed=3"], "--split=shuffled only"),
+        (["--schedule=constant", "--warmup_fraction=0.2"], "cosine or onecycle"),
+        (["--optimizer=sgd", "--nesterov"], "--momentum above 0"),
+        (["--model=lstm", "--lstm_units="], "one or more widths"),
+        (["--model=cnn", "--conv=8:pool5"], "cannot read the stage"),
+    ],
+)
+def test_flags_that_mean_nothing_together_are_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        config_from_flags(parse(*arguments))
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "--batch_size=x",
+        "--hidden=a,b",
+        "--dropout=much",
+        "--model=vit",
+        "--batchsize=3",
+    ],
+)
+def test_unreadable_or_unknown_flags_are_refused(argument):
+    with pytest.raises(flags.Error, match=argument.split("=")[0].strip("-")):
+        parse(argument)
+
+
+def test_config_of_another_version_is_refused():
+    with pytest.raises(InputError, match="unknown fields colour"):
+        config_from_dict({"model": "mlp", "colour": "blue"})

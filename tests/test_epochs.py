@@ -1,0 +1,134 @@
+"""The compiled epoch: equal to a loop, one trace, donated, no hidden transfers."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mnist_jax.data import Dataset, Split, epoch_indices
+from mnist_jax.epochs import (
+    eval_indices,
+    make_batch_mesh,
+    make_evaluate,
+    make_train_epoch,
+    replicate,
+    shard_indices,
+)
+from mnist_jax.models import CNN, LSTM, MLP
+from mnist_jax.steps import batch_metrics, init_state
+from mnist_jax.testing import check_epoch_equals_steps, make_split, scale
+
+MODELS = {
+    "mlp": MLP(hidden=(16,)),
+    "lstm": LSTM(units=(8,), kernels="fast"),
+    "cnn": CNN(hidden=(16,), kernels="fast"),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_epoch_equals_a_loop_of_steps(name):
+    check_epoch_equals_steps(MODELS[name])
+
+
+def test_epoch_with_dropout_equals_a_loop_of_steps():
+    check_epoch_equals_steps(MLP(hidden=(16,), dropout=(0.5,)))
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+@pytest.mark.parametrize("batch_size", [24, 23])
+def test_sharded_epoch_equals_a_loop_of_steps(devices, batch_size):
+    check_epoch_equals_steps(MODELS["mlp"], devices, batch_size)
+
+
+def make_inputs(model, tx, split, mesh, seed=0, epoch=0, batch_size=16):
+    """Returns the arguments of a train epoch."""
+    state = init_state(model, tx, jax.random.key(seed))
+    indices = epoch_indices(seed, epoch, len(split.labels), batch_size)
+    return (
+        replicate(state, mesh),
+        replicate(split, mesh),
+        shard_indices(indices, mesh),
+        replicate(jax.random.key(epoch), mesh),
+    )
+
+
+class CountTraces(MLP):
+    """An MLP that remembers how often it was traced."""
+
+    traces = []
+
+    def __call__(self, images, train=False):
+        self.traces.append(images.shape)
+        return super().__call__(images, train)
+
+
+def test_one_trace_serves_all_batches_epochs_and_seeds():
+    model, tx, mesh = CountTraces(hidden=(4,)), optax.adam(1e-3), make_batch_mesh(2)
+    split = make_split(50)
+    train_epoch = make_train_epoch(model, tx, scale, mesh)
+    inputs = [
+        make_inputs(model, tx, split, mesh, seed, epoch)
+        for seed in range(3)
+        for epoch in range(2)
+    ]
+    CountTraces.traces.clear()
+    for arguments in inputs:
+        train_epoch(*arguments)
+    assert len(CountTraces.traces) == 1
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_epoch_donates_its_state_and_transfers_nothing(devices):
+    model, tx, mesh = MODELS["mlp"], optax.adam(1e-3), make_batch_mesh(devices)
+    train_epoch = make_train_epoch(model, tx, scale, mesh)
+    arguments = make_inputs(model, tx, make_split(), mesh)
+    with jax.transfer_guard("disallow"):
+        state, _ = train_epoch(*arguments)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(arguments[0]))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(arguments[1:]))
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+@pytest.mark.parametrize("size", [1, 7, 501, 1797])
+def test_evaluation_counts_every_image_once(digits: Dataset, devices, size):
+    images = np.concatenate([digits.train.images, digits.test.images])[:size]
+    labels = np.concatenate([digits.train.labels, digits.test.labels])[:size]
+    model, mesh = MODELS["mlp"], make_batch_mesh(devices)
+    params = init_state(model, optax.sgd(0.1), jax.random.key(0)).params
+    metrics = make_evaluate(model, scale, mesh)(
+        replicate(params, mesh),
+        replicate(Split(images, labels), mesh),
+        eval_indices(size, mesh),
+    )
+    logits = model.apply({"params": params}, scale(images))
+    _, want = batch_metrics(logits, jnp.asarray(labels), jnp.ones(size))
+    assert float(metrics.images) == size
+    assert float(metrics.correct) == float(want.correct)
+    np.testing.assert_allclose(metrics.loss_sum, want.loss_sum, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size, batch_size", [(10, 3), (64, 64), (60_000, 128)])
+def test_eval_and_train_indices_hold_each_image_once(size, batch_size):
+    mesh = make_batch_mesh(4)
+    train = shard_indices(epoch_indices(0, 0, size, batch_size), mesh)
+    for indices in (np.asarray(train), np.asarray(eval_indices(size, mesh))):
+        assert sorted(indices[indices >= 0].tolist()) == list(range(size))
+        assert indices.shape[1] % 4 == 0
+
+
+# What XLA:CPU runs as naive loops; it turns select-and-scatter into scatter.
+SLOW = {"convolution", "select-and-scatter", "scatter", "reduce-window"}
+
+
+@pytest.mark.parametrize("kernels, slow", [("fast", False), ("plain", True)])
+def test_compiled_fast_cnn_epoch_has_no_slow_operation(kernels, slow):
+    model, tx, mesh = CNN(kernels=kernels), optax.adam(1e-3), make_batch_mesh(2)
+    arguments = make_inputs(model, tx, make_split(), mesh)
+    compiled = make_train_epoch(model, tx, scale, mesh).lower(*arguments).compile()
+    operations = set(re.findall(r" ([a-z][a-z-]+)\(", compiled.as_text()))
+    assert "while" in operations  # the scan itself
+    assert bool(operations & SLOW) == slow

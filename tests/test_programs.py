@@ -1,0 +1,228 @@
+"""The command lines, end to end on the small digits, and how they refuse bad input."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DIGITS = ("--dataset=digits", "--hidden=16", "--epochs=2", "--batch_size=64")
+
+
+def run(*arguments: object, ok: bool = True, **environment: str):
+    """Runs a program of the checkout and returns its finished process."""
+    process = subprocess.run(
+        [sys.executable, "-m", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "MNIST_JAX_DATA_DIR": "", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (process.returncode == 0) == ok, process.stdout + process.stderr
+    assert "Traceback" not in process.stderr, process.stderr
+    return process
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory) -> Path:
+    """A finished run of a small MLP."""
+    folder = tmp_path_factory.mktemp("runs") / "mlp0"
+    run("experiments.train", *DIGITS, f"--run_dir={folder}")
+    return folder
+
+
+def test_train_writes_config_metrics_record_and_parameters(run_dir: Path):
+    assert sorted(path.name for path in run_dir.iterdir()) == [
+        "config.json",
+        "metrics.jsonl",
+        "params.msgpack",
+        "record.json",
+    ]
+    config = json.loads((run_dir / "config.json").read_text())
+    assert config["model"] == "mlp" and config["hidden"] == [16]
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+    record = json.loads((run_dir / "record.json").read_text())
+    assert record["config"] == config
+    assert record["dataset"] == "digits" and record["test_images"] == 360
+    assert 0.2 < record["test_accuracy"] <= 1.0
+    assert record["parameters"] == 784 * 16 + 16 + 160 + 10
+
+
+@pytest.mark.parametrize("model", ["lstm", "cnn"])
+def test_train_runs_every_model(model, tmp_path):
+    small = {"lstm": "--lstm_units=8,8", "cnn": "--conv=4:pool2,8:same:s2"}[model]
+    process = run(
+        "experiments.train",
+        *DIGITS,
+        f"--model={model}",
+        small,
+        "--dropout=0.1",
+        f"--run_dir={tmp_path}",
+    )
+    rows = [line for line in process.stdout.splitlines() if line.startswith(" ")]
+    assert [row.split()[0] for row in rows if "/2" in row] == ["1/2", "2/2"]
+    assert "test accuracy" in process.stdout
+    run("experiments.predict", f"--run_dir={tmp_path}")
+
+
+def test_a_run_directory_is_not_overwritten_unasked(run_dir: Path):
+    before = {path: path.read_bytes() for path in run_dir.iterdir()}
+    command = ("experiments.train", *DIGITS, f"--run_dir={run_dir}")
+    assert "already holds a run" in run(*command, ok=False).stderr
+    assert (
+        "--validation_fraction"
+        in run(*command, "--overwrite", "--validation_fraction=0.9999", ok=False).stderr
+    )
+    assert before == {path: path.read_bytes() for path in run_dir.iterdir()}
+
+
+def test_overwrite_replaces_a_run(tmp_path):
+    command = ("experiments.train", *DIGITS, f"--run_dir={tmp_path}")
+    run(*command)
+    run(*command, "--overwrite", "--epochs=1")
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_predict_prints_probabilities_arg_max_and_truth(run_dir: Path):
+    command = ("experiments.predict", f"--run_dir={run_dir}", "--index=20,3")
+    header, *rows = run(*command).stdout.strip().splitlines()
+    assert header.split()[-2:] == ["predicted", "truth"]
+    for row, index in zip(rows, (20, 3), strict=True):
+        place, *probabilities, predicted, truth = row.split()
+        assert int(place) == index and 0 <= int(truth) <= 9
+        values = [float(p) for p in probabilities]
+        assert abs(sum(values) - 1) < 1e-3 and values[int(predicted)] == max(values)
+
+
+def test_compare_adds_rows_and_writes_all_forms(tmp_path):
+    command = ("benchmarks.compare", *DIGITS, f"--out={tmp_path}")
+    run(*command, "--models=mlp", "--seeds=2")
+    process = run(*command, "--models=lstm", "--lstm_units=8")
+    assert len((tmp_path / "compare.jsonl").read_text().splitlines()) == 3
+    markdown = (tmp_path / "compare.md").read_text()
+    assert markdown.strip() in process.stdout
+    assert "(n=2)" in markdown and "lstm" in markdown and "DIGITS" in markdown
+    assert len((tmp_path / "compare.csv").read_text().splitlines()) == 3
+
+
+def test_auto_without_mnist_is_announced_everywhere(tmp_path):
+    # A proxy that refuses at once stands for an unreachable host.
+    blocked = {name: "http://127.0.0.1:9" for name in ("https_proxy", "http_proxy")}
+    blocked |= {name.upper(): value for name, value in blocked.items()}
+    blocked["MNIST_JAX_CACHE_DIR"] = str(tmp_path / "cache")
+    process = run(
+        "benchmarks.compare",
+        "--models=mlp",
+        *DIGITS[1:],
+        f"--out={tmp_path}",
+        **blocked,
+    )
+    assert process.stdout.count("NOT MNIST") >= 3  # announced, in the title, below it
+    record = json.loads((tmp_path / "compare.jsonl").read_text())
+    assert record["dataset"] == "digits" and "NOT MNIST" in record["dataset_note"]
+    process = run("experiments.train", "--dataset=mnist", ok=False, **blocked)
+    assert "--data_dir" in process.stderr and "MNIST_JAX_DATA_DIR" in process.stderr
+
+
+def test_throughput_reports_step_epoch_and_evaluation(tmp_path):
+    process = run(
+        "benchmarks.throughput",
+        "--models=mlp,cnn",
+        "--conv=4:pool2",
+        "--batch_sizes=16",
+        "--images=64",
+        "--repeats=2",
+        f"--out={tmp_path}",
+    )
+    assert "train step images/s" in process.stdout
+    lines = (tmp_path / "throughput.jsonl").read_text().splitlines()
+    assert len(lines) == 2 and len(json.loads(lines[0])["epoch"]) == 2
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "experiments.train",
+        "experiments.predict",
+        "benchmarks.compare",
+        "benchmarks.throughput",
+    ],
+)
+def test_help_is_readable_and_unknown_flags_are_errors(program):
+    process = subprocess.run(
+        [sys.executable, "-m", program, "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert f"python -m {program}" in process.stdout
+    assert "--data_dir" in process.stdout and "--platform" in process.stdout
+    assert "'batchsize'" in run(program, "--batchsize=3", ok=False).stderr
+
+
+BAD_COMMANDS = {
+    "unknown model": (["--model=vit"], "model"),
+    "unknown dataset": (["--dataset=cifar"], "dataset"),
+    "unknown optimizer": (["--optimizer=lion"], "optimizer"),
+    "unknown scaling": (["--pixels=log"], "pixels"),
+    "batch size 0": (["--batch_size=0"], "--batch_size must be .*; got 0"),
+    "batch above the data": (
+        ["--batch_size=2000"],
+        "--batch_size must be at most the 1293 training images; got 2000",
+    ),
+    "negative learning rate": (["--learning_rate=-1"], "--learning_rate must be"),
+    "learning rate NaN": (["--learning_rate=nan"], "--learning_rate must be"),
+    "dropout 1": (["--dropout=1"], "--dropout must be"),
+    "train size": (["--train_size=99999"], "--train_size"),
+    "missing data folder": (
+        ["--dataset=mnist", "--data_dir=/nonexistent"],
+        "/nonexistent",
+    ),
+    "run directory below a file": (
+        [f"--run_dir={__file__}/run"],
+        "cannot write .*test_programs.py/run",
+    ),
+    "positional argument": (["cnn"], "unexpected argument 'cnn'"),
+    "no such platform": (["--platform=tpu"], "--platform=tpu"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_COMMANDS)
+def test_bad_input_is_one_sentence_without_traceback(case):
+    arguments, message = BAD_COMMANDS[case]
+    process = run("experiments.train", "--dataset=digits", *arguments, ok=False)
+
+    assert re.search(message, process.stderr), process.stderr
+    assert "epoch" not in process.stdout  # nothing was trained
+
+
+@pytest.mark.parametrize("index", ["360", "-1", "x", "1.5"])
+def test_an_index_out_of_range_is_refused(run_dir: Path, index):
+    process = run(
+        "experiments.predict", f"--run_dir={run_dir}", f"--index={index}", ok=False
+    )
+    assert "--index must be" in process.stderr and index in process.stderr
+
+
+def test_predict_names_what_is_wrong_with_a_run(run_dir: Path, tmp_path):
+    def error(folder: Path) -> str:
+        return run("experiments.predict", f"--run_dir={folder}", ok=False).stderr
+
+    assert "is no folder" in error(tmp_path / "none")
+    assert "config.json" in error(tmp_path)
+    for path in run_dir.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    params = tmp_path / "params.msgpack"
+    params.write_bytes(params.read_bytes()[:-100])
+    assert "params.msgpack is damaged" in error(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace("16", "17"))
+    params.write_bytes((run_dir / "params.msgpack").read_bytes())
+    assert "Dense_0/bias is (17,) here and (16,) in the file" in error(tmp_path)
