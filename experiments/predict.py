@@ -3,10 +3,13 @@
 python -m experiments.predict --run_dir=runs/cnn0 --index=20,21
 """
 
+from pathlib import Path
+
 from absl import flags
 
 from mnist_jax.errors import InputError
 from mnist_jax.fit import make_scale, split_data
+from mnist_jax.plots import predictions_figure, save_figure
 from mnist_jax.predictions import predict_probabilities, prediction_frame
 from mnist_jax.runs import read_model, read_record
 from mnist_jax.startup import (
@@ -44,6 +47,10 @@ def main() -> None:
     frame = prediction_frame(probabilities, dataset.test.labels[indices])
     frame.index = indices
     print(frame.to_string(float_format="{:.4f}".format))
+    if FLAGS.picture:
+        figure = predictions_figure(dataset.test.images[indices], frame)
+        save_figure(figure, Path(FLAGS.picture))
+        print(f"\nwritten: {FLAGS.picture}")
 
 
 def run() -> None:
@@ -51,6 +58,7 @@ def run() -> None:
     define_machine_flags()
     flags.DEFINE_string("run_dir", None, "directory of a finished run", required=True)
     flags.DEFINE_list("index", ["0"], "places of test images, comma-separated")
+    flags.DEFINE_string("picture", None, "file for the images and their probabilities")
     run_program(main)
 
 

@@ -8,10 +8,17 @@ from pathlib import Path
 from absl import flags
 
 from mnist_jax.config import config_from_flags, define_flags
+from mnist_jax.errors import InputError
 from mnist_jax.fit import fit, prepare
 from mnist_jax.progress import announce, epoch_rows, result
-from mnist_jax.runs import check_run_dir, fit_into
-from mnist_jax.startup import define_machine_flags, load_data, run_program, start_jax
+from mnist_jax.runs import check_run_dir, fit_into, read_params
+from mnist_jax.startup import (
+    define_machine_flags,
+    existing_folder,
+    load_data,
+    run_program,
+    start_jax,
+)
 
 FLAGS = flags.FLAGS
 
@@ -19,17 +26,28 @@ FLAGS = flags.FLAGS
 def main() -> None:
     """Trains as the flags say."""
     config = config_from_flags(FLAGS)
+    if FLAGS.init_preset and not FLAGS.init_from:
+        raise InputError(
+            f"this preset starts from the parameters of {FLAGS.init_preset}; first "
+            f"run `python -m experiments.train --flagfile=experiments/presets/"
+            f"{FLAGS.init_preset}.cfg --run_dir=runs/{FLAGS.init_preset}`, then this command again with "
+            f"--init_from=runs/{FLAGS.init_preset}"
+        )
     folder = Path(FLAGS.run_dir) if FLAGS.run_dir else None
     if folder is not None:
         check_run_dir(folder, FLAGS.overwrite)
     start_jax()
     experiment = prepare(config, load_data(config.dataset))
     announce(experiment)
+    params = None
+    if FLAGS.init_from:
+        source = existing_folder(FLAGS.init_from, "init_from")
+        params = read_params(source, experiment.model)
     on_epoch = epoch_rows(experiment)
     if folder is None:
-        record, _ = fit(experiment, config.seed, on_epoch)
+        record, _ = fit(experiment, config.seed, on_epoch, params)
     else:
-        record = fit_into(experiment, config.seed, folder, on_epoch)
+        record = fit_into(experiment, config.seed, folder, on_epoch, params)
     result(record)
 
 
@@ -39,6 +57,14 @@ def run() -> None:
     define_machine_flags()
     flags.DEFINE_string(
         "run_dir", None, "directory for config, metrics, record and parameters"
+    )
+    flags.DEFINE_string(
+        "init_from", None, "directory of a finished run whose parameters to start from"
+    )
+    flags.DEFINE_string(
+        "init_preset",
+        None,
+        "preset that must have trained --init_from (presets set it)",
     )
     flags.DEFINE_boolean("overwrite", False, "replace a run that --run_dir holds")
     run_program(main)

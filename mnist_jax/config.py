@@ -144,6 +144,17 @@ class TrainConfig:
         check=lambda rates: all(0.0 <= rate < 1.0 for rate in rates),
         allowed="one or more rates of at least 0 and below 1",
     )
+    layer_names: tuple[str, ...] = _option(
+        (),
+        "own names of layers, comma-separated, as in Dense_0:features (experiments."
+        "summary lists the layers)",
+        check=lambda pairs: all(re.fullmatch(r"\w+:[A-Za-z]\w*", p) for p in pairs),
+        allowed="pairs such as Dense_0:features, a layer's name and its new one",
+    )
+    freeze: tuple[str, ...] = _option(
+        (),
+        "layers whose parameters stay as they start, comma-separated, as in Dense_0",
+    )
     dataset: str = _option(
         "auto",
         "data set; auto is MNIST if it is there or can be downloaded, otherwise "

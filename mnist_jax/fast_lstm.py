@@ -1,12 +1,55 @@
-"""One LSTM layer over time, written for speed on CPU and equal to the plain cell."""
+"""One LSTM layer over time: the fast form on CPU, equal to the plain cell.
+
+What makes it fast, against a `lax.scan` over the plain cell that JAX differentiates:
+
+- the product with the inputs is one matmul for all rows, before the loop;
+- sigmoid(z) = tanh(z / 2) / 2 + 1/2, with the first half folded into the weights, so
+  that one tanh over [B,4U] makes all four gates;
+- the forward loop already computes all that the backward loop multiplies by, and writes
+  it over the row it has just read; the backward loop writes its gradients over that:
+  one [T,B,4U] array serves all three, and no copy of it is made;
+- the gradients of both kernels and the bias are one matmul after the backward loop.
+
+Inside, time comes first: [T,B,...]. The transposes at entry and exit cancel between
+stacked layers.
+"""
 
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-Residuals = tuple[jax.Array, ...]
+ACTIVATIONS: dict[str, Callable] = {"tanh": jnp.tanh, "relu": jax.nn.relu}
+CANDIDATE = 2  # the place of the one gate that is not a sigmoid, of i, f, c, o
+
+
+class _Row(NamedTuple):
+    """The gates, cell state, activated cell state and output of one row, each [B,U]."""
+
+    i: jax.Array
+    f: jax.Array
+    g: jax.Array
+    o: jax.Array
+    c: jax.Array
+    y: jax.Array
+    h: jax.Array
+
+
+class _Saved(NamedTuple):
+    """What the backward pass needs of all rows.
+
+    With d_h and d_c the gradients of a row's output and cell state, d_z is `factors`
+    times (d_c, d_c, d_c, d_h), and d_c is d_h * slopes plus what comes from the row
+    after it: that row's d_c * forgets.
+    """
+
+    factors: jax.Array  # [T,B,4U]
+    slopes: jax.Array  # [T,B,U]
+    forgets: jax.Array  # [T,B,U]
 
 
 def lstm(
@@ -18,120 +61,215 @@ def lstm(
     activation: str,
     return_sequences: bool,
 ) -> jax.Array:
-    """Run one LSTM layer from a zero state over all rows of `x`.
+    """Runs one LSTM layer over the rows of `x`, from a zero state.
 
     Args:
       x: [B,T,D] float32.
-      kernel: [D,4U], gates in the order i, f, c (candidate), o.
-      recurrent_kernel: [U,4U].
-      bias: [4U].
-      activation: "tanh" or "relu", for the candidate and the output.
-      return_sequences: whether to return every state or the last one only.
+      kernel: [D,4U] float32, gates in the order i, f, c (candidate), o.
+      recurrent_kernel: [U,4U] float32.
+      bias: [4U] float32.
+      activation: "tanh" or "relu", of the candidate and of the output.
+      return_sequences: whether to return the states of all rows or of the last one.
 
     Returns:
-      [B,T,U] if `return_sequences`, else [B,U].
+      [B,T,U] float32 if `return_sequences`, else [B,U].
+
+    Raises:
+      ValueError: if `activation` is neither "tanh" nor "relu".
+
+    Example:
+      >>> x, kernel = jnp.ones((2, 28, 3)), jnp.ones((3, 20))
+      >>> recurrent_kernel, bias = jnp.ones((5, 20)), jnp.zeros(20)
+      >>> static = dict(activation="tanh", return_sequences=False)
+      >>> lstm(x, kernel, recurrent_kernel, bias, **static).shape
+      (2, 5)
     """
-    if activation not in ("tanh", "relu"):
-        raise ValueError(f"activation={activation!r}: must be 'tanh' or 'relu'")
-    outputs = _lstm(activation, x, kernel, recurrent_kernel, bias, return_sequences)
-    return outputs
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation={activation!r}: must be one of {[*ACTIVATIONS]}")
+    return _lstm(x, kernel, recurrent_kernel, bias, activation, return_sequences)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 5))
-def _lstm(activation, x, kernel, recurrent_kernel, bias, return_sequences):
-    return _forward(activation, x, kernel, recurrent_kernel, bias, return_sequences)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _lstm(
+    x: jax.Array,
+    kernel: jax.Array,
+    recurrent_kernel: jax.Array,
+    bias: jax.Array,
+    activation: str,
+    return_sequences: bool,
+) -> jax.Array:
+    """Runs the layer where no gradient is asked for: nothing is saved."""
+    z, recurrent, bias = _project(x, kernel, recurrent_kernel, bias)
 
-
-def _split(gates):
-    return jnp.split(gates, 4, axis=-1)
-
-
-def _activate(activation, z):
-    t = jnp.tanh(z)
-    i, f, g, o = _split(t)
-    if activation == "relu":
-        g = jax.nn.relu(_split(z)[2])
-    return jnp.concatenate([0.5 * i + 0.5, 0.5 * f + 0.5, g, 0.5 * o + 0.5], axis=-1)
-
-
-def _act(activation, c):
-    return jnp.tanh(c) if activation == "tanh" else jax.nn.relu(c)
-
-
-def _times_slope(activation, y, d):
-    """Multiply `d` by the slope of the activation whose value is `y`."""
-    if activation == "tanh":
-        return d * (1 - y * y)
-    return jnp.where(y > 0, d, 0)
-
-
-def _forward(activation, x, kernel, recurrent_kernel, bias, return_sequences):
-    batch, steps, inputs = x.shape
-    units = recurrent_kernel.shape[0]
-    scale = jnp.repeat(jnp.array([0.5, 0.5, 1.0, 0.5], x.dtype), units)
-    rows = x.swapaxes(0, 1).reshape(steps * batch, inputs)
-    z_input = rows @ (kernel * scale[None, :]) + (bias * scale)[None, :]
-    z_input = z_input.reshape(steps, batch, 4 * units)
-    recurrent = recurrent_kernel * scale[None, :]
-
-    def cell(c, z):
-        gates = _activate(activation, z)
-        i, f, g, o = _split(gates)
-        c = i * g if c is None else f * c + i * g
-        return o * _act(activation, c), c, gates
-
-    def body(carry, z):
+    def body(carry: tuple, z: jax.Array) -> tuple:
         h, c = carry
-        z = lax.optimization_barrier(z + h @ recurrent)
-        h, c, gates = cell(c, z)
-        return (h, c), (h, c, gates)
+        row = _cell(z + h @ recurrent + bias, c, activation)
+        return (row.h, row.c), row.h if return_sequences else None
 
-    first = cell(None, z_input[0])
-    _, rest = lax.scan(body, first[:2], z_input[1:])
-    hs, cs, gates = (
-        jnp.concatenate([a[None], b]) for a, b in zip(first, rest, strict=True)
-    )
-    outputs = hs.swapaxes(0, 1) if return_sequences else hs[-1]
-    return outputs, (x, kernel, recurrent_kernel, hs, cs, gates)
+    no_state = jnp.zeros_like(z[0, :, : recurrent.shape[0]])  # [B,U]
+    first = _cell(z[0] + bias, no_state, activation)
+    last, states = lax.scan(body, (first.h, first.c), z[1:])
+    if not return_sequences:
+        return last[0]
+    return jnp.concatenate([first.h[None], states]).swapaxes(0, 1)
 
 
-def _backward(activation, return_sequences, residuals, d_outputs):
-    x, kernel, recurrent_kernel, hs, cs, gates = residuals
-    steps, batch, units = hs.shape
-    zeros = jnp.zeros((batch, units), x.dtype)
-    cs_before = jnp.concatenate([zeros[None], cs[:-1]])
-    d_rows = d_outputs.swapaxes(0, 1) if return_sequences else None
+def _lstm_forward(
+    x: jax.Array,
+    kernel: jax.Array,
+    recurrent_kernel: jax.Array,
+    bias: jax.Array,
+    activation: str,
+    return_sequences: bool,
+) -> tuple[jax.Array, tuple]:
+    """Runs the layer and saves what the backward pass needs."""
+    z, recurrent, bias = _project(x, kernel, recurrent_kernel, bias)
+    no_state = jnp.zeros_like(z[..., : recurrent.shape[0]])  # [T,B,U]
+    # Row t is (x_t, h_{t-1}, 1): what the weights of row t were multiplied by.
+    operands = jnp.concatenate(
+        [x.swapaxes(0, 1), no_state, jnp.ones_like(z[..., :1])], axis=-1
+    )  # [T,B,D+U+1]
+
+    first = _cell(z[0] + bias, no_state[0], activation)
+    saved = _save(_Saved(z, no_state, no_state), 0, first, no_state[0], activation)
+    states = _write(no_state, first.h, 0) if return_sequences else None
+
+    def body(t: jax.Array, carry: tuple) -> tuple:
+        h, c, saved, operands, states = carry
+        row = _cell(saved.factors[t] + h @ recurrent + bias, c, activation)
+        saved = _save(saved, t, row, c, activation)
+        operands = _write(operands, h, t, x.shape[-1])
+        states = _write(states, row.h, t) if return_sequences else None
+        return row.h, row.c, saved, operands, states
+
+    carry = (first.h, first.c, saved, operands, states)
+    h, _, saved, operands, states = lax.fori_loop(1, x.shape[1], body, carry)
+    outputs = states.swapaxes(0, 1) if return_sequences else h
+    return outputs, (kernel, recurrent_kernel, saved, operands)
+
+
+def _lstm_backward(
+    activation: str,
+    return_sequences: bool,
+    residuals: tuple,
+    d_outputs: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Returns the gradients of x, kernel, recurrent kernel and bias."""
+    kernel, recurrent_kernel, (factors, slopes, forgets), operands = residuals
+    steps, batch, width = factors.shape
+    inputs, units = kernel.shape[0], width // 4
+    d_states = d_outputs.swapaxes(0, 1) if return_sequences else None
+    # As a copy made once: 46 us a product on one core, 75 us if transposed in each.
     transposed = recurrent_kernel.T
 
-    def body(carry, row):
-        dh, dc = carry
-        gates, c, c_before, d_row = row
-        if d_row is not None:
-            dh = dh + d_row
-        i, f, g, o = _split(gates)
-        y = _act(activation, c)
-        dc = dc + _times_slope(activation, y, dh * o)
-        dz = [
-            dc * g * i * (1 - i),
-            dc * c_before * f * (1 - f),
-            _times_slope(activation, g, dc * i),
-            dh * y * o * (1 - o),
-        ]
-        dz = lax.optimization_barrier(jnp.concatenate(dz, axis=-1))
-        return (dz @ transposed, dc * f), dz
+    def times(d: jax.Array, factor: jax.Array) -> jax.Array:
+        # Where relu is flat the gradient is 0, even of a state that blew up to inf.
+        if activation == "relu":
+            return jnp.where(factor == 0, 0, d * factor)
+        return d * factor
 
-    start = (zeros if return_sequences else d_outputs, zeros)
-    _, dz = lax.scan(body, start, (gates, cs, cs_before, d_rows), reverse=True)
-    rows = x.swapaxes(0, 1).reshape(steps * batch, -1)
-    dz_rows = dz.reshape(steps * batch, 4 * units)
-    d_kernel = rows.T @ dz_rows
-    d_recurrent = hs[:-1].reshape(-1, units).T @ dz[1:].reshape(-1, 4 * units)
-    d_x = (dz_rows @ kernel.T).reshape(steps, batch, -1).swapaxes(0, 1)
-    return d_x, d_kernel, d_recurrent, dz_rows.sum(0)
+    def cell(d_h: jax.Array, d_c: jax.Array, factors: jax.Array) -> jax.Array:
+        i, f, g, o = jnp.split(factors, 4, axis=-1)
+        d_z = jnp.concatenate([d_c * i, d_c * f, times(d_c, g), d_h * o], axis=-1)
+        return lax.optimization_barrier(d_z)
+
+    def body(k: jax.Array, carry: tuple) -> tuple:
+        d_z, d_c, factors = carry
+        t = steps - 1 - k
+        d_h = d_z @ transposed
+        if d_states is not None:
+            d_h = d_h + d_states[t]
+        d_c = times(d_h, slopes[t]) + d_c * forgets[t + 1]
+        d_z = cell(d_h, d_c, factors[t])
+        return d_z, d_c, _write(factors, d_z, t)
+
+    d_h = d_outputs if d_states is None else d_states[-1]
+    d_c = times(d_h, slopes[-1])
+    d_z = cell(d_h, d_c, factors[-1])
+    carry = (d_z, d_c, _write(factors, d_z, steps - 1))
+    d_z = lax.fori_loop(1, steps, body, carry)[2].reshape(steps * batch, width)
+
+    # The transpose as its own copy: products with a transposed left operand run at two
+    # thirds of the rate on CPU.
+    operands = operands.reshape(steps * batch, inputs + units + 1)
+    d_weights = lax.optimization_barrier(operands.T) @ d_z  # [D+U+1,4U]
+    d_x = (d_z @ kernel.T).reshape(steps, batch, inputs).swapaxes(0, 1)
+    d_kernel, d_recurrent = d_weights[:inputs], d_weights[inputs:-1]
+    return d_x, d_kernel, d_recurrent, d_weights[-1]
 
 
-def _lstm_fwd(activation, x, kernel, recurrent_kernel, bias, return_sequences):
-    return _forward(activation, x, kernel, recurrent_kernel, bias, return_sequences)
+_lstm.defvjp(_lstm_forward, _lstm_backward)
 
 
-_lstm.defvjp(_lstm_fwd, _backward)
+def _gate_columns(sigmoid: float, candidate: float, units: int) -> np.ndarray:
+    """Returns [1,4U]: one number for the sigmoids' columns, one for the candidate's."""
+    numbers = np.full(4, sigmoid, np.float32)
+    numbers[CANDIDATE] = candidate
+    return np.repeat(numbers, units)[None, :]
+
+
+def _project(
+    x: jax.Array, kernel: jax.Array, recurrent_kernel: jax.Array, bias: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Multiplies all rows by the kernel, and halves the sigmoids' columns everywhere.
+
+    Returns:
+      the product [T,B,4U], the recurrent kernel [U,4U] and the bias [1,4U] to add.
+    """
+    batch, steps, inputs = x.shape
+    scale = _gate_columns(0.5, 1.0, recurrent_kernel.shape[0])
+    rows = x.swapaxes(0, 1).reshape(steps * batch, inputs)
+    z = (rows @ (kernel * scale)).reshape(steps, batch, -1)
+    return z, recurrent_kernel * scale, bias[None, :] * scale
+
+
+def _cell(z: jax.Array, c_before: jax.Array, activation: str) -> _Row:
+    """Computes one row from its scaled sums [B,4U] and the cell state before it."""
+    units = c_before.shape[-1]
+    scale, offset = _gate_columns(0.5, 1.0, units), _gate_columns(0.5, 0.0, units)
+    if activation == "tanh":
+        gates = jnp.tanh(z) * scale + offset
+    else:
+        candidate = offset == 0
+        ones = jnp.ones_like(z)
+        gates = jnp.where(candidate, jax.nn.relu(z), ones) / jnp.where(
+            candidate, ones, 1 + jnp.exp(-2 * z)
+        )
+    # The barriers keep XLA from computing a tanh again in each of its uses.
+    i, f, g, o = jnp.split(lax.optimization_barrier(gates), 4, axis=-1)
+    c = f * c_before + i * g
+    y = lax.optimization_barrier(ACTIVATIONS[activation](c))
+    return _Row(i, f, g, o, c, y, o * y)
+
+
+def _save(
+    saved: _Saved, t: jax.Array | int, row: _Row, c_before: jax.Array, activation: str
+) -> _Saved:
+    """Writes row `t` of what the backward pass multiplies by."""
+    i, f, g, o, _, y, _ = row
+    local = (
+        g * i * (1 - i),
+        c_before * f * (1 - f),
+        _times_slope(i, g, activation),
+        y * o * (1 - o),
+    )
+    # Four writes in place; as one concatenated array it is a copy more.
+    factors = saved.factors
+    for gate, factor in enumerate(local):
+        factors = _write(factors, factor, t, gate * i.shape[-1])
+    slopes = _write(saved.slopes, _times_slope(o, y, activation), t)
+    return _Saved(factors, slopes, _write(saved.forgets, f, t))
+
+
+def _times_slope(values: jax.Array, activated: jax.Array, activation: str) -> jax.Array:
+    """Multiplies by the slope of the activation where it has the value `activated`."""
+    if activation == "relu":
+        return jnp.where(activated > 0, values, 0)
+    return values * (1 - activated * activated)
+
+
+def _write(
+    rows: jax.Array, values: jax.Array, t: jax.Array | int, column: int = 0
+) -> jax.Array:
+    """Writes [B,N] into row `t` of [T,B,M], from `column` on."""
+    return lax.dynamic_update_slice(rows, values[None], (t, 0, column))

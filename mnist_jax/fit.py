@@ -163,6 +163,7 @@ def fit(
     experiment: Experiment,
     seed: int,
     on_epoch: Callable[[EpochRecord], None] | None = None,
+    start_params: Any = None,
 ) -> tuple[RunRecord, Any]:
     """Trains once from a seed and evaluates on the test set at the end.
 
@@ -170,6 +171,7 @@ def fit(
         experiment: what `prepare` returned; runs of several seeds may share it.
         seed: of the initial parameters, the order of the images and dropout.
         on_epoch: called with each epoch's record as soon as it is known.
+        start_params: parameters to start from instead of fresh ones of the seed.
 
     Returns:
         The record and the trained parameters (on the devices).
@@ -177,7 +179,10 @@ def fit(
     config, dataset = experiment.config, experiment.dataset
     machine, began = environment(), time.perf_counter()
     init_key, run_key = jax.random.split(jax.random.key(seed))
-    state = replicate(experiment.init(init_key), experiment.mesh)
+    state = experiment.init(init_key)
+    if start_params is not None:
+        state = state._replace(params=start_params)
+    state = replicate(state, experiment.mesh)
     size = len(dataset.train.labels)
     epochs: list[EpochRecord] = []
     for epoch in range(config.epochs):
@@ -226,6 +231,7 @@ def fit(
         parameters=count_params(experiment.model),
         kernels=resolve_kernels(config.kernels),
         devices=experiment.mesh.size,
+        warm_start=start_params is not None,
         epochs=epochs,
         test_loss=test_loss,
         test_accuracy=test_accuracy,

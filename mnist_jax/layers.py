@@ -73,7 +73,9 @@ class Conv(nn.Module):
             bias,
             strides=self.strides,
             padding=self.padding,
-            activation=self.activation,
+            activation=None
+            if fast and self.activation == "linear"
+            else self.activation,
             pool=(self.pool if self.pool > 1 else None) if fast else self.pool,
         )
 

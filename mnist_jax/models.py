@@ -8,20 +8,41 @@ from flax import linen as nn
 
 from mnist_jax import fast_conv
 from mnist_jax.config import ConvStage, TrainConfig, parse_conv_stage
+from mnist_jax.errors import InputError
 from mnist_jax.layers import Conv, LSTMLayer
 
 CLASSES = 10
 IMAGE_SHAPE = (28, 28)
 
 
+# Own names of layers, as pairs of the usual name and the own one.
+Names = tuple[tuple[str, str], ...]
+
+
+def _name(names: Names, kind: str, index: int) -> str:
+    """Returns the name of the layer of a kind that comes at an index."""
+    usual = f"{kind}_{index}"
+    return dict(names).get(usual, usual)
+
+
 def _dense_layers(
-    x: jax.Array, hidden: tuple[int, ...], rates: tuple[float, ...], train: bool
+    x: jax.Array,
+    hidden: tuple[int, ...],
+    rates: tuple[float, ...],
+    train: bool,
+    names: Names,
 ) -> jax.Array:
     """Adds hidden dense layers with dropout and the output layer: `[B,D] -> [B,10]`."""
-    for width, rate in zip(hidden, rates, strict=True):
-        x = nn.relu(nn.Dense(width, kernel_init=nn.initializers.glorot_uniform())(x))
+
+    def dense(width: int, index: int) -> nn.Dense:
+        kernel_init = nn.initializers.glorot_uniform()
+        name = _name(names, "Dense", index)
+        return nn.Dense(width, kernel_init=kernel_init, name=name)
+
+    for index, (width, rate) in enumerate(zip(hidden, rates, strict=True)):
+        x = nn.relu(dense(width, index)(x))
         x = nn.Dropout(rate, deterministic=not train)(x)
-    return nn.Dense(CLASSES, kernel_init=nn.initializers.glorot_uniform())(x)
+    return dense(CLASSES, len(hidden))(x)
 
 
 def _rates(dropout: tuple[float, ...], layers: int) -> tuple[float, ...]:
@@ -39,13 +60,14 @@ class MLP(nn.Module):
 
     hidden: tuple[int, ...] = (128, 128)
     dropout: tuple[float, ...] = (0.0,)
+    names: Names = ()
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """Returns the logits `[B,10]` of images `[B,28,28]`."""
         x = images.reshape(len(images), -1)
         rates = _rates(self.dropout, len(self.hidden))
-        return _dense_layers(x, self.hidden, rates, train)
+        return _dense_layers(x, self.hidden, rates, train, self.names)
 
 
 class LSTM(nn.Module):
@@ -60,6 +82,7 @@ class LSTM(nn.Module):
     hidden: tuple[int, ...] = ()
     dropout: tuple[float, ...] = (0.0,)
     kernels: str = "plain"
+    names: Names = ()
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -72,9 +95,12 @@ class LSTM(nn.Module):
                 activation=self.activation,
                 return_sequences=layer < last,
                 kernels=self.kernels,
+                name=_name(self.names, "LSTMLayer", layer),
             )(x)
             x = nn.Dropout(rates[layer], deterministic=not train)(x)
-        return _dense_layers(x, self.hidden, rates[len(self.units) :], train)
+        return _dense_layers(
+            x, self.hidden, rates[len(self.units) :], train, self.names
+        )
 
 
 class CNN(nn.Module):
@@ -92,6 +118,7 @@ class CNN(nn.Module):
     hidden: tuple[int, ...] = (64,)
     dropout: tuple[float, ...] = (0.0,)
     kernels: str = "plain"
+    names: Names = ()
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -99,11 +126,14 @@ class CNN(nn.Module):
         fast = self.kernels == "fast"
         x = images[..., None]
         x = fast_conv.to_layout(x) if fast else x
-        for stage in self.stages:
-            x = Conv(**stage._asdict(), kernels=self.kernels)(x)
+        for index, stage in enumerate(self.stages):
+            name = _name(self.names, "Conv", index)
+            x = Conv(**stage._asdict(), kernels=self.kernels, name=name)(x)
         x = fast_conv.from_layout(x) if fast else x
         rates = _rates(self.dropout, len(self.hidden))
-        return _dense_layers(x.reshape(len(images), -1), self.hidden, rates, train)
+        return _dense_layers(
+            x.reshape(len(images), -1), self.hidden, rates, train, self.names
+        )
 
 
 def resolve_kernels(kernels: str) -> str:
@@ -113,15 +143,56 @@ def resolve_kernels(kernels: str) -> str:
     return "fast" if jax.default_backend() == "cpu" else "plain"
 
 
+def usual_names(config: TrainConfig) -> list[str]:
+    """Returns the names that a config's layers have unless they are given others."""
+    counts = {
+        "Conv": len(config.conv) if config.model == "cnn" else 0,
+        "LSTMLayer": len(config.lstm_units) if config.model == "lstm" else 0,
+        "Dense": len(config.hidden) + 1,
+    }
+    return [f"{kind}_{n}" for kind, count in counts.items() for n in range(count)]
+
+
+def layer_names(config: TrainConfig) -> list[str]:
+    """Returns the names of a config's layers in order.
+
+    Raises:
+        InputError: `layer_names` renames a layer that is not there, or `freeze` names
+            one; or two layers would have one name.
+    """
+    usual = usual_names(config)
+    own = dict(pair.split(":") for pair in config.layer_names)
+    names = [own.get(name, name) for name in usual]
+    for flag, given, known in (
+        ("layer_names", own, usual),
+        ("freeze", config.freeze, names),
+    ):
+        for name in given:
+            if name not in known:
+                raise InputError(
+                    f"--{flag}: this network has no layer {name}; its layers are "
+                    f"{', '.join(known)}"
+                )
+    if len(set(names)) < len(names):
+        raise InputError(
+            f"--layer_names={','.join(config.layer_names)} gives two layers one name "
+            f"({', '.join(names)}); use each once"
+        )
+    return names
+
+
 def create_model(config: TrainConfig) -> nn.Module:
-    """Returns the network that a config describes."""
+    """Returns the network that a config describes; errors as `layer_names`."""
     hidden, dropout = config.hidden, config.dropout
+    names = tuple(zip(usual_names(config), layer_names(config), strict=True))
     if config.model == "mlp":
-        return MLP(hidden, dropout)
+        return MLP(hidden, dropout, names)
     kernels = resolve_kernels(config.kernels)
     if config.model == "lstm":
-        return LSTM(config.lstm_units, config.activation, hidden, dropout, kernels)
-    return CNN(tuple(map(parse_conv_stage, config.conv)), hidden, dropout, kernels)
+        units, activation = config.lstm_units, config.activation
+        return LSTM(units, activation, hidden, dropout, kernels, names)
+    stages = tuple(map(parse_conv_stage, config.conv))
+    return CNN(stages, hidden, dropout, kernels, names)
 
 
 def init_params(model: nn.Module, key: jax.Array) -> Any:

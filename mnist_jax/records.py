@@ -48,6 +48,7 @@ class RunRecord:
     parameters: int
     kernels: str
     devices: int
+    warm_start: bool  # started from another run's parameters
     epochs: list[EpochRecord]
     test_loss: float
     test_accuracy: float

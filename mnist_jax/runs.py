@@ -1,5 +1,6 @@
 """A run directory: what a run leaves behind, and how to get it back."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,7 @@ def fit_into(
     seed: int,
     folder: Path,
     on_epoch: Callable[[EpochRecord], None],
+    start_params: Any = None,
 ) -> RunRecord:
     """Trains a seed and writes config, a line per epoch, record and parameters.
 
@@ -57,13 +59,14 @@ def fit_into(
     """
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
-    write_json(folder / CONFIG, config_to_dict(experiment.config))
+    config = dataclasses.replace(experiment.config, seed=seed)
+    write_json(folder / CONFIG, config_to_dict(config))
 
     def write_and_tell(epoch: EpochRecord) -> None:
         append_jsonl(folder / METRICS, to_dict(epoch))
         on_epoch(epoch)
 
-    record, params = fit(experiment, seed, write_and_tell)
+    record, params = fit(experiment, seed, write_and_tell, start_params)
     save_params(folder / PARAMS, params)
     write_json(folder / RECORD, to_dict(record))
     return record
@@ -101,5 +104,14 @@ def read_model(folder: Path) -> tuple[TrainConfig, nn.Module, Any]:
     """
     config = config_from_dict(_read_json(folder / CONFIG))
     model = create_model(config)
+    return config, model, read_params(folder, model)
+
+
+def read_params(folder: Path, model: nn.Module) -> Any:
+    """Returns the trained parameters of a finished run, for a network.
+
+    Raises:
+        InputError: there are none, or they do not fit the network: the leaf is named.
+    """
     like = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    return config, model, load_params(folder / PARAMS, like)
+    return load_params(folder / PARAMS, like)

@@ -114,7 +114,14 @@ def create_optimizer(config: TrainConfig, steps: int) -> optax.GradientTransform
     if config.optimizer == "adamw":
         parts.append(optax.add_decayed_weights(config.weight_decay))
     parts.append(optax.scale_by_learning_rate(create_schedule(config, steps)))
-    return optax.chain(*parts)
+    tx = optax.chain(*parts)
+    if not config.freeze:
+        return tx
+
+    def labels(params: Any) -> dict[str, str]:
+        return {name: "no" if name in config.freeze else "yes" for name in params}
+
+    return optax.partition({"yes": tx, "no": optax.set_to_zero()}, labels)
 
 
 def init_state(

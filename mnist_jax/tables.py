@@ -108,6 +108,11 @@ def comparison_frame(records: Iterable[Record]) -> pd.DataFrame:
     return frame if frame["settings"].any() else frame.drop(columns="settings")
 
 
+def history_frame(record: Record) -> pd.DataFrame:
+    """Returns one row per epoch of a run: losses, accuracies, seconds."""
+    return pd.DataFrame(record["epochs"])
+
+
 def markdown_table(frame: pd.DataFrame) -> str:
     """Writes a frame as a Markdown table, padded to read as plain text too."""
     cells = [list(map(str, frame.columns)), *frame.astype(str).to_numpy().tolist()]
@@ -166,7 +171,7 @@ def provenance(records: Sequence[Record]) -> str:
 def format_markdown(records: Iterable[Record]) -> str:
     """Writes a title, table and provenance for each place that records come from."""
     return "\n\n".join(
-        f"## {title(group[0])}\n\n{markdown_table(comparison_frame(group))}\n\n"
+        f"**{title(group[0])}**\n\n{markdown_table(comparison_frame(group))}\n\n"
         f"{provenance(group)}"
         for group in group_by_place(records)
     )

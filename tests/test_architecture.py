@@ -32,6 +32,8 @@ ORDER = [
     "runs",
     "predictions",
     "tables",
+    "summary",
+    "plots",
     "progress",
     "startup",
     "testing",
@@ -39,7 +41,7 @@ ORDER = [
 ]
 KNOWS_FLAGS = {"config", "startup"}
 KNOWS_TIME = {"fit", "download"}
-KNOWS_JIT = {"epochs", "fit", "predictions", "testing"}
+KNOWS_JIT = {"fast_conv", "epochs", "fit", "predictions", "testing"}
 
 
 def imports_of(path: Path) -> set[str]:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from absl import logging
 
-from mnist_jax import cache, data
+from mnist_jax import data
 from mnist_jax.digits import upsample_digits
 from mnist_jax.download import FILES, URLS, DownloadError
 from mnist_jax.errors import InputError

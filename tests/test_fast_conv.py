@@ -1,6 +1,4 @@
-"""Every fast stage against lax.conv_general_dilated, bias, activation, nn.max_pool."""
-
-import itertools
+"""Every fast stage equals lax.conv_general_dilated, bias, activation, nn.max_pool."""
 
 import flax.linen as nn
 import jax
@@ -8,66 +6,219 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import AxisType, PartitionSpec
 
+from mnist_jax import fast_conv
+from mnist_jax.errors import InputError
 from mnist_jax.fast_conv import conv_pool, from_layout, to_layout
 
-ACTIVATIONS = {None: lambda x: x, "relu": jax.nn.relu, "tanh": jnp.tanh}
+ACTIVATIONS = {None: lambda y: y, "relu": jax.nn.relu, "tanh": jnp.tanh}
+FIRST = dict(strides=1, padding="VALID", activation="relu", pool=2)
+LAST = dict(strides=1, padding="VALID", activation="relu", pool=None)
 
 
 def plain_conv_pool(x, kernel, bias, *, strides, padding, activation, pool):
+    """The definition, on [B,H,W,C]."""
+    layouts = ("NHWC", "HWIO", "NHWC")
     y = lax.conv_general_dilated(
-        x,
-        kernel,
-        (strides, strides),
-        padding,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        x, kernel, (strides, strides), padding, dimension_numbers=layouts
     )
     y = ACTIVATIONS[activation](y + bias[None, None, None, :])
     return nn.max_pool(y, (pool, pool), (pool, pool)) if pool else y
 
 
 def fast_conv_pool(x, kernel, bias, **stage):
+    """The module under test, on [B,H,W,C]."""
     return from_layout(conv_pool(to_layout(x), kernel, bias, **stage))
 
 
-def value_and_grads(fn, x, kernel, bias, weights, **stage):
-    def loss(x, kernel, bias):
-        y = fn(x, kernel, bias, **stage)
-        return jnp.sum(y * weights), y
+def value_and_grads(fn, stage, arrays):
+    """Outputs and the gradients of inputs, kernel and bias for a random cotangent."""
 
-    (_, y), grads = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(
-        x, kernel, bias
-    )
-    return y, *grads
+    def run(*arrays):
+        y, pull = jax.vjp(lambda *a: fn(*a, **stage), *arrays)
+        rng = np.random.default_rng(1)
+        return y, *pull(jnp.asarray(rng.normal(size=y.shape), y.dtype))
+
+    return jax.jit(run)(*arrays)
 
 
-def assert_same(stage, x, kernel, bias):
-    shape = jax.eval_shape(
-        lambda *a: plain_conv_pool(*a, **stage), x, kernel, bias
-    ).shape
-    weights = np.random.default_rng(1).normal(size=shape).astype(np.float32)
-    want = value_and_grads(plain_conv_pool, x, kernel, bias, weights, **stage)
-    got = value_and_grads(fast_conv_pool, x, kernel, bias, weights, **stage)
-    for name, a, b in zip(("value", "x", "kernel", "bias"), got, want, strict=True):
+def assert_same(stage, arrays):
+    """Compares with the definition, relative to each array's largest entry."""
+    want = value_and_grads(plain_conv_pool, stage, arrays)
+    got = value_and_grads(fast_conv_pool, stage, arrays)
+    for name, a, b in zip(("y", "x", "kernel", "bias"), got, want, strict=True):
         assert a.shape == b.shape, name
-        scale = float(jnp.max(jnp.abs(b))) + 1e-6
+        scale = np.max(np.abs(b))
         np.testing.assert_allclose(
             a / scale, b / scale, rtol=0, atol=1e-5, err_msg=name
         )
 
 
-def random_arrays(h, w, size, cin, cout):
+def random_arrays(height, width, size, channels, features, batch=3):
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(3, h, w, cin)).astype(np.float32)
-    kernel = rng.normal(size=(size, size, cin, cout)).astype(np.float32)
-    return x, kernel, rng.normal(size=cout).astype(np.float32)
+    shapes = (batch, height, width, channels), (size, size, channels, features)
+    return [
+        jnp.asarray(rng.normal(size=shape), jnp.float32)
+        for shape in (*shapes, (features,))
+    ]
 
 
-@pytest.mark.parametrize("padding", ["SAME", "VALID"])
-@pytest.mark.parametrize("strides", [1, 2])
-@pytest.mark.parametrize("size", [1, 2, 3, 5, 7])
-def test_matches_plain(size, strides, padding):
-    for pool, (h, w) in itertools.product((None, 2, 3), ((17, 18),)):
-        act = {None: "tanh", 2: "relu", 3: None}[pool]
-        stage = dict(strides=strides, padding=padding, activation=act, pool=pool)
-        assert_same(stage, *random_arrays(h, w, size, 2, 3))
+def blank_images(background):
+    """Images [8,28,28,1] with one random stroke each, all else one value."""
+    rng = np.random.default_rng(0)
+    images = np.zeros((8, 28, 28, 1), np.float32)
+    for image in images:
+        row, col = rng.integers(4, 16, 2)
+        image[row : row + 7, col : col + 5] = rng.random((7, 5, 1))
+    return jnp.asarray(images + background)
+
+
+# (kernel, strides, padding, channels, pool, activation): each pair of values at least
+# once, kernel sizes 1 to 7, all three forms.
+CASES = [
+    (1, 1, "SAME", 2, 2, "relu"),
+    (1, 2, "SAME", 1, None, None),
+    (1, 2, "VALID", 2, 2, None),
+    (2, 1, "SAME", 1, 3, "tanh"),
+    (2, 2, "VALID", 3, 3, "relu"),
+    (3, 1, "SAME", 32, 2, "tanh"),
+    (3, 1, "VALID", 32, 2, None),
+    (3, 1, "VALID", 3, 2, "relu"),
+    (3, 1, "VALID", 1, 2, "relu"),
+    (3, 1, "VALID", 3, None, "relu"),
+    (3, 2, "SAME", 2, 2, "relu"),
+    (3, 2, "VALID", 1, 2, "tanh"),
+    (3, 2, "SAME", 1, None, "relu"),
+    (3, 1, "VALID", 2, 3, None),
+    (4, 1, "SAME", 1, None, None),
+    (4, 2, "VALID", 2, None, "tanh"),
+    (5, 1, "SAME", 1, 2, "relu"),
+    (5, 1, "VALID", 2, 2, "relu"),
+    (5, 2, "SAME", 2, 3, None),
+    (6, 2, "SAME", 1, None, "relu"),
+    (7, 1, "SAME", 2, None, "relu"),
+    (7, 2, "VALID", 1, 2, "relu"),
+    (7, 2, "SAME", 2, None, "tanh"),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+def test_equals_the_definition(case):
+    size, strides, padding, channels, pool, activation = case
+    stage = dict(strides=strides, padding=padding, activation=activation, pool=pool)
+    assert_same(stage, random_arrays(15, 18, size, channels, 5))
+
+
+def test_cases_cover_all_forms():
+    stages = [fast_conv._Stage(c[1], c[5], c[4] or 1) for c in CASES]
+    shapes = [(c[0], c[0], c[3], 5) for c in CASES]
+    forms = set(map(fast_conv._choose_form, shapes, stages))
+    assert len(forms) == 3
+
+
+@pytest.mark.parametrize("background", [0.0, -0.4242])
+@pytest.mark.parametrize("channels,size", [(1, 3), (3, 3), (32, 3)])
+def test_ties_on_blank_areas_go_to_the_first_maximum(background, channels, size):
+    x = blank_images(background) * jnp.linspace(0.5, 1.5, channels)[None, None, None]
+    _, kernel, bias = random_arrays(1, 1, size, channels, 6)
+    stage = dict(strides=1, padding="SAME", activation=None, pool=2)
+    assert_same(stage, (x, kernel, bias))
+
+
+def test_all_negative_windows_have_no_gradient_under_relu():
+    x, kernel, bias = random_arrays(12, 12, 3, 1, 4)
+    _, *grads = value_and_grads(fast_conv_pool, FIRST, (x, kernel, bias - 1e3))
+    assert all(not np.any(grad) for grad in grads)
+
+
+def test_vmap_over_parameters_equals_a_loop():
+    x, kernel, bias = random_arrays(9, 9, 3, 32, 4, batch=2)
+    kernels, biases = jnp.stack([kernel, 2 * kernel]), jnp.stack([bias, -bias])
+
+    def loss(kernel, bias):
+        return jnp.sum(conv_pool(x, kernel, bias, **FIRST) ** 2)
+
+    grad = jax.value_and_grad(loss, (0, 1))
+    together = jax.jit(jax.vmap(grad))(kernels, biases)
+    for seed in range(2):
+        alone = jax.jit(grad)(kernels[seed], biases[seed])
+        for a, b in zip(*map(jax.tree.leaves, (together, alone)), strict=True):
+            np.testing.assert_allclose(a[seed], b, rtol=1e-4, atol=1e-3)
+
+
+def make_epoch(stage_fn):
+    """Three plain gradient steps of a three-stage CNN in a scan, one compiled program.
+
+    The stages take all three forms; `params` is a list of (kernel, bias).
+    """
+
+    def logits(params, images):
+        x = to_layout(images)
+        for (kernel, bias), stage in zip(params, (FIRST, FIRST, LAST), strict=True):
+            x = stage_fn(x, kernel, bias, **stage)
+        return jnp.mean(from_layout(x), axis=(1, 2))
+
+    def step(params, images):
+        loss, grads = jax.value_and_grad(lambda p: jnp.mean(logits(p, images) ** 2))(
+            params
+        )
+        return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), loss
+
+    return lambda params, images: lax.scan(step, params, images)
+
+
+def epoch_arguments():
+    rng = np.random.default_rng(0)
+    shapes = (3, 3, 1, 32), (3, 3, 32, 8), (3, 3, 8, 4)
+    params = [
+        (jnp.asarray(rng.normal(size=s) / s[2], jnp.float32), jnp.zeros(s[3]))
+        for s in shapes
+    ]
+    return params, jnp.stack([blank_images(v) for v in (0.0, 0.1, 0.2)])
+
+
+def test_training_in_a_sharded_scan_equals_the_definition():
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
+    replicated = PartitionSpec()
+    epoch = jax.shard_map(
+        make_epoch(conv_pool),
+        mesh=mesh,
+        in_specs=replicated,
+        out_specs=replicated,
+        check_vma=False,
+    )
+    args = epoch_arguments()
+    want = jax.jit(make_epoch(plain_conv_pool))(*args)
+    got = jax.jit(epoch)(*args)
+    for a, b in zip(*map(jax.tree.leaves, (got, want)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_compiled_epoch_holds_dots_only():
+    text = jax.jit(make_epoch(conv_pool)).lower(*epoch_arguments()).compile().as_text()
+    assert " while(" in text
+    assert "convolution(" not in text
+    assert "select-and-scatter" not in text
+    # The boundaries that stop XLA:CPU from repeating elementwise work are still there.
+    assert " call(" in text
+
+
+def test_no_gradient_of_the_images_is_computed_unasked():
+    arrays = random_arrays(28, 28, 3, 1, 8, batch=4)
+
+    def compiled(argnums):
+        grad = jax.grad(lambda *a: jnp.sum(conv_pool(*a, **FIRST)), argnums)
+        return jax.jit(grad).lower(*arrays).compile().as_text()
+
+    gradient_of_tiles = f"f32[{4 * 13 * 13},{4 * 4}]"
+    assert gradient_of_tiles in compiled((0, 1, 2))
+    assert gradient_of_tiles not in compiled((1, 2))
+
+
+@pytest.mark.parametrize(
+    "change", [{"padding": "FULL"}, {"activation": "gelu"}, {"pool": 27}]
+)
+def test_refuses_what_it_cannot_do(change):
+    with pytest.raises(InputError, match=str(*change.values())):
+        conv_pool(*random_arrays(28, 28, 3, 1, 8), **(FIRST | change))

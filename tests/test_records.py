@@ -91,7 +91,7 @@ def test_other_machines_and_data_are_other_tables():
     records = [make_record(), make_record(device="CPU B"), small, make_record(seed=1)]
     assert [len(group) for group in group_by_place(records)] == [2, 1, 1]
     text = format_markdown(records)
-    assert text.count("## ") == 3
+    assert text.count("\n- device: ") == 3
     assert "DIGITS, NOT MNIST" in text and "**small stand-in**" in text
 
 

@@ -1,0 +1,126 @@
+"""Times Flax as one would first write it: the baseline worker of `benchmarks.peers`.
+
+python -m benchmarks.peer_flax --model=cnn --batch_size=128
+
+Flax's own layers and initialisers, a jitted step, a Python loop over NumPy batches; the
+only device is JAX's default one, which uses all cores.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from flax.training.train_state import TrainState
+
+from .peer_worker import (
+    LEARNING_RATE,
+    Arrays,
+    Job,
+    Measurement,
+    run_worker,
+    scale,
+    time_epochs,
+)
+
+TEST_CHUNK = 1000
+
+
+class MLP(nn.Module):
+    """784-128-128-10."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.reshape((x.shape[0], -1))
+        x = nn.relu(nn.Dense(128)(x))
+        x = nn.relu(nn.Dense(128)(x))
+        return nn.Dense(10)(x)
+
+
+class CNN(nn.Module):
+    """Three convolutions, two poolings."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x[..., None]
+        x = nn.relu(nn.Conv(32, (3, 3), padding="VALID")(x))
+        x = nn.max_pool(x, (2, 2), strides=(2, 2))
+        x = nn.relu(nn.Conv(64, (3, 3), padding="VALID")(x))
+        x = nn.max_pool(x, (2, 2), strides=(2, 2))
+        x = nn.relu(nn.Conv(64, (3, 3), padding="VALID")(x))
+        x = x.reshape((x.shape[0], -1))
+        x = nn.relu(nn.Dense(64)(x))
+        return nn.Dense(10)(x)
+
+
+class LSTM(nn.Module):
+    """Two LSTMs over the rows."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nn.RNN(nn.OptimizedLSTMCell(128))(x)
+        x = nn.RNN(nn.OptimizedLSTMCell(128))(x)[:, -1]
+        x = nn.relu(nn.Dense(32)(x))
+        return nn.Dense(10)(x)
+
+
+_MODELS = {"mlp": MLP, "lstm": LSTM, "cnn": CNN}
+
+
+@jax.jit
+def train_step(
+    state: TrainState, images: jax.Array, labels: jax.Array
+) -> tuple[TrainState, jax.Array]:
+    """Updates the state by one batch and returns its mean loss."""
+
+    def loss_fn(params: Any) -> jax.Array:
+        logits = state.apply_fn({"params": params}, images)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean()
+
+    loss, grads = jax.value_and_grad(loss_fn)(state.params)
+    return state.apply_gradients(grads=grads), loss
+
+
+@jax.jit
+def count_correct(state: TrainState, images: jax.Array, labels: jax.Array) -> jax.Array:
+    """Counts the images that the network gets right."""
+    logits = state.apply_fn({"params": state.params}, images)
+    return jnp.sum(jnp.argmax(logits, axis=-1) == labels)
+
+
+def measure(job: Job, arrays: Arrays) -> Measurement:
+    """Trains; an epoch's time has its shuffle in it."""
+    images, labels = scale(arrays.train_images), arrays.train_labels
+    model, tx = _MODELS[job.model](), optax.adam(LEARNING_RATE)
+    params = model.init(jax.random.key(job.seed), images[:1])["params"]
+    state = TrainState.create(apply_fn=model.apply, params=params, tx=tx)
+    rng = np.random.default_rng(job.seed)
+
+    def train_epoch() -> None:
+        nonlocal state
+        order = rng.permutation(len(labels))
+        for start in range(0, len(labels), job.batch_size):
+            batch = order[start : start + job.batch_size]
+            state, loss = train_step(state, images[batch], labels[batch])
+        jax.block_until_ready((state, loss))
+
+    seconds = time_epochs(train_epoch, job.epochs)
+    test_images, test_labels = scale(arrays.test_images), arrays.test_labels
+    correct = sum(
+        int(
+            count_correct(
+                state, test_images[i:][:TEST_CHUNK], test_labels[i:][:TEST_CHUNK]
+            )
+        )
+        for i in range(0, len(test_labels), TEST_CHUNK)
+    )
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
+    form = "nn.Conv, nn.max_pool, nn.RNN(OptimizedLSTMCell), Python loop"
+    return Measurement(seconds, correct / len(test_labels), parameters, form)
+
+
+if __name__ == "__main__":
+    run_worker(measure)

@@ -1,0 +1,62 @@
+"""Intervals for means over seeds, after Student."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.95
+
+
+class Interval(NamedTuple):
+    """A mean with the ends of its interval, which are NaN for fewer than two values."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def _interval(values: Sequence[float], spread: float) -> Interval:
+    """Returns mean ± t * s * spread."""
+    n = len(values)
+    mean = float(np.mean(values))
+    if n < 2:
+        return Interval(mean, float("nan"), float("nan"))
+    t = float(stats.t.ppf((1 + LEVEL) / 2, n - 1))
+    half = t * float(np.std(values, ddof=1)) * spread
+    return Interval(mean, float(mean - half), float(mean + half))
+
+
+def prediction_interval(values: Sequence[float]) -> Interval:
+    """Returns where one further run lies with 95 % probability.
+
+    Source: Student's t with n-1 degrees of freedom, mean ± t * s * sqrt(1 + 1/n).
+
+    >>> [round(float(x), 3) for x in prediction_interval([1.0, 2.0, 3.0])]
+    [2.0, -2.968, 6.968]
+    """
+    return _interval(values, np.sqrt(1 + 1 / len(values)))
+
+
+def paired_difference(first: Sequence[float], second: Sequence[float]) -> Interval:
+    """Returns the 95 % confidence interval of the mean of `first - second` by pairs.
+
+    >>> [round(x, 3) for x in paired_difference([3.0, 4.0, 6.0], [1.0, 1.0, 2.0])]
+    [3.0, 0.516, 5.484]
+    """
+    differences = np.asarray(first) - np.asarray(second)
+    return _interval(differences.tolist(), 1 / np.sqrt(len(differences)))
+
+
+def verdict_of(interval: Interval) -> str:
+    """Judges the claim that a difference is above 0 by its confidence interval.
+
+    >>> verdict_of(Interval(0.1, 0.05, 0.15))
+    'holds'
+    >>> verdict_of(Interval(0.1, -0.05, 0.25))
+    'undecided'
+    """
+    if interval.low > 0:
+        return "holds"
+    return "does not hold" if interval.high < 0 else "undecided"

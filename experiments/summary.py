@@ -1,0 +1,31 @@
+"""Prints a network's layers: names, settings, output shapes, parameters.
+
+python -m experiments.summary --flagfile=experiments/presets/ml10_cnn.cfg
+"""
+
+from absl import flags
+
+from mnist_jax.config import config_from_flags, define_flags
+from mnist_jax.startup import run_program
+from mnist_jax.summary import format_totals, layer_frame
+from mnist_jax.tables import markdown_table
+
+FLAGS = flags.FLAGS
+
+
+def main() -> None:
+    """Summarises as the flags say."""
+    layers = layer_frame(config_from_flags(FLAGS))
+    print(markdown_table(layers))
+    print(format_totals(layers))
+
+
+def run() -> None:
+    """Is the program."""
+    define_flags()
+    flags.DEFINE_string("init_preset", None, "presets set it; it changes nothing here")
+    run_program(main)
+
+
+if __name__ == "__main__":
+    run()
