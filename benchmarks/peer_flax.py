@@ -60,8 +60,9 @@ class LSTM(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = nn.RNN(nn.OptimizedLSTMCell(128))(x)
-        x = nn.RNN(nn.OptimizedLSTMCell(128))(x)[:, -1]
+        states: Any = nn.RNN(nn.OptimizedLSTMCell(128))(x)
+        states = nn.RNN(nn.OptimizedLSTMCell(128))(states)
+        x = states[:, -1]
         x = nn.relu(nn.Dense(32)(x))
         return nn.Dense(10)(x)
 

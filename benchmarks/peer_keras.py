@@ -81,7 +81,7 @@ def measure(job: Job, arrays: Arrays) -> Measurement:
     )
     seconds: list[float] = []
 
-    class Clock(keras.callbacks.Callback):  # type: ignore[misc, name-defined]
+    class Clock(keras.callbacks.Callback):
         """Times each epoch; at its end Keras has fetched the loss."""
 
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:

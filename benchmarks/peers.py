@@ -2,12 +2,13 @@
 
 python -m benchmarks.peers --rounds=5 --out=results/peers
 
-It needs PyTorch, Keras and TensorFlow beside the project: `make peers` sets them up. Each
-measurement is a process of its own, one at a time; a round takes every framework, network
-and batch size once in turn. What is measured already is not measured again, so that an
-interrupted run goes on where it was.
+It needs PyTorch, Keras and TensorFlow beside the project: `make peers` sets them up.
+Each measurement is a process of its own, one at a time; a round takes every framework,
+network and batch size once in turn. What is measured already is not measured again, so
+that an interrupted run goes on where it was.
 """
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -24,12 +25,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import pandas as pd
 from absl import flags
 
 import mnist_jax
 from mnist_jax.config import MODELS
+from mnist_jax.data import Dataset, Split
 from mnist_jax.errors import InputError
 from mnist_jax.files import make_folder, write_file
 from mnist_jax.records import append_jsonl, available_cores, environment, read_jsonl
@@ -43,10 +44,10 @@ FLAGS = flags.FLAGS
 Record = Mapping[str, Any]
 ByFramework = dict[str, list[Record]]
 
-# glibc hands big blocks back to the system when they are freed and takes page faults for
-# them anew in each step; PyTorch's tuning guide proposes another allocator against that.
-# Keeping the blocks has the same effect (LSTM, batch 128: 0.9 s against 1.4-1.9 s for
-# 6,000 images) and needs nothing installed. It did not change Keras's best rows.
+# glibc hands big blocks back to the system when they are freed and takes page faults
+# for them anew in each step; PyTorch's tuning guide proposes another allocator against
+# that. Keeping the blocks serves the same end with nothing to install (LSTM, batch 128:
+# 0.9 s against 1.4-1.9 s for 6,000 images). It made no fastest row of Keras's faster.
 _KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
     "MALLOC_TRIM_THRESHOLD_": str(2**33),
@@ -239,7 +240,7 @@ def ratio_frame(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def peak_gflops(records: Iterable[Record]) -> float | None:
-    """Returns the machine's matmul peak, the median over rounds of the better library."""
+    """Returns the matmul peak: the median over rounds of the better library."""
     peaks = [
         max(record["result"].values())
         for record in records
@@ -494,6 +495,105 @@ def write_tables(out: Path, records: Sequence[Record]) -> str:
     return markdown
 
 
+class Session(NamedTuple):
+    """What a run has measured so far and what it measures with."""
+
+    results: Path  # the file that records are appended to
+    runs: dict[str, dict[str, Any]]  # what must be equal to be one run, by model
+    machine: dict[str, Any]
+    records: list[Record]
+    seconds: dict[Cell, float]  # how long a measurement took the last time
+    failed: set[Cell]
+
+
+def start_session(results: Path, models: Sequence[str], dataset: Dataset) -> Session:
+    """Finds out what is to be measured and what of it the results hold already."""
+    earlier = list(read_jsonl(results)) if results.exists() else []
+    machine = environment()
+    common: dict[str, Any] = {
+        "code": code_digest(),
+        "device": machine["device"],
+        "cores": machine["cores"],
+        "versions": _versions(machine),
+        "dataset": dataset.name,
+        "checksum": dataset.checksum,
+        "train_images": len(dataset.train.labels),
+    }
+    runs = {
+        model: {**common, "steady_epochs": FLAGS.steady_epochs or STEADY_EPOCHS[model]}
+        for model in models
+    }
+    runs[""] = {**common, "steady_epochs": 0}  # of the machine's peak
+    records: list[Record] = [r for r in earlier if r["run"] == runs.get(r["model"])]
+    seconds = {cell_of(record): record["wall_seconds"] for record in records}
+    return Session(results, runs, machine, records, seconds, set())
+
+
+def measure(
+    session: Session, number: int, cell: Cell, command: Sequence[str]
+) -> Record:
+    """Runs one measurement and records it, be it that it failed."""
+    load, start = round(os.getloadavg()[0], 2), time.perf_counter()
+    extra = {} if cell.framework == PEAK else FRAMEWORKS[cell.framework].environment
+    answer = run_worker_process(command, extra)
+    record: Record = {
+        "round": number,
+        **cell._asdict(),
+        "run": session.runs[cell.model],
+        "environment": session.machine,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
+        "load": load,
+        "wall_seconds": round(time.perf_counter() - start, 2),
+        ("error" if isinstance(answer, str) else "result"): answer,
+    }
+    append_jsonl(session.results, record)
+    session.records.append(record)
+    session.seconds[cell] = record["wall_seconds"]
+    if "error" in record:
+        session.failed.add(cell)
+    return record
+
+
+def is_needed(session: Session, number: int, cell: Cell) -> bool:
+    """Tells whether a measurement is still to be made, as far as is known now."""
+    done = {(r["round"], cell_of(r)) for r in session.records if "result" in r}
+    if (number, cell) in done or cell in session.failed:
+        return False
+    by_framework = group(session.records).get((cell.model, cell.batch_size), {})
+    return cell.framework == PEAK or not is_slow(
+        cell.framework, by_framework, FLAGS.slow_rounds, FLAGS.slow_ratio
+    )
+
+
+def measure_all(session: Session, plan: Sequence[Cell], arrays: Path) -> None:
+    """Measures round by round what is needed, with a line for each measurement."""
+    rounds = range(1, FLAGS.rounds + 1)
+    cells = [(number, cell) for number in rounds for cell in plan]
+    for place, (number, cell) in enumerate(cells):
+        peak_cell = Cell(PEAK, "", 0)
+        if is_needed(session, number, peak_cell):
+            measure(session, number, peak_cell, [f"{__package__}.peer_matmul"])
+        if not is_needed(session, number, cell):
+            continue
+        steady = session.runs[cell.model]["steady_epochs"]
+        command = _worker_command(cell, steady, number, arrays)
+        record = measure(session, number, cell, command)
+        if "error" in record:
+            outcome = f"FAILED: {record['error']}"
+        else:
+            result = record["result"]
+            outcome = (
+                f"{epoch_seconds(record):8.3f} s/epoch  accuracy "
+                f"{result['test_accuracy']:.4f}  {result['peak_rss_mb']:5,} MB"
+            )
+        left = [c for n, c in cells[place + 1 :] if is_needed(session, n, c)]
+        print(
+            f"round {number}/{FLAGS.rounds}  {cell.model:4} {cell.batch_size:4} "
+            f"{cell.framework:19} {outcome}  ({time_left(left, session.seconds)})",
+            flush=True,
+        )
+
+
 def main() -> None:
     """Measures as the flags say."""
     models = _words("models", FLAGS.models, MODELS)
@@ -503,123 +603,47 @@ def main() -> None:
             raise InputError(f"--batches must be whole numbers from 1; got {word}")
         batches.append(int(word))
     plan = make_plan(choose_frameworks(FLAGS.frameworks), models, batches)
+    if not plan:
+        raise InputError(
+            "--frameworks and --models leave nothing to measure: "
+            "torch_channels_last is a form of the cnn only"
+        )
     out = Path(FLAGS.out)
     make_folder(out)
-    results = out / "peers.jsonl"
     if FLAGS.overwrite:
-        results.unlink(missing_ok=True)
-    earlier = list(read_jsonl(results)) if results.exists() else []
+        (out / "peers.jsonl").unlink(missing_ok=True)
 
     jax.config.update("jax_platforms", "cpu")
-    dataset, machine = load_data(FLAGS.dataset), environment()
+    dataset = load_data(FLAGS.dataset)
     size = FLAGS.train_size or len(dataset.train.labels)
-    if not max(batches, default=1) <= size <= len(dataset.train.labels):
+    if not max(batches) <= size <= len(dataset.train.labels):
         raise InputError(
             "--train_size must be from the largest of --batches to the "
             f"{len(dataset.train.labels)} training images; got {size}"
         )
-    run: dict[str, Any] = {
-        "code": code_digest(),
-        "device": machine["device"],
-        "cores": machine["cores"],
-        "versions": _versions(machine),
-        "dataset": dataset.name,
-        "checksum": dataset.checksum,
-        "train_images": size,
-    }
-    runs = {
-        model: {**run, "steady_epochs": FLAGS.steady_epochs or STEADY_EPOCHS[model]}
-        for model in models
-    }
-    runs[""] = {**run, "steady_epochs": 0}  # of the machine's peak
-    records = [r for r in earlier if r["run"] == runs.get(r["model"])]
-    done = {(r["round"], cell_of(r)) for r in records if "result" in r}
-    seconds = {cell_of(record): record["wall_seconds"] for record in records}
-    failed = set()
-
-    def measure(number: int, cell: Cell, command: list[str]) -> Record:
-        load, start = round(os.getloadavg()[0], 2), time.perf_counter()
-        extra = {} if cell.framework == PEAK else FRAMEWORKS[cell.framework].environment
-        answer = run_worker_process(command, extra)
-        record: Record = {
-            "round": number,
-            **cell._asdict(),
-            "run": runs[cell.model],
-            "environment": machine,
-            "date": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
-            "load": load,
-            "wall_seconds": round(time.perf_counter() - start, 2),
-            ("error" if isinstance(answer, str) else "result"): answer,
-        }
-        append_jsonl(results, record)
-        records.append(record)
-        seconds[cell] = record["wall_seconds"]
-        return record
-
-    def skipped(number: int, cell: Cell) -> bool:
-        by_framework = group(records).get((cell.model, cell.batch_size), {})
-        return (
-            (number, cell) in done
-            or cell in failed
-            or is_slow(
-                cell.framework, by_framework, FLAGS.slow_rounds, FLAGS.slow_ratio
-            )
-        )
-
+    train = Split(dataset.train.images[:size], dataset.train.labels[:size])
+    session = start_session(
+        out / "peers.jsonl", models, dataclasses.replace(dataset, train=train)
+    )
     print(
-        f"{len(plan)} measurements a round, {FLAGS.rounds} rounds; {len(done)} "
-        f"measured before; results in {results}",
+        f"{len(plan)} measurements a round, {FLAGS.rounds} rounds, {len(session.records)} "
+        f"measured before; results in {session.results}",
         flush=True,
     )
     with tempfile.TemporaryDirectory(prefix="mnist_jax-peers-") as folder:
-        arrays = Arrays(*dataset.train, *dataset.test)
-        save_arrays(
-            Arrays(
-                np.ascontiguousarray(arrays.train_images[:size]),
-                arrays.train_labels[:size],
-                *arrays[2:],
-            ),
-            Path(folder),
-        )
-        for number in range(1, FLAGS.rounds + 1):
-            peak_cell = Cell(PEAK, "", 0)
-            if (number, peak_cell) not in done:
-                measure(number, peak_cell, [f"{__package__}.peer_matmul"])
-            for place, cell in enumerate(plan):
-                if skipped(number, cell):
-                    continue
-                steady = runs[cell.model]["steady_epochs"]
-                command = _worker_command(cell, steady, number, Path(folder))
-                record = measure(number, cell, command)
-                if "error" in record:
-                    failed.add(cell)
-                    outcome = f"FAILED: {record['error']}"
-                else:
-                    result = record["result"]
-                    outcome = (
-                        f"{epoch_seconds(record):8.3f} s/epoch  accuracy "
-                        f"{result['test_accuracy']:.4f}  {result['peak_rss_mb']:5,} MB"
-                    )
-                rest = [(number, c) for c in plan[place + 1 :]]
-                rest += [
-                    (n, c) for n in range(number + 1, FLAGS.rounds + 1) for c in plan
-                ]
-                left = [c for n, c in rest if not skipped(n, c)]
-                print(
-                    f"round {number}/{FLAGS.rounds}  {cell.model:4} "
-                    f"{cell.batch_size:4} {cell.framework:19} {outcome}  "
-                    f"({time_left(left, seconds)})",
-                    flush=True,
-                )
+        save_arrays(Arrays(*train, *dataset.test), Path(folder))
+        measure_all(session, plan, Path(folder))
     print(
-        f"\n{write_tables(out, records)}\n\n"
+        f"\n{write_tables(out, session.records)}\n\n"
         f"written: {out}/peers.jsonl, .md, .csv and peers_ratios.csv"
     )
-    if failed:
-        names = ", ".join(f"{c.framework} {c.model} {c.batch_size}" for c in failed)
+    if session.failed:
+        cells = ", ".join(
+            f"{c.framework} {c.model} {c.batch_size}" for c in session.failed
+        )
         raise InputError(
-            f"{names} failed, as the lines above say; mend that and run again, which "
-            "measures only what is missing, or leave them out of --frameworks"
+            f"{cells} failed, as the lines above say; mend that and run again, which "
+            "measures only what is missing, or leave it out of --frameworks"
         )
 
 

@@ -30,8 +30,8 @@ def main() -> None:
         raise InputError(
             f"this preset starts from the parameters of {FLAGS.init_preset}; first "
             f"run `python -m experiments.train --flagfile=experiments/presets/"
-            f"{FLAGS.init_preset}.cfg --run_dir=runs/{FLAGS.init_preset}`, then this command again with "
-            f"--init_from=runs/{FLAGS.init_preset}"
+            f"{FLAGS.init_preset}.cfg --run_dir=runs/{FLAGS.init_preset}`, then this "
+            f"command again with --init_from=runs/{FLAGS.init_preset}"
         )
     folder = Path(FLAGS.run_dir) if FLAGS.run_dir else None
     if folder is not None:

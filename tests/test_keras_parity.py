@@ -6,7 +6,6 @@ same logits, and 30 training steps on the same batches the same losses.
 """
 
 import contextlib
-import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterator
@@ -33,8 +32,8 @@ from mnist_jax.steps import (
 )
 from mnist_jax.testing import leaf_names
 
-# Parameters and layers of each system; `k` is keras.layers. The dropout layers of
-# av_lstm stand in their places with rate 0, since no two frameworks drop the same units.
+# Parameters and layers of each system; `k` is keras.layers. The dropout of av_lstm has
+# rate 0 here, since no two frameworks drop the same units.
 SYSTEMS: dict[str, tuple[int, Callable[[Any], list[Any]]]] = {
     "av_dnn": (
         118_282,
@@ -217,7 +216,8 @@ def params_from_keras(model: Any) -> dict[str, dict[str, np.ndarray]]:
 def params_to_keras(params: Any, model: Any) -> None:
     """Writes our parameters into a Keras network."""
     for layer, name, variable in pair_weights(model):
-        variable.assign(params[layer][name])
+        # A copy, since Keras donates its variables' buffers to its compiled steps.
+        variable.assign(np.array(params[layer][name]))
 
 
 class KerasRun(NamedTuple):
@@ -376,7 +376,7 @@ def numbered(train: int, test: int) -> Dataset:
     "size, fraction", [(60_000, 0.2), (60_000, 0.1), (1_437, 0.2), (10, 0.7), (7, 0.01)]
 )
 def test_validation_images_are_those_of_keras(size, fraction, keras):
-    """Rounding included: 10 * (1 - 0.7) is a little more than 3, 7 * 0.99 less than 7."""
+    """Also where the cut is not a whole number, or is one but for its rounding."""
     from keras.src.trainers.data_adapters import array_slicing
 
     want = array_slicing.train_validation_split(np.arange(size), fraction)
@@ -432,9 +432,7 @@ def test_adam_steps_equal_those_of_keras(dtype, rtol, keras):
             params = params - updates
             want = np.asarray(variable.value)
             # The way so far is what a sum of updates rounds relative to.
-            np.testing.assert_allclose(
-                params, want, rtol=rtol, atol=rtol * 1e-3
-            )
+            np.testing.assert_allclose(params, want, rtol=rtol, atol=rtol * 1e-3)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
@@ -449,7 +447,7 @@ def test_both_forms_of_the_loss_equal_those_of_keras(scale, keras):
     dense = losses.CategoricalCrossentropy(from_logits=True, reduction=None)
     with keras_rules(keras):
         wants = [sparse(labels, logits), dense(one_hot, logits)]
-    gots = [cross_entropy(jnp.asarray(logits), jnp.asarray(t)) for t in (labels, one_hot)]
+    gots = [cross_entropy(jnp.asarray(logits), target) for target in (labels, one_hot)]
     np.testing.assert_array_equal(*gots)
     for got, want in zip(gots, wants, strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
