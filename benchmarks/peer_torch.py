@@ -16,6 +16,7 @@ Its best form as far as we could find one; each choice was measured against the 
 - torch.compile takes loss and network as one function, of static shape.
 """
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -85,10 +86,11 @@ def measure(job: Job, arrays: Arrays) -> Measurement:
     if job.variant == "channels_last":
         layout = torch.channels_last
 
-    def to_tensor(images: torch.Tensor) -> torch.Tensor:
-        return images[:, None] if job.model == "cnn" else images
+    def to_tensor(images: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(scale(images))
+        return tensor[:, None] if job.model == "cnn" else tensor
 
-    images = to_tensor(torch.from_numpy(scale(arrays.train_images)))
+    images = to_tensor(arrays.train_images)
     labels = torch.from_numpy(arrays.train_labels).long()
     model = create_model(job.model).to(memory_format=layout)
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
@@ -115,14 +117,8 @@ def measure(job: Job, arrays: Arrays) -> Measurement:
     model.eval()
     test_labels = torch.from_numpy(arrays.test_labels).long()
     with torch.inference_mode():
-        logits = torch.cat(
-            [
-                model(to_tensor(chunk))
-                for chunk in torch.from_numpy(scale(arrays.test_images)).split(
-                    TEST_CHUNK
-                )
-            ]
-        )
+        chunks = to_tensor(arrays.test_images).split(TEST_CHUNK)
+        logits = torch.cat([model(chunk) for chunk in chunks])
     accuracy = (logits.argmax(dim=1) == test_labels).double().mean().item()
     parameters = sum(parameter.numel() for parameter in model.parameters())
     form = f"{job.variant}, fused Adam, {torch.get_num_threads()} threads"

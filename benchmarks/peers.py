@@ -186,17 +186,16 @@ def ratios(by_framework: ByFramework, peer: str) -> list[float]:
     return [theirs[number] / ours[number] for number in sorted(ours.keys() & theirs)]
 
 
-def median_and_range(values: Sequence[float], digits: int = 2) -> str:
-    """Writes median, range and n.
+def median_and_range(values: Sequence[float]) -> str:
+    """Writes median, range and n, with three decimals below 1 and two above.
 
     >>> median_and_range([1.0, 3.0, 2.0])
     '2.00 [1.00, 3.00] (n=3)'
     """
-    low, high = min(values), max(values)
-    return (
-        f"{statistics.median(values):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}] "
-        f"(n={len(values)})"
-    )
+    median = statistics.median(values)
+    digits = 3 if median < 1 else 2
+    low, high = (f"{value:.{digits}f}" for value in (min(values), max(values)))
+    return f"{median:.{digits}f} [{low}, {high}] (n={len(values)})"
 
 
 def verdict(model: str, batch_size: int, values: Sequence[float]) -> str:
@@ -240,13 +239,13 @@ def ratio_frame(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def peak_gflops(records: Iterable[Record]) -> float | None:
-    """Returns the matmul peak: the median over rounds of the better library."""
+    """Returns the matmul peak: of the better library in the best round."""
     peaks = [
         max(record["result"].values())
         for record in records
         if record["framework"] == PEAK and "result" in record
     ]
-    return statistics.median(peaks) if peaks else None
+    return max(peaks, default=None)
 
 
 def time_frame(records: Sequence[Record]) -> pd.DataFrame:
@@ -271,7 +270,7 @@ def time_frame(records: Sequence[Record]) -> pd.DataFrame:
                     "images/s": f"{images / median:,.0f}",
                     "% of peak": f"{100 * share:.1f}" if share else "-",
                     "first epoch s": median_and_range(
-                        [result["epoch_seconds"][0] for result in results], 1
+                        [result["epoch_seconds"][0] for result in results]
                     ),
                     "test accuracy": mean_and_spread(
                         [result["test_accuracy"] for result in results]
@@ -301,6 +300,7 @@ def format_tables(records: Sequence[Record]) -> str:
     run, machine = first["run"], first["environment"]
     dates = sorted(record["date"] for record in measured)
     loads = [record["load"] for record in measured]
+    others = [record["others_cores"] for record in measured]
     commits = dict.fromkeys(
         f"{str(e['commit'])[:12]}{' (with uncommitted changes)' if e['dirty'] else ''}"
         for e in (record["environment"] for record in measured)
@@ -313,7 +313,7 @@ def format_tables(records: Sequence[Record]) -> str:
     lines = [
         f"## {run['dataset'].upper()} on {run['device']} ({run['cores']} cores)",
         faster,
-        markdown_table(time_frame(records)),
+        markdown_table(time_frame(measured).drop(columns="form")),
         f"- data: {run['dataset']}, {run['train_images']:,} training images, sha256 "
         f"{run['checksum']}\n"
         f"- {run['cores']} threads for each program, float32, Adam with learning rate "
@@ -336,7 +336,9 @@ def format_tables(records: Sequence[Record]) -> str:
         f"- commit: {', '.join(commits)}; code {run['code']}; CPU "
         f"{machine['device']}\n"
         f"- date: {dates[0]} to {dates[-1]}; load average before a measurement "
-        f"{min(loads)} to {max(loads)}",
+        f"{min(loads)} to {max(loads)}; other programs used {min(others):.2f} to "
+        f"{max(others):.2f} cores during a measurement, in the median "
+        f"{statistics.median(others):.2f}",
     ]
     if failures:
         lines.append(
@@ -346,6 +348,23 @@ def format_tables(records: Sequence[Record]) -> str:
 
 
 # Measuring.
+
+
+def busy_seconds() -> float:
+    """Returns the seconds that all cores have worked since the start, 0 if unknown."""
+    try:
+        words = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+        # user, nice, system, then idle and waiting, then interrupts.
+        ticks = sum(map(int, words[1:4])) + sum(map(int, words[6:8]))
+        return ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError):
+        return 0.0
+
+
+def own_seconds() -> float:
+    """Returns the seconds that this process and its ended workers have worked."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
 
 
 def code_digest() -> str:
@@ -535,7 +554,10 @@ def measure(
     """Runs one measurement and records it, be it that it failed."""
     load, start = round(os.getloadavg()[0], 2), time.perf_counter()
     extra = {} if cell.framework == PEAK else FRAMEWORKS[cell.framework].environment
+    busy, own = busy_seconds(), own_seconds()
     answer = run_worker_process(command, extra)
+    elapsed = time.perf_counter() - start
+    others = (busy_seconds() - busy) - (own_seconds() - own)
     record: Record = {
         "round": number,
         **cell._asdict(),
@@ -543,7 +565,9 @@ def measure(
         "environment": session.machine,
         "date": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
         "load": load,
-        "wall_seconds": round(time.perf_counter() - start, 2),
+        "wall_seconds": round(elapsed, 2),
+        # What other programs took from it: a measurement next to them is worth little.
+        "others_cores": round(max(others, 0.0) / elapsed, 2),
         ("error" if isinstance(answer, str) else "result"): answer,
     }
     append_jsonl(session.results, record)
@@ -585,6 +609,7 @@ def measure_all(session: Session, plan: Sequence[Cell], arrays: Path) -> None:
             outcome = (
                 f"{epoch_seconds(record):8.3f} s/epoch  accuracy "
                 f"{result['test_accuracy']:.4f}  {result['peak_rss_mb']:5,} MB"
+                f"  others {record['others_cores']:.2f} cores"
             )
         left = [c for n, c in cells[place + 1 :] if is_needed(session, n, c)]
         print(
@@ -626,8 +651,8 @@ def main() -> None:
         out / "peers.jsonl", models, dataclasses.replace(dataset, train=train)
     )
     print(
-        f"{len(plan)} measurements a round, {FLAGS.rounds} rounds, {len(session.records)} "
-        f"measured before; results in {session.results}",
+        f"{len(plan)} measurements a round, {FLAGS.rounds} rounds, "
+        f"{len(session.records)} records of earlier; results in {session.results}",
         flush=True,
     )
     with tempfile.TemporaryDirectory(prefix="mnist_jax-peers-") as folder:

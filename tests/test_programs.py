@@ -226,3 +226,39 @@ def test_predict_names_what_is_wrong_with_a_run(run_dir: Path, tmp_path):
     config.write_text(config.read_text().replace("16", "17"))
     params.write_bytes((run_dir / "params.msgpack").read_bytes())
     assert "Dense_0/bias is (17,) here and (16,) in the file" in error(tmp_path)
+
+
+def test_summary_data_and_plot_show_what_they_are_asked(run_dir: Path, tmp_path):
+    preset = "--flagfile=experiments/presets/ml10_cnn.cfg"
+    stdout = run("experiments.summary", preset, "--freeze=Dense_0").stdout
+    assert "total 93,322, trainable 56,394, frozen 36,928 parameters" in stdout
+    picture = tmp_path / "digits.png"
+    data = ("experiments.data", "--dataset=digits", f"--picture={picture}")
+    assert "(360, 28, 28)" in run(*data).stdout and picture.stat().st_size > 5_000
+    assert "must end in" in run(*data, "--picture=digits.bmp", ok=False).stderr
+    for path in ("record.json", "config.json"):
+        (tmp_path / path).write_bytes((run_dir / path).read_bytes())
+    assert "val_accuracy" in run("experiments.plot", f"--run_dir={tmp_path}").stdout
+    assert {"history.png", "history.svg"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_predictions_are_drawn(run_dir: Path, tmp_path):
+    picture = tmp_path / "prediction.png"
+    run(
+        "experiments.predict",
+        f"--run_dir={run_dir}",
+        "--index=3",
+        f"--picture={picture}",
+    )
+    assert picture.stat().st_size > 2_000
+
+
+def test_training_starts_from_another_run(run_dir: Path):
+    command = ("experiments.train", *DIGITS, f"--init_from={run_dir}")
+    losses = [
+        float(re.search(r"^ 1/2 +([\d.]+)", run(*arguments).stdout, re.MULTILINE)[1])
+        for arguments in (command, command[:-1])
+    ]
+    assert losses[0] < losses[1]
+    wider = run(*command, "--hidden=17", ok=False)
+    assert "Dense_0/bias is (17,) here and (16,) in the file" in wider.stderr
