@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from mnist_jax.config import config_from_dict
+from mnist_jax.flops import multiply_adds
 
-from .flops import multiply_adds
 from .statistics import Interval, paired_difference, verdict_of
 
 Record = Mapping[str, Any]

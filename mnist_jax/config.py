@@ -270,6 +270,12 @@ class TrainConfig:
         "Flax's own; auto chooses by device",
         choices=("auto", "fast", "plain"),
     )
+    cpu_devices: int = _option(
+        0,
+        "on a CPU, host devices that share each batch; 0 takes as many cores as pay",
+        check=lambda devices: 0 <= devices <= 1024,
+        allowed="a whole number from 0 to 1024",
+    )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -105,7 +105,7 @@ def conv_pool(
     stage = _Stage(strides, activation, pool or 1)
     if min(_output_lengths(x, kernel.shape[0], stage)) < 1:
         raise InputError(
-            f"A kernel of side {kernel.shape[0]}, strides {strides} and pool {pool} leave"
+            f"Kernel size {kernel.shape[0]}, strides {strides} and pool {pool} leave"
             f" nothing of inputs {x.shape[1:3]}; make one of the three smaller."
         )
     return _conv_pool(x, kernel, bias, stage)
@@ -121,7 +121,12 @@ def _pad_same(x: jax.Array, size: int, strides: int) -> jax.Array:
 
 
 def _choose_form(kernel_shape: tuple[int, ...], stage: _Stage) -> "_Form":
-    """Picks the form of a stage by the measurements in docs/performance.md."""
+    """Picks the form of a stage by its time in a training step.
+
+    Whole steps of the 93k CNN, batch 64 a core, Zen 5: the direct form took 1.5 ms less
+    than patches with 16 or 32 features, Winograd's 2.0 ms less than patches from 32
+    channels and no less from 16, where it only compiles longer.
+    """
     size, _, channels, _ = kernel_shape
     if channels == 1 and (size * stage.pool) ** 2 <= 100:
         return _DIRECT

@@ -32,6 +32,7 @@ from mnist_jax.epochs import (
     shard_indices,
 )
 from mnist_jax.errors import InputError
+from mnist_jax.flops import training_flops
 from mnist_jax.models import count_params, create_model, resolve_kernels
 from mnist_jax.records import EpochRecord, RunRecord, environment
 from mnist_jax.steps import Metrics, create_optimizer, init_state
@@ -75,6 +76,36 @@ def make_scale(
     return partial(scale_pixels, pixels=config.pixels, mean=mean, std=std)
 
 
+# What a CPU device must have to do in a step for each parameter, in operations, before
+# it pays to have it: every device also updates all parameters, and they exchange every
+# gradient. Measured on two cores (docs/performance.md).
+_OPERATIONS_PER_PARAMETER = 2_000
+
+
+def choose_devices(config: TrainConfig) -> int:
+    """Returns how many devices share a batch: all, on a CPU only as many as pay.
+
+    The cores of devices left out still work, as threads of the others.
+
+    Raises:
+        InputError: the config asks for more CPU devices than JAX was started with.
+    """
+    devices = jax.device_count()
+    if jax.default_backend() != "cpu":
+        return devices
+    if config.cpu_devices > devices:
+        raise InputError(
+            f"--cpu_devices must be at most the {devices} JAX was started with; got "
+            f"{config.cpu_devices}; set jax_num_cpu_devices first or give fewer"
+        )
+    if config.cpu_devices:
+        return config.cpu_devices
+    operations = training_flops(config) * config.batch_size
+    parameters = count_params(create_model(config))
+    worth = int(operations / parameters / _OPERATIONS_PER_PARAMETER)
+    return max(1, min(devices, worth, config.batch_size))
+
+
 def prepare(
     config: TrainConfig, dataset: Dataset, mesh: Mesh | None = None
 ) -> Experiment:
@@ -83,7 +114,7 @@ def prepare(
     Args:
         config: what to run; its seed plays no part yet.
         dataset: as `load_dataset` returned it.
-        mesh: devices that share each batch (default: all).
+        mesh: devices that share each batch (default: `choose_devices`).
 
     Raises:
         InputError: the config asks for more images than there are.
@@ -95,7 +126,7 @@ def prepare(
             f"--batch_size must be at most the {size} training images; got "
             f"{config.batch_size}; give a smaller one"
         )
-    mesh = mesh or make_batch_mesh()
+    mesh = mesh or make_batch_mesh(choose_devices(config))
     scale = make_scale(config, dataset)
     model = create_model(config)
     first_epoch = epoch_indices(0, 0, size, config.batch_size)

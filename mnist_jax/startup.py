@@ -38,7 +38,8 @@ def start_jax() -> None:
     """
     if FLAGS.platform:
         jax.config.update("jax_platforms", _PLATFORMS[FLAGS.platform])
-    jax.config.update("jax_num_cpu_devices", available_cores())
+    wanted = FLAGS.cpu_devices if "cpu_devices" in FLAGS else None
+    jax.config.update("jax_num_cpu_devices", wanted or available_cores())
     try:
         jax.devices()
     except RuntimeError as error:

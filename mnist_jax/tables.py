@@ -16,6 +16,7 @@ _PLACE = ("device", "platform", "cores", "python", "jax", "jaxlib", "flax", "opt
 COLUMNS = (
     "model",
     "parameters",
+    "devices",
     "test accuracy",
     "test loss",
     "compile s",
@@ -49,8 +50,6 @@ def _settings(record: Record) -> str:
         f"{name}={','.join(map(str, value)) if isinstance(value, list) else value}"
         for name, value in changes.items()
     ]
-    if record["devices"] != record["environment"]["cores"]:
-        shown.append(f"devices={record['devices']}")
     return " ".join(shown)
 
 
@@ -76,12 +75,13 @@ def comparison_frame(records: Iterable[Record]) -> pd.DataFrame:
         The columns `COLUMNS`, after `model` also `settings` if any run had some;
         accuracies are means over seeds, seconds are medians over seeds.
     """
-    groups: dict[tuple[str, str, str], dict[int, Record]] = {}
+    groups: dict[tuple[str, str, str, int], dict[int, Record]] = {}
     for record in records:
-        key = (record["config"]["model"], _settings(record), record["kernels"])
+        model, settings = record["config"]["model"], _settings(record)
+        key = (model, settings, record["kernels"], record["devices"])
         groups.setdefault(key, {})[record["config"]["seed"]] = record
     rows = []
-    for (model, settings, _), by_seed in groups.items():
+    for (model, settings, *_), by_seed in groups.items():
         runs = pd.DataFrame(list(by_seed.values()))
         steady = runs["steady_epoch_seconds"].astype(float).median()
         rows.append(
@@ -90,6 +90,7 @@ def comparison_frame(records: Iterable[Record]) -> pd.DataFrame:
                 "model": model,
                 "settings": settings,
                 "parameters": f"{runs['parameters'].iloc[0]:,}",
+                "devices": runs["devices"].iloc[0],
                 "test accuracy": mean_and_spread(runs["test_accuracy"]),
                 "test loss": f"{runs['test_loss'].mean():.4f}",
                 "compile s": f"{runs['compile_seconds'].median():.2f}",
@@ -158,7 +159,7 @@ def provenance(records: Sequence[Record]) -> str:
     return (
         f"{note}- data: {first['dataset']}, sha256 {first['checksum']}\n"
         f"- device: {machine['device']} ({machine['platform']}), "
-        f"{machine['cores']} cores, {first['devices']} devices\n"
+        f"{machine['cores']} cores\n"
         f"- versions: {versions}; XLA_FLAGS: {', '.join(flags)}\n"
         f"- commit: {', '.join(commits)}\n"
         f"- date: {dates[0]} to {dates[-1]}; load average at start "

@@ -17,6 +17,7 @@ ORDER = [
     "cache",
     "digits",
     "config",
+    "flops",
     "idx",
     "download",
     "data",

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from mnist_jax.config import default_config
 from mnist_jax.data import Dataset, Split, epoch_indices
 from mnist_jax.epochs import (
     eval_indices,
@@ -17,6 +18,8 @@ from mnist_jax.epochs import (
     replicate,
     shard_indices,
 )
+from mnist_jax.errors import InputError
+from mnist_jax.fit import choose_devices
 from mnist_jax.models import CNN, LSTM, MLP
 from mnist_jax.steps import batch_metrics, init_state
 from mnist_jax.testing import check_epoch_equals_steps, make_split, scale
@@ -132,3 +135,21 @@ def test_compiled_fast_cnn_epoch_has_no_slow_operation(kernels, slow):
     operations = set(re.findall(r" ([a-z][a-z-]+)\(", compiled.as_text()))
     assert "while" in operations  # the scan itself
     assert bool(operations & SLOW) == slow
+
+
+@pytest.mark.parametrize(
+    "model, changes, devices",
+    [
+        ("mlp", {}, 1),  # few operations for each parameter: sharing costs more
+        ("cnn", {}, 8),
+        ("cnn", dict(batch_size=32), 2),
+        ("mlp", dict(cpu_devices=3), 3),
+    ],
+)
+def test_a_batch_is_shared_by_as_many_devices_as_pay(model, changes, devices):
+    assert choose_devices(default_config(model, **changes)) == devices
+
+
+def test_more_cpu_devices_than_there_are_is_refused():
+    with pytest.raises(InputError, match="at most the 8 .*; got 9"):
+        choose_devices(default_config("mlp", cpu_devices=9))

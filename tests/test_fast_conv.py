@@ -126,6 +126,24 @@ def test_ties_on_blank_areas_go_to_the_first_maximum(background, channels, size)
     assert_same(stage, (x, kernel, bias))
 
 
+@pytest.mark.parametrize("mean", [0.0, 0.1307])
+def test_whole_network_has_the_same_gradients_on_real_digits(digits, mean):
+    images = jnp.asarray(digits.train.images[:16, :, :, None], jnp.float32)
+    images = (images / 255 - mean) / 0.3081
+    params, _ = epoch_arguments()
+
+    def loss(params, stage_fn):
+        x = images
+        for (kernel, bias), stage in zip(params, (FIRST, FIRST, LAST), strict=True):
+            x = stage_fn(x, kernel, bias, **stage)
+        return jnp.sum(x * jnp.cos(jnp.arange(x.size).reshape(x.shape)))
+
+    want = jax.jit(jax.grad(lambda p: loss(p, plain_conv_pool)))(params)
+    got = jax.jit(jax.grad(lambda p: loss(p, fast_conv_pool)))(params)
+    for a, b in zip(*map(jax.tree.leaves, (got, want)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * np.max(np.abs(b)))
+
+
 def test_all_negative_windows_have_no_gradient_under_relu():
     x, kernel, bias = random_arrays(12, 12, 3, 1, 4)
     _, *grads = value_and_grads(fast_conv_pool, FIRST, (x, kernel, bias - 1e3))

@@ -157,12 +157,10 @@ def keras(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @contextlib.contextmanager
 def keras_rules(keras: Any, dtype: str = "float32") -> Iterator[None]:
     """Lets Keras compute in a precision, and add its biases with rank promotion."""
-    keras.config.set_floatx(dtype)
-    try:
-        with jax.enable_x64(dtype == "float64"), jax.numpy_rank_promotion("allow"):
-            yield
-    finally:
-        keras.config.set_floatx("float32")
+    keras.config.set_floatx(dtype)  # of losses and the optimizer's settings
+    keras.config.set_dtype_policy(dtype)  # of layers
+    with jax.enable_x64(dtype == "float64"), jax.numpy_rank_promotion("allow"):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +173,12 @@ def real(request: pytest.FixtureRequest) -> Dataset:
 def read_system(name: str, kernels: str = "auto") -> TrainConfig:
     """Returns a preset without its dropout."""
     return read_preset(name, f"--kernels={kernels}", "--dropout=0")[0]
+
+
+def init_ours(name: str, seed: int) -> Any:
+    """Returns our own initial parameters of a system."""
+    init = jax.jit(partial(init_params, create_model(read_system(name))))
+    return jax.tree.map(np.asarray, init(jax.random.key(seed)))
 
 
 def build_keras(keras: Any, name: str, seed: int = 0) -> Any:
@@ -285,22 +289,20 @@ def our_logits(config: TrainConfig, params: Any, images: np.ndarray) -> np.ndarr
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_parameters_have_the_published_number_and_cross_unchanged(name, keras, real):
-    config = read_system(name, "plain")
-    images = np.asarray(scale_pixels(real.test.images[:32], config.pixels))
-    ours = init_params(create_model(config), jax.random.key(1))
+def test_parameters_have_the_published_number_and_cross_unchanged(name, keras):
+    ours = init_ours(name, seed=1)
     with keras_rules(keras):
         model = build_keras(keras, name)
         theirs = params_from_keras(model)
         params_to_keras(ours, model)
-        back, logits = params_from_keras(model), keras_logits(model, images)
-    assert jax.tree.map(jnp.shape, ours) == jax.tree.map(np.shape, theirs)
+        back = params_from_keras(model)
+        params_to_keras(theirs, model)
+        again = params_from_keras(model)
+    assert jax.tree.map(np.shape, ours) == jax.tree.map(np.shape, theirs)
     jax.tree.map(np.testing.assert_array_equal, back, ours)
+    jax.tree.map(np.testing.assert_array_equal, again, theirs)
     count = sum(leaf.size for leaf in jax.tree.leaves(ours))
     assert count == model.count_params() == SYSTEMS[name][0]
-    np.testing.assert_allclose(
-        our_logits(config, ours, images), logits, rtol=0, atol=1e-5 * abs(logits).max()
-    )
 
 
 @pytest.mark.parametrize("dtype", RTOL)
@@ -338,11 +340,10 @@ def test_losses_of_30_steps_equal_those_of_keras(name, kernels, dtype, run_keras
 def test_initial_parameters_are_distributed_as_in_keras(name, keras):
     with keras_rules(keras):
         theirs = params_from_keras(build_keras(keras, name, seed=1))
-    ours = init_params(create_model(read_system(name)), jax.random.key(0))
+    ours = init_ours(name, seed=0)
     for path, got, want in zip(
         leaf_names(ours), jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True
     ):
-        got = np.asarray(got)
         if path.endswith("['bias']"):  # zeros, but ones for the LSTM's forget gate
             np.testing.assert_array_equal(got, want, err_msg=path)
             continue
