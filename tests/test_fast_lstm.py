@@ -190,11 +190,12 @@ def test_relu_that_blows_up_gives_no_nan_where_plain_gives_numbers(return_sequen
     run = value_and_gradients(lstm, **static)
     plain = value_and_gradients(plain_scan, **static)
     mixed = 0
-    for seed in range(60):
+    for seed in range(40):
         scale = 10 ** np.random.default_rng(seed).uniform(0, 6)
         inputs = make_inputs(4, 12, 5, 8, seed=seed, scale=scale)
-        for a, b in zip(run(*inputs), plain(*inputs), strict=True):
-            assert np.isfinite(a[np.isfinite(b)]).all()
+        actual, expected = jax.device_get((run(*inputs), plain(*inputs)))
+        for a, b in zip(actual, expected, strict=True):
+            assert not np.isnan(a[np.isfinite(b)]).any()
             mixed += 0 < np.isfinite(b).sum() < b.size
     assert mixed
 
