@@ -1,6 +1,7 @@
 # make compare   set up, then train the three networks and print their table
 # make test      set up, then run the tests
 # make install   set up only
+# make peers     set up PyTorch and Keras beside it in .venv-peers, then race them
 # Another Python: make test PYTHON=/path/to/python3.12
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready-$(shell $(PYTHON) -c \
 	'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null)
 
-.PHONY: install compare test lint clean
+.PHONY: install compare test lint peers clean
 
 install: $(READY)
 
@@ -38,5 +39,15 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+peers: .venv-peers/.ready
+	.venv-peers/bin/python -m benchmarks.peers
+
+.venv-peers/.ready: pyproject.toml $(CONSTRAINTS)
+	rm -rf .venv-peers
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint $(CONSTRAINTS) --editable . torch==2.13.0 keras tensorflow-cpu
+	touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .venv-peers build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -8,13 +8,19 @@ from pathlib import Path
 import pandas as pd
 from absl import flags
 
-from mnist_jax.config import MODELS, config_from_flags, define_flags
-from mnist_jax.errors import InputError
+from mnist_jax.config import config_from_flags, define_flags
 from mnist_jax.files import make_folder, write_file
 from mnist_jax.fit import fit, prepare
-from mnist_jax.progress import announce, epoch_rows, result
+from mnist_jax.progress import announce, announce_compiling, epoch_rows, result
 from mnist_jax.records import append_jsonl, read_jsonl, to_dict
-from mnist_jax.startup import define_machine_flags, load_data, run_program, start_jax
+from mnist_jax.startup import (
+    chosen_models,
+    define_machine_flags,
+    define_models_flag,
+    load_data,
+    run_program,
+    start_jax,
+)
 from mnist_jax.tables import comparison_frame, format_markdown, group_by_place
 
 FLAGS = flags.FLAGS
@@ -37,20 +43,17 @@ def write_tables(out: Path) -> str:
 
 def main() -> None:
     """Compares as the flags say."""
-    for model in FLAGS.models:
-        if model not in MODELS:
-            raise InputError(
-                f"--models must be some of {', '.join(MODELS)}; got {model}"
-            )
-    configs = [config_from_flags(FLAGS, model=model) for model in FLAGS.models]
+    configs = [config_from_flags(FLAGS, model=model) for model in chosen_models()]
     out = Path(FLAGS.out)
     make_folder(out)
     results = out / "compare.jsonl"
     if results.exists():
         list(read_jsonl(results))  # a damaged file is told before any work is done
     start_jax()
+    dataset = load_data(configs[0].dataset)
     for config in configs:
-        experiment = prepare(config, load_data(config.dataset))
+        announce_compiling(config)
+        experiment = prepare(config, dataset)
         announce(experiment)
         for seed in range(config.seed, config.seed + FLAGS.seeds):
             print(f"{config.model}, seed {seed}", flush=True)
@@ -64,7 +67,7 @@ def run() -> None:
     """Is the console script."""
     define_flags(exclude=("model",))
     define_machine_flags()
-    flags.DEFINE_list("models", list(MODELS), "networks to compare, comma-separated")
+    define_models_flag("compare")
     flags.DEFINE_integer(
         "seeds", 1, "runs of each model, with seeds from --seed on", lower_bound=1
     )

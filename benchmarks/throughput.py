@@ -14,14 +14,20 @@ import numpy as np
 import pandas as pd
 from absl import flags
 
-from mnist_jax.config import MODELS, TrainConfig, config_from_flags, define_flags
+from mnist_jax.config import TrainConfig, config_from_flags, define_flags
 from mnist_jax.data import Dataset, Split, epoch_indices
 from mnist_jax.epochs import eval_indices, make_train_epoch, replicate, shard_indices
 from mnist_jax.errors import InputError
 from mnist_jax.files import make_folder
 from mnist_jax.fit import make_scale, prepare
 from mnist_jax.records import append_jsonl, environment
-from mnist_jax.startup import define_machine_flags, run_program, start_jax
+from mnist_jax.startup import (
+    chosen_models,
+    define_machine_flags,
+    define_models_flag,
+    run_program,
+    start_jax,
+)
 from mnist_jax.tables import markdown_table
 
 FLAGS = flags.FLAGS
@@ -100,11 +106,7 @@ def median_and_range(values: list[float]) -> str:
 def main() -> None:
     """Measures as the flags say."""
     configs = []
-    for model in FLAGS.models:
-        if model not in MODELS:
-            raise InputError(
-                f"--models must be some of {', '.join(MODELS)}; got {model}"
-            )
+    for model in chosen_models():
         for word in FLAGS.batch_sizes:
             if not (
                 word.isascii() and word.isdigit() and 1 <= int(word) <= FLAGS.images
@@ -149,7 +151,7 @@ def run() -> None:
     """Is the console script."""
     define_flags(exclude=("model", "batch_size", "dataset", "train_size", "validation"))
     define_machine_flags()
-    flags.DEFINE_list("models", list(MODELS), "networks to time, comma-separated")
+    define_models_flag("time")
     flags.DEFINE_list("batch_sizes", ["32", "128"], "batch sizes, comma-separated")
     flags.DEFINE_integer("images", 60_000, "images of an epoch", lower_bound=1)
     flags.DEFINE_integer("repeats", 5, "timed rounds", lower_bound=1)

@@ -10,7 +10,7 @@ from absl import flags
 from mnist_jax.config import config_from_flags, define_flags
 from mnist_jax.errors import InputError
 from mnist_jax.fit import fit, prepare
-from mnist_jax.progress import announce, epoch_rows, result
+from mnist_jax.progress import announce, announce_compiling, epoch_rows, result
 from mnist_jax.runs import check_run_dir, fit_into, read_params
 from mnist_jax.startup import (
     define_machine_flags,
@@ -37,7 +37,9 @@ def main() -> None:
     if folder is not None:
         check_run_dir(folder, FLAGS.overwrite)
     start_jax()
-    experiment = prepare(config, load_data(config.dataset))
+    dataset = load_data(config.dataset)
+    announce_compiling(config)
+    experiment = prepare(config, dataset)
     announce(experiment)
     params = None
     if FLAGS.init_from:

@@ -13,8 +13,8 @@ so nothing is computed that pooling would drop. The layout is [B,H,W,C] througho
 """
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,8 @@ from jax.experimental.xla_metadata import set_xla_metadata
 from mnist_jax.errors import InputError
 
 Tiles = list[list[jax.Array]]
+Grid = Any  # rows of arrays, as lists
+Matrix = Sequence[Sequence[float]]
 
 # Winograd's F(2x2,3x3) (Lavin and Gray, arXiv:1509.09308): with d a 4x4 input tile and
 # k a 3x3 kernel, the 2x2 outputs are OUTPUTS (KERNEL k KERNEL^T * INPUTS d INPUTS^T)
@@ -32,25 +34,15 @@ _INPUTS = [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]]
 _KERNEL = [[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]
 _OUTPUTS = [[1, 1, 1, 0], [0, 1, -1, -1]]
 
-_ACTIVATIONS = {None: lambda y: y, "relu": jax.nn.relu, "tanh": jnp.tanh}
+_ACTIVATIONS = {"linear": lambda y: y, "relu": jax.nn.relu, "tanh": jnp.tanh}
 
 
 class _Stage(NamedTuple):
     """What is fixed at compile time about a stage."""
 
     strides: int
-    activation: str | None
+    activation: str
     pool: int
-
-
-def to_layout(images: jax.Array) -> jax.Array:
-    """Turns images [B,H,W,C] into the layout of `conv_pool`, which is the same."""
-    return images
-
-
-def from_layout(x: jax.Array) -> jax.Array:
-    """Turns an output of `conv_pool` into [B,H,W,C], which it is already."""
-    return x
 
 
 def conv_pool(
@@ -60,8 +52,8 @@ def conv_pool(
     *,
     strides: int,
     padding: str,
-    activation: str | None,
-    pool: int | None,
+    activation: str,
+    pool: int,
 ) -> jax.Array:
     """Convolves, adds the bias, applies the activation and max-pools.
 
@@ -79,8 +71,8 @@ def conv_pool(
         bias: [D] float32.
         strides: Step of the convolution in both directions.
         padding: "SAME" or "VALID".
-        activation: "relu", "tanh" or None.
-        pool: Side and step of the pooling window, without padding; None for no pooling.
+        activation: "relu", "tanh" or "linear".
+        pool: Side and step of the pooling window, without padding; 1 for no pooling.
 
     Returns:
         [B,h,w,D] float32.
@@ -102,7 +94,7 @@ def conv_pool(
         )
     if padding == "SAME":
         x = _pad_same(x, kernel.shape[0], strides)
-    stage = _Stage(strides, activation, pool or 1)
+    stage = _Stage(strides, activation, pool)
     if min(_output_lengths(x, kernel.shape[0], stage)) < 1:
         raise InputError(
             f"Kernel size {kernel.shape[0]}, strides {strides} and pool {pool} leave"
@@ -136,19 +128,25 @@ def _choose_form(kernel_shape: tuple[int, ...], stage: _Stage) -> "_Form":
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _conv_pool(x, kernel, bias, stage):
+def _conv_pool(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, stage: _Stage
+) -> jax.Array:
     """Runs a stage on inputs that are padded already."""
     return _conv_pool_fwd(x, kernel, bias, stage)[0]
 
 
-def _conv_pool_fwd(x, kernel, bias, stage):
+def _conv_pool_fwd(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, stage: _Stage
+) -> tuple[jax.Array, tuple]:
     """Returns the outputs and what the gradients need."""
     form = _choose_form(kernel.shape, stage)
     out, winner, saved = form.forward(x, kernel, bias, stage)
     return out, (x, kernel, out, winner, saved)
 
 
-def _conv_pool_bwd(stage, residuals, g):
+def _conv_pool_bwd(
+    stage: _Stage, residuals: tuple, g: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns the gradients of inputs, kernel and bias."""
     x, kernel, out, winner, saved = residuals
     form = _choose_form(kernel.shape, stage)
@@ -161,7 +159,7 @@ _conv_pool.defvjp(_conv_pool_fwd, _conv_pool_bwd)
 # What the forms share.
 
 
-def _materialize(fn: Callable, *args):
+def _materialize(fn: Callable, *args: Any) -> Any:
     """Computes `fn(*args)` into arrays that XLA cannot merge with anything outside.
 
     XLA:CPU fuses elementwise work into each of its consumers and so repeats it, here up
@@ -170,7 +168,7 @@ def _materialize(fn: Callable, *args):
     64). Calls inside `fn`, such as `jnp.where`'s own, may be inlined again.
     """
 
-    def inner(*args):
+    def inner(*args: Any) -> Any:
         with set_xla_metadata(inlineable="true"):
             return fn(*args)
 
@@ -190,14 +188,16 @@ def _tile_inputs(x: jax.Array, size: int, stage: _Stage) -> Tiles:
     height, width = _output_lengths(x, size, stage)
     side = strides * (pool - 1) + size
 
-    def take(p, q):
+    def take(p: int, q: int) -> jax.Array:
         rows = slice(p, p + step * (height - 1) + 1, step)
         return x[:, rows, q : q + step * (width - 1) + 1 : step]
 
     return [[take(p, q) for q in range(side)] for p in range(side)]
 
 
-def _overlap_add(collect: Callable, arrays, step: int, shape: tuple[int, ...]):
+def _overlap_add(
+    collect: Callable, arrays: Any, step: int, shape: tuple[int, ...]
+) -> jax.Array:
     """Adds gradients of tiles to the gradient of the inputs, of this shape [B,H,W,C].
 
     `collect(arrays)` makes the gradients of the tiles, {(p, q): [B,h,w,C]}.
@@ -206,7 +206,7 @@ def _overlap_add(collect: Callable, arrays, step: int, shape: tuple[int, ...]):
     reach = max(max(place) for place in places) // step  # steps beyond a tile's own
     rows, cols = (height + reach) * step, (width + reach) * step
 
-    def add(arrays):
+    def add(arrays: Any) -> dict:
         sums = {}
         for (p, q), tile in collect(arrays).items():
             down, right = p // step, q // step
@@ -216,7 +216,7 @@ def _overlap_add(collect: Callable, arrays, step: int, shape: tuple[int, ...]):
             sums[place] = sums[place] + part if place in sums else part
         return sums
 
-    def weave(sums):
+    def weave(sums: Any) -> jax.Array:
         zeros = jnp.zeros((batch, height + reach, width + reach, channels))
         parts = [
             jnp.stack([sums.get((p, q), zeros) for q in range(step)], axis=3)
@@ -230,25 +230,27 @@ def _overlap_add(collect: Callable, arrays, step: int, shape: tuple[int, ...]):
     return _materialize(weave, _materialize(add, arrays))
 
 
-def _common_shape(collect, arrays):
+def _common_shape(collect: Callable, arrays: Any) -> tuple[tuple[int, ...], list]:
     """Returns the shape of the tiles and their places, computing nothing."""
     tiles = jax.eval_shape(collect, arrays)
     return next(iter(tiles.values())).shape, list(tiles)
 
 
-def _activate(y: jax.Array, activation: str | None) -> jax.Array:
+def _activate(y: jax.Array, activation: str) -> jax.Array:
     """Applies the activation."""
     return _ACTIVATIONS[activation](y)
 
 
-def _activation_grad(out: jax.Array, g: jax.Array, activation: str | None) -> jax.Array:
+def _activation_grad(out: jax.Array, g: jax.Array, activation: str) -> jax.Array:
     """Carries a gradient back through the activation, from its output alone."""
     if activation == "relu":
         return jnp.where(out > 0, g, 0.0)
     return g * (1.0 - out * out) if activation == "tanh" else g
 
 
-def _pool_phases(phases, bias, stage):
+def _pool_phases(
+    phases: Any, bias: jax.Array, stage: _Stage
+) -> tuple[jax.Array, jax.Array | None]:
     """Takes the maximum over the phases [B,h,w,D], then adds the bias and activates.
 
     Returns the outputs and, for the gradient, which phase was the first to hold the
@@ -262,7 +264,9 @@ def _pool_phases(phases, bias, stage):
     return _activate(best + bias[None, None, None, :], stage.activation), winner
 
 
-def _phase_grads(winner, g, stage):
+def _phase_grads(
+    winner: jax.Array | None, g: jax.Array, stage: _Stage
+) -> list[jax.Array]:
     """Gives each phase the gradient [B,h,w,D] where it was the winner, else zero."""
     if winner is None:
         return [g]
@@ -274,7 +278,7 @@ def _rows(x: jax.Array) -> jax.Array:
     return x.reshape(-1, x.shape[-1])
 
 
-def _transpose(matrices):
+def _transpose(matrices: Any) -> Any:
     """Transposes matrices in memory.
 
     For a product that contracts the rows of both, XLA leaves its fast library (105
@@ -286,14 +290,16 @@ def _transpose(matrices):
 # Form 1, one input channel: the sum over the taps as an elementwise loop.
 
 
-def _direct_forward(x, kernel, bias, stage):
+def _direct_forward(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, stage: _Stage
+) -> tuple:
     """Multiplies, adds, pools and activates in one loop."""
     size, pool, strides = kernel.shape[0], stage.pool, stage.strides
 
-    def run(x, kernel, bias):
+    def run(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> tuple:
         tiles = _tile_inputs(x, size, stage)
 
-        def phase(r, s):
+        def phase(r: int, s: int) -> jax.Array:
             return sum(
                 tiles[strides * r + k][strides * s + m] * kernel[k, m][None, None]
                 for k in range(size)
@@ -307,7 +313,15 @@ def _direct_forward(x, kernel, bias, stage):
     return *_materialize(run, x, kernel, bias), x
 
 
-def _direct_backward(x, kernel, out, winner, saved, g, stage):
+def _direct_backward(
+    x: jax.Array,
+    kernel: jax.Array,
+    out: jax.Array,
+    winner: jax.Array | None,
+    saved: Any,
+    g: jax.Array,
+    stage: _Stage,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Takes kernel and bias gradient as one product with the tile's inputs and ones.
 
     The product also multiplies inputs and phases that no tap joins, and still beats a
@@ -317,14 +331,14 @@ def _direct_backward(x, kernel, out, winner, saved, g, stage):
     size, _, _, channels = kernel.shape
     phases = stage.pool**2
 
-    def spread(out, winner, g):
+    def spread(out: jax.Array, winner: jax.Array | None, g: jax.Array) -> Any:
         g = _activation_grad(out, g, stage.activation)[:, :, :, None, :]
         if winner is None:
             return g
         index = lax.broadcasted_iota(jnp.int8, (1, 1, 1, phases, 1), 3)
         return jnp.where(winner[:, :, :, None, :] == index, g, 0.0)
 
-    def inputs_and_ones(x):
+    def inputs_and_ones(x: jax.Array) -> jax.Array:
         tiles = sum(_tile_inputs(x[..., 0], size, stage), [])
         return jnp.stack([*tiles, jnp.ones_like(tiles[0])])
 
@@ -336,10 +350,9 @@ def _direct_backward(x, kernel, out, winner, saved, g, stage):
     dbias = products[-1].reshape(phases, channels).sum(0)
     # Of the first layer nothing asks for dx, and XLA removes the rest of this function.
     side = stage.strides * (stage.pool - 1) + size
-    side = stage.strides * (stage.pool - 1) + size
     dinputs = (g @ _materialize(scatter, kernel).T).reshape(*out.shape[:3], -1)
 
-    def collect(dinputs):
+    def collect(dinputs: Any) -> dict:
         places = [(p, q) for p in range(side) for q in range(side)]
         return {place: dinputs[..., i : i + 1] for i, place in enumerate(places)}
 
@@ -347,12 +360,12 @@ def _direct_backward(x, kernel, out, winner, saved, g, stage):
     return dx, dkernel, dbias
 
 
-def _scatter_kernel(kernel, stage):
+def _scatter_kernel(kernel: jax.Array, stage: _Stage) -> jax.Array:
     """Writes the kernel [k,k,1,D] as a matrix [tile inputs, phases * D]."""
     size = kernel.shape[0]
     room = stage.strides * (stage.pool - 1)
 
-    def place(r, s):
+    def place(r: int, s: int) -> jax.Array:
         row, col = r * stage.strides, s * stage.strides
         pads = [(row, room - row, 0), (col, room - col, 0), (0, 0, 0), (0, 0, 0)]
         return lax.pad(kernel, 0.0, pads)
@@ -364,10 +377,10 @@ def _scatter_kernel(kernel, stage):
 # Form 2, 3x3 kernel, step 1, 2x2 pooling: Winograd, whose 2x2 tile is the window.
 
 
-def _sandwich(matrix, grid):
+def _sandwich(matrix: Matrix, grid: Grid) -> Grid:
     """Multiplies matrix, grid of arrays and transposed matrix, leaving out zeros."""
 
-    def combine(weights, arrays):
+    def combine(weights: Sequence[float], arrays: Any) -> Any:
         terms = [
             array if weight == 1 else -array if weight == -1 else weight * array
             for weight, array in zip(weights, arrays, strict=True)
@@ -380,12 +393,12 @@ def _sandwich(matrix, grid):
     return [[combine(weights, row) for weights in matrix] for row in half]
 
 
-def _transposed(matrix):
+def _transposed(matrix: Matrix) -> Matrix:
     """Transposes a matrix of numbers."""
     return list(zip(*matrix, strict=True))
 
 
-def _multiply_grids(left, right):
+def _multiply_grids(left: Grid, right: Grid) -> Grid:
     """Multiplies the matrices of two grids, place by place."""
     return [
         [a @ b for a, b in zip(*rows, strict=True)]
@@ -393,16 +406,18 @@ def _multiply_grids(left, right):
     ]
 
 
-def _winograd_forward(x, kernel, bias, stage):
+def _winograd_forward(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, stage: _Stage
+) -> tuple:
     """Makes 16 products [B*h*w,C] @ [C,D] instead of the definition's 36."""
 
-    def transform_inputs(x):
+    def transform_inputs(x: jax.Array) -> Grid:
         return _sandwich(_INPUTS, _tile_inputs(x, 3, stage))
 
-    def transform_kernel(kernel):
+    def transform_kernel(kernel: jax.Array) -> Grid:
         return _sandwich(_KERNEL, [[kernel[k, m] for m in range(3)] for k in range(3)])
 
-    def finish(products, bias):
+    def finish(products: Any, bias: jax.Array) -> tuple:
         return _pool_phases(sum(_sandwich(_OUTPUTS, products), []), bias, stage)
 
     inputs = _materialize(transform_inputs, x)
@@ -414,19 +429,27 @@ def _winograd_forward(x, kernel, bias, stage):
     return *_materialize(finish, products, bias), (inputs, weights)
 
 
-def _winograd_backward(x, kernel, out, winner, saved, g, stage):
+def _winograd_backward(
+    x: jax.Array,
+    kernel: jax.Array,
+    out: jax.Array,
+    winner: jax.Array | None,
+    saved: Any,
+    g: jax.Array,
+    stage: _Stage,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Takes both gradients where the forward pass multiplied, 16 products each."""
     inputs, weights = saved
 
-    def spread(winner, g):
+    def spread(winner: jax.Array | None, g: jax.Array) -> Any:
         phases = _phase_grads(winner, g, stage)
         return _sandwich(_transposed(_OUTPUTS), [phases[:2], phases[2:]])
 
-    def collect_kernel(dweights):
+    def collect_kernel(dweights: Any) -> jax.Array:
         dkernel = _sandwich(_transposed(_KERNEL), dweights)
         return jnp.stack([jnp.stack(row) for row in dkernel])
 
-    def collect_tiles(dinputs):
+    def collect_tiles(dinputs: Any) -> dict:
         grid = _sandwich(_transposed(_INPUTS), dinputs)
         return {(p, q): grid[p][q] for p in range(4) for q in range(4)}
 
@@ -442,7 +465,7 @@ def _winograd_backward(x, kernel, out, winner, saved, g, stage):
 # Form 3, everything else: a matrix of patches for each phase.
 
 
-def _tap_places(size, stage):
+def _tap_places(size: int, stage: _Stage) -> list[list[tuple[int, int]]]:
     """Lists, for each phase and then for each tap, the place in the tile it reads."""
     return [
         [
@@ -455,11 +478,13 @@ def _tap_places(size, stage):
     ]
 
 
-def _patches_forward(x, kernel, bias, stage):
+def _patches_forward(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, stage: _Stage
+) -> tuple:
     """Multiplies the patches [B*h*w,k*k*C] of each phase by the kernel."""
     size = kernel.shape[0]
 
-    def cut(x):
+    def cut(x: jax.Array) -> list[jax.Array]:
         tiles = _tile_inputs(x, size, stage)
         return [
             jnp.concatenate([tiles[p][q] for p, q in places], axis=-1)
@@ -475,15 +500,23 @@ def _patches_forward(x, kernel, bias, stage):
     return *_materialize(finish, phases, bias), patches
 
 
-def _patches_backward(x, kernel, out, winner, saved, g, stage):
+def _patches_backward(
+    x: jax.Array,
+    kernel: jax.Array,
+    out: jax.Array,
+    winner: jax.Array | None,
+    saved: Any,
+    g: jax.Array,
+    stage: _Stage,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Adds the patches' gradients to the inputs' tile by tile."""
     size, _, channels, _ = kernel.shape
 
-    def spread(out, winner, g):
+    def spread(out: jax.Array, winner: jax.Array | None, g: jax.Array) -> Any:
         g = _activation_grad(out, g, stage.activation)
         return _phase_grads(winner, g, stage)
 
-    def collect(dpatches):
+    def collect(dpatches: Any) -> dict:
         tiles = {}
         for dpatch, places in zip(dpatches, _tap_places(size, stage), strict=True):
             for tap, place in enumerate(places):

@@ -62,21 +62,18 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        fast = self.kernels == "fast"
-        channels = x.shape[getattr(fast_conv, "CHANNEL_AXIS", -1) if fast else -1]
-        shape = (self.kernel, self.kernel, channels, self.filters)
+        shape = (self.kernel, self.kernel, x.shape[-1], self.filters)
         kernel = self.param("kernel", nn.initializers.glorot_uniform(), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.filters,))
-        return (fast_conv.conv_pool if fast else conv_pool)(
+        run = fast_conv.conv_pool if self.kernels == "fast" else conv_pool
+        return run(
             x,
             kernel,
             bias,
             strides=self.strides,
             padding=self.padding,
-            activation=None
-            if fast and self.activation == "linear"
-            else self.activation,
-            pool=(self.pool if self.pool > 1 else None) if fast else self.pool,
+            activation=self.activation,
+            pool=self.pool,
         )
 
 

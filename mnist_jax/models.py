@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mnist_jax import fast_conv
 from mnist_jax.config import ConvStage, TrainConfig, parse_conv_stage
 from mnist_jax.errors import InputError
 from mnist_jax.layers import Conv, LSTMLayer
@@ -123,13 +122,10 @@ class CNN(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """Returns the logits `[B,10]` of images `[B,28,28]`."""
-        fast = self.kernels == "fast"
         x = images[..., None]
-        x = fast_conv.to_layout(x) if fast else x
         for index, stage in enumerate(self.stages):
             name = _name(self.names, "Conv", index)
             x = Conv(**stage._asdict(), kernels=self.kernels, name=name)(x)
-        x = fast_conv.from_layout(x) if fast else x
         rates = _rates(self.dropout, len(self.hidden))
         return _dense_layers(
             x.reshape(len(images), -1), self.hidden, rates, train, self.names

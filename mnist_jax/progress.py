@@ -2,11 +2,17 @@
 
 from collections.abc import Callable
 
+from mnist_jax.config import TrainConfig
 from mnist_jax.fit import Experiment
 from mnist_jax.models import count_params
 from mnist_jax.records import EpochRecord, RunRecord
 
 _HEADER = "epoch   loss    acc   val loss  val acc  train s  images/s   left s"
+
+
+def announce_compiling(config: TrainConfig) -> None:
+    """Prints what is being compiled, since that can take some seconds."""
+    print(f"{config.model}: compiling ...", flush=True)
 
 
 def announce(experiment: Experiment) -> None:

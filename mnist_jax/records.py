@@ -68,8 +68,11 @@ def to_dict(record: RunRecord | EpochRecord) -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
-    """Asks git about the source this module lies in; None where there is no answer."""
-    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    """Asks git about this project's checkout; None where this is none."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():  # installed, perhaps inside somebody's repository
+        return None
+    command = ["git", "-C", str(root), *arguments]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 from absl import app, flags, logging
 
+from mnist_jax.config import MODELS
 from mnist_jax.data import Dataset, load_dataset
 from mnist_jax.errors import InputError
 from mnist_jax.records import available_cores
@@ -28,6 +29,26 @@ def define_machine_flags() -> None:
     flags.DEFINE_enum(
         "platform", None, list(_PLATFORMS), "where to run; default: what JAX finds"
     )
+
+
+def define_models_flag(purpose: str) -> None:
+    """Defines `--models`, which `chosen_models` reads."""
+    help = f"networks to {purpose}, comma-separated"
+    flags.DEFINE_list("models", list(MODELS), help)
+
+
+def chosen_models() -> list[str]:
+    """Returns the networks that `--models` names.
+
+    Raises:
+        InputError: it names none, or one that there is not.
+    """
+    if not FLAGS.models or not set(FLAGS.models) <= set(MODELS):
+        raise InputError(
+            f"--models must be one or more of {', '.join(MODELS)}; got "
+            f"{','.join(FLAGS.models) or 'none'}"
+        )
+    return FLAGS.models
 
 
 def start_jax() -> None:

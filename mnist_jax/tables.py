@@ -145,7 +145,8 @@ def provenance(records: Sequence[Record]) -> str:
     first, machine = records[0], records[0]["environment"]
     environments = [record["environment"] for record in records]
     commits = dict.fromkeys(
-        f"{str(e['commit'])[:12]}{' (with uncommitted changes)' if e['dirty'] else ''}"
+        f"{(e['commit'] or 'not a checkout')[:14]}"
+        f"{' with uncommitted changes' if e['dirty'] else ''}"
         for e in environments
     )
     flags = dict.fromkeys(e["xla_flags"] or "none" for e in environments)

@@ -203,6 +203,13 @@ def test_bad_input_is_one_sentence_without_traceback(case):
     assert "epoch" not in process.stdout  # nothing was trained
 
 
+@pytest.mark.parametrize("program", ["compare", "throughput"])
+@pytest.mark.parametrize("models", ["", "mlp,vit"])
+def test_unknown_or_no_models_are_refused(program, models):
+    process = run(f"benchmarks.{program}", f"--models={models}", ok=False)
+    assert "--models must be one or more of mlp, lstm, cnn" in process.stderr
+
+
 @pytest.mark.parametrize("index", ["360", "-1", "x", "1.5"])
 def test_an_index_out_of_range_is_refused(run_dir: Path, index):
     process = run(
