@@ -132,7 +132,7 @@ def _lstm_forward(
 
     first = _cell(z[0] + bias, no_state[0], activation)
     saved = _save(_Saved(z, no_state, no_state), 0, first, no_state[0], activation)
-    states = _write(no_state, first.h, 0) if return_sequences else no_state[:0]
+    states = _write(no_state, first.h, 0) if return_sequences else None
 
     def body(t: jax.Array, carry: tuple) -> tuple:
         h, c, saved, operands, states = carry
