@@ -30,9 +30,9 @@ Matrix = Sequence[Sequence[float]]
 # Winograd's F(2x2,3x3) (Lavin and Gray, arXiv:1509.09308): with d a 4x4 input tile and
 # k a 3x3 kernel, the 2x2 outputs are OUTPUTS (KERNEL k KERNEL^T * INPUTS d INPUTS^T)
 # OUTPUTS^T: 16 multiplications where the definition has 36.
-_INPUTS = [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]]
-_KERNEL = [[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]
-_OUTPUTS = [[1, 1, 1, 0], [0, 1, -1, -1]]
+_INPUTS: Matrix = [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]]
+_KERNEL: Matrix = [[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]
+_OUTPUTS: Matrix = [[1, 1, 1, 0], [0, 1, -1, -1]]
 
 _ACTIVATIONS = {"linear": lambda y: y, "relu": jax.nn.relu, "tanh": jnp.tanh}
 
@@ -207,7 +207,7 @@ def _overlap_add(
     rows, cols = (height + reach) * step, (width + reach) * step
 
     def add(arrays: Any) -> dict:
-        sums = {}
+        sums: dict[tuple[int, int], jax.Array] = {}
         for (p, q), tile in collect(arrays).items():
             down, right = p // step, q // step
             pads = [(down, reach - down, 0), (right, reach - right, 0)]
@@ -257,7 +257,7 @@ def _pool_phases(
     maximum (int8), or None if there is no pooling.
     """
     best = phases[0]
-    winner = jnp.zeros(best.shape, jnp.int8) if len(phases) > 1 else None
+    winner: Any = jnp.zeros(best.shape, jnp.int8) if len(phases) > 1 else None
     for index, phase in enumerate(phases[1:], 1):
         winner = jnp.where(phase > best, jnp.int8(index), winner)
         best = jnp.maximum(best, phase)
@@ -299,7 +299,7 @@ def _direct_forward(
     def run(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> tuple:
         tiles = _tile_inputs(x, size, stage)
 
-        def phase(r: int, s: int) -> jax.Array:
+        def phase(r: int, s: int) -> Any:
             return sum(
                 tiles[strides * r + k][strides * s + m] * kernel[k, m][None, None]
                 for k in range(size)
@@ -517,7 +517,7 @@ def _patches_backward(
         return _phase_grads(winner, g, stage)
 
     def collect(dpatches: Any) -> dict:
-        tiles = {}
+        tiles: dict[tuple[int, int], jax.Array] = {}
         for dpatch, places in zip(dpatches, _tap_places(size, stage), strict=True):
             for tap, place in enumerate(places):
                 part = dpatch[..., tap * channels : (tap + 1) * channels]
@@ -529,7 +529,7 @@ def _patches_backward(
     # which XLA turns it back unless the result is transposed in memory.
     dweights = sum(phase.T @ p for phase, p in zip(phases, saved, strict=True))
     dkernel = _transpose(dweights).reshape(kernel.shape)
-    dbias = sum(phase.sum(0) for phase in phases)
+    dbias: Any = sum(phase.sum(0) for phase in phases)
     weights = _transpose(_rows(kernel))
     dpatches = [(phase @ weights).reshape(*g.shape[:3], -1) for phase in phases]
     dx = _overlap_add(collect, dpatches, stage.strides * stage.pool, x.shape)
