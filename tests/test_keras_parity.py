@@ -134,8 +134,13 @@ FORMS = [
     for kernels in (("plain", "fast") if "cnn" in name or "lstm" in name else ("auto",))
 ]
 
-# Training steps to compare, and how closely. TODO
-STEPS = {"float64": 30, "float32": 5}
+# Training steps to compare, and how closely their losses must agree. The equations are
+# compared in float64, where 30 steps agree to 2e-14. In float32 they are chaotic: Adam
+# divides a gradient by its own size, so where one is little more than rounding, so is
+# its step; from step 5 on the difference can grow tenfold in two steps. Over six seeds
+# and data sets 4 steps agreed to 2e-7, but 30 steps of av_lstm to 2e-2 only, as do our
+# own plain and fast forms among themselves.
+STEPS = {"float64": 30, "float32": 4}
 RTOL = {"float64": 1e-10, "float32": 1e-5}
 
 
