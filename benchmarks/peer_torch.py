@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from mnist_jax.errors import InputError
+
 from .peer_worker import (
     LEARNING_RATE,
     Arrays,
@@ -84,6 +86,11 @@ def measure(job: Job, arrays: Arrays) -> Measurement:
     torch.manual_seed(job.seed)
     layout = torch.contiguous_format
     if job.variant == "channels_last":
+        if job.model != "cnn":
+            raise InputError(
+                "--variant=channels_last is a layout of images with channels, "
+                f"--model=cnn only; got --model={job.model}"
+            )
         layout = torch.channels_last
 
     def to_tensor(images: np.ndarray) -> torch.Tensor:

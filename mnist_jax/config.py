@@ -13,6 +13,10 @@ from mnist_jax.errors import InputError
 flags.disclaim_key_flags()  # they are the program's own: its --help shows them
 
 MODELS = ("mlp", "lstm", "cnn")
+DATASETS = ("auto", "mnist", "fashion_mnist", "kmnist", "digits")
+PIXELS = ("scaled", "standardized", "raw", "l2")
+SPLITS = ("official", "shuffled")
+VALIDATIONS = ("none", "fraction", "test")
 ACTIVATIONS = ("relu", "tanh", "linear")
 
 
@@ -159,7 +163,7 @@ class TrainConfig:
         "auto",
         "data set; auto is MNIST if it is there or can be downloaded, otherwise "
         "scikit-learn's small digits",
-        choices=("auto", "mnist", "fashion_mnist", "kmnist", "digits"),
+        choices=DATASETS,
     )
     train_size: int | None = _option(
         None,
@@ -171,13 +175,13 @@ class TrainConfig:
         "scaled",
         "pixel values: divided by 255, standardized by the training set's mean and "
         "deviation, raw 0..255, or each image column divided by its l2 norm",
-        choices=("scaled", "standardized", "raw", "l2"),
+        choices=PIXELS,
     )
     split: str = _option(
         "official",
         "the data set's own training and test sets, or all images shuffled by "
         "--split_seed and cut anew",
-        choices=("official", "shuffled"),
+        choices=SPLITS,
     )
     split_seed: int = _option(
         0,
@@ -190,7 +194,7 @@ class TrainConfig:
         "fraction",
         "validation set: none, a fraction from the end of the training set, or the "
         "test set (as some tutorials do; it then says nothing about unseen images)",
-        choices=("none", "fraction", "test"),
+        choices=VALIDATIONS,
     )
     validation_fraction: float = _option(
         0.1,

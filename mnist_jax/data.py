@@ -18,14 +18,10 @@ from absl import logging
 
 from mnist_jax import idx
 from mnist_jax.cache import cache_dir, load_or_build, warn_unwritable
+from mnist_jax.config import DATASETS, PIXELS, SPLITS, VALIDATIONS
 from mnist_jax.digits import load_digits
 from mnist_jax.download import FILES, URLS, DownloadError, download_files
 from mnist_jax.errors import InputError
-
-DATASETS = ("auto", "mnist", "fashion_mnist", "kmnist", "digits")
-PIXELS = ("scaled", "standardized", "raw", "l2")
-SPLITS = ("official", "shuffled")
-VALIDATIONS = ("none", "fraction", "test")
 
 # TFDS's own records (a test compares), frozen here in the order of FILES so that a
 # start with files at hand need not import TFDS.

@@ -186,8 +186,10 @@ def test_ours_trains_through_fit(toy):
     check(peer_ours.measure(job, toy), job)
 
 
-@pytest.mark.parametrize("model", ["mlp", "lstm", "cnn"])
-@pytest.mark.parametrize("variant", ["eager", "channels_last"])
+@pytest.mark.parametrize(
+    ("model", "variant"),
+    [("mlp", "eager"), ("lstm", "eager"), ("cnn", "eager"), ("cnn", "channels_last")],
+)
 def test_torch_trains_every_network(model, variant, toy):
     pytest.importorskip("torch", reason="`make peers` has PyTorch")
     from benchmarks import peer_torch
