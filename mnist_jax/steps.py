@@ -76,7 +76,8 @@ def scale_by_keras_adam(
         count = state.count + 1
         mu = jax.tree.map(lambda m, g: m + (1 - b1) * (g - m), state.mu, grads)
         nu = jax.tree.map(lambda v, g: v + (1 - b2) * (g * g - v), state.nu, grads)
-        t = count.astype(jnp.float32)
+        # In the gradients' precision, as in Keras: 1 - b2^t loses four digits at first.
+        t = count.astype(jax.tree.leaves(grads)[0].dtype)
         rate = jnp.sqrt(1 - b2**t) / (1 - b1**t)
         updates = jax.tree.map(lambda m, v: rate * m / (jnp.sqrt(v) + eps), mu, nu)
         return updates, optax.ScaleByAdamState(count, mu, nu)
