@@ -108,6 +108,7 @@ TARGETS = {
 }
 STEADY_EPOCHS = {"mlp": 3, "lstm": 1, "cnn": 1}
 PEAK = "matmul"  # the name under which the machine's peak is recorded
+TRIES = 3  # of a measurement that other programs disturb
 WORKER_SECONDS = 3600  # after which a worker counts as hung
 
 
@@ -132,16 +133,21 @@ def epoch_seconds(record: Record) -> float:
     return statistics.median(record["result"]["epoch_seconds"][1:])
 
 
+def is_valid(record: Record) -> bool:
+    """Tells whether a measurement ended and had the cores to itself."""
+    return "result" in record and not record["disturbed"]
+
+
 def seconds_by_round(records: Iterable[Record]) -> dict[int, float]:
     """Returns the seconds of an epoch by round."""
     return {record["round"]: epoch_seconds(record) for record in records}
 
 
 def group(records: Iterable[Record]) -> dict[tuple[str, int], ByFramework]:
-    """Returns the finished measurements by (model, batch size), then by framework."""
+    """Returns the valid measurements by (model, batch size), then by framework."""
     groups: dict[tuple[str, int], ByFramework] = {}
     for record in records:
-        if record["framework"] in FRAMEWORKS and "result" in record:
+        if record["framework"] in FRAMEWORKS and is_valid(record):
             cell = cell_of(record)
             place = groups.setdefault((cell.model, cell.batch_size), {})
             place.setdefault(cell.framework, []).append(record)
@@ -243,7 +249,7 @@ def peak_gflops(records: Iterable[Record]) -> float | None:
     peaks = [
         max(record["result"].values())
         for record in records
-        if record["framework"] == PEAK and "result" in record
+        if record["framework"] == PEAK and is_valid(record)
     ]
     return max(peaks, default=None)
 
@@ -286,9 +292,10 @@ def time_frame(records: Sequence[Record]) -> pd.DataFrame:
 
 def format_tables(records: Sequence[Record]) -> str:
     """Writes both tables and what they rest on as Markdown."""
-    measured = [record for record in records if "result" in record]
+    measured = list(filter(is_valid, records))
+    disturbed = sum(record["disturbed"] for record in records)
     if not group(measured):
-        return "nothing was measured"
+        return f"nothing was measured ({disturbed} measurements were disturbed)"
     # A row that failed once and was then measured did not fail.
     done = {(record["round"], cell_of(record)) for record in measured}
     failures = {
@@ -338,7 +345,8 @@ def format_tables(records: Sequence[Record]) -> str:
         f"- date: {dates[0]} to {dates[-1]}; load average before a measurement "
         f"{min(loads)} to {max(loads)}; other programs used {min(others):.2f} to "
         f"{max(others):.2f} cores during a measurement, in the median "
-        f"{statistics.median(others):.2f}",
+        f"{statistics.median(others):.2f}; {disturbed} measurements that others "
+        "disturbed are left out",
     ]
     if failures:
         lines.append(
@@ -551,13 +559,14 @@ def start_session(results: Path, models: Sequence[str], dataset: Dataset) -> Ses
 def measure(
     session: Session, number: int, cell: Cell, command: Sequence[str]
 ) -> Record:
-    """Runs one measurement and records it, be it that it failed."""
+    """Runs one measurement and records it, be it that it failed or was disturbed."""
     load, start = round(os.getloadavg()[0], 2), time.perf_counter()
     extra = {} if cell.framework == PEAK else FRAMEWORKS[cell.framework].environment
     busy, own = busy_seconds(), own_seconds()
     answer = run_worker_process(command, extra)
     elapsed = time.perf_counter() - start
     others = (busy_seconds() - busy) - (own_seconds() - own)
+    others_cores = round(max(others, 0.0) / elapsed, 2)
     record: Record = {
         "round": number,
         **cell._asdict(),
@@ -566,8 +575,10 @@ def measure(
         "date": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
         "load": load,
         "wall_seconds": round(elapsed, 2),
-        # What other programs took from it: a measurement next to them is worth little.
-        "others_cores": round(max(others, 0.0) / elapsed, 2),
+        # Threads that wait for each other suffer most: next to a program that kept one
+        # of two cores busy, PyTorch's LSTM took 24 times as long, ours twice.
+        "others_cores": others_cores,
+        "disturbed": others_cores > FLAGS.others_limit,
         ("error" if isinstance(answer, str) else "result"): answer,
     }
     append_jsonl(session.results, record)
@@ -580,12 +591,27 @@ def measure(
 
 def is_needed(session: Session, number: int, cell: Cell) -> bool:
     """Tells whether a measurement is still to be made, as far as is known now."""
-    done = {(r["round"], cell_of(r)) for r in session.records if "result" in r}
+    done = {(r["round"], cell_of(r)) for r in session.records if is_valid(r)}
     if (number, cell) in done or cell in session.failed:
         return False
     by_framework = group(session.records).get((cell.model, cell.batch_size), {})
     return cell.framework == PEAK or not is_slow(
         cell.framework, by_framework, FLAGS.slow_rounds, FLAGS.slow_ratio
+    )
+
+
+def describe(record: Record) -> str:
+    """Writes a measurement as a line of progress."""
+    cell = cell_of(record)
+    name = f"{cell.model:4} {cell.batch_size:4} {cell.framework:19}"
+    if "error" in record:
+        return f"{name} FAILED: {record['error']}"
+    result = record["result"]
+    return (
+        f"{name} {epoch_seconds(record):8.3f} s/epoch  accuracy "
+        f"{result['test_accuracy']:.4f}  {result['peak_rss_mb']:5,} MB  others "
+        f"{record['others_cores']:.2f} cores"
+        + (" DISTURBED, does not count" if record["disturbed"] else "")
     )
 
 
@@ -597,26 +623,17 @@ def measure_all(session: Session, plan: Sequence[Cell], arrays: Path) -> None:
         peak_cell = Cell(PEAK, "", 0)
         if is_needed(session, number, peak_cell):
             measure(session, number, peak_cell, [f"{__package__}.peer_matmul"])
-        if not is_needed(session, number, cell):
-            continue
         steady = session.runs[cell.model]["steady_epochs"]
         command = _worker_command(cell, steady, number, arrays)
-        record = measure(session, number, cell, command)
-        if "error" in record:
-            outcome = f"FAILED: {record['error']}"
-        else:
-            result = record["result"]
-            outcome = (
-                f"{epoch_seconds(record):8.3f} s/epoch  accuracy "
-                f"{result['test_accuracy']:.4f}  {result['peak_rss_mb']:5,} MB"
-                f"  others {record['others_cores']:.2f} cores"
-            )
-        left = [c for n, c in cells[place + 1 :] if is_needed(session, n, c)]
-        print(
-            f"round {number}/{FLAGS.rounds}  {cell.model:4} {cell.batch_size:4} "
-            f"{cell.framework:19} {outcome}  ({time_left(left, session.seconds)})",
-            flush=True,
-        )
+        for _ in range(TRIES):
+            if is_needed(session, number, cell):
+                record = measure(session, number, cell, command)
+                left = [c for n, c in cells[place + 1 :] if is_needed(session, n, c)]
+                print(
+                    f"round {number}/{FLAGS.rounds}  {describe(record)}  "
+                    f"({time_left(left, session.seconds)})",
+                    flush=True,
+                )
 
 
 def main() -> None:
@@ -695,6 +712,13 @@ def run() -> None:
     )
     flags.DEFINE_float(
         "slow_ratio", 1.3, "how many times slower is far slower", lower_bound=1.0
+    )
+    flags.DEFINE_float(
+        "others_limit",
+        0.2,
+        "cores that other programs may use in the mean during a measurement; if they "
+        f"use more it is repeated, up to {TRIES} times, and does not count",
+        lower_bound=0.0,
     )
     flags.DEFINE_integer(
         "train_size", None, "use the first N training images only", lower_bound=1

@@ -115,9 +115,9 @@ def _pad_same(x: jax.Array, size: int, strides: int) -> jax.Array:
 def _choose_form(kernel_shape: tuple[int, ...], stage: _Stage) -> "_Form":
     """Picks the form of a stage by its time in a training step.
 
-    Whole steps of the 93k CNN, batch 64 a core, Zen 5: the direct form took 1.5 ms less
-    than patches with 16 or 32 features, Winograd's 2.0 ms less than patches from 32
-    channels and no less from 16, where it only compiles longer.
+    Whole steps, batch 64 a core, Zen 5: against patches the direct form took 1.3, 2.0
+    and 2.9 ms less with 8, 16 and 32 pooled features; Winograd 2.0 ms less from 32
+    channels (the 93k CNN) and no less from 16, where it only compiles longer.
     """
     size, _, channels, _ = kernel_shape
     if channels == 1 and (size * stage.pool) ** 2 <= 100:
@@ -281,7 +281,7 @@ def _rows(x: jax.Array) -> jax.Array:
 def _transpose(matrices: Any) -> Any:
     """Transposes matrices in memory.
 
-    For a product that contracts the rows of both, XLA leaves its fast library (105
+    For a product that contracts the rows of both, XLA leaves its fast library (95
     against 190 GFLOP/s on one Zen 5 core, [1600,32] by [1600,64]).
     """
     return _materialize(lambda tree: jax.tree.map(jnp.transpose, tree), matrices)
@@ -325,7 +325,7 @@ def _direct_backward(
     """Takes kernel and bias gradient as one product with the tile's inputs and ones.
 
     The product also multiplies inputs and phases that no tap joins, and still beats a
-    product per phase, whose patches must be built first (0.6 against 1.4 ms for
+    product per phase, whose patches must be built first (0.4 against 1.4 ms for
     [64,28,28,1] to 32 channels on one Zen 5 core).
     """
     size, _, _, channels = kernel.shape

@@ -84,6 +84,7 @@ def record(
         "date": "2026-01-01",
         "load": 0.1,
         "others_cores": 0.0,
+        "disturbed": False,
         "wall_seconds": 5.0,
         "result": {
             "epoch_seconds": [9.0, seconds, seconds - 0.01, seconds + 5.0],
@@ -152,7 +153,15 @@ def test_tables_show_time_peak_accuracy_and_failures():
     assert "**failed**: torch_compile mlp 128: no compiler" in text
     again = peers.format_tables([*MADE_UP, failed, record("torch_compile", 1, 0.5)])
     assert "failed" not in again
-    assert peers.format_tables([failed]) == "nothing was measured"
+    assert "nothing was measured" in peers.format_tables([failed])
+
+
+def test_disturbed_measurements_do_not_count():
+    disturbed = record("torch_malloc", 4, 0.001, disturbed=True)
+    (row,) = peers.ratio_frame([*MADE_UP, disturbed]).to_dict("records")
+    assert row["times faster"] == "2.25 [2.00, 2.50] (n=3)"
+    text = peers.format_tables([*MADE_UP, disturbed])
+    assert "1 measurements that others disturbed are left out" in text
 
 
 @pytest.fixture(scope="module")
@@ -242,6 +251,7 @@ def test_peers_end_to_end_and_on_where_it_was(tmp_path):
         "--train_size=72",
         "--steady_epochs=1",
         "--rounds=1",
+        "--others_limit=99",
         f"--out={tmp_path}",
     )
     results = tmp_path / "peers.jsonl"
