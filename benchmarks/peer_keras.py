@@ -3,17 +3,19 @@
 python -m benchmarks.peer_keras --model=cnn --batch_size=128 --variant=tensorflow
 
 `model.fit` on NumPy arrays, scaled ahead of the clock, which shuffles them fully each
-epoch; the loss is the only thing it keeps. The choices were measured against others
-(Keras 3.15.1 on TensorFlow 2.21.0 and JAX 0.10.2, two cores of an AMD EPYC with
-AVX-512, epochs of 6,000 images, batch 128 unless said):
+epoch; the loss is the only thing it keeps. The choices rest on one or two runs each, on
+a machine that was not always quiet (Keras 3.15.1 on TensorFlow 2.21.0 and JAX 0.10.2,
+two cores of an AMD EPYC with AVX-512, 6,000 images, batch 128 unless said):
 
-- jit_compile is Keras's own choice. On TensorFlow that is without XLA here, which was
-  the faster for CNN (0.8-1.2 s against 1.5 s) and LSTM; for the MLP the two are equal.
-- steps_per_execution: 16 on TensorFlow (MLP 0.12-0.15 s against 0.23-0.25 s for 1, of
-  12,000 images; no difference for the others). On JAX 16 for the MLP (batch 32: 0.05 s
-  against 0.07-0.08 s); its steps are unrolled when compiling, so 4 for the LSTM (1.9 s
-  against 2.05 s) and 1 for the CNN.
-- A tf.data.Dataset in place of the arrays was no faster; nor was LSTM(unroll=True).
+- jit_compile is Keras's own choice, on TensorFlow without XLA here (CNN 0.7-1.3 s, with
+  XLA 1.5 s; LSTM not told apart), but for the MLP at small batches, where XLA was the
+  faster: 0.10 s against 0.13-0.14 s at batch 32.
+- steps_per_execution on TensorFlow: 16 (MLP 0.12-0.15 s against 0.23-0.25 s for 1, of
+  12,000 images; CNN and LSTM not told apart). On JAX, where the steps are unrolled when
+  compiling: 8 for the MLP (batch 32: 0.04 s against 0.07-0.08 s for 1), 2 for the LSTM
+  (1.9 s against 2.05 s for 1), 1 for the CNN, where nothing else was tried.
+- Not told apart: a tf.data.Dataset in place of the arrays (MLP, 12,000 images:
+  0.11-0.12 s against 0.12-0.15 s) and LSTM(unroll=True).
 """
 
 import os
@@ -32,7 +34,7 @@ from .peer_worker import (
 VARIANTS = ("tensorflow", "jax")
 _STEPS_PER_EXECUTION = {
     "tensorflow": {"mlp": 16, "lstm": 16, "cnn": 16},
-    "jax": {"mlp": 16, "lstm": 4, "cnn": 1},
+    "jax": {"mlp": 8, "lstm": 2, "cnn": 1},
 }
 
 
@@ -74,10 +76,12 @@ def measure(job: Job, arrays: Arrays) -> Measurement:
         [layers.Input((28, 28)), *networks[job.model](), layers.Dense(10)]
     )
     steps = _STEPS_PER_EXECUTION[job.variant][job.model]
+    small = job.model == "mlp" and job.batch_size < 64
     model.compile(
         keras.optimizers.Adam(LEARNING_RATE),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         steps_per_execution=steps,
+        jit_compile=True if small else "auto",
     )
     seconds: list[float] = []
 

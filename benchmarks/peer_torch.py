@@ -2,17 +2,19 @@
 
 python -m benchmarks.peer_torch --model=cnn --batch_size=128 --variant=channels_last
 
-Its best form as far as we could find one; each choice was measured against the others
-(torch 2.13.0, two cores of an AMD EPYC with AVX-512, epochs of 12,000 images):
+Its best form as far as we could find one; the choices rest on one or two runs each, on
+a machine that was not always quiet (torch 2.13.0, two cores of an AMD EPYC with
+AVX-512, epochs of 12,000 images):
 
 - The data are one tensor, scaled ahead of the clock and indexed by a permutation: no
   DataLoader. One gather an epoch, then slices, was slower (0.17 s against 0.12 s, MLP).
-- Adam is the fused one: 0.14 s against 0.20 s foreach and plain (MLP, batch 32).
+- Adam is the fused one: 0.14 s against 0.20 s foreach and plain (MLP, batch 32; a first
+  run had 0.23 s against 0.20 s foreach).
 - Pooling stands before ReLU, which gives the same numbers for a quarter of the work:
   1.7 s against 2.5 s (CNN, channels_last, batch 128).
 - Nothing is measured in the loop, not even the accuracy that the others keep.
 - nn.LSTM runs oneDNN's kernel; it has two bias vectors a layer, 1,024 parameters more.
-  batch_first and flushing denormal numbers changed nothing.
+  batch_first and flushing denormal numbers made no difference that we could see.
 - torch.compile takes loss and network as one function, of static shape.
 """
 

@@ -47,7 +47,8 @@ ByFramework = dict[str, list[Record]]
 # glibc hands big blocks back to the system when they are freed and takes page faults
 # for them anew in each step; PyTorch's tuning guide proposes another allocator against
 # that. Keeping the blocks serves the same end with nothing to install (LSTM, batch 128:
-# 0.9 s against 1.4-1.9 s for 6,000 images). It made no fastest row of Keras's faster.
+# 0.8-1.0 s against 1.4-1.9 s for 6,000 images; CNN, batch 32: no gain). Keras's LSTMs
+# gained too (2.1-2.8 s to 1.5-1.8 s) but stayed slower, so they have no such row.
 _KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
     "MALLOC_TRIM_THRESHOLD_": str(2**33),
@@ -575,8 +576,8 @@ def measure(
         "date": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
         "load": load,
         "wall_seconds": round(elapsed, 2),
-        # Threads that wait for each other suffer most: next to a program that kept one
-        # of two cores busy, PyTorch's LSTM took 24 times as long, ours twice.
+        # Threads that wait for each other suffer most: next to programs that kept one
+        # of two cores busy, PyTorch's LSTM took 34 s for 6,000 images, else 1.4-1.9 s.
         "others_cores": others_cores,
         "disturbed": others_cores > FLAGS.others_limit,
         ("error" if isinstance(answer, str) else "result"): answer,
