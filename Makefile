@@ -39,14 +39,18 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Keras's newest TensorFlow wants other versions than the tests' constraints pin.
+PEERS_CONSTRAINTS = $(wildcard constraints/peers-$(notdir $(CONSTRAINTS)))
+
 peers: .venv-peers/.ready
 	.venv-peers/bin/python -m benchmarks.peers
 
-.venv-peers/.ready: pyproject.toml $(CONSTRAINTS)
+.venv-peers/.ready: pyproject.toml $(PEERS_CONSTRAINTS)
 	rm -rf .venv-peers
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check \
-		--constraint $(CONSTRAINTS) --editable . torch==2.13.0 keras tensorflow-cpu
+		$(addprefix --constraint ,$(PEERS_CONSTRAINTS)) $(PEERS_PIP) --editable . \
+		torch==2.13.0 keras==3.15.1 tensorflow-cpu==2.21.0
 	touch $@
 
 clean:
