@@ -138,8 +138,8 @@ FORMS = [
 # compared in float64, where 30 steps agree to 2e-14. In float32 rounding grows with the
 # steps, since Adam divides a gradient by its own size, and one that is little more than
 # rounding gives a step that is too. On MNIST and the digits, with two seeds, 4 steps
-# agreed to 2e-7; of 30 steps most systems' did to 1e-6, but av_lstm's to 2e-2 only where
-# another form of its own layers stayed at 1e-7.
+# agreed to 2e-7; of 30 steps those of most systems did to 1e-6, but av_lstm's to 2e-2
+# only, where another form of its own layers stayed at 1e-7.
 STEPS = {"float64": 30, "float32": 4}
 RTOL = {"float64": 1e-10, "float32": 1e-5}
 
