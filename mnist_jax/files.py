@@ -1,5 +1,6 @@
-"""Files that are written whole or not at all."""
+"""Files and lines that are written whole or not at all."""
 
+import fcntl
 import os
 import tempfile
 from pathlib import Path
@@ -36,6 +37,65 @@ def write_file(path: Path, content: bytes | str) -> None:
         replace_file(path, content.encode() if isinstance(content, str) else content)
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def append_line(path: Path, line: str) -> None:
+    """Appends a line whole or not at all; many processes may do so at once.
+
+    Where a process was killed within its write, the file ends in half a line, which
+    stays as it is: the new one begins below it.
+
+    Args:
+        path: the file, made if there is none.
+        line: the text, without a newline in it.
+
+    Raises:
+        InputError: it cannot be written; the file is then as it was.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            # Released by closing the file, hence by the death of the process too.
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            _append(descriptor, line.encode() + b"\n")
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def _append(descriptor: int, content: bytes) -> None:
+    """Appends to a file that no other process changes meanwhile."""
+    size = os.fstat(descriptor).st_size
+    if size and os.pread(descriptor, 1, size - 1) != b"\n":
+        content = b"\n" + content
+    rest = memoryview(content)
+    try:
+        while rest:  # a write may stop half-way, as where the disk gets full
+            rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)
+    except BaseException:
+        os.ftruncate(descriptor, size)
+        raise
+
+
+def read_lines(path: Path) -> list[bytes]:
+    """Returns a file's lines, none of which `append_line` is still writing.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InputError: it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            return file.readlines()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path}: {error.strerror}; make it readable or move it away"
+        ) from error
 
 
 def make_folder(path: Path) -> None:

@@ -7,14 +7,19 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+from absl import logging
 
-from mnist_jax.errors import InputError
-from mnist_jax.files import cannot_write, write_file
+from mnist_jax.files import append_line, read_lines, write_file
+
+Record = Mapping[str, Any]  # a run's record as read from disk
+
+# Runs that differ in one of these are never in one table, let alone in one mean.
+PLACE = ("device", "platform", "cores", "python", "jax", "jaxlib", "flax", "optax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,37 +137,62 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def append_jsonl(path: Path, value: Mapping[str, Any]) -> None:
-    """Appends one line of JSON, in one write, so that lines of processes don't mix."""
-    line = (json.dumps(value) + "\n").encode()
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(descriptor, line)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise cannot_write(path, error) from error
+    """Appends one line of JSON; errors as `append_line`."""
+    append_line(path, json.dumps(value))
 
 
-def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the objects of a JSON-lines file.
+def read_jsonl(path: Path, needed: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Returns the objects of a JSON-lines file.
+
+    A line that is of no use is named in a warning, left out and left where it is.
+
+    Args:
+        path: the file; one that is not there has no lines.
+        needed: fields that an object must have, see `missing_fields`.
 
     Raises:
-        InputError: the file cannot be read, or a line is no JSON object.
+        InputError: the file cannot be read.
     """
     try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
+        lines = read_lines(path)
+    except FileNotFoundError:
+        return []
+    values = []
     for number, line in enumerate(lines, start=1):
         try:
             value = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
-            raise InputError(
-                f"{path} line {number} is not a JSON object; remove the line, which is "
-                "damaged, and run again"
-            )
-        yield value
+            reason = "is damaged"
+        elif missing := missing_fields(value, needed):
+            reason = f"lacks {', '.join(missing)}"
+        else:
+            values.append(value)
+            continue
+        logging.warning("%s line %d %s and is left out", path, number, reason)
+    return values
+
+
+def missing_fields(record: Record, needed: Sequence[str]) -> list[str]:
+    """Returns which of the fields a record lacks; a dot leads into an object.
+
+    >>> missing_fields({"config": {"seed": 0}}, ["config.seed", "config.model"])
+    ['config.model']
+    """
+    return [name for name in needed if not _has(record, name.split("."))]
+
+
+def _has(value: Any, parts: Sequence[str]) -> bool:
+    """Tells whether an object has a field, within objects within it."""
+    for part in parts:
+        if not isinstance(value, dict) or part not in value:
+            return False
+        value = value[part]
+    return True
+
+
+def place(record: Record) -> str:
+    """Returns what all runs of one table have in common, as a text to compare."""
+    machine = [record["environment"][name] for name in PLACE]
+    return json.dumps([record["checksum"], record["dataset_note"], *machine])

@@ -111,6 +111,25 @@ def test_compare_adds_rows_and_writes_all_forms(tmp_path):
     assert len((tmp_path / "compare.csv").read_text().splitlines()) == 3
 
 
+def test_compare_goes_on_where_it_stopped(tmp_path):
+    results = tmp_path / "compare.jsonl"
+    command = ("benchmarks.compare", *DIGITS, "--models=mlp", f"--out={tmp_path}")
+    run(*command)
+    whole = results.read_text()
+    results.write_text(whole + whole[:1000])  # killed within the write of a record
+    process = run(*command, "--seeds=2")
+    assert "mlp, seed 0: already recorded\n" in process.stdout
+    assert process.stdout.count("test accuracy 0.") == 1  # of seed 1
+    assert "compare.jsonl line 2 is damaged" in process.stderr
+    first, torn, second = results.read_text().splitlines()
+    assert f"{first}\n" == whole and torn == whole[:1000]
+    assert json.loads(second)["config"]["seed"] == 1
+    assert "(n=2)" in (tmp_path / "compare.md").read_text()
+    process = run(*command, "--seeds=2")
+    assert "compiling ..." not in process.stdout
+    assert len(results.read_text().splitlines()) == 3
+
+
 def test_auto_without_mnist_is_announced_everywhere(tmp_path):
     # A proxy that refuses at once stands for an unreachable host.
     blocked = {name: "http://127.0.0.1:9" for name in ("https_proxy", "http_proxy")}
