@@ -51,6 +51,7 @@ class RunRecord:
     validation_images: int
     test_images: int
     parameters: int
+    params_sha256: str  # of the trained parameters, as `params.msgpack` holds them
     kernels: str
     devices: int
     warm_start: bool  # started from another run's parameters

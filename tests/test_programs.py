@@ -1,5 +1,6 @@
 """The command lines, end to end on the small digits, and how they refuse bad input."""
 
+import hashlib
 import json
 import os
 import re
@@ -52,6 +53,16 @@ def test_train_writes_config_metrics_record_and_parameters(run_dir: Path):
     assert record["dataset"] == "digits" and record["test_images"] == 360
     assert 0.2 < record["test_accuracy"] <= 1.0
     assert record["parameters"] == 784 * 16 + 16 + 160 + 10
+
+
+def test_a_seed_gives_the_same_parameters_in_another_process(run_dir: Path, tmp_path):
+    run("experiments.train", *DIGITS, f"--run_dir={tmp_path}")
+    digests = set()
+    for folder in (run_dir, tmp_path):
+        record = json.loads((folder / "record.json").read_text())
+        content = (folder / "params.msgpack").read_bytes()
+        digests |= {record["params_sha256"], hashlib.sha256(content).hexdigest()}
+    assert len(digests) == 1
 
 
 @pytest.mark.parametrize("model", ["lstm", "cnn"])
