@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import msgpack
+import numpy as np
 from flax import serialization
 from flax.traverse_util import flatten_dict
 
@@ -56,7 +57,8 @@ def load_params(path: Path, like: Any, sha256: str) -> Any:
     try:
         _check_sizes(content)
         params = serialization.msgpack_restore(content)
-        found = {"/".join(key): leaf for key, leaf in flatten_dict(params).items()}
+        leaves = flatten_dict(params).items()
+        found = {"/".join(key): np.asarray(leaf) for key, leaf in leaves}
     except Exception as error:  # msgpack's own errors are of many unrelated types
         raise InputError(f"{path} is damaged ({error}); train again") from error
     wanted = {"/".join(key): leaf for key, leaf in flatten_dict(like).items()}

@@ -1,8 +1,10 @@
 """Files and lines that are written whole or not at all."""
 
+import contextlib
 import fcntl
 import os
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mnist_jax.errors import InputError
@@ -96,6 +98,30 @@ def read_lines(path: Path) -> list[bytes]:
         raise InputError(
             f"cannot read {path}: {error.strerror}; make it readable or move it away"
         ) from error
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Makes a folder and keeps it for this process while the context lasts.
+
+    Args:
+        folder: what is locked for all who ask by this function.
+        waiting: called once if another process has it.
+
+    Raises:
+        OSError: it cannot be made or locked.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def make_folder(path: Path) -> None:

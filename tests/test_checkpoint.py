@@ -81,7 +81,9 @@ def test_a_forged_file_allocates_nothing_that_it_declares(path, inside_an_array)
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("content", [b"", b"\x01", b"\x80", b"\xc1", b"\x81\x01\x02"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\x01", b"\x80", b"\xc1", b"\x81\x01\x02", b"\x81\xa1a\x02"]
+)
 def test_a_file_that_is_no_parameters_is_refused(path, content):
     path.write_bytes(content)
     with pytest.raises(InputError, match="params.msgpack"):

@@ -388,25 +388,56 @@ def test_an_interrupted_write_leaves_nothing_behind(small_sets, monkeypatch):
     assert list((data.cache_dir() / "arrays").iterdir()) == []
 
 
-def test_several_processes_may_fill_the_cache_at_once(small_sets):
-    script = (
-        "import sys, numpy as np\n"
-        "from pathlib import Path\n"
-        "from mnist_jax import cache, data\n"
-        "array = np.arange(3_000_000, dtype=np.uint8).reshape(-1, 10)\n"
-        "path = data.cache_dir() / 'arrays' / 'shared.npy'\n"
-        "for _ in range(20):\n"
-        "    cache.write_entry(path, array)\n"
-        "    read = cache.read_entry(path, (10,))\n"
-        "    assert read is not None and (read == array).all()\n"
+# Eight processes that begin at the same moment, forked from one so that only one pays
+# for the imports. Each loads the small set as if all were new.
+AT_ONCE = """
+import json, os, shutil, sys, time
+from pathlib import Path
+from mnist_jax import data
+
+source, calls = map(Path, sys.argv[1:3])
+data.SHA256["mnist"] = tuple(sys.argv[3:])
+
+def download(name, folder):
+    with open(calls, "a") as file:
+        file.write("x")
+    for file in data.FILES:
+        shutil.copy(source / file, folder / file)
+        time.sleep(0.05)
+
+here, start = os.pipe()
+children = []
+for process in range(8):
+    children.append(os.fork())
+    if children[-1] == 0:
+        os.close(start)
+        os.read(here, 1)  # ends when the parent closes its side
+        dataset = data.load_dataset("mnist", download=download)
+        assert int(dataset.train.images.sum()) > 0
+        assert data.load_dataset("digits").train.images.shape == (1437, 28, 28)
+        os._exit(0)
+os.close(start)
+assert [os.waitpid(child, 0)[1] for child in children] == [0] * 8
+"""
+
+
+def test_eight_processes_fill_a_new_cache_and_one_of_them_downloads(
+    small_sets, tmp_path
+):
+    calls = tmp_path / "calls"
+    subprocess.run(
+        [sys.executable, "-c", AT_ONCE, small_sets["mnist"], calls]
+        + list(data.SHA256["mnist"]),
+        check=True,
+        env=child_environment(),
+        timeout=300,
     )
-    children = [
-        subprocess.Popen([sys.executable, "-c", script], env=child_environment())
-        for _ in range(3)
-    ]
-    assert [child.wait(60) for child in children] == [0, 0, 0]
-    names = [path.name for path in (data.cache_dir() / "arrays").iterdir()]
-    assert names == ["shared.npy"]
+    assert calls.read_text() == "x"
+    files = [path for path in data.cache_dir().rglob("*") if path.is_file()]
+    # Four downloads, four arrays and scikit-learn's digits; nothing half-written.
+    assert len(files) == 9
+    expected = data.load_dataset("mnist", small_sets["mnist"], no_call)
+    assert_equal_sets(data.load_dataset("mnist", download=no_call), expected)
 
 
 def child_environment():
