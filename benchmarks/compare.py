@@ -19,6 +19,7 @@ from mnist_jax.startup import (
     chosen_models,
     define_machine_flags,
     define_models_flag,
+    define_seeds_flag,
     load_data,
     run_program,
     start_jax,
@@ -67,11 +68,10 @@ def main() -> None:
         if recorded.issuperset(wanted):
             continue
         announce_compiling(config)
-        experiment = prepare(config, dataset)
+        seeds = sorted(set(wanted) - recorded)
+        experiment = prepare(config, dataset, len(seeds))
         announce(experiment)
-        for seed in sorted(set(wanted) - recorded):
-            print(f"{config.model}, seed {seed}", flush=True)
-            record, _ = fit(experiment, seed, epoch_rows(experiment))
+        for record, _ in fit(experiment, seeds, epoch_rows(experiment)):
             append_jsonl(results, to_dict(record))
             result(record)
     print(f"\n{write_tables(out)}\n\nwritten: {out}/compare.jsonl, .csv, .md")
@@ -82,9 +82,7 @@ def run() -> None:
     define_flags(exclude=("model",))
     define_machine_flags()
     define_models_flag("compare")
-    flags.DEFINE_integer(
-        "seeds", 1, "runs of each model, with seeds from --seed on", lower_bound=1
-    )
+    define_seeds_flag(1)
     flags.DEFINE_string("out", "results", "directory for compare.jsonl, .csv and .md")
     run_program(main)
 

@@ -14,6 +14,7 @@ from mnist_jax.progress import announce, announce_compiling, epoch_rows, result
 from mnist_jax.runs import check_run_dir, fit_into, read_params
 from mnist_jax.startup import (
     define_machine_flags,
+    define_seeds_flag,
     existing_folder,
     load_data,
     run_program,
@@ -33,24 +34,31 @@ def main() -> None:
             f"{FLAGS.init_preset}.cfg --run_dir=runs/{FLAGS.init_preset}`, then this "
             f"command again with --init_from=runs/{FLAGS.init_preset}"
         )
-    folder = Path(FLAGS.run_dir) if FLAGS.run_dir else None
-    if folder is not None:
-        check_run_dir(folder, FLAGS.overwrite)
+    seeds = range(config.seed, config.seed + FLAGS.seeds)
+    folders = {}
+    if FLAGS.run_dir:
+        folder = Path(FLAGS.run_dir)
+        folders = {seed: folder / f"seed{seed}" for seed in seeds}
+        if FLAGS.seeds == 1:
+            folders = {config.seed: folder}
+        for folder in folders.values():
+            check_run_dir(folder, FLAGS.overwrite)
     start_jax()
     dataset = load_data(config.dataset)
     announce_compiling(config)
-    experiment = prepare(config, dataset)
+    experiment = prepare(config, dataset, FLAGS.seeds)
     announce(experiment)
     params = None
     if FLAGS.init_from:
         source = existing_folder(FLAGS.init_from, "init_from")
-        params = read_params(source, experiment.model)
+        params = [read_params(source, experiment.model)] * FLAGS.seeds
     on_epoch = epoch_rows(experiment)
-    if folder is None:
-        record, _ = fit(experiment, config.seed, on_epoch, params)
+    if folders:
+        records = fit_into(experiment, folders, on_epoch, params)
     else:
-        record = fit_into(experiment, config.seed, folder, on_epoch, params)
-    result(record)
+        records = [record for record, _ in fit(experiment, seeds, on_epoch, params)]
+    for record in records:
+        result(record)
 
 
 def run() -> None:
@@ -58,8 +66,12 @@ def run() -> None:
     define_flags()
     define_machine_flags()
     flags.DEFINE_string(
-        "run_dir", None, "directory for config, metrics, record and parameters"
+        "run_dir",
+        None,
+        "directory for config, metrics, record and parameters; of several seeds each "
+        "gets a directory seed0, seed1, ... in it",
     )
+    define_seeds_flag(1)
     flags.DEFINE_string(
         "init_from", None, "directory of a finished run whose parameters to start from"
     )

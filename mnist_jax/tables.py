@@ -1,5 +1,6 @@
 """Records -> comparison tables."""
 
+import statistics
 from collections.abc import Iterable, Sequence
 
 import pandas as pd
@@ -64,6 +65,15 @@ def mean_and_spread(values: Sequence[float]) -> str:
     return f"{series.mean():.4f}{spread} (n={len(series)})"
 
 
+def _compile_seconds(records: Sequence[Record]) -> str:
+    """Writes the median seconds of compiling, of cached programs only if need be."""
+    cold = [r["compile_seconds"] for r in records if not r.get("compile_cached")]
+    if cold:
+        return f"{statistics.median(cold):.2f}"
+    cached = [r["compile_seconds"] for r in records]
+    return f"{statistics.median(cached):.2f} (cached)"
+
+
 def comparison_frame(records: Iterable[Record]) -> pd.DataFrame:
     """Returns one row per model and settings, best mean test accuracy first.
 
@@ -72,8 +82,9 @@ def comparison_frame(records: Iterable[Record]) -> pd.DataFrame:
             same settings and seed the later one counts.
 
     Returns:
-        The columns `COLUMNS`, after `model` also `settings` if any run had some;
-        accuracies are means over seeds, seconds are medians over seeds.
+        The columns `COLUMNS`, after `model` also `settings` if any run had some, after
+        `devices` also `seeds together` if any were; accuracies are means over seeds,
+        seconds are medians over seeds, of seeds trained together each one's share.
     """
     groups: dict[tuple[str, str, str, int], dict[int, Record]] = {}
     for record in records:
@@ -81,8 +92,9 @@ def comparison_frame(records: Iterable[Record]) -> pd.DataFrame:
         key = (model, settings, record["kernels"], record["devices"])
         groups.setdefault(key, {})[record["config"]["seed"]] = record
     rows = []
-    for (model, settings, *_), by_seed in groups.items():
+    for (model, settings, _, devices), by_seed in groups.items():
         runs = pd.DataFrame(list(by_seed.values()))
+        together = {record.get("seeds_together", 1) for record in by_seed.values()}
         steady = runs["steady_epoch_seconds"].astype(float).median()
         rows.append(
             {
@@ -90,10 +102,11 @@ def comparison_frame(records: Iterable[Record]) -> pd.DataFrame:
                 "model": model,
                 "settings": settings,
                 "parameters": f"{runs['parameters'].iloc[0]:,}",
-                "devices": runs["devices"].iloc[0],
+                "devices": devices,
+                "seeds together": ", ".join(map(str, sorted(together))),
                 "test accuracy": mean_and_spread(runs["test_accuracy"]),
                 "test loss": f"{runs['test_loss'].mean():.4f}",
-                "compile s": f"{runs['compile_seconds'].median():.2f}",
+                "compile s": _compile_seconds(list(by_seed.values())),
                 "first epoch s": f"{runs['first_epoch_seconds'].median():.2f}",
                 "steady s/epoch": "-" if pd.isna(steady) else f"{steady:.2f}",
                 "train images/s": f"{runs['train_images_per_second'].median():,.0f}",
@@ -106,7 +119,8 @@ def comparison_frame(records: Iterable[Record]) -> pd.DataFrame:
         )
     frame = pd.DataFrame(rows).sort_values("order", ascending=False, kind="stable")
     frame = frame.drop(columns="order").reset_index(drop=True)
-    return frame if frame["settings"].any() else frame.drop(columns="settings")
+    same = {"settings": "", "seeds together": "1"}  # what then needs no column
+    return frame.drop(columns=[name for name in same if all(frame[name] == same[name])])
 
 
 def history_frame(record: Record) -> pd.DataFrame:
