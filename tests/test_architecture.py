@@ -16,6 +16,7 @@ ORDER = [
     "files",
     "cache",
     "digits",
+    "own_digits",
     "config",
     "flops",
     "idx",
