@@ -37,12 +37,13 @@ ORDER = [
     "summary",
     "plots",
     "progress",
+    "demo",
     "startup",
     "testing",
     "console",
 ]
 KNOWS_FLAGS = {"config", "startup"}
-KNOWS_TIME = {"fit", "download"}
+KNOWS_TIME = {"fit", "download", "demo"}
 KNOWS_JIT = {"fast_conv", "epochs", "fit", "predictions", "testing"}
 
 
