@@ -8,9 +8,12 @@ are.
 """
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from absl import flags
 from PIL import Image
 
@@ -28,6 +31,7 @@ from mnist_jax.startup import (
     run_program,
     start_jax,
 )
+from mnist_jax.tables import markdown_table
 
 FLAGS = flags.FLAGS
 
@@ -66,6 +70,27 @@ def redrawn_digits(images: np.ndarray, seed: int) -> np.ndarray:
             for place, image in enumerate(images)
         ]
     )
+
+
+def format_redrawn(records: Sequence[dict[str, Any]]) -> str:
+    """Writes a table of records and what its numbers rest on."""
+    rows = [
+        {
+            "network": record["config"]["model"],
+            "test images": f"{record['images']:,}",
+            "as they are": f"{record['accuracy']['plain']:.4f}",
+            "after the preprocessing alone": f"{record['accuracy']['normalized']:.4f}",
+            "redrawn": f"{record['accuracy']['redrawn']:.4f}",
+        }
+        for record in records
+    ]
+    notes = [
+        f"- {record['dataset']}, seed {record['seed']}, on "
+        f"{record['environment']['device']} ({record['environment']['cores']} cores), "
+        f"jax {record['environment']['jax']}, {record['environment']['date'][:10]}"
+        for record in records
+    ]
+    return "\n".join([markdown_table(pd.DataFrame(rows)), "", *notes])
 
 
 def main() -> None:

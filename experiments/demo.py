@@ -36,7 +36,8 @@ def load_predictor(folder: Path, name: str) -> Predictor:
 
     predict(np.zeros((1, *IMAGE_SHAPE), np.uint8))
     accuracy: Any = read_record(folder)["test_accuracy"]
-    return Predictor(name, f"{config.model.upper()}, {accuracy:.2%} on test", predict)
+    note = f"{config.model.upper()}, test accuracy {accuracy:.2%}"
+    return Predictor(name, note, predict)
 
 
 def main() -> None:

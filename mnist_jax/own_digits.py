@@ -20,7 +20,7 @@ from mnist_jax.errors import InputError
 
 MAX_BYTES = 50_000_000
 MAX_SIDE = 10_000
-MAX_PIXELS = 50_000_000
+MAX_PIXELS = 50_000_000  # decoding takes up to 13 bytes for each, 650 MB in all
 # A digit needs no more; larger images are first reduced to at most this long a side.
 _WORKING_SIDE = 1_500
 # Grey levels of 255 between paper and ink, below which there is only paper.

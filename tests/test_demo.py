@@ -100,7 +100,7 @@ def test_the_page_needs_nothing_from_elsewhere(port: int):
     assert not re.search(rb"https?:|//[a-z]", body)
     names = json.loads(ask(port, "GET", "/models")[2])
     assert [model["name"] for model in names] == ["mlp0", "three"]
-    assert re.fullmatch(r"MLP, [\d.]+% on test", names[0]["note"])
+    assert re.fullmatch(r"MLP, test accuracy [\d.]+%", names[0]["note"])
 
 
 PNG = {"Content_Type": "image/png"}
