@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from browser import Browser, find_programs, open_browser
 
 from mnist_jax.data import Dataset, load_dataset
 from mnist_jax.records import available_cores
@@ -47,3 +48,13 @@ def mnist(cache_folder: Path) -> Dataset:
     if not os.environ.get("MNIST_JAX_DATA_DIR"):
         pytest.skip("MNIST_JAX_DATA_DIR is not set: no MNIST files at hand")
     return load_dataset("mnist")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium; the test is skipped where there is none."""
+    programs = find_programs()
+    if programs is None:
+        pytest.skip("no chromium and chromedriver on the PATH: no browser to test with")
+    with open_browser(*programs) as browser:
+        yield browser

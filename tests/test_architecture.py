@@ -16,6 +16,7 @@ ORDER = [
     "files",
     "cache",
     "digits",
+    "own_digits",
     "config",
     "flops",
     "idx",
@@ -37,12 +38,13 @@ ORDER = [
     "summary",
     "plots",
     "progress",
+    "demo",
     "startup",
     "testing",
     "console",
 ]
 KNOWS_FLAGS = {"config", "startup"}
-KNOWS_TIME = {"compiling", "fit", "download"}
+KNOWS_TIME = {"compiling", "fit", "download", "demo"}
 KNOWS_JIT = {"fast_conv", "epochs", "fit", "predictions", "testing"}
 
 

@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 DIGITS = ("--dataset=digits", "--hidden=16", "--epochs=2", "--batch_size=64")
@@ -317,15 +319,20 @@ def test_summary_data_and_plot_show_what_they_are_asked(run_dir: Path, tmp_path)
     assert {"history.png", "history.svg"} <= {path.name for path in tmp_path.iterdir()}
 
 
-def test_predictions_are_drawn(run_dir: Path, tmp_path):
-    picture = tmp_path / "prediction.png"
-    run(
-        "experiments.predict",
-        f"--run_dir={run_dir}",
-        "--index=3",
-        f"--picture={picture}",
-    )
+def test_predictions_of_test_images_and_own_pictures_are_drawn(run_dir: Path, tmp_path):
+    own, picture = tmp_path / "my one.png", tmp_path / "prediction.png"
+    page = np.full((90, 60), 255, np.uint8)
+    page[10:80, 25:35] = 0
+    Image.fromarray(page).save(own)
+    command = ("experiments.predict", f"--run_dir={run_dir}")
+    process = run(*command, "--index=3", f"--image={own}", f"--picture={picture}")
+    header, test, ours = process.stdout.splitlines()[:3]
+    assert header.split()[-2:] == ["predicted", "truth"]
+    assert test.startswith("3 ") and ours.startswith(str(own))
+    assert test.split()[-1].isdigit() and ours.split()[-1] == "-"
     assert picture.stat().st_size > 2_000
+    process = run(*command, f"--image={own}", f"--image={__file__}", ok=False)
+    assert "test_programs.py is neither a PNG nor a JPEG image" in process.stderr
 
 
 def test_training_starts_from_another_run(run_dir: Path):

@@ -1,0 +1,170 @@
+"""A real Chromium for tests of pages, driven over the WebDriver protocol.
+
+The few commands that the tests need are plain HTTP with JSON, so no package is needed.
+https://www.w3.org/TR/webdriver2/
+"""
+
+import base64
+import contextlib
+import http.client
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+DRIVERS = ("chromedriver", "chromium.chromedriver")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+def find_programs() -> tuple[str, str] | None:
+    """Returns the paths of a driver and a browser; None where either is missing."""
+    driver = next(filter(None, map(shutil.which, DRIVERS)), None)
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    return (driver, browser) if driver and browser else None
+
+
+class Browser:
+    """A window of a headless Chromium."""
+
+    def __init__(self, port: int, session: str) -> None:
+        self._port, self._session = port, session
+
+    def _send(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        path = f"/session/{self._session}{path}"
+        return send(self._port, method, path, body)
+
+    def _devtools(self, command: str, **parameters: Any) -> Any:
+        body = {"cmd": command, "params": parameters}
+        return self._send("POST", "/goog/cdp/execute", body)
+
+    def open(self, url: str) -> None:
+        """Loads a page and waits until its load event is over.
+
+        The console then holds what this page wrote, and nothing older.
+        """
+        self.console()
+        self._send("POST", "/url", {"url": url})
+
+    def run(self, script: str, *arguments: Any) -> Any:
+        """Returns what a script's `return` gives, waiting for a promise.
+
+        Args:
+            script: the body of a function; `arguments` are its arguments, as JSON.
+        """
+        body = {"script": script, "args": list(arguments)}
+        return self._send("POST", "/execute/sync", body)
+
+    def console(self) -> list[str]:
+        """Returns the console's errors and warnings since the last call.
+
+        Failed requests and uncaught exceptions are among them.
+        """
+        entries = self._send("POST", "/se/log", {"type": "browser"})
+        loud = ("SEVERE", "WARNING")
+        return [entry["message"] for entry in entries if entry["level"] in loud]
+
+    def resize(self, width: int, height: int) -> None:
+        """Gives the page a viewport of so many CSS pixels, also below a window's."""
+        self._devtools(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
+
+    def prefer_dark(self, dark: bool) -> None:
+        """Says whether the user prefers dark pages."""
+        scheme = {
+            "name": "prefers-color-scheme",
+            "value": "dark" if dark else "light",
+        }
+        self._devtools("Emulation.setEmulatedMedia", features=[scheme])
+
+    def drag(self, points: Sequence[tuple[float, float]], pointer: str) -> None:
+        """Draws a line with a pressed pointer.
+
+        Args:
+            points: of the viewport, in CSS pixels from its upper left corner.
+            pointer: "mouse", "touch" or "pen".
+        """
+        moves = [
+            {"type": "pointerMove", "duration": 10, "x": round(x), "y": round(y)}
+            for x, y in points
+        ]
+        down, up = {"type": "pointerDown", "button": 0}, {"type": "pointerUp"}
+        device = {
+            "type": "pointer",
+            "id": pointer,
+            "parameters": {"pointerType": pointer},
+            "actions": [moves[0], down, *moves[1:], {**up, "button": 0}],
+        }
+        self._send("POST", "/actions", {"actions": [device]})
+
+    def screenshot(self) -> bytes:
+        """Returns a PNG of the viewport."""
+        return base64.b64decode(self._send("GET", "/screenshot"))
+
+
+def send(port: int, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    """Sends the driver a command and returns its value.
+
+    Raises:
+        RuntimeError: the driver answers with an error.
+    """
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
+    with contextlib.closing(connection):
+        connection.request(method, path, None if body is None else json.dumps(body))
+        response = connection.getresponse()
+        value = json.loads(response.read())["value"]
+    if response.status != 200:
+        raise RuntimeError(f"{method} {path}: {value['error']}: {value['message']}")
+    return value
+
+
+@contextlib.contextmanager
+def open_browser(driver: str, browser: str) -> Iterator[Browser]:
+    """Starts a browser with a profile of its own and ends it."""
+    arguments = ["--headless=new", "--disable-gpu", "--disable-dev-shm-usage"]
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        arguments.append("--no-sandbox")  # without it Chromium refuses to run as root
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile,
+        subprocess.Popen(
+            [driver, "--port=0"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        ) as process,
+    ):
+        try:
+            port = _port_of(process)
+            arguments.append(f"--user-data-dir={profile}")
+            options = {"binary": browser, "args": arguments}
+            capabilities = {
+                "browserName": "chrome",
+                "goog:chromeOptions": options,
+                "goog:loggingPrefs": {"browser": "ALL"},
+                "timeouts": {"script": 120_000, "pageLoad": 120_000},  # milliseconds
+            }
+            body = {"capabilities": {"alwaysMatch": capabilities}}
+            session = send(port, "POST", "/session", body)["sessionId"]
+            try:
+                yield Browser(port, session)
+            finally:
+                send(port, "DELETE", f"/session/{session}")
+        finally:
+            process.terminate()
+
+
+def _port_of(process: subprocess.Popen[str]) -> int:
+    """Reads from the driver's first lines which port it took."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if found := re.search(r"started successfully on port (\d+)", line):
+            return int(found[1])
+    raise RuntimeError("the driver ended before it told its port")
