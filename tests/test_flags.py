@@ -237,7 +237,7 @@ def test_wrong_flags_are_one_sentence_without_traceback(
         told = f"{command}: {outcome}"
         assert outcome["status"] in (1, 2), told
         assert "Traceback" not in outcome["stderr"], told
-        value = command[-1].partition("=")[2] if name in VALUES else ""
+        value = "".join(command[-1:]).partition("=")[2] if name in VALUES else ""
         assert (value or f"--{name}") in outcome["stderr"], told
         assert "test accuracy" not in outcome["stdout"], told
         [sentence] = [
