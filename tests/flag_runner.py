@@ -14,7 +14,7 @@ from typing import Any
 
 from absl import flags
 
-SECONDS = 120  # in which a refusal must have come
+SECONDS = 120  # of computing, in which a refusal must have come
 
 
 def flags_of(program: Any) -> list[str]:
@@ -30,7 +30,7 @@ def outcome(program: Any, arguments: list[str]) -> dict[str, Any]:
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = os.fork()
         if child == 0:
-            signal.alarm(SECONDS)
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)
             sys.argv = [program.__name__, *arguments]
