@@ -1,5 +1,7 @@
 # make compare   set up, then train the three networks and print their table
 # make test      set up, then run the tests
+# make test-faults  set up, then run the tests that take minutes and print figures
+# make test-matrix  the tests with the oldest and the newest Python and jax supported
 # make install   set up only
 # make peers     set up PyTorch and Keras beside it in .venv-peers, then race them
 # Another Python: make test PYTHON=/path/to/python3.12
@@ -14,7 +16,7 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready-$(shell $(PYTHON) -c \
 	'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null)
 
-.PHONY: install compare test lint peers clean
+.PHONY: install compare test test-faults test-matrix lint peers clean
 
 install: $(READY)
 
@@ -33,6 +35,18 @@ compare: install
 
 test: install lint
 	$(BIN)/python -m pytest --numprocesses=auto --dist=worksteal
+
+test-faults: install
+	$(BIN)/python -m pytest -m faults -rP tests
+
+# The constraints of Python 3.11 pin the oldest jax, flax and optax that pyproject.toml
+# allows, those of the newer Pythons the newest.
+PYTHON_OLDEST ?= python3.11
+PYTHON_NEWEST ?= python3.13
+
+test-matrix:
+	$(MAKE) test PYTHON=$(PYTHON_OLDEST) VENV=.venv-oldest
+	$(MAKE) test PYTHON=$(PYTHON_NEWEST) VENV=.venv-newest
 
 lint: install
 	$(BIN)/ruff check .
@@ -54,4 +68,4 @@ peers: .venv-peers/.ready
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-peers build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .venv-oldest .venv-newest .venv-peers build *.egg-info .pytest_cache .ruff_cache .mypy_cache

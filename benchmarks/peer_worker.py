@@ -105,7 +105,8 @@ def save_arrays(arrays: Arrays, folder: Path) -> None:
 def load_arrays(folder: str | None, dataset: str, train_size: int | None) -> Arrays:
     """Loads what `save_arrays` wrote or, without a folder, a data set by its name."""
     if folder is not None:
-        arrays = Arrays(*(np.load(f"{folder}/{name}.npy") for name in Arrays._fields))
+        paths = [f"{folder}/{name}.npy" for name in Arrays._fields]
+        arrays = Arrays(*(np.load(path, allow_pickle=False) for path in paths))
     else:
         from mnist_jax.data import load_dataset  # brings JAX in
 

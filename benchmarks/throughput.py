@@ -203,6 +203,8 @@ def main() -> None:
                     FLAGS, model=model, batch_size=int(word), validation="none"
                 )
             )
+    if FLAGS.out:
+        make_folder(Path(FLAGS.out))
     start_jax()
     dataset, machine = synthetic_dataset(FLAGS.images), environment()
     rows = []
@@ -210,7 +212,6 @@ def main() -> None:
         print(f"measuring {config.model}, batch {config.batch_size} ...", flush=True)
         figures = measure(config, dataset, FLAGS.repeats)
         if FLAGS.out:
-            make_folder(Path(FLAGS.out))
             record = {"config": dataclasses.asdict(config), "environment": machine}
             append_jsonl(Path(FLAGS.out) / "throughput.jsonl", {**record, **figures})
         rows.append(

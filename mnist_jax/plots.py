@@ -1,5 +1,6 @@
 """Records, images and predictions -> pictures."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mnist_jax.errors import InputError
-from mnist_jax.files import cannot_write
+from mnist_jax.files import write_file
 
 # Two of the colours that Okabe and Ito chose for colour-blind eyes; they also differ in
 # print. Source: Okabe & Ito, "Color Universal Design" (2008).
@@ -104,7 +105,6 @@ def save_figure(figure: Figure, path: Path) -> None:
         raise InputError(
             f"a picture's name must end in one of {', '.join(FORMATS)}; got {path}"
         )
-    try:
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise cannot_write(path, error) from error
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=150, format=path.suffix[1:])
+    write_file(path, picture.getvalue())

@@ -80,7 +80,8 @@ def _git(*arguments: str) -> str | None:
     root = Path(__file__).parent.parent
     if not (root / ".git").exists():  # installed, perhaps inside somebody's repository
         return None
-    command = ["git", "-C", str(root), *arguments]
+    # Without its locks git also leaves the index alone: it writes nothing at all.
+    command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):

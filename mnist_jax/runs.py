@@ -96,7 +96,7 @@ def _read_json(path: Path) -> dict[str, Any]:
             f"cannot read {path}: {error.strerror}; give the --run_dir of a run that "
             "ended"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error}); train again") from error
     if not isinstance(value, dict):
         raise InputError(f"{path} is damaged (no JSON object); train again")

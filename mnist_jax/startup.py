@@ -1,5 +1,6 @@
 """What every program does first: its flags for the machine, JAX's settings, errors."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -128,8 +129,18 @@ def run_program(main: Callable[[], None]) -> None:
                     "see --help"
                 )
             main()
+            sys.stdout.flush()
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+        except OSError as error:
+            # Such as standard output on a full disk. What is left of it goes nowhere,
+            # lest the interpreter fails in writing it at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            print(
+                f"error: the system refused: {error}; mend that and run again",
+                file=sys.stderr,
+            )
             sys.exit(1)
         except KeyboardInterrupt:
             print("\ninterrupted", file=sys.stderr)

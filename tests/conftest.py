@@ -1,5 +1,6 @@
 """Settings and data that all tests share."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,8 @@ WORKER_BYTES = 3 * 2**30
 def pytest_xdist_auto_num_workers() -> int:
     """Starts a worker for each core, as far as the memory goes."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):  # no container, or it reads "max"
+        memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return max(1, min(available_cores(), memory // WORKER_BYTES))
 
 

@@ -146,6 +146,35 @@ def test_compare_adds_rows_and_writes_all_forms(tmp_path):
     assert len((tmp_path / "compare.csv").read_text().splitlines()) == 3
 
 
+@pytest.mark.faults
+def test_eight_programs_share_a_cold_cache_and_one_table(tmp_path):
+    environment = {**os.environ, "MNIST_JAX_CACHE_DIR": str(tmp_path / "cache")}
+    out = tmp_path / "results" / "of eight"  # neither folder is there yet
+    command = [sys.executable, "-m", "benchmarks.compare", *DIGITS, "--models=mlp"]
+    processes = [
+        subprocess.Popen(
+            [*command, f"--seed={seed}", f"--out={out}"],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for seed in range(8)
+    ]
+    texts = [process.communicate(timeout=600)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 8, texts
+    lines = (out / "compare.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert sorted(record["config"]["seed"] for record in records) == list(range(8))
+    assert sorted(path.name for path in out.iterdir()) == [
+        "compare.csv",
+        "compare.jsonl",
+        "compare.md",
+    ]
+    print(f"8 programs on one cache and table: {len(records)} records")
+
+
 def test_compare_goes_on_where_it_stopped(tmp_path):
     results = tmp_path / "compare.jsonl"
     command = ("benchmarks.compare", *DIGITS, "--models=mlp", f"--out={tmp_path}")

@@ -170,6 +170,51 @@ def test_eight_processes_append_whole_lines(tmp_path):
     ]
 
 
+# Kills processes while they append lines of 300 kB; each tells of lines it has written.
+KILLED = """
+import os, random, signal, sys, time
+from pathlib import Path
+from mnist_jax.records import append_jsonl
+
+random.seed(0)
+told, tell = os.pipe()
+os.set_blocking(told, False)
+for process in range(200):
+    if (child := os.fork()) == 0:
+        for number in range(1000):
+            line = {"process": process, "number": number, "pad": "x" * 300_000}
+            append_jsonl(Path(sys.argv[1]), line)
+            os.write(tell, f"{process} {number}\\n".encode())
+    time.sleep(random.uniform(0.0, 0.1))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    try:
+        print(os.read(told, 60_000).decode(), end="")
+    except BlockingIOError:
+        pass  # killed before its first line
+"""
+
+
+@pytest.mark.faults
+def test_killed_processes_lose_no_line_that_was_written(tmp_path, caplog):
+    path = tmp_path / "lines.jsonl"
+    written = {
+        tuple(map(int, row.split()))
+        for row in run_script(KILLED, path).split("\n")
+        if row
+    }
+    lines = read_jsonl(path)
+    read = [(line["process"], line["number"]) for line in lines]
+    assert written <= set(read) and len(read) == len(set(read))
+    assert {len(line["pad"]) for line in lines} == {300_000}
+    print(
+        f"200 processes killed while appending: {len(written)} lines written, "
+        f"{len(read)} read, {len(caplog.messages)} torn ones named"
+    )
+    assert written
+    path.unlink()  # some hundred megabytes
+
+
 def test_a_line_that_stops_half_way_is_finished_or_taken_back(tmp_path, monkeypatch):
     path = tmp_path / "lines.jsonl"
     append_jsonl(path, {"a": 1})

@@ -1,0 +1,248 @@
+"""Every flag of every program refuses what it must; a new flag needs a row here."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mnist_jax.config import TrainConfig, default_config
+from mnist_jax.data import Dataset
+from mnist_jax.fit import prepare
+from mnist_jax.runs import fit_into
+
+ROOT = Path(__file__).parent.parent
+
+# By flag, command lines that are wrong because of it: wrong type, out of range, without
+# meaning beside another. The first goes to every program that has the flag.
+CONFIG = {
+    "model": ["--model=vit"],
+    "hidden": ["--hidden=a", "--hidden=0", "--hidden=100001"],
+    "conv": [
+        "--model=cnn --conv=8:pool5",
+        "--model=cnn --conv=",
+        "--model=cnn --conv=8:k7:pool3,8:k7,8:k7",
+        "--model=mlp --conv=8",
+    ],
+    "lstm_units": [
+        "--model=lstm --lstm_units=0",
+        "--model=lstm --lstm_units=",
+        "--model=lstm --lstm_units=x",
+        "--model=cnn --lstm_units=8",
+    ],
+    "activation": ["--activation=gelu", "--model=cnn --activation=relu"],
+    "dropout": [
+        "--dropout=1",
+        "--dropout=much",
+        "--dropout=-0.1",
+        "--dropout=nan",
+        "--dropout=",
+        "--dropout=0.1,0.1,0.1,0.1,0.1",
+    ],
+    "layer_names": [
+        "--layer_names=Dense_0",
+        "--layer_names=Dense_9:x",
+        "--layer_names=Dense_0:Dense_1",
+    ],
+    "freeze": ["--freeze=Dense_9"],
+    "dataset": ["--dataset=cifar"],
+    "train_size": ["--train_size=0", "--train_size=1.5", "--train_size=99999"],
+    "pixels": ["--pixels=log"],
+    "split": ["--split=random"],
+    "split_seed": ["--split_seed=3", "--split=shuffled --split_seed=-1"],
+    "validation": ["--validation=train"],
+    "validation_fraction": [
+        "--validation_fraction=x",
+        "--validation_fraction=0",
+        "--validation_fraction=1",
+        "--validation_fraction=nan",
+        "--validation_fraction=0.9999",
+        "--validation=none --validation_fraction=0.2",
+    ],
+    "optimizer": ["--optimizer=lion"],
+    "momentum": ["--optimizer=sgd --momentum=1", "--momentum=0.9"],
+    "nesterov": ["--nesterov=maybe", "--nesterov", "--optimizer=sgd --nesterov"],
+    "weight_decay": ["--optimizer=adamw --weight_decay=-1", "--weight_decay=0.1"],
+    "learning_rate": [
+        *(f"--learning_rate={value}" for value in ("0", "-1", "nan", "inf", "fast")),
+    ],
+    "schedule": ["--schedule=linear"],
+    "warmup_fraction": [
+        "--warmup_fraction=0",
+        "--warmup_fraction=1",
+        "--schedule=constant --warmup_fraction=0.2",
+    ],
+    "clip_norm": ["--clip_norm=0", "--clip_norm=nan", "--clip_norm=x"],
+    "batch_size": ["--batch_size=0", "--batch_size=1.5", "--batch_size=99999"],
+    "epochs": ["--epochs=0", "--epochs=x"],
+    "seed": ["--seed=-1", "--seed=4294967296", "--seed=x"],
+    "kernels": ["--kernels=slow"],
+    "cpu_devices": ["--cpu_devices=-1", "--cpu_devices=1025", "--cpu_devices=x"],
+}
+DATA_DIR = ["--dataset=mnist --data_dir=/nonexistent"]
+PLATFORM = ["--platform=fpga", "--platform=tpu"]
+PICTURE = ["--picture=digits.bmp", "--picture=/nonexistent/digits.png"]
+OUT = ["--out=/dev/null/results"]
+MODELS = ["--models=vit", "--models="]
+
+
+def first_of(*without: str) -> dict[str, list[str]]:
+    """Returns the first row of each config flag, but for those left out."""
+    return {name: rows[:1] for name, rows in CONFIG.items() if name not in without}
+
+
+# By program: what stands before each wrong flag, and the rows. RUN is a finished run.
+PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
+    "experiments.train": (
+        "--dataset=digits",
+        {
+            **CONFIG,
+            "data_dir": DATA_DIR,
+            "platform": PLATFORM,
+            "run_dir": ["--run_dir=/dev/null/run", "--run_dir=RUN"],
+            "init_from": ["--init_from=/nonexistent"],
+            "init_preset": ["--init_preset=ml10_mlp_raw"],
+            "overwrite": ["--overwrite=maybe"],
+        },
+    ),
+    "experiments.predict": (
+        "--run_dir=RUN",
+        {
+            "run_dir": ["--run_dir=/nonexistent"],
+            "index": ["--index=360", "--index=-1", "--index=x"],
+            "picture": PICTURE,
+            "platform": PLATFORM,
+        },
+    ),
+    "experiments.plot": ("", {"run_dir": ["", "--run_dir=/nonexistent"]}),
+    "experiments.summary": ("", first_of()),
+    "experiments.data": (
+        "--dataset=digits",
+        {
+            **first_of("freeze"),
+            "data_dir": DATA_DIR,
+            "picture": PICTURE,
+            "count": ["--count=0", "--count=501", "--count=x"],
+            "platform": PLATFORM[:1],
+        },
+    ),
+    "benchmarks.compare": (
+        "--dataset=digits --out=OUT",
+        {
+            **first_of("model"),
+            "data_dir": DATA_DIR,
+            "platform": PLATFORM,
+            "models": MODELS,
+            "seeds": ["--seeds=0", "--seeds=x"],
+            "out": OUT,
+        },
+    ),
+    "benchmarks.throughput": (
+        "--images=64 --repeats=1 --batch_sizes=16",
+        {
+            **first_of("model", "batch_size", "dataset", "train_size", "validation"),
+            "platform": PLATFORM,
+            "models": MODELS,
+            "batch_sizes": ["--batch_sizes=0", "--batch_sizes=x", "--batch_sizes=65"],
+            "images": ["--images=0", "--images=x"],
+            "repeats": ["--repeats=0", "--repeats=x"],
+            "out": OUT,
+        },
+    ),
+    "benchmarks.published": (
+        "--dataset=digits --out=OUT",
+        {
+            "systems": ["--systems=av_rnn"],
+            "seeds": ["--seeds=0", "--seeds=x"],
+            "out": OUT,
+            "dataset": ["--dataset=cifar"],
+            "epochs": ["--epochs=0", "--epochs=x"],
+            "train_size": ["--train_size=0", "--train_size=x"],
+            "data_dir": DATA_DIR,
+            "platform": PLATFORM,
+        },
+    ),
+    "benchmarks.peers": (
+        "--dataset=digits --frameworks=ours --out=OUT",
+        {
+            "models": MODELS,
+            "batches": ["--batches=0", "--batches=x"],
+            "frameworks": ["--frameworks=mxnet"],
+            "rounds": ["--rounds=0"],
+            "steady_epochs": ["--steady_epochs=0"],
+            "slow_rounds": ["--slow_rounds=0"],
+            "slow_ratio": ["--slow_ratio=0.5", "--slow_ratio=x"],
+            "others_limit": ["--others_limit=-1"],
+            "train_size": ["--train_size=0", "--train_size=99999"],
+            "dataset": ["--dataset=cifar"],
+            "data_dir": DATA_DIR,
+            "out": OUT,
+            "overwrite": ["--overwrite=maybe"],
+        },
+    ),
+}
+VALUES = {"out", "picture", "run_dir", "init_preset"}  # of which the value is named
+# Flags for which nothing is wrong, and why.
+ANYTHING = {
+    ("experiments.summary", "init_preset"),  # presets set it; nothing starts here
+    ("experiments.data", "freeze"),  # shows no network, whose layers it would name
+    ("experiments.predict", "data_dir"),  # the run's data set, here the digits, decides
+    ("benchmarks.throughput", "data_dir"),  # makes its own images
+}
+
+
+def test_every_field_of_the_config_has_a_row():
+    assert set(CONFIG) == {field.name for field in dataclasses.fields(TrainConfig)}
+
+
+@pytest.fixture(scope="module")
+def run_dir(digits: Dataset, tmp_path_factory) -> Path:
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("run")
+    config = default_config("mlp", dataset="digits", hidden=(8,), epochs=1)
+    fit_into(prepare(config, digits), 0, folder, lambda epoch: None)
+    return folder
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_wrong_flags_are_one_sentence_without_traceback(
+    program, run_dir: Path, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("MNIST_JAX_DATA_DIR", "")
+    before, rows = PROGRAMS[program]
+    names, commands = [], []
+    for name, texts in rows.items():
+        for text in texts:
+            line = f"{before} {text}".replace("RUN", str(run_dir))
+            line = line.replace("OUT", str(tmp_path / "out"))
+            if "models" in rows:
+                line = line.replace("--model=", "--models=")
+            names.append(name)
+            commands.append(line.split())
+    process = subprocess.run(
+        [sys.executable, "tests/flag_runner.py", program],
+        input=json.dumps(commands),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
+    assert process.returncode == 0, process.stderr
+    outcomes, flags = json.loads(process.stdout)
+    allowed = {name for where, name in ANYTHING if where == program}
+    assert set(flags) == set(rows) | allowed
+    for name, command, outcome in zip(names, commands, outcomes, strict=True):
+        told = f"{command}: {outcome}"
+        assert outcome["status"] in (1, 2), told
+        assert "Traceback" not in outcome["stderr"], told
+        value = "".join(command[-1:]).partition("=")[2] if name in VALUES else ""
+        assert (value or f"--{name}") in outcome["stderr"], told
+        assert "test accuracy" not in outcome["stdout"], told
+        [sentence] = [
+            line
+            for line in outcome["stderr"].splitlines()
+            if line.startswith(("error: ", "FATAL Flags parsing error:"))
+        ]
+        assert sentence, told
