@@ -93,7 +93,7 @@ def test_a_run_that_the_disk_has_no_room_for_keeps_what_it_had(
         little_room(),
         pytest.raises(InputError, match="cannot write .*params.msgpack"),
     ):
-        fit_into(prepare(config, digits), 0, tmp_path, lambda epoch: None)
+        fit_into(prepare(config, digits), {0: tmp_path}, lambda epochs: None)
     assert set(contents(tmp_path)) == {"config.json", "metrics.jsonl"}
     assert [line["epoch"] for line in read_jsonl(tmp_path / "metrics.jsonl")] == [1, 2]
 
@@ -104,7 +104,7 @@ def test_a_folder_that_vanishes_ends_a_run_with_one_sentence(digits: Dataset, tm
     folder.mkdir()
     with pytest.raises(InputError, match="cannot write .*metrics.jsonl: No such file"):
         fit_into(
-            prepare(config, digits), 0, folder, lambda epoch: shutil.rmtree(folder)
+            prepare(config, digits), {0: folder}, lambda epochs: shutil.rmtree(folder)
         )
 
 

@@ -83,6 +83,8 @@ CONFIG = {
 }
 DATA_DIR = ["--dataset=mnist --data_dir=/nonexistent"]
 PLATFORM = ["--platform=fpga", "--platform=tpu"]
+COMPILE_CACHE = ["--compile_cache=maybe"]
+SEEDS = ["--seeds=0", "--seeds=x"]
 PICTURE = ["--picture=digits.bmp", "--picture=/nonexistent/digits.png"]
 OUT = ["--out=/dev/null/results"]
 MODELS = ["--models=vit", "--models="]
@@ -105,6 +107,8 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "init_from": ["--init_from=/nonexistent"],
             "init_preset": ["--init_preset=ml10_mlp_raw"],
             "overwrite": ["--overwrite=maybe"],
+            "compile_cache": COMPILE_CACHE,
+            "seeds": SEEDS,
         },
     ),
     "experiments.predict": (
@@ -113,7 +117,18 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "run_dir": ["--run_dir=/nonexistent"],
             "index": ["--index=360", "--index=-1", "--index=x"],
             "picture": PICTURE,
+            "image": ["--image=/nonexistent.png"],
             "platform": PLATFORM,
+            "compile_cache": COMPILE_CACHE,
+        },
+    ),
+    "experiments.demo": (
+        "--run_dir=RUN",
+        {
+            "run_dir": ["--run_dir=/nonexistent"],
+            "port": ["--port=-1", "--port=65536", "--port=x"],
+            "platform": PLATFORM,
+            "compile_cache": COMPILE_CACHE,
         },
     ),
     "experiments.plot": ("", {"run_dir": ["", "--run_dir=/nonexistent"]}),
@@ -126,6 +141,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "picture": PICTURE,
             "count": ["--count=0", "--count=501", "--count=x"],
             "platform": PLATFORM[:1],
+            "compile_cache": COMPILE_CACHE,
         },
     ),
     "benchmarks.compare": (
@@ -134,8 +150,9 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             **first_of("model"),
             "data_dir": DATA_DIR,
             "platform": PLATFORM,
+            "compile_cache": COMPILE_CACHE,
             "models": MODELS,
-            "seeds": ["--seeds=0", "--seeds=x"],
+            "seeds": SEEDS,
             "out": OUT,
         },
     ),
@@ -148,6 +165,44 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "batch_sizes": ["--batch_sizes=0", "--batch_sizes=x", "--batch_sizes=65"],
             "images": ["--images=0", "--images=x"],
             "repeats": ["--repeats=0", "--repeats=x"],
+            "seeds": SEEDS,
+            "starts": ["--starts=-1", "--starts=x"],
+            "compile_cache": COMPILE_CACHE,
+            "out": OUT,
+        },
+    ),
+    "benchmarks.start_worker": (
+        "--dataset=digits --began=0",
+        {
+            **first_of(),
+            "data_dir": DATA_DIR,
+            "platform": PLATFORM,
+            "compile_cache": COMPILE_CACHE,
+            "began": ["--began=x"],
+        },
+    ),
+    "benchmarks.regress": (
+        "--dataset=digits --rounds=2",
+        {
+            "models": MODELS,
+            "against": ["--against=no-such-commit"],
+            "rounds": ["--rounds=1", "--rounds=x"],
+            "batch_size": ["--batch_size=0"],
+            "dataset": ["--dataset=cifar"],
+            "data_dir": DATA_DIR,
+            "platform": PLATFORM,
+            "compile_cache": COMPILE_CACHE,
+            "out": ["--out=/dev/null/history.jsonl"],
+        },
+    ),
+    "benchmarks.redrawn": (
+        "--run_dir=RUN --images=10",
+        {
+            "run_dir": ["--run_dir=/nonexistent"],
+            "images": ["--images=0", "--images=x"],
+            "seed": ["--seed=-1"],
+            "platform": PLATFORM,
+            "compile_cache": COMPILE_CACHE,
             "out": OUT,
         },
     ),
@@ -155,7 +210,8 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
         "--dataset=digits --out=OUT",
         {
             "systems": ["--systems=av_rnn"],
-            "seeds": ["--seeds=0", "--seeds=x"],
+            "seeds": SEEDS,
+            "compile_cache": COMPILE_CACHE,
             "out": OUT,
             "dataset": ["--dataset=cifar"],
             "epochs": ["--epochs=0", "--epochs=x"],
@@ -183,12 +239,20 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
         },
     ),
 }
-VALUES = {"out", "picture", "run_dir", "init_preset"}  # of which the value is named
+VALUES = {
+    "out",
+    "picture",
+    "run_dir",
+    "init_preset",
+    "image",
+}  # of which the value is named
 # Flags for which nothing is wrong, and why.
 ANYTHING = {
     ("experiments.summary", "init_preset"),  # presets set it; nothing starts here
     ("experiments.data", "freeze"),  # shows no network, whose layers it would name
     ("experiments.predict", "data_dir"),  # the run's data set, here the digits, decides
+    ("experiments.demo", "data_dir"),
+    ("benchmarks.redrawn", "data_dir"),
     ("benchmarks.throughput", "data_dir"),  # makes its own images
 }
 
@@ -202,7 +266,7 @@ def run_dir(digits: Dataset, tmp_path_factory) -> Path:
     """A finished run."""
     folder = tmp_path_factory.mktemp("run")
     config = default_config("mlp", dataset="digits", hidden=(8,), epochs=1)
-    fit_into(prepare(config, digits), 0, folder, lambda epoch: None)
+    fit_into(prepare(config, digits), {0: folder}, lambda epochs: None)
     return folder
 
 
