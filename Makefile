@@ -56,8 +56,10 @@ lint: install
 # Keras's newest TensorFlow wants other versions than the tests' constraints pin.
 PEERS_CONSTRAINTS = $(wildcard constraints/peers-$(notdir $(CONSTRAINTS)))
 
+PEERS_OUT ?= results/peers
+
 peers: .venv-peers/.ready
-	.venv-peers/bin/python -m benchmarks.peers
+	.venv-peers/bin/python -m benchmarks.peers --out=$(PEERS_OUT)
 
 .venv-peers/.ready: pyproject.toml $(PEERS_CONSTRAINTS)
 	rm -rf .venv-peers

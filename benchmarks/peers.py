@@ -292,8 +292,13 @@ def time_frame(records: Sequence[Record]) -> pd.DataFrame:
     return frame.drop(columns="order") if rows else frame
 
 
-def format_tables(records: Sequence[Record]) -> str:
-    """Writes both tables and what they rest on as Markdown."""
+def format_ratios(records: Sequence[Record]) -> str:
+    """Writes the table of ratios and what it rests on as Markdown."""
+    return format_tables(records, times=False)
+
+
+def format_tables(records: Sequence[Record], times: bool = True) -> str:
+    """Writes the ratios, if wanted the times, and what they rest on as Markdown."""
     measured = list(filter(is_valid, records))
     disturbed = sum(record["disturbed"] for record in records)
     if not group(measured):
@@ -320,9 +325,9 @@ def format_tables(records: Sequence[Record]) -> str:
     ratio_rows = ratio_frame(measured)
     faster = markdown_table(ratio_rows) if len(ratio_rows) else "no pair to compare"
     lines = [
-        f"## {run['dataset'].upper()} on {run['device']} ({run['cores']} cores)",
+        f"**{run['dataset'].upper()} on {run['device']} ({run['cores']} cores)**",
         faster,
-        markdown_table(time_frame(measured).drop(columns="form")),
+        *([markdown_table(time_frame(measured).drop(columns="form"))] if times else []),
         f"- data: {run['dataset']}, {run['train_images']:,} training images, sha256 "
         f"{run['checksum']}\n"
         f"- {run['cores']} threads for each program, float32, Adam with learning rate "

@@ -1,4 +1,4 @@
-"""Makes the README's tables and the presets' figures from the recorded results.
+"""Makes the documents' tables and the presets' figures from the recorded results.
 
 python -m benchmarks.readme
 """
@@ -15,28 +15,43 @@ from mnist_jax.records import read_jsonl
 from mnist_jax.startup import run_program
 from mnist_jax.tables import format_markdown, mean_and_spread
 
+from .peers import format_ratios, format_tables
 from .published import by_system, format_published
 from .redrawn import format_redrawn
 from .systems import PRESETS, SYSTEMS
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 
 Records = Sequence[dict[str, Any]]
 
-# The README's marked blocks: how the records of that name become text, and the command
-# that made the records.
-BLOCKS: dict[str, tuple[Callable[[Records], str], str]] = {
+# The marked blocks of the documents: the records they are made of, how these become
+# text, and the command that made the records.
+BLOCKS: dict[str, tuple[str, Callable[[Records], str], str]] = {
     "compare": (
+        "compare",
         format_markdown,
         "python -m benchmarks.compare --dataset=mnist --seeds=3 "
         "--out=benchmarks/results",
     ),
+    "peers": (
+        "peers",
+        format_ratios,
+        "make peers PEERS_OUT=benchmarks/results",
+    ),
+    "peers and times": (
+        "peers",
+        format_tables,
+        "make peers PEERS_OUT=benchmarks/results",
+    ),
     "published": (
+        "published",
         format_published,
         "python -m benchmarks.published --seeds=5 --out=benchmarks/results",
     ),
     "redrawn": (
+        "redrawn",
         format_redrawn,
         "python -m benchmarks.redrawn --run_dir=runs/cnn0 --images=10000 "
         "--out=benchmarks/results",
@@ -44,11 +59,11 @@ BLOCKS: dict[str, tuple[Callable[[Records], str], str]] = {
 }
 
 
-def readme_with_tables(text: str) -> str:
-    """Returns the README with every marked block made anew from its records."""
-    for name, (form, command) in BLOCKS.items():
-        results = RESULTS / f"{name}.jsonl"
-        if not results.exists():
+def with_tables(text: str) -> str:
+    """Returns a document with every marked block made anew from its records."""
+    for name, (records, form, command) in BLOCKS.items():
+        results = RESULTS / f"{records}.jsonl"
+        if f"<!-- {name} -->\n" not in text or not results.exists():
             continue
         block = f"{form(read_jsonl(results))}\n- command: `{command}`"
         before, rest = text.split(f"<!-- {name} -->\n")
@@ -74,9 +89,9 @@ def preset_with_figures(name: str, text: str) -> str:
 
 
 def main() -> None:
-    """Rewrites the README and the presets."""
-    readme = ROOT / "README.md"
-    write_file(readme, readme_with_tables(readme.read_text()))
+    """Rewrites the documents and the presets."""
+    for path in DOCUMENTS:
+        write_file(path, with_tables(path.read_text()))
     for name in SYSTEMS:
         preset = PRESETS / f"{name}.cfg"
         write_file(preset, preset_with_figures(name, preset.read_text()))

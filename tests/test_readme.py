@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.readme import RESULTS, preset_with_figures, readme_with_tables
+from benchmarks.readme import BLOCKS, DOCUMENTS, RESULTS, preset_with_figures, with_tables
 from benchmarks.systems import PRESETS, SYSTEMS
 from mnist_jax.records import read_jsonl
 
@@ -15,8 +15,15 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def test_readme_tables_are_those_of_the_records():
-    assert readme_with_tables(README) == README
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_tables_are_those_of_the_records(path):
+    assert with_tables(path.read_text()) == path.read_text()
+
+
+def test_every_block_has_its_place():
+    texts = [path.read_text() for path in DOCUMENTS]
+    for name in BLOCKS:
+        assert sum(text.count(f"<!-- {name} -->") for text in texts) == 1, name
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
