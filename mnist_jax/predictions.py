@@ -1,12 +1,33 @@
-"""What a trained network says of single images."""
+"""What a trained network says of single images, and which it gets wrong."""
 
+import base64
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 import pandas as pd
 from flax import linen as nn
+
+from mnist_jax.config import TrainConfig
+from mnist_jax.data import Split
+from mnist_jax.models import CLASSES, IMAGE_SHAPE, create_model, layer_names
+from mnist_jax.records import DetailsRecord, MistakeRecord
+
+_BATCH = 1_000  # images at a time: the first convolution of 10,000 would take 0.9 GB
+_WORST = 12  # wrong images that a record keeps
+
+
+@partial(jax.jit, static_argnames=("model", "scale"))
+def _predict(
+    model: nn.Module,
+    scale: Callable[[jax.Array], jax.Array],
+    params: Any,
+    images: jax.Array,
+) -> jax.Array:
+    logits: Any = model.apply({"params": params}, scale(images))
+    return jax.nn.softmax(logits)
 
 
 def predict_probabilities(
@@ -15,14 +36,16 @@ def predict_probabilities(
     scale: Callable[[jax.Array], jax.Array],
     images: np.ndarray,
 ) -> np.ndarray:
-    """Returns the softmax probabilities `[N,10]` of images `[N,28,28] uint8`."""
+    """Returns the softmax probabilities `[N,10]` of images `[N,28,28] uint8`.
 
-    @jax.jit
-    def predict(params: Any, images: jax.Array) -> jax.Array:
-        logits: Any = model.apply({"params": params}, scale(images))
-        return jax.nn.softmax(logits)
-
-    return np.asarray(predict(params, images))
+    Compiles once for a network, a scaling and a number of images; N must not be 0.
+    """
+    params = jax.device_get(params)  # of a run, they lie on every device of its mesh
+    parts = [
+        _predict(model, scale, params, images[start : start + _BATCH])
+        for start in range(0, len(images), _BATCH)
+    ]
+    return np.concatenate(parts)
 
 
 def prediction_frame(probabilities: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
@@ -36,3 +59,68 @@ def prediction_frame(probabilities: np.ndarray, labels: np.ndarray) -> pd.DataFr
     frame["predicted"] = probabilities.argmax(axis=1)
     frame["truth"] = labels
     return frame
+
+
+def confusion_counts(truths: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Counts images `[10,10]` by truth (row) and prediction (column).
+
+    >>> confusion_counts(np.array([5, 5, 3]), np.array([5, 3, 3]))[[3, 5]].sum(axis=1)
+    array([1, 2])
+    """
+    pairs = np.asarray(truths) * CLASSES + predicted
+    return np.bincount(pairs, minlength=CLASSES**2).reshape(CLASSES, CLASSES)
+
+
+def _worst_mistakes(probabilities: np.ndarray, split: Split) -> list[MistakeRecord]:
+    """Returns the wrong images, those of the greatest probability first."""
+    predicted, sureness = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    wrong = np.flatnonzero(predicted != split.labels)
+    worst = wrong[np.argsort(-sureness[wrong], kind="stable")][:_WORST]
+    return [
+        MistakeRecord(
+            place=int(place),
+            truth=int(split.labels[place]),
+            predicted=int(predicted[place]),
+            probability=float(sureness[place]),
+            pixels=base64.b64encode(split.images[place].tobytes()).decode(),
+        )
+        for place in worst
+    ]
+
+
+def mistake_image(pixels: str) -> np.ndarray:
+    """Returns the image `[28,28] uint8` of a `MistakeRecord`.
+
+    Raises:
+        ValueError: the text is not that of such an image.
+    """
+    image = np.frombuffer(base64.b64decode(pixels, validate=True), np.uint8)
+    return image.reshape(IMAGE_SHAPE)
+
+
+def run_details(
+    config: TrainConfig,
+    params: Any,
+    scale: Callable[[jax.Array], jax.Array],
+    test: Split,
+) -> DetailsRecord:
+    """Returns what pictures of a trained network show.
+
+    Args:
+        config: of the run.
+        params: as it ended.
+        scale: its pixel scaling, as `make_scale` returns it.
+        test: the test set of the run, on the host.
+    """
+    model = create_model(config)
+    probabilities = predict_probabilities(model, params, scale, test.images)
+    counts = confusion_counts(test.labels, probabilities.argmax(axis=1))
+    filters = None
+    if config.model == "cnn":
+        kernel = np.asarray(params[layer_names(config)[0]]["kernel"], np.float64)
+        filters = kernel[:, :, 0].round(4).tolist()
+    return DetailsRecord(
+        confusion=counts.tolist(),
+        worst=_worst_mistakes(probabilities, test),
+        filters=filters,
+    )

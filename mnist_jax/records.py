@@ -7,7 +7,9 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +64,71 @@ class RunRecord:
     environment: dict[str, Any]
 
 
-def to_dict(record: RunRecord | EpochRecord) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class MistakeRecord:
+    """A test image that a network gets wrong, and how sure it is of that."""
+
+    place: int  # in the test set
+    truth: int
+    predicted: int
+    probability: float  # of the predicted digit
+    pixels: str  # base64 of the [28,28] uint8 image, so that pictures need no data set
+
+
+@dataclasses.dataclass(frozen=True)
+class DetailsRecord:
+    """What pictures of a trained network show; never used to choose anything."""
+
+    confusion: list[list[int]]  # test images by truth (row) and prediction (column)
+    worst: list[MistakeRecord]  # the most confidently wrong, most confident first
+    filters: list[list[list[float]]] | None  # a CNN's first [k,k,filters]
+
+
+# What tells to which run a details record belongs, as the tables tell runs apart.
+IDENTITY = (
+    "config",
+    "dataset",
+    "dataset_note",
+    "checksum",
+    "kernels",
+    "devices",
+    "environment",
+)
+
+
+def with_identity(details: DetailsRecord, record: RunRecord) -> dict[str, Any]:
+    """Returns the line of `details.jsonl` that belongs to a run."""
+    return {name: getattr(record, name) for name in IDENTITY} | to_dict(details)
+
+
+def to_dict(record: RunRecord | EpochRecord | DetailsRecord) -> dict[str, Any]:
     """Returns a record as JSON-ready values."""
     return dataclasses.asdict(record)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Says whether a value read from JSON is what a field of a record is declared."""
+    if dataclasses.is_dataclass(hint):
+        return isinstance(value, dict) and not _misfits(
+            value, typing.get_type_hints(hint)
+        )
+    arguments = typing.get_args(hint)
+    if isinstance(hint, types.UnionType):
+        return any(_fits(value, argument) for argument in arguments)
+    if typing.get_origin(hint) is list:
+        return isinstance(value, list) and all(_fits(v, arguments[0]) for v in value)
+    if hint in (int, float):  # JSON has one kind of number; True is none
+        return isinstance(value, int | hint) and not isinstance(value, bool)
+    return isinstance(value, typing.get_origin(hint) or hint)
+
+
+def _misfits(values: Mapping[str, Any], hints: Mapping[str, Any]) -> list[str]:
+    """Returns the names of fields that are missing or of another type."""
+    return [
+        name
+        for name, hint in hints.items()
+        if name not in values or not _fits(values[name], hint)
+    ]
 
 
 def _git(*arguments: str) -> str | None:
@@ -166,3 +230,46 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
                 "damaged, and run again"
             )
         yield value
+
+
+# What every record says of its config and of the machine.
+_PARTS: Mapping[str, Mapping[str, Any]] = {
+    "config": {"model": str, "seed": int},
+    "environment": {
+        **dict.fromkeys(("device", "platform", "xla_flags", "date"), str),
+        **dict.fromkeys(("python", "jax", "jaxlib", "flax", "optax", "numpy"), str),
+        "cores": int,
+        "load": float,
+        "commit": str | None,
+        "dirty": bool | None,
+    },
+}
+
+
+def read_records(
+    path: Path, kind: type[RunRecord] | type[DetailsRecord], names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Returns the records of a JSON-lines file, each with all that a reader needs.
+
+    Args:
+        path: what `append_jsonl` wrote.
+        kind: whose declaration says what type a field has.
+        names: the fields that must be there, `config` and `environment` among them.
+
+    Raises:
+        InputError: the file cannot be read or a line is damaged; or a field is missing
+            or of another type, which is then named.
+    """
+    hints = typing.get_type_hints(RunRecord) | typing.get_type_hints(kind)
+    records = list(read_jsonl(path))
+    for number, record in enumerate(records, start=1):
+        bad = _misfits(record, {name: hints[name] for name in names})
+        for whole in _PARTS.keys() - set(bad):
+            misfits = _misfits(record[whole], _PARTS[whole])
+            bad += [f"{whole}.{name}" for name in misfits]
+        if bad:
+            raise InputError(
+                f"{path} line {number} is no record of a finished run: missing or "
+                f"damaged {', '.join(bad)}; remove the line and run again"
+            )
+    return records

@@ -1,6 +1,7 @@
 """Records -> comparison tables."""
 
 import json
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ COLUMNS = (
 )
 
 
-def _place(record: Record) -> str:
+def place_key(record: Record) -> str:
     """Returns what must be the same for all rows of a table, as a text to compare."""
     machine = [record["environment"][name] for name in _PLACE]
     return json.dumps([record["checksum"], record["dataset_note"], *machine])
@@ -64,6 +65,32 @@ def mean_and_spread(values: Sequence[float]) -> str:
     return f"{series.mean():.4f}{spread} (n={len(series)})"
 
 
+def row_key(record: Record) -> tuple[str, str, str, int]:
+    """Returns what runs of one row have in common: all but the seed."""
+    model = record["config"]["model"]
+    return model, _settings(record), record["kernels"], record["devices"]
+
+
+def row_name(record: Record) -> str:
+    """Names a row: its model, with the settings that are not the model's defaults."""
+    return " ".join(filter(None, row_key(record)[:2]))
+
+
+def group_by_row(records: Iterable[Record]) -> list[list[Record]]:
+    """Parts records of one place by model and settings, best mean accuracy first.
+
+    Of two runs with the same settings and seed the later one counts.
+    """
+    groups: dict[tuple[str, str, str, int], dict[int, Record]] = {}
+    for record in records:
+        seeds = groups.setdefault(row_key(record), {})
+        seeds[record["config"]["seed"]] = record
+    rows = [list(seeds.values()) for seeds in groups.values()]
+    return sorted(
+        rows, key=lambda runs: -statistics.fmean(run["test_accuracy"] for run in runs)
+    )
+
+
 def comparison_frame(records: Iterable[Record]) -> pd.DataFrame:
     """Returns one row per model and settings, best mean test accuracy first.
 
@@ -75,18 +102,13 @@ def comparison_frame(records: Iterable[Record]) -> pd.DataFrame:
         The columns `COLUMNS`, after `model` also `settings` if any run had some;
         accuracies are means over seeds, seconds are medians over seeds.
     """
-    groups: dict[tuple[str, str, str, int], dict[int, Record]] = {}
-    for record in records:
-        model, settings = record["config"]["model"], _settings(record)
-        key = (model, settings, record["kernels"], record["devices"])
-        groups.setdefault(key, {})[record["config"]["seed"]] = record
     rows = []
-    for (model, settings, *_), by_seed in groups.items():
-        runs = pd.DataFrame(list(by_seed.values()))
+    for group in group_by_row(records):
+        model, settings, *_ = row_key(group[0])
+        runs = pd.DataFrame(group)
         steady = runs["steady_epoch_seconds"].astype(float).median()
         rows.append(
             {
-                "order": runs["test_accuracy"].mean(),
                 "model": model,
                 "settings": settings,
                 "parameters": f"{runs['parameters'].iloc[0]:,}",
@@ -104,14 +126,27 @@ def comparison_frame(records: Iterable[Record]) -> pd.DataFrame:
                 "total s": f"{runs['total_seconds'].median():.1f}",
             }
         )
-    frame = pd.DataFrame(rows).sort_values("order", ascending=False, kind="stable")
-    frame = frame.drop(columns="order").reset_index(drop=True)
+    frame = pd.DataFrame(rows)
     return frame if frame["settings"].any() else frame.drop(columns="settings")
 
 
 def history_frame(record: Record) -> pd.DataFrame:
     """Returns one row per epoch of a run: losses, accuracies, seconds."""
     return pd.DataFrame(record["epochs"])
+
+
+def budget_frame(record: Record) -> pd.DataFrame:
+    """Returns a run's `seconds` of training and its `accuracy` after each epoch.
+
+    Seconds leave compiling and evaluation out. The accuracy is that of the validation
+    set; where there was none, a single row has the test accuracy at the end.
+    """
+    history = history_frame(record)
+    seconds = history["train_seconds"].cumsum()
+    if history["val_accuracy"].isna().any():
+        values = {"seconds": seconds.iloc[-1:], "accuracy": record["test_accuracy"]}
+        return pd.DataFrame(values)
+    return pd.DataFrame({"seconds": seconds, "accuracy": history["val_accuracy"]})
 
 
 def markdown_table(frame: pd.DataFrame) -> str:
@@ -127,7 +162,7 @@ def group_by_place(records: Iterable[Record]) -> list[list[Record]]:
     """Parts records by data set, machine and versions, in order of appearance."""
     groups: dict[str, list[Record]] = {}
     for record in records:
-        groups.setdefault(_place(record), []).append(record)
+        groups.setdefault(place_key(record), []).append(record)
     return list(groups.values())
 
 
@@ -140,8 +175,8 @@ def title(record: Record) -> str:
     return f"{data} on {machine['device']} ({machine['cores']} cores)"
 
 
-def provenance(records: Sequence[Record]) -> str:
-    """Writes what the numbers of a table rest on, below it."""
+def provenance_items(records: Sequence[Record]) -> list[str]:
+    """Returns what the numbers of a table rest on, a sentence for each thing."""
     first, machine = records[0], records[0]["environment"]
     environments = [record["environment"] for record in records]
     commits = dict.fromkeys(
@@ -156,18 +191,24 @@ def provenance(records: Sequence[Record]) -> str:
         f"{name} {machine[name]}"
         for name in ("python", "jax", "jaxlib", "flax", "optax", "numpy")
     )
-    note = f"- **{first['dataset_note']}**\n" if first["dataset_note"] else ""
-    return (
-        f"{note}- data: {first['dataset']}, sha256 {first['checksum']}\n"
-        f"- device: {machine['device']} ({machine['platform']}), "
-        f"{machine['cores']} cores\n"
-        f"- versions: {versions}; XLA_FLAGS: {', '.join(flags)}\n"
-        f"- commit: {', '.join(commits)}\n"
-        f"- date: {dates[0]} to {dates[-1]}; load average at start "
-        f"{min(loads)} to {max(loads)}\n"
-        "- accuracy: mean ± standard deviation over seeds; times: medians over seeds; "
-        "a steady epoch is any after the first; compiling is in none of them"
-    )
+    return [
+        f"data: {first['dataset']}, sha256 {first['checksum']}",
+        f"device: {machine['device']} ({machine['platform']}), "
+        f"{machine['cores']} cores",
+        f"versions: {versions}; XLA_FLAGS: {', '.join(flags)}",
+        f"commit: {', '.join(commits)}",
+        f"date: {dates[0]} to {dates[-1]}; load average at start "
+        f"{min(loads)} to {max(loads)}",
+        "accuracy: mean ± standard deviation over seeds; times: medians over seeds; "
+        "a steady epoch is any after the first; compiling is in none of them",
+    ]
+
+
+def provenance(records: Sequence[Record]) -> str:
+    """Writes what the numbers of a table rest on, below it."""
+    note = records[0]["dataset_note"]
+    items = [f"**{note}**"] if note else []
+    return "\n".join(f"- {item}" for item in [*items, *provenance_items(records)])
 
 
 def format_markdown(records: Iterable[Record]) -> str:
