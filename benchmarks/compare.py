@@ -10,9 +10,11 @@ from absl import flags
 
 from mnist_jax.config import config_from_flags, define_flags
 from mnist_jax.files import make_folder, write_file
-from mnist_jax.fit import fit, prepare
+from mnist_jax.fit import fit, make_scale, prepare
+from mnist_jax.predictions import run_details
 from mnist_jax.progress import announce, announce_compiling, epoch_rows, result
-from mnist_jax.records import append_jsonl, read_jsonl, to_dict
+from mnist_jax.records import append_jsonl, read_jsonl, to_dict, with_identity
+from mnist_jax.report import DETAILS, PICTURES, RESULTS, write_report
 from mnist_jax.startup import (
     chosen_models,
     define_machine_flags,
@@ -28,7 +30,7 @@ FLAGS = flags.FLAGS
 
 def write_tables(out: Path) -> str:
     """Writes `compare.md` and `.csv` from `compare.jsonl`; returns the Markdown."""
-    records = list(read_jsonl(out / "compare.jsonl"))
+    records = list(read_jsonl(out / RESULTS))
     markdown = format_markdown(records)
     write_file(out / "compare.md", markdown + "\n")
     frames = [
@@ -46,7 +48,7 @@ def main() -> None:
     configs = [config_from_flags(FLAGS, model=model) for model in chosen_models()]
     out = Path(FLAGS.out)
     make_folder(out)
-    results = out / "compare.jsonl"
+    results = out / RESULTS
     if results.exists():
         list(read_jsonl(results))  # a damaged file is told before any work is done
     start_jax()
@@ -55,12 +57,17 @@ def main() -> None:
         announce_compiling(config)
         experiment = prepare(config, dataset)
         announce(experiment)
+        scale = make_scale(config, experiment.dataset)
         for seed in range(config.seed, config.seed + FLAGS.seeds):
             print(f"{config.model}, seed {seed}", flush=True)
-            record, _ = fit(experiment, seed, epoch_rows(experiment))
+            record, params = fit(experiment, seed, epoch_rows(experiment))
             append_jsonl(results, to_dict(record))
+            details = run_details(config, params, scale, experiment.dataset.test)
+            append_jsonl(out / DETAILS, with_identity(details, record))
             result(record)
     print(f"\n{write_tables(out)}\n\nwritten: {out}/compare.jsonl, .csv, .md")
+    if FLAGS.report:
+        print(f"written: {write_report(out)} and its pictures in {out}/{PICTURES}")
 
 
 def run() -> None:
@@ -72,6 +79,9 @@ def run() -> None:
         "seeds", 1, "runs of each model, with seeds from --seed on", lower_bound=1
     )
     flags.DEFINE_string("out", "results", "directory for compare.jsonl, .csv and .md")
+    flags.DEFINE_boolean(
+        "report", False, "also write report.html and its pictures into --out"
+    )
     run_program(main)
 
 

@@ -35,6 +35,7 @@ ORDER = [
     "tables",
     "summary",
     "plots",
+    "report",
     "progress",
     "startup",
     "testing",
