@@ -180,8 +180,8 @@ def confusion_figure(counts: np.ndarray, title: str = "") -> Figure:
     axes.imshow(
         np.ma.masked_equal(mistakes, 0),
         cmap="Blues",
-        vmin=-0.25 * most,
-        vmax=most,
+        vmin=-0.25 * most,  # not so light, nor below so dark, that a page swallows it
+        vmax=1.3 * most,
         interpolation="none",
     )
     for (row, column), count in np.ndenumerate(counts):
@@ -195,7 +195,7 @@ def confusion_figure(counts: np.ndarray, title: str = "") -> Figure:
             continue
         color = None
         if row != column:
-            color = "white" if count > 0.55 * most else "black"
+            color = "white" if count > 0.7 * most else "black"
         axes.text(
             column, row, f"{count}", ha="center", va="center", fontsize=8, color=color
         )

@@ -42,7 +42,7 @@ def test_every_named_file_exists():
             for folder in ("", "mnist_jax", "benchmarks")
         )
     ]
-    assert set(missing) <= {"metrics.jsonl", "compare.jsonl"}
+    assert set(missing) <= {"metrics.jsonl", "compare.jsonl", "details.jsonl"}
 
 
 def test_every_flag_in_a_command_is_a_flag_of_the_program():
