@@ -11,6 +11,7 @@ from mnist_jax.config import config_from_flags, define_flags
 from mnist_jax.errors import InputError
 from mnist_jax.fit import fit, prepare
 from mnist_jax.progress import announce, announce_compiling, epoch_rows, result
+from mnist_jax.records import EpochRecord
 from mnist_jax.runs import check_run_dir, fit_into, read_params
 from mnist_jax.startup import (
     define_machine_flags,
@@ -19,6 +20,7 @@ from mnist_jax.startup import (
     run_program,
     start_jax,
 )
+from mnist_jax.tensorboard import check_tensorboard, epoch_scalars
 
 FLAGS = flags.FLAGS
 
@@ -34,6 +36,13 @@ def main() -> None:
             f"command again with --init_from=runs/{FLAGS.init_preset}"
         )
     folder = Path(FLAGS.run_dir) if FLAGS.run_dir else None
+    if FLAGS.tensorboard:
+        check_tensorboard()
+        if folder is None:
+            raise InputError(
+                "--tensorboard writes into --run_dir, which is not given; give a "
+                "directory or leave --tensorboard out"
+            )
     if folder is not None:
         check_run_dir(folder, FLAGS.overwrite)
     start_jax()
@@ -48,6 +57,15 @@ def main() -> None:
     on_epoch = epoch_rows(experiment)
     if folder is None:
         record, _ = fit(experiment, config.seed, on_epoch, params)
+    elif FLAGS.tensorboard:
+        images = len(experiment.dataset.train.labels)
+        with epoch_scalars(folder, images) as write:
+
+            def tell_both(epoch: EpochRecord) -> None:
+                write(epoch)
+                on_epoch(epoch)
+
+            record = fit_into(experiment, config.seed, folder, tell_both, params)
     else:
         record = fit_into(experiment, config.seed, folder, on_epoch, params)
     result(record)
@@ -67,6 +85,9 @@ def run() -> None:
         "init_preset",
         None,
         "preset that must have trained --init_from (presets set it)",
+    )
+    flags.DEFINE_boolean(
+        "tensorboard", False, "also write a TensorBoard event file into --run_dir"
     )
     flags.DEFINE_boolean("overwrite", False, "replace a run that --run_dir holds")
     run_program(main)

@@ -29,6 +29,7 @@ CONFIG, METRICS, RECORD, PARAMS = FILES = (
     "record.json",
     "params.msgpack",
 )
+_EVENTS = "events.out.tfevents.*"  # of `tensorboard`, which would draw both runs as one
 
 
 def check_run_dir(folder: Path, overwrite: bool) -> None:
@@ -57,8 +58,8 @@ def fit_into(
 
     An earlier run in the folder is removed first: ask `check_run_dir` before.
     """
-    for name in FILES:
-        (folder / name).unlink(missing_ok=True)
+    for path in (*(folder / name for name in FILES), *folder.glob(_EVENTS)):
+        path.unlink(missing_ok=True)
     config = dataclasses.replace(experiment.config, seed=seed)
     write_json(folder / CONFIG, config_to_dict(config))
 

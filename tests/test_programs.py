@@ -194,6 +194,7 @@ BAD_COMMANDS = {
         [f"--run_dir={__file__}/run"],
         "cannot write .*test_programs.py/run",
     ),
+    "tensorboard without a folder": (["--tensorboard"], "--tensorboard writes into"),
     "positional argument": (["cnn"], "unexpected argument 'cnn'"),
     "no such platform": (["--platform=tpu"], "--platform=tpu"),
 }
