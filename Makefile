@@ -32,7 +32,7 @@ compare: install
 	$(BIN)/python -m benchmarks.compare
 
 test: install lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto --dist=worksteal
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,6 +1,8 @@
 """Trains models over seeds and prints their comparison table.
 
 python -m benchmarks.compare --models=mlp,lstm,cnn --seeds=1 --epochs=5 --out=results
+
+What --out holds already is not run again; another --out measures anew.
 """
 
 from pathlib import Path
@@ -23,14 +25,21 @@ from mnist_jax.startup import (
     run_program,
     start_jax,
 )
-from mnist_jax.tables import comparison_frame, format_markdown, group_by_place
+from mnist_jax.tables import (
+    NEEDED,
+    comparison_frame,
+    format_markdown,
+    group_by_place,
+)
+
+from .recorded import announce_recorded, recorded_seeds
 
 FLAGS = flags.FLAGS
 
 
 def write_tables(out: Path) -> str:
     """Writes `compare.md` and `.csv` from `compare.jsonl`; returns the Markdown."""
-    records = list(read_jsonl(out / RESULTS))
+    records = read_jsonl(out / RESULTS, NEEDED)
     markdown = format_markdown(records)
     write_file(out / "compare.md", markdown + "\n")
     frames = [
@@ -49,21 +58,27 @@ def main() -> None:
     out = Path(FLAGS.out)
     make_folder(out)
     results = out / RESULTS
-    if results.exists():
-        list(read_jsonl(results))  # a damaged file is told before any work is done
+    records = read_jsonl(results, NEEDED)
     start_jax()
     dataset = load_data(configs[0].dataset)
     for config in configs:
+        wanted = range(config.seed, config.seed + FLAGS.seeds)
+        recorded = recorded_seeds(records, config, dataset)
+        for seed in sorted(recorded.intersection(wanted)):
+            announce_recorded(config.model, seed)
+        if recorded.issuperset(wanted):
+            continue
         announce_compiling(config)
         experiment = prepare(config, dataset)
         announce(experiment)
         scale = make_scale(config, experiment.dataset)
-        for seed in range(config.seed, config.seed + FLAGS.seeds):
+        for seed in sorted(set(wanted) - recorded):
             print(f"{config.model}, seed {seed}", flush=True)
             record, params = fit(experiment, seed, epoch_rows(experiment))
-            append_jsonl(results, to_dict(record))
+            # Before the record: a run that has one is not run again.
             details = run_details(config, params, scale, experiment.dataset.test)
             append_jsonl(out / DETAILS, with_identity(details, record))
+            append_jsonl(results, to_dict(record))
             result(record)
     print(f"\n{write_tables(out)}\n\nwritten: {out}/compare.jsonl, .csv, .md")
     if FLAGS.report:

@@ -536,7 +536,11 @@ class Session(NamedTuple):
 
 def start_session(results: Path, models: Sequence[str], dataset: Dataset) -> Session:
     """Finds out what is to be measured and what of it the results hold already."""
-    earlier = list(read_jsonl(results)) if results.exists() else []
+    needed = (
+        *(*Cell._fields, "round", "run", "environment", "date"),
+        *("load", "wall_seconds", "others_cores", "disturbed"),
+    )
+    earlier = read_jsonl(results, needed)
     machine = environment()
     common: dict[str, Any] = {
         "code": code_digest(),

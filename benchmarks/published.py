@@ -3,8 +3,6 @@
 python -m benchmarks.published --seeds=5 --out=results/published
 """
 
-import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,22 +11,24 @@ import numpy as np
 import pandas as pd
 from absl import flags
 
-from mnist_jax.config import config_to_dict
 from mnist_jax.data import Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.files import make_folder, write_file
 from mnist_jax.fit import prepare
 from mnist_jax.progress import announce, epoch_rows, result
-from mnist_jax.records import append_jsonl, environment, read_jsonl, to_dict
+from mnist_jax.records import Record, append_jsonl, read_jsonl, to_dict
 from mnist_jax.runs import PARAMS, fit_into, read_params
 from mnist_jax.startup import define_machine_flags, load_data, run_program, start_jax
+from mnist_jax.tables import NEEDED as TABLE_NEEDED
 from mnist_jax.tables import group_by_place, markdown_table, provenance, title
 
 from .claims import Runs, claims_frame
+from .recorded import announce_recorded, recorded_seeds
 from .statistics import prediction_interval
 from .systems import CONTROLS, SYSTEMS, System, read_preset
 
 FLAGS = flags.FLAGS
+NEEDED = (*TABLE_NEEDED, "system", "epochs")  # what a record must have to be shown
 
 RULE = (
     "Verdict: a published single run *agrees* if it lies within the 95 % prediction "
@@ -119,7 +119,7 @@ def format_published(records: Sequence[dict[str, Any]]) -> str:
 
 def write_tables(out: Path) -> str:
     """Writes Markdown and CSV from `published.jsonl`; returns the Markdown."""
-    records = list(read_jsonl(out / "published.jsonl"))
+    records = read_jsonl(out / "published.jsonl", NEEDED)
     markdown = format_published(records)
     write_file(out / "published.md", markdown + "\n")
     groups = [by_system(group) for group in group_by_place(records)]  # type: ignore
@@ -142,36 +142,18 @@ def _wanted(names: Sequence[str]) -> list[str]:
     return [name for name in known if name in wanted]
 
 
-def _identity(
-    system: str, config: dict[str, Any], checksum: str, machine: dict[str, Any]
-) -> str:
-    """Returns what makes a run the same as one on record, as a text to compare."""
-    place = [machine[name] for name in ("device", "cores", "jax", "flax", "python")]
-    return json.dumps([system, config, checksum, place], sort_keys=True)
-
-
-def _finished(results: Path) -> set[str]:
-    """Returns the identities of the runs on record."""
-    if not results.exists():
-        return set()
-    return {
-        _identity(r["system"], r["config"], r["checksum"], r["environment"])
-        for r in read_jsonl(results)
-    }
-
-
-def _train(name: str, out: Path, dataset: Dataset, finished: set[str]) -> None:
+def _train(name: str, out: Path, dataset: Dataset, records: Sequence[Record]) -> None:
     """Trains the seeds of a system that are not on record yet."""
     given = {flag: FLAGS[flag].value for flag in ("epochs", "train_size", "dataset")}
     overrides = [f"--{flag}={value}" for flag, value in given.items() if value]
     config, start = read_preset(name, *overrides)
-    machine, experiment = environment(), None
+    recorded = recorded_seeds(records, config, dataset, name)
+    experiment = None
     for seed in range(FLAGS.seeds):
         folder = out / "runs" / f"{name}-{seed}"
-        values = config_to_dict(dataclasses.replace(config, seed=seed))
-        known = _identity(name, values, dataset.checksum, machine) in finished
         # Another system may start from its parameters, which then must be there too.
-        if known and (folder / PARAMS).exists():
+        if seed in recorded and (folder / PARAMS).exists():
+            announce_recorded(name, seed)
             continue
         if experiment is None:
             experiment = prepare(config, dataset)
@@ -190,11 +172,11 @@ def main() -> None:
     """Trains what is not on record yet and prints the tables."""
     names, out = _wanted(FLAGS.systems), Path(FLAGS.out)
     make_folder(out / "runs")
-    finished = _finished(out / "published.jsonl")
+    records = read_jsonl(out / "published.jsonl", NEEDED)
     start_jax()
     dataset = load_data(FLAGS.dataset)
     for name in names:
-        _train(name, out, dataset, finished)
+        _train(name, out, dataset, records)
     print(f"\n{write_tables(out)}\n\nwritten: {out}/published.jsonl, .md and .csv")
 
 

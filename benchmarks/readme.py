@@ -44,7 +44,7 @@ def readme_with_tables(text: str) -> str:
         results = RESULTS / f"{name}.jsonl"
         if not results.exists():
             continue
-        block = f"{form(list(read_jsonl(results)))}\n- command: `{command}`"
+        block = f"{form(read_jsonl(results))}\n- command: `{command}`"
         before, rest = text.split(f"<!-- {name} -->\n")
         _, after = rest.split(f"<!-- /{name} -->")
         text = f"{before}<!-- {name} -->\n{block}\n<!-- /{name} -->{after}"
@@ -53,8 +53,7 @@ def readme_with_tables(text: str) -> str:
 
 def preset_with_figures(name: str, text: str) -> str:
     """Returns a preset's text with our figures of it in the header."""
-    results = RESULTS / "published.jsonl"
-    records = list(read_jsonl(results)) if results.exists() else []
+    records = read_jsonl(RESULTS / "published.jsonl")
     runs = list(by_system(records).get(name, {}).values())
     if not runs:
         return text

@@ -11,6 +11,8 @@ from absl import logging
 
 from mnist_jax.files import replace_file
 
+_HEADER_BYTES = 128  # what np.save puts before a small array's items
+
 
 def cache_dir() -> Path:
     """Returns the folder for downloads and decoded arrays, which need not exist yet."""
@@ -38,15 +40,25 @@ def read_entry(path: Path, item_shape: tuple[int, ...]) -> np.ndarray | None:
         content = path.read_bytes()
     except OSError:
         return None
-    npy, digest = memoryview(content)[:-32], content[-32:]
-    if hashlib.sha256(npy).digest() != digest:
-        return None
     try:
-        array = np.load(io.BytesIO(npy), allow_pickle=False)
-    except (ValueError, EOFError):
+        return _decode_entry(memoryview(content), item_shape)
+    except ValueError as error:
+        logging.warning("%s is damaged (%s) and is made anew", path, error)
         return None
-    fits = array.dtype == np.uint8 and array.ndim > 0 and array.shape[1:] == item_shape
-    return array if fits else None
+
+
+def _decode_entry(content: memoryview, item_shape: tuple[int, ...]) -> np.ndarray:
+    """Returns an entry's array without a copy; raises ValueError if it is damaged."""
+    npy, digest = content[:-32], content[-32:]
+    if hashlib.sha256(npy).digest() != digest:
+        raise ValueError("its sha256 is another")
+    header = io.BytesIO(npy[:_HEADER_BYTES])
+    np.lib.format.read_magic(header)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(header)
+    if dtype != np.uint8 or shape[1:] != item_shape or len(shape) == 0:
+        raise ValueError(f"it holds {dtype} of shape {shape}")
+    # Fails, and allocates nothing, if the shape is not that of the bytes.
+    return np.frombuffer(npy, np.uint8, offset=header.tell()).reshape(shape)
 
 
 def write_entry(path: Path, array: np.ndarray) -> None:

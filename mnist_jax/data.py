@@ -1,12 +1,13 @@
 """Data sets: verified files -> uint8 arrays, pixel scalings, splits, epoch orders."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -22,6 +23,7 @@ from mnist_jax.config import DATASETS, PIXELS, SPLITS, VALIDATIONS
 from mnist_jax.digits import load_digits
 from mnist_jax.download import FILES, URLS, DownloadError, download_files
 from mnist_jax.errors import InputError
+from mnist_jax.files import lock_folder
 
 # TFDS's own records (a test compares), frozen here in the order of FILES so that a
 # start with files at hand need not import TFDS.
@@ -110,7 +112,11 @@ def load_dataset(
     if folder is not None:
         return _decode_files(files_name, folder)
     try:
-        return _download_dataset(files_name, download)
+        with _one_at_a_time(files_name):
+            # Another process may have downloaded it while this one waited.
+            if (folder := _find_download(files_name)) is not None:
+                return _decode_files(files_name, folder)
+            return _download_dataset(files_name, download)
     except DownloadError as error:
         if name != "auto":
             raise
@@ -143,13 +149,19 @@ def _find_files(name: str, data_dir: str | os.PathLike[str] | None) -> Path | No
         folder = Path(os.path.expanduser(standing))
         if (found := _search_folder(folder, "MNIST_JAX_DATA_DIR", name)) is not None:
             return found
+    return _find_download(name)
+
+
+def _find_download(name: str) -> Path | None:
+    """Returns the folder of a set that was downloaded before; None if it was not."""
     downloads = _downloads_dir(name)
     try:
         if _hash_files(downloads) == SHA256[name]:
             return downloads
-        logging.warning("The files in %s are damaged: downloading again.", downloads)
     except OSError:
-        pass  # nothing was downloaded yet
+        return None  # nothing was downloaded yet
+    message = "The files in %s are damaged: downloading again."
+    logging.log_first_n(logging.WARNING, message, 1, downloads)
     return None
 
 
@@ -215,6 +227,22 @@ def _files_phrase() -> str:
 def _downloads_dir(name: str) -> Path:
     """Returns the folder that keeps the downloaded files of a set."""
     return cache_dir() / "downloads" / name
+
+
+@contextlib.contextmanager
+def _one_at_a_time(name: str) -> Iterator[None]:
+    """Lets one process download a set while others wait; without a cache, all at once.
+
+    Without this, processes that start together would each download it.
+    """
+
+    def tell() -> None:
+        logging.warning("Waiting for another process that downloads %s.", name)
+
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # no cache: nothing that one could wait for
+            stack.enter_context(lock_folder(_downloads_dir(name), tell))
+        yield
 
 
 def _download_dataset(name: str, download: Downloader) -> Dataset:

@@ -1,7 +1,10 @@
-"""Files that are written whole or not at all."""
+"""Files and lines that are written whole or not at all."""
 
+import contextlib
+import fcntl
 import os
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mnist_jax.errors import InputError
@@ -36,6 +39,89 @@ def write_file(path: Path, content: bytes | str) -> None:
         replace_file(path, content.encode() if isinstance(content, str) else content)
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def append_line(path: Path, line: str) -> None:
+    """Appends a line whole or not at all; many processes may do so at once.
+
+    Where a process was killed within its write, the file ends in half a line, which
+    stays as it is: the new one begins below it.
+
+    Args:
+        path: the file, made if there is none.
+        line: the text, without a newline in it.
+
+    Raises:
+        InputError: it cannot be written; the file is then as it was.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            # Released by closing the file, hence by the death of the process too.
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            _append(descriptor, line.encode() + b"\n")
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def _append(descriptor: int, content: bytes) -> None:
+    """Appends to a file that no other process changes meanwhile."""
+    size = os.fstat(descriptor).st_size
+    if size and os.pread(descriptor, 1, size - 1) != b"\n":
+        content = b"\n" + content
+    rest = memoryview(content)
+    try:
+        while rest:  # a write may stop half-way, as where the disk gets full
+            rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)
+    except BaseException:
+        os.ftruncate(descriptor, size)
+        raise
+
+
+def read_lines(path: Path) -> list[bytes]:
+    """Returns a file's lines, none of which `append_line` is still writing.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InputError: it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            return file.readlines()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path}: {error.strerror}; make it readable or move it away"
+        ) from error
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Makes a folder and keeps it for this process while the context lasts.
+
+    Args:
+        folder: what is locked for all who ask by this function.
+        waiting: called once if another process has it.
+
+    Raises:
+        OSError: it cannot be made or locked.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def make_folder(path: Path) -> None:

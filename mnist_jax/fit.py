@@ -3,7 +3,7 @@
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from jax.stages import Compiled
 
+from mnist_jax.checkpoint import params_sha256
 from mnist_jax.config import TrainConfig, config_to_dict
 from mnist_jax.data import (
     Dataset,
@@ -190,6 +191,38 @@ def _evaluate(
     return loss, accuracy, time.perf_counter() - start
 
 
+def check_finite(
+    losses: Any, config: TrainConfig, epochs: Sequence[EpochRecord]
+) -> None:
+    """Ends a run whose loss is no number any more.
+
+    Args:
+        losses: of each step of an epoch `[steps]`, or one loss of an evaluation.
+        config: of the run.
+        epochs: those recorded so far.
+
+    Raises:
+        InputError: a loss is NaN or infinite; it names the first and what to change.
+    """
+    losses = np.asarray(losses)
+    bad = np.flatnonzero(~np.isfinite(losses))
+    if not bad.size:
+        return
+    place = f"step {bad[0] + 1} of {losses.size}" if losses.ndim else "the evaluation"
+    before = "no epoch was finished before"
+    if epochs:
+        last = epochs[-1]
+        before = (
+            f"epoch {last.epoch} ended with loss {last.loss:.4f} and accuracy "
+            f"{last.accuracy:.4f}"
+        )
+    raise InputError(
+        f"{config.model}: the loss is {losses.flat[bad[0]]} at {place} of epoch "
+        f"{min(len(epochs) + 1, config.epochs)}; {before}; try a --learning_rate below "
+        f"{config.learning_rate:g} or --clip_norm=1"
+    )
+
+
 def fit(
     experiment: Experiment,
     seed: int,
@@ -206,6 +239,9 @@ def fit(
 
     Returns:
         The record and the trained parameters (on the devices).
+
+    Raises:
+        InputError: the loss became NaN or infinite.
     """
     config, dataset = experiment.config, experiment.dataset
     machine, began = environment(), time.perf_counter()
@@ -227,12 +263,14 @@ def fit(
         )
         loss, accuracy = _means(jax.block_until_ready(metrics))
         train_seconds = time.perf_counter() - start
+        check_finite(metrics.loss_sum, config, epochs)
         val_loss = val_accuracy = None
         eval_seconds = 0.0
         if experiment.validation is not None:
             val_loss, val_accuracy, eval_seconds = _evaluate(
                 experiment, state.params, experiment.validation
             )
+            check_finite(val_loss, config, epochs)
         epoch_record = EpochRecord(
             epoch + 1,
             loss,
@@ -247,6 +285,7 @@ def fit(
             on_epoch(epoch_record)
     tests = [_evaluate(experiment, state.params, experiment.test) for _ in range(3)]
     test_loss, test_accuracy, _ = tests[0]
+    check_finite(test_loss, config, epochs)
     steady = [epoch.train_seconds for epoch in epochs[1:]]
     epoch_seconds = statistics.median(steady or [epochs[0].train_seconds])
     record = RunRecord(
@@ -260,6 +299,7 @@ def fit(
         else len(dataset.validation[1]),
         test_images=len(dataset.test.labels),
         parameters=count_params(experiment.model),
+        params_sha256=params_sha256(state.params),
         kernels=resolve_kernels(config.kernels),
         devices=experiment.mesh.size,
         warm_start=start_params is not None,

@@ -2,21 +2,28 @@
 
 import dataclasses
 import datetime
+import functools
 import importlib.metadata
 import json
+import operator
 import os
 import platform
 import subprocess
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+from absl import logging
 
-from mnist_jax.errors import InputError
-from mnist_jax.files import cannot_write, write_file
+from mnist_jax.files import append_line, read_lines, write_file
+
+Record = Mapping[str, Any]  # a run's record as read from disk
+
+# Runs that differ in one of these are never in one table, let alone in one mean.
+PLACE = ("device", "platform", "cores", "python", "jax", "jaxlib", "flax", "optax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +55,7 @@ class RunRecord:
     validation_images: int
     test_images: int
     parameters: int
+    params_sha256: str  # of the trained parameters, as `params.msgpack` holds them
     kernels: str
     devices: int
     warm_start: bool  # started from another run's parameters
@@ -84,21 +92,29 @@ class DetailsRecord:
     filters: list[list[list[float]]] | None  # a CNN's first [k,k,filters]
 
 
-# What tells to which run a details record belongs, as the tables tell runs apart.
-IDENTITY = (
-    "config",
-    "dataset",
-    "dataset_note",
-    "checksum",
-    "kernels",
-    "devices",
+# Fields that tell to which run details belong, as the tables tell runs apart.
+_IDENTITY = (
+    *("config", "dataset", "dataset_note", "checksum", "kernels", "devices"),
     "environment",
 )
+
+# What a reader may rely on: the types of a record's fields, and of those within them.
+TYPES: Mapping[str, Any] = {
+    **typing.get_type_hints(RunRecord),
+    **typing.get_type_hints(DetailsRecord),
+    "config.model": str,
+    "config.seed": int,
+    **{f"environment.{name}": str for name in (*PLACE, "numpy", "xla_flags", "date")},
+    "environment.cores": int,
+    "environment.load": float,
+    "environment.commit": str | None,
+    "environment.dirty": bool | None,
+}
 
 
 def with_identity(details: DetailsRecord, record: RunRecord) -> dict[str, Any]:
     """Returns the line of `details.jsonl` that belongs to a run."""
-    return {name: getattr(record, name) for name in IDENTITY} | to_dict(details)
+    return {name: getattr(record, name) for name in _IDENTITY} | to_dict(details)
 
 
 def to_dict(record: RunRecord | EpochRecord | DetailsRecord) -> dict[str, Any]:
@@ -109,8 +125,9 @@ def to_dict(record: RunRecord | EpochRecord | DetailsRecord) -> dict[str, Any]:
 def _fits(value: Any, hint: Any) -> bool:
     """Says whether a value read from JSON is what a field of a record is declared."""
     if dataclasses.is_dataclass(hint):
-        return isinstance(value, dict) and not _misfits(
-            value, typing.get_type_hints(hint)
+        return isinstance(value, dict) and all(
+            name in value and _fits(value[name], type)
+            for name, type in typing.get_type_hints(hint).items()
         )
     arguments = typing.get_args(hint)
     if isinstance(hint, types.UnionType):
@@ -120,15 +137,6 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint in (int, float):  # JSON has one kind of number; True is none
         return isinstance(value, int | hint) and not isinstance(value, bool)
     return isinstance(value, typing.get_origin(hint) or hint)
-
-
-def _misfits(values: Mapping[str, Any], hints: Mapping[str, Any]) -> list[str]:
-    """Returns the names of fields that are missing or of another type."""
-    return [
-        name
-        for name, hint in hints.items()
-        if name not in values or not _fits(values[name], hint)
-    ]
 
 
 def _git(*arguments: str) -> str | None:
@@ -196,80 +204,76 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def append_jsonl(path: Path, value: Mapping[str, Any]) -> None:
-    """Appends one line of JSON, in one write, so that lines of processes don't mix."""
-    line = (json.dumps(value) + "\n").encode()
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(descriptor, line)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise cannot_write(path, error) from error
+    """Appends one line of JSON; errors as `append_line`."""
+    append_line(path, json.dumps(value))
 
 
-def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the objects of a JSON-lines file.
+def read_jsonl(
+    path: Path, needed: Sequence[str] = (), typed: bool = False
+) -> list[dict[str, Any]]:
+    """Returns the objects of a JSON-lines file.
+
+    A line that is of no use is named in a warning, left out and left where it is.
+
+    Args:
+        path: the file; one that is not there has no lines.
+        needed: fields that an object must have, see `missing_fields`.
+        typed: whether they must also be of their `TYPES`.
 
     Raises:
-        InputError: the file cannot be read, or a line is no JSON object.
+        InputError: the file cannot be read.
     """
     try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
+        lines = read_lines(path)
+    except FileNotFoundError:
+        return []
+    values = []
     for number, line in enumerate(lines, start=1):
         try:
             value = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
-            raise InputError(
-                f"{path} line {number} is not a JSON object; remove the line, which is "
-                "damaged, and run again"
-            )
-        yield value
+            reason = "is damaged"
+        elif missing := missing_fields(value, needed):
+            reason = f"lacks {', '.join(missing)}"
+        elif typed and (damaged := _damaged_fields(value, needed)):
+            reason = f"has no usable {', '.join(damaged)}"
+        else:
+            values.append(value)
+            continue
+        logging.warning("%s line %d %s and is left out", path, number, reason)
+    return values
 
 
-# What every record says of its config and of the machine.
-_PARTS: Mapping[str, Mapping[str, Any]] = {
-    "config": {"model": str, "seed": int},
-    "environment": {
-        **dict.fromkeys(("device", "platform", "xla_flags", "date"), str),
-        **dict.fromkeys(("python", "jax", "jaxlib", "flax", "optax", "numpy"), str),
-        "cores": int,
-        "load": float,
-        "commit": str | None,
-        "dirty": bool | None,
-    },
-}
+def missing_fields(record: Record, needed: Sequence[str]) -> list[str]:
+    """Returns which of the fields a record lacks; a dot leads into an object.
 
-
-def read_records(
-    path: Path, kind: type[RunRecord] | type[DetailsRecord], names: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Returns the records of a JSON-lines file, each with all that a reader needs.
-
-    Args:
-        path: what `append_jsonl` wrote.
-        kind: whose declaration says what type a field has.
-        names: the fields that must be there, `config` and `environment` among them.
-
-    Raises:
-        InputError: the file cannot be read or a line is damaged; or a field is missing
-            or of another type, which is then named.
+    >>> missing_fields({"config": {"seed": 0}}, ["config.seed", "config.model"])
+    ['config.model']
     """
-    hints = typing.get_type_hints(RunRecord) | typing.get_type_hints(kind)
-    records = list(read_jsonl(path))
-    for number, record in enumerate(records, start=1):
-        bad = _misfits(record, {name: hints[name] for name in names})
-        for whole in _PARTS.keys() - set(bad):
-            misfits = _misfits(record[whole], _PARTS[whole])
-            bad += [f"{whole}.{name}" for name in misfits]
-        if bad:
-            raise InputError(
-                f"{path} line {number} is no record of a finished run: missing or "
-                f"damaged {', '.join(bad)}; remove the line and run again"
-            )
-    return records
+    return [name for name in needed if not _has(record, name.split("."))]
+
+
+def _has(value: Any, parts: Sequence[str]) -> bool:
+    """Tells whether an object has a field, within objects within it."""
+    for part in parts:
+        if not isinstance(value, dict) or part not in value:
+            return False
+        value = value[part]
+    return True
+
+
+def _damaged_fields(record: Record, needed: Sequence[str]) -> list[str]:
+    """Returns which of the fields, all there, are not of their type."""
+
+    def value(name: str) -> Any:
+        return functools.reduce(operator.getitem, name.split("."), record)
+
+    return [name for name in needed if not _fits(value(name), TYPES[name])]
+
+
+def place(record: Record) -> str:
+    """Returns what all runs of one table have in common, as a text to compare."""
+    machine = [record["environment"][name] for name in PLACE]
+    return json.dumps([record["checksum"], record["dataset_note"], *machine])

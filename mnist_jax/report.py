@@ -24,15 +24,14 @@ from mnist_jax.plots import (
     themed_svg,
 )
 from mnist_jax.predictions import mistake_image
-from mnist_jax.records import IDENTITY, DetailsRecord, RunRecord, read_records
+from mnist_jax.records import PLACE, Record, place, read_jsonl
 from mnist_jax.tables import (
-    Record,
+    NEEDED,
     budget_frame,
     comparison_frame,
     group_by_place,
     group_by_row,
     history_frame,
-    place_key,
     provenance_items,
     row_key,
     row_name,
@@ -42,12 +41,11 @@ from mnist_jax.tables import (
 RESULTS, DETAILS = "compare.jsonl", "details.jsonl"
 PAGE, PICTURES = "report.html", "pictures"
 
-_NEEDED = (
-    *IDENTITY,
-    *("parameters", "epochs", "validation_images", "test_images"),
-    *("test_loss", "test_accuracy", "compile_seconds", "first_epoch_seconds"),
-    *("steady_epoch_seconds", "train_images_per_second", "step_milliseconds"),
-    *("evaluate_images_per_second", "total_seconds"),
+_RUN_FIELDS = (*NEEDED, "epochs", "validation_images", "test_images")
+_DETAIL_FIELDS = (
+    *("config.model", "config.seed", "dataset_note", "checksum", "kernels", "devices"),
+    *(f"environment.{name}" for name in PLACE),
+    *("confusion", "worst", "filters"),
 )
 _DRAWN = 6  # networks of a table that have pictures of their own: 3 MB are the limit
 
@@ -100,7 +98,7 @@ def _runs(count: int) -> str:
 
 def _identity(record: Record) -> tuple[Any, ...]:
     """Returns what a run's record and its details have in common."""
-    return place_key(record), row_key(record), record["config"]["seed"]
+    return place(record), row_key(record), record["config"]["seed"]
 
 
 def _budget_picture(number: int, rows: Sequence[Sequence[Record]]) -> Picture:
@@ -238,7 +236,8 @@ def _section(
         else:
             hints.append(
                 f"{name}: no confusion matrix and no images, since its runs were "
-                f"recorded without them ({DETAILS}); benchmarks.compare records them."
+                f"recorded without them ({DETAILS}); benchmarks.compare with another "
+                "--out records them."
             )
         prefix = f"{number}-{row_number}-{row[0]['config']['model']}"
         result = (
@@ -268,24 +267,18 @@ def _section(
 def read_sections(out: Path) -> list[Section]:
     """Reads what `benchmarks.compare` left in a folder.
 
+    Lines that are damaged are left out, as `read_jsonl` does.
+
     Raises:
-        InputError: there are no records, or one is damaged or lacks a field.
+        InputError: no run is left, or the details of one contradict themselves.
     """
-    if not (out / RESULTS).is_file():
-        raise InputError(
-            f"--out={out} holds no {RESULTS}; run `python -m benchmarks.compare "
-            f"--out={out}` first, or give the folder that it filled"
-        )
-    records = read_records(out / RESULTS, RunRecord, _NEEDED)
+    records = read_jsonl(out / RESULTS, _RUN_FIELDS, typed=True)
     if not records or not all(record["epochs"] for record in records):
         raise InputError(
-            f"{out / RESULTS} holds no run, or one without epochs; run "
-            "benchmarks.compare again"
+            f"--out={out} holds no usable run in {RESULTS}; run `python -m "
+            f"benchmarks.compare --out={out}` first, or give the folder that it filled"
         )
-    details = []
-    if (out / DETAILS).is_file():
-        names = (*IDENTITY, "confusion", "worst", "filters")
-        details = read_records(out / DETAILS, DetailsRecord, names)
+    details = read_jsonl(out / DETAILS, _DETAIL_FIELDS, typed=True)
     known = {_identity(record): record for record in details}
     return [
         _section(number, group, known)

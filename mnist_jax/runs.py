@@ -19,6 +19,7 @@ from mnist_jax.records import (
     EpochRecord,
     RunRecord,
     append_jsonl,
+    missing_fields,
     to_dict,
     write_json,
 )
@@ -30,6 +31,11 @@ CONFIG, METRICS, RECORD, PARAMS = FILES = (
     "params.msgpack",
 )
 _EVENTS = "events.out.tfevents.*"  # of `tensorboard`, which would draw both runs as one
+# What the readers of a finished run's record ask for.
+_NEEDED = (
+    *("config.model", "config.seed", "dataset", "epochs", "total_seconds"),
+    "params_sha256",
+)
 
 
 def check_run_dir(folder: Path, overwrite: bool) -> None:
@@ -92,9 +98,15 @@ def read_record(folder: Path) -> dict[str, Any]:
     """Returns the record of a finished run as plain values.
 
     Raises:
-        InputError: there is none, or it is damaged.
+        InputError: there is none, or it is damaged or of another version.
     """
-    return _read_json(folder / RECORD)
+    record = _read_json(folder / RECORD)
+    if missing := missing_fields(record, _NEEDED):
+        raise InputError(
+            f"{folder / RECORD} lacks {', '.join(missing)}: it was written by another "
+            "version of mnist_jax; train again or use that version"
+        )
+    return record
 
 
 def read_model(folder: Path) -> tuple[TrainConfig, nn.Module, Any]:
@@ -112,7 +124,9 @@ def read_params(folder: Path, model: nn.Module) -> Any:
     """Returns the trained parameters of a finished run, for a network.
 
     Raises:
-        InputError: there are none, or they do not fit the network: the leaf is named.
+        InputError: there are none, they are not those of the run's record, or do not
+            fit the network: the leaf is named.
     """
+    sha256 = read_record(folder)["params_sha256"]
     like = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    return load_params(folder / PARAMS, like)
+    return load_params(folder / PARAMS, like, sha256)

@@ -1,18 +1,24 @@
 """Records -> comparison tables."""
 
-import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
 from mnist_jax.config import MODELS, config_to_dict, default_config
+from mnist_jax.records import PLACE, Record, place
 
-Record = Mapping[str, Any]
-
-# Runs that differ in one of these are never in one table, let alone in one mean.
-_PLACE = ("device", "platform", "cores", "python", "jax", "jaxlib", "flax", "optax")
+# What a record must have to be in a table.
+NEEDED = (
+    *("config.model", "config.seed", "dataset", "dataset_note", "checksum"),
+    *("parameters", "kernels", "devices", "test_accuracy", "test_loss"),
+    *("compile_seconds", "first_epoch_seconds", "steady_epoch_seconds"),
+    *("train_images_per_second", "step_milliseconds"),
+    *("evaluate_images_per_second", "total_seconds"),
+    *(f"environment.{name}" for name in (*PLACE, "numpy", "xla_flags")),
+    *("environment.commit", "environment.dirty"),
+    *("environment.date", "environment.load"),
+)
 
 COLUMNS = (
     "model",
@@ -28,12 +34,6 @@ COLUMNS = (
     "evaluate images/s",
     "total s",
 )
-
-
-def place_key(record: Record) -> str:
-    """Returns what must be the same for all rows of a table, as a text to compare."""
-    machine = [record["environment"][name] for name in _PLACE]
-    return json.dumps([record["checksum"], record["dataset_note"], *machine])
 
 
 def _settings(record: Record) -> str:
@@ -162,7 +162,7 @@ def group_by_place(records: Iterable[Record]) -> list[list[Record]]:
     """Parts records by data set, machine and versions, in order of appearance."""
     groups: dict[str, list[Record]] = {}
     for record in records:
-        groups.setdefault(place_key(record), []).append(record)
+        groups.setdefault(place(record), []).append(record)
     return list(groups.values())
 
 

@@ -9,10 +9,22 @@ import pytest
 from browser import Browser, find_programs, open_browser
 
 from mnist_jax.data import Dataset, load_dataset
+from mnist_jax.records import available_cores
 
 # Eight host devices, so that meshes of 1, 2, 4 and 8 can be compared in one process.
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+# What a worker of pytest-xdist takes at most, with the program that it has started.
+WORKER_BYTES = 3 * 2**30
+
+
+@pytest.hookimpl(optionalhook=True)  # plain pytest works without pytest-xdist
+def pytest_xdist_auto_num_workers() -> int:
+    """Starts a worker for each core, as far as the memory goes."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(available_cores(), memory // WORKER_BYTES))
 
 
 @pytest.fixture(scope="session", autouse=True)

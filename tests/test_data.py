@@ -319,7 +319,12 @@ def entry_with_digest(array):
     """Returns a whole cache entry of an array that does not belong there."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=True)
-    return buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest()
+    return with_digest(buffer.getvalue())
+
+
+def with_digest(npy):
+    """Returns a file's bytes with their sha256 behind them, as an entry has it."""
+    return npy + hashlib.sha256(npy).digest()
 
 
 @pytest.mark.parametrize(
@@ -335,16 +340,20 @@ def entry_with_digest(array):
         lambda content: entry_with_digest(np.zeros((50, 28, 28), np.int32)),
         lambda content: entry_with_digest(np.zeros((), np.uint8)),
         lambda content: entry_with_digest(np.array([{}], object)),
+        lambda content: with_digest(content[:-32].replace(b"(50,", b"(99999999,", 1)),
+        lambda content: with_digest(content[:-32].replace(b"(50,", b"(51,", 1)),
         lambda content: b"junk" + hashlib.sha256(b"junk").digest(),
     ],
 )
-def test_a_damaged_cache_entry_is_rebuilt(small_sets, damage):
+def test_a_damaged_cache_entry_is_rebuilt(small_sets, caplog, damage):
     first = data.load_dataset("mnist", small_sets["mnist"], no_call)
     entry = data.cache_dir() / "arrays" / f"{data.SHA256['mnist'][0]}.npy"
     whole = entry.read_bytes()
     entry.write_bytes(damage(whole))
     assert_equal_sets(data.load_dataset("mnist", small_sets["mnist"], no_call), first)
     assert entry.read_bytes() == whole
+    [message] = caplog.messages
+    assert str(entry) in message and "is damaged" in message
     np.testing.assert_array_equal(np.load(entry), first.train.images)
 
 
@@ -379,25 +388,56 @@ def test_an_interrupted_write_leaves_nothing_behind(small_sets, monkeypatch):
     assert list((data.cache_dir() / "arrays").iterdir()) == []
 
 
-def test_several_processes_may_fill_the_cache_at_once(small_sets):
-    script = (
-        "import sys, numpy as np\n"
-        "from pathlib import Path\n"
-        "from mnist_jax import cache, data\n"
-        "array = np.arange(3_000_000, dtype=np.uint8).reshape(-1, 10)\n"
-        "path = data.cache_dir() / 'arrays' / 'shared.npy'\n"
-        "for _ in range(20):\n"
-        "    cache.write_entry(path, array)\n"
-        "    read = cache.read_entry(path, (10,))\n"
-        "    assert read is not None and (read == array).all()\n"
+# Eight processes that begin at the same moment, forked from one so that only one pays
+# for the imports. Each loads the small set as if all were new.
+AT_ONCE = """
+import json, os, shutil, sys, time
+from pathlib import Path
+from mnist_jax import data
+
+source, calls = map(Path, sys.argv[1:3])
+data.SHA256["mnist"] = tuple(sys.argv[3:])
+
+def download(name, folder):
+    with open(calls, "a") as file:
+        file.write("x")
+    for file in data.FILES:
+        shutil.copy(source / file, folder / file)
+        time.sleep(0.05)
+
+here, start = os.pipe()
+children = []
+for process in range(8):
+    children.append(os.fork())
+    if children[-1] == 0:
+        os.close(start)
+        os.read(here, 1)  # ends when the parent closes its side
+        dataset = data.load_dataset("mnist", download=download)
+        assert int(dataset.train.images.sum()) > 0
+        assert data.load_dataset("digits").train.images.shape == (1437, 28, 28)
+        os._exit(0)
+os.close(start)
+assert [os.waitpid(child, 0)[1] for child in children] == [0] * 8
+"""
+
+
+def test_eight_processes_fill_a_new_cache_and_one_of_them_downloads(
+    small_sets, tmp_path
+):
+    calls = tmp_path / "calls"
+    subprocess.run(
+        [sys.executable, "-c", AT_ONCE, small_sets["mnist"], calls]
+        + list(data.SHA256["mnist"]),
+        check=True,
+        env=child_environment(),
+        timeout=300,
     )
-    children = [
-        subprocess.Popen([sys.executable, "-c", script], env=child_environment())
-        for _ in range(3)
-    ]
-    assert [child.wait(60) for child in children] == [0, 0, 0]
-    names = [path.name for path in (data.cache_dir() / "arrays").iterdir()]
-    assert names == ["shared.npy"]
+    assert calls.read_text() == "x"
+    files = [path for path in data.cache_dir().rglob("*") if path.is_file()]
+    # Four downloads, four arrays and scikit-learn's digits; nothing half-written.
+    assert len(files) == 9
+    expected = data.load_dataset("mnist", small_sets["mnist"], no_call)
+    assert_equal_sets(data.load_dataset("mnist", download=no_call), expected)
 
 
 def child_environment():
@@ -453,7 +493,7 @@ def test_a_warm_start_with_mnist_is_quick():
         start = time.perf_counter()
         data.load_dataset("mnist", DATA_DIR, no_call)
         seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.5  # 0.09 s on a quiet machine
+    assert min(seconds) < 0.9  # 0.09 s on a quiet machine
 
 
 def test_digits_look_like_mnist_and_are_split_by_class():

@@ -1,12 +1,16 @@
 """The IDX reader: right files give their arrays, all others an IdxError."""
 
 import gzip
-import random
+import json
 import struct
+import subprocess
+import sys
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
+from fuzz_idx import fuzz
 
 from mnist_jax import idx
 
@@ -97,34 +101,23 @@ def test_a_gzip_bomb_is_refused_in_little_memory(tmp_path):
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("compressed_last", [False, True])
-@pytest.mark.parametrize(
-    ("content", "read"),
-    [(LABELS_IDX, idx.read_labels), (IMAGES_IDX, idx.read_images)],
-)
-def test_mutated_files_raise_nothing_but_idx_error(
-    tmp_path, content, read, compressed_last
-):
-    rng = random.Random(0)
-    refused = 0
-    for _ in range(500):
-        mutated = bytearray(content if compressed_last else gzip.compress(content))
-        for _ in range(rng.randint(1, 3)):
-            place = rng.randrange(len(mutated))
-            # Half of the mutations hit the header, which is a tiny part of the file.
-            place = place % 20 if rng.random() < 0.5 else place
-            action = rng.randrange(3)
-            if action == 0:
-                mutated[place] = rng.randrange(256)
-            elif action == 1:
-                mutated[place:place] = rng.randbytes(rng.randint(1, 4))
-            else:
-                del mutated[place : place + rng.randint(1, 4)]
-        done = gzip.compress(mutated, 1) if compressed_last else bytes(mutated)
-        try:
-            array = read(write(tmp_path, done))
-        except idx.IdxError:
-            refused += 1
-        else:
-            assert array.dtype == np.uint8
-    assert refused > 100
+def test_a_thousand_damaged_files_raise_nothing_but_idx_error(tmp_path):
+    counts, slowest = fuzz(1_000, 0, tmp_path)
+    assert all(refused for kind, (refused, _) in counts.items() if kind != "right")
+    refused, read = counts["right"]
+    assert refused == 0 and read > 0
+    assert slowest < 10
+
+
+@pytest.mark.faults
+def test_a_hundred_thousand_damaged_files_cost_little():
+    command = [sys.executable, "tests/fuzz_idx.py", "--files=100000", "--seed=1"]
+    root = Path(__file__).parent.parent
+    process = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    result = json.loads(process.stdout)
+    for kind, (refused, read) in result["counts"].items():
+        print(f"{kind}: {refused:,} refused, {read:,} read")
+    print(f"slowest {result['slowest s']:.2f} s, memory {result['grown MB']:.0f} MB")
+    assert sum(map(sum, result["counts"].values())) == 100_000
+    assert result["slowest s"] < 10 and result["grown MB"] < 150

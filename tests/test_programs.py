@@ -1,5 +1,6 @@
 """The command lines, end to end on the small digits, and how they refuse bad input."""
 
+import hashlib
 import json
 import os
 import re
@@ -52,6 +53,16 @@ def test_train_writes_config_metrics_record_and_parameters(run_dir: Path):
     assert record["dataset"] == "digits" and record["test_images"] == 360
     assert 0.2 < record["test_accuracy"] <= 1.0
     assert record["parameters"] == 784 * 16 + 16 + 160 + 10
+
+
+def test_a_seed_gives_the_same_parameters_in_another_process(run_dir: Path, tmp_path):
+    run("experiments.train", *DIGITS, f"--run_dir={tmp_path}")
+    digests = set()
+    for folder in (run_dir, tmp_path):
+        record = json.loads((folder / "record.json").read_text())
+        content = (folder / "params.msgpack").read_bytes()
+        digests |= {record["params_sha256"], hashlib.sha256(content).hexdigest()}
+    assert len(digests) == 1
 
 
 @pytest.mark.parametrize("model", ["lstm", "cnn"])
@@ -113,7 +124,26 @@ def test_compare_adds_rows_and_writes_all_forms(tmp_path):
     assert "of 720 wrong" in page and "NOT MNIST" not in page  # as the user chose
     (tmp_path / "compare.jsonl").write_text('{"config": 1}\n')
     error = run("benchmarks.report", f"--out={tmp_path}", ok=False).stderr
-    assert "compare.jsonl line 1 is no record of a finished run" in error
+    assert "compare.jsonl line 1 lacks" in error and "holds no usable run" in error
+
+
+def test_compare_goes_on_where_it_stopped(tmp_path):
+    results = tmp_path / "compare.jsonl"
+    command = ("benchmarks.compare", *DIGITS, "--models=mlp", f"--out={tmp_path}")
+    run(*command)
+    whole = results.read_text()
+    results.write_text(whole + whole[:1000])  # killed within the write of a record
+    process = run(*command, "--seeds=2")
+    assert "mlp, seed 0: already recorded\n" in process.stdout
+    assert process.stdout.count("test accuracy 0.") == 1  # of seed 1
+    assert "compare.jsonl line 2 is damaged" in process.stderr
+    first, torn, second = results.read_text().splitlines()
+    assert f"{first}\n" == whole and torn == whole[:1000]
+    assert json.loads(second)["config"]["seed"] == 1
+    assert "(n=2)" in (tmp_path / "compare.md").read_text()
+    process = run(*command, "--seeds=2")
+    assert "compiling ..." not in process.stdout
+    assert len(results.read_text().splitlines()) == 3
 
 
 def test_auto_without_mnist_is_announced_everywhere(tmp_path):

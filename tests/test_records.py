@@ -1,16 +1,23 @@
 """Records on disk and the tables made of them."""
 
+import dataclasses
+import errno
+import functools
 import json
-import multiprocessing
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from benchmarks.recorded import recorded_seeds
 from mnist_jax.config import config_to_dict, default_config
 from mnist_jax.errors import InputError
 from mnist_jax.files import make_folder, write_file
 from mnist_jax.records import (
+    PLACE,
     append_jsonl,
     available_cores,
     environment,
@@ -18,6 +25,7 @@ from mnist_jax.records import (
     write_json,
 )
 from mnist_jax.tables import (
+    NEEDED,
     comparison_frame,
     format_markdown,
     group_by_place,
@@ -113,28 +121,150 @@ def test_environment_names_machine_and_versions():
     json.dumps(machine)
 
 
-def append_many(path, process):
-    for number in range(50):
-        append_jsonl(path, {"process": process, "number": number, "pad": "x" * 5000})
+# Eight processes that begin at the same moment: forked from one, so that only one pays
+# for the imports, and held at a pipe until all are there.
+AT_ONCE = """
+import os, sys
+from pathlib import Path
+from mnist_jax.records import append_jsonl
+
+here, start = os.pipe()
+children = []
+for process in range(8):
+    children.append(os.fork())
+    if children[-1] == 0:
+        os.close(start)
+        os.read(here, 1)  # ends when the parent closes its side
+        for number in range(50):
+            line = {"process": process, "number": number, "pad": "x" * 5000}
+            append_jsonl(Path(sys.argv[1]), line)
+        os._exit(0)
+os.close(start)
+assert [os.waitpid(child, 0)[1] for child in children] == [0] * 8
+"""
 
 
-def test_processes_append_whole_lines(tmp_path):
+def run_script(script: str, *arguments: object) -> str:
+    """Runs a Python text in a process of its own and returns its output."""
+    process = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+def test_eight_processes_append_whole_lines(tmp_path):
     path = tmp_path / "lines.jsonl"
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=append_many, args=(path, n)) for n in range(4)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    lines = {(line["process"], line["number"]) for line in read_jsonl(path)}
-    assert len(lines) == 200
+    path.write_text('{"torn": ')
+    run_script(AT_ONCE, path)
+    lines = path.read_bytes().split(b"\n")
+    assert lines[0] == b'{"torn": ' and lines[-1] == b""
+    values = [json.loads(line) for line in lines[1:-1]]
+    assert {len(value["pad"]) for value in values} == {5000}
+    assert sorted((value["process"], value["number"]) for value in values) == [
+        (process, number) for process in range(8) for number in range(50)
+    ]
 
 
-def test_damaged_line_is_named(tmp_path):
+def test_a_line_that_stops_half_way_is_finished_or_taken_back(tmp_path, monkeypatch):
     path = tmp_path / "lines.jsonl"
-    path.write_text('{"a": 1}\n{"a": \n')
-    with pytest.raises(InputError, match="lines.jsonl line 2"):
-        list(read_jsonl(path))
+    append_jsonl(path, {"a": 1})
+    before, write = path.read_bytes(), os.write
+    monkeypatch.setattr(os, "write", lambda file, rest: write(file, rest[:3]))
+    append_jsonl(path, {"b": 2})
+    assert read_jsonl(path) == [{"a": 1}, {"b": 2}]
+    path.write_bytes(before)
+
+    def fill_disk(file: int, rest: memoryview) -> int:
+        if len(rest) < 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(file, rest[:3])
+
+    monkeypatch.setattr(os, "write", fill_disk)
+    with pytest.raises(InputError, match="cannot write .*lines.jsonl: No space left"):
+        append_jsonl(path, {"b": 2})
+    assert path.read_bytes() == before
+
+
+DAMAGED = [
+    b'{"a": ',  # torn
+    b"",
+    b"\0" * 40,  # what a crash of the machine may leave
+    b'"text"',
+    b"[1]",
+    b'{"a": "\xff"}',
+    b"[" * 100_000,
+]
+
+
+@pytest.mark.parametrize("damaged", DAMAGED)
+def test_a_damaged_line_is_named_and_left_out_and_left_alone(tmp_path, caplog, damaged):
+    path = tmp_path / "lines.jsonl"
+    content = b'{"a": 1}\n' + damaged + b'\n{"a": 3}\n'
+    path.write_bytes(content)
+    assert read_jsonl(path) == [{"a": 1}, {"a": 3}]
+    [message] = caplog.messages
+    assert message == f"{path} line 2 is damaged and is left out"
+    append_jsonl(path, {"a": 4})
+    assert path.read_bytes() == content + b'{"a": 4}\n'
+
+
+def test_a_line_after_a_torn_one_is_read(tmp_path, caplog):
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"a": 1}\n{"a": ')
+    append_jsonl(path, {"a": 3})
+    assert read_jsonl(path) == [{"a": 1}, {"a": 3}]
+    assert "line 2 is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("field", NEEDED)
+def test_a_record_that_lacks_a_field_is_named_and_left_out(tmp_path, caplog, field):
+    path, record = tmp_path / "runs.jsonl", make_record()
+    *parents, name = field.split(".")
+    within = functools.reduce(dict.__getitem__, parents, record)
+    del within[name]
+    append_jsonl(path, record)
+    append_jsonl(path, make_record(seed=1))
+    records = read_jsonl(path, NEEDED)
+    assert [record["config"]["seed"] for record in records] == [1]
+    assert caplog.messages == [f"{path} line 1 lacks {field} and is left out"]
+
+
+def test_tables_ask_for_no_field_beyond_those_they_need():
+    whole, record = make_record(), {}
+    for field in NEEDED:
+        target, source = record, whole
+        *parents, name = field.split(".")
+        for parent in parents:
+            target, source = target.setdefault(parent, {}), source[parent]
+        target[name] = source[name]
+    assert format_markdown([record])
+
+
+def test_runs_on_record_are_known_by_all_that_decides_them(digits, monkeypatch):
+    config = default_config("mlp")
+    place = {
+        "checksum": digits.checksum,
+        "dataset_note": digits.note,
+        "environment": environment(),
+    }
+    records = [make_record(seed=seed) | place for seed in (0, 2)]
+    assert recorded_seeds(records, config, digits) == {0, 2}
+    assert recorded_seeds(records, default_config("mlp", seed=5), digits) == {0, 2}
+    assert recorded_seeds(records, default_config("mlp", epochs=6), digits) == set()
+    assert recorded_seeds(records, config, digits, "av_dnn") == set()
+    other = dataclasses.replace(digits, checksum="another")
+    assert recorded_seeds(records, config, other) == set()
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+    assert recorded_seeds(records, config, digits) == set()
+    for name in PLACE:
+        changed = {"environment": environment() | {name: "another", "xla_flags": ""}}
+        monkeypatch.setenv("XLA_FLAGS", "")
+        assert recorded_seeds([records[0] | changed], config, digits) == set()
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):

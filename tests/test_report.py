@@ -20,7 +20,7 @@ from mnist_jax.fit import make_scale
 from mnist_jax.models import create_model, init_params
 from mnist_jax.plots import budget_figure, confusion_figure, history_figure
 from mnist_jax.predictions import mistake_image, run_details
-from mnist_jax.records import IDENTITY, read_jsonl
+from mnist_jax.records import TYPES, read_jsonl
 from mnist_jax.report import DETAILS, PICTURES, RESULTS, write_report
 from mnist_jax.tables import budget_frame, history_frame
 
@@ -33,7 +33,8 @@ def details_of(record: dict) -> dict:
     confusion = (np.eye(10, dtype=int) * 980 + np.eye(10, k=3, dtype=int)).tolist()
     filters = np.linspace(-1, 1, 72).reshape(3, 3, 8).tolist()
     is_cnn = record["config"]["model"] == "cnn"
-    return {name: record[name] for name in IDENTITY} | dict(
+    identity = {name: record[name] for name in TYPES.keys() & record.keys()}
+    return identity | dict(
         confusion=confusion, worst=[WRONG] * 5, filters=filters if is_cnn else None
     )
 
@@ -124,34 +125,46 @@ def damaged(record: dict, **changes: object) -> dict:
 
 
 DAMAGES = {
-    "empty folder": (None, None, "holds no compare.jsonl; run"),
-    "no run": ([], None, "holds no run"),
-    "no object": ([[1]], None, "compare.jsonl line 1 is not a JSON object"),
-    "field missing": ([dict(test_accuracy=...)], None, "damaged test_accuracy; remove"),
-    "other type": ([{}, dict(epochs=[{}])], None, "line 2 .* damaged epochs"),
-    "no epoch": ([dict(epochs=[])], None, "one without epochs"),
-    "machine": ([dict(environment={"device": 3})], None, "environment.device"),
-    "matrix": ([{}], dict(confusion=[[1]]), "details of mlp are damaged"),
-    "image": ([{}], dict(worst=[WRONG | {"pixels": "AAAA"}]), "of mlp are damaged"),
-    "filters": ([{}], dict(filters=...), "details.jsonl line 1 .* damaged filters"),
+    "empty folder": (None, ""),
+    "empty file": ([], ""),
+    "no object": ([[1]], "compare.jsonl line 1 is damaged"),
+    "field missing": ([dict(test_accuracy=...)], "line 1 lacks test_accuracy"),
+    "other type": ([dict(test_loss="low")], "line 1 has no usable test_loss"),
+    "epochs": ([dict(epochs=[{"epoch": 1}])], "line 1 has no usable epochs"),
+    "no epoch": ([dict(epochs=[])], ""),
+    "machine": ([dict(environment={"device": 3})], "lacks environment.platform"),
 }
 
 
 @pytest.mark.parametrize("case", DAMAGES)
-def test_damaged_results_are_told_in_one_sentence(case, records, tmp_path):
-    results, details, message = DAMAGES[case]
-    if results is not None:
-        values = [
-            damaged(records[0], **r) if isinstance(r, dict) else r for r in results
-        ]
+def test_without_a_usable_run_one_sentence_says_so(case, records, tmp_path, caplog):
+    lines, warning = DAMAGES[case]
+    if lines is not None:
+        values = [damaged(records[0], **r) if isinstance(r, dict) else r for r in lines]
         write_lines(tmp_path / RESULTS, values)
-    if details is not None:
-        line = damaged(details_of(records[0]), **details)
-        write_lines(tmp_path / DETAILS, [line])
-    with pytest.raises(InputError, match=message) as error:
+    with pytest.raises(InputError, match="holds no usable run in compare.jsonl; run"):
         write_report(tmp_path)
-    assert "\n" not in str(error.value)
+    assert warning in caplog.text
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_damaged_line_is_named_and_left_out(records, tmp_path, caplog):
+    whole, torn = json.dumps(records[0]), json.dumps(records[1])[:500]
+    (tmp_path / RESULTS).write_text(f"{torn}\n{whole}\n")
+    write_lines(tmp_path / DETAILS, [damaged(details_of(records[0]), filters=...)])
+    assert "(n=1)" in write_report(tmp_path).read_text()
+    assert "compare.jsonl line 1 is damaged" in caplog.text
+    assert "details.jsonl line 1 lacks filters" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "change", [dict(confusion=[[1]]), dict(worst=[WRONG | {"pixels": "AAAA"}])]
+)
+def test_details_that_are_no_matrix_or_image_are_refused(change, records, tmp_path):
+    write_lines(tmp_path / RESULTS, records[:1])
+    write_lines(tmp_path / DETAILS, [details_of(records[0]) | change])
+    with pytest.raises(InputError, match="details of mlp are damaged"):
+        write_report(tmp_path)
 
 
 def test_details_count_every_test_image_and_show_the_surest_mistakes(digits: Dataset):
