@@ -21,6 +21,7 @@ from mnist_jax.startup import (
     chosen_models,
     define_machine_flags,
     define_models_flag,
+    define_seeds_flag,
     load_data,
     run_program,
     start_jax,
@@ -69,12 +70,11 @@ def main() -> None:
         if recorded.issuperset(wanted):
             continue
         announce_compiling(config)
-        experiment = prepare(config, dataset)
+        seeds = sorted(set(wanted) - recorded)
+        experiment = prepare(config, dataset, len(seeds))
         announce(experiment)
         scale = make_scale(config, experiment.dataset)
-        for seed in sorted(set(wanted) - recorded):
-            print(f"{config.model}, seed {seed}", flush=True)
-            record, params = fit(experiment, seed, epoch_rows(experiment))
+        for record, params in fit(experiment, seeds, epoch_rows(experiment)):
             # Before the record: a run that has one is not run again.
             details = run_details(config, params, scale, experiment.dataset.test)
             append_jsonl(out / DETAILS, with_identity(details, record))
@@ -90,9 +90,7 @@ def run() -> None:
     define_flags(exclude=("model",))
     define_machine_flags()
     define_models_flag("compare")
-    flags.DEFINE_integer(
-        "seeds", 1, "runs of each model, with seeds from --seed on", lower_bound=1
-    )
+    define_seeds_flag(1)
     flags.DEFINE_string("out", "results", "directory for compare.jsonl, .csv and .md")
     flags.DEFINE_boolean(
         "report", False, "also write report.html and its pictures into --out"

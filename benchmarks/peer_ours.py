@@ -14,7 +14,7 @@ def measure(job: Job, arrays: Arrays) -> Measurement:
     """Trains through `prepare` and `fit`; an epoch's time has its shuffle in it."""
     train, test = Split(*arrays[:2]), Split(*arrays[2:])
     dataset = Dataset("arrays", train, None, test, checksum="", note="")
-    record, _ = fit(prepare(peer_config(job), dataset), job.seed)
+    [(record, _)] = fit(prepare(peer_config(job), dataset), [job.seed])
     seconds = [epoch.train_seconds for epoch in record.epochs]
     seconds[0] += record.compile_seconds
     return Measurement(

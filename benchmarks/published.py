@@ -18,7 +18,13 @@ from mnist_jax.fit import prepare
 from mnist_jax.progress import announce, epoch_rows, result
 from mnist_jax.records import Record, append_jsonl, read_jsonl, to_dict
 from mnist_jax.runs import PARAMS, fit_into, read_params
-from mnist_jax.startup import define_machine_flags, load_data, run_program, start_jax
+from mnist_jax.startup import (
+    define_machine_flags,
+    define_seeds_flag,
+    load_data,
+    run_program,
+    start_jax,
+)
 from mnist_jax.tables import NEEDED as TABLE_NEEDED
 from mnist_jax.tables import group_by_place, markdown_table, provenance, title
 
@@ -148,22 +154,24 @@ def _train(name: str, out: Path, dataset: Dataset, records: Sequence[Record]) ->
     overrides = [f"--{flag}={value}" for flag, value in given.items() if value]
     config, start = read_preset(name, *overrides)
     recorded = recorded_seeds(records, config, dataset, name)
-    experiment = None
+    folders = {}
     for seed in range(FLAGS.seeds):
         folder = out / "runs" / f"{name}-{seed}"
         # Another system may start from its parameters, which then must be there too.
         if seed in recorded and (folder / PARAMS).exists():
             announce_recorded(name, seed)
-            continue
-        if experiment is None:
-            experiment = prepare(config, dataset)
-            announce(experiment)
-        print(f"{name}, seed {seed}", flush=True)
-        params = None
-        if start:
-            params = read_params(out / "runs" / f"{start}-{seed}", experiment.model)
-        make_folder(folder)
-        record = fit_into(experiment, seed, folder, epoch_rows(experiment), params)
+        else:
+            folders[seed] = folder
+    if not folders:
+        return
+    print(name, flush=True)
+    experiment = prepare(config, dataset, len(folders))
+    announce(experiment)
+    params = None
+    if start:
+        starts = [out / "runs" / f"{start}-{seed}" for seed in folders]
+        params = [read_params(folder, experiment.model) for folder in starts]
+    for record in fit_into(experiment, folders, epoch_rows(experiment), params):
         append_jsonl(out / "published.jsonl", {"system": name, **to_dict(record)})
         result(record)
 
@@ -186,7 +194,7 @@ def run() -> None:
     flags.DEFINE_list(
         "systems", [], "systems and controls to train, comma-separated; default all"
     )
-    flags.DEFINE_integer("seeds", 5, "runs of each system", lower_bound=1)
+    define_seeds_flag(5)
     flags.DEFINE_string("out", "results/published", "directory for tables and runs")
     flags.DEFINE_enum(
         "dataset", "mnist", ["mnist", "digits"], "digits is for trying the program out"

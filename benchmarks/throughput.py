@@ -16,7 +16,7 @@ from absl import flags
 
 from mnist_jax.config import TrainConfig, config_from_flags, define_flags
 from mnist_jax.data import Dataset, Split, epoch_indices
-from mnist_jax.epochs import eval_indices, make_train_epoch, replicate, shard_indices
+from mnist_jax.epochs import make_train_epoch, shard_indices, spread_seeds
 from mnist_jax.errors import InputError
 from mnist_jax.files import make_folder
 from mnist_jax.fit import make_scale, prepare
@@ -62,9 +62,8 @@ def measure(config: TrainConfig, dataset: Dataset, repeats: int) -> dict[str, An
     """
     experiment = prepare(config, dataset)
     mesh, size, batch_size = experiment.mesh, FLAGS.images, config.batch_size
-    state = replicate(experiment.init(jax.random.key(0)), mesh)
-    key = replicate(jax.random.key(1), mesh)
-    places = eval_indices(TEST_IMAGES, mesh)
+    keys = jax.random.key(0)[None]
+    state, keys = spread_seeds((experiment.init(keys), keys), mesh)
     # An epoch of a single step: what a Python loop over batches would call.
     train_one = make_train_epoch(
         experiment.model, experiment.tx, make_scale(config, experiment.dataset), mesh
@@ -72,21 +71,22 @@ def measure(config: TrainConfig, dataset: Dataset, repeats: int) -> dict[str, An
 
     def steps(state: Any, batches: list[jax.Array]) -> Any:
         for batch in batches:
-            state, _ = train_one(state, experiment.train, batch, key)
+            state, _ = train_one(state, experiment.train, batch, keys)
         return state
 
     speeds: dict[str, list[float]] = {"step": [], "epoch": [], "evaluate": []}
     for number in range(repeats + 1):
         order = epoch_indices(0, number, size, batch_size)
         rows = order[: min(STEPS, size // batch_size)]
-        batches = [shard_indices(row[None], mesh) for row in rows]
+        batches = [shard_indices(row[None, None], mesh) for row in rows]
         state, step_seconds = timed(steps, state, batches)
-        indices = shard_indices(order, mesh)
+        indices = shard_indices(order[None], mesh)
         (state, _), epoch_seconds = timed(
-            experiment.train_epoch, state, experiment.train, indices, key
+            experiment.train_epoch, state, experiment.train, indices, keys
         )
-        evaluate = experiment.evaluate[TEST_IMAGES]
-        _, eval_seconds = timed(evaluate, state.params, experiment.test, places)
+        _, eval_seconds = timed(
+            experiment.evaluate, state.params, experiment.held_out, experiment.test
+        )
         if number:
             speeds["step"].append(rows.size / step_seconds)
             speeds["epoch"].append(size / epoch_seconds)

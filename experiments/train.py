@@ -3,6 +3,7 @@
 python -m experiments.train --model=cnn --epochs=5 --run_dir=runs/cnn0
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -15,6 +16,7 @@ from mnist_jax.records import EpochRecord
 from mnist_jax.runs import check_run_dir, fit_into, read_params
 from mnist_jax.startup import (
     define_machine_flags,
+    define_seeds_flag,
     existing_folder,
     load_data,
     run_program,
@@ -35,40 +37,47 @@ def main() -> None:
             f"{FLAGS.init_preset}.cfg --run_dir=runs/{FLAGS.init_preset}`, then this "
             f"command again with --init_from=runs/{FLAGS.init_preset}"
         )
-    folder = Path(FLAGS.run_dir) if FLAGS.run_dir else None
+    seeds = range(config.seed, config.seed + FLAGS.seeds)
+    folders = {}
+    if FLAGS.run_dir:
+        folder = Path(FLAGS.run_dir)
+        folders = {seed: folder / f"seed{seed}" for seed in seeds}
+        if FLAGS.seeds == 1:
+            folders = {config.seed: folder}
     if FLAGS.tensorboard:
         check_tensorboard()
-        if folder is None:
+        if not folders:
             raise InputError(
                 "--tensorboard writes into --run_dir, which is not given; give a "
                 "directory or leave --tensorboard out"
             )
-    if folder is not None:
+    for folder in folders.values():
         check_run_dir(folder, FLAGS.overwrite)
     start_jax()
     dataset = load_data(config.dataset)
     announce_compiling(config)
-    experiment = prepare(config, dataset)
+    experiment = prepare(config, dataset, FLAGS.seeds)
     announce(experiment)
     params = None
     if FLAGS.init_from:
         source = existing_folder(FLAGS.init_from, "init_from")
-        params = read_params(source, experiment.model)
+        params = [read_params(source, experiment.model)] * FLAGS.seeds
     on_epoch = epoch_rows(experiment)
-    if folder is None:
-        record, _ = fit(experiment, config.seed, on_epoch, params)
-    elif FLAGS.tensorboard:
+    if FLAGS.tensorboard:
         images = len(experiment.dataset.train.labels)
-        with epoch_scalars(folder, images) as write:
+        with epoch_scalars(list(folders.values()), images) as write:
 
-            def tell_both(epoch: EpochRecord) -> None:
-                write(epoch)
-                on_epoch(epoch)
+            def tell_both(epochs: Sequence[EpochRecord]) -> None:
+                write(epochs)
+                on_epoch(epochs)
 
-            record = fit_into(experiment, config.seed, folder, tell_both, params)
+            records = fit_into(experiment, folders, tell_both, params)
+    elif folders:
+        records = fit_into(experiment, folders, on_epoch, params)
     else:
-        record = fit_into(experiment, config.seed, folder, on_epoch, params)
-    result(record)
+        records = [record for record, _ in fit(experiment, seeds, on_epoch, params)]
+    for record in records:
+        result(record)
 
 
 def run() -> None:
@@ -76,8 +85,12 @@ def run() -> None:
     define_flags()
     define_machine_flags()
     flags.DEFINE_string(
-        "run_dir", None, "directory for config, metrics, record and parameters"
+        "run_dir",
+        None,
+        "directory for config, metrics, record and parameters; of several seeds each "
+        "gets a directory seed0, seed1, ... in it",
     )
+    define_seeds_flag(1)
     flags.DEFINE_string(
         "init_from", None, "directory of a finished run whose parameters to start from"
     )

@@ -1,7 +1,11 @@
-"""One pass over a split on the device mesh: the only home of scan, jit and sharding."""
+"""One pass over a split on the device mesh: the only home of scan, jit and sharding.
 
+Several seeds of one network can be trained together: states, keys and orders of images
+then have a first axis of seeds, which is there for a single one too.
+"""
+
+import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -17,7 +21,7 @@ from jax.stages import Wrapped
 from mnist_jax.data import Split
 from mnist_jax.steps import Metrics, TrainState, eval_step, train_step
 
-AXIS = "batch"
+SEEDS, BATCH = "seeds", "batch"  # the axes of the mesh
 # One call over 10,000 images at once is several times slower on a CPU than chunks that
 # stay in its caches.
 EVAL_CHUNK = 500
@@ -25,11 +29,20 @@ EVAL_CHUNK = 500
 Scale = Callable[[jax.Array], jax.Array]
 
 
-def make_batch_mesh(devices: int | None = None) -> Mesh:
-    """Returns a mesh of the first so many devices (default all) along the batch."""
-    chosen = jax.devices()[:devices]
+def make_mesh(batch_devices: int | None = None, seed_devices: int = 1) -> Mesh:
+    """Returns a mesh that shares the seeds and, for each of them, the batch.
+
+    Args:
+        batch_devices: devices that share a batch; default as many as there are.
+        seed_devices: groups of such devices, each of which trains seeds of its own.
+    """
+    devices = jax.devices()
+    shape = (seed_devices, batch_devices or len(devices) // seed_devices)
     return jax.make_mesh(
-        (len(chosen),), (AXIS,), axis_types=(AxisType.Auto,), devices=chosen
+        shape,
+        (SEEDS, BATCH),
+        axis_types=(AxisType.Auto, AxisType.Auto),
+        devices=devices[: math.prod(shape)],
     )
 
 
@@ -38,18 +51,33 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, P()))
 
 
+def spread_seeds(tree: Any, mesh: Mesh) -> Any:
+    """Spreads the first axis of arrays `[seeds,...]` over the mesh."""
+    return jax.device_put(tree, NamedSharding(mesh, P(SEEDS)))
+
+
 def shard_indices(indices: np.ndarray, mesh: Mesh) -> jax.Array:
-    """Spreads the columns of `[steps, B]` over the mesh, padded with -1 to fit it."""
-    missing = -indices.shape[1] % mesh.size
-    padded = np.pad(indices, ((0, 0), (0, missing)), constant_values=-1)
-    return jax.device_put(padded, NamedSharding(mesh, P(None, AXIS)))
+    """Spreads places `[seeds,steps,B]` over the mesh, padded with -1 to fit it."""
+    missing = -indices.shape[2] % mesh.shape[BATCH]
+    padding = ((0, 0), (0, 0), (0, missing))
+    padded = np.pad(indices, padding, constant_values=-1)
+    return jax.device_put(padded, NamedSharding(mesh, P(SEEDS, None, BATCH)))
 
 
-def eval_indices(size: int, mesh: Mesh) -> jax.Array:
-    """Returns all places in order, in chunks spread over the mesh: `[n, chunk]`."""
-    chunk = min(EVAL_CHUNK * mesh.size, size)
-    places = np.arange(size + -size % chunk, dtype=np.int32).reshape(-1, chunk)
-    return shard_indices(np.where(places < size, places, -1), mesh)
+def eval_indices(places: range, mesh: Mesh, rows: int = 0) -> jax.Array:
+    """Returns places in order, in chunks spread over the mesh: `[n,chunk]`.
+
+    Args:
+        places: of the images.
+        mesh: devices.
+        rows: chunks at least; those beyond the places hold -1.
+    """
+    chunk = EVAL_CHUNK * mesh.shape[BATCH]
+    rows = max(rows, -(-len(places) // chunk))
+    padded = np.full(rows * chunk, -1, np.int32)
+    padded[: len(places)] = places
+    sharding = NamedSharding(mesh, P(None, BATCH))
+    return jax.device_put(padded.reshape(rows, chunk), sharding)
 
 
 def gather(split: Split, places: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -62,50 +90,72 @@ def gather(split: Split, places: jax.Array) -> tuple[jax.Array, jax.Array, jax.A
     return images, labels, (places >= 0).astype(jnp.float32)
 
 
+def _for_each_seed(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """Lets a function of one seed's arrays take those of several, `[seeds,...]`."""
+    if mesh.devices.flat[0].platform != "cpu":
+        return jax.vmap(function)  # small networks leave most of an accelerator idle
+    # On a CPU one seed after the other is faster (docs/performance.md).
+    return lambda *stacked: lax.map(lambda arrays: function(*arrays), stacked)
+
+
+def _sum_over_batch(mesh: Mesh) -> str | None:
+    """Returns the axis to sum gradients over; None if one device has the batch.
+
+    A sum over one device would still copy every gradient: 12 % of an MLP's step.
+    """
+    return BATCH if mesh.shape[BATCH] > 1 else None
+
+
 def make_train_epoch(
     model: nn.Module, tx: optax.GradientTransformation, scale: Scale, mesh: Mesh
 ) -> Wrapped:
-    """Returns the jitted `train_epoch(state, split, indices, key)`.
+    """Returns the jitted `train_epoch(states, split, indices, keys)` of several seeds.
 
     Args:
         model: network.
         tx: optimizer.
         scale: pixels uint8 to float32.
-        mesh: devices that share each batch.
+        mesh: devices; each of its rows trains its share of the seeds.
 
     Returns:
-        A function of the replicated state (donated: bind its result to the same name),
-        the replicated split, `shard_indices(epoch_indices(...))` and the epoch's key;
-        it returns the new state and the metrics of each step `[steps]`.
+        A function of the states `[seeds,...]` (`spread_seeds`; donated: bind the result
+        to the same name), the replicated split, `shard_indices` of each seed's
+        `epoch_indices` and the seeds' keys `[seeds]`; it returns the new states and the
+        metrics of each step `[seeds,steps]`.
     """
+    axis_name = _sum_over_batch(mesh)
 
-    def train_epoch(
-        state: TrainState, split: Split, indices: jax.Array, key: jax.Array
+    def train_epochs(
+        states: TrainState, split: Split, indices: jax.Array, keys: jax.Array
     ) -> tuple[TrainState, Metrics]:
-        def body(
-            state: TrainState, step_and_places: tuple[jax.Array, jax.Array]
+        def train_epoch(
+            state: TrainState, indices: jax.Array, key: jax.Array
         ) -> tuple[TrainState, Metrics]:
-            step, places = step_and_places
-            images, labels, weights = gather(split, places)
-            step_key = jax.random.fold_in(key, step)
-            return train_step(
-                state,
-                scale(images),
-                labels,
-                weights,
-                step_key,
-                model=model,
-                tx=tx,
-                axis_name=AXIS,
-            )
+            def body(
+                state: TrainState, step_and_places: tuple[jax.Array, jax.Array]
+            ) -> tuple[TrainState, Metrics]:
+                step, places = step_and_places
+                images, labels, weights = gather(split, places)
+                return train_step(
+                    state,
+                    scale(images),
+                    labels,
+                    weights,
+                    jax.random.fold_in(key, step),
+                    model=model,
+                    tx=tx,
+                    axis_name=axis_name,
+                )
 
-        return lax.scan(body, state, (jnp.arange(len(indices)), indices))
+            return lax.scan(body, state, (jnp.arange(len(indices)), indices))
+
+        return _for_each_seed(train_epoch, mesh)(states, indices, keys)
 
     sharded = jax.shard_map(
-        train_epoch,
+        train_epochs,
         mesh=mesh,
-        in_specs=(P(), P(), P(None, AXIS), P()),
-        out_specs=P(),
+        in_specs=(P(SEEDS), P(), P(SEEDS, None, BATCH), P(SEEDS)),
+        out_specs=P(SEEDS),
         # With the check on, a gradient by replicated parameters is summed over the mesh
         # before `train_step` sums it.
         check_vma=False,
@@ -114,24 +164,34 @@ def make_train_epoch(
 
 
 def make_evaluate(model: nn.Module, scale: Scale, mesh: Mesh) -> Wrapped:
-    """Returns the jitted `evaluate(params, split, indices) -> Metrics` of all images.
+    """Returns the jitted `evaluate(params, split, indices) -> Metrics [seeds]`.
 
-    Its arguments are replicated parameters, a replicated split and `eval_indices`.
+    Its arguments are the parameters `[seeds,...]`, a replicated split and
+    `eval_indices`, whose last rows cost nothing where they hold only -1: one program
+    serves parts of any size.
     """
+    axis_name = _sum_over_batch(mesh)
 
-    def evaluate(params: Any, split: Split, indices: jax.Array) -> Metrics:
-        def body(_: None, places: jax.Array) -> tuple[None, Metrics]:
-            images, labels, weights = gather(split, places)
-            return None, eval_step(params, scale(images), labels, weights, model=model)
+    def evaluate_all(params: Any, split: Split, indices: jax.Array) -> Metrics:
+        rows = jnp.sum(jnp.any(indices >= 0, axis=1))
 
-        _, metrics = lax.scan(body, None, indices)
-        return lax.psum(jax.tree.map(partial(jnp.sum, axis=0), metrics), AXIS)
+        def evaluate(params: Any) -> Metrics:
+            def body(row: jax.Array, total: Metrics) -> Metrics:
+                images, labels, weights = gather(split, indices[row])
+                metrics = eval_step(params, scale(images), labels, weights, model=model)
+                return jax.tree.map(jnp.add, total, metrics)
+
+            zero = Metrics(*(jnp.zeros(()) for _ in Metrics._fields))
+            total = lax.fori_loop(0, rows, body, zero)
+            return total if axis_name is None else lax.psum(total, axis_name)
+
+        return _for_each_seed(evaluate, mesh)(params)
 
     sharded = jax.shard_map(
-        evaluate,
+        evaluate_all,
         mesh=mesh,
-        in_specs=(P(), P(), P(None, AXIS)),
-        out_specs=P(),
+        in_specs=(P(SEEDS), P(), P(None, BATCH)),
+        out_specs=P(SEEDS),
         check_vma=False,
     )
     return jax.jit(sharded)

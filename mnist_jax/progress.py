@@ -1,6 +1,7 @@
 """What a person sees while a run goes on."""
 
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.fit import Experiment
@@ -20,30 +21,42 @@ def announce(experiment: Experiment) -> None:
     config, dataset = experiment.config, experiment.dataset
     sizes = [len(dataset.train.labels), len(dataset.test.labels)]
     validation = len(dataset.validation.labels) if dataset.validation else 0
+    cached = " (cached)" if experiment.compile_cached else ""
+    together = f", {experiment.seeds} seeds together" if experiment.seeds > 1 else ""
     print(
         f"{config.model}: {count_params(experiment.model):,} parameters, "
         f"{dataset.name} {sizes[0]:,} train / {validation:,} validation / "
         f"{sizes[1]:,} test images, {experiment.mesh.size} "
-        f"{experiment.mesh.devices.flat[0].platform} devices, "
-        f"compiled in {experiment.compile_seconds:.1f} s",
+        f"{experiment.mesh.devices.flat[0].platform} devices{together}, "
+        f"compiled in {experiment.compile_seconds:.1f} s{cached}",
         flush=True,
     )
 
 
-def epoch_rows(experiment: Experiment) -> Callable[[EpochRecord], None]:
-    """Prints the header now and returns a function that prints each epoch's row."""
+def _mean(records: Sequence[EpochRecord], field: str) -> float:
+    return statistics.mean(getattr(record, field) for record in records)
+
+
+def epoch_rows(experiment: Experiment) -> Callable[[Sequence[EpochRecord]], None]:
+    """Prints the header now and returns a function that prints each epoch's row.
+
+    Of several seeds the row has the means; seconds are those of all together.
+    """
     epochs, size = experiment.config.epochs, len(experiment.dataset.train.labels)
     print(_HEADER, flush=True)
 
-    def row(record: EpochRecord) -> None:
+    def row(records: Sequence[EpochRecord]) -> None:
+        seeds, first = len(records), records[0]
         validation = f"{'-':>8} {'-':>8}"
-        if record.val_loss is not None:
-            validation = f"{record.val_loss:8.4f} {record.val_accuracy:8.4f}"
-        left = (epochs - record.epoch) * (record.train_seconds + record.eval_seconds)
+        if first.val_loss is not None:
+            means = _mean(records, "val_loss"), _mean(records, "val_accuracy")
+            validation = f"{means[0]:8.4f} {means[1]:8.4f}"
+        seconds = first.train_seconds * seeds
+        left = (epochs - first.epoch) * (seconds + first.eval_seconds * seeds)
         print(
-            f"{record.epoch:2d}/{epochs:<2d} {record.loss:7.4f} {record.accuracy:.4f}  "
-            f"{validation} {record.train_seconds:8.2f} "
-            f"{size / record.train_seconds:9,.0f} {left:8.1f}",
+            f"{first.epoch:2d}/{epochs:<2d} {_mean(records, 'loss'):7.4f} "
+            f"{_mean(records, 'accuracy'):.4f}  {validation} {seconds:8.2f} "
+            f"{size * seeds / seconds:9,.0f} {left:8.1f}",
             flush=True,
         )
 
@@ -53,7 +66,8 @@ def epoch_rows(experiment: Experiment) -> Callable[[EpochRecord], None]:
 def result(record: RunRecord) -> None:
     """Prints what a run ended with."""
     print(
-        f"test accuracy {record.test_accuracy:.4f}, loss {record.test_loss:.4f} "
-        f"({record.test_images:,} images); {record.total_seconds:.1f} s in all",
+        f"seed {record.config['seed']}: test accuracy {record.test_accuracy:.4f}, loss "
+        f"{record.test_loss:.4f} ({record.test_images:,} images); "
+        f"{record.total_seconds:.1f} s in all",
         flush=True,
     )

@@ -58,11 +58,13 @@ class RunRecord:
     params_sha256: str  # of the trained parameters, as `params.msgpack` holds them
     kernels: str
     devices: int
+    seeds_together: int  # runs trained by one program; seconds are one's share
     warm_start: bool  # started from another run's parameters
     epochs: list[EpochRecord]
     test_loss: float
     test_accuracy: float
-    compile_seconds: float
+    compile_seconds: float  # of the program, however many seeds it trains
+    compile_cached: bool  # the program came from the compilation cache
     first_epoch_seconds: float
     steady_epoch_seconds: float | None  # median of the epochs after the first
     train_images_per_second: float

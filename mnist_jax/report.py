@@ -101,7 +101,9 @@ def _identity(record: Record) -> tuple[Any, ...]:
     return place(record), row_key(record), record["config"]["seed"]
 
 
-def _budget_picture(number: int, rows: Sequence[Sequence[Record]]) -> Picture:
+def _budget_picture(
+    number: int, rows: Sequence[Sequence[Record]], comparison: pd.DataFrame
+) -> Picture:
     """Returns accuracy against training time for all networks of a place."""
     runs = {row_name(row[0]): [budget_frame(run) for run in row] for row in rows}
     validated = all(run["validation_images"] for row in rows for run in row)
@@ -117,8 +119,8 @@ def _budget_picture(number: int, rows: Sequence[Sequence[Record]]) -> Picture:
     images = rows[0][0][f"{which}_images"]
     when = "after each epoch" if validated else "at the end"
     compiling = ", ".join(
-        f"{np.median([run['compile_seconds'] for run in row]):.1f} s for {name}"
-        for name, row in zip(runs, rows, strict=True)
+        f"{name} {seconds}"
+        for name, seconds in zip(runs, comparison["compile s"], strict=True)
     )
     n = " or ".join(map(str, sorted({len(row) for row in rows})))
     return Picture(
@@ -127,7 +129,7 @@ def _budget_picture(number: int, rows: Sequence[Sequence[Record]]) -> Picture:
         "Accuracy against training time, one line per network",
         f"Accuracy on the {images:,} {which} images {when}, against seconds of "
         f"training. Each point is a seed, each line the mean (n={n}). Compiling comes "
-        f"once before it and is left out: {compiling}.",
+        f"once before it and is left out (seconds: {compiling}).",
         lambda title: budget_figure(runs, f"{which} accuracy", title),
     )
 
@@ -257,7 +259,7 @@ def _section(
         records[0]["dataset_note"],
         list(frame.columns),
         [[(str(c), _sort_value(str(c))) for c in row] for row in frame.to_numpy()],
-        _budget_picture(number, rows),
+        _budget_picture(number, rows, frame),
         networks,
         hints,
         provenance_items(records),

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,28 +55,38 @@ def check_run_dir(folder: Path, overwrite: bool) -> None:
 
 def fit_into(
     experiment: Experiment,
-    seed: int,
-    folder: Path,
-    on_epoch: Callable[[EpochRecord], None],
-    start_params: Any = None,
-) -> RunRecord:
-    """Trains a seed and writes config, a line per epoch, record and parameters.
+    folders: Mapping[int, Path],
+    on_epoch: Callable[[Sequence[EpochRecord]], None],
+    start_params: Sequence[Any] | None = None,
+) -> list[RunRecord]:
+    """Trains seeds together and writes what each leaves behind into its own folder.
 
-    An earlier run in the folder is removed first: ask `check_run_dir` before.
+    That is its config, a line per epoch, its record and parameters. An earlier run in a
+    folder is removed first: ask `check_run_dir` before.
+
+    Args:
+        experiment: what `prepare` returned.
+        folders: where the run of each seed goes.
+        on_epoch: as for `fit`.
+        start_params: as for `fit`.
     """
-    for path in (*(folder / name for name in FILES), *folder.glob(_EVENTS)):
-        path.unlink(missing_ok=True)
-    config = dataclasses.replace(experiment.config, seed=seed)
-    write_json(folder / CONFIG, config_to_dict(config))
+    for seed, folder in folders.items():
+        make_folder(folder)
+        for path in (*(folder / name for name in FILES), *folder.glob(_EVENTS)):
+            path.unlink(missing_ok=True)
+        config = dataclasses.replace(experiment.config, seed=seed)
+        write_json(folder / CONFIG, config_to_dict(config))
 
-    def write_and_tell(epoch: EpochRecord) -> None:
-        append_jsonl(folder / METRICS, to_dict(epoch))
-        on_epoch(epoch)
+    def write_and_tell(epochs: Sequence[EpochRecord]) -> None:
+        for folder, epoch in zip(folders.values(), epochs, strict=True):
+            append_jsonl(folder / METRICS, to_dict(epoch))
+        on_epoch(epochs)
 
-    record, params = fit(experiment, seed, write_and_tell, start_params)
-    save_params(folder / PARAMS, params)
-    write_json(folder / RECORD, to_dict(record))
-    return record
+    runs = fit(experiment, list(folders), write_and_tell, start_params)
+    for folder, (record, params) in zip(folders.values(), runs, strict=True):
+        save_params(folder / PARAMS, params)
+        write_json(folder / RECORD, to_dict(record))
+    return [record for record, _ in runs]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

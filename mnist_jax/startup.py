@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 from absl import app, flags, logging
 
+from mnist_jax.compiling import use_compile_cache
 from mnist_jax.config import MODELS
 from mnist_jax.data import Dataset, load_dataset
 from mnist_jax.errors import InputError
@@ -28,6 +29,12 @@ def define_machine_flags() -> None:
     )
     flags.DEFINE_enum(
         "platform", None, list(_PLATFORMS), "where to run; default: what JAX finds"
+    )
+    flags.DEFINE_enum(
+        "compile_cache",
+        "on",
+        ["on", "off"],
+        "whether compiled programs are kept in the user's cache folder",
     )
 
 
@@ -51,14 +58,23 @@ def chosen_models() -> list[str]:
     return FLAGS.models
 
 
+def define_seeds_flag(default: int) -> None:
+    """Defines `--seeds`."""
+    start = "--seed" if "seed" in FLAGS else "0"
+    help = f"runs of each configuration, with seeds from {start} on, trained together"
+    flags.DEFINE_integer("seeds", default, help, lower_bound=1)
+
+
 def start_jax() -> None:
-    """Chooses the platform and makes one host device per core where that is the CPU.
+    """Chooses the platform, makes a host device per core of a CPU, sets up the cache.
 
     Raises:
         InputError: JAX finds no such platform.
     """
     if FLAGS.platform:
         jax.config.update("jax_platforms", _PLATFORMS[FLAGS.platform])
+    if "compile_cache" in FLAGS and FLAGS.compile_cache == "on":
+        use_compile_cache()
     wanted = FLAGS.cpu_devices if "cpu_devices" in FLAGS else None
     jax.config.update("jax_num_cpu_devices", wanted or available_cores())
     try:

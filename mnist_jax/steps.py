@@ -1,5 +1,6 @@
 """One batch: loss, gradient, update; sums and counts. Pure functions, not jitted."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -131,6 +132,13 @@ def init_state(
     """Returns fresh parameters and optimizer state."""
     params = init_params(model, key)
     return TrainState(params, tx.init(params))
+
+
+def init_states(
+    model: nn.Module, tx: optax.GradientTransformation, keys: jax.Array
+) -> TrainState:
+    """Returns a fresh state for each of the keys `[seeds]`, stacked."""
+    return lax.map(partial(init_state, model, tx), keys)
 
 
 def train_step(

@@ -91,6 +91,15 @@ def group_by_row(records: Iterable[Record]) -> list[list[Record]]:
     )
 
 
+def _compile_seconds(records: Sequence[Record]) -> str:
+    """Writes the median seconds of compiling, of cached programs only if need be."""
+    cold = [r["compile_seconds"] for r in records if not r.get("compile_cached")]
+    if cold:
+        return f"{statistics.median(cold):.2f}"
+    cached = [r["compile_seconds"] for r in records]
+    return f"{statistics.median(cached):.2f} (cached)"
+
+
 def comparison_frame(records: Iterable[Record]) -> pd.DataFrame:
     """Returns one row per model and settings, best mean test accuracy first.
 
@@ -99,23 +108,26 @@ def comparison_frame(records: Iterable[Record]) -> pd.DataFrame:
             same settings and seed the later one counts.
 
     Returns:
-        The columns `COLUMNS`, after `model` also `settings` if any run had some;
-        accuracies are means over seeds, seconds are medians over seeds.
+        The columns `COLUMNS`, after `model` also `settings` if any run had some, after
+        `devices` also `seeds together` if any were; accuracies are means over seeds,
+        seconds are medians over seeds, of seeds trained together each one's share.
     """
     rows = []
     for group in group_by_row(records):
-        model, settings, *_ = row_key(group[0])
+        model, settings, _, devices = row_key(group[0])
         runs = pd.DataFrame(group)
+        together = {record.get("seeds_together", 1) for record in group}
         steady = runs["steady_epoch_seconds"].astype(float).median()
         rows.append(
             {
                 "model": model,
                 "settings": settings,
                 "parameters": f"{runs['parameters'].iloc[0]:,}",
-                "devices": runs["devices"].iloc[0],
+                "devices": devices,
+                "seeds together": ", ".join(map(str, sorted(together))),
                 "test accuracy": mean_and_spread(runs["test_accuracy"]),
                 "test loss": f"{runs['test_loss'].mean():.4f}",
-                "compile s": f"{runs['compile_seconds'].median():.2f}",
+                "compile s": _compile_seconds(group),
                 "first epoch s": f"{runs['first_epoch_seconds'].median():.2f}",
                 "steady s/epoch": "-" if pd.isna(steady) else f"{steady:.2f}",
                 "train images/s": f"{runs['train_images_per_second'].median():,.0f}",
@@ -127,7 +139,8 @@ def comparison_frame(records: Iterable[Record]) -> pd.DataFrame:
             }
         )
     frame = pd.DataFrame(rows)
-    return frame if frame["settings"].any() else frame.drop(columns="settings")
+    same = {"settings": "", "seeds together": "1"}  # what then needs no column
+    return frame.drop(columns=[name for name in same if all(frame[name] == same[name])])
 
 
 def history_frame(record: Record) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 import contextlib
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from mnist_jax.errors import InputError
@@ -25,33 +25,34 @@ def check_tensorboard() -> None:
 
 @contextlib.contextmanager
 def epoch_scalars(
-    folder: Path, train_images: int
-) -> Iterator[Callable[[EpochRecord], None]]:
-    """Opens an event file and yields the function that writes an epoch into it.
+    folders: Sequence[Path], train_images: int
+) -> Iterator[Callable[[Sequence[EpochRecord]], None]]:
+    """Opens an event file per run and yields the function that writes an epoch of each.
 
-    The file is begun with the first epoch and follows within about a second, so that a
-    run can be watched: `loss` and `accuracy`, each `/training` and, where there is one,
-    `/validation`, and `images_per_second`, with the epoch as the step.
+    The files are begun with the first epoch and follow within about a second, so that
+    runs can be watched: `loss` and `accuracy`, each `/training` and, where there is
+    one, `/validation`, and `images_per_second`, with the epoch as the step.
 
     Args:
-        folder: the run directory; TensorBoard names the run after it.
+        folders: the run directories; TensorBoard names the runs after them.
         train_images: what an epoch trains on, for the images per second.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: a file cannot be written.
     """
     from tensorboardX import SummaryWriter  # optional, and slow to import
 
     with contextlib.ExitStack() as stack:
-        writer = None
+        writers: list[SummaryWriter] = []
 
-        def write(epoch: EpochRecord) -> None:
-            nonlocal writer
-            try:
-                if writer is None:
-                    writer = stack.enter_context(
-                        SummaryWriter(str(folder), flush_secs=1)
-                    )
+        def write(epochs: Sequence[EpochRecord]) -> None:
+            for folder in folders[len(writers) :]:  # none but in the first epoch
+                try:
+                    writer = SummaryWriter(str(folder), flush_secs=1)
+                except OSError as error:
+                    raise cannot_write(folder, error) from error
+                writers.append(stack.enter_context(writer))
+            for writer, epoch in zip(writers, epochs, strict=True):
                 for tag, value in (
                     ("loss/training", epoch.loss),
                     ("loss/validation", epoch.val_loss),
@@ -61,7 +62,5 @@ def epoch_scalars(
                 ):
                     if value is not None:
                         writer.add_scalar(tag, value, epoch.epoch)
-            except OSError as error:
-                raise cannot_write(folder, error) from error
 
         yield write

@@ -19,10 +19,11 @@ from flax import linen as nn
 from mnist_jax.data import Split, epoch_indices, scale_pixels
 from mnist_jax.epochs import (
     gather,
-    make_batch_mesh,
+    make_mesh,
     make_train_epoch,
     replicate,
     shard_indices,
+    spread_seeds,
 )
 from mnist_jax.steps import TrainState, init_state, train_step
 
@@ -75,22 +76,21 @@ def check_epoch_equals_steps(
     """
     tx, split = optax.sgd(0.1), make_split(64)
     indices = epoch_indices(0, 0, len(split.labels), batch_size)
-    mesh = make_batch_mesh(devices)
+    mesh = make_mesh(devices)
     key = jax.random.key(7)
-    state = init_state(model, tx, jax.random.key(0))
-    looped = jax.tree.map(jnp.copy, state)
-    state, metrics = make_train_epoch(model, tx, scale, mesh)(
-        replicate(state, mesh),
+    looped = init_state(model, tx, jax.random.key(0))
+    states, keys = jax.tree.map(lambda leaf: leaf[None], (looped, key))
+    states, metrics = make_train_epoch(model, tx, scale, mesh)(
+        spread_seeds(states, mesh),
         replicate(split, mesh),
-        shard_indices(indices, mesh),
-        replicate(key, mesh),
+        shard_indices(indices[None], mesh),
+        spread_seeds(keys, mesh),
     )
+    state, metrics = jax.tree.map(lambda leaf: leaf[0], (states, metrics))
     step = jax.jit(partial(train_step, model=model, tx=tx))
     for number, places in enumerate(indices):
         images, labels, weights = gather(split, jnp.asarray(places))
         step_key = jax.random.fold_in(key, number)
-        if devices == 1:
-            step_key = jax.random.fold_in(step_key, 0)  # as on the mesh's only device
         looped, step_metrics = step(looped, scale(images), labels, weights, step_key)
         np.testing.assert_allclose(
             metrics.loss_sum[number], step_metrics.loss_sum, rtol=rtol

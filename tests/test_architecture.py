@@ -27,6 +27,7 @@ ORDER = [
     "models",
     "steps",
     "epochs",
+    "compiling",
     "records",
     "checkpoint",
     "fit",
@@ -43,7 +44,7 @@ ORDER = [
     "console",
 ]
 KNOWS_FLAGS = {"config", "startup"}
-KNOWS_TIME = {"fit", "download"}
+KNOWS_TIME = {"compiling", "fit", "download"}
 KNOWS_JIT = {"fast_conv", "epochs", "fit", "predictions", "testing"}
 
 

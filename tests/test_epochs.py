@@ -12,16 +12,17 @@ from mnist_jax.config import default_config
 from mnist_jax.data import Dataset, Split, epoch_indices
 from mnist_jax.epochs import (
     eval_indices,
-    make_batch_mesh,
     make_evaluate,
+    make_mesh,
     make_train_epoch,
     replicate,
     shard_indices,
+    spread_seeds,
 )
 from mnist_jax.errors import InputError
-from mnist_jax.fit import choose_devices
+from mnist_jax.fit import choose_mesh
 from mnist_jax.models import CNN, LSTM, MLP
-from mnist_jax.steps import batch_metrics, init_state
+from mnist_jax.steps import batch_metrics, init_states
 from mnist_jax.testing import check_epoch_equals_steps, make_split, scale
 
 MODELS = {
@@ -47,14 +48,14 @@ def test_sharded_epoch_equals_a_loop_of_steps(devices, batch_size):
 
 
 def make_inputs(model, tx, split, mesh, seed=0, epoch=0, batch_size=16):
-    """Returns the arguments of a train epoch."""
-    state = init_state(model, tx, jax.random.key(seed))
+    """Returns the arguments of a train epoch of one seed."""
+    states = init_states(model, tx, jax.random.key(seed)[None])
     indices = epoch_indices(seed, epoch, len(split.labels), batch_size)
     return (
-        replicate(state, mesh),
+        spread_seeds(states, mesh),
         replicate(split, mesh),
-        shard_indices(indices, mesh),
-        replicate(jax.random.key(epoch), mesh),
+        shard_indices(indices[None], mesh),
+        spread_seeds(jax.random.key(epoch)[None], mesh),
     )
 
 
@@ -69,7 +70,7 @@ class CountTraces(MLP):
 
 
 def test_one_trace_serves_all_batches_epochs_and_seeds():
-    model, tx, mesh = CountTraces(hidden=(4,)), optax.adam(1e-3), make_batch_mesh(2)
+    model, tx, mesh = CountTraces(hidden=(4,)), optax.adam(1e-3), make_mesh(2)
     split = make_split(50)
     train_epoch = make_train_epoch(model, tx, scale, mesh)
     inputs = [
@@ -85,7 +86,7 @@ def test_one_trace_serves_all_batches_epochs_and_seeds():
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_epoch_donates_its_state_and_transfers_nothing(devices):
-    model, tx, mesh = MODELS["mlp"], optax.adam(1e-3), make_batch_mesh(devices)
+    model, tx, mesh = MODELS["mlp"], optax.adam(1e-3), make_mesh(devices)
     train_epoch = make_train_epoch(model, tx, scale, mesh)
     arguments = make_inputs(model, tx, make_split(), mesh)
     with jax.transfer_guard("disallow"):
@@ -100,13 +101,14 @@ def test_epoch_donates_its_state_and_transfers_nothing(devices):
 def test_evaluation_counts_every_image_once(digits: Dataset, devices, size):
     images = np.concatenate([digits.train.images, digits.test.images])[:size]
     labels = np.concatenate([digits.train.labels, digits.test.labels])[:size]
-    model, mesh = MODELS["mlp"], make_batch_mesh(devices)
-    params = init_state(model, optax.sgd(0.1), jax.random.key(0)).params
+    model, mesh = MODELS["mlp"], make_mesh(devices)
+    params = init_states(model, optax.sgd(0.1), jax.random.key(0)[None]).params
     metrics = make_evaluate(model, scale, mesh)(
-        replicate(params, mesh),
+        spread_seeds(params, mesh),
         replicate(Split(images, labels), mesh),
-        eval_indices(size, mesh),
+        eval_indices(range(size), mesh, rows=3),
     )
+    params, metrics = jax.tree.map(lambda leaf: leaf[0], (params, metrics))
     logits = model.apply({"params": params}, scale(images))
     _, want = batch_metrics(logits, jnp.asarray(labels), jnp.ones(size))
     assert float(metrics.images) == size
@@ -116,11 +118,12 @@ def test_evaluation_counts_every_image_once(digits: Dataset, devices, size):
 
 @pytest.mark.parametrize("size, batch_size", [(10, 3), (64, 64), (60_000, 128)])
 def test_eval_and_train_indices_hold_each_image_once(size, batch_size):
-    mesh = make_batch_mesh(4)
-    train = shard_indices(epoch_indices(0, 0, size, batch_size), mesh)
-    for indices in (np.asarray(train), np.asarray(eval_indices(size, mesh))):
+    mesh = make_mesh(4)
+    train = shard_indices(epoch_indices(0, 0, size, batch_size)[None], mesh)
+    for sharded in (train, eval_indices(range(size), mesh)):
+        indices = np.asarray(sharded)
         assert sorted(indices[indices >= 0].tolist()) == list(range(size))
-        assert indices.shape[1] % 4 == 0
+        assert indices.shape[-1] % 4 == 0
 
 
 # What XLA:CPU runs as naive loops; it turns select-and-scatter into scatter.
@@ -129,7 +132,7 @@ SLOW = {"convolution", "select-and-scatter", "scatter", "reduce-window"}
 
 @pytest.mark.parametrize("kernels, slow", [("fast", False), ("plain", True)])
 def test_compiled_fast_cnn_epoch_has_no_slow_operation(kernels, slow):
-    model, tx, mesh = CNN(kernels=kernels), optax.adam(1e-3), make_batch_mesh(2)
+    model, tx, mesh = CNN(kernels=kernels), optax.adam(1e-3), make_mesh(2)
     arguments = make_inputs(model, tx, make_split(), mesh)
     compiled = make_train_epoch(model, tx, scale, mesh).lower(*arguments).compile()
     operations = set(re.findall(r" ([a-z][a-z-]+)\(", compiled.as_text()))
@@ -147,9 +150,17 @@ def test_compiled_fast_cnn_epoch_has_no_slow_operation(kernels, slow):
     ],
 )
 def test_a_batch_is_shared_by_as_many_devices_as_pay(model, changes, devices):
-    assert choose_devices(default_config(model, **changes)) == devices
+    mesh = choose_mesh(default_config(model, **changes))
+    assert dict(mesh.shape) == {"seeds": 1, "batch": devices}
+
+
+@pytest.mark.parametrize(
+    "model, seeds, shape", [("cnn", 2, (2, 4)), ("mlp", 10, (2, 1)), ("mlp", 3, (1, 1))]
+)
+def test_seeds_are_spread_evenly_before_batches(model, seeds, shape):
+    assert choose_mesh(default_config(model), seeds).devices.shape == shape
 
 
 def test_more_cpu_devices_than_there_are_is_refused():
     with pytest.raises(InputError, match="at most the 8 .*; got 9"):
-        choose_devices(default_config("mlp", cpu_devices=9))
+        choose_mesh(default_config("mlp", cpu_devices=9))

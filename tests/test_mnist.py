@@ -2,7 +2,7 @@
 
 from mnist_jax.config import default_config
 from mnist_jax.data import Dataset
-from mnist_jax.epochs import make_batch_mesh
+from mnist_jax.epochs import make_mesh
 from mnist_jax.fit import fit, prepare
 
 
@@ -20,7 +20,7 @@ def test_mnist_has_its_shapes_classes_and_counts(mnist: Dataset):
 
 def test_cnn_learns_mnist_in_one_epoch_of_20000_images(mnist: Dataset):
     config = default_config("cnn", epochs=1, train_size=20_000, validation="none")
-    record, _ = fit(prepare(config, mnist, make_batch_mesh(2)), 0)
+    [(record, _)] = fit(prepare(config, mnist, mesh=make_mesh(2)), [0])
     assert record.train_images == 20_000 and record.test_images == 10_000
     # 100 % would mean that the test counts wrongly, or trained on what it tests.
     assert 0.95 < record.test_accuracy < 1.0

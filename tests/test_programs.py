@@ -55,6 +55,28 @@ def test_train_writes_config_metrics_record_and_parameters(run_dir: Path):
     assert record["parameters"] == 784 * 16 + 16 + 160 + 10
 
 
+def test_train_of_several_seeds_gives_each_a_directory(tmp_path):
+    process = run("experiments.train", *DIGITS, "--seeds=2", f"--run_dir={tmp_path}")
+    assert "2 seeds together" in process.stdout
+    for seed in (0, 1):
+        assert f"seed {seed}: test accuracy" in process.stdout
+        record = json.loads((tmp_path / f"seed{seed}" / "record.json").read_text())
+        assert record["config"]["seed"] == seed and record["seeds_together"] == 2
+
+
+def test_compiled_programs_are_kept_unless_that_is_off(tmp_path):
+    def compiled(flag: str) -> bool:
+        folder = {"MNIST_JAX_CACHE_DIR": str(tmp_path / "cache")}
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        run("experiments.train", *DIGITS, flag, f"--run_dir={out}", **folder)
+        return not json.loads((out / "record.json").read_text())["compile_cached"]
+
+    assert compiled("--compile_cache=off")
+    assert not (tmp_path / "cache" / "compiled").exists()
+    assert compiled("--compile_cache=on")
+    assert not compiled("--compile_cache=on")
+
+
 def test_a_seed_gives_the_same_parameters_in_another_process(run_dir: Path, tmp_path):
     run("experiments.train", *DIGITS, f"--run_dir={tmp_path}")
     digests = set()

@@ -8,7 +8,7 @@ import pytest
 
 from mnist_jax.config import default_config
 from mnist_jax.data import Dataset
-from mnist_jax.epochs import make_batch_mesh
+from mnist_jax.epochs import make_mesh
 from mnist_jax.errors import InputError
 from mnist_jax.fit import fit, prepare
 from mnist_jax.flops import multiply_adds, training_flops
@@ -30,8 +30,9 @@ SMALL = default_config("mlp", hidden=(8,), epochs=2, batch_size=100)
 @pytest.fixture(scope="module")
 def trained(digits: Dataset):
     """A short run: its experiment, record and parameters."""
-    experiment = prepare(SMALL, digits, make_batch_mesh(1))
-    return experiment, *fit(experiment, 0)
+    experiment = prepare(SMALL, digits, mesh=make_mesh(1))
+    [(record, params)] = fit(experiment, [0])
+    return experiment, record, params
 
 
 def test_layer_table_tells_shapes_settings_and_frozen_layers():
@@ -85,9 +86,10 @@ def test_wrong_layer_names_are_answered_with_the_right_ones(changes, message):
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_frozen_layers_stay_bit_identical_and_others_move(digits, optimizer):
     config = dataclasses.replace(SMALL, freeze=("Dense_0",), optimizer=optimizer)
-    experiment = prepare(config, digits, make_batch_mesh(2))
-    start = experiment.init(jax.random.split(jax.random.key(3))[0]).params
-    _, params = fit(experiment, 3)
+    experiment = prepare(config, digits, mesh=make_mesh(2))
+    key = jax.random.split(jax.random.key(3))[0]
+    start = jax.tree.map(lambda leaf: leaf[0], experiment.init(key[None]).params)
+    [(_, params)] = fit(experiment, [3])
     for name, same in (("Dense_0", True), ("Dense_1", False)):
         for leaf in ("kernel", "bias"):
             a, b = np.asarray(start[name][leaf]), np.asarray(params[name][leaf])
@@ -96,7 +98,7 @@ def test_frozen_layers_stay_bit_identical_and_others_move(digits, optimizer):
 
 def test_warm_start_begins_where_the_other_run_ended(trained):
     experiment, record, params = trained
-    again, _ = fit(experiment, 1, start_params=params)
+    [(again, _)] = fit(experiment, [1], start_params=[params])
     assert again.warm_start and not record.warm_start
     assert again.epochs[0].loss < record.epochs[1].loss
 

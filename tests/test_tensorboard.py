@@ -9,7 +9,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from mnist_jax.config import default_config
 from mnist_jax.data import Dataset
-from mnist_jax.epochs import make_batch_mesh
+from mnist_jax.epochs import make_mesh
 from mnist_jax.errors import InputError
 from mnist_jax.fit import prepare
 from mnist_jax.records import EpochRecord
@@ -34,12 +34,13 @@ def read_scalars(folder: Path) -> dict[tuple[str, int], float]:
     return scalars
 
 
-def test_scalars_are_those_of_the_run_and_only_of_the_last(digits: Dataset, tmp_path):
+def test_scalars_are_those_of_each_run_and_only_of_the_last(digits: Dataset, tmp_path):
     config = default_config("mlp", hidden=(), epochs=2, batch_size=100)
-    experiment = prepare(config, digits, make_batch_mesh(1))
-    for seed in range(2):
-        with epoch_scalars(tmp_path, 1_000) as write:
-            record = fit_into(experiment, seed, tmp_path, write)
+    experiment = prepare(config, digits, 2, mesh=make_mesh(1))
+    folders = {seed: tmp_path / f"seed{seed}" for seed in range(2)}
+    for _ in range(2):
+        with epoch_scalars(list(folders.values()), 1_000) as write:
+            _, record = fit_into(experiment, folders, write)
     expected = {}
     for epoch in record.epochs:
         expected |= {
@@ -49,13 +50,14 @@ def test_scalars_are_those_of_the_run_and_only_of_the_last(digits: Dataset, tmp_
             ("accuracy/validation", epoch.epoch): epoch.val_accuracy,
             ("images_per_second", epoch.epoch): 1_000 / epoch.train_seconds,
         }
-    assert read_scalars(tmp_path) == pytest.approx(expected)
+    assert read_scalars(folders[1]) == pytest.approx(expected)
+    assert read_scalars(folders[0]).keys() == expected.keys()
 
 
 def test_validation_may_be_missing(tmp_path):
-    with epoch_scalars(tmp_path, 100) as write:
+    with epoch_scalars([tmp_path], 100) as write:
         assert list(tmp_path.iterdir()) == []  # a run that fails first leaves nothing
-        write(EpochRecord(1, 0.5, 0.75, None, None, 0.5, 0.0))
+        write([EpochRecord(1, 0.5, 0.75, None, None, 0.5, 0.0)])
     assert read_scalars(tmp_path) == {
         ("loss/training", 1): 0.5,
         ("accuracy/training", 1): 0.75,
