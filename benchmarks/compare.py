@@ -13,7 +13,7 @@ from absl import flags
 from mnist_jax.config import config_from_flags, define_flags
 from mnist_jax.files import make_folder, write_file
 from mnist_jax.fit import fit, make_scale, prepare
-from mnist_jax.predictions import run_details
+from mnist_jax.predictions import make_predict, run_details
 from mnist_jax.progress import announce, announce_compiling, epoch_rows, result
 from mnist_jax.records import append_jsonl, read_jsonl, to_dict, with_identity
 from mnist_jax.report import DETAILS, PICTURES, RESULTS, write_report
@@ -74,9 +74,10 @@ def main() -> None:
         experiment = prepare(config, dataset, len(seeds))
         announce(experiment)
         scale = make_scale(config, experiment.dataset)
+        predict = make_predict(experiment.model, scale)
         for record, params in fit(experiment, seeds, epoch_rows(experiment)):
             # Before the record: a run that has one is not run again.
-            details = run_details(config, params, scale, experiment.dataset.test)
+            details = run_details(config, params, predict, experiment.dataset.test)
             append_jsonl(out / DETAILS, with_identity(details, record))
             append_jsonl(results, to_dict(record))
             result(record)

@@ -15,6 +15,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -669,6 +670,8 @@ def main() -> None:
             f"{len(dataset.train.labels)} training images; got {size}"
         )
     train = Split(dataset.train.images[:size], dataset.train.labels[:size])
+    # Ends this process by an exception, with which `subprocess` ends its worker.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     session = start_session(
         out / "peers.jsonl", models, dataclasses.replace(dataset, train=train)
     )

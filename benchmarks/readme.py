@@ -16,6 +16,7 @@ from mnist_jax.startup import run_program
 from mnist_jax.tables import format_markdown, mean_and_spread
 
 from .published import by_system, format_published
+from .redrawn import format_redrawn
 from .systems import PRESETS, SYSTEMS
 
 ROOT = Path(__file__).parent.parent
@@ -34,6 +35,11 @@ BLOCKS: dict[str, tuple[Callable[[Records], str], str]] = {
     "published": (
         format_published,
         "python -m benchmarks.published --seeds=5 --out=benchmarks/results",
+    ),
+    "redrawn": (
+        format_redrawn,
+        "python -m benchmarks.redrawn --run_dir=runs/cnn0 --images=10000 "
+        "--out=benchmarks/results",
     ),
 }
 

@@ -1,9 +1,19 @@
-"""Measures images per second of the train step, the train epoch and evaluation.
+"""Measures images per second, and how long a program takes to start and to compile.
 
 python -m benchmarks.throughput --models=mlp,cnn --batch_sizes=32,128 --repeats=5
+
+Speeds are of the train step, the train epoch, the epoch of several seeds together
+(--seeds) and evaluation, on random images. Start, compiling and memory are of programs
+of their own on the data set at hand (--starts of them, in turn with an empty and a full
+compilation cache).
 """
 
 import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,12 +35,14 @@ from mnist_jax.startup import (
     chosen_models,
     define_machine_flags,
     define_models_flag,
+    define_seeds_flag,
     run_program,
     start_jax,
 )
 from mnist_jax.tables import markdown_table
 
 FLAGS = flags.FLAGS
+PROGRAMS = ("step", "epoch", "together", "evaluate")
 STEPS = 50  # single calls of the train step that are timed together
 TEST_IMAGES = 10_000
 
@@ -57,10 +69,11 @@ def measure(config: TrainConfig, dataset: Dataset, repeats: int) -> dict[str, An
     """Times one model at one batch size, the three programs in turn in each round.
 
     Returns:
-        `compile s`, and for each program the list of images per second by round; the
-        first call of each, which is not in it, is the warm-up.
+        For each program the list of images per second by round; the first call of each,
+        which is not in it, is the warm-up.
     """
     experiment = prepare(config, dataset)
+    together = prepare(config, dataset, FLAGS.seeds) if FLAGS.seeds > 1 else None
     mesh, size, batch_size = experiment.mesh, FLAGS.images, config.batch_size
     keys = jax.random.key(0)[None]
     state, keys = spread_seeds((experiment.init(keys), keys), mesh)
@@ -74,7 +87,11 @@ def measure(config: TrainConfig, dataset: Dataset, repeats: int) -> dict[str, An
             state, _ = train_one(state, experiment.train, batch, keys)
         return state
 
-    speeds: dict[str, list[float]] = {"step": [], "epoch": [], "evaluate": []}
+    if together:
+        all_keys = jax.random.split(jax.random.key(0), FLAGS.seeds)
+        states = together.init(all_keys)
+        states, all_keys = spread_seeds((states, all_keys), together.mesh)
+    speeds: dict[str, list[float]] = {name: [] for name in PROGRAMS}
     for number in range(repeats + 1):
         order = epoch_indices(0, number, size, batch_size)
         rows = order[: min(STEPS, size // batch_size)]
@@ -87,20 +104,86 @@ def measure(config: TrainConfig, dataset: Dataset, repeats: int) -> dict[str, An
         _, eval_seconds = timed(
             experiment.evaluate, state.params, experiment.held_out, experiment.test
         )
+        if together:
+            orders = np.stack([order] * FLAGS.seeds)
+            (states, _), together_seconds = timed(
+                together.train_epoch,
+                states,
+                together.train,
+                shard_indices(orders, together.mesh),
+                all_keys,
+            )
+        if number and together:
+            speeds["together"].append(FLAGS.seeds * size / together_seconds)
         if number:
             speeds["step"].append(rows.size / step_seconds)
             speeds["epoch"].append(size / epoch_seconds)
             speeds["evaluate"].append(TEST_IMAGES / eval_seconds)
-    return {"compile s": experiment.compile_seconds, **speeds}
+    return speeds
 
 
-def median_and_range(values: list[float]) -> str:
+def measure_starts(config: TrainConfig) -> list[dict[str, Any]]:
+    """Starts a training program with an empty, then with a full compilation cache.
+
+    Returns:
+        What `benchmarks.start_worker` prints, for each start.
+    """
+    words = {"model": config.model, "batch_size": config.batch_size, "epochs": 1}
+    if FLAGS.data_dir:
+        words["data_dir"] = FLAGS.data_dir
+    starts = []
+    for _ in range(FLAGS.starts):
+        with tempfile.TemporaryDirectory(prefix="mnist_jax-start-") as folder:
+            cache = {"MNIST_JAX_CACHE_DIR": folder, "JAX_PLATFORMS": ""}
+            # A first start fills the cache of decoded data, which is to be there.
+            for compile_cache in ("off", "on", "on"):
+                words |= {"compile_cache": compile_cache, "began": time.time()}
+                command = [f"--{name}={value}" for name, value in words.items()]
+                process = subprocess.run(
+                    [sys.executable, "-m", f"{__package__}.start_worker", *command],
+                    cwd=Path(__file__).parent.parent,
+                    env={**os.environ, **cache},
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+                if process.returncode:
+                    raise InputError(f"{config.model} did not start, see above")
+                if compile_cache == "on":
+                    starts.append(json.loads(process.stdout.splitlines()[-1]))
+    return starts
+
+
+def start_frame(starts: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
+    """Returns one row per model with medians and ranges of its starts."""
+    rows = []
+    for model, all_starts in starts.items():
+        cold = [start for start in all_starts if not start["cached"]]
+        warm = [start for start in all_starts if start["cached"]]
+        row = {"model": model}
+        for column, figures in (
+            ("start s", [start["start s"] for start in all_starts]),
+            ("compile s", [start["compile s"] for start in cold]),
+            ("compile s, cached", [start["compile s"] for start in warm]),
+            ("peak MB", [start["peak MB"] for start in cold]),
+        ):
+            row[column] = median_and_range(figures, 0 if column == "peak MB" else 2)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def median_and_range(values: list[float], digits: int = 0) -> str:
     """Writes the median and the range.
 
     >>> median_and_range([1000.0, 3000.0, 2000.0])
     '2,000 [1,000, 3,000]'
     """
-    return f"{np.median(values):,.0f} [{min(values):,.0f}, {max(values):,.0f}]"
+    if not values:
+        return "-"
+    median, low, high = (
+        f"{value:,.{digits}f}"
+        for value in (np.median(values), min(values), max(values))
+    )
+    return f"{median} [{low}, {high}]"
 
 
 def main() -> None:
@@ -134,9 +217,11 @@ def main() -> None:
             {
                 "model": config.model,
                 "batch": config.batch_size,
-                "compile s": f"{figures['compile s']:.2f}",
                 "train step images/s": median_and_range(figures["step"]),
                 "train epoch images/s": median_and_range(figures["epoch"]),
+                f"{FLAGS.seeds} seeds together images/s": median_and_range(
+                    figures["together"]
+                ),
                 "evaluate images/s": median_and_range(figures["evaluate"]),
             }
         )
@@ -144,7 +229,23 @@ def main() -> None:
         f"\nsynthetic images on {machine['device']} ({machine['cores']} cores), jax "
         f"{machine['jax']}; median [range] over {FLAGS.repeats} rounds, compile apart\n"
     )
-    print(markdown_table(pd.DataFrame(rows)))
+    frame = pd.DataFrame(rows)
+    print(markdown_table(frame.drop(columns=frame.columns[(frame == "-").all()])))
+    starts = {}
+    for config in {config.model: config for config in configs}.values():
+        if FLAGS.starts:
+            print(f"\nstarting {config.model} ...", flush=True)
+            starts[config.model] = measure_starts(config)
+    if starts:
+        print(
+            "\nstart: from the command to the data in memory; compiling: of all "
+            "programs of a run; memory after an epoch; median [range] of "
+            f"{FLAGS.starts} starts each\n"
+        )
+        print(markdown_table(start_frame(starts)))
+        if FLAGS.out:
+            record = {"environment": machine, "starts": starts}
+            append_jsonl(Path(FLAGS.out) / "throughput.jsonl", record)
 
 
 def run() -> None:
@@ -155,6 +256,10 @@ def run() -> None:
     flags.DEFINE_list("batch_sizes", ["32", "128"], "batch sizes, comma-separated")
     flags.DEFINE_integer("images", 60_000, "images of an epoch", lower_bound=1)
     flags.DEFINE_integer("repeats", 5, "timed rounds", lower_bound=1)
+    define_seeds_flag(1)
+    flags.DEFINE_integer(
+        "starts", 1, "starts to time with each kind of cache", lower_bound=0
+    )
     flags.DEFINE_string("out", None, "directory to append throughput.jsonl in")
     run_program(main)
 

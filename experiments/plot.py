@@ -7,7 +7,7 @@ from absl import flags
 
 from mnist_jax.fit import make_scale, split_data
 from mnist_jax.plots import history_figure, save_figure
-from mnist_jax.predictions import run_details
+from mnist_jax.predictions import make_predict, run_details
 from mnist_jax.records import to_dict
 from mnist_jax.report import detail_pictures
 from mnist_jax.runs import read_model, read_record
@@ -37,9 +37,10 @@ def main() -> None:
         )
     }
     start_jax()
-    config, _, params = read_model(folder)
+    config, model, params = read_model(folder)
     dataset = split_data(config, load_data(record["dataset"]))
-    details = run_details(config, params, make_scale(config, dataset), dataset.test)
+    predict = make_predict(model, make_scale(config, dataset))
+    details = run_details(config, params, predict, dataset.test)
     run = {"config": record["config"], **to_dict(details)}
     for picture in detail_pictures(name, [run]):
         figures[picture.name] = picture.draw(picture.heading)

@@ -1,5 +1,6 @@
 """The networks, `[B,28,28] float32 -> logits [B,10]`, and how a config makes one."""
 
+import functools
 from typing import Any
 
 import jax
@@ -193,9 +194,12 @@ def create_model(config: TrainConfig) -> nn.Module:
 
 def init_params(model: nn.Module, key: jax.Array) -> Any:
     """Returns the initial parameters of a network."""
+    if hasattr(model, "kernels"):  # the same parameters, from layers quicker to trace
+        model = model.clone(kernels="plain")
     return model.init(key, jnp.zeros((1, *IMAGE_SHAPE)))["params"]
 
 
+@functools.cache
 def count_params(model: nn.Module) -> int:
     """Counts a network's parameters without computing any."""
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))

@@ -271,7 +271,8 @@ def predictions_figure(images: np.ndarray, predictions: pd.DataFrame) -> Figure:
 
     Args:
         images: uint8.
-        predictions: as `prediction_frame` returns them, indexed by the image's place.
+        predictions: as `prediction_frame` returns them, indexed by the image's place
+            in the test set, or by the name of its file where its truth is not known.
     """
     count = len(images)
     figure = Figure(figsize=(5, 1.8 * count), layout="constrained")
@@ -281,11 +282,21 @@ def predictions_figure(images: np.ndarray, predictions: pd.DataFrame) -> Figure:
     ):
         left.imshow(image, cmap="gray_r", vmin=0, vmax=255)
         left.axis("off")
-        left.set_title(f"test image {place}, a {row['truth']:.0f}", fontsize=9)
+        if pd.notna(row.get("truth")):
+            caption = f"test image {place}, a {row['truth']:.0f}"
+        else:
+            caption = _short(place)
+        left.set_title(caption, fontsize=9, parse_math=False)
         right.bar(range(10), [row[f"p{digit}"] for digit in range(10)], color=_TRAIN[0])
         right.set(xticks=range(10), ylim=(0, 1), ylabel="probability")
         right.set_title(f"predicted {row['predicted']:.0f}", fontsize=9)
     return figure
+
+
+def _short(path: object) -> str:
+    """Returns a file's name, cut in the middle where it is long."""
+    name = Path(str(path)).name
+    return name if len(name) <= 24 else f"{name[:12]}…{name[-11:]}"
 
 
 def themed_svg(draw: Callable[[], Figure], theme: str) -> bytes:

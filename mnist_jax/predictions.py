@@ -2,7 +2,6 @@
 
 import base64
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -12,22 +11,28 @@ from flax import linen as nn
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data import Split
-from mnist_jax.models import CLASSES, IMAGE_SHAPE, create_model, layer_names
+from mnist_jax.models import CLASSES, IMAGE_SHAPE, layer_names
 from mnist_jax.records import DetailsRecord, MistakeRecord
 
-_BATCH = 1_000  # images at a time: the first convolution of 10,000 would take 0.9 GB
+Predict = Callable[[Any, np.ndarray], jax.Array]
+
+_BATCH = 1_000  # images at a time: of each, a CNN's layers keep about 100 kB
 _WORST = 12  # wrong images that a record keeps
 
 
-@partial(jax.jit, static_argnames=("model", "scale"))
-def _predict(
-    model: nn.Module,
-    scale: Callable[[jax.Array], jax.Array],
-    params: Any,
-    images: jax.Array,
-) -> jax.Array:
-    logits: Any = model.apply({"params": params}, scale(images))
-    return jax.nn.softmax(logits)
+def make_predict(model: nn.Module, scale: Callable[[jax.Array], jax.Array]) -> Predict:
+    """Returns the compiled function (params, images) -> probabilities.
+
+    Its images are `[N,28,28] uint8`, its softmax probabilities `[N,10] float32`; it is
+    compiled at its first call with an N.
+    """
+
+    @jax.jit
+    def predict(params: Any, images: jax.Array) -> jax.Array:
+        logits: Any = model.apply({"params": params}, scale(images))
+        return jax.nn.softmax(logits)
+
+    return predict
 
 
 def predict_probabilities(
@@ -36,20 +41,20 @@ def predict_probabilities(
     scale: Callable[[jax.Array], jax.Array],
     images: np.ndarray,
 ) -> np.ndarray:
-    """Returns the softmax probabilities `[N,10]` of images `[N,28,28] uint8`.
-
-    Compiles once for a network, a scaling and a number of images; N must not be 0.
-    """
-    params = jax.device_get(params)  # of a run, they lie on every device of its mesh
-    parts = [
-        _predict(model, scale, params, images[start : start + _BATCH])
-        for start in range(0, len(images), _BATCH)
-    ]
-    return np.concatenate(parts)
+    """Returns the softmax probabilities `[N,10]` of images `[N,28,28] uint8`."""
+    return _predict_parts(make_predict(model, scale), params, images)
 
 
-def prediction_frame(probabilities: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
-    """Returns one row per image: ten probabilities, the arg max and the truth.
+def _predict_parts(predict: Predict, params: Any, images: np.ndarray) -> np.ndarray:
+    """Predicts a few images at a time; see `_BATCH`."""
+    parts = [images[at : at + _BATCH] for at in range(0, len(images), _BATCH)]
+    return np.concatenate([np.asarray(predict(params, part)) for part in parts])
+
+
+def prediction_frame(
+    probabilities: np.ndarray, labels: np.ndarray | None = None
+) -> pd.DataFrame:
+    """Returns one row per image: ten probabilities, the arg max and any known truth.
 
     >>> prediction_frame(np.eye(10)[[3]], np.array([5]))[["predicted", "truth"]]
        predicted  truth
@@ -57,7 +62,8 @@ def prediction_frame(probabilities: np.ndarray, labels: np.ndarray) -> pd.DataFr
     """
     frame = pd.DataFrame(probabilities, columns=[f"p{c}" for c in range(10)])
     frame["predicted"] = probabilities.argmax(axis=1)
-    frame["truth"] = labels
+    if labels is not None:
+        frame["truth"] = labels
     return frame
 
 
@@ -101,7 +107,7 @@ def mistake_image(pixels: str) -> np.ndarray:
 def run_details(
     config: TrainConfig,
     params: Any,
-    scale: Callable[[jax.Array], jax.Array],
+    predict: Predict,
     test: Split,
 ) -> DetailsRecord:
     """Returns what pictures of a trained network show.
@@ -109,11 +115,11 @@ def run_details(
     Args:
         config: of the run.
         params: as it ended.
-        scale: its pixel scaling, as `make_scale` returns it.
+        predict: of its network and pixel scaling, as `make_predict` returns it.
         test: the test set of the run, on the host.
     """
-    model = create_model(config)
-    probabilities = predict_probabilities(model, params, scale, test.images)
+    params = jax.device_get(params)  # of a run, they lie on every device of its mesh
+    probabilities = _predict_parts(predict, params, test.images)
     counts = confusion_counts(test.labels, probabilities.argmax(axis=1))
     filters = None
     if config.model == "cnn":

@@ -155,16 +155,18 @@ def _git(*arguments: str) -> str | None:
 
 
 def _cpu_name() -> str:
-    """Returns the processor's name as the system gives it."""
+    """Returns the processor's name, with the numbers that tell its generation."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(
-            line.split(":", 1)[1].strip()
-            for line in lines
-            if line.startswith("model name")
-        )
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    except OSError:
+        lines = []
+    words = (line.partition(":") for line in lines)
+    found = {name.strip(): value.strip() for name, _, value in words}
+    name = found.get("model name") or platform.processor() or platform.machine()
+    # A virtual machine may hide the model: "AMD EPYC" alone can be any of five.
+    if "cpu family" in found and "model" in found:
+        return f"{name} (family {found['cpu family']}, model {found['model']})"
+    return name
 
 
 def available_cores() -> int:

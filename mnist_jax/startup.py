@@ -2,16 +2,19 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import jax
 from absl import app, flags, logging
 
 from mnist_jax.compiling import use_compile_cache
-from mnist_jax.config import MODELS
-from mnist_jax.data import Dataset, load_dataset
+from mnist_jax.config import MODELS, TrainConfig
+from mnist_jax.data import Dataset, load_dataset, scale_pixels
 from mnist_jax.errors import InputError
+from mnist_jax.fit import make_scale, split_data
 from mnist_jax.records import available_cores
+from mnist_jax.runs import read_record
 
 FLAGS = flags.FLAGS
 flags.disclaim_key_flags()  # they are the program's own: its --help shows them
@@ -93,6 +96,20 @@ def load_data(name: str) -> Dataset:
     if dataset.note:
         print(f"\n*** {dataset.note} ***\n", flush=True)
     return dataset
+
+
+def load_scale(folder: Path, config: TrainConfig) -> Callable[[jax.Array], jax.Array]:
+    """Returns a run's pixel scaling; loads its data only where that takes statistics.
+
+    Args:
+        folder: the run's directory.
+        config: the run's.
+    """
+    if config.pixels != "standardized":
+        return partial(scale_pixels, pixels=config.pixels)
+    return make_scale(
+        config, split_data(config, load_data(read_record(folder)["dataset"]))
+    )
 
 
 def run_program(main: Callable[[], None]) -> None:

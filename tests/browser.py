@@ -116,7 +116,7 @@ def send(port: int, method: str, path: str, body: dict[str, Any] | None = None) 
     Raises:
         RuntimeError: the driver answers with an error.
     """
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
     with contextlib.closing(connection):
         connection.request(method, path, None if body is None else json.dumps(body))
         response = connection.getresponse()
@@ -149,6 +149,7 @@ def open_browser(driver: str, browser: str) -> Iterator[Browser]:
                 "browserName": "chrome",
                 "goog:chromeOptions": options,
                 "goog:loggingPrefs": {"browser": "ALL"},
+                "timeouts": {"script": 120_000, "pageLoad": 120_000},  # milliseconds
             }
             body = {"capabilities": {"alwaysMatch": capabilities}}
             session = send(port, "POST", "/session", body)["sessionId"]

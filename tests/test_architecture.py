@@ -16,6 +16,7 @@ ORDER = [
     "files",
     "cache",
     "digits",
+    "own_digits",
     "config",
     "flops",
     "idx",
@@ -39,12 +40,13 @@ ORDER = [
     "plots",
     "report",
     "progress",
+    "demo",
     "startup",
     "testing",
     "console",
 ]
 KNOWS_FLAGS = {"config", "startup"}
-KNOWS_TIME = {"compiling", "fit", "download"}
+KNOWS_TIME = {"compiling", "fit", "download", "demo"}
 KNOWS_JIT = {"fast_conv", "epochs", "fit", "predictions", "testing"}
 
 

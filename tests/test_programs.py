@@ -8,13 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 DIGITS = ("--dataset=digits", "--hidden=16", "--epochs=2", "--batch_size=64")
 
 
-def run(*arguments: object, ok: bool = True, **environment: str):
+def run(*arguments: object, ok: bool | None = True, **environment: str):
     """Runs a program of the checkout and returns its finished process."""
     process = subprocess.run(
         [sys.executable, "-m", *map(str, arguments)],
@@ -24,7 +26,7 @@ def run(*arguments: object, ok: bool = True, **environment: str):
         text=True,
         timeout=300,
     )
-    assert (process.returncode == 0) == ok, process.stdout + process.stderr
+    assert ok in (process.returncode == 0, None), process.stdout + process.stderr
     assert "Traceback" not in process.stderr, process.stderr
     return process
 
@@ -195,11 +197,27 @@ def test_throughput_reports_step_epoch_and_evaluation(tmp_path):
         "--batch_sizes=16",
         "--images=64",
         "--repeats=2",
+        "--seeds=2",
+        "--starts=0",
         f"--out={tmp_path}",
     )
     assert "train step images/s" in process.stdout
+    assert "2 seeds together images/s" in process.stdout
     lines = (tmp_path / "throughput.jsonl").read_text().splitlines()
     assert len(lines) == 2 and len(json.loads(lines[0])["epoch"]) == 2
+
+
+def test_throughput_times_starts_with_an_empty_and_a_full_cache(tmp_path):
+    process = run(
+        "benchmarks.throughput",
+        *("--models=mlp", "--batch_sizes=16", "--images=64", "--repeats=1"),
+        f"--out={tmp_path}",
+    )
+    assert "compile s, cached" in process.stdout
+    lines = (tmp_path / "throughput.jsonl").read_text().splitlines()
+    starts = json.loads(lines[-1])["starts"]["mlp"]
+    assert [start["cached"] for start in starts] == [False, True]
+    assert all(start["peak MB"] > 100 for start in starts)
 
 
 @pytest.mark.parametrize(
@@ -311,15 +329,20 @@ def test_summary_data_and_plot_show_what_they_are_asked(run_dir: Path, tmp_path)
         ).exists()
 
 
-def test_predictions_are_drawn(run_dir: Path, tmp_path):
-    picture = tmp_path / "prediction.png"
-    run(
-        "experiments.predict",
-        f"--run_dir={run_dir}",
-        "--index=3",
-        f"--picture={picture}",
-    )
+def test_predictions_of_test_images_and_own_pictures_are_drawn(run_dir: Path, tmp_path):
+    own, picture = tmp_path / "my one.png", tmp_path / "prediction.png"
+    page = np.full((90, 60), 255, np.uint8)
+    page[10:80, 25:35] = 0
+    Image.fromarray(page).save(own)
+    command = ("experiments.predict", f"--run_dir={run_dir}")
+    process = run(*command, "--index=3", f"--image={own}", f"--picture={picture}")
+    header, test, ours = process.stdout.splitlines()[:3]
+    assert header.split()[-2:] == ["predicted", "truth"]
+    assert test.startswith("3 ") and ours.startswith(str(own))
+    assert test.split()[-1].isdigit() and ours.split()[-1] == "-"
     assert picture.stat().st_size > 2_000
+    process = run(*command, f"--image={own}", f"--image={__file__}", ok=False)
+    assert "test_programs.py is neither a PNG nor a JPEG image" in process.stderr
 
 
 def test_training_starts_from_another_run(run_dir: Path):

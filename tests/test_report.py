@@ -19,7 +19,7 @@ from mnist_jax.errors import InputError
 from mnist_jax.fit import make_scale
 from mnist_jax.models import create_model, init_params
 from mnist_jax.plots import budget_figure, confusion_figure, history_figure
-from mnist_jax.predictions import mistake_image, run_details
+from mnist_jax.predictions import make_predict, mistake_image, run_details
 from mnist_jax.records import TYPES, read_jsonl
 from mnist_jax.report import DETAILS, PICTURES, RESULTS, write_report
 from mnist_jax.tables import budget_frame, history_frame
@@ -171,7 +171,8 @@ def test_details_count_every_test_image_and_show_the_surest_mistakes(digits: Dat
     config = default_config("cnn", conv=("4:pool2",), hidden=())
     params = init_params(create_model(config), jax.random.key(0))
     scale = make_scale(config, digits)
-    details = run_details(config, params, scale, digits.test)
+    predict = make_predict(create_model(config), scale)
+    details = run_details(config, params, predict, digits.test)
     counts = np.array(details.confusion)
     assert counts.sum() == 360 and counts[3].sum() == (digits.test.labels == 3).sum()
     logits = create_model(config).apply({"params": params}, scale(digits.test.images))

@@ -1,0 +1,175 @@
+"""Tells whether this checkout trains faster or slower than another commit does.
+
+python -m benchmarks.regress --against=HEAD~1 --rounds=8
+
+Each round trains every network once with the code of either commit, in a process of its
+own, the order swapped from round to round. The ratio of the two times is tested by its
+95 % confidence interval over the rounds (Student's t of the paired logarithms). Each
+comparison is appended to benchmarks/history.jsonl.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from absl import flags
+
+from mnist_jax.errors import InputError
+from mnist_jax.records import append_jsonl, environment
+from mnist_jax.startup import (
+    chosen_models,
+    define_machine_flags,
+    define_models_flag,
+    load_data,
+    run_program,
+    start_jax,
+)
+from mnist_jax.tables import markdown_table
+
+from .peer_worker import Arrays, save_arrays
+from .statistics import Interval, paired_difference
+
+FLAGS = flags.FLAGS
+ROOT = Path(__file__).parent.parent
+HISTORY = ROOT / "benchmarks" / "history.jsonl"
+STEADY_EPOCHS = {"mlp": 5, "lstm": 1, "cnn": 1}
+
+
+def judge(here: Sequence[float], there: Sequence[float]) -> tuple[Interval, str]:
+    """Compares seconds by round: ours over theirs, and what that says.
+
+    >>> judge([1.0, 1.1, 1.0], [2.0, 2.1, 2.2])[1]
+    'faster'
+    >>> judge([1.0, 2.0, 1.0], [1.0, 1.0, 2.0])[1]
+    'undecided'
+    """
+    logs = paired_difference(np.log(here).tolist(), np.log(there).tolist())
+    ratio = Interval(*(float(np.exp(value)) for value in logs))
+    if ratio.high < 1:
+        return ratio, "faster"
+    return ratio, "slower" if ratio.low > 1 else "undecided"
+
+
+def _git(*words: str) -> str:
+    """Returns git's answer about this checkout.
+
+    Raises:
+        InputError: git says no.
+    """
+    command = ["git", "-C", str(ROOT), *words]
+    try:
+        process = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        raise InputError(f"git is needed and does not start: {error}") from error
+    if process.returncode:
+        reason = process.stderr.strip().splitlines()[-1]
+        raise InputError(f"git {' '.join(words)} failed: {reason}; see --against")
+    return process.stdout.strip()
+
+
+def seconds_of(checkout: Path, model: str, arrays: Path, seed: int) -> float:
+    """Trains a network with the code of a checkout: median seconds of steady epochs.
+
+    Raises:
+        InputError: the code there failed, or knows no such measurement.
+    """
+    command = [
+        *(sys.executable, "-m", "benchmarks.peer_ours", f"--model={model}"),
+        *(f"--batch_size={FLAGS.batch_size}", f"--seed={seed}", f"--arrays={arrays}"),
+        f"--steady_epochs={STEADY_EPOCHS[model]}",
+    ]
+    path = os.pathsep.join(filter(None, [str(checkout), os.environ.get("PYTHONPATH")]))
+    process = subprocess.run(
+        command,
+        cwd=checkout,
+        env={**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    if process.returncode:
+        reason = [*process.stderr.strip().splitlines(), "no message"][-1]
+        raise InputError(f"{model} could not be timed in {checkout}: {reason}")
+    epochs = json.loads(process.stdout.splitlines()[-1])["epoch_seconds"]
+    return statistics.median(epochs[1:])
+
+
+def compare(model: str, checkouts: Mapping[str, Path], arrays: Path) -> dict[str, Any]:
+    """Times a network in both checkouts, in turn, and judges."""
+    seconds: dict[str, list[float]] = {name: [] for name in checkouts}
+    for number in range(FLAGS.rounds):
+        order = list(checkouts)[:: -1 if number % 2 else 1]
+        for name in order:
+            seconds[name].append(seconds_of(checkouts[name], model, arrays, number))
+        latest = ", ".join(f"{name} {seconds[name][-1]:.3f} s" for name in checkouts)
+        print(f"{model} round {number + 1}/{FLAGS.rounds}: {latest}", flush=True)
+    ratio, verdict = judge(seconds["here"], seconds["there"])
+    return {
+        "model": model,
+        "batch_size": FLAGS.batch_size,
+        "seconds": seconds,
+        "ratio": ratio._asdict(),
+        "verdict": verdict,
+    }
+
+
+def main() -> None:
+    """Compares as the flags say."""
+    models = chosen_models()
+    against = _git("rev-parse", "--verify", f"{FLAGS.against}^{{commit}}")
+    start_jax()
+    dataset, machine = load_data(FLAGS.dataset), environment()
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="mnist_jax-regress-") as name:
+        arrays, there = Path(name) / "arrays", Path(name) / "there"
+        arrays.mkdir()
+        save_arrays(Arrays(*dataset.train, *dataset.test), arrays)
+        _git("worktree", "add", "--detach", str(there), against)
+        try:
+            for model in models:
+                result = compare(model, {"here": ROOT, "there": there}, arrays)
+                rows.append(result)
+                record = {"against": against, "dataset": dataset.name, **result}
+                append_jsonl(Path(FLAGS.out), {**record, "environment": machine})
+        finally:
+            _git("worktree", "remove", "--force", str(there))
+    frame = pd.DataFrame(
+        {
+            "model": row["model"],
+            "batch": row["batch_size"],
+            "s/epoch here": f"{statistics.median(row['seconds']['here']):.3f}",
+            "s/epoch there": f"{statistics.median(row['seconds']['there']):.3f}",
+            "here over there": "{mean:.3f} [{low:.3f}, {high:.3f}]".format_map(
+                row["ratio"]
+            ),
+            "n": len(row["seconds"]["here"]),
+            "verdict": row["verdict"],
+        }
+        for row in rows
+    )
+    print(f"\nhere against {against[:12]}, 95 % intervals\n\n{markdown_table(frame)}")
+    if "slower" in set(frame["verdict"]):
+        sys.exit(3)
+
+
+def run() -> None:
+    """Is the program."""
+    define_machine_flags()
+    define_models_flag("time")
+    flags.DEFINE_string("against", "HEAD", "commit to compare this checkout with")
+    flags.DEFINE_integer("rounds", 8, "times that all is measured", lower_bound=2)
+    flags.DEFINE_integer("batch_size", 128, "images per step", lower_bound=1)
+    flags.DEFINE_string("dataset", "mnist", "data set")
+    flags.DEFINE_string("out", str(HISTORY), "file to append the comparison to")
+    run_program(main)
+
+
+if __name__ == "__main__":
+    run()

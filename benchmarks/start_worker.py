@@ -1,0 +1,54 @@
+"""Measures how a training program starts: a worker of `benchmarks.throughput`.
+
+python -m benchmarks.start_worker --model=cnn --began=$(date +%s.%N)
+
+It prints one line of JSON: seconds from --began until the data are loaded, seconds of
+compiling, whether the programs came from the cache, peak memory after an epoch.
+"""
+
+import json
+import time
+
+from absl import flags
+
+from mnist_jax.config import config_from_flags, define_flags
+from mnist_jax.fit import fit, prepare
+from mnist_jax.startup import (
+    define_machine_flags,
+    load_data,
+    run_program,
+    start_jax,
+)
+
+from .peer_worker import peak_megabytes
+
+FLAGS = flags.FLAGS
+
+
+def main() -> None:
+    """Starts, compiles and trains as the flags say."""
+    config = config_from_flags(FLAGS)
+    start_jax()
+    dataset = load_data(config.dataset)
+    ready = time.time() - FLAGS.began
+    experiment = prepare(config, dataset)
+    fit(experiment, [config.seed])
+    answer = {
+        "start s": ready,
+        "compile s": experiment.compile_seconds,
+        "cached": experiment.compile_cached,
+        "peak MB": round(peak_megabytes()),
+    }
+    print(json.dumps(answer))
+
+
+def run() -> None:
+    """Is the program."""
+    define_flags()
+    define_machine_flags()
+    flags.DEFINE_float("began", None, "time.time() of the start", required=True)
+    run_program(main)
+
+
+if __name__ == "__main__":
+    run()

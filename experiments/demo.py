@@ -1,0 +1,78 @@
+"""Serves a page to draw a digit on: what do the trained networks see in it?
+
+python -m experiments.demo --run_dir=runs/mlp0 --run_dir=runs/cnn0 --port=8000
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from mnist_jax.demo import HOST, Predictor, make_server
+from mnist_jax.models import IMAGE_SHAPE
+from mnist_jax.predictions import make_predict
+from mnist_jax.runs import read_model, read_record
+from mnist_jax.startup import (
+    define_machine_flags,
+    existing_folder,
+    load_scale,
+    run_program,
+    start_jax,
+)
+
+FLAGS = flags.FLAGS
+
+
+def load_predictor(folder: Path, name: str) -> Predictor:
+    """Returns the network of a finished run, compiled for one image at a time."""
+    config, model, params = read_model(folder)
+    params = jax.device_put(params)
+    compiled = make_predict(model, load_scale(folder, config))
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        return np.asarray(compiled(params, images))
+
+    predict(np.zeros((1, *IMAGE_SHAPE), np.uint8))
+    accuracy: Any = read_record(folder)["test_accuracy"]
+    note = f"{config.model.upper()}, test accuracy {accuracy:.2%}"
+    return Predictor(name, note, predict)
+
+
+def main() -> None:
+    """Serves as the flags say, until it is interrupted."""
+    folders = [existing_folder(path, "run_dir") for path in FLAGS.run_dir]
+    start_jax()
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        names = FLAGS.run_dir
+    predictors = [
+        load_predictor(folder, name)
+        for folder, name in zip(folders, names, strict=True)
+    ]
+    with make_server(predictors, FLAGS.port) as server:
+        print(
+            f"draw at http://{HOST}:{server.server_port}/ (Ctrl-C ends it)", flush=True
+        )
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print("\nended")
+
+
+def run() -> None:
+    """Is the program."""
+    define_machine_flags()
+    flags.DEFINE_multi_string(
+        "run_dir",
+        None,
+        "directory of a finished run; repeat the flag for more networks",
+        required=True,
+    )
+    flags.DEFINE_integer("port", 8000, "port of this machine; 0 takes any free one")
+    run_program(main)
+
+
+if __name__ == "__main__":
+    run()
