@@ -12,9 +12,11 @@ from absl import flags
 
 from mnist_jax.config import config_from_flags, define_flags
 from mnist_jax.files import make_folder, write_file
-from mnist_jax.fit import fit, prepare
+from mnist_jax.fit import fit, make_scale, prepare
+from mnist_jax.predictions import make_predict, run_details
 from mnist_jax.progress import announce, announce_compiling, epoch_rows, result
-from mnist_jax.records import append_jsonl, read_jsonl, to_dict
+from mnist_jax.records import append_jsonl, read_jsonl, to_dict, with_identity
+from mnist_jax.report import DETAILS, PICTURES, RESULTS, write_report
 from mnist_jax.startup import (
     chosen_models,
     define_machine_flags,
@@ -38,7 +40,7 @@ FLAGS = flags.FLAGS
 
 def write_tables(out: Path) -> str:
     """Writes `compare.md` and `.csv` from `compare.jsonl`; returns the Markdown."""
-    records = read_jsonl(out / "compare.jsonl", NEEDED)
+    records = read_jsonl(out / RESULTS, NEEDED)
     markdown = format_markdown(records)
     write_file(out / "compare.md", markdown + "\n")
     frames = [
@@ -56,7 +58,7 @@ def main() -> None:
     configs = [config_from_flags(FLAGS, model=model) for model in chosen_models()]
     out = Path(FLAGS.out)
     make_folder(out)
-    results = out / "compare.jsonl"
+    results = out / RESULTS
     records = read_jsonl(results, NEEDED)
     start_jax()
     dataset = load_data(configs[0].dataset)
@@ -71,10 +73,17 @@ def main() -> None:
         seeds = sorted(set(wanted) - recorded)
         experiment = prepare(config, dataset, len(seeds))
         announce(experiment)
-        for record, _ in fit(experiment, seeds, epoch_rows(experiment)):
+        scale = make_scale(config, experiment.dataset)
+        predict = make_predict(experiment.model, scale)
+        for record, params in fit(experiment, seeds, epoch_rows(experiment)):
+            # Before the record: a run that has one is not run again.
+            details = run_details(config, params, predict, experiment.dataset.test)
+            append_jsonl(out / DETAILS, with_identity(details, record))
             append_jsonl(results, to_dict(record))
             result(record)
     print(f"\n{write_tables(out)}\n\nwritten: {out}/compare.jsonl, .csv, .md")
+    if FLAGS.report:
+        print(f"written: {write_report(out)} and its pictures in {out}/{PICTURES}")
 
 
 def run() -> None:
@@ -84,6 +93,9 @@ def run() -> None:
     define_models_flag("compare")
     define_seeds_flag(1)
     flags.DEFINE_string("out", "results", "directory for compare.jsonl, .csv and .md")
+    flags.DEFINE_boolean(
+        "report", False, "also write report.html and its pictures into --out"
+    )
     run_program(main)
 
 

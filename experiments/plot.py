@@ -1,13 +1,23 @@
-"""Draws a run's loss and accuracy by epoch, as PNG and SVG in its directory.
+"""Draws a run, as PNG and SVG in its directory: curves, mistakes, filters.
 
 python -m experiments.plot --run_dir=runs/cnn0
 """
 
 from absl import flags
 
+from mnist_jax.fit import make_scale, split_data
 from mnist_jax.plots import history_figure, save_figure
-from mnist_jax.runs import read_record
-from mnist_jax.startup import existing_folder, run_program
+from mnist_jax.predictions import make_predict, run_details
+from mnist_jax.records import to_dict
+from mnist_jax.report import detail_pictures
+from mnist_jax.runs import read_model, read_record
+from mnist_jax.startup import (
+    define_machine_flags,
+    existing_folder,
+    load_data,
+    run_program,
+    start_jax,
+)
 from mnist_jax.tables import history_frame, markdown_table
 
 FLAGS = flags.FLAGS
@@ -20,18 +30,31 @@ def main() -> None:
     history = history_frame(record)
     print(markdown_table(history.round(4)))
     print(f"\n{record['total_seconds']:.1f} s in all")
-    title = f"{record['config']['model']} on {record['dataset']}"
-    figure = history_figure(
-        history, f"{title}, one run, seed {record['config']['seed']}"
-    )
-    for ending in (".png", ".svg"):
-        path = folder / f"history{ending}"
-        save_figure(figure, path)
-        print(f"written: {path}")
+    name = f"{record['config']['model']} on {record['dataset']}"
+    figures = {
+        "history": history_figure(
+            history, f"{name}, one run, seed {record['config']['seed']}"
+        )
+    }
+    start_jax()
+    config, model, params = read_model(folder)
+    dataset = split_data(config, load_data(record["dataset"]))
+    predict = make_predict(model, make_scale(config, dataset))
+    details = run_details(config, params, predict, dataset.test)
+    run = {"config": record["config"], **to_dict(details)}
+    for picture in detail_pictures(name, [run]):
+        figures[picture.name] = picture.draw(picture.heading)
+        print(picture.caption)
+    for stem, figure in figures.items():
+        for ending in (".png", ".svg"):
+            path = folder / f"{stem}{ending}"
+            save_figure(figure, path)
+            print(f"written: {path}")
 
 
 def run() -> None:
     """Is the program."""
+    define_machine_flags()
     flags.DEFINE_string("run_dir", None, "directory of a finished run", required=True)
     run_program(main)
 

@@ -1,4 +1,4 @@
-"""Prints a network's layers: names, settings, output shapes, parameters.
+"""Prints a network's layers: names, settings, shapes, parameters, multiply-adds.
 
 python -m experiments.summary --flagfile=experiments/presets/ml10_cnn.cfg
 """
@@ -15,9 +15,11 @@ FLAGS = flags.FLAGS
 
 def main() -> None:
     """Summarises as the flags say."""
-    layers = layer_frame(config_from_flags(FLAGS))
-    print(markdown_table(layers))
-    print(format_totals(layers))
+    config = config_from_flags(FLAGS)
+    layers = layer_frame(config)
+    counts = ["parameters", "multiply-adds"]
+    print(markdown_table(layers.assign(**layers[counts].map("{:,}".format))))
+    print(format_totals(config, layers))
 
 
 def run() -> None:

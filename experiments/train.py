@@ -3,6 +3,7 @@
 python -m experiments.train --model=cnn --epochs=5 --run_dir=runs/cnn0
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -11,6 +12,7 @@ from mnist_jax.config import config_from_flags, define_flags
 from mnist_jax.errors import InputError
 from mnist_jax.fit import fit, prepare
 from mnist_jax.progress import announce, announce_compiling, epoch_rows, result
+from mnist_jax.records import EpochRecord
 from mnist_jax.runs import check_run_dir, fit_into, read_params
 from mnist_jax.startup import (
     define_machine_flags,
@@ -20,6 +22,7 @@ from mnist_jax.startup import (
     run_program,
     start_jax,
 )
+from mnist_jax.tensorboard import check_tensorboard, epoch_scalars
 
 FLAGS = flags.FLAGS
 
@@ -41,8 +44,15 @@ def main() -> None:
         folders = {seed: folder / f"seed{seed}" for seed in seeds}
         if FLAGS.seeds == 1:
             folders = {config.seed: folder}
-        for folder in folders.values():
-            check_run_dir(folder, FLAGS.overwrite)
+    if FLAGS.tensorboard:
+        check_tensorboard()
+        if not folders:
+            raise InputError(
+                "--tensorboard writes into --run_dir, which is not given; give a "
+                "directory or leave --tensorboard out"
+            )
+    for folder in folders.values():
+        check_run_dir(folder, FLAGS.overwrite)
     start_jax()
     dataset = load_data(config.dataset)
     announce_compiling(config)
@@ -53,7 +63,16 @@ def main() -> None:
         source = existing_folder(FLAGS.init_from, "init_from")
         params = [read_params(source, experiment.model)] * FLAGS.seeds
     on_epoch = epoch_rows(experiment)
-    if folders:
+    if FLAGS.tensorboard:
+        images = len(experiment.dataset.train.labels)
+        with epoch_scalars(list(folders.values()), images) as write:
+
+            def tell_both(epochs: Sequence[EpochRecord]) -> None:
+                write(epochs)
+                on_epoch(epochs)
+
+            records = fit_into(experiment, folders, tell_both, params)
+    elif folders:
         records = fit_into(experiment, folders, on_epoch, params)
     else:
         records = [record for record, _ in fit(experiment, seeds, on_epoch, params)]
@@ -79,6 +98,9 @@ def run() -> None:
         "init_preset",
         None,
         "preset that must have trained --init_from (presets set it)",
+    )
+    flags.DEFINE_boolean(
+        "tensorboard", False, "also write a TensorBoard event file into --run_dir"
     )
     flags.DEFINE_boolean("overwrite", False, "replace a run that --run_dir holds")
     run_program(main)

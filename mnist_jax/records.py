@@ -2,11 +2,15 @@
 
 import dataclasses
 import datetime
+import functools
 import importlib.metadata
 import json
+import operator
 import os
 import platform
 import subprocess
+import types
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,9 +74,71 @@ class RunRecord:
     environment: dict[str, Any]
 
 
-def to_dict(record: RunRecord | EpochRecord) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class MistakeRecord:
+    """A test image that a network gets wrong, and how sure it is of that."""
+
+    place: int  # in the test set
+    truth: int
+    predicted: int
+    probability: float  # of the predicted digit
+    pixels: str  # base64 of the [28,28] uint8 image, so that pictures need no data set
+
+
+@dataclasses.dataclass(frozen=True)
+class DetailsRecord:
+    """What pictures of a trained network show; never used to choose anything."""
+
+    confusion: list[list[int]]  # test images by truth (row) and prediction (column)
+    worst: list[MistakeRecord]  # the most confidently wrong, most confident first
+    filters: list[list[list[float]]] | None  # a CNN's first [k,k,filters]
+
+
+# Fields that tell to which run details belong, as the tables tell runs apart.
+_IDENTITY = (
+    *("config", "dataset", "dataset_note", "checksum", "kernels", "devices"),
+    "environment",
+)
+
+# What a reader may rely on: the types of a record's fields, and of those within them.
+TYPES: Mapping[str, Any] = {
+    **typing.get_type_hints(RunRecord),
+    **typing.get_type_hints(DetailsRecord),
+    "config.model": str,
+    "config.seed": int,
+    **{f"environment.{name}": str for name in (*PLACE, "numpy", "xla_flags", "date")},
+    "environment.cores": int,
+    "environment.load": float,
+    "environment.commit": str | None,
+    "environment.dirty": bool | None,
+}
+
+
+def with_identity(details: DetailsRecord, record: RunRecord) -> dict[str, Any]:
+    """Returns the line of `details.jsonl` that belongs to a run."""
+    return {name: getattr(record, name) for name in _IDENTITY} | to_dict(details)
+
+
+def to_dict(record: RunRecord | EpochRecord | DetailsRecord) -> dict[str, Any]:
     """Returns a record as JSON-ready values."""
     return dataclasses.asdict(record)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Says whether a value read from JSON is what a field of a record is declared."""
+    if dataclasses.is_dataclass(hint):
+        return isinstance(value, dict) and all(
+            name in value and _fits(value[name], type)
+            for name, type in typing.get_type_hints(hint).items()
+        )
+    arguments = typing.get_args(hint)
+    if isinstance(hint, types.UnionType):
+        return any(_fits(value, argument) for argument in arguments)
+    if typing.get_origin(hint) is list:
+        return isinstance(value, list) and all(_fits(v, arguments[0]) for v in value)
+    if hint in (int, float):  # JSON has one kind of number; True is none
+        return isinstance(value, int | hint) and not isinstance(value, bool)
+    return isinstance(value, typing.get_origin(hint) or hint)
 
 
 def _git(*arguments: str) -> str | None:
@@ -147,7 +213,9 @@ def append_jsonl(path: Path, value: Mapping[str, Any]) -> None:
     append_line(path, json.dumps(value))
 
 
-def read_jsonl(path: Path, needed: Sequence[str] = ()) -> list[dict[str, Any]]:
+def read_jsonl(
+    path: Path, needed: Sequence[str] = (), typed: bool = False
+) -> list[dict[str, Any]]:
     """Returns the objects of a JSON-lines file.
 
     A line that is of no use is named in a warning, left out and left where it is.
@@ -155,6 +223,7 @@ def read_jsonl(path: Path, needed: Sequence[str] = ()) -> list[dict[str, Any]]:
     Args:
         path: the file; one that is not there has no lines.
         needed: fields that an object must have, see `missing_fields`.
+        typed: whether they must also be of their `TYPES`.
 
     Raises:
         InputError: the file cannot be read.
@@ -173,6 +242,8 @@ def read_jsonl(path: Path, needed: Sequence[str] = ()) -> list[dict[str, Any]]:
             reason = "is damaged"
         elif missing := missing_fields(value, needed):
             reason = f"lacks {', '.join(missing)}"
+        elif typed and (damaged := _damaged_fields(value, needed)):
+            reason = f"has no usable {', '.join(damaged)}"
         else:
             values.append(value)
             continue
@@ -196,6 +267,15 @@ def _has(value: Any, parts: Sequence[str]) -> bool:
             return False
         value = value[part]
     return True
+
+
+def _damaged_fields(record: Record, needed: Sequence[str]) -> list[str]:
+    """Returns which of the fields, all there, are not of their type."""
+
+    def value(name: str) -> Any:
+        return functools.reduce(operator.getitem, name.split("."), record)
+
+    return [name for name in needed if not _fits(value(name), TYPES[name])]
 
 
 def place(record: Record) -> str:

@@ -30,6 +30,7 @@ CONFIG, METRICS, RECORD, PARAMS = FILES = (
     "record.json",
     "params.msgpack",
 )
+_EVENTS = "events.out.tfevents.*"  # of `tensorboard`, which would draw both runs as one
 # What the readers of a finished run's record ask for.
 _NEEDED = (
     *("config.model", "config.seed", "dataset", "epochs", "total_seconds"),
@@ -71,8 +72,8 @@ def fit_into(
     """
     for seed, folder in folders.items():
         make_folder(folder)
-        for name in FILES:
-            (folder / name).unlink(missing_ok=True)
+        for path in (*(folder / name for name in FILES), *folder.glob(_EVENTS)):
+            path.unlink(missing_ok=True)
         config = dataclasses.replace(experiment.config, seed=seed)
         write_json(folder / CONFIG, config_to_dict(config))
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from mnist_jax.config import ConvStage, TrainConfig, parse_conv_stage
 from mnist_jax.data import Dataset
+from mnist_jax.flops import products_by_layer, training_flops
 from mnist_jax.models import IMAGE_SHAPE, create_model, layer_names, usual_names
 
 
@@ -39,10 +40,11 @@ def _settings(config: TrainConfig, usual_name: str) -> str:
 
 
 def layer_frame(config: TrainConfig) -> pd.DataFrame:
-    """Returns a row per layer: name, kind, settings, output shape, parameters, frozen.
+    """Returns a row per layer: name, kind, settings, shape, sizes, frozen or not.
 
     Computes no parameter. The output shape leaves the batch out; a convolution's is
-    that after its pooling.
+    that after its pooling. `multiply-adds` are those of one image's forward pass; see
+    `flops` for what counts.
 
     >>> layer_frame(TrainConfig(model="mlp", hidden=(32,)))["parameters"].tolist()
     [25120, 330]
@@ -67,18 +69,28 @@ def layer_frame(config: TrainConfig) -> pd.DataFrame:
             "settings": _settings(config, usual),
             "output shape": outputs[name]["__call__"][0].shape[1:],
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(params[name])),
-            "frozen": name in config.freeze,
+            "multiply-adds": sum(products),
+            "frozen": "yes" if name in config.freeze else "no",
         }
-        for usual, name in zip(usual_names(config), layer_names(config), strict=True)
+        for usual, name, products in zip(
+            usual_names(config),
+            layer_names(config),
+            products_by_layer(config),
+            strict=True,
+        )
     )
 
 
-def format_totals(layers: pd.DataFrame) -> str:
-    """Writes total, trainable and frozen parameters of a `layer_frame`."""
+def format_totals(config: TrainConfig, layers: pd.DataFrame) -> str:
+    """Writes the sums over a config's `layer_frame`, and what training costs."""
     total = layers["parameters"].sum()
-    frozen = layers.loc[layers["frozen"], "parameters"].sum()
+    frozen = layers.loc[layers["frozen"] == "yes", "parameters"].sum()
+    unfrozen = " (were no layer frozen)" if frozen else ""
     return (
-        f"total {total:,}, trainable {total - frozen:,}, frozen {frozen:,} parameters"
+        f"total {total:,}, trainable {total - frozen:,}, frozen {frozen:,} parameters\n"
+        f"per image: {layers['multiply-adds'].sum():,} multiply-adds forward, "
+        f"{training_flops(config):,} floating-point operations to train on it once"
+        f"{unfrozen}"
     )
 
 

@@ -65,6 +65,32 @@ def mean_and_spread(values: Sequence[float]) -> str:
     return f"{series.mean():.4f}{spread} (n={len(series)})"
 
 
+def row_key(record: Record) -> tuple[str, str, str, int]:
+    """Returns what runs of one row have in common: all but the seed."""
+    model = record["config"]["model"]
+    return model, _settings(record), record["kernels"], record["devices"]
+
+
+def row_name(record: Record) -> str:
+    """Names a row: its model, with the settings that are not the model's defaults."""
+    return " ".join(filter(None, row_key(record)[:2]))
+
+
+def group_by_row(records: Iterable[Record]) -> list[list[Record]]:
+    """Parts records of one place by model and settings, best mean accuracy first.
+
+    Of two runs with the same settings and seed the later one counts.
+    """
+    groups: dict[tuple[str, str, str, int], dict[int, Record]] = {}
+    for record in records:
+        seeds = groups.setdefault(row_key(record), {})
+        seeds[record["config"]["seed"]] = record
+    rows = [list(seeds.values()) for seeds in groups.values()]
+    return sorted(
+        rows, key=lambda runs: -statistics.fmean(run["test_accuracy"] for run in runs)
+    )
+
+
 def _compile_seconds(records: Sequence[Record]) -> str:
     """Writes the median seconds of compiling, of cached programs only if need be."""
     cold = [r["compile_seconds"] for r in records if not r.get("compile_cached")]
@@ -86,19 +112,14 @@ def comparison_frame(records: Iterable[Record]) -> pd.DataFrame:
         `devices` also `seeds together` if any were; accuracies are means over seeds,
         seconds are medians over seeds, of seeds trained together each one's share.
     """
-    groups: dict[tuple[str, str, str, int], dict[int, Record]] = {}
-    for record in records:
-        model, settings = record["config"]["model"], _settings(record)
-        key = (model, settings, record["kernels"], record["devices"])
-        groups.setdefault(key, {})[record["config"]["seed"]] = record
     rows = []
-    for (model, settings, _, devices), by_seed in groups.items():
-        runs = pd.DataFrame(list(by_seed.values()))
-        together = {record.get("seeds_together", 1) for record in by_seed.values()}
+    for group in group_by_row(records):
+        model, settings, _, devices = row_key(group[0])
+        runs = pd.DataFrame(group)
+        together = {record.get("seeds_together", 1) for record in group}
         steady = runs["steady_epoch_seconds"].astype(float).median()
         rows.append(
             {
-                "order": runs["test_accuracy"].mean(),
                 "model": model,
                 "settings": settings,
                 "parameters": f"{runs['parameters'].iloc[0]:,}",
@@ -106,7 +127,7 @@ def comparison_frame(records: Iterable[Record]) -> pd.DataFrame:
                 "seeds together": ", ".join(map(str, sorted(together))),
                 "test accuracy": mean_and_spread(runs["test_accuracy"]),
                 "test loss": f"{runs['test_loss'].mean():.4f}",
-                "compile s": _compile_seconds(list(by_seed.values())),
+                "compile s": _compile_seconds(group),
                 "first epoch s": f"{runs['first_epoch_seconds'].median():.2f}",
                 "steady s/epoch": "-" if pd.isna(steady) else f"{steady:.2f}",
                 "train images/s": f"{runs['train_images_per_second'].median():,.0f}",
@@ -117,8 +138,7 @@ def comparison_frame(records: Iterable[Record]) -> pd.DataFrame:
                 "total s": f"{runs['total_seconds'].median():.1f}",
             }
         )
-    frame = pd.DataFrame(rows).sort_values("order", ascending=False, kind="stable")
-    frame = frame.drop(columns="order").reset_index(drop=True)
+    frame = pd.DataFrame(rows)
     same = {"settings": "", "seeds together": "1"}  # what then needs no column
     return frame.drop(columns=[name for name in same if all(frame[name] == same[name])])
 
@@ -126,6 +146,20 @@ def comparison_frame(records: Iterable[Record]) -> pd.DataFrame:
 def history_frame(record: Record) -> pd.DataFrame:
     """Returns one row per epoch of a run: losses, accuracies, seconds."""
     return pd.DataFrame(record["epochs"])
+
+
+def budget_frame(record: Record) -> pd.DataFrame:
+    """Returns a run's `seconds` of training and its `accuracy` after each epoch.
+
+    Seconds leave compiling and evaluation out. The accuracy is that of the validation
+    set; where there was none, a single row has the test accuracy at the end.
+    """
+    history = history_frame(record)
+    seconds = history["train_seconds"].cumsum()
+    if history["val_accuracy"].isna().any():
+        values = {"seconds": seconds.iloc[-1:], "accuracy": record["test_accuracy"]}
+        return pd.DataFrame(values)
+    return pd.DataFrame({"seconds": seconds, "accuracy": history["val_accuracy"]})
 
 
 def markdown_table(frame: pd.DataFrame) -> str:
@@ -154,8 +188,8 @@ def title(record: Record) -> str:
     return f"{data} on {machine['device']} ({machine['cores']} cores)"
 
 
-def provenance(records: Sequence[Record]) -> str:
-    """Writes what the numbers of a table rest on, below it."""
+def provenance_items(records: Sequence[Record]) -> list[str]:
+    """Returns what the numbers of a table rest on, a sentence for each thing."""
     first, machine = records[0], records[0]["environment"]
     environments = [record["environment"] for record in records]
     commits = dict.fromkeys(
@@ -170,18 +204,24 @@ def provenance(records: Sequence[Record]) -> str:
         f"{name} {machine[name]}"
         for name in ("python", "jax", "jaxlib", "flax", "optax", "numpy")
     )
-    note = f"- **{first['dataset_note']}**\n" if first["dataset_note"] else ""
-    return (
-        f"{note}- data: {first['dataset']}, sha256 {first['checksum']}\n"
-        f"- device: {machine['device']} ({machine['platform']}), "
-        f"{machine['cores']} cores\n"
-        f"- versions: {versions}; XLA_FLAGS: {', '.join(flags)}\n"
-        f"- commit: {', '.join(commits)}\n"
-        f"- date: {dates[0]} to {dates[-1]}; load average at start "
-        f"{min(loads)} to {max(loads)}\n"
-        "- accuracy: mean ± standard deviation over seeds; times: medians over seeds; "
-        "a steady epoch is any after the first; compiling is in none of them"
-    )
+    return [
+        f"data: {first['dataset']}, sha256 {first['checksum']}",
+        f"device: {machine['device']} ({machine['platform']}), "
+        f"{machine['cores']} cores",
+        f"versions: {versions}; XLA_FLAGS: {', '.join(flags)}",
+        f"commit: {', '.join(commits)}",
+        f"date: {dates[0]} to {dates[-1]}; load average at start "
+        f"{min(loads)} to {max(loads)}",
+        "accuracy: mean ± standard deviation over seeds; times: medians over seeds; "
+        "a steady epoch is any after the first; compiling is in none of them",
+    ]
+
+
+def provenance(records: Sequence[Record]) -> str:
+    """Writes what the numbers of a table rest on, below it."""
+    note = records[0]["dataset_note"]
+    items = [f"**{note}**"] if note else []
+    return "\n".join(f"- {item}" for item in [*items, *provenance_items(records)])
 
 
 def format_markdown(records: Iterable[Record]) -> str:

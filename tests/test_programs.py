@@ -138,12 +138,17 @@ def test_predict_prints_probabilities_arg_max_and_truth(run_dir: Path):
 def test_compare_adds_rows_and_writes_all_forms(tmp_path):
     command = ("benchmarks.compare", *DIGITS, f"--out={tmp_path}")
     run(*command, "--models=mlp", "--seeds=2")
-    process = run(*command, "--models=lstm", "--lstm_units=8")
+    process = run(*command, "--models=lstm", "--lstm_units=8", "--report")
     assert len((tmp_path / "compare.jsonl").read_text().splitlines()) == 3
     markdown = (tmp_path / "compare.md").read_text()
     assert markdown.strip() in process.stdout
     assert "(n=2)" in markdown and "lstm" in markdown and "DIGITS" in markdown
     assert len((tmp_path / "compare.csv").read_text().splitlines()) == 3
+    page = (tmp_path / "report.html").read_text()
+    assert "of 720 wrong" in page and "NOT MNIST" not in page  # as the user chose
+    (tmp_path / "compare.jsonl").write_text('{"config": 1}\n')
+    error = run("benchmarks.report", f"--out={tmp_path}", ok=False).stderr
+    assert "compare.jsonl line 1 lacks" in error and "holds no usable run" in error
 
 
 @pytest.mark.faults
@@ -288,6 +293,7 @@ BAD_COMMANDS = {
         [f"--run_dir={__file__}/run"],
         "cannot write .*test_programs.py/run",
     ),
+    "tensorboard without a folder": (["--tensorboard"], "--tensorboard writes into"),
     "positional argument": (["cnn"], "unexpected argument 'cnn'"),
     "no such platform": (["--platform=tpu"], "--platform=tpu"),
 }
@@ -342,10 +348,14 @@ def test_summary_data_and_plot_show_what_they_are_asked(run_dir: Path, tmp_path)
     data = ("experiments.data", "--dataset=digits", f"--picture={picture}")
     assert "(360, 28, 28)" in run(*data).stdout and picture.stat().st_size > 5_000
     assert "must end in" in run(*data, "--picture=digits.bmp", ok=False).stderr
-    for path in ("record.json", "config.json"):
+    for path in ("record.json", "config.json", "params.msgpack"):
         (tmp_path / path).write_bytes((run_dir / path).read_bytes())
-    assert "val_accuracy" in run("experiments.plot", f"--run_dir={tmp_path}").stdout
-    assert {"history.png", "history.svg"} <= {path.name for path in tmp_path.iterdir()}
+    stdout = run("experiments.plot", f"--run_dir={tmp_path}").stdout
+    assert "val_accuracy" in stdout and "Most confidently wrong" in stdout
+    for name in ("history", "confusion", "worst"):
+        assert (tmp_path / f"{name}.svg").exists() and (
+            tmp_path / f"{name}.png"
+        ).exists()
 
 
 def test_predictions_of_test_images_and_own_pictures_are_drawn(run_dir: Path, tmp_path):

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.readme import BLOCKS, DOCUMENTS, RESULTS, preset_with_figures, with_tables
+from benchmarks.readme import (
+    BLOCKS,
+    DOCUMENTS,
+    RESULTS,
+    preset_with_figures,
+    with_tables,
+)
 from benchmarks.systems import PRESETS, SYSTEMS
 from mnist_jax.records import read_jsonl
 
@@ -49,7 +55,7 @@ def test_every_named_file_exists():
             for folder in ("", "mnist_jax", "benchmarks")
         )
     ]
-    assert set(missing) <= {"metrics.jsonl", "compare.jsonl"}
+    assert set(missing) <= {"metrics.jsonl", "compare.jsonl", "details.jsonl"}
 
 
 def test_every_flag_in_a_command_is_a_flag_of_the_program():

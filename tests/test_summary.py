@@ -11,6 +11,7 @@ from mnist_jax.data import Dataset
 from mnist_jax.epochs import make_mesh
 from mnist_jax.errors import InputError
 from mnist_jax.fit import fit, prepare
+from mnist_jax.flops import multiply_adds, training_flops
 from mnist_jax.models import count_params, create_model, init_params
 from mnist_jax.plots import (
     digits_figure,
@@ -43,8 +44,17 @@ def test_layer_table_tells_shapes_settings_and_frozen_layers():
     assert layers["parameters"].sum() == count_params(create_model(config))
     assert layers.loc["Conv_0", "settings"] == "3x3, stride 2, same, tanh, max pool 2"
     assert layers.loc["Dense_0", "settings"] == "relu, dropout 0.5"
-    assert layers["frozen"].tolist() == [False, True, False, False]
-    assert "frozen 808 parameters" in format_totals(layers)
+    assert layers["frozen"].tolist() == ["no", "yes", "no", "no"]
+    assert "frozen 808 parameters" in format_totals(config, layers)
+
+
+@pytest.mark.parametrize("model", ["mlp", "lstm", "cnn"])
+def test_layer_table_adds_up_to_the_network(model):
+    config = default_config(model)
+    layers = layer_frame(config)
+    assert layers["parameters"].sum() == count_params(create_model(config))
+    assert layers["multiply-adds"].sum() == sum(multiply_adds(config))
+    assert f"{training_flops(config):,} floating" in format_totals(config, layers)
 
 
 def test_layers_take_their_own_names():

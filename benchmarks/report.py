@@ -1,0 +1,29 @@
+"""Makes a page of tables and pictures from the runs that are on record.
+
+python -m benchmarks.report --out=results
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from mnist_jax.report import PICTURES, write_report
+from mnist_jax.startup import run_program
+
+FLAGS = flags.FLAGS
+
+
+def main() -> None:
+    """Reports as the flags say."""
+    out = Path(FLAGS.out)
+    print(f"written: {write_report(out)} and its pictures in {out / PICTURES}")
+
+
+def run() -> None:
+    """Is the program."""
+    flags.DEFINE_string("out", "results", "directory that benchmarks.compare filled")
+    run_program(main)
+
+
+if __name__ == "__main__":
+    run()
