@@ -109,6 +109,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "overwrite": ["--overwrite=maybe"],
             "compile_cache": COMPILE_CACHE,
             "seeds": SEEDS,
+            "tensorboard": ["--tensorboard=maybe", "--tensorboard"],
         },
     ),
     "experiments.predict": (
@@ -131,7 +132,14 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "compile_cache": COMPILE_CACHE,
         },
     ),
-    "experiments.plot": ("", {"run_dir": ["", "--run_dir=/nonexistent"]}),
+    "experiments.plot": (
+        "",
+        {
+            "run_dir": ["", "--run_dir=/nonexistent"],
+            "platform": [f"--run_dir=RUN {text}" for text in PLATFORM],
+            "compile_cache": COMPILE_CACHE,
+        },
+    ),
     "experiments.summary": ("", first_of()),
     "experiments.data": (
         "--dataset=digits",
@@ -151,6 +159,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "data_dir": DATA_DIR,
             "platform": PLATFORM,
             "compile_cache": COMPILE_CACHE,
+            "report": ["--report=maybe"],
             "models": MODELS,
             "seeds": SEEDS,
             "out": OUT,
@@ -206,6 +215,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "out": OUT,
         },
     ),
+    "benchmarks.report": ("", {"out": ["--out=/nonexistent"]}),
     "benchmarks.published": (
         "--dataset=digits --out=OUT",
         {
@@ -252,6 +262,7 @@ ANYTHING = {
     ("experiments.data", "freeze"),  # shows no network, whose layers it would name
     ("experiments.predict", "data_dir"),  # the run's data set, here the digits, decides
     ("experiments.demo", "data_dir"),
+    ("experiments.plot", "data_dir"),
     ("benchmarks.redrawn", "data_dir"),
     ("benchmarks.throughput", "data_dir"),  # makes its own images
 }
