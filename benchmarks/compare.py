@@ -12,15 +12,17 @@ from absl import flags
 
 from mnist_jax.config import config_from_flags, define_flags
 from mnist_jax.files import make_folder, write_file
-from mnist_jax.fit import fit, make_scale, prepare
+from mnist_jax.fit import fit
 from mnist_jax.predictions import make_predict, run_details
-from mnist_jax.progress import announce, announce_compiling, epoch_rows, result
+from mnist_jax.prepare import make_scale, prepare
+from mnist_jax.progress import announce_compiling, report_training, result
 from mnist_jax.records import append_jsonl, read_jsonl, to_dict, with_identity
 from mnist_jax.report import DETAILS, PICTURES, RESULTS, write_report
 from mnist_jax.startup import (
     chosen_models,
     define_machine_flags,
     define_models_flag,
+    define_quiet_flag,
     define_seeds_flag,
     load_data,
     run_program,
@@ -69,13 +71,14 @@ def main() -> None:
             announce_recorded(config.model, seed)
         if recorded.issuperset(wanted):
             continue
-        announce_compiling(config)
+        announce_compiling(config, FLAGS.quiet)
         seeds = sorted(set(wanted) - recorded)
         experiment = prepare(config, dataset, len(seeds))
-        announce(experiment)
+        reports = report_training(experiment, FLAGS.quiet)
         scale = make_scale(config, experiment.dataset)
         predict = make_predict(experiment.model, scale)
-        for record, params in fit(experiment, seeds, epoch_rows(experiment)):
+        runs = fit(experiment, seeds, reports.on_epoch, on_part=reports.on_part)
+        for record, params in runs:
             # Before the record: a run that has one is not run again.
             details = run_details(config, params, predict, experiment.dataset.test)
             append_jsonl(out / DETAILS, with_identity(details, record))
@@ -92,6 +95,7 @@ def run() -> None:
     define_machine_flags()
     define_models_flag("compare")
     define_seeds_flag(1)
+    define_quiet_flag()
     flags.DEFINE_string("out", "results", "directory for compare.jsonl, .csv and .md")
     flags.DEFINE_boolean(
         "report", False, "also write report.html and its pictures into --out"

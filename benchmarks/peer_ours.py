@@ -4,7 +4,8 @@ python -m benchmarks.peer_ours --model=cnn --batch_size=128
 """
 
 from mnist_jax.data import Dataset, Split
-from mnist_jax.fit import fit, prepare
+from mnist_jax.fit import fit
+from mnist_jax.prepare import prepare
 from mnist_jax.startup import define_machine_flags, start_jax
 
 from .peer_worker import Arrays, Job, Measurement, peer_config, run_worker

@@ -7,7 +7,6 @@ line of JSON. This module imports no framework, so that none is in another's mem
 import dataclasses
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from absl import app, flags
 
 from mnist_jax.config import MODELS, TrainConfig
 from mnist_jax.errors import InputError
+from mnist_jax.memory import peak_megabytes
 
 FLAGS = flags.FLAGS
 flags.disclaim_key_flags()  # they are the worker's own: its --help shows them
@@ -119,17 +119,6 @@ def load_arrays(folder: str | None, dataset: str, train_size: int | None) -> Arr
             f"images; got {size}"
         )
     return Arrays(arrays.train_images[:size], arrays.train_labels[:size], *arrays[2:])
-
-
-def peak_megabytes() -> float:
-    """Returns the largest resident memory this process had, in MB of 10^6 bytes."""
-    try:
-        # Not getrusage: Linux hands a parent's maximum on to the programs it starts.
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
-    except (OSError, IndexError):
-        usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return usage / 1e6 if sys.platform == "darwin" else usage * 1024 / 1e6
 
 
 def run_worker(

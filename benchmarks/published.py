@@ -14,12 +14,13 @@ from absl import flags
 from mnist_jax.data import Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.files import make_folder, write_file
-from mnist_jax.fit import prepare
-from mnist_jax.progress import announce, epoch_rows, result
+from mnist_jax.prepare import prepare
+from mnist_jax.progress import report_training, result
 from mnist_jax.records import Record, append_jsonl, read_jsonl, to_dict
 from mnist_jax.runs import PARAMS, fit_into, read_params
 from mnist_jax.startup import (
     define_machine_flags,
+    define_quiet_flag,
     define_seeds_flag,
     load_data,
     run_program,
@@ -166,12 +167,13 @@ def _train(name: str, out: Path, dataset: Dataset, records: Sequence[Record]) ->
         return
     print(name, flush=True)
     experiment = prepare(config, dataset, len(folders))
-    announce(experiment)
+    reports = report_training(experiment, FLAGS.quiet)
     params = None
     if start:
         starts = [out / "runs" / f"{start}-{seed}" for seed in folders]
         params = [read_params(folder, experiment.model) for folder in starts]
-    for record in fit_into(experiment, folders, epoch_rows(experiment), params):
+    on_epoch, on_part = reports
+    for record in fit_into(experiment, folders, on_epoch, params, on_part=on_part):
         append_jsonl(out / "published.jsonl", {"system": name, **to_dict(record)})
         result(record)
 
@@ -195,6 +197,7 @@ def run() -> None:
         "systems", [], "systems and controls to train, comma-separated; default all"
     )
     define_seeds_flag(5)
+    define_quiet_flag()
     flags.DEFINE_string("out", "results/published", "directory for tables and runs")
     flags.DEFINE_enum(
         "dataset", "mnist", ["mnist", "digits"], "digits is for trying the program out"

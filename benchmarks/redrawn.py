@@ -19,9 +19,9 @@ from PIL import Image
 
 from mnist_jax.errors import InputError
 from mnist_jax.files import make_folder
-from mnist_jax.fit import make_scale, split_data
 from mnist_jax.own_digits import digit_from_bytes, normalize_digit
 from mnist_jax.predictions import predict_probabilities
+from mnist_jax.prepare import make_scale, split_data
 from mnist_jax.records import append_jsonl, environment
 from mnist_jax.runs import read_model, read_record
 from mnist_jax.startup import (

@@ -12,15 +12,15 @@ import time
 from absl import flags
 
 from mnist_jax.config import config_from_flags, define_flags
-from mnist_jax.fit import fit, prepare
+from mnist_jax.fit import fit
+from mnist_jax.memory import peak_megabytes
+from mnist_jax.prepare import prepare
 from mnist_jax.startup import (
     define_machine_flags,
     load_data,
     run_program,
     start_jax,
 )
-
-from .peer_worker import peak_megabytes
 
 FLAGS = flags.FLAGS
 

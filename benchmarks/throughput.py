@@ -26,15 +26,22 @@ from absl import flags
 
 from mnist_jax.config import TrainConfig, config_from_flags, define_flags
 from mnist_jax.data import Dataset, Split, epoch_indices
-from mnist_jax.epochs import make_train_epoch, shard_indices, spread_seeds
+from mnist_jax.epochs import (
+    make_train_epoch,
+    shard_indices,
+    spread_seeds,
+    step_bounds,
+)
 from mnist_jax.errors import InputError
 from mnist_jax.files import make_folder
-from mnist_jax.fit import make_scale, prepare
+from mnist_jax.prepare import make_scale, prepare
+from mnist_jax.profiling import format_profile, profile
 from mnist_jax.records import append_jsonl, environment
 from mnist_jax.startup import (
     chosen_models,
     define_machine_flags,
     define_models_flag,
+    define_profile_flag,
     define_seeds_flag,
     run_program,
     start_jax,
@@ -82,9 +89,11 @@ def measure(config: TrainConfig, dataset: Dataset, repeats: int) -> dict[str, An
         experiment.model, experiment.tx, make_scale(config, experiment.dataset), mesh
     )
 
+    one_step = step_bounds(0, 1, mesh)
+
     def steps(state: Any, batches: list[jax.Array]) -> Any:
         for batch in batches:
-            state, _ = train_one(state, experiment.train, batch, keys)
+            state, _ = train_one(state, experiment.train, batch, keys, one_step)
         return state
 
     if together:
@@ -99,7 +108,12 @@ def measure(config: TrainConfig, dataset: Dataset, repeats: int) -> dict[str, An
         state, step_seconds = timed(steps, state, batches)
         indices = shard_indices(order[None], mesh)
         (state, _), epoch_seconds = timed(
-            experiment.train_epoch, state, experiment.train, indices, keys
+            experiment.train_epoch,
+            state,
+            experiment.train,
+            indices,
+            keys,
+            step_bounds(0, len(order), mesh),
         )
         _, eval_seconds = timed(
             experiment.evaluate, state.params, experiment.held_out, experiment.test
@@ -112,6 +126,7 @@ def measure(config: TrainConfig, dataset: Dataset, repeats: int) -> dict[str, An
                 together.train,
                 shard_indices(orders, together.mesh),
                 all_keys,
+                step_bounds(0, len(order), together.mesh),
             )
         if number and together:
             speeds["together"].append(FLAGS.seeds * size / together_seconds)
@@ -205,6 +220,11 @@ def main() -> None:
             )
     if FLAGS.out:
         make_folder(Path(FLAGS.out))
+    if FLAGS.profile and not FLAGS.out:
+        raise InputError(
+            "--profile needs the directory --out, which is not given; give one or "
+            "leave --profile out"
+        )
     start_jax()
     dataset, machine = synthetic_dataset(FLAGS.images), environment()
     rows = []
@@ -232,6 +252,12 @@ def main() -> None:
     )
     frame = pd.DataFrame(rows)
     print(markdown_table(frame.drop(columns=frame.columns[(frame == "-").all()])))
+    if FLAGS.profile:
+        for config in configs:
+            name = f"{config.model}-{config.batch_size}"
+            folder = Path(FLAGS.out) / "profile" / name
+            found = profile(prepare(config, dataset), folder)
+            print(f"\n{name}\n\n{format_profile(found, folder)}")
     starts = {}
     for config in {config.model: config for config in configs}.values():
         if FLAGS.starts:
@@ -258,6 +284,7 @@ def run() -> None:
     flags.DEFINE_integer("images", 60_000, "images of an epoch", lower_bound=1)
     flags.DEFINE_integer("repeats", 5, "timed rounds", lower_bound=1)
     define_seeds_flag(1)
+    define_profile_flag("--out")
     flags.DEFINE_integer(
         "starts", 1, "starts to time with each kind of cache", lower_bound=0
     )

@@ -5,9 +5,9 @@ python -m experiments.plot --run_dir=runs/cnn0
 
 from absl import flags
 
-from mnist_jax.fit import make_scale, split_data
 from mnist_jax.plots import history_figure, save_figure
 from mnist_jax.predictions import make_predict, run_details
+from mnist_jax.prepare import make_scale, split_data
 from mnist_jax.records import to_dict
 from mnist_jax.report import detail_pictures
 from mnist_jax.runs import read_model, read_record

@@ -11,10 +11,10 @@ import pandas as pd
 from absl import flags
 
 from mnist_jax.errors import InputError
-from mnist_jax.fit import make_scale, split_data
 from mnist_jax.own_digits import read_digit
 from mnist_jax.plots import predictions_figure, save_figure
 from mnist_jax.predictions import predict_probabilities, prediction_frame
+from mnist_jax.prepare import make_scale, split_data
 from mnist_jax.runs import read_model, read_record
 from mnist_jax.startup import (
     define_machine_flags,

@@ -3,33 +3,38 @@
 python -m experiments.train --model=cnn --epochs=5 --run_dir=runs/cnn0
 """
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
-from mnist_jax.config import config_from_flags, define_flags
+from mnist_jax.config import TrainConfig, config_from_flags, define_flags
 from mnist_jax.errors import InputError
-from mnist_jax.fit import fit, prepare
-from mnist_jax.progress import announce, announce_compiling, epoch_rows, result
-from mnist_jax.records import EpochRecord
-from mnist_jax.runs import check_run_dir, fit_into, read_params
+from mnist_jax.fit import Progress, Snapshot, fit
+from mnist_jax.prepare import Experiment, prepare
+from mnist_jax.profiling import format_profile, profile
+from mnist_jax.progress import announce_compiling, report_training, result
+from mnist_jax.records import EpochRecord, RunRecord
+from mnist_jax.runs import check_run_dir, fit_into, read_params, resume_snapshot
 from mnist_jax.startup import (
     define_machine_flags,
+    define_profile_flag,
+    define_quiet_flag,
     define_seeds_flag,
     existing_folder,
     load_data,
     run_program,
     start_jax,
+    stop_between_parts,
 )
 from mnist_jax.tensorboard import check_tensorboard, epoch_scalars
 
 FLAGS = flags.FLAGS
 
 
-def main() -> None:
-    """Trains as the flags say."""
-    config = config_from_flags(FLAGS)
+def _run_dirs(config: TrainConfig) -> dict[int, Path]:
+    """Returns the run directory of each seed, none without `--run_dir`."""
     if FLAGS.init_preset and not FLAGS.init_from:
         raise InputError(
             f"this preset starts from the parameters of {FLAGS.init_preset}; first "
@@ -37,47 +42,109 @@ def main() -> None:
             f"{FLAGS.init_preset}.cfg --run_dir=runs/{FLAGS.init_preset}`, then this "
             f"command again with --init_from=runs/{FLAGS.init_preset}"
         )
-    seeds = range(config.seed, config.seed + FLAGS.seeds)
-    folders = {}
-    if FLAGS.run_dir:
-        folder = Path(FLAGS.run_dir)
-        folders = {seed: folder / f"seed{seed}" for seed in seeds}
-        if FLAGS.seeds == 1:
-            folders = {config.seed: folder}
     if FLAGS.tensorboard:
         check_tensorboard()
-        if not folders:
-            raise InputError(
-                "--tensorboard writes into --run_dir, which is not given; give a "
-                "directory or leave --tensorboard out"
-            )
+    if not FLAGS.run_dir:
+        for name in ("tensorboard", "profile", "checkpoint_every", "resume"):
+            if FLAGS[name].value:
+                raise InputError(
+                    f"--{name} needs the directory --run_dir, which is not given; "
+                    f"give one or leave --{name} out"
+                )
+        return {}
+    if FLAGS.profile and FLAGS.seeds > 1:
+        raise InputError(
+            f"--profile looks at the program of one seed; got --seeds={FLAGS.seeds}; "
+            "leave one of them out"
+        )
+    if FLAGS.resume and FLAGS.overwrite:
+        raise InputError(
+            "--resume goes on with the run in --run_dir and --overwrite replaces it; "
+            "give one of them"
+        )
+    folder = Path(FLAGS.run_dir)
+    seeds = range(config.seed, config.seed + FLAGS.seeds)
+    folders = {seed: folder / f"seed{seed}" for seed in seeds}
+    if FLAGS.seeds == 1:
+        folders = {config.seed: folder}
     for folder in folders.values():
-        check_run_dir(folder, FLAGS.overwrite)
-    start_jax()
-    dataset = load_data(config.dataset)
-    announce_compiling(config)
-    experiment = prepare(config, dataset, FLAGS.seeds)
-    announce(experiment)
+        check_run_dir(folder, FLAGS.overwrite or FLAGS.resume)
+    return folders
+
+
+def _train(
+    experiment: Experiment, folders: dict[int, Path], snapshot: Snapshot | None
+) -> list[RunRecord]:
+    """Trains and tells of it; ends between two parts of an epoch if a signal comes."""
+    seeds = range(experiment.config.seed, experiment.config.seed + FLAGS.seeds)
     params = None
     if FLAGS.init_from:
         source = existing_folder(FLAGS.init_from, "init_from")
         params = [read_params(source, experiment.model)] * FLAGS.seeds
-    on_epoch = epoch_rows(experiment)
-    if FLAGS.tensorboard:
-        images = len(experiment.dataset.train.labels)
-        with epoch_scalars(list(folders.values()), images) as write:
+    reports = report_training(experiment, FLAGS.quiet)
+    check_stopped = stop_between_parts(
+        f"the same command with --resume goes on after the last checkpoint in "
+        f"{FLAGS.run_dir}"
+        if FLAGS.checkpoint_every
+        else "nothing is kept to go on from; --run_dir with --checkpoint_every=1 does"
+    )
+    with contextlib.ExitStack() as stack:
+        on_epochs = [reports.on_epoch]
+        if FLAGS.tensorboard:
+            images = len(experiment.dataset.train.labels)
+            writer = epoch_scalars(list(folders.values()), images)
+            on_epochs.insert(0, stack.enter_context(writer))
 
-            def tell_both(epochs: Sequence[EpochRecord]) -> None:
-                write(epochs)
-                on_epoch(epochs)
+        def on_epoch(epochs: Sequence[EpochRecord]) -> None:
+            for tell in on_epochs:
+                tell(epochs)
+            check_stopped()
 
-            records = fit_into(experiment, folders, tell_both, params)
-    elif folders:
-        records = fit_into(experiment, folders, on_epoch, params)
-    else:
-        records = [record for record, _ in fit(experiment, seeds, on_epoch, params)]
-    for record in records:
+        def on_part(progress: Progress) -> None:
+            reports.on_part(progress)
+            if progress.step < progress.steps:  # else the epoch is about to be saved
+                check_stopped()
+
+        if not folders:
+            runs = fit(experiment, seeds, on_epoch, params, on_part=on_part)
+            return [record for record, _ in runs]
+        return fit_into(
+            experiment,
+            folders,
+            on_epoch,
+            params,
+            on_part=on_part,
+            checkpoint_every=FLAGS.checkpoint_every,
+            keep=FLAGS.keep,
+            resume=snapshot,
+        )
+
+
+def main() -> None:
+    """Trains as the flags say."""
+    config = config_from_flags(FLAGS)
+    folders = _run_dirs(config)
+    start_jax()
+    snapshot = None
+    if FLAGS.resume:
+        finished, snapshot = resume_snapshot(folders, config)
+        if finished:
+            print(f"the run in {FLAGS.run_dir} is finished; more --epochs prolong it")
+            return
+        print(
+            f"going on after epoch {snapshot.epoch}"
+            if snapshot
+            else f"no checkpoint in {FLAGS.run_dir}: starting from the beginning",
+            flush=True,
+        )
+    dataset = load_data(config.dataset)
+    announce_compiling(config, FLAGS.quiet)
+    experiment = prepare(config, dataset, FLAGS.seeds)
+    for record in _train(experiment, folders, snapshot):
         result(record)
+    if FLAGS.profile:
+        folder = Path(FLAGS.run_dir) / "profile"
+        print(f"\n{format_profile(profile(experiment, folder), folder)}")
 
 
 def run() -> None:
@@ -102,7 +169,19 @@ def run() -> None:
     flags.DEFINE_boolean(
         "tensorboard", False, "also write a TensorBoard event file into --run_dir"
     )
+    define_profile_flag("--run_dir")
     flags.DEFINE_boolean("overwrite", False, "replace a run that --run_dir holds")
+    flags.DEFINE_integer(
+        "checkpoint_every",
+        0,
+        "epochs from one checkpoint in --run_dir to the next; 0 writes none",
+        lower_bound=0,
+    )
+    flags.DEFINE_integer("keep", 3, "newest checkpoints that stay", lower_bound=1)
+    flags.DEFINE_boolean(
+        "resume", False, "go on after the last checkpoint in --run_dir, bit for bit"
+    )
+    define_quiet_flag()
     run_program(main)
 
 

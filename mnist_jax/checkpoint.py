@@ -55,7 +55,7 @@ def load_params(path: Path, like: Any, sha256: str) -> Any:
             f"{found_sha256}, where the run's record says {sha256}; train again"
         )
     try:
-        _check_sizes(content)
+        check_sizes(content)
         params = serialization.msgpack_restore(content)
         leaves = flatten_dict(params).items()
         found = {"/".join(key): np.asarray(leaf) for key, leaf in leaves}
@@ -79,7 +79,7 @@ def _to_bytes(params: Any) -> bytes:
     return serialization.to_bytes(jax.device_get(params))
 
 
-def _check_sizes(content: bytes) -> None:
+def check_sizes(content: bytes) -> None:
     """Raises ValueError where a list or map declares more than parameters ever have.
 
     For such a declaration msgpack allocates before it reads the items, once for each

@@ -1,4 +1,4 @@
-"""One pass over a split on the device mesh: the only home of scan, jit and sharding.
+"""One pass over a split on the device mesh: the home of loop, jit and sharding.
 
 Several seeds of one network can be trained together: states, keys and orders of images
 then have a first axis of seeds, which is there for a single one too.
@@ -64,6 +64,11 @@ def shard_indices(indices: np.ndarray, mesh: Mesh) -> jax.Array:
     return jax.device_put(padded, NamedSharding(mesh, P(SEEDS, None, BATCH)))
 
 
+def step_bounds(first: int, last: int, mesh: Mesh) -> jax.Array:
+    """Returns the part of an epoch to run: the steps from `first` on before `last`."""
+    return replicate(np.array([first, last], np.int32), mesh)
+
+
 def eval_indices(places: range, mesh: Mesh, rows: int = 0) -> jax.Array:
     """Returns places in order, in chunks spread over the mesh: `[n,chunk]`.
 
@@ -109,7 +114,10 @@ def _sum_over_batch(mesh: Mesh) -> str | None:
 def make_train_epoch(
     model: nn.Module, tx: optax.GradientTransformation, scale: Scale, mesh: Mesh
 ) -> Wrapped:
-    """Returns the jitted `train_epoch(states, split, indices, keys)` of several seeds.
+    """Returns the jitted `train_epoch(states, split, indices, keys, bounds)` of seeds.
+
+    An epoch may be run in parts of any size, to tell how far it is: the parts together
+    are the same steps with the same keys as the whole.
 
     Args:
         model: network.
@@ -120,23 +128,28 @@ def make_train_epoch(
     Returns:
         A function of the states `[seeds,...]` (`spread_seeds`; donated: bind the result
         to the same name), the replicated split, `shard_indices` of each seed's
-        `epoch_indices` and the seeds' keys `[seeds]`; it returns the new states and the
-        metrics of each step `[seeds,steps]`.
+        `epoch_indices`, the seeds' keys `[seeds]` and `step_bounds`; it returns the new
+        states and the metrics of each step `[seeds,steps]`, 0 for those not run.
     """
     axis_name = _sum_over_batch(mesh)
 
     def train_epochs(
-        states: TrainState, split: Split, indices: jax.Array, keys: jax.Array
+        states: TrainState,
+        split: Split,
+        indices: jax.Array,
+        keys: jax.Array,
+        bounds: jax.Array,
     ) -> tuple[TrainState, Metrics]:
         def train_epoch(
             state: TrainState, indices: jax.Array, key: jax.Array
         ) -> tuple[TrainState, Metrics]:
             def body(
-                state: TrainState, step_and_places: tuple[jax.Array, jax.Array]
+                step: jax.Array, carry: tuple[TrainState, Metrics]
             ) -> tuple[TrainState, Metrics]:
-                step, places = step_and_places
+                state, history = carry
+                places = lax.dynamic_index_in_dim(indices, step, keepdims=False)
                 images, labels, weights = gather(split, places)
-                return train_step(
+                state, metrics = train_step(
                     state,
                     scale(images),
                     labels,
@@ -146,15 +159,22 @@ def make_train_epoch(
                     tx=tx,
                     axis_name=axis_name,
                 )
+                return state, Metrics(
+                    *(
+                        lax.dynamic_update_index_in_dim(values, value, step, 0)
+                        for values, value in zip(history, metrics, strict=True)
+                    )
+                )
 
-            return lax.scan(body, state, (jnp.arange(len(indices)), indices))
+            zeros = Metrics(*(jnp.zeros(len(indices)) for _ in Metrics._fields))
+            return lax.fori_loop(bounds[0], bounds[1], body, (state, zeros))
 
         return _for_each_seed(train_epoch, mesh)(states, indices, keys)
 
     sharded = jax.shard_map(
         train_epochs,
         mesh=mesh,
-        in_specs=(P(SEEDS), P(), P(SEEDS, None, BATCH), P(SEEDS)),
+        in_specs=(P(SEEDS), P(), P(SEEDS, None, BATCH), P(SEEDS), P()),
         out_specs=P(SEEDS),
         # With the check on, a gradient by replicated parameters is summed over the mesh
         # before `train_step` sums it.

@@ -1,213 +1,51 @@
 """The epoch loop and the clock."""
 
 import dataclasses
-import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
-from flax import linen as nn
-from jax.sharding import Mesh
-from jax.stages import Compiled
 
 from mnist_jax.checkpoint import params_sha256
-from mnist_jax.compiling import CompileClock
 from mnist_jax.config import TrainConfig, config_to_dict
-from mnist_jax.data import (
-    Dataset,
-    Split,
-    epoch_indices,
-    pixel_statistics,
-    scale_pixels,
-    split_dataset,
-)
-from mnist_jax.epochs import (
-    eval_indices,
-    make_evaluate,
-    make_mesh,
-    make_train_epoch,
-    replicate,
-    shard_indices,
-    spread_seeds,
-)
+from mnist_jax.data import epoch_indices
+from mnist_jax.epochs import shard_indices, spread_seeds, step_bounds
 from mnist_jax.errors import InputError
-from mnist_jax.flops import training_flops
-from mnist_jax.models import count_params, create_model, resolve_kernels
+from mnist_jax.models import count_params, resolve_kernels
+from mnist_jax.prepare import Experiment, seed_keys
 from mnist_jax.records import EpochRecord, RunRecord, environment
-from mnist_jax.steps import Metrics, create_optimizer, init_states
+from mnist_jax.steps import Metrics, TrainState
+
+# How long a part of an epoch takes, after which the program can tell how far it is and
+# hears that it is to stop. A part costs about a millisecond.
+PART_SECONDS = 1.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-    """A config's data on the devices and its compiled programs, for so many seeds."""
+class Snapshot(NamedTuple):
+    """All that the rest of a run depends on, between two epochs."""
 
-    config: TrainConfig
-    seeds: int  # trained together, in one program
-    dataset: Dataset
-    model: nn.Module
-    tx: optax.GradientTransformation
-    mesh: Mesh
-    train: Split
-    held_out: Split  # validation images, then test images; once if they are the same
-    validation: jax.Array | None  # places of the validation images in `held_out`
-    test: jax.Array
-    init: Compiled
-    train_epoch: Compiled
-    evaluate: Compiled
-    compile_seconds: float
-    compile_cached: bool
+    states: TrainState  # of each seed, stacked
+    histories: list[list[EpochRecord]]  # by seed, then by epoch
+
+    @property
+    def epoch(self) -> int:
+        """Epochs that are done."""
+        return len(self.histories[0])
 
 
-def split_data(config: TrainConfig, dataset: Dataset) -> Dataset:
-    """Cuts a data set into training, validation and test sets as a config says."""
-    return split_dataset(
-        dataset,
-        split=config.split,
-        split_seed=config.split_seed,
-        validation=config.validation,
-        validation_fraction=config.validation_fraction,
-        train_size=config.train_size,
-    )
+class Progress(NamedTuple):
+    """How far an epoch is, in the mean over the seeds."""
 
-
-def make_scale(
-    config: TrainConfig, dataset: Dataset
-) -> Callable[[jax.Array], jax.Array]:
-    """Returns the config's pixel scaling, uint8 to float32, for a data set so cut."""
-    mean, std = pixel_statistics(dataset.train.images)
-    return partial(scale_pixels, pixels=config.pixels, mean=mean, std=std)
-
-
-# What a CPU device must have to do in a step for each parameter, in operations, before
-# it pays to have it: every device also updates all parameters, and they exchange every
-# gradient. Measured on two cores (docs/performance.md).
-_OPERATIONS_PER_PARAMETER = 2_000
-
-
-def choose_mesh(config: TrainConfig, seeds: int = 1) -> Mesh:
-    """Returns the devices for so many seeds of a config: all, on a CPU those that pay.
-
-    The seeds are spread first, as far as they can be dealt out evenly, since they have
-    nothing to exchange; what devices are left share each batch. The cores of devices
-    left out still work, as threads of the others.
-
-    Raises:
-        InputError: the config asks for more CPU devices than JAX was started with.
-    """
-    devices = jax.device_count()
-    if config.cpu_devices > devices:
-        raise InputError(
-            f"--cpu_devices must be at most the {devices} JAX was started with; got "
-            f"{config.cpu_devices}; set jax_num_cpu_devices first or give fewer"
-        )
-    devices = config.cpu_devices or devices
-    seed_devices = math.gcd(seeds, devices)
-    batch_devices = devices // seed_devices
-    if jax.default_backend() == "cpu" and not config.cpu_devices:
-        operations = training_flops(config) * config.batch_size
-        parameters = count_params(create_model(config))
-        worth = int(operations / parameters / _OPERATIONS_PER_PARAMETER)
-        batch_devices = max(1, min(batch_devices, worth, config.batch_size))
-    return make_mesh(batch_devices, seed_devices)
-
-
-def _hold_out(
-    dataset: Dataset, mesh: Mesh
-) -> tuple[Split, jax.Array | None, jax.Array]:
-    """Puts validation and test images into one split, so that one program serves both.
-
-    Returns:
-        The split on the devices and the places of validation and test images in it.
-    """
-    test, validation = dataset.test, dataset.validation
-    size = len(test.labels)
-    if validation is None or validation is test:
-        places = eval_indices(range(size), mesh)
-        return replicate(test, mesh), places if validation else None, places
-    first = len(validation.labels)
-    both = Split(*map(np.concatenate, zip(validation, test, strict=True)))
-    rows = len(eval_indices(range(max(first, size)), mesh))
-    parts = range(first), range(first, first + size)
-    return replicate(both, mesh), *(eval_indices(part, mesh, rows) for part in parts)
-
-
-def seed_keys(seeds: Sequence[int]) -> jax.Array:
-    """Returns a key for each seed `[seeds]`."""
-    data = [jax.random.key_data(jax.random.key(seed)) for seed in seeds]
-    return jax.random.wrap_key_data(jax.device_put(np.stack(data)))
-
-
-def prepare(
-    config: TrainConfig, dataset: Dataset, seeds: int = 1, mesh: Mesh | None = None
-) -> Experiment:
-    """Splits the data, puts it on the devices and compiles what runs need.
-
-    Args:
-        config: what to run; its seed plays no part yet.
-        dataset: as `load_dataset` returned it.
-        seeds: runs that `fit` is to train together.
-        mesh: devices that share them (default: `choose_mesh`).
-
-    Raises:
-        InputError: the config asks for more images than there are.
-    """
-    dataset = split_data(config, dataset)
-    size = len(dataset.train.labels)
-    if config.batch_size > size:
-        raise InputError(
-            f"--batch_size must be at most the {size} training images; got "
-            f"{config.batch_size}; give a smaller one"
-        )
-    mesh = mesh or choose_mesh(config, seeds)
-    scale = make_scale(config, dataset)
-    model = create_model(config)
-    orders = np.stack([epoch_indices(0, 0, size, config.batch_size)] * seeds)
-    tx = create_optimizer(config, orders.shape[1] * config.epochs)
-    train = replicate(dataset.train, mesh)
-    held_out, validation, test = _hold_out(dataset, mesh)
-
-    with CompileClock() as clock:
-        keys = seed_keys(range(seeds))
-        # The initial values take no time that a higher level could save: 0.4 s of
-        # compiling in place of 1.4 s for the CNN, with the same bits.
-        init = (
-            jax.jit(partial(init_states, model, tx))
-            .lower(keys)
-            .compile({"xla_backend_optimization_level": "1"})
-        )
-        states, keys = spread_seeds((init(keys), keys), mesh)
-        train_epoch = (
-            make_train_epoch(model, tx, scale, mesh)
-            .lower(states, train, shard_indices(orders, mesh), keys)
-            .compile()
-        )
-        evaluate = (
-            make_evaluate(model, scale, mesh)
-            .lower(states.params, held_out, test)
-            .compile()
-        )
-    return Experiment(
-        config=config,
-        seeds=seeds,
-        dataset=dataset,
-        model=model,
-        tx=tx,
-        mesh=mesh,
-        train=train,
-        held_out=held_out,
-        validation=validation,
-        test=test,
-        init=init,
-        train_epoch=train_epoch,
-        evaluate=evaluate,
-        compile_seconds=clock.seconds,
-        compile_cached=clock.cached,
-    )
+    epoch: int
+    step: int  # steps done in this epoch
+    steps: int
+    loss: float  # means over the epoch's images so far
+    accuracy: float
+    images_per_second: float  # of all seeds together
+    seconds_left: float  # of training, to the end of the last epoch
 
 
 def _means(metrics: Metrics) -> list[tuple[float, float]]:
@@ -263,11 +101,72 @@ def check_finite(
     )
 
 
+def _train_epoch(
+    experiment: Experiment,
+    states: TrainState,
+    seeds: Sequence[int],
+    keys: jax.Array,
+    epoch: int,
+    part_steps: int,
+    on_part: Callable[[Progress], None] | None,
+) -> tuple[TrainState, Metrics, int]:
+    """Runs an epoch (from 0) in parts of about `PART_SECONDS`.
+
+    Returns:
+        The states, the metrics of each step `[seeds,steps]` on the host, and how many
+        steps the next part should have.
+    """
+    config, mesh = experiment.config, experiment.mesh
+    size = len(experiment.dataset.train.labels)
+    orders = np.stack(
+        [epoch_indices(seed, epoch, size, config.batch_size) for seed in seeds]
+    )
+    steps = orders.shape[1]
+    indices, keys = shard_indices(orders, mesh), spread_seeds(keys, mesh)
+    parts: list[Metrics] = []
+    first = 0
+    while first < steps:
+        start = time.perf_counter()
+        last = min(first + part_steps, steps)
+        states, metrics = experiment.train_epoch(
+            states, experiment.train, indices, keys, step_bounds(first, last, mesh)
+        )
+        part = jax.device_get(metrics)
+        parts.append(Metrics(*(leaf[:, first:last] for leaf in part)))
+        seconds_per_step = (time.perf_counter() - start) / (last - first)
+        part_steps = max(1, round(PART_SECONDS / seconds_per_step))
+        first = last
+        if on_part is not None:
+            loss, accuracy = np.mean(_means(_join(parts)), axis=0)
+            left = (config.epochs - epoch) * steps - last
+            on_part(
+                Progress(
+                    epoch=epoch + 1,
+                    step=last,
+                    steps=steps,
+                    loss=float(loss),
+                    accuracy=float(accuracy),
+                    images_per_second=len(seeds) * config.batch_size / seconds_per_step,
+                    seconds_left=left * seconds_per_step,
+                )
+            )
+    return states, _join(parts), part_steps
+
+
+def _join(parts: Sequence[Metrics]) -> Metrics:
+    """Puts the metrics of an epoch's parts behind each other."""
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *parts)
+
+
 def fit(
     experiment: Experiment,
     seeds: Sequence[int],
     on_epoch: Callable[[Sequence[EpochRecord]], None] | None = None,
     start_params: Sequence[Any] | None = None,
+    *,
+    on_part: Callable[[Progress], None] | None = None,
+    on_snapshot: Callable[[Snapshot], None] | None = None,
+    resume: Snapshot | None = None,
 ) -> list[tuple[RunRecord, Any]]:
     """Trains the seeds together and evaluates each on the test set at the end.
 
@@ -276,6 +175,10 @@ def fit(
         seeds: of initial parameters, order of the images and dropout, one for each run.
         on_epoch: called with the seeds' records of each epoch as soon as it ends.
         start_params: each run's parameters to start from, instead of fresh ones.
+        on_part: called about once a second within each epoch, and at its end.
+        on_snapshot: called after each epoch with all that the rest depends on, before
+            `on_epoch`, so that no epoch is told that could not be gone on from.
+        resume: what `on_snapshot` was given by a run that stopped: its rest is run.
 
     Returns:
         Each seed's record and trained parameters (on the devices). Seconds are the
@@ -289,29 +192,27 @@ def fit(
         raise ValueError(f"prepared for {experiment.seeds} seeds; got {len(seeds)}")
     machine, began = environment(), time.perf_counter()
     init_keys, run_keys = jax.vmap(jax.random.split, out_axes=1)(seed_keys(seeds))
-    states = experiment.init(init_keys)
-    if start_params is not None:
-        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *start_params)
-        states = states._replace(params=stacked)
+    histories: list[list[EpochRecord]] = [[] for _ in seeds]
+    if resume is not None:
+        states, histories = resume.states, [list(part) for part in resume.histories]
+    else:
+        states = experiment.init(init_keys)
+        if start_params is not None:
+            stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *start_params)
+            states = states._replace(params=stacked)
     states = spread_seeds(states, experiment.mesh)
     size = len(dataset.train.labels)
-    histories: list[list[EpochRecord]] = [[] for _ in seeds]
-    for epoch in range(config.epochs):
+    steps = -(-size // config.batch_size)
+    part_steps = max(1, steps // 16)  # a first guess, since nothing is timed yet
+    for epoch in range(len(histories[0]), config.epochs):
         start = time.perf_counter()
-        orders = np.stack(
-            [epoch_indices(seed, epoch, size, config.batch_size) for seed in seeds]
-        )
         keys = jax.vmap(jax.random.fold_in, (0, None))(run_keys, epoch)
-        states, metrics = experiment.train_epoch(
-            states,
-            experiment.train,
-            shard_indices(orders, experiment.mesh),
-            spread_seeds(keys, experiment.mesh),
+        states, metrics, part_steps = _train_epoch(
+            experiment, states, seeds, keys, epoch, part_steps, on_part
         )
-        means = _means(jax.block_until_ready(metrics))
         train_seconds = (time.perf_counter() - start) / len(seeds)
         for seed, losses, history in zip(
-            seeds, np.asarray(metrics.loss_sum), histories, strict=True
+            seeds, metrics.loss_sum, histories, strict=True
         ):
             check_finite(losses, config, seed, history)
         val_means: Sequence[tuple[float | None, float | None]]
@@ -327,10 +228,12 @@ def fit(
                 check_finite(loss, config, seed, history)
         records = [
             EpochRecord(epoch + 1, *mean, *val_mean, train_seconds, eval_seconds)
-            for mean, val_mean in zip(means, val_means, strict=True)
+            for mean, val_mean in zip(_means(metrics), val_means, strict=True)
         ]
         for history, epoch_record in zip(histories, records, strict=True):
             history.append(epoch_record)
+        if on_snapshot is not None:
+            on_snapshot(Snapshot(states, histories))
         if on_epoch is not None:
             on_epoch(records)
     tests = [_evaluate(experiment, states.params, experiment.test) for _ in range(3)]
@@ -367,7 +270,7 @@ def fit(
             first_epoch_seconds=first,
             steady_epoch_seconds=epoch_seconds if rest else None,
             train_images_per_second=size / epoch_seconds,
-            step_milliseconds=1e3 * epoch_seconds / orders.shape[1],
+            step_milliseconds=1e3 * epoch_seconds / steps,
             evaluate_images_per_second=len(dataset.test.labels) / eval_seconds,
             total_seconds=seconds / len(seeds),
             environment=machine,

@@ -1,22 +1,40 @@
 """What a person sees while a run goes on."""
 
+import itertools
 import statistics
+import sys
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from tqdm import tqdm
 
 from mnist_jax.config import TrainConfig
-from mnist_jax.fit import Experiment
+from mnist_jax.fit import Progress
 from mnist_jax.models import count_params
+from mnist_jax.prepare import Experiment
 from mnist_jax.records import EpochRecord, RunRecord
 
 _HEADER = "epoch   loss    acc   val loss  val acc  train s  images/s   left s"
 
 
-def announce_compiling(config: TrainConfig) -> None:
+# A part of an epoch is about a second: in a file, one line in this many is enough.
+_PARTS_PER_LINE = 30
+
+
+class Reports(NamedTuple):
+    """What `fit` is to call while it runs."""
+
+    on_epoch: Callable[[Sequence[EpochRecord]], None]
+    on_part: Callable[[Progress], None]
+
+
+def announce_compiling(config: TrainConfig, quiet: bool = False) -> None:
     """Prints what is being compiled, since that can take some seconds."""
-    print(f"{config.model}: compiling ...", flush=True)
+    if not quiet:
+        print(f"{config.model}: compiling ...", flush=True)
 
 
-def announce(experiment: Experiment) -> None:
+def _announce(experiment: Experiment) -> None:
     """Prints what is about to be trained, on what."""
     config, dataset = experiment.config, experiment.dataset
     sizes = [len(dataset.train.labels), len(dataset.test.labels)]
@@ -28,7 +46,7 @@ def announce(experiment: Experiment) -> None:
         f"{dataset.name} {sizes[0]:,} train / {validation:,} validation / "
         f"{sizes[1]:,} test images, {experiment.mesh.size} "
         f"{experiment.mesh.devices.flat[0].platform} devices{together}, "
-        f"compiled in {experiment.compile_seconds:.1f} s{cached}",
+        f"compiled in {experiment.compile_seconds:.1f} s{cached}\n{_HEADER}",
         flush=True,
     )
 
@@ -37,30 +55,62 @@ def _mean(records: Sequence[EpochRecord], field: str) -> float:
     return statistics.mean(getattr(record, field) for record in records)
 
 
-def epoch_rows(experiment: Experiment) -> Callable[[Sequence[EpochRecord]], None]:
-    """Prints the header now and returns a function that prints each epoch's row.
-
-    Of several seeds the row has the means; seconds are those of all together.
-    """
+def _row(experiment: Experiment, records: Sequence[EpochRecord]) -> str:
+    """Writes an epoch: means over the seeds, seconds of all of them together."""
     epochs, size = experiment.config.epochs, len(experiment.dataset.train.labels)
-    print(_HEADER, flush=True)
+    seeds, first = len(records), records[0]
+    validation = f"{'-':>8} {'-':>8}"
+    if first.val_loss is not None:
+        means = _mean(records, "val_loss"), _mean(records, "val_accuracy")
+        validation = f"{means[0]:8.4f} {means[1]:8.4f}"
+    seconds = first.train_seconds * seeds
+    left = (epochs - first.epoch) * (seconds + first.eval_seconds * seeds)
+    return (
+        f"{first.epoch:2d}/{epochs:<2d} {_mean(records, 'loss'):7.4f} "
+        f"{_mean(records, 'accuracy'):.4f}  {validation} {seconds:8.2f} "
+        f"{size * seeds / seconds:9,.0f} {left:8.1f}"
+    )
 
-    def row(records: Sequence[EpochRecord]) -> None:
-        seeds, first = len(records), records[0]
-        validation = f"{'-':>8} {'-':>8}"
-        if first.val_loss is not None:
-            means = _mean(records, "val_loss"), _mean(records, "val_accuracy")
-            validation = f"{means[0]:8.4f} {means[1]:8.4f}"
-        seconds = first.train_seconds * seeds
-        left = (epochs - first.epoch) * (seconds + first.eval_seconds * seeds)
-        print(
-            f"{first.epoch:2d}/{epochs:<2d} {_mean(records, 'loss'):7.4f} "
-            f"{_mean(records, 'accuracy'):.4f}  {validation} {seconds:8.2f} "
-            f"{size * seeds / seconds:9,.0f} {left:8.1f}",
-            flush=True,
+
+def report_training(experiment: Experiment, quiet: bool = False) -> Reports:
+    """Announces a run and returns what prints its progress.
+
+    That is a row after each epoch and, within it, a live line on a terminal, a plain
+    line about twice a minute elsewhere. When quiet, nothing.
+    """
+    if quiet:
+        return Reports(lambda records: None, lambda progress: None)
+    _announce(experiment)
+    # It writes to a terminal only, into one line that it clears.
+    bar = tqdm(
+        disable=None,
+        file=sys.stderr,
+        leave=False,
+        bar_format="{desc} {percentage:3.0f}%|{bar:20}| {postfix}",
+    )
+    parts = itertools.count(1)
+
+    def on_part(progress: Progress) -> None:
+        if progress.step == progress.steps:
+            return  # the epoch's row follows
+        text = (
+            f"loss {progress.loss:.4f}, accuracy {progress.accuracy:.4f}, "
+            f"{progress.images_per_second:,.0f} images/s, "
+            f"{progress.seconds_left:.0f} s left"
         )
+        if not bar.disable:
+            bar.total, bar.n = progress.steps, progress.step
+            bar.set_description_str(f"epoch {progress.epoch}", refresh=False)
+            bar.set_postfix_str(text)
+        elif next(parts) % _PARTS_PER_LINE == 0:
+            percent = 100 * progress.step // progress.steps
+            print(f"epoch {progress.epoch}, {percent} %: {text}", flush=True)
 
-    return row
+    def on_epoch(records: Sequence[EpochRecord]) -> None:
+        bar.clear()
+        print(_row(experiment, records), flush=True)
+
+    return Reports(on_epoch, on_part)
 
 
 def result(record: RunRecord) -> None:

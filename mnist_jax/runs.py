@@ -12,9 +12,10 @@ from flax import linen as nn
 from mnist_jax.checkpoint import load_params, save_params
 from mnist_jax.config import TrainConfig, config_from_dict, config_to_dict
 from mnist_jax.errors import InputError
-from mnist_jax.files import make_folder
-from mnist_jax.fit import Experiment, fit
+from mnist_jax.files import make_folder, write_file
+from mnist_jax.fit import Progress, Snapshot, fit
 from mnist_jax.models import create_model, init_params
+from mnist_jax.prepare import Experiment
 from mnist_jax.records import (
     EpochRecord,
     RunRecord,
@@ -23,6 +24,8 @@ from mnist_jax.records import (
     to_dict,
     write_json,
 )
+from mnist_jax.snapshots import load_snapshot, remove_checkpoints, save_snapshot
+from mnist_jax.steps import create_optimizer, init_state
 
 CONFIG, METRICS, RECORD, PARAMS = FILES = (
     "config.json",
@@ -58,6 +61,11 @@ def fit_into(
     folders: Mapping[int, Path],
     on_epoch: Callable[[Sequence[EpochRecord]], None],
     start_params: Sequence[Any] | None = None,
+    *,
+    on_part: Callable[[Progress], None] | None = None,
+    checkpoint_every: int = 0,
+    keep: int = 3,
+    resume: Snapshot | None = None,
 ) -> list[RunRecord]:
     """Trains seeds together and writes what each leaves behind into its own folder.
 
@@ -69,24 +77,86 @@ def fit_into(
         folders: where the run of each seed goes.
         on_epoch: as for `fit`.
         start_params: as for `fit`.
+        on_part: as for `fit`.
+        checkpoint_every: epochs from one checkpoint to the next; 0 writes none.
+        keep: how many checkpoints stay.
+        resume: a snapshot of these runs, to go on from.
     """
-    for seed, folder in folders.items():
+    for place, (seed, folder) in enumerate(folders.items()):
         make_folder(folder)
-        for path in (*(folder / name for name in FILES), *folder.glob(_EVENTS)):
-            path.unlink(missing_ok=True)
+        if resume is None:
+            for path in (*(folder / name for name in FILES), *folder.glob(_EVENTS)):
+                path.unlink(missing_ok=True)
+            remove_checkpoints(folder)
+        else:
+            # Epochs after the snapshot are run again.
+            lines = map(json.dumps, map(to_dict, resume.histories[place]))
+            write_file(folder / METRICS, "".join(f"{line}\n" for line in lines))
         config = dataclasses.replace(experiment.config, seed=seed)
         write_json(folder / CONFIG, config_to_dict(config))
+
+    def save(snapshot: Snapshot) -> None:
+        last = snapshot.epoch == experiment.config.epochs
+        if checkpoint_every and (last or snapshot.epoch % checkpoint_every == 0):
+            save_snapshot(snapshot, folders, keep)
 
     def write_and_tell(epochs: Sequence[EpochRecord]) -> None:
         for folder, epoch in zip(folders.values(), epochs, strict=True):
             append_jsonl(folder / METRICS, to_dict(epoch))
         on_epoch(epochs)
 
-    runs = fit(experiment, list(folders), write_and_tell, start_params)
+    runs = fit(
+        experiment,
+        list(folders),
+        write_and_tell,
+        start_params,
+        on_part=on_part,
+        on_snapshot=save,
+        resume=resume,
+    )
     for folder, (record, params) in zip(folders.values(), runs, strict=True):
         save_params(folder / PARAMS, params)
         write_json(folder / RECORD, to_dict(record))
     return [record for record, _ in runs]
+
+
+def resume_snapshot(
+    folders: Mapping[int, Path], config: TrainConfig
+) -> tuple[bool, Snapshot | None]:
+    """Returns whether the runs of a config are finished, else from where to go on.
+
+    More epochs than before may be asked for.
+
+    Raises:
+        InputError: a folder holds a run of another config; its fields are named. Or its
+            checkpoints are all unsound.
+    """
+    finished = True
+    for seed, folder in folders.items():
+        finished = finished and (folder / RECORD).exists()
+        if not (folder / CONFIG).exists():
+            continue
+        before = config_to_dict(config_from_dict(_read_json(folder / CONFIG)))
+        now = config_to_dict(dataclasses.replace(config, seed=seed))
+        fewer = now["epochs"] < before["epochs"]
+        finished = finished and now["epochs"] == before["epochs"]
+        different = [
+            f"--{name} was {before[name]}, is {now[name]}"
+            for name in now
+            if now[name] != before[name] and (name != "epochs" or fewer)
+        ]
+        if different:
+            raise InputError(
+                f"--resume: the run in {folder} has another config: "
+                f"{'; '.join(different)}; give its flags, or another --run_dir"
+            )
+    if finished:
+        return True, None
+    model = create_model(config)
+    like = jax.eval_shape(
+        lambda: init_state(model, create_optimizer(config, 3), jax.random.key(0))
+    )
+    return False, load_snapshot(folders, like)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

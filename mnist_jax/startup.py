@@ -1,10 +1,12 @@
 """What every program does first: its flags for the machine, JAX's settings, errors."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import app, flags, logging
@@ -12,8 +14,8 @@ from absl import app, flags, logging
 from mnist_jax.compiling import use_compile_cache
 from mnist_jax.config import MODELS, TrainConfig
 from mnist_jax.data import Dataset, load_dataset, scale_pixels
-from mnist_jax.errors import InputError
-from mnist_jax.fit import make_scale, split_data
+from mnist_jax.errors import InputError, Stopped
+from mnist_jax.prepare import make_scale, split_data
 from mnist_jax.records import available_cores
 from mnist_jax.runs import read_record
 
@@ -113,6 +115,45 @@ def load_scale(folder: Path, config: TrainConfig) -> Callable[[jax.Array], jax.A
     )
 
 
+def define_profile_flag(place: str) -> None:
+    help = f"print where the time goes; write a trace into {place}/profile"
+    help = f"print where the time goes and write a trace into {place}"
+    flags.DEFINE_boolean("profile", False, help)
+
+
+def define_quiet_flag() -> None:
+    """Defines `--quiet`."""
+    flags.DEFINE_boolean("quiet", False, "print results only, no progress")
+
+
+def stop_between_parts(message: str) -> Callable[[], None]:
+    """Lets the first SIGINT or SIGTERM wait until the program comes to a good place.
+
+    A second one ends it at once.
+
+    Args:
+        message: what then becomes of the work so far, and how to go on.
+
+    Returns:
+        A function to call at such places: it raises `Stopped` if a signal has come.
+    """
+    received: list[int] = []
+
+    def remember(number: int, _: Any) -> None:
+        received.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGINT, remember)
+    signal.signal(signal.SIGTERM, remember)
+
+    def check() -> None:
+        if received:
+            raise Stopped(received[0], message)
+
+    return check
+
+
 def run_program(main: Callable[[], None]) -> None:
     """Parses the flags and runs a program; bad input ends it with one sentence.
 
@@ -142,6 +183,9 @@ def run_program(main: Callable[[], None]) -> None:
                 file=sys.stderr,
             )
             sys.exit(1)
+        except Stopped as stopped:
+            print(f"stopped: {stopped}", file=sys.stderr)
+            sys.exit(128 + stopped.number)
         except KeyboardInterrupt:
             print("\ninterrupted", file=sys.stderr)
             sys.exit(130)

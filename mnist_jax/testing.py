@@ -24,6 +24,7 @@ from mnist_jax.epochs import (
     replicate,
     shard_indices,
     spread_seeds,
+    step_bounds,
 )
 from mnist_jax.steps import TrainState, init_state, train_step
 
@@ -85,6 +86,7 @@ def check_epoch_equals_steps(
         replicate(split, mesh),
         shard_indices(indices[None], mesh),
         spread_seeds(keys, mesh),
+        step_bounds(0, len(indices), mesh),
     )
     state, metrics = jax.tree.map(lambda leaf: leaf[0], (states, metrics))
     step = jax.jit(partial(train_step, model=model, tx=tx))

@@ -16,6 +16,8 @@ FOLDER = Path(mnist_jax.__file__).parent
 ORDER = [
     "errors",
     "files",
+    "memory",
+    "peak",
     "cache",
     "digits",
     "own_digits",
@@ -33,11 +35,14 @@ ORDER = [
     "compiling",
     "records",
     "checkpoint",
+    "prepare",
     "fit",
+    "snapshots",
     "runs",
     "tensorboard",
     "predictions",
     "tables",
+    "profiling",
     "summary",
     "plots",
     "report",
@@ -48,8 +53,8 @@ ORDER = [
     "console",
 ]
 KNOWS_FLAGS = {"config", "startup"}
-KNOWS_TIME = {"compiling", "fit", "download", "demo"}
-KNOWS_JIT = {"fast_conv", "epochs", "fit", "predictions", "testing"}
+KNOWS_TIME = {"compiling", "fit", "download", "demo", "peak", "profiling"}
+KNOWS_JIT = {"fast_conv", "epochs", "prepare", "predictions", "testing", "peak"}
 
 
 def imports_of(path: Path) -> set[str]:

@@ -23,7 +23,7 @@ from mnist_jax.config import default_config
 from mnist_jax.data import Dataset
 from mnist_jax.demo import MAX_BODY, Predictor, make_server
 from mnist_jax.errors import InputError
-from mnist_jax.fit import prepare
+from mnist_jax.prepare import prepare
 from mnist_jax.runs import fit_into
 
 ROOT = Path(__file__).parent.parent

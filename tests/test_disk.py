@@ -18,8 +18,8 @@ from mnist_jax.config import default_config
 from mnist_jax.data import Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.files import write_file
-from mnist_jax.fit import prepare
 from mnist_jax.plots import save_figure
+from mnist_jax.prepare import prepare
 from mnist_jax.records import append_jsonl, read_jsonl, write_json
 from mnist_jax.runs import fit_into
 

@@ -18,12 +18,18 @@ from mnist_jax.epochs import (
     replicate,
     shard_indices,
     spread_seeds,
+    step_bounds,
 )
 from mnist_jax.errors import InputError
-from mnist_jax.fit import choose_mesh
 from mnist_jax.models import CNN, LSTM, MLP
+from mnist_jax.prepare import choose_mesh
 from mnist_jax.steps import batch_metrics, init_states
-from mnist_jax.testing import check_epoch_equals_steps, make_split, scale
+from mnist_jax.testing import (
+    check_epoch_equals_steps,
+    check_same_tree,
+    make_split,
+    scale,
+)
 
 MODELS = {
     "mlp": MLP(hidden=(16,)),
@@ -56,6 +62,7 @@ def make_inputs(model, tx, split, mesh, seed=0, epoch=0, batch_size=16):
         replicate(split, mesh),
         shard_indices(indices[None], mesh),
         spread_seeds(jax.random.key(epoch)[None], mesh),
+        step_bounds(0, len(indices), mesh),
     )
 
 
@@ -94,6 +101,21 @@ def test_epoch_donates_its_state_and_transfers_nothing(devices):
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(arguments[0]))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(arguments[1:]))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_epoch_in_parts_is_bit_for_bit_the_whole(name):
+    model, tx, mesh = MODELS[name], optax.adam(1e-3), make_mesh(2)
+    train_epoch = make_train_epoch(model, tx, scale, mesh)
+    arguments = make_inputs(model, tx, make_split(80), mesh)  # 5 steps
+    whole, metrics = train_epoch(*arguments)
+    states, *others, _ = make_inputs(model, tx, make_split(80), mesh)
+    losses = np.zeros((1, 5), np.float32)
+    for first, last in ((0, 1), (1, 4), (4, 5)):
+        states, part = train_epoch(states, *others, step_bounds(first, last, mesh))
+        losses += np.asarray(part.loss_sum)  # 0 outside the part
+    np.testing.assert_array_equal(losses, metrics.loss_sum)
+    check_same_tree(states, whole, 0)
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4])

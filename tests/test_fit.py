@@ -18,17 +18,12 @@ from mnist_jax.epochs import (
     replicate,
     shard_indices,
     spread_seeds,
+    step_bounds,
 )
 from mnist_jax.errors import InputError
-from mnist_jax.fit import (
-    check_finite,
-    fit,
-    make_scale,
-    prepare,
-    seed_keys,
-    split_data,
-)
+from mnist_jax.fit import check_finite, fit
 from mnist_jax.models import create_model
+from mnist_jax.prepare import make_scale, prepare, seed_keys, split_data
 from mnist_jax.records import EpochRecord
 from mnist_jax.steps import create_optimizer, cross_entropy, init_states
 from mnist_jax.testing import check_same_tree
@@ -108,7 +103,11 @@ def step_losses(name: str, seeds: Sequence[int], shape: tuple[int, int]) -> np.n
         orders = [epoch_indices(seed, epoch, len(split.labels), 100) for seed in seeds]
         keys = spread_seeds(seed_keys([1_000 * seed + epoch for seed in seeds]), mesh)
         states, metrics = train_epoch(
-            states, images, shard_indices(np.stack(orders), mesh), keys
+            states,
+            images,
+            shard_indices(np.stack(orders), mesh),
+            keys,
+            step_bounds(0, len(orders[0]), mesh),
         )
         losses.append(np.asarray(metrics.loss_sum / metrics.images))
     return np.concatenate(losses, axis=1)[:, :100]

@@ -10,7 +10,7 @@ import pytest
 
 from mnist_jax.config import TrainConfig, default_config
 from mnist_jax.data import Dataset
-from mnist_jax.fit import prepare
+from mnist_jax.prepare import prepare
 from mnist_jax.runs import fit_into
 
 ROOT = Path(__file__).parent.parent
@@ -85,6 +85,7 @@ DATA_DIR = ["--dataset=mnist --data_dir=/nonexistent"]
 PLATFORM = ["--platform=fpga", "--platform=tpu"]
 COMPILE_CACHE = ["--compile_cache=maybe"]
 SEEDS = ["--seeds=0", "--seeds=x"]
+QUIET = ["--quiet=maybe"]
 PICTURE = ["--picture=digits.bmp", "--picture=/nonexistent/digits.png"]
 OUT = ["--out=/dev/null/results"]
 MODELS = ["--models=vit", "--models="]
@@ -110,6 +111,11 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "compile_cache": COMPILE_CACHE,
             "seeds": SEEDS,
             "tensorboard": ["--tensorboard=maybe", "--tensorboard"],
+            "checkpoint_every": ["--checkpoint_every=-1", "--checkpoint_every=1"],
+            "keep": ["--keep=0", "--keep=x"],
+            "resume": ["--resume=maybe", "--resume", "--resume --run_dir=RUN"],
+            "quiet": QUIET,
+            "profile": ["--profile=maybe", "--profile"],
         },
     ),
     "experiments.predict": (
@@ -159,6 +165,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "data_dir": DATA_DIR,
             "platform": PLATFORM,
             "compile_cache": COMPILE_CACHE,
+            "quiet": QUIET,
             "report": ["--report=maybe"],
             "models": MODELS,
             "seeds": SEEDS,
@@ -176,6 +183,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "repeats": ["--repeats=0", "--repeats=x"],
             "seeds": SEEDS,
             "starts": ["--starts=-1", "--starts=x"],
+            "profile": ["--profile"],
             "compile_cache": COMPILE_CACHE,
             "out": OUT,
         },
@@ -220,6 +228,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
         "--dataset=digits --out=OUT",
         {
             "systems": ["--systems=av_rnn"],
+            "quiet": QUIET,
             "seeds": SEEDS,
             "compile_cache": COMPILE_CACHE,
             "out": OUT,

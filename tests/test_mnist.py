@@ -3,7 +3,8 @@
 from mnist_jax.config import default_config
 from mnist_jax.data import Dataset
 from mnist_jax.epochs import make_mesh
-from mnist_jax.fit import fit, prepare
+from mnist_jax.fit import fit
+from mnist_jax.prepare import prepare
 
 
 def test_mnist_has_its_shapes_classes_and_counts(mnist: Dataset):

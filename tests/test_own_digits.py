@@ -16,7 +16,7 @@ from benchmarks.redrawn import redrawn_digits
 from mnist_jax.config import default_config
 from mnist_jax.data import Dataset, Split
 from mnist_jax.errors import InputError
-from mnist_jax.fit import fit, make_scale, prepare
+from mnist_jax.fit import fit
 from mnist_jax.own_digits import (
     MAX_BYTES,
     digit_from_bytes,
@@ -24,6 +24,7 @@ from mnist_jax.own_digits import (
     read_digit,
 )
 from mnist_jax.predictions import predict_probabilities
+from mnist_jax.prepare import make_scale, prepare
 
 
 def seven(scale: float = 1.0, pen: float = 24) -> Image.Image:

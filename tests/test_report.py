@@ -16,10 +16,10 @@ from benchmarks.readme import RESULTS as RECORDED
 from mnist_jax.config import default_config
 from mnist_jax.data import Dataset
 from mnist_jax.errors import InputError
-from mnist_jax.fit import make_scale
 from mnist_jax.models import create_model, init_params
 from mnist_jax.plots import budget_figure, confusion_figure, history_figure
 from mnist_jax.predictions import make_predict, mistake_image, run_details
+from mnist_jax.prepare import make_scale
 from mnist_jax.records import TYPES, read_jsonl
 from mnist_jax.report import DETAILS, PICTURES, RESULTS, write_report
 from mnist_jax.tables import budget_frame, history_frame

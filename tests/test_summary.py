@@ -10,7 +10,7 @@ from mnist_jax.config import default_config
 from mnist_jax.data import Dataset
 from mnist_jax.epochs import make_mesh
 from mnist_jax.errors import InputError
-from mnist_jax.fit import fit, prepare
+from mnist_jax.fit import fit
 from mnist_jax.flops import multiply_adds, training_flops
 from mnist_jax.models import count_params, create_model, init_params
 from mnist_jax.plots import (
@@ -20,6 +20,7 @@ from mnist_jax.plots import (
     save_figure,
 )
 from mnist_jax.predictions import prediction_frame
+from mnist_jax.prepare import prepare
 from mnist_jax.records import to_dict
 from mnist_jax.summary import data_frame, format_totals, layer_frame
 from mnist_jax.tables import history_frame

@@ -11,7 +11,7 @@ from mnist_jax.config import default_config
 from mnist_jax.data import Dataset
 from mnist_jax.epochs import make_mesh
 from mnist_jax.errors import InputError
-from mnist_jax.fit import prepare
+from mnist_jax.prepare import prepare
 from mnist_jax.records import EpochRecord
 from mnist_jax.runs import fit_into
 from mnist_jax.tensorboard import check_tensorboard, epoch_scalars
