@@ -293,7 +293,7 @@ BAD_COMMANDS = {
         [f"--run_dir={__file__}/run"],
         "cannot write .*test_programs.py/run",
     ),
-    "tensorboard without a folder": (["--tensorboard"], "--tensorboard writes into"),
+    "tensorboard without a folder": (["--tensorboard"], "--tensorboard needs"),
     "positional argument": (["cnn"], "unexpected argument 'cnn'"),
     "no such platform": (["--platform=tpu"], "--platform=tpu"),
 }
