@@ -719,12 +719,12 @@ def run() -> None:
     )
     flags.DEFINE_integer(
         "slow_rounds",
-        2,
+        1,
         "rounds after which a row that is far slower than the fastest peer is left out",
         lower_bound=1,
     )
     flags.DEFINE_float(
-        "slow_ratio", 1.3, "how many times slower is far slower", lower_bound=1.0
+        "slow_ratio", 1.2, "how many times slower is far slower", lower_bound=1.0
     )
     flags.DEFINE_float(
         "others_limit",
