@@ -86,7 +86,8 @@ def report_training(experiment: Experiment, quiet: bool = False) -> Reports:
         disable=None,
         file=sys.stderr,
         leave=False,
-        bar_format="{desc} {percentage:3.0f}%|{bar:20}| {postfix}",
+        delay=1e-3,  # any: else it shows an empty bar at once
+        bar_format="{percentage:3.0f}%|{bar:20}| {desc}",
     )
     parts = itertools.count(1)
 
@@ -100,8 +101,7 @@ def report_training(experiment: Experiment, quiet: bool = False) -> Reports:
         )
         if not bar.disable:
             bar.total, bar.n = progress.steps, progress.step
-            bar.set_description_str(f"epoch {progress.epoch}", refresh=False)
-            bar.set_postfix_str(text)
+            bar.set_description_str(f"epoch {progress.epoch}, {text}")
         elif next(parts) % _PARTS_PER_LINE == 0:
             percent = 100 * progress.step // progress.steps
             print(f"epoch {progress.epoch}, {percent} %: {text}", flush=True)

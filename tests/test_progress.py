@@ -53,7 +53,8 @@ def test_a_terminal_gets_a_live_line_that_the_row_replaces(
         reports.on_part(part(step))
     reports.on_epoch([RECORD])
     text = terminal.getvalue()
-    assert "epoch 1  40%" in text and "56 s left" in text and "100%" not in text
+    assert " 40%|" in text and "| epoch 1, loss 0.5000" in text
+    assert "56 s left" in text and "  0%" not in text and "100%" not in text
     assert text.endswith("\r")  # cleared before the row was printed
     assert "epoch 1, " not in capsys.readouterr().out
 
