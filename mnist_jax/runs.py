@@ -133,13 +133,15 @@ def resume_snapshot(
     """
     finished = True
     for seed, folder in folders.items():
-        finished = finished and (folder / RECORD).exists()
         if not (folder / CONFIG).exists():
+            finished = False
             continue
         before = config_to_dict(config_from_dict(_read_json(folder / CONFIG)))
         now = config_to_dict(dataclasses.replace(config, seed=seed))
         fewer = now["epochs"] < before["epochs"]
-        finished = finished and now["epochs"] == before["epochs"]
+        # A run that was prolonged and then stopped still has its earlier record.
+        finished = finished and (folder / RECORD).exists()
+        finished = finished and read_record(folder)["config"] == now
         different = [
             f"--{name} was {before[name]}, is {now[name]}"
             for name in now

@@ -116,8 +116,8 @@ def load_scale(folder: Path, config: TrainConfig) -> Callable[[jax.Array], jax.A
 
 
 def define_profile_flag(place: str) -> None:
+    """Defines `--profile`, whose traces go into a folder in another flag's place."""
     help = f"print where the time goes; write a trace into {place}/profile"
-    help = f"print where the time goes and write a trace into {place}"
     flags.DEFINE_boolean("profile", False, help)
 
 

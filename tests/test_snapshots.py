@@ -57,11 +57,6 @@ def go_on(experiment: Experiment, folders: dict[int, Path]) -> list[RunRecord]:
     )
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
-def experiment(request, digits: Dataset) -> Experiment:
-    return prepare(CONFIGS[request.param], digits)
-
-
 @pytest.mark.parametrize("name, devices", [(n, d) for n in CONFIGS for d in (1, 2)])
 def test_a_stopped_run_goes_on_bit_for_bit(name, devices, digits: Dataset, tmp_path):
     experiment = prepare(CONFIGS[name], digits, mesh=make_mesh(devices))
@@ -114,6 +109,19 @@ def test_epochs_after_the_checkpoint_are_run_again(digits, tmp_path):
     assert [record.epoch for record in told] == [3, 4]
     lines = (tmp_path / METRICS).read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_a_prolonged_run_that_stops_is_not_taken_for_finished(digits, tmp_path):
+    fit_into(prepare(CONFIGS["mlp"], digits), {0: tmp_path}, lambda epochs: None)
+    assert resume_snapshot({0: tmp_path}, CONFIGS["mlp"]) == (True, None)
+    shutil.rmtree(tmp_path / FOLDER, ignore_errors=True)
+    before = (tmp_path / "record.json").read_bytes()
+    experiment = stopped_run(digits, tmp_path / "other")
+    shutil.copytree(tmp_path / "other" / FOLDER, tmp_path / FOLDER)
+    shutil.copy(tmp_path / "other" / "config.json", tmp_path)
+    assert (tmp_path / "record.json").read_bytes() == before
+    finished, snapshot = resume_snapshot({0: tmp_path}, experiment.config)
+    assert not finished and snapshot.epoch == 3
 
 
 def flip(content: bytes) -> bytes:
