@@ -18,21 +18,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
 from mnist_jax.errors import InputError
 
 Tiles = list[list[jax.Array]]
-Grid = Any  # rows of arrays, as lists
-Matrix = Sequence[Sequence[float]]
-
-# Winograd's F(2x2,3x3) (Lavin and Gray, arXiv:1509.09308): with d a 4x4 input tile and
-# k a 3x3 kernel, the 2x2 outputs are OUTPUTS (KERNEL k KERNEL^T * INPUTS d INPUTS^T)
-# OUTPUTS^T: 16 multiplications where the definition has 36.
-_INPUTS: Matrix = [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]]
-_KERNEL: Matrix = [[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]
-_OUTPUTS: Matrix = [[1, 1, 1, 0], [0, 1, -1, -1]]
 
 _ACTIVATIONS = {"linear": lambda y: y, "relu": jax.nn.relu, "tanh": jnp.tanh}
 
@@ -61,9 +53,10 @@ def conv_pool(
     float32 rounding, gradients included. Where a window holds equal maxima the first in
     row order gets the gradient, as in `nn.max_pool`. Pooling comes first here, which
     changes nothing: bias and activation are monotone and treat a whole window alike.
-    Only two unequal values that the bias rounds to the same number (or that both
-    saturate tanh) may hand the gradient, in `nn.max_pool`, to the earlier one instead
-    of to the larger; where ReLU makes them equal, at zero, the gradient is zero.
+    Only unequal values that rounding makes equal, or swaps, may hand the gradient to
+    another place of the window: in `nn.max_pool` two that the bias rounds to the same
+    number, or that both saturate tanh (where ReLU makes them equal, at zero, the
+    gradient is zero).
 
     Args:
         x: Inputs [B,H,W,C] float32.
@@ -115,14 +108,16 @@ def _pad_same(x: jax.Array, size: int, strides: int) -> jax.Array:
 def _choose_form(kernel_shape: tuple[int, ...], stage: _Stage) -> "_Form":
     """Picks the form of a stage by its time in a training step.
 
-    Whole steps, batch 64 a core, Zen 5: against patches the direct form took 1.3, 2.0
-    and 2.9 ms less with 8, 16 and 32 pooled features; Winograd 2.0 ms less from 32
-    channels (the 93k CNN) and no less from 16, where it only compiles longer.
+    Against patches the direct form took 1.3, 2.0 and 2.9 ms less of a step with 8, 16
+    and 32 pooled features (one Zen 5 core, batch 64). Winograd took these shares of the
+    patches' time, forward and backward with 2x2 pooling (one Zen 4 core, [64,13,13,C],
+    n=15, medians): 8 channels to 16 filters 1.2, to 32 0.9, to 64 0.7, 16 channels to
+    16 filters 0.7, to 64 0.45, 32 channels to 64 filters 0.36.
     """
-    size, _, channels, _ = kernel_shape
+    size, _, channels, filters = kernel_shape
     if channels == 1 and (size * stage.pool) ** 2 <= 100:
         return _DIRECT
-    if size == 3 and stage.strides == 1 and stage.pool == 2 and channels >= 32:
+    if size == 3 and stage.strides == 1 and channels >= 8 and channels * filters >= 256:
         return _WINOGRAD
     return _PATCHES
 
@@ -139,18 +134,17 @@ def _conv_pool_fwd(
     x: jax.Array, kernel: jax.Array, bias: jax.Array, stage: _Stage
 ) -> tuple[jax.Array, tuple]:
     """Returns the outputs and what the gradients need."""
-    form = _choose_form(kernel.shape, stage)
-    out, winner, saved = form.forward(x, kernel, bias, stage)
-    return out, (x, kernel, out, winner, saved)
+    pooled, saved = _choose_form(kernel.shape, stage).forward(x, kernel, bias, stage)
+    return _outputs(pooled), (x, kernel, pooled, saved)
 
 
 def _conv_pool_bwd(
     stage: _Stage, residuals: tuple, g: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns the gradients of inputs, kernel and bias."""
-    x, kernel, out, winner, saved = residuals
+    x, kernel, pooled, saved = residuals
     form = _choose_form(kernel.shape, stage)
-    return form.backward(x, kernel, out, winner, saved, g, stage)
+    return form.backward(x, kernel, pooled, saved, g, stage)
 
 
 _conv_pool.defvjp(_conv_pool_fwd, _conv_pool_bwd)
@@ -194,6 +188,29 @@ def _tile_inputs(x: jax.Array, size: int, stage: _Stage) -> Tiles:
         return x[:, rows, q : q + step * (width - 1) + 1 : step]
 
     return [[take(p, q) for q in range(side)] for p in range(side)]
+
+
+def _tap_places(size: int, stage: _Stage) -> list[list[tuple[int, int]]]:
+    """Lists, for each phase and then for each tap, the place in the tile it reads."""
+    return [
+        [
+            (stage.strides * r + k, stage.strides * s + m)
+            for k in range(size)
+            for m in range(size)
+        ]
+        for r in range(stage.pool)
+        for s in range(stage.pool)
+    ]
+
+
+def _collect_taps(dpatches: Any, places: Any, channels: int) -> dict:
+    """Adds up the gradients of each phase's patches [B,h,w,k*k*C] by tile place."""
+    tiles: dict[tuple[int, int], jax.Array] = {}
+    for dpatch, taps in zip(dpatches, places, strict=True):
+        for tap, place in enumerate(taps):
+            part = dpatch[..., tap * channels : (tap + 1) * channels]
+            tiles[place] = tiles[place] + part if place in tiles else part
+    return tiles
 
 
 def _overlap_add(
@@ -250,28 +267,47 @@ def _activation_grad(out: jax.Array, g: jax.Array, activation: str) -> jax.Array
 
 
 def _pool_phases(
-    phases: Any, bias: jax.Array, stage: _Stage
-) -> tuple[jax.Array, jax.Array | None]:
+    phases: Any, bias: jax.Array, stage: _Stage, fields: Any = None
+) -> jax.Array:
     """Takes the maximum over the phases [B,h,w,D], then adds the bias and activates.
 
-    Returns the outputs and, for the gradient, which phase was the first to hold the
-    maximum (int8), or None if there is no pooling.
+    Where rounding may make phases differ that are equal by definition, `fields` holds
+    for each phase numbers [B,h,w,1] that are the same where those phases are equal.
+
+    Returns the outputs as real and, for the gradient, the number of the phase that was
+    the first to hold the maximum as imaginary parts; just the outputs if there is no
+    pooling. A loop of XLA:CPU writes one array: two would be computed in two loops, and
+    the convolution before them twice.
     """
     best = phases[0]
-    winner: Any = jnp.zeros(best.shape, jnp.int8) if len(phases) > 1 else None
+    winner = jnp.zeros(best.shape, best.dtype)
     for index, phase in enumerate(phases[1:], 1):
-        winner = jnp.where(phase > best, jnp.int8(index), winner)
+        larger = phase > best
+        for earlier in range(index if fields else 0):
+            larger &= fields[index] != fields[earlier]
+        winner = jnp.where(larger, jnp.asarray(index, best.dtype), winner)
         best = jnp.maximum(best, phase)
-    return _activate(best + bias[None, None, None, :], stage.activation), winner
+    out = _activate(best + bias[None, None, None, :], stage.activation)
+    return lax.complex(out, winner) if len(phases) > 1 else out
 
 
-def _phase_grads(
-    winner: jax.Array | None, g: jax.Array, stage: _Stage
-) -> list[jax.Array]:
+def _outputs(pooled: jax.Array) -> jax.Array:
+    """Returns the outputs from what `_pool_phases` returned."""
+    return lax.real(pooled) if jnp.iscomplexobj(pooled) else pooled
+
+
+def _winners(pooled: jax.Array) -> jax.Array:
+    """Returns the phases that won, from what `_pool_phases` returned."""
+    return lax.imag(pooled)
+
+
+def _phase_grads(pooled: jax.Array, g: jax.Array, stage: _Stage) -> list[jax.Array]:
     """Gives each phase the gradient [B,h,w,D] where it was the winner, else zero."""
-    if winner is None:
+    g = _activation_grad(_outputs(pooled), g, stage.activation)
+    if stage.pool == 1:
         return [g]
-    return [jnp.where(winner == i, g, 0.0) for i in range(stage.pool**2)]
+    winners = _winners(pooled)
+    return [jnp.where(winners == i, g, 0.0) for i in range(stage.pool**2)]
 
 
 def _rows(x: jax.Array) -> jax.Array:
@@ -297,7 +333,7 @@ def _direct_forward(
     """Multiplies, adds, pools and activates in one loop."""
     size, pool, strides = kernel.shape[0], stage.pool, stage.strides
 
-    def run(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> tuple:
+    def run(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
         tiles = _tile_inputs(x, size, stage)
 
         def phase(r: int, s: int) -> Any:
@@ -311,172 +347,292 @@ def _direct_forward(
         return _pool_phases(phases, bias, stage)
 
     x = _materialize(lambda x: x, x)
-    return *_materialize(run, x, kernel, bias), x
+    return _materialize(run, x, kernel, bias), x
 
 
 def _direct_backward(
     x: jax.Array,
     kernel: jax.Array,
-    out: jax.Array,
-    winner: jax.Array | None,
+    pooled: jax.Array,
     saved: Any,
     g: jax.Array,
     stage: _Stage,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Takes kernel and bias gradient as one product with the tile's inputs and ones.
-
-    The product also multiplies inputs and phases that no tap joins, and still beats a
-    product per phase, whose patches must be built first (0.4 against 1.4 ms for
-    [64,28,28,1] to 32 channels on one Zen 5 core).
-    """
+    """Multiplies each phase's inputs and ones by its gradient, for kernel and bias."""
     size, _, _, channels = kernel.shape
-    phases = stage.pool**2
+    places = _tap_places(size, stage)
 
-    def spread(out: jax.Array, winner: jax.Array | None, g: jax.Array) -> Any:
-        g = _activation_grad(out, g, stage.activation)[:, :, :, None, :]
-        if winner is None:
+    def spread(pooled: jax.Array, g: jax.Array) -> jax.Array:  # [phases,B,h,w,D]
+        g = _activation_grad(_outputs(pooled), g, stage.activation)[None]
+        phase = lax.broadcasted_iota(g.dtype, (len(places), 1, 1, 1, 1), 0)
+        if stage.pool == 1:
             return g
-        index = lax.broadcasted_iota(jnp.int8, (1, 1, 1, phases, 1), 3)
-        return jnp.where(winner[:, :, :, None, :] == index, g, 0.0)
+        return jnp.where(_winners(pooled)[None] == phase, g, 0.0)
 
-    def inputs_and_ones(x: jax.Array) -> jax.Array:
-        tiles = sum(_tile_inputs(x[..., 0], size, stage), [])
-        return jnp.stack([*tiles, jnp.ones_like(tiles[0])])
+    def inputs_and_ones(x: jax.Array) -> jax.Array:  # [phases,k*k+1,B,h,w]
+        tiles = _tile_inputs(x[..., 0], size, stage)
+        ones = jnp.ones_like(tiles[0][0])
+        return jnp.stack(
+            [jnp.stack([*(tiles[p][q] for p, q in taps), ones]) for taps in places]
+        )
 
-    g = _materialize(spread, out, winner, g).reshape(-1, phases * channels)
-    inputs = _materialize(inputs_and_ones, saved)  # [side*side+1,B,h,w]
-    products = inputs.reshape(inputs.shape[0], -1) @ g
-    scatter = functools.partial(_scatter_kernel, stage=stage)
-    (dkernel,) = jax.linear_transpose(scatter, kernel)(products[:-1])
-    dbias = products[-1].reshape(phases, channels).sum(0)
+    phases = _materialize(spread, pooled, g).reshape(len(places), -1, channels)
+    inputs = _materialize(inputs_and_ones, saved)
+    products = (inputs.reshape(*inputs.shape[:2], -1) @ phases).sum(0)
+    dkernel = products[:-1].reshape(kernel.shape)
     # Of the first layer nothing asks for dx, and XLA removes the rest of this function.
-    side = stage.strides * (stage.pool - 1) + size
-    dinputs = (g @ _materialize(scatter, kernel).T).reshape(*out.shape[:3], -1)
-
-    def collect(dinputs: Any) -> dict:
-        places = [(p, q) for p in range(side) for q in range(side)]
-        return {place: dinputs[..., i : i + 1] for i, place in enumerate(places)}
-
-    dx = _overlap_add(collect, dinputs, stage.strides * stage.pool, x.shape)
-    return dx, dkernel, dbias
+    dpatches = phases @ _transpose(_rows(kernel))
+    dpatches = dpatches.reshape(len(places), *g.shape[:3], -1)
+    collect = functools.partial(_collect_taps, places=places, channels=1)
+    dx = _overlap_add(collect, dpatches, stage.strides * stage.pool, x.shape)
+    return dx, dkernel, products[-1]
 
 
-def _scatter_kernel(kernel: jax.Array, stage: _Stage) -> jax.Array:
-    """Writes the kernel [k,k,1,D] as a matrix [tile inputs, phases * D]."""
-    size = kernel.shape[0]
-    room = stage.strides * (stage.pool - 1)
+# Form 2, 3x3 kernel, step 1: Winograd (Lavin and Gray, arXiv:1509.09308).
 
-    def place(r: int, s: int) -> jax.Array:
-        row, col = r * stage.strides, s * stage.strides
-        pads = [(row, room - row, 0), (col, room - col, 0), (0, 0, 0), (0, 0, 0)]
-        return lax.pad(kernel, 0.0, pads)
-
-    placed = [place(r, s) for r in range(stage.pool) for s in range(stage.pool)]
-    return jnp.concatenate(placed, axis=2).reshape((room + size) ** 2, -1)
+# Where its polynomials are evaluated: small, and few powers apart. Outputs' errors are
+# 2, 6, 7 and 17 times 1e-7 of their size (both root mean squares) for tiles of 2 to 5,
+# the definition's 1 times 1e-7 (32 channels, float32).
+_POINTS = (0.0, 1.0, -1.0, 2.0, -0.5, -2.0)
+_LARGEST_TILE = len(_POINTS) - 1
 
 
-# Form 2, 3x3 kernel, step 1, 2x2 pooling: Winograd, whose 2x2 tile is the window.
+class _Transforms(NamedTuple):
+    """Matrices of Winograd's F(m,3): y = outputs @ ((kernel @ k) * (inputs @ d)).
+
+    They turn m + 2 inputs d and 3 weights k into the m outputs y of a convolution in
+    one direction, with m + 2 multiplications where the definition has 3 m.
+    """
+
+    inputs: np.ndarray  # [m+2,m+2]
+    kernel: np.ndarray  # [m+2,3]
+    outputs: np.ndarray  # [m,m+2]
 
 
-def _sandwich(matrix: Matrix, grid: Grid) -> Grid:
-    """Multiplies matrix, grid of arrays and transposed matrix, leaving out zeros."""
-
-    def combine(weights: Sequence[float], arrays: Any) -> Any:
-        terms = [
-            array if weight == 1 else -array if weight == -1 else weight * array
-            for weight, array in zip(weights, arrays, strict=True)
-            if weight
-        ]
-        return sum(terms[1:], terms[0])
-
-    columns = list(zip(*grid, strict=True))
-    half = [[combine(weights, column) for column in columns] for weights in matrix]
-    return [[combine(weights, row) for weights in matrix] for row in half]
-
-
-def _transposed(matrix: Matrix) -> Matrix:
-    """Transposes a matrix of numbers."""
-    return list(zip(*matrix, strict=True))
+@functools.cache
+def _transforms(tile: int) -> _Transforms:
+    """Makes the matrices by Toom and Cook's method; the last point is infinity."""
+    points = np.array(_POINTS[: tile + 1])
+    inputs = np.zeros((tile + 2, tile + 2))
+    kernel, outputs = np.zeros((tile + 2, 3)), np.zeros((tile, tile + 2))
+    for place, point in enumerate(points):
+        others = np.delete(points, place)
+        inputs[place, :-1] = np.polynomial.polynomial.polyfromroots(others)
+        kernel[place] = point ** np.arange(3) / np.prod(point - others)
+        outputs[:, place] = point ** np.arange(tile)
+    inputs[-1] = np.polynomial.polynomial.polyfromroots(points)
+    kernel[-1, -1] = outputs[-1, -1] = 1
+    return _Transforms(inputs, kernel, outputs)
 
 
-def _multiply_grids(left: Grid, right: Grid) -> Grid:
-    """Multiplies the matrices of two grids, place by place."""
-    return [
-        [a @ b for a, b in zip(*rows, strict=True)]
-        for rows in zip(left, right, strict=True)
+class _Tiling(NamedTuple):
+    """How Winograd cuts a stage's unpooled outputs into tiles."""
+
+    tile: int  # side of a tile
+    rows: int  # tiles from top to bottom
+    columns: int
+
+
+def _choose_tiling(x: jax.Array, stage: _Stage) -> _Tiling:
+    """Returns the tiling with the fewest multiplications; of equal ones the exacter."""
+    height, width = (n * stage.pool for n in _output_lengths(x, 3, stage))
+    tilings = (
+        _Tiling(tile, -(-height // tile), -(-width // tile))
+        for tile in range(2, _LARGEST_TILE + 1)
+    )
+    return min(tilings, key=lambda t: t.rows * t.columns * (t.tile + 2) ** 2)
+
+
+def _mix(matrix: np.ndarray, parts: Sequence[jax.Array], axis: int = 0) -> jax.Array:
+    """Multiplies a matrix [p,q] with q parts, its p rows becoming a new axis.
+
+    Written as a sum of products with a vector, since that is one loop; a list of sums
+    is a loop each, and takes several times as long to compile.
+    """
+    shape = [1] * (parts[0].ndim + 1)
+    shape[axis] = len(matrix)
+    terms = [
+        jnp.asarray(column, part.dtype).reshape(shape) * jnp.expand_dims(part, axis)
+        for column, part in zip(matrix.T, parts, strict=True)
     ]
+    return sum(terms[1:], terms[0])
+
+
+def _fit(x: jax.Array, length: int, axis: int) -> jax.Array:
+    """Cuts an axis at the end, or adds zeros there."""
+    pads = [(0, 0, 0)] * x.ndim
+    pads[axis] = (0, length - x.shape[axis], 0)
+    return lax.pad(x, jnp.zeros((), x.dtype), pads)
+
+
+def _cut_tiles(x: jax.Array, tile: int, count: int, axis: int) -> list[jax.Array]:
+    """Returns the first, second, ... input of all the tiles along an axis."""
+    x = _fit(x, tile * count + 2, axis)
+    last = tile * (count - 1) + 1
+    return [
+        lax.slice_in_dim(x, place, place + last, tile, axis)
+        for place in range(tile + 2)
+    ]
+
+
+def _join_tiles(tiles: jax.Array, length: int, axis: int) -> jax.Array:
+    """Adds up overlapping tiles, their number at an axis and their inputs at the next.
+
+    Returns the gradient of what `_cut_tiles` cut, with this length of the axis.
+    """
+    count, inputs = tiles.shape[axis : axis + 2]
+    tile = inputs - 2
+    own = _fit(lax.slice_in_dim(tiles, 0, tile, axis=axis + 1), count + 1, axis)
+    over = _fit(lax.slice_in_dim(tiles, tile, inputs, axis=axis + 1), tile, axis + 1)
+    pads = [(0, 0, 0)] * tiles.ndim
+    pads[axis] = (1, 0, 0)  # they belong to the next tile
+    joined = own + lax.pad(over, jnp.zeros((), tiles.dtype), pads)
+    shape = (*tiles.shape[:axis], (count + 1) * tile, *tiles.shape[axis + 2 :])
+    return _fit(joined.reshape(shape), length, axis)
+
+
+def _mark_fields(x: jax.Array) -> jax.Array:
+    """Returns numbers [B,H-2,W-2,1] that tell which 3x3 fields of inputs are equal.
+
+    Equal fields have equal numbers, and fields of zeros the number zero: on blank parts
+    of an image beside its strokes, one pooling window in nine, outputs are equal or
+    zero by definition, but Winograd's differ by its errors. Pooling and ReLU would
+    carry their gradients to other places than the definition does.
+    """
+    weights = jnp.cos(jnp.arange(x.shape[3], dtype=x.dtype)) + 2  # any without pattern
+    pixels = (_rows(x) @ weights).reshape(x.shape[:3])
+
+    def add(pixels: jax.Array) -> jax.Array:
+        height, width = (length - 2 for length in pixels.shape[1:])
+        return sum(
+            (1.0 + (3 * k + m) ** 0.5) * pixels[:, k : k + height, m : m + width]
+            for k in range(3)
+            for m in range(3)
+        )[..., None]
+
+    return _materialize(add, pixels)
 
 
 def _winograd_forward(
     x: jax.Array, kernel: jax.Array, bias: jax.Array, stage: _Stage
 ) -> tuple:
-    """Makes 16 products [B*h*w,C] @ [C,D] instead of the definition's 36."""
+    """Transforms, multiplies (i and j being places in a transformed tile), pools.
 
-    def transform_inputs(x: jax.Array) -> Grid:
-        return _sandwich(_INPUTS, _tile_inputs(x, 3, stage))
+    An axis that the transforms sum over comes late in what they write, so that they
+    find their inputs in the nearest cache, unless the products need it first.
+    """
+    tile, rows, columns = _choose_tiling(x, stage)
+    transforms = _transforms(tile)
+    pool, places = stage.pool, tile + 2
+    height, width = (n * pool for n in _output_lengths(x, 3, stage))
 
-    def transform_kernel(kernel: jax.Array) -> Grid:
-        return _sandwich(_KERNEL, [[kernel[k, m] for m in range(3)] for k in range(3)])
+    def mix_rows(x: jax.Array) -> jax.Array:  # [B,rows,i,W,C]
+        return _mix(transforms.inputs, _cut_tiles(x, tile, rows, 1), 2)
 
-    def finish(products: Any, bias: jax.Array) -> tuple:
-        return _pool_phases(sum(_sandwich(_OUTPUTS, products), []), bias, stage)
+    def mix_columns(x: jax.Array) -> jax.Array:  # [j,i,B,rows,columns,C]
+        x = x.transpose(2, 0, 1, 3, 4)
+        return _mix(transforms.inputs, _cut_tiles(x, tile, columns, 3))
 
-    inputs = _materialize(transform_inputs, x)
-    shape = inputs[0][0].shape[:3]
-    inputs = jax.tree.map(_rows, inputs)
-    weights = _materialize(transform_kernel, kernel)
-    products = _multiply_grids(inputs, weights)
-    products = jax.tree.map(lambda m: m.reshape(*shape, -1), products)
-    return *_materialize(finish, products, bias), (inputs, weights)
+    def mix_kernel_rows(kernel: jax.Array) -> jax.Array:  # [i,3,C,D]
+        return _mix(transforms.kernel, list(kernel))
+
+    def mix_kernel_columns(kernel: jax.Array) -> jax.Array:  # [j,i,C,D]
+        return _mix(transforms.kernel, [kernel[:, m] for m in range(3)])
+
+    def unmix_columns(products: jax.Array) -> jax.Array:  # [i,B*rows*columns,m,D]
+        return _mix(transforms.outputs, list(products), 2)
+
+    def unmix_rows(products: jax.Array) -> jax.Array:  # [B,rows,m,columns*m,D]
+        return _mix(transforms.outputs, list(products), 2)
+
+    def finish(y: jax.Array, bias: jax.Array, fields: jax.Array) -> jax.Array:
+        def cut(x: jax.Array) -> list[jax.Array]:
+            places = [(r, s) for r in range(pool) for s in range(pool)]
+            return [x[:, r:height:pool, s:width:pool] for r, s in places]
+
+        phases = [
+            jnp.where(field == 0, 0.0, phase)
+            for phase, field in zip(cut(y), cut(fields), strict=True)
+        ]
+        return _pool_phases(phases, bias, stage, cut(fields))
+
+    inputs = _materialize(mix_columns, _materialize(mix_rows, x))
+    inputs = inputs.reshape(places, places, -1, x.shape[3])
+    weights = _materialize(mix_kernel_columns, _materialize(mix_kernel_rows, kernel))
+    products = jnp.einsum("jirc,jicd->jird", inputs, weights)
+    y = _materialize(unmix_columns, products)
+    y = y.reshape(places, len(x), rows, columns * tile, -1)
+    y = _materialize(unmix_rows, y)
+    y = y.reshape(len(x), rows * tile, columns * tile, -1)
+    return _materialize(finish, y, bias, _mark_fields(x)), (inputs, weights)
 
 
 def _winograd_backward(
     x: jax.Array,
     kernel: jax.Array,
-    out: jax.Array,
-    winner: jax.Array | None,
+    pooled: jax.Array,
     saved: Any,
     g: jax.Array,
     stage: _Stage,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Takes both gradients where the forward pass multiplied, 16 products each."""
+    """Goes the forward pass's way back, with both gradients' products in its middle."""
     inputs, weights = saved
+    tile, rows, columns = _choose_tiling(x, stage)
+    transforms = _transforms(tile)
+    batch, height, width, channels = g.shape
+    pool, places = stage.pool, tile + 2
 
-    def spread(winner: jax.Array | None, g: jax.Array) -> Any:
-        phases = _phase_grads(winner, g, stage)
-        return _sandwich(_transposed(_OUTPUTS), [phases[:2], phases[2:]])
+    def spread(pooled: jax.Array, g: jax.Array) -> jax.Array:  # [B,h,pool,w,pool,D]
+        shape = (1, 1, pool, 1, pool, 1)
+        place = functools.partial(lax.broadcasted_iota, g.dtype, shape)
+        phase = pool * place(2) + place(4)
+        winners = _winners(pooled)[:, :, None, :, None]
+        return jnp.where(winners == phase, g[:, :, None, :, None], 0.0)
 
-    def collect_kernel(dweights: Any) -> jax.Array:
-        dkernel = _sandwich(_transposed(_KERNEL), dweights)
-        return jnp.stack([jnp.stack(row) for row in dkernel])
+    def mix_rows(g: jax.Array) -> jax.Array:  # [B,rows,i,columns*m,D]
+        g = _fit(_fit(g, rows * tile, 1), columns * tile, 2)
+        g = g.reshape(batch, rows, tile, columns * tile, channels)
+        return _mix(transforms.outputs.T, [g[:, :, m] for m in range(tile)], 2)
 
-    def collect_tiles(dinputs: Any) -> dict:
-        grid = _sandwich(_transposed(_INPUTS), dinputs)
-        return {(p, q): grid[p][q] for p in range(4) for q in range(4)}
+    def mix_columns(g: jax.Array) -> jax.Array:  # [j,i,B,rows,columns,D]
+        g = g.transpose(2, 0, 1, 3, 4)
+        g = g.reshape(places, batch, rows, columns, tile, channels)
+        return _mix(transforms.outputs.T, [g[..., m, :] for m in range(tile)])
 
-    g = _materialize(lambda out, g: _activation_grad(out, g, stage.activation), out, g)
-    dproducts = jax.tree.map(_rows, _materialize(spread, winner, g))
-    dweights = _multiply_grids(_transpose(inputs), dproducts)
-    dinputs = _multiply_grids(dproducts, _transpose(weights))
-    dinputs = jax.tree.map(lambda m: m.reshape(*g.shape[:3], -1), dinputs)
-    dx = _overlap_add(collect_tiles, dinputs, 2, x.shape)
-    return dx, _materialize(collect_kernel, dweights), _rows(g).sum(0)
+    def unmix_kernel_columns(dweights: jax.Array) -> jax.Array:  # [3,i,C,D]
+        return _mix(transforms.kernel.T, list(dweights))
+
+    def unmix_kernel_rows(dweights: jax.Array) -> jax.Array:  # [3,3,C,D]
+        return _mix(transforms.kernel.T, [dweights[:, i] for i in range(places)])
+
+    def unmix_columns(dinputs: jax.Array) -> jax.Array:  # [i,B,rows,columns,j,C]
+        return _mix(transforms.inputs.T, list(dinputs), 4)
+
+    def unmix_rows(dinputs: jax.Array) -> jax.Array:  # [B,rows,i,W,C]
+        return _mix(transforms.inputs.T, list(dinputs), 2)
+
+    def activation_grad(pooled: jax.Array, g: jax.Array) -> jax.Array:
+        return _activation_grad(_outputs(pooled), g, stage.activation)
+
+    g = _materialize(activation_grad, pooled, g)
+    dbias = _rows(g).sum(0)
+    if pool > 1:
+        g = _materialize(spread, pooled, g)
+        g = g.reshape(batch, height * pool, width * pool, channels)
+    dproducts = _materialize(mix_columns, _materialize(mix_rows, g))
+    dproducts = dproducts.reshape(places, places, -1, channels)
+    dweights = jnp.einsum("jirc,jird->jicd", inputs, dproducts)
+    dweights = _materialize(unmix_kernel_columns, dweights)
+    dinputs = jnp.einsum("jird,jicd->jirc", dproducts, weights)
+    dinputs = dinputs.reshape(places, places, batch, rows, columns, -1)
+    dx = _materialize(unmix_columns, dinputs)
+    dx = _materialize(functools.partial(_join_tiles, length=x.shape[2], axis=3), dx)
+    dx = _materialize(unmix_rows, dx)
+    dx = _materialize(functools.partial(_join_tiles, length=x.shape[1], axis=1), dx)
+    return dx, _materialize(unmix_kernel_rows, dweights), dbias
 
 
 # Form 3, everything else: a matrix of patches for each phase.
-
-
-def _tap_places(size: int, stage: _Stage) -> list[list[tuple[int, int]]]:
-    """Lists, for each phase and then for each tap, the place in the tile it reads."""
-    return [
-        [
-            (stage.strides * r + k, stage.strides * s + m)
-            for k in range(size)
-            for m in range(size)
-        ]
-        for r in range(stage.pool)
-        for s in range(stage.pool)
-    ]
 
 
 def _patches_forward(
@@ -498,14 +654,13 @@ def _patches_forward(
     weights = _rows(kernel)
     phases = [(p @ weights).reshape(*shape, -1) for p in patches]
     finish = functools.partial(_pool_phases, stage=stage)
-    return *_materialize(finish, phases, bias), patches
+    return _materialize(finish, phases, bias), patches
 
 
 def _patches_backward(
     x: jax.Array,
     kernel: jax.Array,
-    out: jax.Array,
-    winner: jax.Array | None,
+    pooled: jax.Array,
     saved: Any,
     g: jax.Array,
     stage: _Stage,
@@ -513,19 +668,8 @@ def _patches_backward(
     """Adds the patches' gradients to the inputs' tile by tile."""
     size, _, channels, _ = kernel.shape
 
-    def spread(out: jax.Array, winner: jax.Array | None, g: jax.Array) -> Any:
-        g = _activation_grad(out, g, stage.activation)
-        return _phase_grads(winner, g, stage)
-
-    def collect(dpatches: Any) -> dict:
-        tiles: dict[tuple[int, int], jax.Array] = {}
-        for dpatch, places in zip(dpatches, _tap_places(size, stage), strict=True):
-            for tap, place in enumerate(places):
-                part = dpatch[..., tap * channels : (tap + 1) * channels]
-                tiles[place] = tiles[place] + part if place in tiles else part
-        return tiles
-
-    phases = [_rows(phase) for phase in _materialize(spread, out, winner, g)]
+    spread = functools.partial(_phase_grads, stage=stage)
+    phases = [_rows(phase) for phase in _materialize(spread, pooled, g)]
     # g.T @ p takes half as long as p.T @ g ([576,576] by [576,64], one Zen 5 core), to
     # which XLA turns it back unless the result is transposed in memory.
     dweights = sum(phase.T @ p for phase, p in zip(phases, saved, strict=True))
@@ -533,6 +677,9 @@ def _patches_backward(
     dbias: Any = sum(phase.sum(0) for phase in phases)
     weights = _transpose(_rows(kernel))
     dpatches = [(phase @ weights).reshape(*g.shape[:3], -1) for phase in phases]
+    collect = functools.partial(
+        _collect_taps, places=_tap_places(size, stage), channels=channels
+    )
     dx = _overlap_add(collect, dpatches, stage.strides * stage.pool, x.shape)
     return dx, dkernel, dbias
 

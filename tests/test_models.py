@@ -85,8 +85,9 @@ def test_lstm_starts_as_keras_starts_it():
 
 @pytest.mark.parametrize("model", ["lstm", "cnn"])
 def test_fast_and_plain_kernels_agree_on_real_digits(digits: Dataset, model):
-    images = jnp.asarray(digits.train.images[:32] / np.float32(255))
-    labels = jnp.asarray(digits.train.labels[:32])
+    # With the first 32 digits an input of a ReLU is 1e-7, whose sign rounding decides.
+    images = jnp.asarray(digits.train.images[32:64] / np.float32(255))
+    labels = jnp.asarray(digits.train.labels[32:64])
     plain = create_model(default_config(model, kernels="plain"))
     fast = create_model(default_config(model, kernels="fast"))
     params = init_params(plain, jax.random.key(0))
