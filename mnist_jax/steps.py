@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from jax import lax
+from jax.flatten_util import ravel_pytree
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.models import CLASSES, init_params
@@ -175,7 +176,10 @@ def train_step(
 
     grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
     if axis_name is not None:
-        grads, metrics = lax.psum((grads, metrics), axis_name)
+        # As one array: XLA:CPU adds up the arrays of a tuple far slower, by 0.9 ms a
+        # step of the CNN (docs/performance.md).
+        flat, unravel = ravel_pytree((grads, metrics))
+        grads, metrics = unravel(lax.psum(flat, axis_name))
     grads = jax.tree.map(lambda grad: grad / metrics.images, grads)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     return TrainState(optax.apply_updates(state.params, updates), opt_state), metrics
