@@ -37,7 +37,7 @@ from mnist_jax.files import make_folder, write_file
 from mnist_jax.flops import training_flops
 from mnist_jax.records import append_jsonl, available_cores, environment, read_jsonl
 from mnist_jax.startup import load_data, run_program
-from mnist_jax.tables import markdown_table, mean_and_spread
+from mnist_jax.tables import markdown_table, mean_and_spread, median_and_range
 
 from .peer_worker import Arrays, Job, peer_config, save_arrays
 
@@ -194,16 +194,14 @@ def ratios(by_framework: ByFramework, peer: str) -> list[float]:
     return [theirs[number] / ours[number] for number in sorted(ours.keys() & theirs)]
 
 
-def median_and_range(values: Sequence[float]) -> str:
+def spread(values: Sequence[float]) -> str:
     """Writes median, range and n, with three decimals below 1 and two above.
 
-    >>> median_and_range([1.0, 3.0, 2.0])
+    >>> spread([1.0, 3.0, 2.0])
     '2.00 [1.00, 3.00] (n=3)'
     """
-    median = statistics.median(values)
-    digits = 3 if median < 1 else 2
-    low, high = (f"{value:.{digits}f}" for value in (min(values), max(values)))
-    return f"{median:.{digits}f} [{low}, {high}] (n={len(values)})"
+    digits = 3 if statistics.median(values) < 1 else 2
+    return f"{median_and_range(values, digits)} (n={len(values)})"
 
 
 def verdict(model: str, batch_size: int, values: Sequence[float]) -> str:
@@ -234,13 +232,13 @@ def ratio_frame(records: Iterable[Record]) -> pd.DataFrame:
                 "model": model,
                 "batch": batch_size,
                 "fastest peer": FRAMEWORKS[peer].label,
-                "times faster": median_and_range(values),
+                "times faster": spread(values),
                 "target": "-" if target is None else f"{target:g}",
                 "verdict": verdict(model, batch_size, values),
                 "fastest as installed": FRAMEWORKS[installed].label
                 if installed
                 else "-",
-                "times faster than that": median_and_range(others) if others else "-",
+                "times faster than that": spread(others) if others else "-",
             }
         )
     return pd.DataFrame(rows)
@@ -274,10 +272,10 @@ def time_frame(records: Sequence[Record]) -> pd.DataFrame:
                     "model": model,
                     "batch": batch_size,
                     "framework": FRAMEWORKS[name].label,
-                    "s/epoch": median_and_range(seconds),
+                    "s/epoch": spread(seconds),
                     "images/s": f"{images / median:,.0f}",
                     "% of peak": f"{100 * share:.1f}" if share else "-",
-                    "first epoch s": median_and_range(
+                    "first epoch s": spread(
                         [result["epoch_seconds"][0] for result in results]
                     ),
                     "test accuracy": mean_and_spread(

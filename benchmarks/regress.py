@@ -23,7 +23,7 @@ import pandas as pd
 from absl import flags
 
 from mnist_jax.errors import InputError
-from mnist_jax.records import append_jsonl, environment
+from mnist_jax.records import append_jsonl, environment, git
 from mnist_jax.startup import (
     chosen_models,
     define_machine_flags,
@@ -56,23 +56,6 @@ def judge(here: Sequence[float], there: Sequence[float]) -> tuple[Interval, str]
     if ratio.high < 1:
         return ratio, "faster"
     return ratio, "slower" if ratio.low > 1 else "undecided"
-
-
-def _git(*words: str) -> str:
-    """Returns git's answer about this checkout.
-
-    Raises:
-        InputError: git says no.
-    """
-    command = ["git", "-C", str(ROOT), *words]
-    try:
-        process = subprocess.run(command, capture_output=True, text=True)
-    except OSError as error:
-        raise InputError(f"git is needed and does not start: {error}") from error
-    if process.returncode:
-        reason = process.stderr.strip().splitlines()[-1]
-        raise InputError(f"git {' '.join(words)} failed: {reason}; see --against")
-    return process.stdout.strip()
 
 
 def seconds_of(checkout: Path, model: str, arrays: Path, seed: int) -> float:
@@ -123,7 +106,10 @@ def compare(model: str, checkouts: Mapping[str, Path], arrays: Path) -> dict[str
 def main() -> None:
     """Compares as the flags say."""
     models = chosen_models()
-    against = _git("rev-parse", "--verify", f"{FLAGS.against}^{{commit}}")
+    try:
+        against = git("rev-parse", "--verify", f"{FLAGS.against}^{{commit}}")
+    except InputError as error:
+        raise InputError(f"--against={FLAGS.against}: {error}") from error
     start_jax()
     dataset, machine = load_data(FLAGS.dataset), environment()
     rows = []
@@ -131,7 +117,7 @@ def main() -> None:
         arrays, there = Path(name) / "arrays", Path(name) / "there"
         arrays.mkdir()
         save_arrays(Arrays(*dataset.train, *dataset.test), arrays)
-        _git("worktree", "add", "--detach", str(there), against)
+        git("worktree", "add", "--detach", str(there), against)
         try:
             for model in models:
                 result = compare(model, {"here": ROOT, "there": there}, arrays)
@@ -139,7 +125,7 @@ def main() -> None:
                 record = {"against": against, "dataset": dataset.name, **result}
                 append_jsonl(Path(FLAGS.out), {**record, "environment": machine})
         finally:
-            _git("worktree", "remove", "--force", str(there))
+            git("worktree", "remove", "--force", str(there))
     frame = pd.DataFrame(
         {
             "model": row["model"],

@@ -46,7 +46,7 @@ from mnist_jax.startup import (
     run_program,
     start_jax,
 )
-from mnist_jax.tables import markdown_table
+from mnist_jax.tables import markdown_table, median_and_range
 
 FLAGS = flags.FLAGS
 PROGRAMS = ("step", "epoch", "together", "evaluate")
@@ -184,21 +184,6 @@ def start_frame(starts: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
             row[column] = median_and_range(figures, 0 if column == "peak MB" else 2)
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def median_and_range(values: list[float], digits: int = 0) -> str:
-    """Writes the median and the range.
-
-    >>> median_and_range([1000.0, 3000.0, 2000.0])
-    '2,000 [1,000, 3,000]'
-    """
-    if not values:
-        return "-"
-    median, low, high = (
-        f"{value:,.{digits}f}"
-        for value in (np.median(values), min(values), max(values))
-    )
-    return f"{median} [{low}, {high}]"
 
 
 def main() -> None:

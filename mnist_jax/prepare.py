@@ -75,6 +75,8 @@ def make_scale(
     config: TrainConfig, dataset: Dataset
 ) -> Callable[[jax.Array], jax.Array]:
     """Returns the config's pixel scaling, uint8 to float32, for a data set so cut."""
+    if config.pixels != "standardized":  # counting MNIST's pixels takes 0.09 s
+        return partial(scale_pixels, pixels=config.pixels)
     mean, std = pixel_statistics(dataset.train.images)
     return partial(scale_pixels, pixels=config.pixels, mean=mean, std=std)
 

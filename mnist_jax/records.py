@@ -1,5 +1,6 @@
 """What is remembered of a run and of the machine, and its form on disk."""
 
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -18,6 +19,7 @@ from typing import Any
 import jax
 from absl import logging
 
+from mnist_jax.errors import InputError
 from mnist_jax.files import append_line, read_lines, write_file
 
 Record = Mapping[str, Any]  # a run's record as read from disk
@@ -141,18 +143,25 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, typing.get_origin(hint) or hint)
 
 
-def _git(*arguments: str) -> str | None:
-    """Asks git about this project's checkout; None where this is none."""
+def git(*words: str) -> str:
+    """Returns git's answer about this project's checkout.
+
+    Raises:
+        InputError: there is no git or no checkout, or git says no.
+    """
     root = Path(__file__).parent.parent
     if not (root / ".git").exists():  # installed, perhaps inside somebody's repository
-        return None
-    # Without its locks git also leaves the index alone: it writes nothing at all.
-    command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
+        raise InputError(f"{root} is no git checkout")
+    # Without its locks git also leaves the index alone: asking writes nothing at all.
+    command = ["git", "--no-optional-locks", "-C", str(root), *words]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() if answer.returncode == 0 else None
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise InputError(f"git does not answer: {error}") from error
+    if answer.returncode:
+        reason = [*answer.stderr.strip().splitlines(), "no message"][-1]
+        raise InputError(f"git {' '.join(words)} failed: {reason}")
+    return answer.stdout.strip()
 
 
 def _cpu_name() -> str:
@@ -187,7 +196,9 @@ def environment() -> dict[str, Any]:
     """Returns what it takes to judge timings: machine, versions, state of the code."""
     packages = ("jax", "jaxlib", "flax", "optax", "numpy")
     versions = {name: importlib.metadata.version(name) for name in packages}
-    status = _git("status", "--porcelain")
+    commit = dirty = None
+    with contextlib.suppress(InputError):
+        commit, dirty = git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
     device = jax.devices()[0]
     return {
         "device": _cpu_name() if device.platform == "cpu" else device.device_kind,
@@ -196,8 +207,8 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         **versions,
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": None if status is None else bool(status),
+        "commit": commit,
+        "dirty": dirty,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "load": round(os.getloadavg()[0], 2),
     }

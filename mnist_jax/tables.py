@@ -54,6 +54,21 @@ def _settings(record: Record) -> str:
     return " ".join(shown)
 
 
+def median_and_range(values: Sequence[float], digits: int = 0) -> str:
+    """Writes the median and, in brackets, the range; "-" if there are no values.
+
+    >>> median_and_range([1000.0, 3000.0, 2000.0])
+    '2,000 [1,000, 3,000]'
+    """
+    if not values:
+        return "-"
+    median, low, high = (
+        f"{value:,.{digits}f}"
+        for value in (statistics.median(values), min(values), max(values))
+    )
+    return f"{median} [{low}, {high}]"
+
+
 def mean_and_spread(values: Sequence[float]) -> str:
     """Writes mean ± standard deviation (n), or the value alone for one run.
 

@@ -105,6 +105,15 @@ def test_importing_touches_no_device_and_reads_no_flag():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_training_starts_without_what_only_tables_and_pictures_need():
+    code = (
+        "import sys, experiments.train\n"
+        "unneeded = {'pandas', 'matplotlib', 'PIL', 'jinja2'} & set(sys.modules)\n"
+        "assert not unneeded, unneeded\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=FOLDER.parent)
+
+
 def test_the_matrix_tries_the_oldest_versions_allowed():
     root = Path(__file__).parent.parent
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]

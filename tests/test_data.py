@@ -7,8 +7,6 @@ import os
 import shutil
 import stat
 import struct
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 from absl import logging
+from processes import run_at_once, run_script
 
 from mnist_jax import data
 from mnist_jax.digits import upsample_digits
@@ -388,10 +387,9 @@ def test_an_interrupted_write_leaves_nothing_behind(small_sets, monkeypatch):
     assert list((data.cache_dir() / "arrays").iterdir()) == []
 
 
-# Eight processes that begin at the same moment, forked from one so that only one pays
-# for the imports. Each loads the small set as if all were new.
-AT_ONCE = """
-import json, os, shutil, sys, time
+# Loads the small set as if it were new.
+LOAD = """
+import shutil, sys, time
 from pathlib import Path
 from mnist_jax import data
 
@@ -405,19 +403,10 @@ def download(name, folder):
         shutil.copy(source / file, folder / file)
         time.sleep(0.05)
 
-here, start = os.pipe()
-children = []
-for process in range(8):
-    children.append(os.fork())
-    if children[-1] == 0:
-        os.close(start)
-        os.read(here, 1)  # ends when the parent closes its side
-        dataset = data.load_dataset("mnist", download=download)
-        assert int(dataset.train.images.sum()) > 0
-        assert data.load_dataset("digits").train.images.shape == (1437, 28, 28)
-        os._exit(0)
-os.close(start)
-assert [os.waitpid(child, 0)[1] for child in children] == [0] * 8
+def work(process):
+    dataset = data.load_dataset("mnist", download=download)
+    assert int(dataset.train.images.sum()) > 0
+    assert data.load_dataset("digits").train.images.shape == (1437, 28, 28)
 """
 
 
@@ -425,24 +414,13 @@ def test_eight_processes_fill_a_new_cache_and_one_of_them_downloads(
     small_sets, tmp_path
 ):
     calls = tmp_path / "calls"
-    subprocess.run(
-        [sys.executable, "-c", AT_ONCE, small_sets["mnist"], calls]
-        + list(data.SHA256["mnist"]),
-        check=True,
-        env=child_environment(),
-        timeout=300,
-    )
+    run_at_once(LOAD, small_sets["mnist"], calls, *data.SHA256["mnist"])
     assert calls.read_text() == "x"
     files = [path for path in data.cache_dir().rglob("*") if path.is_file()]
     # Four downloads, four arrays and scikit-learn's digits; nothing half-written.
     assert len(files) == 9
     expected = data.load_dataset("mnist", small_sets["mnist"], no_call)
     assert_equal_sets(data.load_dataset("mnist", download=no_call), expected)
-
-
-def child_environment():
-    """Returns the environment in which a child finds what this process finds."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 def test_neither_import_nor_load_import_tfds_or_start_a_device(small_sets):
@@ -457,7 +435,7 @@ def test_neither_import_nor_load_import_tfds_or_start_a_device(small_sets):
         "from jax._src import xla_bridge\n"
         "assert not xla_bridge._backends\n"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, env=child_environment())
+    run_script(script)
 
 
 # The published sets

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -38,16 +38,27 @@ def run_dir(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def port(run_dir: Path) -> Iterator[int]:
-    """Where a server of two networks listens: a real one, and one that knows only 3."""
-    three = Predictor("three", "says 3", lambda images: np.eye(10)[[3]])
-    with make_server([load_predictor(run_dir, "mlp0"), three], port=0) as server:
+@contextmanager
+def serve(*predictors: Predictor) -> Iterator[int]:
+    """Runs a server of networks within a `with` block; gives its port."""
+    with make_server(predictors, port=0) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         yield server.server_port
         server.shutdown()
         thread.join()
+
+
+def says_3(name: str, note: str) -> Predictor:
+    """Returns a network that knows only 3."""
+    return Predictor(name, note, lambda images: np.eye(10)[[3]])
+
+
+@pytest.fixture(scope="module")
+def port(run_dir: Path) -> Iterator[int]:
+    """Where a server of two networks listens: a real one, and one that knows only 3."""
+    with serve(load_predictor(run_dir, "mlp0"), says_3("three", "says 3")) as port:
+        yield port
 
 
 def drawing(white: bool = False) -> bytes:
@@ -239,3 +250,16 @@ def test_a_stroke_shows_probabilities(browser: Browser, port, pointer, width, da
     browser.run("document.getElementById('clear').click()")
     assert browser.run("return document.querySelector('td').textContent") == ""
     assert browser.console() == []
+
+
+def test_a_phone_shows_three_networks_without_scrolling(browser: Browser):
+    browser.resize(360, 740)
+    models = [says_3(f"lstm{n}", "LSTM, test accuracy 98.86%") for n in range(3)]
+    with serve(*models) as port:
+        browser.open(f"http://127.0.0.1:{port}/")
+        browser.drag(stroke(browser), "touch")
+        assert len(answered(browser)[0]) == 3
+    sizes = "const all = document.documentElement; return [all.scrollWidth, "
+    width, height = browser.run(sizes + "all.scrollHeight]")
+    assert width <= 360 and height <= 740
+    assert browser.run("return pad.clientWidth") >= 220  # still large enough to draw on

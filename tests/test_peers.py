@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 from benchmarks import peer_flax, peer_ours, peers
@@ -188,6 +190,22 @@ def check(measurement: Measurement, job: Job) -> None:
 def test_plain_flax_trains_every_network(model, batch_size, toy):
     job = Job(model, batch_size, steady_epochs=1)
     check(peer_flax.measure(job, toy), job)
+
+
+def test_plain_flax_starts_its_lstm_as_keras_does():
+    images = np.zeros((1, 28, 28), np.float32)
+    params = peer_flax.init_params(peer_flax.LSTM(), jax.random.key(0), images)
+    for number, inputs in enumerate((28, 128)):
+        cell = params[f"OptimizedLSTMCell_{number}"]
+        kernel = np.concatenate([cell[f"i{gate}"]["kernel"] for gate in "ifgo"], axis=1)
+        limit = np.sqrt(6 / (inputs + 512))  # Glorot's, of the whole kernel
+        assert kernel.shape == (inputs, 512)
+        assert 0.99 * limit < np.abs(kernel).max() <= limit
+        recurrent = [cell[f"h{gate}"]["kernel"] for gate in "ifgo"]
+        recurrent = np.concatenate(recurrent, axis=1)
+        np.testing.assert_allclose(recurrent @ recurrent.T, np.eye(128), atol=1e-5)
+        biases = [cell[f"h{gate}"]["bias"] for gate in "ifgo"]
+        np.testing.assert_array_equal(biases, np.outer([0, 1, 0, 0], np.ones(128)))
 
 
 def test_ours_trains_through_fit(toy):

@@ -5,12 +5,10 @@ import errno
 import functools
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
+from processes import run_at_once, run_script
 
 from benchmarks.recorded import recorded_seeds
 from mnist_jax.config import config_to_dict, default_config
@@ -121,46 +119,22 @@ def test_environment_names_machine_and_versions():
     json.dumps(machine)
 
 
-# Eight processes that begin at the same moment: forked from one, so that only one pays
-# for the imports, and held at a pipe until all are there.
-AT_ONCE = """
-import os, sys
+APPEND = """
+import sys
 from pathlib import Path
 from mnist_jax.records import append_jsonl
 
-here, start = os.pipe()
-children = []
-for process in range(8):
-    children.append(os.fork())
-    if children[-1] == 0:
-        os.close(start)
-        os.read(here, 1)  # ends when the parent closes its side
-        for number in range(50):
-            line = {"process": process, "number": number, "pad": "x" * 5000}
-            append_jsonl(Path(sys.argv[1]), line)
-        os._exit(0)
-os.close(start)
-assert [os.waitpid(child, 0)[1] for child in children] == [0] * 8
+def work(process):
+    for number in range(50):
+        line = {"process": process, "number": number, "pad": "x" * 5000}
+        append_jsonl(Path(sys.argv[1]), line)
 """
-
-
-def run_script(script: str, *arguments: object) -> str:
-    """Runs a Python text in a process of its own and returns its output."""
-    process = subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)],
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert process.returncode == 0, process.stderr
-    return process.stdout
 
 
 def test_eight_processes_append_whole_lines(tmp_path):
     path = tmp_path / "lines.jsonl"
     path.write_text('{"torn": ')
-    run_script(AT_ONCE, path)
+    run_at_once(APPEND, path)
     lines = path.read_bytes().split(b"\n")
     assert lines[0] == b'{"torn": ' and lines[-1] == b""
     values = [json.loads(line) for line in lines[1:-1]]
