@@ -16,16 +16,20 @@ from absl import logging
 from flax import serialization
 
 from mnist_jax.checkpoint import check_sizes
+from mnist_jax.config import TrainConfig
 from mnist_jax.errors import InputError
 from mnist_jax.files import make_folder, write_file
 from mnist_jax.fit import Snapshot
+from mnist_jax.models import create_model
 from mnist_jax.records import EpochRecord, to_dict
-from mnist_jax.steps import TrainState
+from mnist_jax.steps import TrainState, create_optimizer, init_state
 
 FOLDER = "checkpoints"  # in a run directory
 
 
-def save_snapshot(snapshot: Snapshot, folders: Mapping[int, Path], keep: int) -> None:
+def save_snapshot(
+    snapshot: Snapshot, folders: Mapping[int, Path], keep: int = 3
+) -> None:
     """Writes a checkpoint of each seed into its run directory.
 
     Args:
@@ -53,18 +57,22 @@ def save_snapshot(snapshot: Snapshot, folders: Mapping[int, Path], keep: int) ->
             _path(folder, epoch).unlink(missing_ok=True)
 
 
-def load_snapshot(folders: Mapping[int, Path], like: TrainState) -> Snapshot | None:
+def load_snapshot(folders: Mapping[int, Path], config: TrainConfig) -> Snapshot | None:
     """Returns the newest sound checkpoint that all seeds have; None if they have none.
 
     Unsound ones are named in a warning.
 
     Args:
         folders: the run directory of each seed.
-        like: a state, or its shapes, as the run's network and optimizer have it.
+        config: of the runs, which tells the shapes of their states.
 
     Raises:
         InputError: there are checkpoints, but none is sound.
     """
+    model = create_model(config)
+    like = jax.eval_shape(
+        lambda: init_state(model, create_optimizer(config, 3), jax.random.key(0))
+    )
     common = set.intersection(*(_epochs(folder) for folder in folders.values()))
     for epoch in sorted(common, reverse=True):
         parts = []
