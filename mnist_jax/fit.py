@@ -106,17 +106,20 @@ def _train_epoch(
     states: TrainState,
     seeds: Sequence[int],
     keys: jax.Array,
-    epoch: int,
+    histories: Sequence[Sequence[EpochRecord]],
     part_steps: int,
     on_part: Callable[[Progress], None] | None,
 ) -> tuple[TrainState, Metrics, int]:
-    """Runs an epoch (from 0) in parts of about `PART_SECONDS`.
+    """Runs the epoch after `histories` in parts of about `PART_SECONDS`.
 
     Returns:
         The states, the metrics of each step `[seeds,steps]` on the host, and how many
         steps the next part should have.
+
+    Raises:
+        InputError: a loss of a part is NaN or infinite.
     """
-    config, mesh = experiment.config, experiment.mesh
+    config, mesh, epoch = experiment.config, experiment.mesh, len(histories[0])
     size = len(experiment.dataset.train.labels)
     orders = np.stack(
         [epoch_indices(seed, epoch, size, config.batch_size) for seed in seeds]
@@ -132,6 +135,9 @@ def _train_epoch(
             states, experiment.train, indices, keys, step_bounds(first, last, mesh)
         )
         part = jax.device_get(metrics)
+        # Losses of steps that are not of this part are 0.
+        for seed, losses, history in zip(seeds, part.loss_sum, histories, strict=True):
+            check_finite(losses, config, seed, history)
         parts.append(Metrics(*(leaf[:, first:last] for leaf in part)))
         seconds_per_step = (time.perf_counter() - start) / (last - first)
         part_steps = max(1, round(PART_SECONDS / seconds_per_step))
@@ -208,13 +214,9 @@ def fit(
         start = time.perf_counter()
         keys = jax.vmap(jax.random.fold_in, (0, None))(run_keys, epoch)
         states, metrics, part_steps = _train_epoch(
-            experiment, states, seeds, keys, epoch, part_steps, on_part
+            experiment, states, seeds, keys, histories, part_steps, on_part
         )
         train_seconds = (time.perf_counter() - start) / len(seeds)
-        for seed, losses, history in zip(
-            seeds, metrics.loss_sum, histories, strict=True
-        ):
-            check_finite(losses, config, seed, history)
         val_means: Sequence[tuple[float | None, float | None]]
         val_means, eval_seconds = [(None, None)] * len(seeds), 0.0
         if experiment.validation is not None:

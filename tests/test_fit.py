@@ -21,7 +21,7 @@ from mnist_jax.epochs import (
     step_bounds,
 )
 from mnist_jax.errors import InputError
-from mnist_jax.fit import check_finite, fit
+from mnist_jax.fit import Progress, check_finite, fit
 from mnist_jax.models import create_model
 from mnist_jax.prepare import make_scale, prepare, seed_keys, split_data
 from mnist_jax.records import EpochRecord
@@ -34,8 +34,9 @@ def test_a_run_that_diverges_ends_with_what_to_change(digits: Dataset):
         "mlp", hidden=(8,), learning_rate=1e30, schedule="constant", batch_size=256
     )
     told: list[Sequence[EpochRecord]] = []
+    parts: list[Progress] = []
     with pytest.raises(InputError) as error:
-        fit(prepare(config, digits), [0], told.append)
+        fit(prepare(config, digits), [0], told.append, on_part=parts.append)
     message = str(error.value)
     assert (
         "mlp, seed 0: the loss is " in message
@@ -43,6 +44,8 @@ def test_a_run_that_diverges_ends_with_what_to_change(digits: Dataset):
     )
     assert "--learning_rate below 1e+30 or --clip_norm=1" in message
     assert told == []
+    # It ended with the part of the bad loss, not with the epoch.
+    assert all(np.isfinite(part.loss) and part.step < part.steps for part in parts)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
