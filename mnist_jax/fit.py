@@ -188,7 +188,8 @@ def fit(
 
     Returns:
         Each seed's record and trained parameters (on the devices). Seconds are the
-        seed's share: wall-clock over the number of seeds.
+        seed's share: wall-clock over the number of seeds. Of a resumed run the total
+        holds the epochs before the stop, and the last compiling only.
 
     Raises:
         InputError: a loss became NaN or infinite.
@@ -206,11 +207,11 @@ def fit(
         if start_params is not None:
             stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *start_params)
             states = states._replace(params=stacked)
-    states = spread_seeds(states, experiment.mesh)
+    states, resumed = spread_seeds(states, experiment.mesh), len(histories[0])
     size = len(dataset.train.labels)
     steps = -(-size // config.batch_size)
     part_steps = max(1, steps // 16)  # a first guess, since nothing is timed yet
-    for epoch in range(len(histories[0]), config.epochs):
+    for epoch in range(resumed, config.epochs):
         start = time.perf_counter()
         keys = jax.vmap(jax.random.fold_in, (0, None))(run_keys, epoch)
         states, metrics, part_steps = _train_epoch(
@@ -246,6 +247,8 @@ def fit(
     runs = []
     for number, seed in enumerate(seeds):
         test_loss, test_accuracy = tests[0][0][number]
+        earlier = histories[number][:resumed]
+        before = sum(epoch.train_seconds + epoch.eval_seconds for epoch in earlier)
         check_finite(test_loss, config, seed, histories[number])
         params = jax.tree.map(lambda leaf, number=number: leaf[number], states.params)
         record = RunRecord(
@@ -274,7 +277,7 @@ def fit(
             train_images_per_second=size / epoch_seconds,
             step_milliseconds=1e3 * epoch_seconds / steps,
             evaluate_images_per_second=len(dataset.test.labels) / eval_seconds,
-            total_seconds=seconds / len(seeds),
+            total_seconds=seconds / len(seeds) + before,
             environment=machine,
         )
         runs.append((record, params))

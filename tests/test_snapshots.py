@@ -71,6 +71,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(name, devices, digits: Dataset, tmp_p
         fit_into(experiment, halves, stop, checkpoint_every=1)
     [got] = go_on(experiment, halves)
     assert outcome(got, halves[5]) == outcome(want, whole[5])
+    shares = [epoch.train_seconds + epoch.eval_seconds for epoch in got.epochs]
+    assert got.total_seconds > sum(shares)
     assert resume_snapshot(halves, experiment.config) == (True, None)
 
 
