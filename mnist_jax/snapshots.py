@@ -78,7 +78,7 @@ def load_snapshot(folders: Mapping[int, Path], config: TrainConfig) -> Snapshot 
         parts = []
         for seed, folder in folders.items():
             try:
-                parts.append(_load(_path(folder, epoch), seed, like))
+                parts.append(_load(folder, epoch, seed, like))
             except (OSError, ValueError) as error:
                 path = _path(folder, epoch)
                 logging.warning("%s is not used: %s", path, error)
@@ -120,27 +120,29 @@ def _named_leaves(tree: Any) -> dict[str, np.ndarray]:
 
 
 def _load(
-    path: Path, seed: int, like: TrainState
+    folder: Path, epoch: int, seed: int, like: TrainState
 ) -> tuple[TrainState, list[EpochRecord]]:
     """Reads a checkpoint of one seed.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is damaged, or of another network or seed.
+        ValueError: it is damaged, or of another network, seed or epoch.
     """
-    content = path.read_bytes()
+    content = _path(folder, epoch).read_bytes()
     content, digest = content[:-32], content[-32:]
     if hashlib.sha256(content).digest() != digest:
         raise ValueError("it is damaged, its sha256 is not the one it ends with")
     try:
         check_sizes(content)
         values = serialization.msgpack_restore(content)
-        found_seed, leaves = int(values["seed"]), values["states"]
+        found_seed, leaves = int(values["seed"]), dict(values["states"])
         history = [EpochRecord(**fields) for fields in json.loads(values["history"])]
     except Exception as error:  # msgpack's own errors are of many unrelated types
         raise ValueError(f"it is of another version ({error})") from error
     if found_seed != seed:
         raise ValueError(f"it is of seed {found_seed}, not {seed}")
+    if len(history) != epoch:
+        raise ValueError(f"it is of epoch {len(history)}, not {epoch}")
     wanted = jax.tree.leaves_with_path(like)
     names = [jax.tree_util.keystr(place) for place, _ in wanted]
     for name, (_, leaf) in zip(names, wanted, strict=True):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from functools import partial
 
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from mnist_jax import fit as fit_module
 from mnist_jax.checkpoint import params_sha256
 from mnist_jax.config import default_config
 from mnist_jax.data import Dataset, epoch_indices, load_dataset
@@ -65,6 +67,24 @@ def test_the_first_bad_step_and_the_last_good_epoch_are_named(bad):
 def test_a_bad_evaluation_is_named_as_such():
     with pytest.raises(InputError, match="nan at the evaluation of epoch 1; no epoch"):
         check_finite(float("nan"), default_config("cnn"), 7, [])
+
+
+@pytest.mark.parametrize("good, message", [(0, "no epoch"), (1, "epoch 1 ended")])
+def test_an_evaluation_that_is_no_number_ends_the_run(
+    good, message, digits: Dataset, monkeypatch
+):
+    evaluate, calls = fit_module._evaluate, itertools.count()
+
+    def spoil(*arguments):
+        means, seconds = evaluate(*arguments)
+        if next(calls) >= good:
+            means = [(float("nan"), accuracy) for _, accuracy in means]
+        return means, seconds
+
+    monkeypatch.setattr(fit_module, "_evaluate", spoil)
+    config = dataclasses.replace(SMALL["mlp"], epochs=1)
+    with pytest.raises(InputError, match=f"at the evaluation of epoch 1; {message}"):
+        fit(prepare(config, digits), [0])
 
 
 # A rate at which Adam does not yet turn rounding into other steps.

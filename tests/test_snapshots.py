@@ -1,6 +1,7 @@
 """Runs that stop and go on: checkpoints, what damages them, kills and signals."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import random
@@ -10,9 +11,12 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
+import msgpack
 import pytest
+from test_checkpoint import nested
 from test_programs import ROOT, run
 
 from mnist_jax.config import TrainConfig, default_config
@@ -22,7 +26,7 @@ from mnist_jax.errors import InputError, Stopped
 from mnist_jax.prepare import Experiment, prepare
 from mnist_jax.records import RunRecord
 from mnist_jax.runs import METRICS, fit_into, resume_snapshot
-from mnist_jax.snapshots import FOLDER
+from mnist_jax.snapshots import FOLDER, load_snapshot
 
 CONFIGS = {
     name: default_config(
@@ -102,6 +106,18 @@ def test_only_the_newest_checkpoints_stay_and_a_new_run_removes_them(digits, tmp
     assert names(tmp_path) == []
 
 
+def test_the_last_epoch_has_a_checkpoint_so_that_a_run_can_be_prolonged(
+    digits, tmp_path
+):
+    fit_into(
+        prepare(CONFIGS["mlp"], digits),
+        {0: tmp_path},
+        lambda epochs: None,
+        checkpoint_every=2,
+    )
+    assert names(tmp_path) == ["epoch00002.msgpack", "epoch00003.msgpack"]
+
+
 def test_epochs_after_the_checkpoint_are_run_again(digits, tmp_path):
     experiment = stopped_run(digits, tmp_path)
     (tmp_path / FOLDER / "epoch00003.msgpack").unlink()
@@ -167,6 +183,45 @@ def test_a_checkpoint_of_another_network_or_seed_is_not_used(digits, tmp_path, c
     with pytest.raises(InputError, match="no checkpoint"):
         resume_snapshot({1: other}, experiment.config)
     assert "it is of seed 0, not 1" in caplog.text
+
+
+def test_a_checkpoint_of_another_epoch_is_not_used(digits, tmp_path, caplog):
+    experiment = stopped_run(digits, tmp_path)
+    folder = tmp_path / FOLDER
+    shutil.copy(folder / "epoch00001.msgpack", folder / "epoch00003.msgpack")
+    assert resume_snapshot({0: tmp_path}, experiment.config)[1].epoch == 2
+    assert "epoch00003.msgpack is not used: it is of epoch 1, not 3" in caplog.text
+
+
+# What a file may hold whose sha256 is right.
+FORGED = {
+    "no msgpack": b"\xc1",
+    "no map": msgpack.packb(["seed"]),
+    "no states": msgpack.packb({"seed": "0", "history": "[{}]"}),
+    "states of another form": msgpack.packb(
+        {"seed": "0", "history": "[]", "states": 5}
+    ),
+    "another history": msgpack.packb(
+        {"seed": "0", "history": '[{"epok": 1}]', "states": {}}
+    ),
+    # Its declared sizes would take 400 lists of 2 MB each.
+    "lists without end": nested(400, 250_000) + bytes(300_000),
+}
+
+
+@pytest.mark.parametrize("forged", FORGED)
+def test_a_checkpoint_of_another_version_is_not_used(forged, tmp_path, caplog):
+    path = tmp_path / FOLDER / "epoch00001.msgpack"
+    path.parent.mkdir()
+    path.write_bytes(FORGED[forged] + hashlib.sha256(FORGED[forged]).digest())
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="no checkpoint in .* is sound"):
+            load_snapshot({0: tmp_path}, CONFIGS["mlp"])
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+    assert f"{path} is not used: it is of another version" in caplog.text
 
 
 def test_another_config_is_refused_by_its_fields_but_for_more_epochs(digits, tmp_path):
@@ -280,6 +335,37 @@ def test_a_signal_stops_a_run_that_can_go_on(number, tmp_path):
     assert "Traceback" not in errors
     assert "--resume goes on after the last checkpoint in" in errors
     assert names(tmp_path)
+
+
+# A program that never comes to a good place to stop at.
+DEAF = """
+import signal, time
+from mnist_jax.startup import run_program, stop_between_parts
+def main():
+    stop_between_parts("")
+    before = signal.getsignal(signal.SIGTERM)
+    print("ready", flush=True)
+    for _ in range(3000):
+        if signal.getsignal(signal.SIGTERM) != before:
+            print("one has come", flush=True)
+            time.sleep(600)
+        time.sleep(0.01)
+run_program(main)
+"""
+
+
+@pytest.mark.parametrize(
+    "number, status", [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)]
+)
+def test_a_second_signal_stops_at_once(number, status):
+    process = start([sys.executable, "-c", DEAF])
+    for line in process.stdout:  # until it sleeps
+        process.send_signal(number)
+        if line == "one has come\n":
+            break
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == status, errors
+    assert "Traceback" not in errors
 
 
 def test_resume_says_where_it_starts_and_that_a_run_is_finished(tmp_path):

@@ -131,6 +131,9 @@ def test_damaged_checkpoints_are_named_and_the_sweep_starts_anew(
         path.write_bytes(DAMAGES[damage](path.read_bytes()))
     assert sweep(halves, stop=1) == [1]
     assert "starting anew" in capsys.readouterr().out
+    # Not the later ones of before, which would be taken for the newest.
+    left = {path.name for path in halves.rglob("*.msgpack")}
+    assert left == {"epoch00001.msgpack"}
     for path in paths:
         assert f"{path} is not used: it is damaged" in caplog.text
     assert sweep(halves) == [2, 3]
