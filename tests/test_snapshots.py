@@ -19,13 +19,15 @@ import pytest
 from test_checkpoint import nested
 from test_programs import ROOT, run
 
+from mnist_jax import cache
 from mnist_jax.config import TrainConfig, default_config
 from mnist_jax.data import Dataset
 from mnist_jax.epochs import make_mesh
 from mnist_jax.errors import InputError, Stopped
+from mnist_jax.models import create_model
 from mnist_jax.prepare import Experiment, prepare
 from mnist_jax.records import RunRecord
-from mnist_jax.runs import METRICS, fit_into, resume_snapshot
+from mnist_jax.runs import METRICS, fit_into, read_params, resume_snapshot
 from mnist_jax.snapshots import FOLDER, load_snapshot
 
 CONFIGS = {
@@ -315,10 +317,64 @@ def test_a_run_killed_at_random_moments_ends_as_if_alone(tmp_path):
 
 @pytest.mark.faults
 @pytest.mark.parametrize("name", TRAIN)
-def test_runs_of_every_network_survive_many_kills(name, tmp_path, capsys):
+def test_runs_of_every_network_survive_many_kills(name, tmp_path, record_property):
     kill_and_resume(name, 14, random.Random(name), tmp_path)
-    with capsys.disabled():
-        print(f"\n{name}: 14 kills, every epoch and the parameters as without them")
+    record_property("kills: of runs", 14)
+
+
+def random_damage(content: bytes, rng: random.Random) -> bytes:
+    """Flips a bit, cuts off the end, or removes, inserts or zeroes some bytes."""
+    place = rng.randrange(len(content))
+    before, after = content[:place], content[place:]
+    damaged = rng.choice(
+        [
+            before + bytes([after[0] ^ 1 << rng.randrange(8)]) + after[1:],
+            before,
+            before + after[rng.randint(1, 100) :],
+            before + rng.randbytes(rng.randint(1, 100)) + after,
+            before + bytes(len(after[:4096])) + after[4096:],
+        ]
+    )
+    return damaged if damaged != content else b""
+
+
+@pytest.mark.faults
+def test_every_damaged_file_of_hundreds_is_refused(
+    digits, tmp_path, caplog, record_property
+):
+    stopped, finished = tmp_path / "stopped", tmp_path / "finished"
+    config = stopped_run(digits, stopped).config
+    fit_into(prepare(CONFIGS["mlp"], digits), {0: finished}, lambda epochs: None)
+    model, entry = create_model(config), tmp_path / "entry.npy"
+    cache.write_entry(entry, digits.test.images[:50])
+
+    def refused_checkpoint() -> bool:
+        return load_snapshot({0: stopped}, config).epoch == 2
+
+    def refused_parameters() -> bool:
+        with pytest.raises(InputError, match="params.msgpack is damaged"):
+            read_params(finished, model)
+        return True
+
+    rng, tried = random.Random(0), 0
+    for path, refused in (
+        (stopped / FOLDER / "epoch00003.msgpack", refused_checkpoint),
+        (finished / "params.msgpack", refused_parameters),
+        (entry, lambda: cache.read_entry(entry, (28, 28)) is None),
+    ):
+        content = path.read_bytes()
+        for _ in range(200):
+            caplog.clear()
+            path.write_bytes(random_damage(content, rng))
+            assert refused()
+            assert path == finished / "params.msgpack" or str(path) in caplog.text
+            tried += 1
+        path.write_bytes(content)
+    assert load_snapshot({0: stopped}, config).epoch == 3
+    assert (
+        read_params(finished, model) and cache.read_entry(entry, (28, 28)) is not None
+    )
+    record_property("damaged files", tried)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
