@@ -239,7 +239,9 @@ def test_another_config_is_refused_by_its_fields_but_for_more_epochs(digits, tmp
     assert resume_snapshot({0: tmp_path}, more)[1].epoch == 3
 
 
-def test_seeds_together_go_on_from_the_last_epoch_that_all_have(digits, tmp_path):
+def test_seeds_together_go_on_from_the_last_epoch_that_all_have(
+    digits, tmp_path, caplog
+):
     experiment = prepare(CONFIGS["mlp"], digits, seeds=2)
     whole = {seed: tmp_path / f"whole{seed}" for seed in (3, 8)}
     halves = {seed: tmp_path / f"halves{seed}" for seed in (3, 8)}
@@ -253,6 +255,7 @@ def test_seeds_together_go_on_from_the_last_epoch_that_all_have(digits, tmp_path
         fit_into(experiment, halves, stop, checkpoint_every=1)
     (halves[8] / FOLDER / "epoch00002.msgpack").unlink()
     got = go_on(experiment, halves)
+    assert "not used" not in caplog.text  # what is not there is not damaged
     for seed, record, other in zip((3, 8), got, want, strict=True):
         assert outcome(record, halves[seed]) == outcome(other, whole[seed])
 
