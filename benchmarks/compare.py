@@ -2,22 +2,32 @@
 
 python -m benchmarks.compare --models=mlp,lstm,cnn --seeds=1 --epochs=5 --out=results
 
-What --out holds already is not run again; another --out measures anew.
+What --out holds already is not run again, and what was stopped goes on after the last
+epoch; another --out measures anew.
 """
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 from absl import flags
 
-from mnist_jax.config import config_from_flags, define_flags
+from mnist_jax.config import TrainConfig, config_from_flags, define_flags
+from mnist_jax.data import Dataset
 from mnist_jax.files import make_folder, write_file
 from mnist_jax.fit import fit
 from mnist_jax.predictions import make_predict, run_details
 from mnist_jax.prepare import make_scale, prepare
-from mnist_jax.progress import announce_compiling, report_training, result
+from mnist_jax.progress import (
+    announce_compiling,
+    report_training,
+    result,
+    stop_after,
+)
 from mnist_jax.records import append_jsonl, read_jsonl, to_dict, with_identity
 from mnist_jax.report import DETAILS, PICTURES, RESULTS, write_report
+from mnist_jax.snapshots import save_snapshot
 from mnist_jax.startup import (
     chosen_models,
     define_machine_flags,
@@ -27,6 +37,7 @@ from mnist_jax.startup import (
     load_data,
     run_program,
     start_jax,
+    stop_between_parts,
 )
 from mnist_jax.tables import (
     NEEDED,
@@ -36,6 +47,7 @@ from mnist_jax.tables import (
 )
 
 from .recorded import announce_recorded, recorded_seeds
+from .unfinished import HOW_TO_GO_ON, take_up, unfinished_folder
 
 FLAGS = flags.FLAGS
 
@@ -55,35 +67,54 @@ def write_tables(out: Path) -> str:
     return markdown
 
 
+def _train(
+    config: TrainConfig, dataset: Dataset, out: Path, check_stopped: Callable[[], None]
+) -> None:
+    """Trains the seeds of a config that are not on record yet."""
+    name, wanted = config.model, range(config.seed, config.seed + FLAGS.seeds)
+    with unfinished_folder(out, name, config, dataset, wanted) as folder:
+        records = read_jsonl(out / RESULTS, NEEDED)
+        recorded = recorded_seeds(records, config, dataset)
+        for seed in sorted(recorded.intersection(wanted)):
+            announce_recorded(name, seed)
+        missing = set(wanted) - recorded
+        if not missing:
+            return
+        folders, snapshot = take_up(folder, name, config, missing)
+        announce_compiling(config, FLAGS.quiet)
+        experiment = prepare(config, dataset, len(folders))
+        reports = report_training(experiment, FLAGS.quiet)
+        on_epoch, on_part = stop_after(reports, check_stopped)
+        scale = make_scale(config, experiment.dataset)
+        predict = make_predict(experiment.model, scale)
+        runs = fit(
+            experiment,
+            list(folders),
+            on_epoch,
+            on_part=on_part,
+            on_snapshot=functools.partial(save_snapshot, folders=folders),
+            resume=snapshot,
+        )
+        for record, params in runs:
+            if record.config["seed"] in missing:
+                # Before the record: a run that has one is not run again.
+                details = run_details(config, params, predict, experiment.dataset.test)
+                append_jsonl(out / DETAILS, with_identity(details, record))
+                append_jsonl(out / RESULTS, to_dict(record))
+                result(record)
+
+
 def main() -> None:
     """Compares as the flags say."""
     configs = [config_from_flags(FLAGS, model=model) for model in chosen_models()]
     out = Path(FLAGS.out)
     make_folder(out)
-    results = out / RESULTS
-    records = read_jsonl(results, NEEDED)
     start_jax()
     dataset = load_data(configs[0].dataset)
+    check_stopped = stop_between_parts(HOW_TO_GO_ON)
     for config in configs:
-        wanted = range(config.seed, config.seed + FLAGS.seeds)
-        recorded = recorded_seeds(records, config, dataset)
-        for seed in sorted(recorded.intersection(wanted)):
-            announce_recorded(config.model, seed)
-        if recorded.issuperset(wanted):
-            continue
-        announce_compiling(config, FLAGS.quiet)
-        seeds = sorted(set(wanted) - recorded)
-        experiment = prepare(config, dataset, len(seeds))
-        reports = report_training(experiment, FLAGS.quiet)
-        scale = make_scale(config, experiment.dataset)
-        predict = make_predict(experiment.model, scale)
-        runs = fit(experiment, seeds, reports.on_epoch, on_part=reports.on_part)
-        for record, params in runs:
-            # Before the record: a run that has one is not run again.
-            details = run_details(config, params, predict, experiment.dataset.test)
-            append_jsonl(out / DETAILS, with_identity(details, record))
-            append_jsonl(results, to_dict(record))
-            result(record)
+        _train(config, dataset, out, check_stopped)
+        check_stopped()
     print(f"\n{write_tables(out)}\n\nwritten: {out}/compare.jsonl, .csv, .md")
     if FLAGS.report:
         print(f"written: {write_report(out)} and its pictures in {out}/{PICTURES}")

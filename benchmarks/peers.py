@@ -9,7 +9,6 @@ that an interrupted run goes on where it was.
 """
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import importlib.util
 import json
@@ -29,7 +28,6 @@ import jax
 import pandas as pd
 from absl import flags
 
-import mnist_jax
 from mnist_jax.config import MODELS
 from mnist_jax.data import Dataset, Split
 from mnist_jax.errors import InputError
@@ -40,6 +38,7 @@ from mnist_jax.startup import load_data, run_program
 from mnist_jax.tables import markdown_table, mean_and_spread, median_and_range
 
 from .peer_worker import Arrays, Job, peer_config, save_arrays
+from .recorded import code_digest
 
 FLAGS = flags.FLAGS
 Record = Mapping[str, Any]
@@ -380,16 +379,6 @@ def own_seconds() -> float:
     return used.user + used.system + used.children_user + used.children_system
 
 
-def code_digest() -> str:
-    """Returns a digest of the code that is timed: the package and the workers."""
-    files = sorted(Path(mnist_jax.__file__).parent.glob("*.py"))
-    files += sorted(Path(__file__).parent.glob("peer_*.py"))
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.name.encode() + file.read_bytes())
-    return digest.hexdigest()[:12]
-
-
 def _versions(machine: Mapping[str, Any]) -> dict[str, str]:
     """Returns the versions of all that computes."""
     names = ("python", "jax", "jaxlib", "flax", "optax", "numpy")
@@ -547,7 +536,8 @@ def start_session(results: Path, models: Sequence[str], dataset: Dataset) -> Ses
     earlier = read_jsonl(results, needed)
     machine = environment()
     common: dict[str, Any] = {
-        "code": code_digest(),
+        # Of all that is timed: the package and the workers.
+        "code": code_digest(sorted(Path(__file__).parent.glob("peer_*.py"))),
         "device": machine["device"],
         "cores": machine["cores"],
         "versions": _versions(machine),

@@ -1,9 +1,12 @@
 """Trains the ten published systems and sets each beside its published number.
 
 python -m benchmarks.published --seeds=5 --out=results/published
+
+What --out holds already is not run again, and what was stopped goes on after the last
+epoch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,8 @@ from mnist_jax.data import Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.files import make_folder, write_file
 from mnist_jax.prepare import prepare
-from mnist_jax.progress import report_training, result
-from mnist_jax.records import Record, append_jsonl, read_jsonl, to_dict
+from mnist_jax.progress import report_training, result, stop_after
+from mnist_jax.records import append_jsonl, read_jsonl, to_dict
 from mnist_jax.runs import PARAMS, fit_into, read_params
 from mnist_jax.startup import (
     define_machine_flags,
@@ -25,6 +28,7 @@ from mnist_jax.startup import (
     load_data,
     run_program,
     start_jax,
+    stop_between_parts,
 )
 from mnist_jax.tables import NEEDED as TABLE_NEEDED
 from mnist_jax.tables import group_by_place, markdown_table, provenance, title
@@ -33,6 +37,7 @@ from .claims import Runs, claims_frame
 from .recorded import announce_recorded, recorded_seeds
 from .statistics import prediction_interval
 from .systems import CONTROLS, SYSTEMS, System, read_preset
+from .unfinished import HOW_TO_GO_ON, take_up, unfinished_folder
 
 FLAGS = flags.FLAGS
 NEEDED = (*TABLE_NEEDED, "system", "epochs")  # what a record must have to be shown
@@ -149,44 +154,65 @@ def _wanted(names: Sequence[str]) -> list[str]:
     return [name for name in known if name in wanted]
 
 
-def _train(name: str, out: Path, dataset: Dataset, records: Sequence[Record]) -> None:
+def _train(
+    name: str, out: Path, dataset: Dataset, check_stopped: Callable[[], None]
+) -> None:
     """Trains the seeds of a system that are not on record yet."""
     given = {flag: FLAGS[flag].value for flag in ("epochs", "train_size", "dataset")}
     overrides = [f"--{flag}={value}" for flag, value in given.items() if value]
     config, start = read_preset(name, *overrides)
-    recorded = recorded_seeds(records, config, dataset, name)
-    folders = {}
-    for seed in range(FLAGS.seeds):
-        folder = out / "runs" / f"{name}-{seed}"
-        # Another system may start from its parameters, which then must be there too.
-        if seed in recorded and (folder / PARAMS).exists():
-            announce_recorded(name, seed)
-        else:
-            folders[seed] = folder
-    if not folders:
-        return
-    print(name, flush=True)
-    experiment = prepare(config, dataset, len(folders))
-    reports = report_training(experiment, FLAGS.quiet)
-    params = None
-    if start:
-        starts = [out / "runs" / f"{start}-{seed}" for seed in folders]
-        params = [read_params(folder, experiment.model) for folder in starts]
-    on_epoch, on_part = reports
-    for record in fit_into(experiment, folders, on_epoch, params, on_part=on_part):
-        append_jsonl(out / "published.jsonl", {"system": name, **to_dict(record)})
-        result(record)
+    wanted = range(FLAGS.seeds)
+    with unfinished_folder(out, name, config, dataset, wanted, name) as folder:
+        records = read_jsonl(out / "published.jsonl", NEEDED)
+        recorded = recorded_seeds(records, config, dataset, name)
+        missing = set()
+        for seed in wanted:
+            # Another system may start from its parameters, which must be there too.
+            if seed in recorded and (_run_dir(out, name, seed) / PARAMS).exists():
+                announce_recorded(name, seed)
+            else:
+                missing.add(seed)
+        if not missing:
+            return
+        print(name, flush=True)
+        checkpoint_folders, snapshot = take_up(folder, name, config, missing)
+        experiment = prepare(config, dataset, len(checkpoint_folders))
+        reports = report_training(experiment, FLAGS.quiet)
+        on_epoch, on_part = stop_after(reports, check_stopped)
+        params = None
+        if start:
+            starts = [_run_dir(out, start, seed) for seed in checkpoint_folders]
+            params = [read_params(folder, experiment.model) for folder in starts]
+        for record in fit_into(
+            experiment,
+            {seed: _run_dir(out, name, seed) for seed in checkpoint_folders},
+            on_epoch,
+            params,
+            on_part=on_part,
+            checkpoint_every=1,
+            checkpoint_folders=checkpoint_folders,
+            resume=snapshot,
+        ):
+            if record.config["seed"] in missing:
+                line = {"system": name, **to_dict(record)}
+                append_jsonl(out / "published.jsonl", line)
+                result(record)
+
+
+def _run_dir(out: Path, name: str, seed: int) -> Path:
+    return out / "runs" / f"{name}-{seed}"
 
 
 def main() -> None:
     """Trains what is not on record yet and prints the tables."""
     names, out = _wanted(FLAGS.systems), Path(FLAGS.out)
     make_folder(out / "runs")
-    records = read_jsonl(out / "published.jsonl", NEEDED)
     start_jax()
     dataset = load_data(FLAGS.dataset)
+    check_stopped = stop_between_parts(HOW_TO_GO_ON)
     for name in names:
-        _train(name, out, dataset, records)
+        _train(name, out, dataset, check_stopped)
+        check_stopped()
     print(f"\n{write_tables(out)}\n\nwritten: {out}/published.jsonl, .md and .csv")
 
 

@@ -1,8 +1,11 @@
 """Which runs are on record already, so that a sweep goes on where it stopped."""
 
+import hashlib
 import json
 from collections.abc import Iterable
+from pathlib import Path
 
+import mnist_jax
 from mnist_jax.config import TrainConfig, config_to_dict
 from mnist_jax.data import Dataset
 from mnist_jax.records import Record, environment, place
@@ -26,6 +29,22 @@ def recorded_seeds(
         dataset: as `load_dataset` returned it.
         system: the published system that the runs are of, if any.
     """
+    planned = planned_identity(config, dataset, system)
+    return {
+        record["config"]["seed"] for record in records if _identity(record) == planned
+    }
+
+
+def planned_identity(
+    config: TrainConfig, dataset: Dataset, system: str | None = None
+) -> str:
+    """Returns what the records of runs to come would have in common, as a text.
+
+    Args:
+        config: what is to be run; its seed plays no part.
+        dataset: as `load_dataset` returned it.
+        system: the published system that the runs are of, if any.
+    """
     planned = {
         "config": config_to_dict(config),
         "checksum": dataset.checksum,
@@ -33,11 +52,19 @@ def recorded_seeds(
         "environment": environment(),
         "system": system,
     }
-    return {
-        record["config"]["seed"]
-        for record in records
-        if _identity(record) == _identity(planned)
-    }
+    return _identity(planned)
+
+
+def code_digest(more: Iterable[Path] = ()) -> str:
+    """Returns a digest of the package's code, changed or committed.
+
+    Args:
+        more: files of which it is, too.
+    """
+    digest = hashlib.sha256()
+    for file in (*sorted(Path(mnist_jax.__file__).parent.glob("*.py")), *more):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def announce_recorded(name: str, seed: int) -> None:

@@ -11,9 +11,9 @@ from absl import flags
 
 from mnist_jax.config import TrainConfig, config_from_flags, define_flags
 from mnist_jax.errors import InputError
-from mnist_jax.fit import Progress, Snapshot, fit
+from mnist_jax.fit import Snapshot, fit
 from mnist_jax.prepare import Experiment, prepare
-from mnist_jax.progress import announce_compiling, report_training, result
+from mnist_jax.progress import announce_compiling, report_training, result, stop_after
 from mnist_jax.records import EpochRecord, RunRecord
 from mnist_jax.runs import check_run_dir, fit_into, read_params, resume_snapshot
 from mnist_jax.startup import (
@@ -80,13 +80,13 @@ def _train(
     if FLAGS.init_from:
         source = existing_folder(FLAGS.init_from, "init_from")
         params = [read_params(source, experiment.model)] * FLAGS.seeds
-    reports = report_training(experiment, FLAGS.quiet)
     check_stopped = stop_between_parts(
         f"the same command with --resume goes on after the last checkpoint in "
         f"{FLAGS.run_dir}"
         if FLAGS.checkpoint_every
         else "nothing is kept to go on from; --run_dir with --checkpoint_every=1 does"
     )
+    reports = stop_after(report_training(experiment, FLAGS.quiet), check_stopped)
     with contextlib.ExitStack() as stack:
         on_epochs = [reports.on_epoch]
         if FLAGS.tensorboard:
@@ -97,22 +97,16 @@ def _train(
         def on_epoch(epochs: Sequence[EpochRecord]) -> None:
             for tell in on_epochs:
                 tell(epochs)
-            check_stopped()
-
-        def on_part(progress: Progress) -> None:
-            reports.on_part(progress)
-            if progress.step < progress.steps:  # else the epoch is about to be saved
-                check_stopped()
 
         if not folders:
-            runs = fit(experiment, seeds, on_epoch, params, on_part=on_part)
+            runs = fit(experiment, seeds, on_epoch, params, on_part=reports.on_part)
             return [record for record, _ in runs]
         return fit_into(
             experiment,
             folders,
             on_epoch,
             params,
-            on_part=on_part,
+            on_part=reports.on_part,
             checkpoint_every=FLAGS.checkpoint_every,
             keep=FLAGS.keep,
             resume=snapshot,

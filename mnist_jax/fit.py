@@ -106,17 +106,20 @@ def _train_epoch(
     states: TrainState,
     seeds: Sequence[int],
     keys: jax.Array,
-    epoch: int,
+    histories: Sequence[Sequence[EpochRecord]],
     part_steps: int,
     on_part: Callable[[Progress], None] | None,
 ) -> tuple[TrainState, Metrics, int]:
-    """Runs an epoch (from 0) in parts of about `PART_SECONDS`.
+    """Runs the epoch after `histories` in parts of about `PART_SECONDS`.
 
     Returns:
         The states, the metrics of each step `[seeds,steps]` on the host, and how many
         steps the next part should have.
+
+    Raises:
+        InputError: a loss of a part is NaN or infinite.
     """
-    config, mesh = experiment.config, experiment.mesh
+    config, mesh, epoch = experiment.config, experiment.mesh, len(histories[0])
     size = len(experiment.dataset.train.labels)
     orders = np.stack(
         [epoch_indices(seed, epoch, size, config.batch_size) for seed in seeds]
@@ -132,6 +135,9 @@ def _train_epoch(
             states, experiment.train, indices, keys, step_bounds(first, last, mesh)
         )
         part = jax.device_get(metrics)
+        # Losses of steps that are not of this part are 0.
+        for seed, losses, history in zip(seeds, part.loss_sum, histories, strict=True):
+            check_finite(losses, config, seed, history)
         parts.append(Metrics(*(leaf[:, first:last] for leaf in part)))
         seconds_per_step = (time.perf_counter() - start) / (last - first)
         part_steps = max(1, round(PART_SECONDS / seconds_per_step))
@@ -182,7 +188,8 @@ def fit(
 
     Returns:
         Each seed's record and trained parameters (on the devices). Seconds are the
-        seed's share: wall-clock over the number of seeds.
+        seed's share: wall-clock over the number of seeds. Of a resumed run the total
+        holds the epochs before the stop, and the last compiling only.
 
     Raises:
         InputError: a loss became NaN or infinite.
@@ -200,21 +207,17 @@ def fit(
         if start_params is not None:
             stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *start_params)
             states = states._replace(params=stacked)
-    states = spread_seeds(states, experiment.mesh)
+    states, resumed = spread_seeds(states, experiment.mesh), len(histories[0])
     size = len(dataset.train.labels)
     steps = -(-size // config.batch_size)
     part_steps = max(1, steps // 16)  # a first guess, since nothing is timed yet
-    for epoch in range(len(histories[0]), config.epochs):
+    for epoch in range(resumed, config.epochs):
         start = time.perf_counter()
         keys = jax.vmap(jax.random.fold_in, (0, None))(run_keys, epoch)
         states, metrics, part_steps = _train_epoch(
-            experiment, states, seeds, keys, epoch, part_steps, on_part
+            experiment, states, seeds, keys, histories, part_steps, on_part
         )
         train_seconds = (time.perf_counter() - start) / len(seeds)
-        for seed, losses, history in zip(
-            seeds, metrics.loss_sum, histories, strict=True
-        ):
-            check_finite(losses, config, seed, history)
         val_means: Sequence[tuple[float | None, float | None]]
         val_means, eval_seconds = [(None, None)] * len(seeds), 0.0
         if experiment.validation is not None:
@@ -244,6 +247,8 @@ def fit(
     runs = []
     for number, seed in enumerate(seeds):
         test_loss, test_accuracy = tests[0][0][number]
+        earlier = histories[number][:resumed]
+        before = sum(epoch.train_seconds + epoch.eval_seconds for epoch in earlier)
         check_finite(test_loss, config, seed, histories[number])
         params = jax.tree.map(lambda leaf, number=number: leaf[number], states.params)
         record = RunRecord(
@@ -272,7 +277,7 @@ def fit(
             train_images_per_second=size / epoch_seconds,
             step_milliseconds=1e3 * epoch_seconds / steps,
             evaluate_images_per_second=len(dataset.test.labels) / eval_seconds,
-            total_seconds=seconds / len(seeds),
+            total_seconds=seconds / len(seeds) + before,
             environment=machine,
         )
         runs.append((record, params))

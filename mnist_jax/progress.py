@@ -113,6 +113,28 @@ def report_training(experiment: Experiment, quiet: bool = False) -> Reports:
     return Reports(on_epoch, on_part)
 
 
+def stop_after(reports: Reports, check_stopped: Callable[[], None]) -> Reports:
+    """Returns reports after which a run ends if it is to.
+
+    It never does so between the last part of an epoch and the epoch's checkpoint.
+
+    Args:
+        reports: what `report_training` returned.
+        check_stopped: raises if the run is to end.
+    """
+
+    def on_epoch(records: Sequence[EpochRecord]) -> None:
+        reports.on_epoch(records)
+        check_stopped()
+
+    def on_part(progress: Progress) -> None:
+        reports.on_part(progress)
+        if progress.step < progress.steps:
+            check_stopped()
+
+    return Reports(on_epoch, on_part)
+
+
 def result(record: RunRecord) -> None:
     """Prints what a run ended with."""
     print(

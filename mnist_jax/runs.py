@@ -25,7 +25,6 @@ from mnist_jax.records import (
     write_json,
 )
 from mnist_jax.snapshots import load_snapshot, remove_checkpoints, save_snapshot
-from mnist_jax.steps import create_optimizer, init_state
 
 CONFIG, METRICS, RECORD, PARAMS = FILES = (
     "config.json",
@@ -64,6 +63,7 @@ def fit_into(
     *,
     on_part: Callable[[Progress], None] | None = None,
     checkpoint_every: int = 0,
+    checkpoint_folders: Mapping[int, Path] | None = None,
     keep: int = 3,
     resume: Snapshot | None = None,
 ) -> list[RunRecord]:
@@ -79,6 +79,7 @@ def fit_into(
         start_params: as for `fit`.
         on_part: as for `fit`.
         checkpoint_every: epochs from one checkpoint to the next; 0 writes none.
+        checkpoint_folders: where those of each seed go, instead of `folders`.
         keep: how many checkpoints stay.
         resume: a snapshot of these runs, to go on from.
     """
@@ -98,7 +99,7 @@ def fit_into(
     def save(snapshot: Snapshot) -> None:
         last = snapshot.epoch == experiment.config.epochs
         if checkpoint_every and (last or snapshot.epoch % checkpoint_every == 0):
-            save_snapshot(snapshot, folders, keep)
+            save_snapshot(snapshot, checkpoint_folders or folders, keep)
 
     def write_and_tell(epochs: Sequence[EpochRecord]) -> None:
         for folder, epoch in zip(folders.values(), epochs, strict=True):
@@ -154,11 +155,7 @@ def resume_snapshot(
             )
     if finished:
         return True, None
-    model = create_model(config)
-    like = jax.eval_shape(
-        lambda: init_state(model, create_optimizer(config, 3), jax.random.key(0))
-    )
-    return False, load_snapshot(folders, like)
+    return False, load_snapshot(folders, config)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

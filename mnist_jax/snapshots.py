@@ -16,16 +16,20 @@ from absl import logging
 from flax import serialization
 
 from mnist_jax.checkpoint import check_sizes
+from mnist_jax.config import TrainConfig
 from mnist_jax.errors import InputError
 from mnist_jax.files import make_folder, write_file
 from mnist_jax.fit import Snapshot
+from mnist_jax.models import create_model
 from mnist_jax.records import EpochRecord, to_dict
-from mnist_jax.steps import TrainState
+from mnist_jax.steps import TrainState, create_optimizer, init_state
 
 FOLDER = "checkpoints"  # in a run directory
 
 
-def save_snapshot(snapshot: Snapshot, folders: Mapping[int, Path], keep: int) -> None:
+def save_snapshot(
+    snapshot: Snapshot, folders: Mapping[int, Path], keep: int = 3
+) -> None:
     """Writes a checkpoint of each seed into its run directory.
 
     Args:
@@ -53,24 +57,28 @@ def save_snapshot(snapshot: Snapshot, folders: Mapping[int, Path], keep: int) ->
             _path(folder, epoch).unlink(missing_ok=True)
 
 
-def load_snapshot(folders: Mapping[int, Path], like: TrainState) -> Snapshot | None:
+def load_snapshot(folders: Mapping[int, Path], config: TrainConfig) -> Snapshot | None:
     """Returns the newest sound checkpoint that all seeds have; None if they have none.
 
     Unsound ones are named in a warning.
 
     Args:
         folders: the run directory of each seed.
-        like: a state, or its shapes, as the run's network and optimizer have it.
+        config: of the runs, which tells the shapes of their states.
 
     Raises:
         InputError: there are checkpoints, but none is sound.
     """
+    model = create_model(config)
+    like = jax.eval_shape(
+        lambda: init_state(model, create_optimizer(config, 3), jax.random.key(0))
+    )
     common = set.intersection(*(_epochs(folder) for folder in folders.values()))
     for epoch in sorted(common, reverse=True):
         parts = []
         for seed, folder in folders.items():
             try:
-                parts.append(_load(_path(folder, epoch), seed, like))
+                parts.append(_load(folder, epoch, seed, like))
             except (OSError, ValueError) as error:
                 path = _path(folder, epoch)
                 logging.warning("%s is not used: %s", path, error)
@@ -112,27 +120,29 @@ def _named_leaves(tree: Any) -> dict[str, np.ndarray]:
 
 
 def _load(
-    path: Path, seed: int, like: TrainState
+    folder: Path, epoch: int, seed: int, like: TrainState
 ) -> tuple[TrainState, list[EpochRecord]]:
     """Reads a checkpoint of one seed.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is damaged, or of another network or seed.
+        ValueError: it is damaged, or of another network, seed or epoch.
     """
-    content = path.read_bytes()
+    content = _path(folder, epoch).read_bytes()
     content, digest = content[:-32], content[-32:]
     if hashlib.sha256(content).digest() != digest:
         raise ValueError("it is damaged, its sha256 is not the one it ends with")
     try:
         check_sizes(content)
         values = serialization.msgpack_restore(content)
-        found_seed, leaves = int(values["seed"]), values["states"]
+        found_seed, leaves = int(values["seed"]), dict(values["states"])
         history = [EpochRecord(**fields) for fields in json.loads(values["history"])]
     except Exception as error:  # msgpack's own errors are of many unrelated types
         raise ValueError(f"it is of another version ({error})") from error
     if found_seed != seed:
         raise ValueError(f"it is of seed {found_seed}, not {seed}")
+    if len(history) != epoch:
+        raise ValueError(f"it is of epoch {len(history)}, not {epoch}")
     wanted = jax.tree.leaves_with_path(like)
     names = [jax.tree_util.keystr(place) for place, _ in wanted]
     for name, (_, leaf) in zip(names, wanted, strict=True):

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,23 @@ def pytest_xdist_auto_num_workers() -> int:
     with contextlib.suppress(OSError, ValueError):  # no container, or it reads "max"
         memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return max(1, min(available_cores(), memory // WORKER_BYTES))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Adds up what the tests of faults recorded as tried."""
+    tried: Counter[str] = Counter()
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            # Plugins record texts.
+            tried.update({k: n for k, n in report.user_properties if type(n) is int})
+    if tried:
+        lost = terminalreporter.getreports("failed") + terminalreporter.getreports(
+            "error"
+        )
+        terminalreporter.section("faults tried")
+        for name, count in sorted(tried.items()):
+            terminalreporter.write_line(f"{name}: {count:,}")
+        terminalreporter.write_line(f"losses: {'see above' if lost else 'none'}")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from functools import partial
 
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from mnist_jax import fit as fit_module
 from mnist_jax.checkpoint import params_sha256
 from mnist_jax.config import default_config
 from mnist_jax.data import Dataset, epoch_indices, load_dataset
@@ -21,7 +23,7 @@ from mnist_jax.epochs import (
     step_bounds,
 )
 from mnist_jax.errors import InputError
-from mnist_jax.fit import check_finite, fit
+from mnist_jax.fit import Progress, check_finite, fit
 from mnist_jax.models import create_model
 from mnist_jax.prepare import make_scale, prepare, seed_keys, split_data
 from mnist_jax.records import EpochRecord
@@ -34,8 +36,9 @@ def test_a_run_that_diverges_ends_with_what_to_change(digits: Dataset):
         "mlp", hidden=(8,), learning_rate=1e30, schedule="constant", batch_size=256
     )
     told: list[Sequence[EpochRecord]] = []
+    parts: list[Progress] = []
     with pytest.raises(InputError) as error:
-        fit(prepare(config, digits), [0], told.append)
+        fit(prepare(config, digits), [0], told.append, on_part=parts.append)
     message = str(error.value)
     assert (
         "mlp, seed 0: the loss is " in message
@@ -43,6 +46,8 @@ def test_a_run_that_diverges_ends_with_what_to_change(digits: Dataset):
     )
     assert "--learning_rate below 1e+30 or --clip_norm=1" in message
     assert told == []
+    # It ended with the part of the bad loss, not with the epoch.
+    assert all(np.isfinite(part.loss) and part.step < part.steps for part in parts)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -62,6 +67,24 @@ def test_the_first_bad_step_and_the_last_good_epoch_are_named(bad):
 def test_a_bad_evaluation_is_named_as_such():
     with pytest.raises(InputError, match="nan at the evaluation of epoch 1; no epoch"):
         check_finite(float("nan"), default_config("cnn"), 7, [])
+
+
+@pytest.mark.parametrize("good, message", [(0, "no epoch"), (1, "epoch 1 ended")])
+def test_an_evaluation_that_is_no_number_ends_the_run(
+    good, message, digits: Dataset, monkeypatch
+):
+    evaluate, calls = fit_module._evaluate, itertools.count()
+
+    def spoil(*arguments):
+        means, seconds = evaluate(*arguments)
+        if next(calls) >= good:
+            means = [(float("nan"), accuracy) for _, accuracy in means]
+        return means, seconds
+
+    monkeypatch.setattr(fit_module, "_evaluate", spoil)
+    config = dataclasses.replace(SMALL["mlp"], epochs=1)
+    with pytest.raises(InputError, match=f"at the evaluation of epoch 1; {message}"):
+        fit(prepare(config, digits), [0])
 
 
 # A rate at which Adam does not yet turn rounding into other steps.

@@ -110,7 +110,7 @@ def test_a_thousand_damaged_files_raise_nothing_but_idx_error(tmp_path):
 
 
 @pytest.mark.faults
-def test_a_hundred_thousand_damaged_files_cost_little():
+def test_a_hundred_thousand_damaged_files_cost_little(record_property):
     command = [sys.executable, "tests/fuzz_idx.py", "--files=100000", "--seed=1"]
     root = Path(__file__).parent.parent
     process = subprocess.run(command, cwd=root, capture_output=True, text=True)
@@ -118,6 +118,10 @@ def test_a_hundred_thousand_damaged_files_cost_little():
     result = json.loads(process.stdout)
     for kind, (refused, read) in result["counts"].items():
         print(f"{kind}: {refused:,} refused, {read:,} read")
-    print(f"slowest {result['slowest s']:.2f} s, memory {result['grown MB']:.0f} MB")
-    assert sum(map(sum, result["counts"].values())) == 100_000
+    files = sum(map(sum, result["counts"].values()))
+    record_property("mutated files", files)
+    record_property("mutated files: gzip bombs", sum(result["counts"]["gzip bomb"]))
+    record_property("mutated files: slowest, ms", round(1000 * result["slowest s"]))
+    record_property("mutated files: memory grown, MB", round(result["grown MB"]))
+    assert files == 100_000
     assert result["slowest s"] < 10 and result["grown MB"] < 150

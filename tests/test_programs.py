@@ -152,7 +152,7 @@ def test_compare_adds_rows_and_writes_all_forms(tmp_path):
 
 
 @pytest.mark.faults
-def test_eight_programs_share_a_cold_cache_and_one_table(tmp_path):
+def test_eight_programs_share_a_cold_cache_and_one_table(tmp_path, record_property):
     environment = {**os.environ, "MNIST_JAX_CACHE_DIR": str(tmp_path / "cache")}
     out = tmp_path / "results" / "of eight"  # neither folder is there yet
     command = [sys.executable, "-m", "benchmarks.compare", *DIGITS, "--models=mlp"]
@@ -176,8 +176,9 @@ def test_eight_programs_share_a_cold_cache_and_one_table(tmp_path):
         "compare.csv",
         "compare.jsonl",
         "compare.md",
+        "details.jsonl",
     ]
-    print(f"8 programs on one cache and table: {len(records)} records")
+    record_property("concurrent writers: programs on one cache and table", len(texts))
 
 
 def test_compare_goes_on_where_it_stopped(tmp_path):

@@ -9,7 +9,7 @@ from mnist_jax.config import default_config
 from mnist_jax.data import Dataset
 from mnist_jax.fit import Progress
 from mnist_jax.prepare import Experiment, prepare
-from mnist_jax.progress import report_training
+from mnist_jax.progress import Reports, report_training, stop_after
 from mnist_jax.records import EpochRecord
 
 RECORD = EpochRecord(1, 0.5, 0.75, 0.25, 0.875, 2.0, 0.5)
@@ -71,3 +71,16 @@ def test_seeds_together_share_a_row_of_means_and_sums(experiment, capsys):
     report_training(experiment).on_epoch([RECORD, other])
     row = capsys.readouterr().out.splitlines()[-1].split()
     assert row[:6] == ["1/5", "1.0000", "0.5000", "0.5000", "0.7500", "4.00"]
+
+
+def test_a_run_ends_between_parts_but_never_before_the_checkpoint_of_an_epoch():
+    told: list[object] = []
+    ends: list[int] = []
+    reports = stop_after(
+        Reports(told.append, told.append), lambda: ends.append(len(told))
+    )
+    for step in (50, 99, 100):
+        reports.on_part(part(step))
+    assert ends == [1, 2]
+    reports.on_epoch([RECORD])
+    assert ends == [1, 2, 4]

@@ -170,7 +170,9 @@ for process in range(200):
 
 
 @pytest.mark.faults
-def test_killed_processes_lose_no_line_that_was_written(tmp_path, caplog):
+def test_killed_processes_lose_no_line_that_was_written(
+    tmp_path, caplog, record_property
+):
     path = tmp_path / "lines.jsonl"
     written = {
         tuple(map(int, row.split()))
@@ -181,10 +183,9 @@ def test_killed_processes_lose_no_line_that_was_written(tmp_path, caplog):
     read = [(line["process"], line["number"]) for line in lines]
     assert written <= set(read) and len(read) == len(set(read))
     assert {len(line["pad"]) for line in lines} == {300_000}
-    print(
-        f"200 processes killed while appending: {len(written)} lines written, "
-        f"{len(read)} read, {len(caplog.messages)} torn ones named"
-    )
+    record_property("kills: of processes that appended", 200)
+    record_property("kills: lines appended before", len(written))
+    record_property("kills: torn lines named", len(caplog.messages))
     assert written
     path.unlink()  # some hundred megabytes
 

@@ -1,6 +1,7 @@
 """Runs that stop and go on: checkpoints, what damages them, kills and signals."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import random
@@ -10,19 +11,24 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
+import msgpack
 import pytest
+from test_checkpoint import nested
 from test_programs import ROOT, run
 
+from mnist_jax import cache
 from mnist_jax.config import TrainConfig, default_config
 from mnist_jax.data import Dataset
 from mnist_jax.epochs import make_mesh
 from mnist_jax.errors import InputError, Stopped
+from mnist_jax.models import create_model
 from mnist_jax.prepare import Experiment, prepare
 from mnist_jax.records import RunRecord
-from mnist_jax.runs import METRICS, fit_into, resume_snapshot
-from mnist_jax.snapshots import FOLDER
+from mnist_jax.runs import METRICS, fit_into, read_params, resume_snapshot
+from mnist_jax.snapshots import FOLDER, load_snapshot
 
 CONFIGS = {
     name: default_config(
@@ -100,6 +106,18 @@ def test_only_the_newest_checkpoints_stay_and_a_new_run_removes_them(digits, tmp
     assert names(tmp_path) == []
 
 
+def test_the_last_epoch_has_a_checkpoint_so_that_a_run_can_be_prolonged(
+    digits, tmp_path
+):
+    fit_into(
+        prepare(CONFIGS["mlp"], digits),
+        {0: tmp_path},
+        lambda epochs: None,
+        checkpoint_every=2,
+    )
+    assert names(tmp_path) == ["epoch00002.msgpack", "epoch00003.msgpack"]
+
+
 def test_epochs_after_the_checkpoint_are_run_again(digits, tmp_path):
     experiment = stopped_run(digits, tmp_path)
     (tmp_path / FOLDER / "epoch00003.msgpack").unlink()
@@ -109,6 +127,20 @@ def test_epochs_after_the_checkpoint_are_run_again(digits, tmp_path):
     assert [record.epoch for record in told] == [3, 4]
     lines = (tmp_path / METRICS).read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_the_total_of_a_resumed_run_holds_the_epochs_before(digits, tmp_path):
+    experiment = stopped_run(digits, tmp_path)
+    _, snapshot = resume_snapshot({0: tmp_path}, experiment.config)
+    [history] = snapshot.histories
+    long = [dataclasses.replace(record, train_seconds=1e6) for record in history]
+    [record] = fit_into(
+        experiment,
+        {0: tmp_path},
+        lambda epochs: None,
+        resume=snapshot._replace(histories=[long]),
+    )
+    assert record.total_seconds > 3e6
 
 
 def test_a_prolonged_run_that_stops_is_not_taken_for_finished(digits, tmp_path):
@@ -167,6 +199,45 @@ def test_a_checkpoint_of_another_network_or_seed_is_not_used(digits, tmp_path, c
     assert "it is of seed 0, not 1" in caplog.text
 
 
+def test_a_checkpoint_of_another_epoch_is_not_used(digits, tmp_path, caplog):
+    experiment = stopped_run(digits, tmp_path)
+    folder = tmp_path / FOLDER
+    shutil.copy(folder / "epoch00001.msgpack", folder / "epoch00003.msgpack")
+    assert resume_snapshot({0: tmp_path}, experiment.config)[1].epoch == 2
+    assert "epoch00003.msgpack is not used: it is of epoch 1, not 3" in caplog.text
+
+
+# What a file may hold whose sha256 is right.
+FORGED = {
+    "no msgpack": b"\xc1",
+    "no map": msgpack.packb(["seed"]),
+    "no states": msgpack.packb({"seed": "0", "history": "[{}]"}),
+    "states of another form": msgpack.packb(
+        {"seed": "0", "history": "[]", "states": 5}
+    ),
+    "another history": msgpack.packb(
+        {"seed": "0", "history": '[{"epok": 1}]', "states": {}}
+    ),
+    # Its declared sizes would take 400 lists of 2 MB each.
+    "lists without end": nested(400, 250_000) + bytes(300_000),
+}
+
+
+@pytest.mark.parametrize("forged", FORGED)
+def test_a_checkpoint_of_another_version_is_not_used(forged, tmp_path, caplog):
+    path = tmp_path / FOLDER / "epoch00001.msgpack"
+    path.parent.mkdir()
+    path.write_bytes(FORGED[forged] + hashlib.sha256(FORGED[forged]).digest())
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="no checkpoint in .* is sound"):
+            load_snapshot({0: tmp_path}, CONFIGS["mlp"])
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+    assert f"{path} is not used: it is of another version" in caplog.text
+
+
 def test_another_config_is_refused_by_its_fields_but_for_more_epochs(digits, tmp_path):
     config = stopped_run(digits, tmp_path).config
     other = dataclasses.replace(config, learning_rate=0.5, batch_size=7)
@@ -180,7 +251,9 @@ def test_another_config_is_refused_by_its_fields_but_for_more_epochs(digits, tmp
     assert resume_snapshot({0: tmp_path}, more)[1].epoch == 3
 
 
-def test_seeds_together_go_on_from_the_last_epoch_that_all_have(digits, tmp_path):
+def test_seeds_together_go_on_from_the_last_epoch_that_all_have(
+    digits, tmp_path, caplog
+):
     experiment = prepare(CONFIGS["mlp"], digits, seeds=2)
     whole = {seed: tmp_path / f"whole{seed}" for seed in (3, 8)}
     halves = {seed: tmp_path / f"halves{seed}" for seed in (3, 8)}
@@ -194,6 +267,7 @@ def test_seeds_together_go_on_from_the_last_epoch_that_all_have(digits, tmp_path
         fit_into(experiment, halves, stop, checkpoint_every=1)
     (halves[8] / FOLDER / "epoch00002.msgpack").unlink()
     got = go_on(experiment, halves)
+    assert "not used" not in caplog.text  # what is not there is not damaged
     for seed, record, other in zip((3, 8), got, want, strict=True):
         assert outcome(record, halves[seed]) == outcome(other, whole[seed])
 
@@ -258,10 +332,64 @@ def test_a_run_killed_at_random_moments_ends_as_if_alone(tmp_path):
 
 @pytest.mark.faults
 @pytest.mark.parametrize("name", TRAIN)
-def test_runs_of_every_network_survive_many_kills(name, tmp_path, capsys):
+def test_runs_of_every_network_survive_many_kills(name, tmp_path, record_property):
     kill_and_resume(name, 14, random.Random(name), tmp_path)
-    with capsys.disabled():
-        print(f"\n{name}: 14 kills, every epoch and the parameters as without them")
+    record_property("kills: of runs", 14)
+
+
+def random_damage(content: bytes, rng: random.Random) -> bytes:
+    """Flips a bit, cuts off the end, or removes, inserts or zeroes some bytes."""
+    place = rng.randrange(len(content))
+    before, after = content[:place], content[place:]
+    damaged = rng.choice(
+        [
+            before + bytes([after[0] ^ 1 << rng.randrange(8)]) + after[1:],
+            before,
+            before + after[rng.randint(1, 100) :],
+            before + rng.randbytes(rng.randint(1, 100)) + after,
+            before + bytes(len(after[:4096])) + after[4096:],
+        ]
+    )
+    return damaged if damaged != content else b""
+
+
+@pytest.mark.faults
+def test_every_damaged_file_of_hundreds_is_refused(
+    digits, tmp_path, caplog, record_property
+):
+    stopped, finished = tmp_path / "stopped", tmp_path / "finished"
+    config = stopped_run(digits, stopped).config
+    fit_into(prepare(CONFIGS["mlp"], digits), {0: finished}, lambda epochs: None)
+    model, entry = create_model(config), tmp_path / "entry.npy"
+    cache.write_entry(entry, digits.test.images[:50])
+
+    def refused_checkpoint() -> bool:
+        return load_snapshot({0: stopped}, config).epoch == 2
+
+    def refused_parameters() -> bool:
+        with pytest.raises(InputError, match="params.msgpack is damaged"):
+            read_params(finished, model)
+        return True
+
+    rng, tried = random.Random(0), 0
+    for path, refused in (
+        (stopped / FOLDER / "epoch00003.msgpack", refused_checkpoint),
+        (finished / "params.msgpack", refused_parameters),
+        (entry, lambda: cache.read_entry(entry, (28, 28)) is None),
+    ):
+        content = path.read_bytes()
+        for _ in range(200):
+            caplog.clear()
+            path.write_bytes(random_damage(content, rng))
+            assert refused()
+            assert path == finished / "params.msgpack" or str(path) in caplog.text
+            tried += 1
+        path.write_bytes(content)
+    assert load_snapshot({0: stopped}, config).epoch == 3
+    assert (
+        read_params(finished, model) and cache.read_entry(entry, (28, 28)) is not None
+    )
+    record_property("damaged files", tried)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -278,6 +406,37 @@ def test_a_signal_stops_a_run_that_can_go_on(number, tmp_path):
     assert "Traceback" not in errors
     assert "--resume goes on after the last checkpoint in" in errors
     assert names(tmp_path)
+
+
+# A program that never comes to a good place to stop at.
+DEAF = """
+import signal, time
+from mnist_jax.startup import run_program, stop_between_parts
+def main():
+    stop_between_parts("")
+    before = signal.getsignal(signal.SIGTERM)
+    print("ready", flush=True)
+    for _ in range(3000):
+        if signal.getsignal(signal.SIGTERM) != before:
+            print("one has come", flush=True)
+            time.sleep(600)
+        time.sleep(0.01)
+run_program(main)
+"""
+
+
+@pytest.mark.parametrize(
+    "number, status", [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)]
+)
+def test_a_second_signal_stops_at_once(number, status):
+    process = start([sys.executable, "-c", DEAF])
+    for line in process.stdout:  # until it sleeps
+        process.send_signal(number)
+        if line == "one has come\n":
+            break
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == status, errors
+    assert "Traceback" not in errors
 
 
 def test_resume_says_where_it_starts_and_that_a_run_is_finished(tmp_path):
