@@ -2,14 +2,15 @@
 
 Inside a `lax.scan` XLA:CPU compiles the gradient of a convolution to a naive loop and
 the gradient of `nn.max_pool` to a slow select-and-scatter. Here a whole stage is matrix
-products and elementwise loops, in one of three forms (`_choose_form`). All three see
+products and elementwise loops, in one of three forms (`_choose_form`). Two of them see
 the inputs as overlapping tiles, one tile for each pooled output:
 
     tiles[p][q] [B,h,w,C] holds x[:, step * i + p, step * j + q], step = strides * pool
     phase (r,s) is the convolution's output at place (r,s) of every pooling window
     tap (k,l) of phase (r,s) reads tiles[strides * r + k][strides * s + l]
 
-so nothing is computed that pooling would drop. The layout is [B,H,W,C] throughout.
+so nothing is computed that pooling would drop. Winograd's tiles are larger and know no
+pooling. The layout is [B,H,W,C] throughout.
 """
 
 import functools
