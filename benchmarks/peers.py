@@ -342,7 +342,7 @@ def format_tables(records: Sequence[Record], times: bool = True) -> str:
         "seed, after the first and the steady epochs\n"
         f"- matmul peak, measured in the same run: {peak or 0:,.0f} GFLOP/s; % of peak "
         "counts the operations of the network's products by formula "
-        "(mnist_jax/flops.py)\n"
+        "(mnist_jax/flops.py), which Winograd's convolutions undercut\n"
         f"- versions: {', '.join(f'{k} {v}' for k, v in run['versions'].items())}\n"
         f"- commit: {', '.join(commits)}; code {run['code']}; CPU "
         f"{machine['device']}\n"

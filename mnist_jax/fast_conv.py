@@ -14,16 +14,23 @@ pooling. The layout is [B,H,W,C] throughout.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
 from mnist_jax.errors import InputError
+from mnist_jax.winograd import (
+    choose_tiling,
+    cut_tiles,
+    fit,
+    join_tiles,
+    make_transforms,
+    mix,
+)
 
 Tiles = list[list[jax.Array]]
 
@@ -204,30 +211,30 @@ def _tap_places(size: int, stage: _Stage) -> list[list[tuple[int, int]]]:
     ]
 
 
-def _collect_taps(dpatches: Any, places: Any, channels: int) -> dict:
-    """Adds up the gradients of each phase's patches [B,h,w,k*k*C] by tile place."""
-    tiles: dict[tuple[int, int], jax.Array] = {}
-    for dpatch, taps in zip(dpatches, places, strict=True):
-        for tap, place in enumerate(taps):
-            part = dpatch[..., tap * channels : (tap + 1) * channels]
-            tiles[place] = tiles[place] + part if place in tiles else part
-    return tiles
-
-
-def _overlap_add(
-    collect: Callable, arrays: Any, step: int, shape: tuple[int, ...]
+def _add_patches(
+    dpatches: Any, size: int, stage: _Stage, shape: tuple[int, ...]
 ) -> jax.Array:
-    """Adds gradients of tiles to the gradient of the inputs, of this shape [B,H,W,C].
+    """Adds each phase's gradients of patches [B,h,w,k*k*C] to those of the inputs.
 
-    `collect(arrays)` makes the gradients of the tiles, {(p, q): [B,h,w,C]}.
+    Args:
+        dpatches: for each phase.
+        size: side of the kernel, k.
+        stage: the stage.
+        shape: of the inputs, [B,H,W,C].
     """
-    (batch, height, width, channels), places = _common_shape(collect, arrays)
-    reach = max(max(place) for place in places) // step  # steps beyond a tile's own
+    batch, height, width = dpatches[0].shape[:3]
+    channels, step = shape[3], stage.strides * stage.pool
+    reach = (stage.strides * (stage.pool - 1) + size - 1) // step  # beyond a tile's own
     rows, cols = (height + reach) * step, (width + reach) * step
 
-    def add(arrays: Any) -> dict:
+    def add(dpatches: Any) -> dict:
+        tiles: dict[tuple[int, int], jax.Array] = {}
+        for dpatch, taps in zip(dpatches, _tap_places(size, stage), strict=True):
+            for tap, place in enumerate(taps):
+                part = dpatch[..., tap * channels : (tap + 1) * channels]
+                tiles[place] = tiles[place] + part if place in tiles else part
         sums: dict[tuple[int, int], jax.Array] = {}
-        for (p, q), tile in collect(arrays).items():
+        for (p, q), tile in tiles.items():
             down, right = p // step, q // step
             pads = [(down, reach - down, 0), (right, reach - right, 0)]
             part = lax.pad(tile, 0.0, [(0, 0, 0), *pads, (0, 0, 0)])
@@ -246,13 +253,7 @@ def _overlap_add(
         dx = dx.reshape(batch, rows, cols, channels)
         return lax.pad(dx, 0.0, [(0, 0, 0), *ends, (0, 0, 0)])
 
-    return _materialize(weave, _materialize(add, arrays))
-
-
-def _common_shape(collect: Callable, arrays: Any) -> tuple[tuple[int, ...], list]:
-    """Returns the shape of the tiles and their places, computing nothing."""
-    tiles = jax.eval_shape(collect, arrays)
-    return next(iter(tiles.values())).shape, list(tiles)
+    return _materialize(weave, _materialize(add, dpatches))
 
 
 def _activate(y: jax.Array, activation: str) -> jax.Array:
@@ -383,113 +384,12 @@ def _direct_backward(
     dkernel = products[:-1].reshape(kernel.shape)
     # Of the first layer nothing asks for dx, and XLA removes the rest of this function.
     dpatches = phases @ _transpose(_rows(kernel))
-    dpatches = dpatches.reshape(len(places), *g.shape[:3], -1)
-    collect = functools.partial(_collect_taps, places=places, channels=1)
-    dx = _overlap_add(collect, dpatches, stage.strides * stage.pool, x.shape)
+    dpatches = list(dpatches.reshape(len(places), *g.shape[:3], -1))
+    dx = _add_patches(dpatches, size, stage, x.shape)
     return dx, dkernel, products[-1]
 
 
-# Form 2, 3x3 kernel, step 1: Winograd (Lavin and Gray, arXiv:1509.09308).
-
-# Where its polynomials are evaluated: small, and few powers apart. Outputs' errors are
-# 2, 6, 7 and 17 times 1e-7 of their size (both root mean squares) for tiles of 2 to 5,
-# the definition's 1 times 1e-7 (32 channels, float32).
-_POINTS = (0.0, 1.0, -1.0, 2.0, -0.5, -2.0)
-_LARGEST_TILE = len(_POINTS) - 1
-
-
-class _Transforms(NamedTuple):
-    """Matrices of Winograd's F(m,3): y = outputs @ ((kernel @ k) * (inputs @ d)).
-
-    They turn m + 2 inputs d and 3 weights k into the m outputs y of a convolution in
-    one direction, with m + 2 multiplications where the definition has 3 m.
-    """
-
-    inputs: np.ndarray  # [m+2,m+2]
-    kernel: np.ndarray  # [m+2,3]
-    outputs: np.ndarray  # [m,m+2]
-
-
-@functools.cache
-def _transforms(tile: int) -> _Transforms:
-    """Makes the matrices by Toom and Cook's method; the last point is infinity."""
-    points = np.array(_POINTS[: tile + 1])
-    inputs = np.zeros((tile + 2, tile + 2))
-    kernel, outputs = np.zeros((tile + 2, 3)), np.zeros((tile, tile + 2))
-    for place, point in enumerate(points):
-        others = np.delete(points, place)
-        inputs[place, :-1] = np.polynomial.polynomial.polyfromroots(others)
-        kernel[place] = point ** np.arange(3) / np.prod(point - others)
-        outputs[:, place] = point ** np.arange(tile)
-    inputs[-1] = np.polynomial.polynomial.polyfromroots(points)
-    kernel[-1, -1] = outputs[-1, -1] = 1
-    return _Transforms(inputs, kernel, outputs)
-
-
-class _Tiling(NamedTuple):
-    """How Winograd cuts a stage's unpooled outputs into tiles."""
-
-    tile: int  # side of a tile
-    rows: int  # tiles from top to bottom
-    columns: int
-
-
-def _choose_tiling(x: jax.Array, stage: _Stage) -> _Tiling:
-    """Returns the tiling with the fewest multiplications; of equal ones the exacter."""
-    height, width = (n * stage.pool for n in _output_lengths(x, 3, stage))
-    tilings = (
-        _Tiling(tile, -(-height // tile), -(-width // tile))
-        for tile in range(2, _LARGEST_TILE + 1)
-    )
-    return min(tilings, key=lambda t: t.rows * t.columns * (t.tile + 2) ** 2)
-
-
-def _mix(matrix: np.ndarray, parts: Sequence[jax.Array], axis: int = 0) -> jax.Array:
-    """Multiplies a matrix [p,q] with q parts, its p rows becoming a new axis.
-
-    Written as a sum of products with a vector, since that is one loop; a list of sums
-    is a loop each, and takes several times as long to compile.
-    """
-    shape = [1] * (parts[0].ndim + 1)
-    shape[axis] = len(matrix)
-    terms = [
-        jnp.asarray(column, part.dtype).reshape(shape) * jnp.expand_dims(part, axis)
-        for column, part in zip(matrix.T, parts, strict=True)
-    ]
-    return sum(terms[1:], terms[0])
-
-
-def _fit(x: jax.Array, length: int, axis: int) -> jax.Array:
-    """Cuts an axis at the end, or adds zeros there."""
-    pads = [(0, 0, 0)] * x.ndim
-    pads[axis] = (0, length - x.shape[axis], 0)
-    return lax.pad(x, jnp.zeros((), x.dtype), pads)
-
-
-def _cut_tiles(x: jax.Array, tile: int, count: int, axis: int) -> list[jax.Array]:
-    """Returns the first, second, ... input of all the tiles along an axis."""
-    x = _fit(x, tile * count + 2, axis)
-    last = tile * (count - 1) + 1
-    return [
-        lax.slice_in_dim(x, place, place + last, tile, axis)
-        for place in range(tile + 2)
-    ]
-
-
-def _join_tiles(tiles: jax.Array, length: int, axis: int) -> jax.Array:
-    """Adds up overlapping tiles, their number at an axis and their inputs at the next.
-
-    Returns the gradient of what `_cut_tiles` cut, with this length of the axis.
-    """
-    count, inputs = tiles.shape[axis : axis + 2]
-    tile = inputs - 2
-    own = _fit(lax.slice_in_dim(tiles, 0, tile, axis=axis + 1), count + 1, axis)
-    over = _fit(lax.slice_in_dim(tiles, tile, inputs, axis=axis + 1), tile, axis + 1)
-    pads = [(0, 0, 0)] * tiles.ndim
-    pads[axis] = (1, 0, 0)  # they belong to the next tile
-    joined = own + lax.pad(over, jnp.zeros((), tiles.dtype), pads)
-    shape = (*tiles.shape[:axis], (count + 1) * tile, *tiles.shape[axis + 2 :])
-    return _fit(joined.reshape(shape), length, axis)
+# Form 2, 3x3 kernel, step 1: Winograd's (`mnist_jax/winograd.py`).
 
 
 def _mark_fields(x: jax.Array) -> jax.Array:
@@ -522,29 +422,29 @@ def _winograd_forward(
     An axis that the transforms sum over comes late in what they write, so that they
     find their inputs in the nearest cache, unless the products need it first.
     """
-    tile, rows, columns = _choose_tiling(x, stage)
-    transforms = _transforms(tile)
-    pool, places = stage.pool, tile + 2
+    pool = stage.pool
     height, width = (n * pool for n in _output_lengths(x, 3, stage))
+    tile, rows, columns = choose_tiling(height, width)
+    transforms, places = make_transforms(tile), tile + 2
 
     def mix_rows(x: jax.Array) -> jax.Array:  # [B,rows,i,W,C]
-        return _mix(transforms.inputs, _cut_tiles(x, tile, rows, 1), 2)
+        return mix(transforms.inputs, cut_tiles(x, tile, rows, 1), 2)
 
     def mix_columns(x: jax.Array) -> jax.Array:  # [j,i,B,rows,columns,C]
         x = x.transpose(2, 0, 1, 3, 4)
-        return _mix(transforms.inputs, _cut_tiles(x, tile, columns, 3))
+        return mix(transforms.inputs, cut_tiles(x, tile, columns, 3))
 
     def mix_kernel_rows(kernel: jax.Array) -> jax.Array:  # [i,3,C,D]
-        return _mix(transforms.kernel, list(kernel))
+        return mix(transforms.kernel, list(kernel))
 
     def mix_kernel_columns(kernel: jax.Array) -> jax.Array:  # [j,i,C,D]
-        return _mix(transforms.kernel, [kernel[:, m] for m in range(3)])
+        return mix(transforms.kernel, [kernel[:, m] for m in range(3)])
 
     def unmix_columns(products: jax.Array) -> jax.Array:  # [i,B*rows*columns,m,D]
-        return _mix(transforms.outputs, list(products), 2)
+        return mix(transforms.outputs, list(products), 2)
 
     def unmix_rows(products: jax.Array) -> jax.Array:  # [B,rows,m,columns*m,D]
-        return _mix(transforms.outputs, list(products), 2)
+        return mix(transforms.outputs, list(products), 2)
 
     def finish(y: jax.Array, bias: jax.Array, fields: jax.Array) -> jax.Array:
         def cut(x: jax.Array) -> list[jax.Array]:
@@ -578,10 +478,10 @@ def _winograd_backward(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Goes the forward pass's way back, with both gradients' products in its middle."""
     inputs, weights = saved
-    tile, rows, columns = _choose_tiling(x, stage)
-    transforms = _transforms(tile)
     batch, height, width, channels = g.shape
-    pool, places = stage.pool, tile + 2
+    pool = stage.pool
+    tile, rows, columns = choose_tiling(height * pool, width * pool)
+    transforms, places = make_transforms(tile), tile + 2
 
     def spread(pooled: jax.Array, g: jax.Array) -> jax.Array:  # [B,h,pool,w,pool,D]
         shape = (1, 1, pool, 1, pool, 1)
@@ -591,26 +491,26 @@ def _winograd_backward(
         return jnp.where(winners == phase, g[:, :, None, :, None], 0.0)
 
     def mix_rows(g: jax.Array) -> jax.Array:  # [B,rows,i,columns*m,D]
-        g = _fit(_fit(g, rows * tile, 1), columns * tile, 2)
+        g = fit(fit(g, rows * tile, 1), columns * tile, 2)
         g = g.reshape(batch, rows, tile, columns * tile, channels)
-        return _mix(transforms.outputs.T, [g[:, :, m] for m in range(tile)], 2)
+        return mix(transforms.outputs.T, [g[:, :, m] for m in range(tile)], 2)
 
     def mix_columns(g: jax.Array) -> jax.Array:  # [j,i,B,rows,columns,D]
         g = g.transpose(2, 0, 1, 3, 4)
         g = g.reshape(places, batch, rows, columns, tile, channels)
-        return _mix(transforms.outputs.T, [g[..., m, :] for m in range(tile)])
+        return mix(transforms.outputs.T, [g[..., m, :] for m in range(tile)])
 
     def unmix_kernel_columns(dweights: jax.Array) -> jax.Array:  # [3,i,C,D]
-        return _mix(transforms.kernel.T, list(dweights))
+        return mix(transforms.kernel.T, list(dweights))
 
     def unmix_kernel_rows(dweights: jax.Array) -> jax.Array:  # [3,3,C,D]
-        return _mix(transforms.kernel.T, [dweights[:, i] for i in range(places)])
+        return mix(transforms.kernel.T, [dweights[:, i] for i in range(places)])
 
     def unmix_columns(dinputs: jax.Array) -> jax.Array:  # [i,B,rows,columns,j,C]
-        return _mix(transforms.inputs.T, list(dinputs), 4)
+        return mix(transforms.inputs.T, list(dinputs), 4)
 
     def unmix_rows(dinputs: jax.Array) -> jax.Array:  # [B,rows,i,W,C]
-        return _mix(transforms.inputs.T, list(dinputs), 2)
+        return mix(transforms.inputs.T, list(dinputs), 2)
 
     def activation_grad(pooled: jax.Array, g: jax.Array) -> jax.Array:
         return _activation_grad(_outputs(pooled), g, stage.activation)
@@ -627,9 +527,9 @@ def _winograd_backward(
     dinputs = jnp.einsum("jird,jicd->jirc", dproducts, weights)
     dinputs = dinputs.reshape(places, places, batch, rows, columns, -1)
     dx = _materialize(unmix_columns, dinputs)
-    dx = _materialize(functools.partial(_join_tiles, length=x.shape[2], axis=3), dx)
+    dx = _materialize(functools.partial(join_tiles, length=x.shape[2], axis=3), dx)
     dx = _materialize(unmix_rows, dx)
-    dx = _materialize(functools.partial(_join_tiles, length=x.shape[1], axis=1), dx)
+    dx = _materialize(functools.partial(join_tiles, length=x.shape[1], axis=1), dx)
     return dx, _materialize(unmix_kernel_rows, dweights), dbias
 
 
@@ -667,8 +567,7 @@ def _patches_backward(
     stage: _Stage,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Adds the patches' gradients to the inputs' tile by tile."""
-    size, _, channels, _ = kernel.shape
-
+    size = kernel.shape[0]
     spread = functools.partial(_phase_grads, stage=stage)
     phases = [_rows(phase) for phase in _materialize(spread, pooled, g)]
     # g.T @ p takes half as long as p.T @ g ([576,576] by [576,64], one Zen 5 core), to
@@ -678,10 +577,7 @@ def _patches_backward(
     dbias: Any = sum(phase.sum(0) for phase in phases)
     weights = _transpose(_rows(kernel))
     dpatches = [(phase @ weights).reshape(*g.shape[:3], -1) for phase in phases]
-    collect = functools.partial(
-        _collect_taps, places=_tap_places(size, stage), channels=channels
-    )
-    dx = _overlap_add(collect, dpatches, stage.strides * stage.pool, x.shape)
+    dx = _add_patches(dpatches, size, stage, x.shape)
     return dx, dkernel, dbias
 
 

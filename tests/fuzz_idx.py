@@ -8,7 +8,6 @@ import gzip
 import io
 import json
 import random
-import resource
 import struct
 import tempfile
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from mnist_jax import idx
+from mnist_jax.memory import peak_megabytes
 
 COUNTS = (-(2**31), -1, 0, 1, 2, 3, 4, 5, 99_999, 100_000, 100_001, 2**31 - 1)
 MAGICS = (0x801, 0x802, 0x803, 0x903, 0xD03, 0x8FF, 0x1F8B0808, 0, -1)
@@ -173,10 +173,10 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_megabytes()
     with tempfile.TemporaryDirectory() as folder:
         counts, slowest = fuzz(arguments.files, arguments.seed, Path(folder))
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    grown = peak_megabytes() - before
     print(json.dumps({"counts": counts, "slowest s": slowest, "grown MB": grown}))
 
 

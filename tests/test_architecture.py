@@ -26,6 +26,7 @@ ORDER = [
     "idx",
     "download",
     "data",
+    "winograd",
     "fast_conv",
     "fast_lstm",
     "layers",
