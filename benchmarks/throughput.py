@@ -93,7 +93,9 @@ def measure(config: TrainConfig, dataset: Dataset, repeats: int) -> dict[str, An
 
     def steps(state: Any, batches: list[jax.Array]) -> Any:
         for batch in batches:
-            state, _ = train_one(state, experiment.train, batch, keys, one_step)
+            state, metrics = train_one(state, experiment.train, batch, keys, one_step)
+            # As a loop must: see `make_train_epoch`.
+            jax.block_until_ready(metrics)
         return state
 
     if together:

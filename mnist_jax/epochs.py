@@ -117,7 +117,9 @@ def make_train_epoch(
     """Returns the jitted `train_epoch(states, split, indices, keys, bounds)` of seeds.
 
     An epoch may be run in parts of any size, to tell how far it is: the parts together
-    are the same steps with the same keys as the whole.
+    are the same steps with the same keys as the whole. Wait for each part's metrics
+    before the next where a CPU is several devices: they wait for each other at every
+    step, and with two calls under way XLA:CPU's threads can all end up waiting.
 
     Args:
         model: network.

@@ -84,7 +84,7 @@ def make_scale(
 # What a CPU device must have to do in a step for each parameter, in operations, before
 # it pays to have it: every device also updates all parameters, and they exchange every
 # gradient. Measured on two cores (docs/performance.md).
-_OPERATIONS_PER_PARAMETER = 2_000
+_OPERATIONS_PER_PARAMETER = 350
 
 
 def choose_mesh(config: TrainConfig, seeds: int = 1) -> Mesh:
