@@ -167,7 +167,7 @@ def test_compiled_fast_cnn_epoch_has_no_slow_operation(kernels, slow):
     [
         ("mlp", {}, 1),  # few operations for each parameter: sharing costs more
         ("cnn", {}, 8),
-        ("cnn", dict(batch_size=32), 2),
+        ("cnn", dict(batch_size=4), 2),
         ("mlp", dict(cpu_devices=3), 3),
     ],
 )
