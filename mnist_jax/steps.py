@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from jax import lax
-from jax.flatten_util import ravel_pytree
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.models import CLASSES, init_params
@@ -142,6 +141,29 @@ def init_states(
     return lax.map(partial(init_state, model, tx), keys)
 
 
+def _sum_over_devices(tree: Any, axis_name: str) -> Any:
+    """Sums each array of a tree over a mesh axis.
+
+    As one array: XLA:CPU adds up the arrays of a tuple far slower, by 0.6 ms a step of
+    the CNN. Written piece by piece, the largest first: XLA:CPU fuses the sums that make
+    biases' gradients into `concatenate` and into the first write, which is a `pad`, and
+    takes them anew for each element of all (an LSTM's step: 27 ms, not 3).
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    flat = jnp.zeros(sum(leaf.size for leaf in leaves), jnp.result_type(*leaves))
+    starts, free = {}, 0
+    for i in sorted(range(len(leaves)), key=lambda i: -leaves[i].size):
+        values = leaves[i].ravel().astype(flat.dtype)
+        flat = lax.dynamic_update_slice(flat, values, (free,))
+        starts[i], free = free, free + leaves[i].size
+    flat = lax.psum(flat, axis_name)
+    sums = [
+        flat[starts[i] : starts[i] + leaf.size].reshape(leaf.shape).astype(leaf.dtype)
+        for i, leaf in enumerate(leaves)
+    ]
+    return jax.tree.unflatten(treedef, sums)
+
+
 def train_step(
     state: TrainState,
     images: jax.Array,
@@ -176,10 +198,7 @@ def train_step(
 
     grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
     if axis_name is not None:
-        # As one array: XLA:CPU adds up the arrays of a tuple far slower, by 0.6 ms a
-        # step of the CNN (docs/performance.md).
-        flat, unravel = ravel_pytree((grads, metrics))
-        grads, metrics = unravel(lax.psum(flat, axis_name))
+        grads, metrics = _sum_over_devices((grads, metrics), axis_name)
     grads = jax.tree.map(lambda grad: grad / metrics.images, grads)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     return TrainState(optax.apply_updates(state.params, updates), opt_state), metrics

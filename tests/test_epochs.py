@@ -162,6 +162,17 @@ def test_compiled_fast_cnn_epoch_has_no_slow_operation(kernels, slow):
     assert bool(operations & SLOW) == slow
 
 
+@pytest.mark.parametrize("images", [16, 64])  # of one step and of four
+def test_no_sum_is_repeated_for_every_gradient(images):
+    model, tx, mesh = LSTM(units=(8,), kernels="fast"), optax.adam(1e-3), make_mesh(2)
+    arguments = make_inputs(model, tx, make_split(images), mesh)
+    compiled = make_train_epoch(model, tx, scale, mesh).lower(*arguments).compile()
+    fusions = re.findall(r"^%fused_.*?^}", compiled.as_text(), re.MULTILINE | re.DOTALL)
+    assert any(" reduce(" in fusion for fusion in fusions)
+    joined = [fusion for fusion in fusions if re.search("ROOT.*(concat|pad)", fusion)]
+    assert not any(" reduce(" in fusion for fusion in joined)
+
+
 @pytest.mark.parametrize(
     "model, changes, devices",
     [
