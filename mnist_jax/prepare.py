@@ -134,9 +134,12 @@ def _hold_out(
 
 
 def seed_keys(seeds: Sequence[int]) -> jax.Array:
-    """Returns a key for each seed `[seeds]`."""
-    data = [jax.random.key_data(jax.random.key(seed)) for seed in seeds]
-    return jax.random.wrap_key_data(jax.device_put(np.stack(data)))
+    """Returns `jax.random.key(seed)` for each seed `0..2**32-1`, `[seeds]`.
+
+    Made from the key's two words: the function itself would be compiled, for 0.03 s.
+    """
+    words = np.array([[0, seed] for seed in seeds], np.uint32)
+    return jax.random.wrap_key_data(jax.device_put(words), impl="threefry2x32")
 
 
 def prepare(
