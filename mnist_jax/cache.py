@@ -1,10 +1,12 @@
-"""The user's cache of decoded arrays: a .npy file, then 32 bytes of its sha256."""
+"""The user's cache: of decoded arrays and others; a file ends with its sha256."""
 
+import functools
 import hashlib
 import io
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -36,22 +38,11 @@ def load_or_build(
 
 def read_entry(path: Path, item_shape: tuple[int, ...]) -> np.ndarray | None:
     """Returns the array of a cache entry, None if it is missing or damaged."""
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return None
-    try:
-        return _decode_entry(memoryview(content), item_shape)
-    except ValueError as error:
-        logging.warning("%s is damaged (%s) and is made anew", path, error)
-        return None
+    return read_checked(path, functools.partial(_decode_array, item_shape))
 
 
-def _decode_entry(content: memoryview, item_shape: tuple[int, ...]) -> np.ndarray:
-    """Returns an entry's array without a copy; raises ValueError if it is damaged."""
-    npy, digest = content[:-32], content[-32:]
-    if hashlib.sha256(npy).digest() != digest:
-        raise ValueError("its sha256 is another")
+def _decode_array(item_shape: tuple[int, ...], npy: memoryview) -> np.ndarray:
+    """Returns an entry's array without a copy; raises ValueError if it is none."""
     header = io.BytesIO(npy[:_HEADER_BYTES])
     np.lib.format.read_magic(header)
     shape, _, dtype = np.lib.format.read_array_header_1_0(header)
@@ -62,13 +53,41 @@ def _decode_entry(content: memoryview, item_shape: tuple[int, ...]) -> np.ndarra
 
 
 def write_entry(path: Path, array: np.ndarray) -> None:
-    """Writes a cache entry at one stroke, so that no other process sees half of it."""
+    """Writes a cache entry."""
     buffer = io.BytesIO()
     np.save(buffer, array)
-    npy = buffer.getvalue()
+    write_checked(path, buffer.getvalue())
+
+
+def read_checked(path: Path, decode: Callable[[memoryview], Any]) -> Any:
+    """Returns what is decoded from a file of `write_checked`.
+
+    Args:
+        path: the file.
+        decode: raises ValueError if the content is no such thing.
+
+    Returns:
+        None if the file is missing or damaged.
+    """
+    try:
+        content = memoryview(path.read_bytes())
+    except OSError:
+        return None
+    content, digest = content[:-32], content[-32:]
+    try:
+        if hashlib.sha256(content).digest() != digest:
+            raise ValueError("its sha256 is another")
+        return decode(content)
+    except ValueError as error:
+        logging.warning("%s is damaged (%s) and is made anew", path, error)
+        return None
+
+
+def write_checked(path: Path, content: bytes) -> None:
+    """Writes a file and its sha256 at one stroke, so that none sees half of it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, npy + hashlib.sha256(npy).digest())
+        replace_file(path, content + hashlib.sha256(content).digest())
     except OSError as error:
         warn_unwritable(error)
 

@@ -38,6 +38,11 @@ def use_compile_cache() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+def uses_compile_cache() -> bool:
+    """Tells whether `use_compile_cache` was called."""
+    return jax.config.values["jax_compilation_cache_dir"] == str(compile_cache_dir())
+
+
 class CompileClock:
     """Measures what is compiled inside a `with` block.
 

@@ -105,7 +105,7 @@ def load_data(name: str) -> Dataset:
     return dataset
 
 
-def load_scale(folder: Path, config: TrainConfig) -> Callable[[jax.Array], jax.Array]:
+def load_scale(folder: Path, config: TrainConfig) -> partial[jax.Array]:
     """Returns a run's pixel scaling; loads its data only where that takes statistics.
 
     Args:

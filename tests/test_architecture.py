@@ -34,6 +34,7 @@ ORDER = [
     "steps",
     "epochs",
     "compiling",
+    "lowering",
     "records",
     "checkpoint",
     "prepare",
@@ -55,7 +56,8 @@ ORDER = [
 ]
 KNOWS_FLAGS = {"config", "startup"}
 KNOWS_TIME = {"compiling", "fit", "download", "demo", "peak", "profiling"}
-KNOWS_JIT = {"fast_conv", "epochs", "prepare", "predictions", "testing", "peak"}
+KNOWS_JIT = {"fast_conv", "epochs", "lowering", "prepare", "predictions", "testing"}
+KNOWS_JIT |= {"peak"}
 
 
 def imports_of(path: Path) -> set[str]:

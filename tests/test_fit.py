@@ -160,6 +160,13 @@ def test_seeds_and_batches_can_be_spread_at_once():
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
+def test_seeds_have_the_keys_that_jax_gives_them():
+    seeds = [0, 1, 2**31, 2**32 - 1]
+    expected = [jax.random.key_data(jax.random.key(seed)) for seed in seeds]
+    np.testing.assert_array_equal(jax.random.key_data(seed_keys(seeds)), expected)
+    assert seed_keys(seeds).dtype == jax.random.key(0).dtype
+
+
 def test_records_of_seeds_together_are_each_their_own(digits: Dataset):
     config = dataclasses.replace(SMALL["mlp"], epochs=2)
     told: list[Sequence[EpochRecord]] = []

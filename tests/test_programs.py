@@ -74,8 +74,10 @@ def test_compiled_programs_are_kept_unless_that_is_off(tmp_path):
         return not json.loads((out / "record.json").read_text())["compile_cached"]
 
     assert compiled("--compile_cache=off")
-    assert not (tmp_path / "cache" / "compiled").exists()
+    kept = [tmp_path / "cache" / name for name in ("compiled", "lowered")]
+    assert not any(folder.exists() for folder in kept)
     assert compiled("--compile_cache=on")
+    assert all(folder.exists() for folder in kept)
     assert not compiled("--compile_cache=on")
 
 
