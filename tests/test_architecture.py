@@ -54,7 +54,7 @@ ORDER = [
     "console",
 ]
 KNOWS_FLAGS = {"config", "startup"}
-KNOWS_TIME = {"compiling", "fit", "download", "demo", "peak", "profiling"}
+KNOWS_TIME = {"compiling", "fit", "files", "download", "demo", "peak", "profiling"}
 KNOWS_JIT = {"fast_conv", "epochs", "prepare", "predictions", "testing", "peak"}
 
 

@@ -1,7 +1,9 @@
 """Sweeps that are stopped in the middle of a run go on there."""
 
 import dataclasses
+import fcntl
 import json
+import os
 import re
 import signal
 import sys
@@ -15,6 +17,7 @@ from test_snapshots import CONFIGS, DAMAGES, start
 from benchmarks import compare, recorded, unfinished
 from mnist_jax.data import Dataset
 from mnist_jax.errors import Stopped
+from mnist_jax.files import lock_folder
 from mnist_jax.progress import Reports
 
 CONFIG = CONFIGS["mlp"]
@@ -157,6 +160,31 @@ def test_two_processes_never_train_the_same(sweep, tmp_path, digits, capsys):
     other.join()
     assert told == [[]]  # what the first has recorded is not run again
     assert outcomes(both) == outcomes(alone)
+
+
+@pytest.mark.parametrize("module, name", [(os, "open"), (fcntl, "flock")])
+def test_a_folder_that_vanishes_before_it_is_locked_is_made_anew(
+    module, name, tmp_path, monkeypatch
+):
+    folder, call, told = tmp_path / "folder", getattr(module, name), []
+
+    def remove_first(*arguments):
+        if not told:
+            folder.rmdir()
+        return call(*arguments)
+
+    monkeypatch.setattr(module, name, remove_first)
+    with lock_folder(folder, lambda: told.append("waiting")):
+        assert folder.is_dir()
+    assert told == ["waiting"]
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_what_is_no_folder_is_not_waited_for(kind, tmp_path):
+    folder = tmp_path / "folder"
+    folder.touch() if kind == "file" else folder.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(OSError), lock_folder(folder, lambda: None):
+        pass
 
 
 # Real programs.
