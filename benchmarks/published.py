@@ -162,7 +162,9 @@ def _train(
     overrides = [f"--{flag}={value}" for flag, value in given.items() if value]
     config, start = read_preset(name, *overrides)
     wanted = range(FLAGS.seeds)
-    with unfinished_folder(out, name, config, dataset, wanted, name) as folder:
+    with unfinished_folder(
+        out, name, config, dataset, wanted, check_stopped, name
+    ) as folder:
         records = read_jsonl(out / "published.jsonl", NEEDED)
         recorded = recorded_seeds(records, config, dataset, name)
         missing = set()

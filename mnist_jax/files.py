@@ -102,7 +102,11 @@ def read_lines(path: Path) -> list[bytes]:
 
 
 @contextlib.contextmanager
-def lock_folder(folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
+def lock_folder(
+    folder: Path,
+    waiting: Callable[[], None],
+    check_stopped: Callable[[], None] = lambda: None,
+) -> Iterator[None]:
     """Makes a folder and keeps it for this process while the context lasts.
 
     Who has it may remove it: the next one makes it anew.
@@ -110,6 +114,7 @@ def lock_folder(folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
     Args:
         folder: what is locked for all who ask by this function.
         waiting: called once if another process has it.
+        check_stopped: called ten times a second meanwhile; it raises to end the wait.
 
     Raises:
         OSError: it cannot be made or locked.
@@ -119,6 +124,7 @@ def lock_folder(folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
         if not told:
             waiting()
         told = True
+        check_stopped()
         time.sleep(0.1)
     try:
         yield

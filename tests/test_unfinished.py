@@ -147,7 +147,9 @@ def test_two_processes_never_train_the_same(sweep, tmp_path, digits, capsys):
     alone, both = tmp_path / "alone", tmp_path / "both"
     sweep(alone)
     both.mkdir()
-    context = unfinished.unfinished_folder(both, "mlp", CONFIG, digits, range(2))
+    context = unfinished.unfinished_folder(
+        both, "mlp", CONFIG, digits, range(2), lambda: None
+    )
     told = []
     with context:
         other = threading.Thread(target=lambda: told.append(sweep(both)))
@@ -232,3 +234,27 @@ def test_a_killed_sweep_goes_on_and_ends_as_if_alone(program, number, tmp_path):
     assert not list(killed.glob("unfinished-*"))
     both = [outcomes(folder, f"{program}.jsonl") for folder in (alone, killed)]
     assert both[0] == both[1] and len(both[0]) == 4
+
+
+@pytest.mark.parametrize("program", SWEEPS)
+def test_a_signal_ends_a_sweep_that_waits_for_another(program, tmp_path):
+    command = [
+        *(sys.executable, "-m", f"benchmarks.{program}", "--dataset=digits"),
+        *(*SWEEPS[program], "--epochs=100000", f"--out={tmp_path}"),
+    ]
+    processes = [start(command)]
+    try:
+        while not processes[0].stdout.readline().startswith(" 1/"):
+            assert processes[0].poll() is None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            processes.append(process := start(command))
+            while "waiting for the process" not in process.stdout.readline():
+                assert process.poll() is None
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=300)
+            assert process.returncode == 128 + number
+            assert errors == f"stopped: {unfinished.HOW_TO_GO_ON}\n"
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
