@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -94,6 +95,8 @@ def test_a_sweep_killed_among_its_records_writes_the_rest(sweep, tmp_path, monke
     assert len(outcomes(halves)) == 1
     assert sweep(halves, seeds=3) == []  # no epoch is run again
     assert outcomes(halves) == outcomes(alone)
+    details = (halves / "details.jsonl").read_text().splitlines()
+    assert sorted(json.loads(line)["config"]["seed"] for line in details) == [0, 1, 2]
 
 
 def test_checkpoints_of_another_config_seed_or_code_are_not_used(
@@ -141,6 +144,14 @@ def test_damaged_checkpoints_are_named_and_the_sweep_starts_anew(
         assert f"{path} is not used: it is damaged" in caplog.text
     assert sweep(halves) == [2, 3]
     assert outcomes(halves) == outcomes(alone)
+
+
+def test_a_sweep_killed_within_its_first_checkpoint_trains_every_seed(sweep, tmp_path):
+    sweep(tmp_path, stop=1)
+    [of_second] = tmp_path.glob("unfinished-*/seed1")
+    shutil.rmtree(of_second)
+    assert sweep(tmp_path) == [1, 2, 3]
+    assert [run["config"]["seed"] for run, _ in outcomes(tmp_path)] == [0, 1]
 
 
 def test_two_processes_never_train_the_same(sweep, tmp_path, digits, capsys):
@@ -228,9 +239,10 @@ def test_a_killed_sweep_goes_on_and_ends_as_if_alone(program, number, tmp_path):
     process = start([*command, f"--out={killed}"])
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, output + errors
-    assert (
-        re.search(r": going on after epoch \d+\n", output) and "not used" not in errors
-    )
+    assert "not used" not in errors
+    _, before, after = re.split(r": going on after epoch (\d+)\n", output)
+    rows = [int(row) for row in re.findall(r"^ ?(\d+)/30 ", after, re.MULTILINE)]
+    assert rows == list(range(int(before) + 1, 31))
     assert not list(killed.glob("unfinished-*"))
     both = [outcomes(folder, f"{program}.jsonl") for folder in (alone, killed)]
     assert both[0] == both[1] and len(both[0]) == 4
