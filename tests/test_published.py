@@ -133,6 +133,16 @@ def test_claims_hold_fail_or_stay_undecided():
     assert got['"DNN requires the most parameters"'] == "does not hold"
 
 
+def test_runs_of_one_epoch_have_no_steady_seconds():
+    runs = {name: make_runs([0.9, 0.91]) for name in ("fj_fc", "fj_cnn_stride")}
+    faster = "the fully connected net trains faster (as published)"
+    assert faster in verdicts(runs)
+    for record in runs["fj_fc"].values():
+        record["steady_epoch_seconds"] = None
+    assert systems_frame(runs)["s/epoch ours"].tolist() == ["-", "1.00"]
+    assert faster not in verdicts(runs)
+
+
 def test_every_claim_is_tested_once_all_systems_have_run():
     runs = {name: make_runs([0.9, 0.91]) for name in [*SYSTEMS, *CONTROLS]}
     for name in ("fj_cnn_stride", "fj_cnn_pool"):
