@@ -25,11 +25,11 @@ class Claim(NamedTuple):
 
 
 def _pairs(runs: Runs, first: str, second: str, field: str) -> tuple[list, list]:
-    """Returns a field of two systems for the seeds that both were run with."""
+    """Returns a field of two systems for the seeds with which both have one."""
     seeds = sorted(set(runs.get(first, {})) & set(runs.get(second, {})))
-    return tuple(  # type: ignore[return-value]
-        [float(runs[name][seed][field]) for seed in seeds] for name in (first, second)
-    )
+    pairs = [(runs[first][seed][field], runs[second][seed][field]) for seed in seeds]
+    pairs = [pair for pair in pairs if None not in pair]  # as the seconds of one epoch
+    return [float(a) for a, _ in pairs], [float(b) for _, b in pairs]
 
 
 def _undecided(verdict: str, n: int) -> str:
@@ -71,7 +71,8 @@ def _faster(runs: Runs, source: str, claim: str, *pairs: tuple[str, str]) -> Cla
     for first, second in pairs:
         a, b = _pairs(runs, first, second, "steady_epoch_seconds")
         if not a:
-            return Claim(source, claim, f"{first} or {second} not run", "not tested")
+            text = f"{first} or {second} not run for two epochs"
+            return Claim(source, claim, text, "not tested")
         # Of the logarithms, so that the interval is one of the ratio.
         interval, n = paired_difference(np.log(b).tolist(), np.log(a).tolist()), len(a)
         ratio = Interval(*np.exp(interval))

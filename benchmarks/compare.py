@@ -72,7 +72,7 @@ def _train(
 ) -> None:
     """Trains the seeds of a config that are not on record yet."""
     name, wanted = config.model, range(config.seed, config.seed + FLAGS.seeds)
-    with unfinished_folder(out, name, config, dataset, wanted) as folder:
+    with unfinished_folder(out, name, config, dataset, wanted, check_stopped) as folder:
         records = read_jsonl(out / RESULTS, NEEDED)
         recorded = recorded_seeds(records, config, dataset)
         for seed in sorted(recorded.intersection(wanted)):

@@ -80,7 +80,7 @@ def _row(name: str, system: System, runs: Sequence[dict[str, Any]]) -> dict[str,
     """Returns a system's line of the table."""
     accuracies = [run["test_accuracy"] for run in runs]
     best = [max(epoch["val_accuracy"] or 0 for epoch in run["epochs"]) for run in runs]
-    seconds = [run["steady_epoch_seconds"] for run in runs]
+    seconds = [time for run in runs if (time := run["steady_epoch_seconds"])]
     published = "-" if system.parameters is None else f"{system.parameters:,}"
     return {
         "system": name,
@@ -94,7 +94,7 @@ def _row(name: str, system: System, runs: Sequence[dict[str, Any]]) -> dict[str,
         "loss published": _number(system.loss),
         "loss ours": _spread([run["test_loss"] for run in runs]),
         "s/epoch published": system.epoch_seconds,
-        "s/epoch ours": f"{np.median(seconds):.2f}",
+        "s/epoch ours": f"{np.median(seconds):.2f}" if seconds else "-",
     }
 
 
@@ -162,7 +162,9 @@ def _train(
     overrides = [f"--{flag}={value}" for flag, value in given.items() if value]
     config, start = read_preset(name, *overrides)
     wanted = range(FLAGS.seeds)
-    with unfinished_folder(out, name, config, dataset, wanted, name) as folder:
+    with unfinished_folder(
+        out, name, config, dataset, wanted, check_stopped, name
+    ) as folder:
         records = read_jsonl(out / "published.jsonl", NEEDED)
         recorded = recorded_seeds(records, config, dataset, name)
         missing = set()

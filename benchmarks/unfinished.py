@@ -8,7 +8,7 @@ data, versions or code are in other folders and thus never taken up.
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 
 from mnist_jax.config import TrainConfig
@@ -30,6 +30,7 @@ def unfinished_folder(
     config: TrainConfig,
     dataset: Dataset,
     seeds: range,
+    check_stopped: Callable[[], None],
     system: str | None = None,
 ) -> Iterator[Path]:
     """Keeps a folder for checkpoints while the context lasts; an error leaves it there.
@@ -43,6 +44,7 @@ def unfinished_folder(
         config: of the runs; its seed plays no part.
         dataset: as `load_dataset` returned it.
         seeds: that were asked for.
+        check_stopped: called while it waits; raises if the program is to end.
         system: the published system that the runs are of, if any.
     """
     identity = f"{planned_identity(config, dataset, system)} {code_digest()}"
@@ -52,7 +54,7 @@ def unfinished_folder(
     def tell() -> None:
         print(f"{name}: waiting for the process that trains the same", flush=True)
 
-    with lock_folder(folder, tell):
+    with lock_folder(folder, tell, check_stopped):
         yield folder
         # Where this process waited, the other one has removed it.
         shutil.rmtree(folder, ignore_errors=True)

@@ -166,7 +166,11 @@ def run() -> None:
         "tensorboard", False, "also write a TensorBoard event file into --run_dir"
     )
     define_profile_flag("--run_dir")
-    flags.DEFINE_boolean("overwrite", False, "replace a run that --run_dir holds")
+    flags.DEFINE_boolean(
+        "overwrite",
+        False,
+        "replace a run that --run_dir holds; it is removed as soon as training begins",
+    )
     flags.DEFINE_integer(
         "checkpoint_every",
         0,

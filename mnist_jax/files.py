@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -101,27 +102,58 @@ def read_lines(path: Path) -> list[bytes]:
 
 
 @contextlib.contextmanager
-def lock_folder(folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
+def lock_folder(
+    folder: Path,
+    waiting: Callable[[], None],
+    check_stopped: Callable[[], None] = lambda: None,
+) -> Iterator[None]:
     """Makes a folder and keeps it for this process while the context lasts.
+
+    Who has it may remove it: the next one makes it anew.
 
     Args:
         folder: what is locked for all who ask by this function.
         waiting: called once if another process has it.
+        check_stopped: called ten times a second meanwhile; it raises to end the wait.
 
     Raises:
         OSError: it cannot be made or locked.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    told = False
+    while (descriptor := _try_lock(folder)) is None:
+        if not told:
             waiting()
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        told = True
+        check_stopped()
+        time.sleep(0.1)
+    try:
         yield
     finally:
         os.close(descriptor)
+
+
+def _try_lock(folder: Path) -> int | None:
+    """Makes, opens and locks a folder; returns None if another process has it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        if folder.is_symlink():
+            raise
+        return None  # another process has just removed it
+    locked = False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Not one that was removed before it was locked.
+        locked = os.path.samestat(os.fstat(descriptor), os.stat(folder))
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    finally:
+        if not locked:
+            os.close(descriptor)
+    return descriptor if locked else None
 
 
 def make_folder(path: Path) -> None:

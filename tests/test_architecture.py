@@ -55,7 +55,7 @@ ORDER = [
     "console",
 ]
 KNOWS_FLAGS = {"config", "startup"}
-KNOWS_TIME = {"compiling", "fit", "download", "demo", "peak", "profiling"}
+KNOWS_TIME = {"compiling", "fit", "files", "download", "demo", "peak", "profiling"}
 KNOWS_JIT = {"fast_conv", "epochs", "lowering", "prepare", "predictions", "testing"}
 KNOWS_JIT |= {"peak"}
 

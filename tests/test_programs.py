@@ -81,6 +81,25 @@ def test_compiled_programs_are_kept_unless_that_is_off(tmp_path):
     assert not compiled("--compile_cache=on")
 
 
+def test_half_written_compiled_programs_are_replaced_at_the_next_start(tmp_path):
+    cache = tmp_path / "cache"
+
+    def train(name: str) -> tuple[bool, str]:
+        """Returns whether all programs came from the cache, and what was warned of."""
+        folder = tmp_path / name
+        command = ("experiments.train", *DIGITS, f"--run_dir={folder}")
+        errors = run(*command, MNIST_JAX_CACHE_DIR=str(cache)).stderr
+        record = json.loads((folder / "record.json").read_text())
+        return record["compile_cached"], errors
+
+    train("fills the cache")
+    for path in cache.glob("compiled/*/*-cache"):
+        path.write_bytes(path.read_bytes()[:1000])
+    cached, errors = train("finds halves")
+    assert not cached and "for 'jit_train_epochs'" in errors
+    assert train("finds all") == (True, "")
+
+
 def test_a_seed_gives_the_same_parameters_in_another_process(run_dir: Path, tmp_path):
     run("experiments.train", *DIGITS, f"--run_dir={tmp_path}")
     digests = set()

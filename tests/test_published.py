@@ -1,18 +1,23 @@
 """The published systems: presets, the runner, verdicts and claims."""
 
+import contextlib
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy import stats
 from test_programs import run
 
+from benchmarks import published
 from benchmarks.claims import check_claims
 from benchmarks.published import by_system, systems_frame
 from benchmarks.statistics import Interval, paired_difference, prediction_interval
 from benchmarks.systems import CONTROLS, PRESETS, SYSTEMS, read_preset
 from mnist_jax.config import config_to_dict, default_config
 from mnist_jax.models import count_params, create_model
+from mnist_jax.records import read_jsonl
 
 COUNTS = {
     "av_dnn": 118_282,
@@ -128,6 +133,16 @@ def test_claims_hold_fail_or_stay_undecided():
     assert got['"DNN requires the most parameters"'] == "does not hold"
 
 
+def test_runs_of_one_epoch_have_no_steady_seconds():
+    runs = {name: make_runs([0.9, 0.91]) for name in ("fj_fc", "fj_cnn_stride")}
+    faster = "the fully connected net trains faster (as published)"
+    assert faster in verdicts(runs)
+    for record in runs["fj_fc"].values():
+        record["steady_epoch_seconds"] = None
+    assert systems_frame(runs)["s/epoch ours"].tolist() == ["-", "1.00"]
+    assert faster not in verdicts(runs)
+
+
 def test_every_claim_is_tested_once_all_systems_have_run():
     runs = {name: make_runs([0.9, 0.91]) for name in [*SYSTEMS, *CONTROLS]}
     for name in ("fj_cnn_stride", "fj_cnn_pool"):
@@ -160,6 +175,37 @@ def test_runner_chains_warm_starts_continues_and_writes_tables(tmp_path):
     assert "0.9533" in markdown and "rescaling the pixels" in markdown
     assert (tmp_path / "published.csv").read_text().count("\n") == 4
     assert "ML10" in (tmp_path / "claims.csv").read_text()
+
+
+def test_a_system_killed_among_its_records_writes_the_rest(
+    digits, tmp_path, monkeypatch
+):
+    class Flags(SimpleNamespace):
+        def __getitem__(self, name: str) -> SimpleNamespace:
+            return SimpleNamespace(value=getattr(self, name))
+
+    flags = Flags(seeds=2, quiet=True, epochs=2, train_size=None, dataset="digits")
+    monkeypatch.setattr(published, "FLAGS", flags)
+    append, results = published.append_jsonl, tmp_path / "published.jsonl"
+
+    def kill(path: Path, value: dict) -> None:
+        append(path, value)
+        raise KeyboardInterrupt
+
+    def train() -> list[int]:
+        """Returns the seeds on record."""
+        with contextlib.suppress(KeyboardInterrupt):
+            published._train("ml10_mlp_raw", tmp_path, digits, lambda: None)
+        return [record["config"]["seed"] for record in read_jsonl(results)]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(published, "append_jsonl", kill)
+        assert train() == [0]
+    assert train() == [0, 1]  # none twice
+    assert train() == [0, 1]
+    # Without the parameters, from which another system may start, it is run again.
+    (tmp_path / "runs" / "ml10_mlp_raw-1" / "params.msgpack").unlink()
+    assert train() == [0, 1, 1]
 
 
 def test_preset_that_needs_a_run_says_which_commands_to_run():

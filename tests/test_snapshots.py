@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -13,13 +14,14 @@ import sys
 import time
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgpack
 import pytest
 from test_checkpoint import nested
 from test_programs import ROOT, run
 
-from mnist_jax import cache
+from mnist_jax import cache, fit
 from mnist_jax.config import TrainConfig, default_config
 from mnist_jax.data import Dataset
 from mnist_jax.epochs import make_mesh
@@ -129,18 +131,23 @@ def test_epochs_after_the_checkpoint_are_run_again(digits, tmp_path):
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3, 4]
 
 
-def test_the_total_of_a_resumed_run_holds_the_epochs_before(digits, tmp_path):
+def test_the_total_of_a_resumed_run_is_the_sum_over_its_parts(
+    digits, tmp_path, monkeypatch
+):
     experiment = stopped_run(digits, tmp_path)
     _, snapshot = resume_snapshot({0: tmp_path}, experiment.config)
-    [history] = snapshot.histories
-    long = [dataclasses.replace(record, train_seconds=1e6) for record in history]
-    [record] = fit_into(
-        experiment,
-        {0: tmp_path},
-        lambda epochs: None,
-        resume=snapshot._replace(histories=[long]),
-    )
-    assert record.total_seconds > 3e6
+    before = [
+        record.train_seconds + record.eval_seconds for record in snapshot.histories[0]
+    ]
+    assert len(before) == 3 and min(before) > 0
+    # Each time that the clock is asked, another hour has passed.
+    hours = itertools.count()
+    clock = SimpleNamespace(perf_counter=lambda: 3600.0 * next(hours))
+    monkeypatch.setattr(fit, "time", clock)
+    [record] = fit_into(experiment, {0: tmp_path}, lambda epochs: None, resume=snapshot)
+    # Its first answer was 0.
+    rest = 3600 * (next(hours) - 1) + experiment.compile_seconds
+    assert record.total_seconds == pytest.approx(sum(before) + rest, abs=1e-6)
 
 
 def test_a_prolonged_run_that_stops_is_not_taken_for_finished(digits, tmp_path):
@@ -182,6 +189,17 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
         path.write_bytes(DAMAGES[damage](path.read_bytes()))
     with pytest.raises(InputError, match="no checkpoint in .* is sound"):
         resume_snapshot({0: tmp_path}, experiment.config)
+
+
+def test_a_checkpoint_that_cannot_be_read_is_named_and_the_one_before_used(
+    digits, tmp_path, caplog
+):
+    experiment = stopped_run(digits, tmp_path)
+    newest = tmp_path / FOLDER / "epoch00003.msgpack"
+    newest.unlink()
+    newest.mkdir()  # whose content even root cannot read
+    assert resume_snapshot({0: tmp_path}, experiment.config)[1].epoch == 2
+    assert f"{newest} is not used" in caplog.text
 
 
 def test_a_checkpoint_of_another_network_or_seed_is_not_used(digits, tmp_path, caplog):

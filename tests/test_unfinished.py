@@ -1,8 +1,11 @@
 """Sweeps that are stopped in the middle of a run go on there."""
 
 import dataclasses
+import fcntl
 import json
+import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -15,6 +18,7 @@ from test_snapshots import CONFIGS, DAMAGES, start
 from benchmarks import compare, recorded, unfinished
 from mnist_jax.data import Dataset
 from mnist_jax.errors import Stopped
+from mnist_jax.files import lock_folder
 from mnist_jax.progress import Reports
 
 CONFIG = CONFIGS["mlp"]
@@ -91,6 +95,8 @@ def test_a_sweep_killed_among_its_records_writes_the_rest(sweep, tmp_path, monke
     assert len(outcomes(halves)) == 1
     assert sweep(halves, seeds=3) == []  # no epoch is run again
     assert outcomes(halves) == outcomes(alone)
+    details = (halves / "details.jsonl").read_text().splitlines()
+    assert sorted(json.loads(line)["config"]["seed"] for line in details) == [0, 1, 2]
 
 
 def test_checkpoints_of_another_config_seed_or_code_are_not_used(
@@ -140,11 +146,21 @@ def test_damaged_checkpoints_are_named_and_the_sweep_starts_anew(
     assert outcomes(halves) == outcomes(alone)
 
 
+def test_a_sweep_killed_within_its_first_checkpoint_trains_every_seed(sweep, tmp_path):
+    sweep(tmp_path, stop=1)
+    [of_second] = tmp_path.glob("unfinished-*/seed1")
+    shutil.rmtree(of_second)
+    assert sweep(tmp_path) == [1, 2, 3]
+    assert [run["config"]["seed"] for run, _ in outcomes(tmp_path)] == [0, 1]
+
+
 def test_two_processes_never_train_the_same(sweep, tmp_path, digits, capsys):
     alone, both = tmp_path / "alone", tmp_path / "both"
     sweep(alone)
     both.mkdir()
-    context = unfinished.unfinished_folder(both, "mlp", CONFIG, digits, range(2))
+    context = unfinished.unfinished_folder(
+        both, "mlp", CONFIG, digits, range(2), lambda: None
+    )
     told = []
     with context:
         other = threading.Thread(target=lambda: told.append(sweep(both)))
@@ -157,6 +173,31 @@ def test_two_processes_never_train_the_same(sweep, tmp_path, digits, capsys):
     other.join()
     assert told == [[]]  # what the first has recorded is not run again
     assert outcomes(both) == outcomes(alone)
+
+
+@pytest.mark.parametrize("module, name", [(os, "open"), (fcntl, "flock")])
+def test_a_folder_that_vanishes_before_it_is_locked_is_made_anew(
+    module, name, tmp_path, monkeypatch
+):
+    folder, call, told = tmp_path / "folder", getattr(module, name), []
+
+    def remove_first(*arguments):
+        if not told:
+            folder.rmdir()
+        return call(*arguments)
+
+    monkeypatch.setattr(module, name, remove_first)
+    with lock_folder(folder, lambda: told.append("waiting")):
+        assert folder.is_dir()
+    assert told == ["waiting"]
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_what_is_no_folder_is_not_waited_for(kind, tmp_path):
+    folder = tmp_path / "folder"
+    folder.touch() if kind == "file" else folder.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(OSError), lock_folder(folder, lambda: None):
+        pass
 
 
 # Real programs.
@@ -198,9 +239,34 @@ def test_a_killed_sweep_goes_on_and_ends_as_if_alone(program, number, tmp_path):
     process = start([*command, f"--out={killed}"])
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, output + errors
-    assert (
-        re.search(r": going on after epoch \d+\n", output) and "not used" not in errors
-    )
+    assert "not used" not in errors
+    _, before, after = re.split(r": going on after epoch (\d+)\n", output)
+    rows = [int(row) for row in re.findall(r"^ ?(\d+)/30 ", after, re.MULTILINE)]
+    assert rows == list(range(int(before) + 1, 31))
     assert not list(killed.glob("unfinished-*"))
     both = [outcomes(folder, f"{program}.jsonl") for folder in (alone, killed)]
     assert both[0] == both[1] and len(both[0]) == 4
+
+
+@pytest.mark.parametrize("program", SWEEPS)
+def test_a_signal_ends_a_sweep_that_waits_for_another(program, tmp_path):
+    command = [
+        *(sys.executable, "-m", f"benchmarks.{program}", "--dataset=digits"),
+        *(*SWEEPS[program], "--epochs=100000", f"--out={tmp_path}"),
+    ]
+    processes = [start(command)]
+    try:
+        while not processes[0].stdout.readline().startswith(" 1/"):
+            assert processes[0].poll() is None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            processes.append(process := start(command))
+            while "waiting for the process" not in process.stdout.readline():
+                assert process.poll() is None
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=300)
+            assert process.returncode == 128 + number
+            assert errors == f"stopped: {unfinished.HOW_TO_GO_ON}\n"
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
