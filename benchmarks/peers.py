@@ -31,14 +31,13 @@ from absl import flags
 from mnist_jax.config import MODELS
 from mnist_jax.data import Dataset, Split
 from mnist_jax.errors import InputError
-from mnist_jax.files import make_folder, write_file
+from mnist_jax.files import code_digest, make_folder, write_file
 from mnist_jax.flops import training_flops
 from mnist_jax.records import append_jsonl, available_cores, environment, read_jsonl
 from mnist_jax.startup import load_data, run_program
 from mnist_jax.tables import markdown_table, mean_and_spread, median_and_range
 
 from .peer_worker import Arrays, Job, peer_config, save_arrays
-from .recorded import code_digest
 
 FLAGS = flags.FLAGS
 Record = Mapping[str, Any]

@@ -1,11 +1,8 @@
 """Which runs are on record already, so that a sweep goes on where it stopped."""
 
-import hashlib
 import json
 from collections.abc import Iterable
-from pathlib import Path
 
-import mnist_jax
 from mnist_jax.config import TrainConfig, config_to_dict
 from mnist_jax.data import Dataset
 from mnist_jax.records import Record, environment, place
@@ -53,18 +50,6 @@ def planned_identity(
         "system": system,
     }
     return _identity(planned)
-
-
-def code_digest(more: Iterable[Path] = ()) -> str:
-    """Returns a digest of the package's code, changed or committed.
-
-    Args:
-        more: files of which it is, too.
-    """
-    digest = hashlib.sha256()
-    for file in (*sorted(Path(mnist_jax.__file__).parent.glob("*.py")), *more):
-        digest.update(file.name.encode() + file.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def announce_recorded(name: str, seed: int) -> None:

@@ -14,11 +14,11 @@ from pathlib import Path
 from mnist_jax.config import TrainConfig
 from mnist_jax.data import Dataset
 from mnist_jax.errors import InputError
-from mnist_jax.files import lock_folder
+from mnist_jax.files import code_digest, lock_folder
 from mnist_jax.fit import Snapshot
 from mnist_jax.snapshots import load_snapshot
 
-from .recorded import code_digest, planned_identity
+from .recorded import planned_identity
 
 HOW_TO_GO_ON = "the same command goes on where this one stopped"
 

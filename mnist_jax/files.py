@@ -2,10 +2,11 @@
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from mnist_jax.errors import InputError
@@ -174,3 +175,15 @@ def cannot_write(path: Path, error: OSError) -> InputError:
         f"cannot write {path}: {error.strerror}; give a place on a disk with room that "
         "this user may write to"
     )
+
+
+def code_digest(more: Iterable[Path] = ()) -> str:
+    """Returns a digest of the package's code, changed or committed.
+
+    Args:
+        more: files of which it is, too.
+    """
+    digest = hashlib.sha256()
+    for file in (*sorted(Path(__file__).parent.glob("*.py")), *more):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()[:12]

@@ -8,7 +8,6 @@ tracing and lowering take most of such a start. They are saved here by keeping w
 import functools
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import flax
@@ -20,24 +19,21 @@ from jax.stages import Lowered, Wrapped
 
 from mnist_jax.cache import cache_dir, read_checked, write_checked
 from mnist_jax.compiling import uses_compile_cache
+from mnist_jax.files import code_digest
 
 
 @functools.cache
-def _source_digest() -> str:
-    """Returns a digest of all that decides how this package lowers a program."""
-    digest = hashlib.sha256()
-    for module in (jax, jaxlib, flax, optax):
-        digest.update(f"{module.__name__} {module.__version__}\n".encode())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+def _source() -> str:
+    """Returns what decides how this package lowers a program."""
+    versions = [module.__version__ for module in (jax, jaxlib, flax, optax)]
+    return f"{code_digest()} {versions}"
 
 
 def _program_key(name: str, arguments: Sequence[Any], identity: Any) -> str:
     """Returns what names a program's file."""
     leaves, tree = jax.tree.flatten(arguments)
     parts = (
-        _source_digest(),
+        _source(),
         jax.default_backend(),
         sorted(jax.config.values.items()),
         name,

@@ -117,19 +117,9 @@ def test_whatever_tells_programs_apart_gives_them_files_of_their_own(
         change()
         files += 1
         assert len(list(folder.iterdir())) == files
-    monkeypatch.setattr(lowering, "_source_digest", lambda: "of another source")
+    monkeypatch.setattr(lowering, "_source", lambda: "another")
     twice(X)
     assert len(list(folder.iterdir())) == files + 1
-
-
-def test_every_source_of_the_package_counts(monkeypatch, tmp_path):
-    monkeypatch.setattr(lowering, "__file__", str(tmp_path / "lowering.py"))
-    digest = lowering._source_digest.__wrapped__
-    digests = {digest()}
-    for name, text in (("a.py", "1"), ("b.py", "1"), ("a.py", "2")):
-        (tmp_path / name).write_text(text)
-        digests.add(digest())
-    assert len(digests) == 4
 
 
 @pytest.mark.parametrize(
