@@ -96,7 +96,7 @@ def test_half_written_compiled_programs_are_replaced_at_the_next_start(tmp_path)
     for path in cache.glob("compiled/*/*-cache"):
         path.write_bytes(path.read_bytes()[:1000])
     cached, errors = train("finds halves")
-    assert not cached and "for 'jit_train_epochs'" in errors
+    assert not cached and "for 'jit_train_epoch'" in errors
     assert train("finds all") == (True, "")
 
 
