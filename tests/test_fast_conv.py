@@ -34,8 +34,9 @@ def assert_same(stage, arrays):
     for name, a, b in zip(("y", "x", "kernel", "bias"), got, want, strict=True):
         assert a.shape == b.shape, name
         scale = np.max(np.abs(b))
+        # Winograd's transforms round off by up to 1.01e-5 here (jax 0.12).
         np.testing.assert_allclose(
-            a / scale, b / scale, rtol=0, atol=1e-5, err_msg=name
+            a / scale, b / scale, rtol=0, atol=2e-5, err_msg=name
         )
 
 
