@@ -27,16 +27,15 @@ def value_and_grads(fn, stage, arrays):
     return jax.jit(run)(*arrays)
 
 
-def assert_same(stage, arrays):
+def assert_same(stage, arrays, atol=1e-5):
     """Compares with the definition, relative to each array's largest entry."""
     want = value_and_grads(plain_conv_pool, stage, arrays)
     got = value_and_grads(conv_pool, stage, arrays)
     for name, a, b in zip(("y", "x", "kernel", "bias"), got, want, strict=True):
         assert a.shape == b.shape, name
         scale = np.max(np.abs(b))
-        # Winograd's transforms round off by up to 1.01e-5 here (jax 0.12).
         np.testing.assert_allclose(
-            a / scale, b / scale, rtol=0, atol=2e-5, err_msg=name
+            a / scale, b / scale, rtol=0, atol=atol, err_msg=name
         )
 
 
@@ -97,7 +96,9 @@ CASES = [
 def test_equals_the_definition(case):
     size, strides, padding, channels, pool, activation = case
     stage = dict(strides=strides, padding=padding, activation=activation, pool=pool)
-    assert_same(stage, random_arrays(15, 18, size, channels, 8))
+    # Winograd's transforms of 32 channels round off by up to 1.01e-5 (jax 0.12).
+    atol = 2e-5 if channels == 32 else 1e-5
+    assert_same(stage, random_arrays(15, 18, size, channels, 8), atol)
 
 
 def test_cases_cover_all_forms():
