@@ -44,14 +44,14 @@ def _program_key(name: str, arguments: Sequence[Any], identity: Any) -> str:
     return f"{name}-{hashlib.sha256(repr(parts).encode()).hexdigest()}"
 
 
-def _export(program: Wrapped, arguments: Sequence[Any]) -> bytes:
+def _export(program: Wrapped, arguments: Sequence[Any]) -> export.Exported:
     """Lowers a program; flat, since only flat trees need no code to be read back."""
     leaves, tree = jax.tree.flatten(arguments)
 
     def flat(*leaves: jax.Array) -> list[jax.Array]:
         return jax.tree.leaves(program(*jax.tree.unflatten(tree, leaves)))
 
-    return bytes(export.export(jax.jit(flat))(*leaves).serialize())
+    return export.export(jax.jit(flat))(*leaves)
 
 
 def lower_program(
@@ -80,9 +80,8 @@ def lower_program(
     path = cache_dir() / "lowered" / _program_key(name, arguments, identity)
     exported = read_checked(path, _decode)
     if exported is None:
-        content = _export(program, arguments)
-        write_checked(path, content)
-        exported = _decode(content)
+        exported = _export(program, arguments)
+        write_checked(path, bytes(exported.serialize()))
     tree = jax.tree.structure(results)
 
     def call(*arguments: Any) -> Any:
@@ -92,6 +91,6 @@ def lower_program(
     return jax.jit(call, donate_argnums=donate_argnums).lower(*arguments)
 
 
-def _decode(content: bytes | memoryview) -> export.Exported:
-    """Reads a program that `_export` made."""
+def _decode(content: memoryview) -> export.Exported:
+    """Reads a program that was serialized."""
     return export.deserialize(bytearray(content))
