@@ -81,17 +81,20 @@ def make_scale(config: TrainConfig, dataset: Dataset) -> partial[jax.Array]:
 
 
 # What a CPU device must have to do in a step for each parameter, in operations, before
-# it pays to have it: every device also updates all parameters, and they exchange every
-# gradient. Measured on two cores (docs/performance.md).
+# it pays to share a batch, since every device also updates all parameters and they
+# exchange every gradient: before it pays to have another device at all, and before it
+# is no slower than a device with whole batches of another seed, which fewer of its
+# caches hold. Measured on two cores (docs/performance.md).
 _OPERATIONS_PER_PARAMETER = 350
+_OPERATIONS_BEFORE_SEEDS = 4500
 
 
 def choose_mesh(config: TrainConfig, seeds: int = 1) -> Mesh:
     """Returns the devices for so many seeds of a config: all, on a CPU those that pay.
 
     The seeds are spread first, as far as they can be dealt out evenly, since they have
-    nothing to exchange; what devices are left share each batch. The cores of devices
-    left out still work, as threads of the others.
+    nothing to exchange; what devices are left share each batch. On a CPU large batches
+    come before the seeds, and cores left out still work, as threads of the devices.
 
     Raises:
         InputError: the config asks for more CPU devices than JAX was started with.
@@ -103,12 +106,16 @@ def choose_mesh(config: TrainConfig, seeds: int = 1) -> Mesh:
             f"{config.cpu_devices}; set jax_num_cpu_devices first or give fewer"
         )
     devices = config.cpu_devices or devices
-    seed_devices = math.gcd(seeds, devices)
+    if jax.default_backend() != "cpu":
+        seed_devices = math.gcd(seeds, devices)
+        return make_mesh(devices // seed_devices, seed_devices)
+    operations = training_flops(config) * config.batch_size
+    work = operations // count_params(create_model(config))
+    before_seeds = max(1, min(devices, work // _OPERATIONS_BEFORE_SEEDS))
+    seed_devices = math.gcd(seeds, devices // before_seeds)
     batch_devices = devices // seed_devices
-    if jax.default_backend() == "cpu" and not config.cpu_devices:
-        operations = training_flops(config) * config.batch_size
-        parameters = count_params(create_model(config))
-        worth = int(operations / parameters / _OPERATIONS_PER_PARAMETER)
+    if not config.cpu_devices:
+        worth = work // _OPERATIONS_PER_PARAMETER
         batch_devices = max(1, min(batch_devices, worth, config.batch_size))
     return make_mesh(batch_devices, seed_devices)
 

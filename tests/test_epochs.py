@@ -188,10 +188,19 @@ def test_a_batch_is_shared_by_as_many_devices_as_pay(model, changes, devices):
 
 
 @pytest.mark.parametrize(
-    "model, seeds, shape", [("cnn", 2, (2, 4)), ("mlp", 10, (2, 1)), ("mlp", 3, (1, 1))]
+    "model, batch_size, seeds, shape",
+    [
+        ("mlp", 128, 10, (2, 1)),
+        ("mlp", 128, 3, (1, 1)),
+        ("cnn", 32, 8, (8, 1)),
+        ("cnn", 32, 2, (2, 4)),
+        ("cnn", 128, 8, (2, 4)),  # a large batch is shared by four before that
+        ("cnn", 1024, 8, (1, 8)),
+    ],
 )
-def test_seeds_are_spread_evenly_before_batches(model, seeds, shape):
-    assert choose_mesh(default_config(model), seeds).devices.shape == shape
+def test_seeds_are_spread_evenly_before_small_batches(model, batch_size, seeds, shape):
+    config = default_config(model, batch_size=batch_size)
+    assert choose_mesh(config, seeds).devices.shape == shape
 
 
 def test_more_cpu_devices_than_there_are_is_refused():
