@@ -276,7 +276,7 @@ class TrainConfig:
     )
     cpu_devices: int = _option(
         0,
-        "on a CPU, host devices that share each batch; 0 takes as many cores as pay",
+        "on a CPU, host devices that share the work; 0 takes as many cores as pay",
         check=lambda devices: 0 <= devices <= 1024,
         allowed="a whole number from 0 to 1024",
     )

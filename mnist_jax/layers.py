@@ -49,6 +49,30 @@ def conv_pool(
     return x if pool == 1 else nn.max_pool(x, (pool, pool), strides=(pool, pool))
 
 
+class Dropout(nn.Module):
+    """Dropout whose mask of an image depends on the image's place in the batch alone.
+
+    So a batch has the same masks on however many devices it is spread. `nn.Dropout`
+    takes as long, and knows only the part of the batch that a device has.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool, first: jax.Array | int) -> jax.Array:
+        """Drops values of `x [B,...]`, whose images are at places from `first` on."""
+        if not train or self.rate == 0.0:
+            return x
+        key, keep = self.make_rng("dropout"), 1.0 - self.rate
+
+        def mask(place: jax.Array) -> jax.Array:
+            return jax.random.bernoulli(
+                jax.random.fold_in(key, place), keep, x.shape[1:]
+            )
+
+        return jnp.where(jax.vmap(mask)(first + jnp.arange(len(x))), x / keep, 0.0)
+
+
 class Conv(nn.Module):
     """A convolution stage; its parameters are `kernel [k,k,C,F]` and `bias [F]`."""
 

@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from mnist_jax.config import ConvStage, TrainConfig, parse_conv_stage
 from mnist_jax.errors import InputError
-from mnist_jax.layers import Conv, LSTMLayer
+from mnist_jax.layers import Conv, Dropout, LSTMLayer
 
 CLASSES = 10
 IMAGE_SHAPE = (28, 28)
@@ -30,6 +30,7 @@ def _dense_layers(
     hidden: tuple[int, ...],
     rates: tuple[float, ...],
     train: bool,
+    first: jax.Array | int,
     names: Names,
 ) -> jax.Array:
     """Adds hidden dense layers with dropout and the output layer: `[B,D] -> [B,10]`."""
@@ -41,7 +42,7 @@ def _dense_layers(
 
     for index, (width, rate) in enumerate(zip(hidden, rates, strict=True)):
         x = nn.relu(dense(width, index)(x))
-        x = nn.Dropout(rate, deterministic=not train)(x)
+        x = Dropout(rate)(x, train, first)
     return dense(CLASSES, len(hidden))(x)
 
 
@@ -63,11 +64,20 @@ class MLP(nn.Module):
     names: Names = ()
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Returns the logits `[B,10]` of images `[B,28,28]`."""
+    def __call__(
+        self, images: jax.Array, train: bool = False, first: jax.Array | int = 0
+    ) -> jax.Array:
+        """Returns the logits `[B,10]`.
+
+        Args:
+            images: `[B,28,28]`.
+            train: whether values are dropped.
+            first: place of the first image in the whole batch, of which a device may
+                have a part: dropout's masks go by it.
+        """
         x = images.reshape(len(images), -1)
         rates = _rates(self.dropout, len(self.hidden))
-        return _dense_layers(x, self.hidden, rates, train, self.names)
+        return _dense_layers(x, self.hidden, rates, train, first, self.names)
 
 
 class LSTM(nn.Module):
@@ -85,8 +95,10 @@ class LSTM(nn.Module):
     names: Names = ()
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Returns the logits `[B,10]` of images `[B,28,28]`."""
+    def __call__(
+        self, images: jax.Array, train: bool = False, first: jax.Array | int = 0
+    ) -> jax.Array:
+        """Returns the logits `[B,10]` of images `[B,28,28]`; `first` as in `MLP`."""
         x, last = images, len(self.units) - 1
         rates = _rates(self.dropout, len(self.units) + len(self.hidden))
         for layer, units in enumerate(self.units):
@@ -97,9 +109,9 @@ class LSTM(nn.Module):
                 kernels=self.kernels,
                 name=_name(self.names, "LSTMLayer", layer),
             )(x)
-            x = nn.Dropout(rates[layer], deterministic=not train)(x)
+            x = Dropout(rates[layer])(x, train, first)
         return _dense_layers(
-            x, self.hidden, rates[len(self.units) :], train, self.names
+            x, self.hidden, rates[len(self.units) :], train, first, self.names
         )
 
 
@@ -121,16 +133,17 @@ class CNN(nn.Module):
     names: Names = ()
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Returns the logits `[B,10]` of images `[B,28,28]`."""
+    def __call__(
+        self, images: jax.Array, train: bool = False, first: jax.Array | int = 0
+    ) -> jax.Array:
+        """Returns the logits `[B,10]` of images `[B,28,28]`; `first` as in `MLP`."""
         x = images[..., None]
         for index, stage in enumerate(self.stages):
             name = _name(self.names, "Conv", index)
             x = Conv(**stage._asdict(), kernels=self.kernels, name=name)(x)
         rates = _rates(self.dropout, len(self.hidden))
-        return _dense_layers(
-            x.reshape(len(images), -1), self.hidden, rates, train, self.names
-        )
+        x = x.reshape(len(images), -1)
+        return _dense_layers(x, self.hidden, rates, train, first, self.names)
 
 
 def resolve_kernels(kernels: str) -> str:

@@ -183,16 +183,19 @@ def train_step(
         labels: `[B]` whole numbers, or `[B,10]` one-hot.
         weights: `[B]`, 1 for an image and 0 for padding.
         key: of this step's dropout.
-        model: any module with `apply(variables, images, train=...) -> [B,10]`.
+        model: any module with `apply(variables, images, train=...) -> [B,10]`; where
+            the batch is sharded also with `first=`, its first image's place in the
+            whole batch, since the key is the same on all devices.
         tx: optimizer.
         axis_name: mesh axis over which the batch is sharded, if it is.
     """
+    place: dict[str, Any] = {}
     if axis_name is not None:
-        key = jax.random.fold_in(key, lax.axis_index(axis_name))
+        place["first"] = lax.axis_index(axis_name) * len(images)
 
     def loss_fn(params: Any) -> tuple[jax.Array, Metrics]:
         logits: Any = model.apply(
-            {"params": params}, images, train=True, rngs={"dropout": key}
+            {"params": params}, images, train=True, rngs={"dropout": key}, **place
         )
         return batch_metrics(logits, labels, weights)
 

@@ -72,8 +72,8 @@ def check_epoch_equals_steps(
 ) -> None:
     """Asserts that the compiled epoch ends where a Python loop of its steps ends.
 
-    The split leaves a last smaller batch. With several devices the network must be
-    without dropout, whose masks depend on how the batch is spread.
+    The split leaves a last smaller batch. With several devices the network must take
+    `first=`, see `train_step`.
     """
     tx, split = optax.sgd(0.1), make_split(64)
     indices = epoch_indices(0, 0, len(split.labels), batch_size)

@@ -96,6 +96,7 @@ SMALL = {
         ("mlp", "mlp", {}),
         ("mlp with dropout", "mlp", dict(dropout=(0.3,))),
         ("lstm", "lstm", dict(lstm_units=(16, 16))),
+        ("lstm with dropout", "lstm", dict(lstm_units=(16, 16), dropout=(0.2,))),
         ("cnn", "cnn", dict(conv=("8:pool2", "8"))),
     )
 }
@@ -146,7 +147,7 @@ def test_seeds_together_take_the_steps_of_each_seed_alone(name):
 
 
 # 8 devices do not divide a batch of 100.
-@pytest.mark.parametrize("name", ["mlp", "lstm", "cnn"])
+@pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("devices", [2, 4, 8])
 def test_any_number_of_devices_takes_the_same_steps(name, devices):
     want = step_losses(name, [3], (1, 1))

@@ -8,7 +8,7 @@ import pytest
 from mnist_jax.config import default_config
 from mnist_jax.data import Dataset
 from mnist_jax.errors import InputError
-from mnist_jax.layers import LSTMLayer, lstm_cell
+from mnist_jax.layers import Dropout, LSTMLayer, lstm_cell
 from mnist_jax.models import CNN, LSTM, MLP, count_params, create_model, init_params
 
 COUNTS = {
@@ -119,6 +119,35 @@ def test_dropout_acts_in_training_only():
 
     assert np.any(logits(True, 0) != logits(True, 1))
     np.testing.assert_array_equal(logits(False, 0), logits(False, 1))
+
+
+def test_dropout_keeps_its_share_and_the_mean():
+    ones = jnp.ones((64, 1000))
+    dropped = Dropout(0.2).apply({}, ones, True, 0, rngs={"dropout": jax.random.key(0)})
+    values, counts = np.unique(dropped, return_counts=True)
+    np.testing.assert_array_equal(values, np.float32([0, 1.25]))
+    assert abs(counts[0] / ones.size - 0.2) < 0.01
+    # No two images have one mask: they agree in 0.8 * 0.8 + 0.2 * 0.2 of their values.
+    agree = [np.mean(dropped[0] == other) for other in dropped[1:]]
+    assert 0.6 < min(agree) and max(agree) < 0.76
+
+
+@pytest.mark.parametrize("model", [MLP(dropout=(0.5,)), LSTM((4, 4), dropout=(0.2,))])
+def test_parts_of_a_batch_have_the_masks_of_the_whole(model):
+    params = init_params(model, jax.random.key(0))
+    images = jax.random.uniform(jax.random.key(1), (6, 28, 28))
+
+    def logits(images, first):
+        rngs = {"dropout": jax.random.key(2)}
+        return model.apply(
+            {"params": params}, images, train=True, first=first, rngs=rngs
+        )
+
+    parts = [logits(images[:4], 0), logits(images[4:], 4)]
+    np.testing.assert_allclose(
+        np.concatenate(parts), logits(images, 0), rtol=1e-5, atol=1e-6
+    )
+    assert np.abs(logits(images[4:], 0) - parts[1]).max() > 1e-3
 
 
 def test_stages_that_leave_no_pixel_are_refused():
