@@ -81,10 +81,10 @@ def make_scale(config: TrainConfig, dataset: Dataset) -> partial[jax.Array]:
 
 
 # What a CPU device must have to do in a step for each parameter, in operations, before
-# it pays to share a batch, since every device also updates all parameters and they
-# exchange every gradient: before it pays to have another device at all, and before it
-# is no slower than a device with whole batches of another seed, which fewer of its
-# caches hold. Measured on two cores (docs/performance.md).
+# it pays to share a batch: every device also updates all parameters, and they exchange
+# every gradient. The first is for having another device at all, the second for sharing
+# rather than giving each device whole batches of a seed of its own, which are more than
+# its caches hold. Measured on two cores (docs/performance.md).
 _OPERATIONS_PER_PARAMETER = 350
 _OPERATIONS_BEFORE_SEEDS = 4500
 
