@@ -209,7 +209,7 @@ def init_params(model: nn.Module, key: jax.Array) -> Any:
     """Returns the initial parameters of a network."""
     if hasattr(model, "kernels"):  # the same parameters, from layers quicker to trace
         model = model.clone(kernels="plain")
-    return model.init(key, jnp.zeros((1, *IMAGE_SHAPE)))["params"]
+    return model.init(key, jnp.zeros((1, *IMAGE_SHAPE), jnp.float32))["params"]
 
 
 @functools.cache
