@@ -209,7 +209,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "data_dir": DATA_DIR,
             "platform": PLATFORM,
             "compile_cache": COMPILE_CACHE,
-            "out": ["--out=/dev/null/history.jsonl"],
+            "out": ["--out=/dev/null/history.jsonl", "--out=/tmp"],
         },
     ),
     "benchmarks.redrawn": (
