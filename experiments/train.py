@@ -118,9 +118,10 @@ def main() -> None:
     config = config_from_flags(FLAGS)
     folders = _run_dirs(config)
     start_jax()
+    dataset = load_data(config.dataset)
     snapshot = None
     if FLAGS.resume:
-        finished, snapshot = resume_snapshot(folders, config)
+        finished, snapshot = resume_snapshot(folders, config, dataset.checksum)
         if finished:
             print(f"the run in {FLAGS.run_dir} is finished; more --epochs prolong it")
             return
@@ -130,7 +131,6 @@ def main() -> None:
             else f"no checkpoint in {FLAGS.run_dir}: starting from the beginning",
             flush=True,
         )
-    dataset = load_data(config.dataset)
     announce_compiling(config, FLAGS.quiet)
     experiment = prepare(config, dataset, FLAGS.seeds)
     for record in _train(experiment, folders, snapshot):
