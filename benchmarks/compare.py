@@ -30,6 +30,7 @@ from mnist_jax.report import DETAILS, PICTURES, RESULTS, write_report
 from mnist_jax.snapshots import save_snapshot
 from mnist_jax.startup import (
     chosen_models,
+    chosen_seeds,
     define_machine_flags,
     define_models_flag,
     define_quiet_flag,
@@ -71,7 +72,7 @@ def _train(
     config: TrainConfig, dataset: Dataset, out: Path, check_stopped: Callable[[], None]
 ) -> None:
     """Trains the seeds of a config that are not on record yet."""
-    name, wanted = config.model, range(config.seed, config.seed + FLAGS.seeds)
+    name, wanted = config.model, chosen_seeds(config.seed)
     with unfinished_folder(out, name, config, dataset, wanted, check_stopped) as folder:
         records = read_jsonl(out / RESULTS, NEEDED)
         recorded = recorded_seeds(records, config, dataset)

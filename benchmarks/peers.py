@@ -12,6 +12,7 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import shutil
 import signal
@@ -638,10 +639,13 @@ def main() -> None:
     """Measures as the flags say."""
     models = _words("models", FLAGS.models, MODELS)
     batches = []
-    for word in dict.fromkeys(FLAGS.batches):
+    for word in dict.fromkeys(FLAGS.batches or ["none"]):
         if not (word.isascii() and word.isdigit() and int(word) >= 1):
             raise InputError(f"--batches must be whole numbers from 1; got {word}")
         batches.append(int(word))
+    for name in ("slow_ratio", "others_limit"):
+        if math.isnan(getattr(FLAGS, name)):  # which the flags' lower bounds let pass
+            raise InputError(f"--{name} must be a number; got nan")
     plan = make_plan(choose_frameworks(FLAGS.frameworks), models, batches)
     if not plan:
         raise InputError(

@@ -78,7 +78,7 @@ def seconds_of(checkout: Path, model: str, arrays: Path, seed: int) -> float:
         text=True,
     )
     if process.returncode:
-        reason = [*process.stderr.strip().splitlines(), "no message"][-1]
+        reason = ["no message", *process.stderr.strip().splitlines()][-1]
         raise InputError(f"{model} could not be timed in {checkout}: {reason}")
     epochs = json.loads(process.stdout.splitlines()[-1])["epoch_seconds"]
     return statistics.median(epochs[1:])
@@ -110,6 +110,11 @@ def main() -> None:
         against = git("rev-parse", "--verify", f"{FLAGS.against}^{{commit}}")
     except InputError as error:
         raise InputError(f"--against={FLAGS.against}: {error}") from error
+    out = Path(FLAGS.out)
+    if out.is_dir() or not out.parent.is_dir():
+        raise InputError(
+            f"--out={FLAGS.out} must be a file in a folder that is there; name another"
+        )
     start_jax()
     dataset, machine = load_data(FLAGS.dataset), environment()
     rows = []
@@ -123,7 +128,7 @@ def main() -> None:
                 result = compare(model, {"here": ROOT, "there": there}, arrays)
                 rows.append(result)
                 record = {"against": against, "dataset": dataset.name, **result}
-                append_jsonl(Path(FLAGS.out), {**record, "environment": machine})
+                append_jsonl(out, {**record, "environment": machine})
         finally:
             git("worktree", "remove", "--force", str(there))
     frame = pd.DataFrame(

@@ -192,7 +192,7 @@ def main() -> None:
     """Measures as the flags say."""
     configs = []
     for model in chosen_models():
-        for word in FLAGS.batch_sizes:
+        for word in FLAGS.batch_sizes or ["none"]:
             if not (
                 word.isascii() and word.isdigit() and 1 <= int(word) <= FLAGS.images
             ):
@@ -268,7 +268,13 @@ def run() -> None:
     define_machine_flags()
     define_models_flag("time")
     flags.DEFINE_list("batch_sizes", ["32", "128"], "batch sizes, comma-separated")
-    flags.DEFINE_integer("images", 60_000, "images of an epoch", lower_bound=1)
+    flags.DEFINE_integer(
+        "images",
+        60_000,
+        "images of an epoch",
+        lower_bound=1,
+        upper_bound=1_000_000,  # which take 0.8 GB
+    )
     flags.DEFINE_integer("repeats", 5, "timed rounds", lower_bound=1)
     define_seeds_flag(1)
     define_profile_flag("--out")

@@ -17,6 +17,7 @@ from mnist_jax.progress import announce_compiling, report_training, result, stop
 from mnist_jax.records import EpochRecord, RunRecord
 from mnist_jax.runs import check_run_dir, fit_into, read_params, resume_snapshot
 from mnist_jax.startup import (
+    chosen_seeds,
     define_machine_flags,
     define_profile_flag,
     define_quiet_flag,
@@ -30,9 +31,10 @@ from mnist_jax.startup import (
 from mnist_jax.tensorboard import check_tensorboard, epoch_scalars
 
 FLAGS = flags.FLAGS
+_OF_RUN_DIR = "tensorboard", "profile", "checkpoint_every", "resume", "overwrite"
 
 
-def _run_dirs(config: TrainConfig) -> dict[int, Path]:
+def _run_dirs(config: TrainConfig, seeds: range) -> dict[int, Path]:
     """Returns the run directory of each seed, none without `--run_dir`."""
     if FLAGS.init_preset and not FLAGS.init_from:
         raise InputError(
@@ -43,8 +45,13 @@ def _run_dirs(config: TrainConfig) -> dict[int, Path]:
         )
     if FLAGS.tensorboard:
         check_tensorboard()
+    if FLAGS["keep"].present and not FLAGS.checkpoint_every:
+        raise InputError(
+            f"--keep={FLAGS.keep} needs checkpoints, and --checkpoint_every is 0; give "
+            "both or none of them"
+        )
     if not FLAGS.run_dir:
-        for name in ("tensorboard", "profile", "checkpoint_every", "resume"):
+        for name in _OF_RUN_DIR:
             if FLAGS[name].value:
                 raise InputError(
                     f"--{name} needs the directory --run_dir, which is not given; "
@@ -62,7 +69,6 @@ def _run_dirs(config: TrainConfig) -> dict[int, Path]:
             "give one of them"
         )
     folder = Path(FLAGS.run_dir)
-    seeds = range(config.seed, config.seed + FLAGS.seeds)
     folders = {seed: folder / f"seed{seed}" for seed in seeds}
     if FLAGS.seeds == 1:
         folders = {config.seed: folder}
@@ -72,10 +78,12 @@ def _run_dirs(config: TrainConfig) -> dict[int, Path]:
 
 
 def _train(
-    experiment: Experiment, folders: dict[int, Path], snapshot: Snapshot | None
+    experiment: Experiment,
+    seeds: range,
+    folders: dict[int, Path],
+    snapshot: Snapshot | None,
 ) -> list[RunRecord]:
     """Trains and tells of it; ends between two parts of an epoch if a signal comes."""
-    seeds = range(experiment.config.seed, experiment.config.seed + FLAGS.seeds)
     params = None
     if FLAGS.init_from:
         source = existing_folder(FLAGS.init_from, "init_from")
@@ -116,11 +124,13 @@ def _train(
 def main() -> None:
     """Trains as the flags say."""
     config = config_from_flags(FLAGS)
-    folders = _run_dirs(config)
+    seeds = chosen_seeds(config.seed)
+    folders = _run_dirs(config, seeds)
     start_jax()
+    dataset = load_data(config.dataset)
     snapshot = None
     if FLAGS.resume:
-        finished, snapshot = resume_snapshot(folders, config)
+        finished, snapshot = resume_snapshot(folders, config, dataset.checksum)
         if finished:
             print(f"the run in {FLAGS.run_dir} is finished; more --epochs prolong it")
             return
@@ -130,10 +140,9 @@ def main() -> None:
             else f"no checkpoint in {FLAGS.run_dir}: starting from the beginning",
             flush=True,
         )
-    dataset = load_data(config.dataset)
     announce_compiling(config, FLAGS.quiet)
     experiment = prepare(config, dataset, FLAGS.seeds)
-    for record in _train(experiment, folders, snapshot):
+    for record in _train(experiment, seeds, folders, snapshot):
         result(record)
     if FLAGS.profile:
         # Imported here for its pandas, which takes 0.3 of the 1.1 s of all imports.

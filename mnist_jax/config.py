@@ -472,4 +472,9 @@ def config_from_flags(
                     f"with --{other}={' or '.join(values)} only; got "
                     f"--{other}={getattr(config, other)}; leave one of them out"
                 )
+    if any(config.dropout) and not config.hidden and config.model != "lstm":
+        raise InputError(
+            f"--dropout={_as_text(config.dropout)} follows hidden dense layers, and "
+            "--hidden is empty; leave one of them out"
+        )
     return config

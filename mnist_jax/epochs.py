@@ -168,7 +168,8 @@ def make_train_epoch(
                     )
                 )
 
-            zeros = Metrics(*(jnp.zeros(len(indices)) for _ in Metrics._fields))
+            shape = (len(indices),)
+            zeros = Metrics(*(jnp.zeros(shape, jnp.float32) for _ in Metrics._fields))
             return lax.fori_loop(bounds[0], bounds[1], body, (state, zeros))
 
         return _for_each_seed(train_epoch, mesh)(states, indices, keys)
@@ -203,7 +204,7 @@ def make_evaluate(model: nn.Module, scale: Scale, mesh: Mesh) -> Wrapped:
                 metrics = eval_step(params, scale(images), labels, weights, model=model)
                 return jax.tree.map(jnp.add, total, metrics)
 
-            zero = Metrics(*(jnp.zeros(()) for _ in Metrics._fields))
+            zero = Metrics(*(jnp.zeros((), jnp.float32) for _ in Metrics._fields))
             total = lax.fori_loop(0, rows, body, zero)
             return total if axis_name is None else lax.psum(total, axis_name)
 

@@ -110,7 +110,12 @@ def _pad_same(x: jax.Array, size: int, strides: int) -> jax.Array:
     for length in x.shape[1:3]:
         total = max((-(-length // strides) - 1) * strides + size - length, 0)
         pads.append((total // 2, total - total // 2, 0))
-    return _materialize(lambda x: lax.pad(x, 0.0, [*pads, (0, 0, 0)]), x)
+    return _materialize(lambda x: _pad(x, [*pads, (0, 0, 0)]), x)
+
+
+def _pad(x: jax.Array, pads: Any) -> jax.Array:
+    """Adds zeros of the inputs' own type: 0.0 has 64 bits if they are switched on."""
+    return lax.pad(x, x.dtype.type(0), pads)
 
 
 def _choose_form(kernel_shape: tuple[int, ...], stage: _Stage) -> "_Form":
@@ -237,13 +242,14 @@ def _add_patches(
         for (p, q), tile in tiles.items():
             down, right = p // step, q // step
             pads = [(down, reach - down, 0), (right, reach - right, 0)]
-            part = lax.pad(tile, 0.0, [(0, 0, 0), *pads, (0, 0, 0)])
+            part = _pad(tile, [(0, 0, 0), *pads, (0, 0, 0)])
             place = p % step, q % step
             sums[place] = sums[place] + part if place in sums else part
         return sums
 
     def weave(sums: Any) -> jax.Array:
-        zeros = jnp.zeros((batch, height + reach, width + reach, channels))
+        shape_of_sum = batch, height + reach, width + reach, channels
+        zeros = jnp.zeros(shape_of_sum, dpatches[0].dtype)
         parts = [
             jnp.stack([sums.get((p, q), zeros) for q in range(step)], axis=3)
             for p in range(step)
@@ -251,7 +257,7 @@ def _add_patches(
         dx = jnp.stack(parts, axis=2)  # [B,h+reach,step,w+reach,step,C]
         ends = [(0, shape[1] - rows, 0), (0, shape[2] - cols, 0)]
         dx = dx.reshape(batch, rows, cols, channels)
-        return lax.pad(dx, 0.0, [(0, 0, 0), *ends, (0, 0, 0)])
+        return _pad(dx, [(0, 0, 0), *ends, (0, 0, 0)])
 
     return _materialize(weave, _materialize(add, dpatches))
 

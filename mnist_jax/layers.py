@@ -87,8 +87,11 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.kernel, self.kernel, x.shape[-1], self.filters)
-        kernel = self.param("kernel", nn.initializers.glorot_uniform(), shape)
-        bias = self.param("bias", nn.initializers.zeros, (self.filters,))
+        # The type is named as in Flax's own layers: initializers take the widest.
+        kernel = self.param(
+            "kernel", nn.initializers.glorot_uniform(), shape, jnp.float32
+        )
+        bias = self.param("bias", nn.initializers.zeros, (self.filters,), jnp.float32)
         run = fast_conv.conv_pool if self.kernels == "fast" else conv_pool
         return run(
             x,
@@ -131,7 +134,7 @@ def lstm_cell(
     return (h, c), h
 
 
-def _forget_ones(key: Any, shape: tuple[int], dtype: Any = jnp.float32) -> jax.Array:
+def _forget_ones(key: Any, shape: tuple[int], dtype: Any) -> jax.Array:
     """Initialises an LSTM's bias: ones for the forget gate, zeros for the others."""
     gate = jnp.arange(shape[0]) // (shape[0] // 4)
     return (gate == 1).astype(dtype)
@@ -151,15 +154,15 @@ class LSTMLayer(nn.Module):
 
     @nn.compact
     def __call__(self, rows: jax.Array) -> jax.Array:
-        width = 4 * self.units
+        width, inputs = 4 * self.units, rows.shape[-1]
+        uniform = nn.initializers.glorot_uniform()
+        orthogonal = nn.initializers.orthogonal()
         params = (
+            self.param("kernel", uniform, (inputs, width), jnp.float32),
             self.param(
-                "kernel", nn.initializers.glorot_uniform(), (rows.shape[-1], width)
+                "recurrent_kernel", orthogonal, (self.units, width), jnp.float32
             ),
-            self.param(
-                "recurrent_kernel", nn.initializers.orthogonal(), (self.units, width)
-            ),
-            self.param("bias", _forget_ones, (width,)),
+            self.param("bias", _forget_ones, (width,), jnp.float32),
         )
         if self.kernels == "fast":
             return fast_lstm.lstm(

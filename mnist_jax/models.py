@@ -1,6 +1,7 @@
 """The networks, `[B,28,28] float32 -> logits [B,10]`, and how a config makes one."""
 
 import functools
+import re
 from typing import Any
 
 import jax
@@ -167,8 +168,9 @@ def layer_names(config: TrainConfig) -> list[str]:
     """Returns the names of a config's layers in order.
 
     Raises:
-        InputError: `layer_names` renames a layer that is not there, or `freeze` names
-            one; or two layers would have one name.
+        InputError: `layer_names` renames a layer that is not there, or one twice, or
+            `freeze` names one that is not there; or two would have one name, dropouts
+            among them.
     """
     usual = usual_names(config)
     own = dict(pair.split(":") for pair in config.layer_names)
@@ -183,6 +185,17 @@ def layer_names(config: TrainConfig) -> list[str]:
                     f"--{flag}: this network has no layer {name}; its layers are "
                     f"{', '.join(known)}"
                 )
+    if len(own) < len(config.layer_names):
+        raise InputError(
+            f"--layer_names={','.join(config.layer_names)} renames a layer twice; give "
+            "it one name"
+        )
+    for name in own.values():
+        if re.fullmatch(r"Dropout_\d+", name):  # Flax names those by itself
+            raise InputError(
+                f"--layer_names: {name} is what a dropout between the layers is "
+                "called; give another name"
+            )
     if len(set(names)) < len(names):
         raise InputError(
             f"--layer_names={','.join(config.layer_names)} gives two layers one name "
@@ -209,7 +222,7 @@ def init_params(model: nn.Module, key: jax.Array) -> Any:
     """Returns the initial parameters of a network."""
     if hasattr(model, "kernels"):  # the same parameters, from layers quicker to trace
         model = model.clone(kernels="plain")
-    return model.init(key, jnp.zeros((1, *IMAGE_SHAPE)))["params"]
+    return model.init(key, jnp.zeros((1, *IMAGE_SHAPE), jnp.float32))["params"]
 
 
 @functools.cache

@@ -112,7 +112,12 @@ def choose_mesh(config: TrainConfig, seeds: int = 1) -> Mesh:
     operations = training_flops(config) * config.batch_size
     work = operations // count_params(create_model(config))
     before_seeds = max(1, min(devices, work // _OPERATIONS_BEFORE_SEEDS))
-    seed_devices = math.gcd(seeds, devices // before_seeds)
+    # What divides both, so that no device is left over.
+    seed_devices = max(
+        count
+        for count in range(1, devices // before_seeds + 1)
+        if seeds % count == devices % count == 0
+    )
     batch_devices = devices // seed_devices
     if not config.cpu_devices:
         worth = work // _OPERATIONS_PER_PARAMETER

@@ -159,7 +159,7 @@ def git(*words: str) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise InputError(f"git does not answer: {error}") from error
     if answer.returncode:
-        reason = [*answer.stderr.strip().splitlines(), "no message"][-1]
+        reason = ["no message", *answer.stderr.strip().splitlines()][-1]
         raise InputError(f"git {' '.join(words)} failed: {reason}")
     return answer.stdout.strip()
 

@@ -99,7 +99,8 @@ def fit_into(
     def save(snapshot: Snapshot) -> None:
         last = snapshot.epoch == experiment.config.epochs
         if checkpoint_every and (last or snapshot.epoch % checkpoint_every == 0):
-            save_snapshot(snapshot, checkpoint_folders or folders, keep)
+            checksum = experiment.dataset.checksum
+            save_snapshot(snapshot, checkpoint_folders or folders, keep, checksum)
 
     def write_and_tell(epochs: Sequence[EpochRecord]) -> None:
         for folder, epoch in zip(folders.values(), epochs, strict=True):
@@ -122,7 +123,7 @@ def fit_into(
 
 
 def resume_snapshot(
-    folders: Mapping[int, Path], config: TrainConfig
+    folders: Mapping[int, Path], config: TrainConfig, checksum: str = ""
 ) -> tuple[bool, Snapshot | None]:
     """Returns whether the runs of a config are finished, else from where to go on.
 
@@ -130,7 +131,7 @@ def resume_snapshot(
 
     Raises:
         InputError: a folder holds a run of another config; its fields are named. Or its
-            checkpoints are all unsound.
+            checkpoints are all unsound, or of data with another checksum.
     """
     finished = True
     for seed, folder in folders.items():
@@ -155,7 +156,7 @@ def resume_snapshot(
             )
     if finished:
         return True, None
-    return False, load_snapshot(folders, config)
+    return False, load_snapshot(folders, config, checksum)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -28,7 +28,10 @@ FOLDER = "checkpoints"  # in a run directory
 
 
 def save_snapshot(
-    snapshot: Snapshot, folders: Mapping[int, Path], keep: int = 3
+    snapshot: Snapshot,
+    folders: Mapping[int, Path],
+    keep: int = 3,
+    checksum: str = "",
 ) -> None:
     """Writes a checkpoint of each seed into its run directory.
 
@@ -36,6 +39,7 @@ def save_snapshot(
         snapshot: of the seeds, in the order of `folders`.
         folders: the run directory of each seed.
         keep: how many checkpoints of a run stay, the newest ones.
+        checksum: of the data set.
 
     Raises:
         InputError: a file cannot be written; earlier ones are then still there.
@@ -46,6 +50,7 @@ def save_snapshot(
         content = serialization.msgpack_serialize(
             {
                 "seed": str(seed),
+                "checksum": checksum,
                 "history": json.dumps(history),
                 "states": {name: leaf[place] for name, leaf in leaves.items()},
             }
@@ -57,7 +62,9 @@ def save_snapshot(
             _path(folder, epoch).unlink(missing_ok=True)
 
 
-def load_snapshot(folders: Mapping[int, Path], config: TrainConfig) -> Snapshot | None:
+def load_snapshot(
+    folders: Mapping[int, Path], config: TrainConfig, checksum: str = ""
+) -> Snapshot | None:
     """Returns the newest sound checkpoint that all seeds have; None if they have none.
 
     Unsound ones are named in a warning.
@@ -65,6 +72,7 @@ def load_snapshot(folders: Mapping[int, Path], config: TrainConfig) -> Snapshot 
     Args:
         folders: the run directory of each seed.
         config: of the runs, which tells the shapes of their states.
+        checksum: of the data set, which `--dataset=auto` leaves open; empty for any.
 
     Raises:
         InputError: there are checkpoints, but none is sound.
@@ -78,7 +86,7 @@ def load_snapshot(folders: Mapping[int, Path], config: TrainConfig) -> Snapshot 
         parts = []
         for seed, folder in folders.items():
             try:
-                parts.append(_load(folder, epoch, seed, like))
+                parts.append(_load(folder, epoch, seed, like, checksum))
             except (OSError, ValueError) as error:
                 path = _path(folder, epoch)
                 logging.warning("%s is not used: %s", path, error)
@@ -120,13 +128,13 @@ def _named_leaves(tree: Any) -> dict[str, np.ndarray]:
 
 
 def _load(
-    folder: Path, epoch: int, seed: int, like: TrainState
+    folder: Path, epoch: int, seed: int, like: TrainState, checksum: str
 ) -> tuple[TrainState, list[EpochRecord]]:
     """Reads a checkpoint of one seed.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is damaged, or of another network, seed or epoch.
+        ValueError: it is damaged, or of another network, seed, epoch or data set.
     """
     content = _path(folder, epoch).read_bytes()
     content, digest = content[:-32], content[-32:]
@@ -136,11 +144,14 @@ def _load(
         check_sizes(content)
         values = serialization.msgpack_restore(content)
         found_seed, leaves = int(values["seed"]), dict(values["states"])
+        found_checksum = values.get("checksum") or checksum
         history = [EpochRecord(**fields) for fields in json.loads(values["history"])]
     except Exception as error:  # msgpack's own errors are of many unrelated types
         raise ValueError(f"it is of another version ({error})") from error
     if found_seed != seed:
         raise ValueError(f"it is of seed {found_seed}, not {seed}")
+    if checksum and found_checksum != checksum:
+        raise ValueError(f"it is of other data, sha256 {found_checksum}")
     if len(history) != epoch:
         raise ValueError(f"it is of epoch {len(history)}, not {epoch}")
     wanted = jax.tree.leaves_with_path(like)

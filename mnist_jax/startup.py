@@ -72,6 +72,21 @@ def define_seeds_flag(default: int) -> None:
     flags.DEFINE_integer("seeds", default, help, lower_bound=1)
 
 
+def chosen_seeds(first: int) -> range:
+    """Returns the seeds that `--seeds` asks for, from the first one on.
+
+    Raises:
+        InputError: the last one is too large for a seed.
+    """
+    seeds = range(first, first + FLAGS.seeds)
+    if seeds[-1] >= 2**32:
+        raise InputError(
+            f"--seeds={FLAGS.seeds} from --seed={first} on reaches {seeds[-1]}, and "
+            "the largest seed is 4294967295; give fewer, or a smaller first one"
+        )
+    return seeds
+
+
 def start_jax() -> None:
     """Chooses the platform, makes a host device per core of a CPU, sets up the cache.
 
@@ -89,11 +104,15 @@ def start_jax() -> None:
     jax.config.update("jax_num_cpu_devices", wanted or available_cores())
     try:
         jax.devices()
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+    # Without a GPU an assertion of JAX's own fails, which says nothing.
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error) or "there is none").splitlines()[0]
+        asked = f"--platform={FLAGS.platform}"
+        if not FLAGS.platform:
+            asked = f"JAX_PLATFORMS={jax.config.values['jax_platforms']}"
         raise InputError(
-            f"--platform={FLAGS.platform}: JAX finds no such device ({reason}); "
-            "install its support (README, 'GPU and TPU') or leave the flag out"
+            f"{asked}: JAX finds no such device ({reason}); install its support "
+            "(README, 'GPU and TPU') or leave the setting out"
         ) from error
 
 

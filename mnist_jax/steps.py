@@ -10,6 +10,7 @@ from flax import linen as nn
 from jax import lax
 
 from mnist_jax.config import TrainConfig
+from mnist_jax.errors import InputError
 from mnist_jax.models import CLASSES, init_params
 
 
@@ -87,10 +88,20 @@ def scale_by_keras_adam(
 
 
 def create_schedule(config: TrainConfig, steps: int) -> optax.Schedule:
-    """Returns the learning rate as a function of the step, for a run of so many."""
+    """Returns the learning rate as a function of the step, for a run of so many.
+
+    Raises:
+        InputError: the run is too long for a schedule, which counts in 32 bits.
+    """
     peak = config.learning_rate
     if config.schedule == "constant":
         return optax.constant_schedule(peak)
+    if steps >= 2**31:
+        raise InputError(
+            f"--epochs={config.epochs} with --batch_size={config.batch_size} makes "
+            f"{steps} steps, and --schedule={config.schedule} counts to 2147483647; "
+            "give fewer epochs or --schedule=constant"
+        )
     # Both schedules divide by the length of their parts: each needs a step of its own.
     steps = max(steps, 3)
     warmup = min(max(round(config.warmup_fraction * steps), 1), steps - 2)

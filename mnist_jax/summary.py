@@ -61,7 +61,7 @@ def layer_frame(config: TrainConfig) -> pd.DataFrame:
         )
         return params, state["intermediates"]
 
-    params, outputs = jax.eval_shape(run, jnp.zeros((1, *IMAGE_SHAPE)))
+    params, outputs = jax.eval_shape(run, jnp.zeros((1, *IMAGE_SHAPE), jnp.float32))
     return pd.DataFrame(
         {
             "layer": name,

@@ -66,6 +66,12 @@ def test_empty_list_means_no_hidden_layer():
     assert config_from_flags(parse("--model=cnn", "--hidden=")).hidden == ()
 
 
+def test_dropout_needs_no_hidden_layer_where_an_lstm_layer_is():
+    values = parse("--model=lstm", "--hidden=", "--dropout=0.5")
+    assert config_from_flags(values).dropout == (0.5,)
+    assert config_from_flags(parse("--hidden=", "--dropout=0")).hidden == ()
+
+
 def test_several_models_take_the_flags_that_are_theirs():
     values = parse("--lstm_units=64", "--batch_size=32")
     assert config_from_flags(values, model="lstm").lstm_units == (64,)
@@ -148,6 +154,7 @@ def test_bad_values_are_refused_by_name_and_value(name, value):
         (["--schedule=constant", "--warmup_fraction=0.2"], "cosine or onecycle"),
         (["--optimizer=sgd", "--nesterov"], "--momentum above 0"),
         (["--model=lstm", "--lstm_units="], "one or more widths"),
+        (["--model=cnn", "--hidden=", "--dropout=0.5"], "--hidden is empty"),
         (["--model=cnn", "--conv=8:pool5"], "cannot read the stage"),
     ],
 )

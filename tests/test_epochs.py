@@ -203,6 +203,15 @@ def test_seeds_are_spread_evenly_before_small_batches(model, batch_size, seeds, 
     assert choose_mesh(config, seeds).devices.shape == shape
 
 
+@pytest.mark.parametrize("devices", range(1, 9))
+def test_no_device_that_was_asked_for_is_left_out(devices):
+    for batch_size in (32, 64, 128):
+        config = default_config("cnn", cpu_devices=devices, batch_size=batch_size)
+        for seeds in range(1, 9):
+            mesh = choose_mesh(config, seeds)
+            assert mesh.size == devices and seeds % mesh.shape["seeds"] == 0
+
+
 def test_more_cpu_devices_than_there_are_is_refused():
     with pytest.raises(InputError, match="at most the 8 .*; got 9"):
         choose_mesh(default_config("mlp", cpu_devices=9))

@@ -101,6 +101,18 @@ def test_equals_the_definition(case):
     assert_same(stage, random_arrays(15, 18, size, channels, 8), atol)
 
 
+@pytest.mark.parametrize(
+    "size, channels, padding", [(3, 1, "SAME"), (3, 32, "SAME"), (5, 2, "VALID")]
+)
+def test_32_bits_stay_32_where_jax_has_64(size, channels, padding):
+    arrays = random_arrays(15, 18, size, channels, 8)
+    stage = {**FIRST, "padding": padding}
+    with jax.enable_x64(True):
+        assert_same(stage, arrays, 2e-5)
+        for array in value_and_grads(conv_pool, stage, arrays):
+            assert array.dtype == jnp.float32
+
+
 def test_cases_cover_all_forms():
     stages = [fast_conv._Stage(c[1], c[5], c[4] or 1) for c in CASES]
     shapes = [(c[0], c[0], c[3], 8) for c in CASES]

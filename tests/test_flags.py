@@ -40,11 +40,14 @@ CONFIG = {
         "--dropout=nan",
         "--dropout=",
         "--dropout=0.1,0.1,0.1,0.1,0.1",
+        "--hidden= --dropout=0.1",
     ],
     "layer_names": [
         "--layer_names=Dense_0",
         "--layer_names=Dense_9:x",
         "--layer_names=Dense_0:Dense_1",
+        "--layer_names=Dense_0:a,Dense_0:b",
+        "--layer_names=Dense_0:Dropout_1",
     ],
     "freeze": ["--freeze=Dense_9"],
     "dataset": ["--dataset=cifar"],
@@ -76,15 +79,22 @@ CONFIG = {
     ],
     "clip_norm": ["--clip_norm=0", "--clip_norm=nan", "--clip_norm=x"],
     "batch_size": ["--batch_size=0", "--batch_size=1.5", "--batch_size=99999"],
-    "epochs": ["--epochs=0", "--epochs=x"],
+    "epochs": [
+        "--epochs=0",
+        "--epochs=x",
+        "--schedule=cosine --batch_size=1 --epochs=10000000",
+    ],
     "seed": ["--seed=-1", "--seed=4294967296", "--seed=x"],
     "kernels": ["--kernels=slow"],
     "cpu_devices": ["--cpu_devices=-1", "--cpu_devices=1025", "--cpu_devices=x"],
 }
 DATA_DIR = ["--dataset=mnist --data_dir=/nonexistent"]
 PLATFORM = ["--platform=fpga", "--platform=tpu"]
+if not Path("/dev/nvidia0").exists():
+    PLATFORM.append("--platform=gpu")
 COMPILE_CACHE = ["--compile_cache=maybe"]
 SEEDS = ["--seeds=0", "--seeds=x"]
+FROM_SEED = [*SEEDS, "--seed=4294967290 --seeds=7"]
 QUIET = ["--quiet=maybe"]
 PICTURE = ["--picture=digits.bmp", "--picture=/nonexistent/digits.png"]
 OUT = ["--out=/dev/null/results"]
@@ -107,12 +117,12 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "run_dir": ["--run_dir=/dev/null/run", "--run_dir=RUN"],
             "init_from": ["--init_from=/nonexistent"],
             "init_preset": ["--init_preset=ml10_mlp_raw"],
-            "overwrite": ["--overwrite=maybe"],
+            "overwrite": ["--overwrite=maybe", "--overwrite"],
             "compile_cache": COMPILE_CACHE,
-            "seeds": SEEDS,
+            "seeds": FROM_SEED,
             "tensorboard": ["--tensorboard=maybe", "--tensorboard"],
             "checkpoint_every": ["--checkpoint_every=-1", "--checkpoint_every=1"],
-            "keep": ["--keep=0", "--keep=x"],
+            "keep": ["--keep=0", "--keep=x", "--keep=5"],
             "resume": ["--resume=maybe", "--resume", "--resume --run_dir=RUN"],
             "quiet": QUIET,
             "profile": ["--profile=maybe", "--profile"],
@@ -168,7 +178,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "quiet": QUIET,
             "report": ["--report=maybe"],
             "models": MODELS,
-            "seeds": SEEDS,
+            "seeds": FROM_SEED,
             "out": OUT,
         },
     ),
@@ -178,8 +188,8 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             **first_of("model", "batch_size", "dataset", "train_size", "validation"),
             "platform": PLATFORM,
             "models": MODELS,
-            "batch_sizes": ["--batch_sizes=0", "--batch_sizes=x", "--batch_sizes=65"],
-            "images": ["--images=0", "--images=x"],
+            "batch_sizes": [f"--batch_sizes={word}" for word in ("0", "x", "65", "")],
+            "images": ["--images=0", "--images=x", "--images=1000001"],
             "repeats": ["--repeats=0", "--repeats=x"],
             "seeds": SEEDS,
             "starts": ["--starts=-1", "--starts=x"],
@@ -209,7 +219,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "data_dir": DATA_DIR,
             "platform": PLATFORM,
             "compile_cache": COMPILE_CACHE,
-            "out": ["--out=/dev/null/history.jsonl"],
+            "out": ["--out=/dev/null/history.jsonl", "--out=/tmp"],
         },
     ),
     "benchmarks.redrawn": (
@@ -243,13 +253,13 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
         "--dataset=digits --frameworks=ours --out=OUT",
         {
             "models": MODELS,
-            "batches": ["--batches=0", "--batches=x"],
+            "batches": ["--batches=0", "--batches=x", "--batches="],
             "frameworks": ["--frameworks=mxnet"],
             "rounds": ["--rounds=0"],
             "steady_epochs": ["--steady_epochs=0"],
             "slow_rounds": ["--slow_rounds=0"],
-            "slow_ratio": ["--slow_ratio=0.5", "--slow_ratio=x"],
-            "others_limit": ["--others_limit=-1"],
+            "slow_ratio": ["--slow_ratio=0.5", "--slow_ratio=x", "--slow_ratio=nan"],
+            "others_limit": ["--others_limit=-1", "--others_limit=nan"],
             "train_size": ["--train_size=0", "--train_size=99999"],
             "dataset": ["--dataset=cifar"],
             "data_dir": DATA_DIR,

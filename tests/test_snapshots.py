@@ -217,6 +217,15 @@ def test_a_checkpoint_of_another_network_or_seed_is_not_used(digits, tmp_path, c
     assert "it is of seed 0, not 1" in caplog.text
 
 
+def test_checkpoints_of_other_data_are_not_taken_up(digits, tmp_path, caplog):
+    config = stopped_run(digits, tmp_path).config
+    finished, snapshot = resume_snapshot({0: tmp_path}, config, digits.checksum)
+    assert not finished and snapshot is not None
+    with pytest.raises(InputError, match="--overwrite"):
+        resume_snapshot({0: tmp_path}, config, "0" * 64)
+    assert f"it is of other data, sha256 {digits.checksum}" in caplog.text
+
+
 def test_a_checkpoint_of_another_epoch_is_not_used(digits, tmp_path, caplog):
     experiment = stopped_run(digits, tmp_path)
     folder = tmp_path / FOLDER

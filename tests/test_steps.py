@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from mnist_jax.config import default_config
+from mnist_jax.errors import InputError
 from mnist_jax.models import CNN, LSTM, MLP
 from mnist_jax.steps import (
     batch_metrics,
@@ -111,6 +112,16 @@ def test_schedules_rise_to_the_peak_and_fall(schedule):
     assert np.argmax(rates) == 25
     np.testing.assert_allclose(max(rates), 0.5, rtol=1e-5)
     assert rates[0] <= 0.5 / 25 + 1e-6 and rates[-1] < 1e-3
+
+
+def test_a_run_too_long_for_a_schedule_is_refused():
+    for schedule in ("cosine", "onecycle"):
+        config = default_config("mlp", schedule=schedule, epochs=10**9)
+        with pytest.raises(InputError, match="--epochs=1000000000 .* 2147483647"):
+            create_schedule(config, 2**31)
+        assert np.isfinite(create_schedule(config, 2**31 - 1)(7))
+    constant = default_config("mlp", schedule="constant")
+    assert create_schedule(constant, 2**40)(7) == constant.learning_rate
 
 
 def test_sgd_momentum_and_nesterov_are_optax_sgd():
