@@ -24,7 +24,10 @@ from mnist_jax.steps import Metrics, TrainState, eval_step, train_step
 SEEDS, BATCH = "seeds", "batch"  # the axes of the mesh
 # One call over 10,000 images at once is several times slower on a CPU than chunks that
 # stay in its caches.
-EVAL_CHUNK = 500
+EVAL_CHUNK = 200
+# So it is with training where large arrays are kept for the gradient: a device takes
+# its share of a batch in parts of at most so many images (docs/performance.md).
+TRAIN_CHUNK = 64
 
 Scale = Callable[[jax.Array], jax.Array]
 
@@ -111,6 +114,13 @@ def _sum_over_batch(mesh: Mesh) -> str | None:
     return BATCH if mesh.shape[BATCH] > 1 else None
 
 
+def count_parts(model: nn.Module, images: int) -> int:
+    """Returns in how many parts a device takes so many images of a batch."""
+    if getattr(model, "kernels", "plain") != "fast":  # an MLP, or not on a CPU
+        return 1
+    return -(-images // TRAIN_CHUNK)
+
+
 def make_train_epoch(
     model: nn.Module, tx: optax.GradientTransformation, scale: Scale, mesh: Mesh
 ) -> Wrapped:
@@ -142,6 +152,8 @@ def make_train_epoch(
         keys: jax.Array,
         bounds: jax.Array,
     ) -> tuple[TrainState, Metrics]:
+        parts = count_parts(model, indices.shape[2])  # a device's share of a batch
+
         def train_epoch(
             state: TrainState, indices: jax.Array, key: jax.Array
         ) -> tuple[TrainState, Metrics]:
@@ -160,6 +172,7 @@ def make_train_epoch(
                     model=model,
                     tx=tx,
                     axis_name=axis_name,
+                    parts=parts,
                 )
                 return state, Metrics(
                     *(

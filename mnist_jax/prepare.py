@@ -81,20 +81,17 @@ def make_scale(config: TrainConfig, dataset: Dataset) -> partial[jax.Array]:
 
 
 # What a CPU device must have to do in a step for each parameter, in operations, before
-# it pays to share a batch: every device also updates all parameters, and they exchange
-# every gradient. The first is for having another device at all, the second for sharing
-# rather than giving each device whole batches of a seed of its own, which are more than
-# its caches hold. Measured on two cores (docs/performance.md).
+# it pays to have it: every device also updates all parameters, and they exchange every
+# gradient. Measured on two cores (docs/performance.md).
 _OPERATIONS_PER_PARAMETER = 350
-_OPERATIONS_BEFORE_SEEDS = 4500
 
 
 def choose_mesh(config: TrainConfig, seeds: int = 1) -> Mesh:
     """Returns the devices for so many seeds of a config: all, on a CPU those that pay.
 
     The seeds are spread first, as far as they can be dealt out evenly, since they have
-    nothing to exchange; what devices are left share each batch. On a CPU large batches
-    come before the seeds, and cores left out still work, as threads of the devices.
+    nothing to exchange; what devices are left share each batch. The cores of devices
+    left out still work, as threads of the others.
 
     Raises:
         InputError: the config asks for more CPU devices than JAX was started with.
@@ -106,21 +103,12 @@ def choose_mesh(config: TrainConfig, seeds: int = 1) -> Mesh:
             f"{config.cpu_devices}; set jax_num_cpu_devices first or give fewer"
         )
     devices = config.cpu_devices or devices
-    if jax.default_backend() != "cpu":
-        seed_devices = math.gcd(seeds, devices)
-        return make_mesh(devices // seed_devices, seed_devices)
-    operations = training_flops(config) * config.batch_size
-    work = operations // count_params(create_model(config))
-    before_seeds = max(1, min(devices, work // _OPERATIONS_BEFORE_SEEDS))
-    # What divides both, so that no device is left over.
-    seed_devices = max(
-        count
-        for count in range(1, devices // before_seeds + 1)
-        if seeds % count == devices % count == 0
-    )
+    seed_devices = math.gcd(seeds, devices)
     batch_devices = devices // seed_devices
-    if not config.cpu_devices:
-        worth = work // _OPERATIONS_PER_PARAMETER
+    if jax.default_backend() == "cpu" and not config.cpu_devices:
+        operations = training_flops(config) * config.batch_size
+        parameters = count_params(create_model(config))
+        worth = int(operations / parameters / _OPERATIONS_PER_PARAMETER)
         batch_devices = max(1, min(batch_devices, worth, config.batch_size))
     return make_mesh(batch_devices, seed_devices)
 

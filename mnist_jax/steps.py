@@ -185,6 +185,7 @@ def train_step(
     model: nn.Module,
     tx: optax.GradientTransformation,
     axis_name: str | None = None,
+    parts: int = 1,
 ) -> tuple[TrainState, Metrics]:
     """Updates the state by one batch and returns the batch's metrics before it.
 
@@ -195,22 +196,48 @@ def train_step(
         weights: `[B]`, 1 for an image and 0 for padding.
         key: of this step's dropout.
         model: any module with `apply(variables, images, train=...) -> [B,10]`; where
-            the batch is sharded also with `first=`, its first image's place in the
-            whole batch, since the key is the same on all devices.
+            the batch is sharded or in parts also with `first=`, the place of its first
+            image in the whole batch, since the key is the same for all of them.
         tx: optimizer.
         axis_name: mesh axis over which the batch is sharded, if it is.
+        parts: of the batch to take one after the other, of equal size, adding up their
+            gradients: the same update from smaller arrays.
     """
     place: dict[str, Any] = {}
     if axis_name is not None:
         place["first"] = lax.axis_index(axis_name) * len(images)
 
-    def loss_fn(params: Any) -> tuple[jax.Array, Metrics]:
-        logits: Any = model.apply(
-            {"params": params}, images, train=True, rngs={"dropout": key}, **place
-        )
-        return batch_metrics(logits, labels, weights)
+    def gradients(
+        images: jax.Array, labels: jax.Array, weights: jax.Array, **place: Any
+    ) -> tuple[Any, Metrics]:
+        def loss_fn(params: Any) -> tuple[jax.Array, Metrics]:
+            logits: Any = model.apply(
+                {"params": params}, images, train=True, rngs={"dropout": key}, **place
+            )
+            return batch_metrics(logits, labels, weights)
 
-    grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
+        return jax.grad(loss_fn, has_aux=True)(state.params)
+
+    if parts == 1:
+        grads, metrics = gradients(images, labels, weights, **place)
+    else:
+        size = -(-len(images) // parts)
+        padding, first = parts * size - len(images), place.get("first", 0)
+        batch = [
+            jnp.pad(array, [(0, padding), *[(0, 0)] * (array.ndim - 1)])
+            for array in (images, labels, weights)
+        ]
+
+        def add(part: jax.Array, total: tuple[Any, Metrics]) -> tuple[Any, Metrics]:
+            start = part * size
+            cut = [lax.dynamic_slice_in_dim(array, start, size) for array in batch]
+            return jax.tree.map(jnp.add, total, gradients(*cut, first=first + start))
+
+        zeros = (
+            jax.tree.map(jnp.zeros_like, state.params),
+            Metrics(*jnp.zeros(3, jnp.float32)),
+        )
+        grads, metrics = lax.fori_loop(0, parts, add, zeros)
     if axis_name is not None:
         grads, metrics = _sum_over_devices((grads, metrics), axis_name)
     grads = jax.tree.map(lambda grad: grad / metrics.images, grads)

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from mnist_jax import epochs
 from mnist_jax.config import default_config
 from mnist_jax.data import Dataset, Split, epoch_indices
 from mnist_jax.epochs import (
@@ -51,6 +52,25 @@ def test_epoch_with_dropout_equals_a_loop_of_steps():
 @pytest.mark.parametrize("batch_size", [24, 23])
 def test_sharded_epoch_equals_a_loop_of_steps(devices, batch_size):
     check_epoch_equals_steps(MLP(hidden=(16,), dropout=(0.5,)), devices, batch_size)
+
+
+# Shares of 24, 11 and 6 images in parts of at most 5: five of 5 and three of 4, both
+# with padding, and two of 3.
+@pytest.mark.parametrize("name", ["lstm", "cnn"])
+@pytest.mark.parametrize("devices, batch_size", [(1, 24), (2, 22), (4, 24)])
+def test_epoch_in_parts_equals_a_loop_of_whole_steps(
+    name, devices, batch_size, monkeypatch
+):
+    monkeypatch.setattr(epochs, "TRAIN_CHUNK", 5)
+    model = MODELS[name].clone(dropout=(0.5,))
+    check_epoch_equals_steps(model, devices, batch_size)
+
+
+def test_large_shares_of_a_batch_are_taken_in_parts():
+    cnn = MODELS["cnn"]
+    assert [epochs.count_parts(cnn, size) for size in (1, 64, 65, 129)] == [1, 1, 2, 3]
+    assert epochs.count_parts(MODELS["mlp"], 1000) == 1
+    assert epochs.count_parts(cnn.clone(kernels="plain"), 1000) == 1
 
 
 def make_inputs(model, tx, split, mesh, seed=0, epoch=0, batch_size=16):
@@ -188,28 +208,18 @@ def test_a_batch_is_shared_by_as_many_devices_as_pay(model, changes, devices):
 
 
 @pytest.mark.parametrize(
-    "model, batch_size, seeds, shape",
-    [
-        ("mlp", 128, 10, (2, 1)),
-        ("mlp", 128, 3, (1, 1)),
-        ("cnn", 32, 8, (8, 1)),
-        ("cnn", 32, 2, (2, 4)),
-        ("cnn", 128, 8, (2, 4)),  # a large batch is shared by four before that
-        ("cnn", 1024, 8, (1, 8)),
-    ],
+    "model, seeds, shape", [("cnn", 2, (2, 4)), ("mlp", 10, (2, 1)), ("mlp", 3, (1, 1))]
 )
-def test_seeds_are_spread_evenly_before_small_batches(model, batch_size, seeds, shape):
-    config = default_config(model, batch_size=batch_size)
-    assert choose_mesh(config, seeds).devices.shape == shape
+def test_seeds_are_spread_evenly_before_batches(model, seeds, shape):
+    assert choose_mesh(default_config(model), seeds).devices.shape == shape
 
 
 @pytest.mark.parametrize("devices", range(1, 9))
 def test_no_device_that_was_asked_for_is_left_out(devices):
-    for batch_size in (32, 64, 128):
-        config = default_config("cnn", cpu_devices=devices, batch_size=batch_size)
-        for seeds in range(1, 9):
-            mesh = choose_mesh(config, seeds)
-            assert mesh.size == devices and seeds % mesh.shape["seeds"] == 0
+    config = default_config("cnn", cpu_devices=devices)
+    for seeds in range(1, 9):
+        mesh = choose_mesh(config, seeds)
+        assert mesh.size == devices and seeds % mesh.shape["seeds"] == 0
 
 
 def test_more_cpu_devices_than_there_are_is_refused():
