@@ -9,7 +9,7 @@ import pandas as pd
 from mnist_jax.config import config_from_dict
 from mnist_jax.flops import multiply_adds
 
-from .statistics import Interval, paired_difference, verdict_of
+from .statistics import Interval, difference, paired_difference, verdict_of
 
 Record = Mapping[str, Any]
 Runs = Mapping[str, Mapping[int, Record]]  # by system, then by seed
@@ -24,12 +24,12 @@ class Claim(NamedTuple):
     verdict: str
 
 
-def _pairs(runs: Runs, first: str, second: str, field: str) -> tuple[list, list]:
-    """Returns a field of two systems for the seeds with which both have one."""
-    seeds = sorted(set(runs.get(first, {})) & set(runs.get(second, {})))
-    pairs = [(runs[first][seed][field], runs[second][seed][field]) for seed in seeds]
-    pairs = [pair for pair in pairs if None not in pair]  # as the seconds of one epoch
-    return [float(a) for a, _ in pairs], [float(b) for _, b in pairs]
+def _accuracies(runs: Runs, first: str, second: str) -> tuple[list, list]:
+    """Returns two systems' accuracies with the seeds that both have."""
+    a, b = runs.get(first, {}), runs.get(second, {})
+    seeds = sorted(set(a) & set(b))
+    field = "test_accuracy"
+    return [a[seed][field] for seed in seeds], [b[seed][field] for seed in seeds]
 
 
 def _undecided(verdict: str, n: int) -> str:
@@ -51,7 +51,7 @@ def _more_accurate(
     """Tests that the first of each pair is more accurate on the test set."""
     texts, verdicts, n = [], [], 0
     for first, second in pairs:
-        a, b = _pairs(runs, first, second, "test_accuracy")
+        a, b = _accuracies(runs, first, second)
         if not a:
             return Claim(source, claim, f"{first} or {second} not run", "not tested")
         interval, n = paired_difference(a, b), len(a)
@@ -65,24 +65,36 @@ def _more_accurate(
     return Claim(source, claim, f"{'; '.join(texts)} (n={n} pairs of seeds)", verdict)
 
 
+def _steady_seconds(runs: Runs, name: str) -> list[float]:
+    """Returns the seconds of a system's steady epochs, each seed's share of them.
+
+    Seeds trained together had their epochs together: these count once.
+    """
+    programs = {
+        tuple(epoch["train_seconds"] for epoch in record["epochs"][1:])
+        for record in runs.get(name, {}).values()
+    }
+    return [seconds for program in sorted(programs) for seconds in program]
+
+
 def _faster(runs: Runs, source: str, claim: str, *pairs: tuple[str, str]) -> Claim:
     """Tests that a steady epoch of the first of each pair takes less time."""
     texts, verdicts, n = [], [], 0
     for first, second in pairs:
-        a, b = _pairs(runs, first, second, "steady_epoch_seconds")
-        if not a:
+        a, b = _steady_seconds(runs, first), _steady_seconds(runs, second)
+        if not a or not b:
             text = f"{first} or {second} not run for two epochs"
             return Claim(source, claim, text, "not tested")
         # Of the logarithms, so that the interval is one of the ratio.
-        interval, n = paired_difference(np.log(b).tolist(), np.log(a).tolist()), len(a)
-        ratio = Interval(*np.exp(interval))
+        interval = difference(np.log(b).tolist(), np.log(a).tolist())
+        ratio, n = Interval(*np.exp(interval)), min(len(a), len(b), n or len(a))
         texts.append(
             f"{first} {np.median(a):.2f} s, {second} {np.median(b):.2f} s per epoch: "
-            f"ratio {ratio.mean:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
+            f"ratio {ratio.mean:.2f} [{ratio.low:.2f}, {ratio.high:.2f}] "
+            f"(n={len(a)}, {len(b)} epochs)"
         )
         verdicts.append(verdict_of(interval))
-    verdict = _undecided(_all_hold(verdicts), n)
-    return Claim(source, claim, f"{'; '.join(texts)} (n={n} pairs of seeds)", verdict)
+    return Claim(source, claim, "; ".join(texts), _undecided(_all_hold(verdicts), n))
 
 
 def _parameters(runs: Runs, *names: str) -> dict[str, int]:

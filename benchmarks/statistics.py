@@ -49,6 +49,19 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Interv
     return _interval(differences.tolist(), 1 / np.sqrt(len(differences)))
 
 
+def difference(first: Sequence[float], second: Sequence[float]) -> Interval:
+    """Returns the 95 % confidence interval of the difference of two means, after Welch.
+
+    >>> [round(x, 3) for x in difference([3.0, 4.0, 5.0], [1.0, 1.0, 1.3])]
+    [2.9, 0.511, 5.289]
+    """
+    mean = float(np.mean(first) - np.mean(second))
+    if min(len(first), len(second)) < 2:
+        return Interval(mean, float("nan"), float("nan"))
+    test = stats.ttest_ind(first, second, equal_var=False)
+    return Interval(mean, *map(float, test.confidence_interval(LEVEL)))
+
+
 def verdict_of(interval: Interval) -> str:
     """Judges the claim that a difference is above 0 by its confidence interval.
 

@@ -13,7 +13,12 @@ from test_programs import run
 from benchmarks import published
 from benchmarks.claims import check_claims
 from benchmarks.published import by_system, systems_frame
-from benchmarks.statistics import Interval, paired_difference, prediction_interval
+from benchmarks.statistics import (
+    Interval,
+    difference,
+    paired_difference,
+    prediction_interval,
+)
 from benchmarks.systems import CONTROLS, PRESETS, SYSTEMS, read_preset
 from mnist_jax.config import config_to_dict, default_config
 from mnist_jax.models import count_params, create_model
@@ -74,6 +79,9 @@ def test_intervals_are_students():
     other = [0.91, 0.9, 0.96, 0.9]
     test = stats.ttest_rel(values, other).confidence_interval(0.95)
     np.testing.assert_allclose(paired_difference(values, other)[1:], test)
+    test = stats.ttest_ind(values, other[:2], equal_var=False).confidence_interval(0.95)
+    np.testing.assert_allclose(difference(values, other[:2])[1:], test)
+    assert np.isnan(difference([0.9], values)[1:]).all()
     assert np.isnan(prediction_interval([0.9])[1:]).all()
     assert Interval(1, 0, 2).mean == 1
 
@@ -88,7 +96,10 @@ def make_runs(accuracies, seconds=1.0):
             "test_accuracy": accuracy,
             "test_loss": 0.1,
             "steady_epoch_seconds": seconds + 0.01 * seed,
-            "epochs": [{"val_accuracy": accuracy}],
+            "epochs": [
+                {"val_accuracy": accuracy, "train_seconds": time}
+                for time in (9.0, seconds + 0.01 * seed)
+            ],
         }
         for seed, accuracy in enumerate(accuracies)
     }
@@ -139,8 +150,22 @@ def test_runs_of_one_epoch_have_no_steady_seconds():
     assert faster in verdicts(runs)
     for record in runs["fj_fc"].values():
         record["steady_epoch_seconds"] = None
+        del record["epochs"][1:]
     assert systems_frame(runs)["s/epoch ours"].tolist() == ["-", "1.00"]
     assert faster not in verdicts(runs)
+
+
+def test_seconds_of_seeds_together_count_once():
+    runs = {name: make_runs([0.9] * 5) for name in ("fj_fc", "fj_cnn_stride")}
+    for name, steady in (("fj_fc", [1.0, 1.2]), ("fj_cnn_stride", [1.3, 1.5])):
+        for record in runs[name].values():
+            record["epochs"] = [{"train_seconds": time} for time in (9.0, *steady)]
+    faster = "the fully connected net trains faster (as published)"
+    assert verdicts(runs)[faster] == "undecided at n = 2"
+    for record in runs["fj_cnn_stride"].values():
+        record["epochs"][1]["train_seconds"] += 9
+        record["epochs"][2]["train_seconds"] += 9
+    assert verdicts(runs)[faster] == "holds"
 
 
 def test_every_claim_is_tested_once_all_systems_have_run():
