@@ -72,7 +72,7 @@ def _train(
     config: TrainConfig, dataset: Dataset, out: Path, check_stopped: Callable[[], None]
 ) -> None:
     """Trains the seeds of a config that are not on record yet."""
-    name, wanted = config.model, chosen_seeds(config.seed)
+    name, wanted = config.model, chosen_seeds(config.seed, FLAGS.seeds)
     with unfinished_folder(out, name, config, dataset, wanted, check_stopped) as folder:
         records = read_jsonl(out / RESULTS, NEEDED)
         recorded = recorded_seeds(records, config, dataset)

@@ -124,7 +124,7 @@ def _train(
 def main() -> None:
     """Trains as the flags say."""
     config = config_from_flags(FLAGS)
-    seeds = chosen_seeds(config.seed)
+    seeds = chosen_seeds(config.seed, FLAGS.seeds)
     folders = _run_dirs(config, seeds)
     start_jax()
     dataset = load_data(config.dataset)

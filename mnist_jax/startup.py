@@ -72,16 +72,16 @@ def define_seeds_flag(default: int) -> None:
     flags.DEFINE_integer("seeds", default, help, lower_bound=1)
 
 
-def chosen_seeds(first: int) -> range:
-    """Returns the seeds that `--seeds` asks for, from the first one on.
+def chosen_seeds(first: int, count: int) -> range:
+    """Returns the seeds that `--seed` and `--seeds` ask for.
 
     Raises:
         InputError: the last one is too large for a seed.
     """
-    seeds = range(first, first + FLAGS.seeds)
+    seeds = range(first, first + count)
     if seeds[-1] >= 2**32:
         raise InputError(
-            f"--seeds={FLAGS.seeds} from --seed={first} on reaches {seeds[-1]}, and "
+            f"--seeds={count} from --seed={first} on reaches {seeds[-1]}, and "
             "the largest seed is 4294967295; give fewer, or a smaller first one"
         )
     return seeds
