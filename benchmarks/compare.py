@@ -13,22 +13,7 @@ from pathlib import Path
 import pandas as pd
 from absl import flags
 
-from mnist_jax.config import TrainConfig, config_from_flags, define_flags
-from mnist_jax.data import Dataset
-from mnist_jax.files import make_folder, write_file
-from mnist_jax.fit import fit
-from mnist_jax.predictions import make_predict, run_details
-from mnist_jax.prepare import make_scale, prepare
-from mnist_jax.progress import (
-    announce_compiling,
-    report_training,
-    result,
-    stop_after,
-)
-from mnist_jax.records import append_jsonl, read_jsonl, to_dict, with_identity
-from mnist_jax.report import DETAILS, PICTURES, RESULTS, write_report
-from mnist_jax.snapshots import save_snapshot
-from mnist_jax.startup import (
+from mnist_jax.cli.main import (
     chosen_models,
     chosen_seeds,
     define_machine_flags,
@@ -40,15 +25,29 @@ from mnist_jax.startup import (
     start_jax,
     stop_between_parts,
 )
-from mnist_jax.tables import (
+from mnist_jax.config import TrainConfig, config_from_flags, define_flags
+from mnist_jax.data.datasets import Dataset
+from mnist_jax.records.files import make_folder, write_file
+from mnist_jax.records.schema import append_jsonl, read_jsonl, to_dict, with_identity
+from mnist_jax.reporting.predictions import make_predict, run_details
+from mnist_jax.reporting.progress import (
+    announce_compiling,
+    report_training,
+    result,
+    stop_after,
+)
+from mnist_jax.reporting.report import DETAILS, PICTURES, RESULTS, write_report
+from mnist_jax.reporting.tables import (
     NEEDED,
     comparison_frame,
     format_markdown,
     group_by_place,
 )
-
-from .recorded import announce_recorded, recorded_seeds
-from .unfinished import HOW_TO_GO_ON, take_up, unfinished_folder
+from mnist_jax.training.checkpoints import save_snapshot
+from mnist_jax.training.experiment import make_scale, prepare
+from mnist_jax.training.fit import fit
+from mnist_jax.training.recorded import announce_recorded, recorded_seeds
+from mnist_jax.training.sweep import HOW_TO_GO_ON, take_up, unfinished_folder
 
 FLAGS = flags.FLAGS
 

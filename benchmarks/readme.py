@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from mnist_jax.files import write_file
-from mnist_jax.records import read_jsonl
-from mnist_jax.startup import run_program
-from mnist_jax.tables import format_markdown, mean_and_spread
+from mnist_jax.cli.main import run_program
+from mnist_jax.records.files import write_file
+from mnist_jax.records.schema import read_jsonl
+from mnist_jax.reporting.tables import format_markdown, mean_and_spread
 
-from .peers import format_ratios, format_tables
-from .published import by_system, format_published
+from .peers.race import format_ratios, format_tables
+from .published.systems import PRESETS, SYSTEMS
+from .published.table import by_system, format_published
 from .redrawn import format_redrawn
-from .systems import PRESETS, SYSTEMS
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

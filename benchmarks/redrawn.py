@@ -17,21 +17,21 @@ import pandas as pd
 from absl import flags
 from PIL import Image
 
-from mnist_jax.errors import InputError
-from mnist_jax.files import make_folder
-from mnist_jax.own_digits import digit_from_bytes, normalize_digit
-from mnist_jax.predictions import predict_probabilities
-from mnist_jax.prepare import make_scale, split_data
-from mnist_jax.records import append_jsonl, environment
-from mnist_jax.runs import read_model, read_record
-from mnist_jax.startup import (
+from mnist_jax.cli.main import (
     define_machine_flags,
     existing_folder,
     load_data,
     run_program,
     start_jax,
 )
-from mnist_jax.tables import markdown_table
+from mnist_jax.data.own_digits import digit_from_bytes, normalize_digit
+from mnist_jax.errors import InputError
+from mnist_jax.records.files import make_folder
+from mnist_jax.records.schema import append_jsonl, environment
+from mnist_jax.reporting.predictions import predict_probabilities
+from mnist_jax.reporting.tables import markdown_table
+from mnist_jax.training.experiment import make_scale, split_data
+from mnist_jax.training.run_dir import read_model, read_record
 
 FLAGS = flags.FLAGS
 

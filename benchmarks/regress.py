@@ -22,9 +22,7 @@ import numpy as np
 import pandas as pd
 from absl import flags
 
-from mnist_jax.errors import InputError
-from mnist_jax.records import append_jsonl, environment, git
-from mnist_jax.startup import (
+from mnist_jax.cli.main import (
     chosen_models,
     define_machine_flags,
     define_models_flag,
@@ -32,9 +30,11 @@ from mnist_jax.startup import (
     run_program,
     start_jax,
 )
-from mnist_jax.tables import markdown_table
+from mnist_jax.errors import InputError
+from mnist_jax.records.schema import append_jsonl, environment, git
+from mnist_jax.reporting.tables import markdown_table
 
-from .peer_worker import Arrays, save_arrays
+from .peers.worker import Arrays, save_arrays
 from .statistics import Interval, paired_difference
 
 FLAGS = flags.FLAGS
@@ -65,7 +65,7 @@ def seconds_of(checkout: Path, model: str, arrays: Path, seed: int) -> float:
         InputError: the code there failed, or knows no such measurement.
     """
     command = [
-        *(sys.executable, "-m", "benchmarks.peer_ours", f"--model={model}"),
+        *(sys.executable, "-m", "benchmarks.peers.our_worker", f"--model={model}"),
         *(f"--batch_size={FLAGS.batch_size}", f"--seed={seed}", f"--arrays={arrays}"),
         f"--steady_epochs={STEADY_EPOCHS[model]}",
     ]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from absl import flags
 
-from mnist_jax.report import PICTURES, write_report
-from mnist_jax.startup import run_program
+from mnist_jax.cli.main import run_program
+from mnist_jax.reporting.report import PICTURES, write_report
 
 FLAGS = flags.FLAGS
 

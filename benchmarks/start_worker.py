@@ -11,16 +11,16 @@ import time
 
 from absl import flags
 
-from mnist_jax.config import config_from_flags, define_flags
-from mnist_jax.fit import fit
-from mnist_jax.memory import peak_megabytes
-from mnist_jax.prepare import prepare
-from mnist_jax.startup import (
+from mnist_jax.cli.main import (
     define_machine_flags,
     load_data,
     run_program,
     start_jax,
 )
+from mnist_jax.config import config_from_flags, define_flags
+from mnist_jax.profiling.memory import peak_megabytes
+from mnist_jax.training.experiment import prepare
+from mnist_jax.training.fit import fit
 
 FLAGS = flags.FLAGS
 

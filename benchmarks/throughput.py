@@ -24,20 +24,7 @@ import numpy as np
 import pandas as pd
 from absl import flags
 
-from mnist_jax.config import TrainConfig, config_from_flags, define_flags
-from mnist_jax.data import Dataset, Split, epoch_indices
-from mnist_jax.epochs import (
-    make_train_epoch,
-    shard_indices,
-    spread_seeds,
-    step_bounds,
-)
-from mnist_jax.errors import InputError
-from mnist_jax.files import make_folder
-from mnist_jax.prepare import make_scale, prepare
-from mnist_jax.profiling import format_profile, profile
-from mnist_jax.records import append_jsonl, environment
-from mnist_jax.startup import (
+from mnist_jax.cli.main import (
     chosen_models,
     define_machine_flags,
     define_models_flag,
@@ -46,7 +33,20 @@ from mnist_jax.startup import (
     run_program,
     start_jax,
 )
-from mnist_jax.tables import markdown_table, median_and_range
+from mnist_jax.config import TrainConfig, config_from_flags, define_flags
+from mnist_jax.data.datasets import Dataset, Split, epoch_indices
+from mnist_jax.errors import InputError
+from mnist_jax.profiling.profile import format_profile, profile
+from mnist_jax.records.files import make_folder
+from mnist_jax.records.schema import append_jsonl, environment
+from mnist_jax.reporting.tables import markdown_table, median_and_range
+from mnist_jax.training.epochs import (
+    make_train_epoch,
+    shard_indices,
+    spread_seeds,
+    step_bounds,
+)
+from mnist_jax.training.experiment import make_scale, prepare
 
 FLAGS = flags.FLAGS
 PROGRAMS = ("step", "epoch", "together", "evaluate")

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from absl import flags
 
+from mnist_jax.cli.main import define_machine_flags, load_data, run_program
 from mnist_jax.config import config_from_flags, define_flags
-from mnist_jax.plots import digits_figure, save_figure
-from mnist_jax.prepare import split_data
-from mnist_jax.startup import define_machine_flags, load_data, run_program
-from mnist_jax.summary import data_frame
-from mnist_jax.tables import markdown_table
+from mnist_jax.reporting.plots import digits_figure, save_figure
+from mnist_jax.reporting.summary import data_frame
+from mnist_jax.reporting.tables import markdown_table
+from mnist_jax.training.experiment import split_data
 
 FLAGS = flags.FLAGS
 

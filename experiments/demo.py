@@ -10,17 +10,17 @@ import jax
 import numpy as np
 from absl import flags
 
-from mnist_jax.demo import HOST, Predictor, make_server
-from mnist_jax.models import IMAGE_SHAPE
-from mnist_jax.predictions import make_predict
-from mnist_jax.runs import read_model, read_record
-from mnist_jax.startup import (
+from mnist_jax.cli.main import (
     define_machine_flags,
     existing_folder,
     load_scale,
     run_program,
     start_jax,
 )
+from mnist_jax.demo.server import HOST, Predictor, make_server
+from mnist_jax.models.networks import IMAGE_SHAPE
+from mnist_jax.reporting.predictions import make_predict
+from mnist_jax.training.run_dir import read_model, read_record
 
 FLAGS = flags.FLAGS
 

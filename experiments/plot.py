@@ -5,20 +5,20 @@ python -m experiments.plot --run_dir=runs/cnn0
 
 from absl import flags
 
-from mnist_jax.plots import history_figure, save_figure
-from mnist_jax.predictions import make_predict, run_details
-from mnist_jax.prepare import make_scale, split_data
-from mnist_jax.records import to_dict
-from mnist_jax.report import detail_pictures
-from mnist_jax.runs import read_model, read_record
-from mnist_jax.startup import (
+from mnist_jax.cli.main import (
     define_machine_flags,
     existing_folder,
     load_data,
     run_program,
     start_jax,
 )
-from mnist_jax.tables import history_frame, markdown_table
+from mnist_jax.records.schema import to_dict
+from mnist_jax.reporting.plots import history_figure, save_figure
+from mnist_jax.reporting.predictions import make_predict, run_details
+from mnist_jax.reporting.report import detail_pictures
+from mnist_jax.reporting.tables import history_frame, markdown_table
+from mnist_jax.training.experiment import make_scale, split_data
+from mnist_jax.training.run_dir import read_model, read_record
 
 FLAGS = flags.FLAGS
 

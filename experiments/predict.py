@@ -10,13 +10,7 @@ import numpy as np
 import pandas as pd
 from absl import flags
 
-from mnist_jax.errors import InputError
-from mnist_jax.own_digits import read_digit
-from mnist_jax.plots import predictions_figure, save_figure
-from mnist_jax.predictions import predict_probabilities, prediction_frame
-from mnist_jax.prepare import make_scale, split_data
-from mnist_jax.runs import read_model, read_record
-from mnist_jax.startup import (
+from mnist_jax.cli.main import (
     define_machine_flags,
     existing_folder,
     load_data,
@@ -24,6 +18,12 @@ from mnist_jax.startup import (
     run_program,
     start_jax,
 )
+from mnist_jax.data.own_digits import read_digit
+from mnist_jax.errors import InputError
+from mnist_jax.reporting.plots import predictions_figure, save_figure
+from mnist_jax.reporting.predictions import predict_probabilities, prediction_frame
+from mnist_jax.training.experiment import make_scale, split_data
+from mnist_jax.training.run_dir import read_model, read_record
 
 FLAGS = flags.FLAGS
 

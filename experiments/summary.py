@@ -5,10 +5,10 @@ python -m experiments.summary --flagfile=experiments/presets/ml10_cnn.cfg
 
 from absl import flags
 
+from mnist_jax.cli.main import run_program
 from mnist_jax.config import config_from_flags, define_flags
-from mnist_jax.startup import run_program
-from mnist_jax.summary import format_totals, layer_frame
-from mnist_jax.tables import markdown_table
+from mnist_jax.reporting.summary import format_totals, layer_frame
+from mnist_jax.reporting.tables import markdown_table
 
 FLAGS = flags.FLAGS
 

@@ -9,14 +9,7 @@ from pathlib import Path
 
 from absl import flags
 
-from mnist_jax.config import TrainConfig, config_from_flags, define_flags
-from mnist_jax.errors import InputError
-from mnist_jax.fit import Snapshot, fit
-from mnist_jax.prepare import Experiment, prepare
-from mnist_jax.progress import announce_compiling, report_training, result, stop_after
-from mnist_jax.records import EpochRecord, RunRecord
-from mnist_jax.runs import check_run_dir, fit_into, read_params, resume_snapshot
-from mnist_jax.startup import (
+from mnist_jax.cli.main import (
     chosen_seeds,
     define_machine_flags,
     define_profile_flag,
@@ -28,7 +21,24 @@ from mnist_jax.startup import (
     start_jax,
     stop_between_parts,
 )
-from mnist_jax.tensorboard import check_tensorboard, epoch_scalars
+from mnist_jax.config import TrainConfig, config_from_flags, define_flags
+from mnist_jax.errors import InputError
+from mnist_jax.records.schema import EpochRecord, RunRecord
+from mnist_jax.reporting.event_files import check_tensorboard, epoch_scalars
+from mnist_jax.reporting.progress import (
+    announce_compiling,
+    report_training,
+    result,
+    stop_after,
+)
+from mnist_jax.training.experiment import Experiment, prepare
+from mnist_jax.training.fit import Snapshot, fit
+from mnist_jax.training.run_dir import (
+    check_run_dir,
+    fit_into,
+    read_params,
+    resume_snapshot,
+)
 
 FLAGS = flags.FLAGS
 _OF_RUN_DIR = "tensorboard", "profile", "checkpoint_every", "resume", "overwrite"
@@ -146,7 +156,7 @@ def main() -> None:
         result(record)
     if FLAGS.profile:
         # Imported here for its pandas, which takes 0.3 of the 1.1 s of all imports.
-        from mnist_jax.profiling import format_profile, profile
+        from mnist_jax.profiling.profile import format_profile, profile
 
         folder = Path(FLAGS.run_dir) / "profile"
         print(f"\n{format_profile(profile(experiment, folder), folder)}")

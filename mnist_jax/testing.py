@@ -16,8 +16,8 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from mnist_jax.data import Split, epoch_indices, scale_pixels
-from mnist_jax.epochs import (
+from mnist_jax.data.datasets import Split, epoch_indices, scale_pixels
+from mnist_jax.training.epochs import (
     gather,
     make_mesh,
     make_train_epoch,
@@ -26,7 +26,7 @@ from mnist_jax.epochs import (
     spread_seeds,
     step_bounds,
 )
-from mnist_jax.steps import TrainState, init_state, train_step
+from mnist_jax.training.steps import TrainState, init_state, train_step
 
 
 def make_split(size: int = 64, seed: int = 0) -> Split:

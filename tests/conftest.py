@@ -8,10 +8,10 @@ from pathlib import Path
 
 import jax
 import pytest
-from browser import Browser, find_programs, open_browser
+from helpers.browser import Browser, find_programs, open_browser
 
-from mnist_jax.data import Dataset, load_dataset
-from mnist_jax.records import available_cores
+from mnist_jax.data.datasets import Dataset, load_dataset
+from mnist_jax.records.schema import available_cores
 
 # Eight host devices, so that meshes of 1, 2, 4 and 8 can be compared in one process.
 jax.config.update("jax_num_cpu_devices", 8)

@@ -1,0 +1,5 @@
+"""Runs `python -m benchmarks.peers`."""
+
+from .race import run
+
+run()

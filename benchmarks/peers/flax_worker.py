@@ -1,0 +1,157 @@
+"""Times Flax as one would first write it: the baseline worker of `benchmarks.peers`.
+
+python -m benchmarks.peers.flax_worker --model=cnn --batch_size=128
+
+Flax's own layers, a jitted step, a Python loop over NumPy batches; the only device is
+JAX's default one, which uses all cores. Initial values are Flax's own too, but the
+LSTM's, which are Keras's as in the other rows, so that accuracies compare.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from flax.training.train_state import TrainState
+
+from .worker import (
+    LEARNING_RATE,
+    Arrays,
+    Job,
+    Measurement,
+    run_worker,
+    scale,
+    time_epochs,
+)
+
+TEST_CHUNK = 1000
+
+
+class MLP(nn.Module):
+    """784-128-128-10."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.reshape((x.shape[0], -1))
+        x = nn.relu(nn.Dense(128)(x))
+        x = nn.relu(nn.Dense(128)(x))
+        return nn.Dense(10)(x)
+
+
+class CNN(nn.Module):
+    """Three convolutions, two poolings."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x[..., None]
+        x = nn.relu(nn.Conv(32, (3, 3), padding="VALID")(x))
+        x = nn.max_pool(x, (2, 2), strides=(2, 2))
+        x = nn.relu(nn.Conv(64, (3, 3), padding="VALID")(x))
+        x = nn.max_pool(x, (2, 2), strides=(2, 2))
+        x = nn.relu(nn.Conv(64, (3, 3), padding="VALID")(x))
+        x = x.reshape((x.shape[0], -1))
+        x = nn.relu(nn.Dense(64)(x))
+        return nn.Dense(10)(x)
+
+
+class LSTM(nn.Module):
+    """Two LSTMs over the rows."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        states: Any = nn.RNN(nn.OptimizedLSTMCell(128))(x)
+        states = nn.RNN(nn.OptimizedLSTMCell(128))(states)
+        x = states[:, -1]
+        x = nn.relu(nn.Dense(32)(x))
+        return nn.Dense(10)(x)
+
+
+_MODELS = {"mlp": MLP, "lstm": LSTM, "cnn": CNN}
+
+
+def keras_values(cell: Any, key: jax.Array) -> Any:
+    """Returns an LSTM cell's parameters with the values that Keras would start from.
+
+    Keras draws a kernel for all four gates at once, Flax one for each: its recurrent
+    weights are twice as large, its input weights differ too, its forget bias is 0.
+    """
+    inputs, units = cell["ii"]["kernel"].shape
+    keys = jax.random.split(key)
+    kernel = nn.initializers.glorot_uniform()(keys[0], (inputs, 4 * units))
+    recurrent = nn.initializers.orthogonal()(keys[1], (units, 4 * units))
+    gates = zip("ifgo", *(jnp.split(x, 4, 1) for x in (kernel, recurrent)), strict=True)
+    values = {}
+    for gate, of_input, of_state in gates:
+        values[f"i{gate}"] = {"kernel": of_input}
+        bias = jnp.full(units, float(gate == "f"))
+        values[f"h{gate}"] = {"kernel": of_state, "bias": bias}
+    return values
+
+
+def init_params(model: nn.Module, key: jax.Array, images: np.ndarray) -> Any:
+    """Returns the initial parameters of a network."""
+    params = model.init(key, images[:1])["params"]
+    for number, name in enumerate(params):
+        if "LSTMCell" in name:
+            cell_key = jax.random.fold_in(key, number)
+            params[name] = keras_values(params[name], cell_key)
+    return params
+
+
+@jax.jit
+def train_step(
+    state: TrainState, images: jax.Array, labels: jax.Array
+) -> tuple[TrainState, jax.Array]:
+    """Updates the state by one batch and returns its mean loss."""
+
+    def loss_fn(params: Any) -> jax.Array:
+        logits = state.apply_fn({"params": params}, images)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean()
+
+    loss, grads = jax.value_and_grad(loss_fn)(state.params)
+    return state.apply_gradients(grads=grads), loss
+
+
+@jax.jit
+def count_correct(state: TrainState, images: jax.Array, labels: jax.Array) -> jax.Array:
+    """Counts the images that the network gets right."""
+    logits = state.apply_fn({"params": state.params}, images)
+    return jnp.sum(jnp.argmax(logits, axis=-1) == labels)
+
+
+def measure(job: Job, arrays: Arrays) -> Measurement:
+    """Trains; an epoch's time has its shuffle in it."""
+    images, labels = scale(arrays.train_images), arrays.train_labels
+    model, tx = _MODELS[job.model](), optax.adam(LEARNING_RATE)
+    params = init_params(model, jax.random.key(job.seed), images)
+    state = TrainState.create(apply_fn=model.apply, params=params, tx=tx)
+    rng = np.random.default_rng(job.seed)
+
+    def train_epoch() -> None:
+        nonlocal state
+        order = rng.permutation(len(labels))
+        for start in range(0, len(labels), job.batch_size):
+            batch = order[start : start + job.batch_size]
+            state, loss = train_step(state, images[batch], labels[batch])
+        jax.block_until_ready((state, loss))
+
+    seconds = time_epochs(train_epoch, job.epochs)
+    test_images, test_labels = scale(arrays.test_images), arrays.test_labels
+    correct = sum(
+        int(
+            count_correct(
+                state, test_images[i:][:TEST_CHUNK], test_labels[i:][:TEST_CHUNK]
+            )
+        )
+        for i in range(0, len(test_labels), TEST_CHUNK)
+    )
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
+    form = "nn.Conv, nn.max_pool, nn.RNN(OptimizedLSTMCell), Python loop"
+    return Measurement(seconds, correct / len(test_labels), parameters, form)
+
+
+if __name__ == "__main__":
+    run_worker(measure)

@@ -1,0 +1,113 @@
+"""Times Keras on one of its backends: a worker of `benchmarks.peers`.
+
+python -m benchmarks.peers.keras_worker --model=cnn --variant=tensorflow
+
+`model.fit` on NumPy arrays, scaled ahead of the clock, which shuffles them fully each
+epoch; the loss is the only thing it keeps. The choices rest on one or two runs each, on
+a machine that was not always quiet (Keras 3.15.1 on TensorFlow 2.21.0 and JAX 0.10.2,
+two cores of an AMD EPYC with AVX-512, 6,000 images, batch 128 unless said):
+
+- jit_compile is Keras's own choice, on TensorFlow without XLA here (CNN 0.7-1.3 s, with
+  XLA 1.5 s; LSTM not told apart), but for the MLP at small batches, where XLA was the
+  faster: 0.10 s against 0.13-0.14 s at batch 32.
+- steps_per_execution on TensorFlow: 16 (MLP 0.12-0.15 s against 0.23-0.25 s for 1, of
+  12,000 images; CNN and LSTM not told apart). On JAX, where the steps are unrolled when
+  compiling: 8 for the MLP (batch 32: 0.04 s against 0.07-0.08 s for 1), 2 for the LSTM
+  (1.9 s against 2.05 s for 1), 1 for the CNN, where nothing else was tried.
+- Not told apart: a tf.data.Dataset in place of the arrays (MLP, 12,000 images:
+  0.11-0.12 s against 0.12-0.15 s) and LSTM(unroll=True).
+"""
+
+import os
+import time
+from typing import Any
+
+from .worker import (
+    LEARNING_RATE,
+    Arrays,
+    Job,
+    Measurement,
+    run_worker,
+    scale,
+)
+
+VARIANTS = ("tensorflow", "jax")
+_STEPS_PER_EXECUTION = {
+    "tensorflow": {"mlp": 16, "lstm": 16, "cnn": 16},
+    "jax": {"mlp": 8, "lstm": 2, "cnn": 1},
+}
+
+
+def measure(job: Job, arrays: Arrays) -> Measurement:
+    """Trains; an epoch's time has its shuffle in it."""
+    os.environ["KERAS_BACKEND"] = job.variant  # read when keras is imported
+    if job.variant == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.threading.set_intra_op_parallelism_threads(job.threads)
+        tf.config.threading.set_inter_op_parallelism_threads(job.threads)
+    import keras
+    from keras import layers
+
+    keras.utils.set_random_seed(job.seed)
+    networks = {
+        "mlp": lambda: [
+            layers.Flatten(),
+            layers.Dense(128, "relu"),
+            layers.Dense(128, "relu"),
+        ],
+        "lstm": lambda: [
+            layers.LSTM(128, return_sequences=True),
+            layers.LSTM(128),
+            layers.Dense(32, "relu"),
+        ],
+        "cnn": lambda: [
+            layers.Reshape((28, 28, 1)),
+            layers.Conv2D(32, 3, activation="relu"),
+            layers.MaxPooling2D(2),
+            layers.Conv2D(64, 3, activation="relu"),
+            layers.MaxPooling2D(2),
+            layers.Conv2D(64, 3, activation="relu"),
+            layers.Flatten(),
+            layers.Dense(64, "relu"),
+        ],
+    }
+    model = keras.Sequential(
+        [layers.Input((28, 28)), *networks[job.model](), layers.Dense(10)]
+    )
+    steps = _STEPS_PER_EXECUTION[job.variant][job.model]
+    small = job.model == "mlp" and job.batch_size < 64
+    model.compile(
+        keras.optimizers.Adam(LEARNING_RATE),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        steps_per_execution=steps,
+        jit_compile=True if small else "auto",
+    )
+    seconds: list[float] = []
+
+    class Clock(keras.callbacks.Callback):
+        """Times each epoch; at its end Keras has fetched the loss."""
+
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            self.start = time.perf_counter()
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            seconds.append(time.perf_counter() - self.start)
+
+    model.fit(
+        scale(arrays.train_images),
+        arrays.train_labels,
+        batch_size=job.batch_size,
+        epochs=job.epochs,
+        shuffle=True,
+        verbose=0,
+        callbacks=[Clock()],
+    )
+    logits = model.predict(scale(arrays.test_images), batch_size=1000, verbose=0)
+    accuracy = float((logits.argmax(axis=1) == arrays.test_labels).mean())
+    form = f"jit_compile={model.jit_compile}, steps_per_execution={steps}"
+    return Measurement(seconds, accuracy, model.count_params(), form)
+
+
+if __name__ == "__main__":
+    run_worker(measure, VARIANTS)

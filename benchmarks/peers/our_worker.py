@@ -1,0 +1,41 @@
+"""Times this project as its programs run it: one worker of `benchmarks.peers`.
+
+python -m benchmarks.peers.our_worker --model=cnn --batch_size=128
+"""
+
+from mnist_jax.cli.main import define_machine_flags, start_jax
+from mnist_jax.data.datasets import Dataset, Split
+from mnist_jax.training.experiment import prepare
+from mnist_jax.training.fit import fit
+
+from .worker import Arrays, Job, Measurement, peer_config, run_worker
+
+
+def measure(job: Job, arrays: Arrays) -> Measurement:
+    """Trains through `prepare` and `fit`; an epoch's time has its shuffle in it."""
+    train, test = Split(*arrays[:2]), Split(*arrays[2:])
+    dataset = Dataset("arrays", train, None, test, checksum="", note="")
+    [(record, _)] = fit(prepare(peer_config(job), dataset), [job.seed])
+    seconds = [epoch.train_seconds for epoch in record.epochs]
+    seconds[0] += record.compile_seconds
+    return Measurement(
+        seconds,
+        record.test_accuracy,
+        record.parameters,
+        f"{record.kernels} kernels, {record.devices} host devices",
+    )
+
+
+def _start_and_measure(job: Job, arrays: Arrays) -> Measurement:
+    start_jax()
+    return measure(job, arrays)
+
+
+def run() -> None:
+    """Is the program."""
+    define_machine_flags()
+    run_worker(_start_and_measure)
+
+
+if __name__ == "__main__":
+    run()

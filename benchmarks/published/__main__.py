@@ -1,0 +1,5 @@
+"""Runs `python -m benchmarks.published`."""
+
+from .table import run
+
+run()

@@ -1,0 +1,243 @@
+"""The sources' conclusions, each beside what the recorded runs say of it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from mnist_jax.config import config_from_dict
+from mnist_jax.models.flops import multiply_adds
+
+from ..statistics import Interval, difference, paired_difference, verdict_of
+
+Record = Mapping[str, Any]
+Runs = Mapping[str, Mapping[int, Record]]  # by system, then by seed
+
+
+class Claim(NamedTuple):
+    """One row of the table."""
+
+    source: str
+    claim: str
+    measured: str
+    verdict: str
+
+
+def _accuracies(runs: Runs, first: str, second: str) -> tuple[list, list]:
+    """Returns two systems' accuracies with the seeds that both have."""
+    a, b = runs.get(first, {}), runs.get(second, {})
+    seeds = sorted(set(a) & set(b))
+    field = "test_accuracy"
+    return [a[seed][field] for seed in seeds], [b[seed][field] for seed in seeds]
+
+
+def _undecided(verdict: str, n: int) -> str:
+    """Adds the number of pairs to a verdict that more pairs may change."""
+    return f"undecided at n = {n}" if verdict == "undecided" else verdict
+
+
+def _all_hold(verdicts: Sequence[str]) -> str:
+    """Judges a claim of several parts: it fails with any of them."""
+    for verdict in ("does not hold", "undecided"):
+        if verdict in verdicts:
+            return verdict
+    return "holds"
+
+
+def _more_accurate(
+    runs: Runs, source: str, claim: str, *pairs: tuple[str, str]
+) -> Claim:
+    """Tests that the first of each pair is more accurate on the test set."""
+    texts, verdicts, n = [], [], 0
+    for first, second in pairs:
+        a, b = _accuracies(runs, first, second)
+        if not a:
+            return Claim(source, claim, f"{first} or {second} not run", "not tested")
+        interval, n = paired_difference(a, b), len(a)
+        texts.append(
+            f"{first} {np.mean(a):.4f}, {second} {np.mean(b):.4f}: difference "
+            f"{100 * interval.mean:+.2f} points [{100 * interval.low:+.2f}, "
+            f"{100 * interval.high:+.2f}]"
+        )
+        verdicts.append(verdict_of(interval))
+    verdict = _undecided(_all_hold(verdicts), n)
+    return Claim(source, claim, f"{'; '.join(texts)} (n={n} pairs of seeds)", verdict)
+
+
+def _steady_seconds(runs: Runs, name: str) -> list[float]:
+    """Returns the seconds of a system's steady epochs, each seed's share of them.
+
+    Seeds trained together had their epochs together: these count once.
+    """
+    programs = {
+        tuple(epoch["train_seconds"] for epoch in record["epochs"][1:])
+        for record in runs.get(name, {}).values()
+    }
+    return [seconds for program in sorted(programs) for seconds in program]
+
+
+def _faster(runs: Runs, source: str, claim: str, *pairs: tuple[str, str]) -> Claim:
+    """Tests that a steady epoch of the first of each pair takes less time."""
+    texts, verdicts, n = [], [], 0
+    for first, second in pairs:
+        a, b = _steady_seconds(runs, first), _steady_seconds(runs, second)
+        if not a or not b:
+            text = f"{first} or {second} not run for two epochs"
+            return Claim(source, claim, text, "not tested")
+        # Of the logarithms, so that the interval is one of the ratio.
+        interval = difference(np.log(b).tolist(), np.log(a).tolist())
+        ratio, n = Interval(*np.exp(interval)), min(len(a), len(b), n or len(a))
+        texts.append(
+            f"{first} {np.median(a):.2f} s, {second} {np.median(b):.2f} s per epoch: "
+            f"ratio {ratio.mean:.2f} [{ratio.low:.2f}, {ratio.high:.2f}] "
+            f"(n={len(a)}, {len(b)} epochs)"
+        )
+        verdicts.append(verdict_of(interval))
+    return Claim(source, claim, "; ".join(texts), _undecided(_all_hold(verdicts), n))
+
+
+def _parameters(runs: Runs, *names: str) -> dict[str, int]:
+    """Returns the parameter counts of the systems that were run."""
+    return {
+        name: next(iter(runs[name].values()))["parameters"]
+        for name in names
+        if runs.get(name)
+    }
+
+
+def _av_parameters(runs: Runs) -> list[Claim]:
+    """Tests what AV says of parameter counts: arithmetic, without any chance in it."""
+    claims = {
+        '"CNN requires fewer parameters"': ("av_cnn", min),
+        '"DNN requires the most parameters"': ("av_dnn", max),
+    }
+    counts = _parameters(runs, "av_dnn", "av_lstm", "av_cnn")
+    if len(counts) < 3:
+        return [Claim("AV", c, "not all three run", "not tested") for c in claims]
+    text = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    return [
+        Claim(
+            "AV",
+            c,
+            text,
+            "holds"
+            if best(counts, key=counts.__getitem__) == name
+            else "does not hold",
+        )
+        for c, (name, best) in claims.items()
+    ]
+
+
+def _strides_cost_less(runs: Runs) -> Claim:
+    """Tests FJ's strides against pooling: parameters, operations, seconds."""
+    claim = "strides instead of pooling: the same parameters, less computing"
+    names = ("fj_cnn_stride", "fj_cnn_pool")
+    counts = _parameters(runs, *names)
+    if len(counts) < 2:
+        return Claim("FJ", claim, "not both run", "not tested")
+    work = [
+        sum(multiply_adds(config_from_dict(next(iter(runs[name].values()))["config"])))
+        for name in names
+    ]
+    timed = _faster(runs, "FJ", claim, names)
+    exact = len(set(counts.values())) == 1 and work[0] < work[1]
+    text = (
+        f"{counts[names[0]]:,} and {counts[names[1]]:,} parameters; "
+        f"{work[0] / 1e6:.2f} and {work[1] / 1e6:.2f} million multiply-adds per image "
+        f"forward; "
+        f"{timed.measured}"
+    )
+    return Claim("FJ", claim, text, timed.verdict if exact else "does not hold")
+
+
+def check_claims(runs: Runs) -> list[Claim]:
+    """Tests every claim that the sources draw from their systems.
+
+    Args:
+        runs: run records by system and seed; a claim whose systems are missing is "not
+            tested".
+    """
+    return [
+        _more_accurate(
+            runs,
+            "AV",
+            "accuracy: LSTM > CNN > DNN after 5 epochs",
+            ("av_lstm", "av_cnn"),
+            ("av_cnn", "av_dnn"),
+        ),
+        *_av_parameters(runs),
+        _faster(
+            runs,
+            "AV",
+            "DNN trains fastest, LSTM slowest",
+            ("av_dnn", "av_cnn"),
+            ("av_cnn", "av_lstm"),
+        ),
+        _more_accurate(
+            runs,
+            "ML10",
+            "rescaling the pixels improves the MLP (warm-started, as published)",
+            ("ml10_mlp", "ml10_mlp_raw"),
+        ),
+        _more_accurate(
+            runs,
+            "ML10",
+            "rescaling the pixels improves the MLP (from fresh weights)",
+            ("ml10_mlp_fresh", "ml10_mlp_raw"),
+        ),
+        _more_accurate(
+            runs,
+            "ML10",
+            'the CNN is "a real improvement" over the MLP',
+            ("ml10_cnn", "ml10_mlp"),
+            ("ml10_cnn", "ml10_mlp_fresh"),
+        ),
+        _strides_cost_less(runs),
+        _more_accurate(
+            runs,
+            "FJ",
+            "the CNN is more accurate than the fully connected net (as published: Adam "
+            "against SGD 1e-3)",
+            ("fj_cnn_stride", "fj_fc"),
+        ),
+        _more_accurate(
+            runs,
+            "FJ",
+            "the same with Adam for both (control)",
+            ("fj_cnn_stride", "fj_fc_adam"),
+        ),
+        _faster(
+            runs,
+            "FJ",
+            "the fully connected net trains faster (as published)",
+            ("fj_fc", "fj_cnn_stride"),
+        ),
+        _faster(
+            runs,
+            "FJ",
+            "the same with Adam for both (control)",
+            ("fj_fc_adam", "fj_cnn_stride"),
+        ),
+        _more_accurate(
+            runs,
+            "FJ",
+            "larger batches give better accuracy at equal epochs (fully connected, "
+            "SGD; 32, 128, 512)",
+            ("fj_fc_b512", "fj_fc"),
+            ("fj_fc", "fj_fc_b32"),
+        ),
+        _more_accurate(
+            runs,
+            "FJ",
+            "larger batches give better accuracy at equal epochs (CNN, Adam; 32, 128, "
+            "512)",
+            ("fj_cnn_stride_b512", "fj_cnn_stride"),
+            ("fj_cnn_stride", "fj_cnn_stride_b32"),
+        ),
+    ]
+
+
+def claims_frame(runs: Runs) -> pd.DataFrame:
+    """Returns the claims as a table."""
+    return pd.DataFrame(check_claims(runs)).rename(columns={"claim": "its claim"})

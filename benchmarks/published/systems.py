@@ -1,0 +1,67 @@
+"""The published systems: what their sources print, and their presets."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from absl import flags
+
+from mnist_jax.config import TrainConfig, config_from_flags, define_flags
+
+PRESETS = Path(__file__).parents[2] / "experiments" / "presets"
+
+
+class System(NamedTuple):
+    """What a source prints of a system; None where it prints nothing."""
+
+    source: str
+    parameters: int | None
+    accuracy: float | None
+    best_accuracy: float | None = None
+    loss: float | None = None
+    epoch_seconds: str = "-"
+
+
+AV = "Analyzing and Comparing Deep Learning Models"
+ML10 = "[ML-10E2] Deep learning examples"
+FJ = "Classification with neural networks, FC vs CNN"
+CV = "Deep Neural Networks in Python"
+
+# Accuracy and loss are of the test set after the last epoch, by whatever name the
+# source gives it: ML10 and CV validate on the test set. FJ gives seconds for 20 epochs.
+SYSTEMS = {
+    "av_dnn": System(AV, None, 0.9721),
+    "av_lstm": System(AV, None, 0.9854),
+    "av_cnn": System(AV, None, 0.9808),
+    "ml10_mlp_raw": System(ML10, 25_450, 0.9240, 0.9302, epoch_seconds="1"),
+    "ml10_mlp": System(ML10, 25_450, 0.9501, 0.9521, epoch_seconds="1"),
+    "ml10_mlp_fresh": System(ML10, None, None),
+    "ml10_cnn": System(ML10, 93_322, 0.9919, 0.9926, epoch_seconds="14-16"),
+    "fj_fc": System(FJ, 443_610, 0.8966, loss=0.4014, epoch_seconds="5.8"),
+    "fj_cnn_pool": System(FJ, 20_490, None),
+    "fj_cnn_stride": System(FJ, 20_490, 0.9828, loss=0.0632, epoch_seconds="14.3"),
+    "cv_cnn": System(CV, None, 0.9533, loss=0.2188, epoch_seconds="6-7"),
+}
+
+# What no source ran but its claims need: a preset with some fields changed.
+CONTROLS: dict[str, tuple[str, dict[str, object]]] = {
+    "fj_fc_adam": ("fj_fc", dict(optimizer="keras_adam")),
+    "fj_fc_b32": ("fj_fc", dict(batch_size=32)),
+    "fj_fc_b512": ("fj_fc", dict(batch_size=512)),
+    "fj_cnn_stride_b32": ("fj_cnn_stride", dict(batch_size=32)),
+    "fj_cnn_stride_b512": ("fj_cnn_stride", dict(batch_size=512)),
+}
+
+
+def read_preset(name: str, *arguments: str) -> tuple[TrainConfig, str | None]:
+    """Returns a preset's or control's config, and the preset it starts from if any.
+
+    Args:
+        name: of a preset file, or a key of `CONTROLS`.
+        *arguments: further flags, which win over the preset's.
+    """
+    preset, changes = CONTROLS.get(name, (name, {}))
+    values = flags.FlagValues()
+    define_flags(values)
+    flags.DEFINE_string("init_preset", None, "", flag_values=values)
+    values(["preset", f"--flagfile={PRESETS / preset}.cfg", *arguments])
+    return config_from_flags(values, None, **changes), values["init_preset"].value

@@ -1,0 +1,104 @@
+"""The user's cache: of decoded arrays and others; a file ends with its sha256."""
+
+import functools
+import hashlib
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from mnist_jax.records.files import replace_file
+
+_HEADER_BYTES = 128  # what np.save puts before a small array's items
+
+
+def cache_dir() -> Path:
+    """Returns the folder for downloads and decoded arrays, which need not exist yet."""
+    if own := os.environ.get("MNIST_JAX_CACHE_DIR"):
+        return Path(os.path.expanduser(own))
+    parent = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(parent) / "mnist_jax"
+
+
+def load_or_build(
+    key: str, item_shape: tuple[int, ...], build: Callable[[], np.ndarray]
+) -> np.ndarray:
+    """Returns the `[N, *item_shape] uint8` array kept under a key, or builds it."""
+    path = cache_dir() / "arrays" / f"{key}.npy"
+    array = read_entry(path, item_shape)
+    if array is None:
+        array = build()
+        write_entry(path, array)
+    return array
+
+
+def read_entry(path: Path, item_shape: tuple[int, ...]) -> np.ndarray | None:
+    """Returns the array of a cache entry, None if it is missing or damaged."""
+    return read_checked(path, functools.partial(_decode_array, item_shape))
+
+
+def _decode_array(item_shape: tuple[int, ...], npy: memoryview) -> np.ndarray:
+    """Returns an entry's array without a copy; raises ValueError if it is none."""
+    header = io.BytesIO(npy[:_HEADER_BYTES])
+    np.lib.format.read_magic(header)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(header)
+    if dtype != np.uint8 or shape[1:] != item_shape or len(shape) == 0:
+        raise ValueError(f"it holds {dtype} of shape {shape}")
+    # Fails, and allocates nothing, if the shape is not that of the bytes.
+    return np.frombuffer(npy, np.uint8, offset=header.tell()).reshape(shape)
+
+
+def write_entry(path: Path, array: np.ndarray) -> None:
+    """Writes a cache entry."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    write_checked(path, buffer.getvalue())
+
+
+def read_checked(path: Path, decode: Callable[[memoryview], Any]) -> Any:
+    """Returns what is decoded from a file of `write_checked`.
+
+    Args:
+        path: the file.
+        decode: raises ValueError if the content is no such thing.
+
+    Returns:
+        None if the file is missing or damaged.
+    """
+    try:
+        content = memoryview(path.read_bytes())
+    except OSError:
+        return None
+    content, digest = content[:-32], content[-32:]
+    try:
+        if hashlib.sha256(content).digest() != digest:
+            raise ValueError("its sha256 is another")
+        return decode(content)
+    except ValueError as error:
+        logging.warning("%s is damaged (%s) and is made anew", path, error)
+        return None
+
+
+def write_checked(path: Path, content: bytes) -> None:
+    """Writes a file and its sha256 at one stroke, so that none sees half of it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, content + hashlib.sha256(content).digest())
+    except OSError as error:
+        warn_unwritable(error)
+
+
+def warn_unwritable(error: OSError) -> None:
+    """Says once that the cache can't be used, which costs time and nothing else."""
+    logging.log_first_n(
+        logging.WARNING,
+        "Going on without the cache folder %s (%s): set MNIST_JAX_CACHE_DIR to a"
+        " writable folder to make later starts faster.",
+        1,
+        cache_dir(),
+        error,
+    )

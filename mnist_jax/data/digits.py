@@ -1,0 +1,51 @@
+"""The small set of handwritten digits that scikit-learn carries, in MNIST's form."""
+
+from importlib import metadata
+
+import numpy as np
+
+from mnist_jax.data.array_cache import load_or_build
+
+
+def load_digits() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Loads scikit-learn's digits and splits them: every fifth of a class is for test.
+
+    No random generator takes part, so that the split is the same with all versions.
+
+    Returns:
+        Images `[1797,28,28] uint8`, labels `[1797] int32` and, for each, whether it
+        belongs to the test set.
+    """
+    # Importing sklearn.datasets takes 1.4 s, hence the cache; the raw arrays are kept
+    # so that a change of the upsampling below takes effect at once.
+    key = f"digits-scikit-learn-{metadata.version('scikit-learn')}"
+    rows = load_or_build(key, (65,), _read_digits)
+    images = upsample_digits(rows[:, :64].reshape(-1, 8, 8))
+    labels = rows[:, 64].astype(np.int32)
+    is_test = np.zeros(len(labels), bool)
+    is_test[np.argsort(labels, kind="stable")[::5]] = True
+    return images, labels, is_test
+
+
+def _read_digits() -> np.ndarray:
+    """Returns scikit-learn's digits, `[1797,65] uint8`: 64 pixels 0..16, the label."""
+    import sklearn.datasets
+
+    digits = sklearn.datasets.load_digits()
+    return np.column_stack([digits.data, digits.target]).astype(np.uint8)
+
+
+def upsample_digits(digits: np.ndarray) -> np.ndarray:
+    """Brings `[N,8,8]` digits of 0..16 to `[N,28,28] uint8` of 0..255, as MNIST's.
+
+    The 8x8 digits fill their frame as MNIST's fill the middle 20x20, so they become
+    20x20 by bilinear interpolation (pixel centres, edges repeated) in a margin of 4.
+    All of it is in integers, so that every machine gets the same bytes.
+    """
+    centres = np.clip(4 * np.arange(20) - 3, 0, 70)  # in tenths of an 8x8 pixel
+    weights = np.zeros((20, 8), np.int64)  # in tenths
+    weights[np.arange(20), centres // 10] += 10 - centres % 10
+    weights[np.arange(20), np.minimum(centres // 10 + 1, 7)] += centres % 10
+    hundredths = weights @ digits.astype(np.int64) @ weights.T  # [N,20,20], 0..1600
+    pixels = ((hundredths * 255 + 800) // 1600).astype(np.uint8)  # rounded
+    return np.pad(pixels, ((0, 0), (4, 4), (4, 4)))

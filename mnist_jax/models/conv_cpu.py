@@ -1,0 +1,594 @@
+"""Convolution, bias, activation and max pooling in the forms XLA runs fast on CPU.
+
+Inside a `lax.scan` XLA:CPU compiles the gradient of a convolution to a naive loop and
+the gradient of `nn.max_pool` to a slow select-and-scatter. Here a whole stage is matrix
+products and elementwise loops, in one of three forms (`_choose_form`). Two of them see
+the inputs as overlapping tiles, one tile for each pooled output:
+
+    tiles[p][q] [B,h,w,C] holds x[:, step * i + p, step * j + q], step = strides * pool
+    phase (r,s) is the convolution's output at place (r,s) of every pooling window
+    tap (k,l) of phase (r,s) reads tiles[strides * r + k][strides * s + l]
+
+so nothing is computed that pooling would drop. Winograd's tiles are larger and know no
+pooling. The layout is [B,H,W,C] throughout.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
+
+from mnist_jax.errors import InputError
+from mnist_jax.models.winograd import (
+    choose_tiling,
+    cut_tiles,
+    fit,
+    join_tiles,
+    make_transforms,
+    mix,
+)
+
+Tiles = list[list[jax.Array]]
+
+_ACTIVATIONS = {"linear": lambda y: y, "relu": jax.nn.relu, "tanh": jnp.tanh}
+
+
+class _Stage(NamedTuple):
+    """What is fixed at compile time about a stage."""
+
+    strides: int
+    activation: str
+    pool: int
+
+
+def conv_pool(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array,
+    *,
+    strides: int,
+    padding: str,
+    activation: str,
+    pool: int,
+) -> jax.Array:
+    """Convolves, adds the bias, applies the activation and max-pools.
+
+    Equal to `lax.conv_general_dilated`, the bias, the activation and `nn.max_pool` to
+    float32 rounding, gradients included. Where a window holds equal maxima the first in
+    row order gets the gradient, as in `nn.max_pool`. Pooling comes first here, which
+    changes nothing: bias and activation are monotone and treat a whole window alike.
+    Only unequal values that rounding makes equal, or swaps, may hand the gradient to
+    another place of the window: in `nn.max_pool` two that the bias rounds to the same
+    number, or that both saturate tanh (where ReLU makes them equal, at zero, the
+    gradient is zero).
+
+    Args:
+        x: Inputs [B,H,W,C] float32.
+        kernel: Weights [k,k,C,D] float32.
+        bias: [D] float32.
+        strides: Step of the convolution in both directions.
+        padding: "SAME" or "VALID".
+        activation: "relu", "tanh" or "linear".
+        pool: Side and step of the pooling window, without padding; 1 for no pooling.
+
+    Returns:
+        [B,h,w,D] float32.
+
+    Raises:
+        InputError: Padding or activation is unknown, or no output is left.
+
+    Example:
+        >>> x, kernel = jnp.ones((2, 28, 28, 1)), jnp.ones((3, 3, 1, 8))
+        >>> stage = dict(strides=1, padding="VALID", activation="relu", pool=2)
+        >>> conv_pool(x, kernel, jnp.zeros(8), **stage).shape
+        (2, 13, 13, 8)
+    """
+    if padding not in ("SAME", "VALID"):
+        raise InputError(f"Padding is {padding!r}; it must be 'SAME' or 'VALID'.")
+    if activation not in _ACTIVATIONS:
+        raise InputError(
+            f"Activation is {activation!r}; it must be one of {list(_ACTIVATIONS)}."
+        )
+    if padding == "SAME":
+        x = _pad_same(x, kernel.shape[0], strides)
+    stage = _Stage(strides, activation, pool)
+    if min(_output_lengths(x, kernel.shape[0], stage)) < 1:
+        raise InputError(
+            f"Kernel size {kernel.shape[0]}, strides {strides} and pool {pool} leave"
+            f" nothing of inputs {x.shape[1:3]}; make one of the three smaller."
+        )
+    return _conv_pool(x, kernel, bias, stage)
+
+
+def _pad_same(x: jax.Array, size: int, strides: int) -> jax.Array:
+    """Adds the zeros of SAME padding, the odd one at the end."""
+    pads = [(0, 0, 0)]
+    for length in x.shape[1:3]:
+        total = max((-(-length // strides) - 1) * strides + size - length, 0)
+        pads.append((total // 2, total - total // 2, 0))
+    return _materialize(lambda x: _pad(x, [*pads, (0, 0, 0)]), x)
+
+
+def _pad(x: jax.Array, pads: Any) -> jax.Array:
+    """Adds zeros of the inputs' own type: 0.0 has 64 bits if they are switched on."""
+    return lax.pad(x, x.dtype.type(0), pads)
+
+
+def _choose_form(kernel_shape: tuple[int, ...], stage: _Stage) -> "_Form":
+    """Picks the form of a stage by its time in a training step.
+
+    Against patches the direct form took 1.3, 2.0 and 2.9 ms less of a step with 8, 16
+    and 32 pooled features (one Zen 5 core, batch 64). Winograd took these shares of the
+    patches' time, forward and backward with 2x2 pooling (one Zen 4 core, [64,13,13,C],
+    n=15, medians): 8 channels to 16 filters 1.2, to 32 0.9, to 64 0.7, 16 channels to
+    16 filters 0.7, to 64 0.45, 32 channels to 64 filters 0.36.
+    """
+    size, _, channels, filters = kernel_shape
+    if channels == 1 and (size * stage.pool) ** 2 <= 100:
+        return _DIRECT
+    if size == 3 and stage.strides == 1 and channels >= 8 and channels * filters >= 256:
+        return _WINOGRAD
+    return _PATCHES
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _conv_pool(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, stage: _Stage
+) -> jax.Array:
+    """Runs a stage on inputs that are padded already."""
+    return _conv_pool_fwd(x, kernel, bias, stage)[0]
+
+
+def _conv_pool_fwd(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, stage: _Stage
+) -> tuple[jax.Array, tuple]:
+    """Returns the outputs and what the gradients need."""
+    pooled, saved = _choose_form(kernel.shape, stage).forward(x, kernel, bias, stage)
+    return _outputs(pooled), (x, kernel, pooled, saved)
+
+
+def _conv_pool_bwd(
+    stage: _Stage, residuals: tuple, g: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the gradients of inputs, kernel and bias."""
+    x, kernel, pooled, saved = residuals
+    form = _choose_form(kernel.shape, stage)
+    return form.backward(x, kernel, pooled, saved, g, stage)
+
+
+_conv_pool.defvjp(_conv_pool_fwd, _conv_pool_bwd)
+
+
+# What the forms share.
+
+
+def _materialize(fn: Callable, *args: Any) -> Any:
+    """Computes `fn(*args)` into arrays that XLA cannot merge with anything outside.
+
+    XLA:CPU fuses elementwise work into each of its consumers and so repeats it, here up
+    to 16 times, and `lax.optimization_barrier` is gone before it fuses. A call that may
+    not be inlined stays: the CNN's step takes 5.8 ms so and 11.5 ms without (one Zen 5
+    core, batch 64, two runs). Calls inside `fn`, such as `jnp.where`'s own, may be
+    inlined again.
+    """
+
+    def inner(*args: Any) -> Any:
+        with set_xla_metadata(inlineable="true"):
+            return fn(*args)
+
+    with set_xla_metadata(inlineable="false"):
+        return jax.jit(inner)(*args)
+
+
+def _output_lengths(x: jax.Array, size: int, stage: _Stage) -> list[int]:
+    """Returns height and width of a stage's outputs for padded inputs [B,H,W,C]."""
+    return [((n - size) // stage.strides + 1) // stage.pool for n in x.shape[1:3]]
+
+
+def _tile_inputs(x: jax.Array, size: int, stage: _Stage) -> Tiles:
+    """Slices the inputs [B,H,W,C] of a kernel of this size into tiles [B,h,w,C]."""
+    strides, _, pool = stage
+    step = strides * pool
+    height, width = _output_lengths(x, size, stage)
+    side = strides * (pool - 1) + size
+
+    def take(p: int, q: int) -> jax.Array:
+        rows = slice(p, p + step * (height - 1) + 1, step)
+        return x[:, rows, q : q + step * (width - 1) + 1 : step]
+
+    return [[take(p, q) for q in range(side)] for p in range(side)]
+
+
+def _tap_places(size: int, stage: _Stage) -> list[list[tuple[int, int]]]:
+    """Lists, for each phase and then for each tap, the place in the tile it reads."""
+    return [
+        [
+            (stage.strides * r + k, stage.strides * s + m)
+            for k in range(size)
+            for m in range(size)
+        ]
+        for r in range(stage.pool)
+        for s in range(stage.pool)
+    ]
+
+
+def _add_patches(
+    dpatches: Any, size: int, stage: _Stage, shape: tuple[int, ...]
+) -> jax.Array:
+    """Adds each phase's gradients of patches [B,h,w,k*k*C] to those of the inputs.
+
+    Args:
+        dpatches: for each phase.
+        size: side of the kernel, k.
+        stage: the stage.
+        shape: of the inputs, [B,H,W,C].
+    """
+    batch, height, width = dpatches[0].shape[:3]
+    channels, step = shape[3], stage.strides * stage.pool
+    reach = (stage.strides * (stage.pool - 1) + size - 1) // step  # beyond a tile's own
+    rows, cols = (height + reach) * step, (width + reach) * step
+
+    def add(dpatches: Any) -> dict:
+        tiles: dict[tuple[int, int], jax.Array] = {}
+        for dpatch, taps in zip(dpatches, _tap_places(size, stage), strict=True):
+            for tap, place in enumerate(taps):
+                part = dpatch[..., tap * channels : (tap + 1) * channels]
+                tiles[place] = tiles[place] + part if place in tiles else part
+        sums: dict[tuple[int, int], jax.Array] = {}
+        for (p, q), tile in tiles.items():
+            down, right = p // step, q // step
+            pads = [(down, reach - down, 0), (right, reach - right, 0)]
+            part = _pad(tile, [(0, 0, 0), *pads, (0, 0, 0)])
+            place = p % step, q % step
+            sums[place] = sums[place] + part if place in sums else part
+        return sums
+
+    def weave(sums: Any) -> jax.Array:
+        shape_of_sum = batch, height + reach, width + reach, channels
+        zeros = jnp.zeros(shape_of_sum, dpatches[0].dtype)
+        parts = [
+            jnp.stack([sums.get((p, q), zeros) for q in range(step)], axis=3)
+            for p in range(step)
+        ]
+        dx = jnp.stack(parts, axis=2)  # [B,h+reach,step,w+reach,step,C]
+        ends = [(0, shape[1] - rows, 0), (0, shape[2] - cols, 0)]
+        dx = dx.reshape(batch, rows, cols, channels)
+        return _pad(dx, [(0, 0, 0), *ends, (0, 0, 0)])
+
+    return _materialize(weave, _materialize(add, dpatches))
+
+
+def _activation_grad(out: jax.Array, g: jax.Array, activation: str) -> jax.Array:
+    """Carries a gradient back through the activation, from its output alone."""
+    if activation == "relu":
+        return jnp.where(out > 0, g, 0.0)
+    return g * (1.0 - out * out) if activation == "tanh" else g
+
+
+def _pool_phases(
+    phases: Any, bias: jax.Array, stage: _Stage, fields: Any = None
+) -> jax.Array:
+    """Takes the maximum over the phases [B,h,w,D], then adds the bias and activates.
+
+    Where rounding may make phases differ that are equal by definition, `fields` holds
+    for each phase numbers [B,h,w,1] that are the same where those phases are equal.
+
+    Returns the outputs as real and, for the gradient, the number of the phase that was
+    the first to hold the maximum as imaginary parts; just the outputs if there is no
+    pooling. A loop of XLA:CPU writes one array: two would be computed in two loops, and
+    the convolution before them twice.
+    """
+    best = phases[0]
+    winner = jnp.zeros(best.shape, best.dtype)
+    for index, phase in enumerate(phases[1:], 1):
+        larger = phase > best
+        for earlier in range(index if fields else 0):
+            larger &= fields[index] != fields[earlier]
+        winner = jnp.where(larger, jnp.asarray(index, best.dtype), winner)
+        best = jnp.maximum(best, phase)
+    out = _ACTIVATIONS[stage.activation](best + bias[None, None, None, :])
+    return lax.complex(out, winner) if len(phases) > 1 else out
+
+
+def _outputs(pooled: jax.Array) -> jax.Array:
+    """Returns the outputs from what `_pool_phases` returned."""
+    return lax.real(pooled) if jnp.iscomplexobj(pooled) else pooled
+
+
+def _winners(pooled: jax.Array) -> jax.Array:
+    """Returns the phases that won, from what `_pool_phases` returned."""
+    return lax.imag(pooled)
+
+
+def _phase_grads(pooled: jax.Array, g: jax.Array, stage: _Stage) -> list[jax.Array]:
+    """Gives each phase the gradient [B,h,w,D] where it was the winner, else zero."""
+    g = _activation_grad(_outputs(pooled), g, stage.activation)
+    if stage.pool == 1:
+        return [g]
+    winners = _winners(pooled)
+    return [jnp.where(winners == i, g, 0.0) for i in range(stage.pool**2)]
+
+
+def _rows(x: jax.Array) -> jax.Array:
+    """Reshapes [B,h,w,C] to [B*h*w,C]."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def _transpose(matrix: jax.Array) -> jax.Array:
+    """Transposes a matrix in memory.
+
+    For a product that contracts the rows of both, XLA leaves its fast library (95
+    against 190 GFLOP/s on one Zen 5 core, [1600,32] by [1600,64]).
+    """
+    return _materialize(jnp.transpose, matrix)
+
+
+# Form 1, one input channel: the sum over the taps as an elementwise loop.
+
+
+def _direct_forward(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, stage: _Stage
+) -> tuple:
+    """Multiplies, adds, pools and activates in one loop."""
+    size, pool, strides = kernel.shape[0], stage.pool, stage.strides
+
+    def run(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+        tiles = _tile_inputs(x, size, stage)
+
+        def phase(r: int, s: int) -> Any:
+            return sum(
+                tiles[strides * r + k][strides * s + m] * kernel[k, m][None, None]
+                for k in range(size)
+                for m in range(size)
+            )
+
+        phases = [phase(r, s) for r in range(pool) for s in range(pool)]
+        return _pool_phases(phases, bias, stage)
+
+    x = _materialize(lambda x: x, x)
+    return _materialize(run, x, kernel, bias), x
+
+
+def _direct_backward(
+    x: jax.Array,
+    kernel: jax.Array,
+    pooled: jax.Array,
+    saved: Any,
+    g: jax.Array,
+    stage: _Stage,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Multiplies each phase's inputs and ones by its gradient, for kernel and bias."""
+    size, _, _, channels = kernel.shape
+    places = _tap_places(size, stage)
+
+    def spread(pooled: jax.Array, g: jax.Array) -> jax.Array:  # [phases,B,h,w,D]
+        g = _activation_grad(_outputs(pooled), g, stage.activation)[None]
+        phase = lax.broadcasted_iota(g.dtype, (len(places), 1, 1, 1, 1), 0)
+        if stage.pool == 1:
+            return g
+        return jnp.where(_winners(pooled)[None] == phase, g, 0.0)
+
+    def inputs_and_ones(x: jax.Array) -> jax.Array:  # [phases,k*k+1,B,h,w]
+        tiles = _tile_inputs(x[..., 0], size, stage)
+        ones = jnp.ones_like(tiles[0][0])
+        return jnp.stack(
+            [jnp.stack([*(tiles[p][q] for p, q in taps), ones]) for taps in places]
+        )
+
+    phases = _materialize(spread, pooled, g).reshape(len(places), -1, channels)
+    inputs = _materialize(inputs_and_ones, saved)
+    products = (inputs.reshape(*inputs.shape[:2], -1) @ phases).sum(0)
+    dkernel = products[:-1].reshape(kernel.shape)
+    # Of the first layer nothing asks for dx, and XLA removes the rest of this function.
+    dpatches = phases @ _transpose(_rows(kernel))
+    dpatches = list(dpatches.reshape(len(places), *g.shape[:3], -1))
+    dx = _add_patches(dpatches, size, stage, x.shape)
+    return dx, dkernel, products[-1]
+
+
+# Form 2, 3x3 kernel, step 1: Winograd's (`mnist_jax/winograd.py`).
+
+
+def _mark_fields(x: jax.Array) -> jax.Array:
+    """Returns numbers [B,H-2,W-2,1] that tell which 3x3 fields of inputs are equal.
+
+    Equal fields have equal numbers, and fields of zeros the number zero: on blank parts
+    of an image beside its strokes, one pooling window in nine, outputs are equal or
+    zero by definition, but Winograd's differ by its errors. Pooling and ReLU would
+    carry their gradients to other places than the definition does.
+    """
+    weights = jnp.cos(jnp.arange(x.shape[3], dtype=x.dtype)) + 2  # any without pattern
+    pixels = (_rows(x) @ weights).reshape(x.shape[:3])
+
+    def add(pixels: jax.Array) -> jax.Array:
+        height, width = (length - 2 for length in pixels.shape[1:])
+        return sum(
+            (1.0 + (3 * k + m) ** 0.5) * pixels[:, k : k + height, m : m + width]
+            for k in range(3)
+            for m in range(3)
+        )[..., None]
+
+    return _materialize(add, pixels)
+
+
+def _winograd_forward(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, stage: _Stage
+) -> tuple:
+    """Transforms, multiplies (i and j being places in a transformed tile), pools.
+
+    An axis that the transforms sum over comes late in what they write, so that they
+    find their inputs in the nearest cache, unless the products need it first.
+    """
+    pool = stage.pool
+    height, width = (n * pool for n in _output_lengths(x, 3, stage))
+    tile, rows, columns = choose_tiling(height, width)
+    transforms, places = make_transforms(tile), tile + 2
+
+    def mix_rows(x: jax.Array) -> jax.Array:  # [B,rows,i,W,C]
+        return mix(transforms.inputs, cut_tiles(x, tile, rows, 1), 2)
+
+    def mix_columns(x: jax.Array) -> jax.Array:  # [j,i,B,rows,columns,C]
+        x = x.transpose(2, 0, 1, 3, 4)
+        return mix(transforms.inputs, cut_tiles(x, tile, columns, 3))
+
+    def mix_kernel_rows(kernel: jax.Array) -> jax.Array:  # [i,3,C,D]
+        return mix(transforms.kernel, list(kernel))
+
+    def mix_kernel_columns(kernel: jax.Array) -> jax.Array:  # [j,i,C,D]
+        return mix(transforms.kernel, [kernel[:, m] for m in range(3)])
+
+    def unmix_columns(products: jax.Array) -> jax.Array:  # [i,B*rows*columns,m,D]
+        return mix(transforms.outputs, list(products), 2)
+
+    def unmix_rows(products: jax.Array) -> jax.Array:  # [B,rows,m,columns*m,D]
+        return mix(transforms.outputs, list(products), 2)
+
+    def finish(y: jax.Array, bias: jax.Array, fields: jax.Array) -> jax.Array:
+        def cut(x: jax.Array) -> list[jax.Array]:
+            places = [(r, s) for r in range(pool) for s in range(pool)]
+            return [x[:, r:height:pool, s:width:pool] for r, s in places]
+
+        phases = [
+            jnp.where(field == 0, 0.0, phase)
+            for phase, field in zip(cut(y), cut(fields), strict=True)
+        ]
+        return _pool_phases(phases, bias, stage, cut(fields))
+
+    inputs = _materialize(mix_columns, _materialize(mix_rows, x))
+    inputs = inputs.reshape(places, places, -1, x.shape[3])
+    weights = _materialize(mix_kernel_columns, _materialize(mix_kernel_rows, kernel))
+    products = jnp.einsum("jirc,jicd->jird", inputs, weights)
+    y = _materialize(unmix_columns, products)
+    y = y.reshape(places, len(x), rows, columns * tile, -1)
+    y = _materialize(unmix_rows, y)
+    y = y.reshape(len(x), rows * tile, columns * tile, -1)
+    return _materialize(finish, y, bias, _mark_fields(x)), (inputs, weights)
+
+
+def _winograd_backward(
+    x: jax.Array,
+    kernel: jax.Array,
+    pooled: jax.Array,
+    saved: Any,
+    g: jax.Array,
+    stage: _Stage,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Goes the forward pass's way back, with both gradients' products in its middle."""
+    inputs, weights = saved
+    batch, height, width, channels = g.shape
+    pool = stage.pool
+    tile, rows, columns = choose_tiling(height * pool, width * pool)
+    transforms, places = make_transforms(tile), tile + 2
+
+    def spread(pooled: jax.Array, g: jax.Array) -> jax.Array:  # [B,h,pool,w,pool,D]
+        shape = (1, 1, pool, 1, pool, 1)
+        place = functools.partial(lax.broadcasted_iota, g.dtype, shape)
+        phase = pool * place(2) + place(4)
+        winners = _winners(pooled)[:, :, None, :, None]
+        return jnp.where(winners == phase, g[:, :, None, :, None], 0.0)
+
+    def mix_rows(g: jax.Array) -> jax.Array:  # [B,rows,i,columns*m,D]
+        g = fit(fit(g, rows * tile, 1), columns * tile, 2)
+        g = g.reshape(batch, rows, tile, columns * tile, channels)
+        return mix(transforms.outputs.T, [g[:, :, m] for m in range(tile)], 2)
+
+    def mix_columns(g: jax.Array) -> jax.Array:  # [j,i,B,rows,columns,D]
+        g = g.transpose(2, 0, 1, 3, 4)
+        g = g.reshape(places, batch, rows, columns, tile, channels)
+        return mix(transforms.outputs.T, [g[..., m, :] for m in range(tile)])
+
+    def unmix_kernel_columns(dweights: jax.Array) -> jax.Array:  # [3,i,C,D]
+        return mix(transforms.kernel.T, list(dweights))
+
+    def unmix_kernel_rows(dweights: jax.Array) -> jax.Array:  # [3,3,C,D]
+        return mix(transforms.kernel.T, [dweights[:, i] for i in range(places)])
+
+    def unmix_columns(dinputs: jax.Array) -> jax.Array:  # [i,B,rows,columns,j,C]
+        return mix(transforms.inputs.T, list(dinputs), 4)
+
+    def unmix_rows(dinputs: jax.Array) -> jax.Array:  # [B,rows,i,W,C]
+        return mix(transforms.inputs.T, list(dinputs), 2)
+
+    def activation_grad(pooled: jax.Array, g: jax.Array) -> jax.Array:
+        return _activation_grad(_outputs(pooled), g, stage.activation)
+
+    g = _materialize(activation_grad, pooled, g)
+    dbias = _rows(g).sum(0)
+    if pool > 1:
+        g = _materialize(spread, pooled, g)
+        g = g.reshape(batch, height * pool, width * pool, channels)
+    dproducts = _materialize(mix_columns, _materialize(mix_rows, g))
+    dproducts = dproducts.reshape(places, places, -1, channels)
+    dweights = jnp.einsum("jirc,jird->jicd", inputs, dproducts)
+    dweights = _materialize(unmix_kernel_columns, dweights)
+    dinputs = jnp.einsum("jird,jicd->jirc", dproducts, weights)
+    dinputs = dinputs.reshape(places, places, batch, rows, columns, -1)
+    dx = _materialize(unmix_columns, dinputs)
+    dx = _materialize(functools.partial(join_tiles, length=x.shape[2], axis=3), dx)
+    dx = _materialize(unmix_rows, dx)
+    dx = _materialize(functools.partial(join_tiles, length=x.shape[1], axis=1), dx)
+    return dx, _materialize(unmix_kernel_rows, dweights), dbias
+
+
+# Form 3, everything else: a matrix of patches for each phase.
+
+
+def _patches_forward(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, stage: _Stage
+) -> tuple:
+    """Multiplies the patches [B*h*w,k*k*C] of each phase by the kernel."""
+    size = kernel.shape[0]
+
+    def cut(x: jax.Array) -> list[jax.Array]:
+        tiles = _tile_inputs(x, size, stage)
+        return [
+            jnp.concatenate([tiles[p][q] for p, q in places], axis=-1)
+            for places in _tap_places(size, stage)
+        ]
+
+    patches = _materialize(cut, x)
+    shape = patches[0].shape[:3]
+    patches = [_rows(p) for p in patches]
+    weights = _rows(kernel)
+    phases = [(p @ weights).reshape(*shape, -1) for p in patches]
+    finish = functools.partial(_pool_phases, stage=stage)
+    return _materialize(finish, phases, bias), patches
+
+
+def _patches_backward(
+    x: jax.Array,
+    kernel: jax.Array,
+    pooled: jax.Array,
+    saved: Any,
+    g: jax.Array,
+    stage: _Stage,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Adds the patches' gradients to the inputs' tile by tile."""
+    size = kernel.shape[0]
+    spread = functools.partial(_phase_grads, stage=stage)
+    phases = [_rows(phase) for phase in _materialize(spread, pooled, g)]
+    # g.T @ p takes half as long as p.T @ g ([576,576] by [576,64], one Zen 5 core), to
+    # which XLA turns it back unless the result is transposed in memory.
+    dweights = sum(phase.T @ p for phase, p in zip(phases, saved, strict=True))
+    dkernel = _transpose(dweights).reshape(kernel.shape)
+    dbias: Any = sum(phase.sum(0) for phase in phases)
+    weights = _transpose(_rows(kernel))
+    dpatches = [(phase @ weights).reshape(*g.shape[:3], -1) for phase in phases]
+    dx = _add_patches(dpatches, size, stage, x.shape)
+    return dx, dkernel, dbias
+
+
+class _Form(NamedTuple):
+    """One way to compute a stage, forward and backward."""
+
+    forward: Callable
+    backward: Callable
+
+
+_DIRECT = _Form(_direct_forward, _direct_backward)
+_WINOGRAD = _Form(_winograd_forward, _winograd_backward)
+_PATCHES = _Form(_patches_forward, _patches_backward)

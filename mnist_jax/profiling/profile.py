@@ -1,0 +1,206 @@
+"""Where the time of training goes: a trace to look at, and its sums as text."""
+
+import collections
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pandas as pd
+from jax.profiler import ProfileData
+
+from mnist_jax.config import TrainConfig
+from mnist_jax.data.datasets import epoch_indices
+from mnist_jax.errors import InputError
+from mnist_jax.models.flops import training_flops
+from mnist_jax.profiling.hardware import matmul_peaks
+from mnist_jax.profiling.memory import peak_megabytes
+from mnist_jax.records.files import make_folder
+from mnist_jax.reporting.tables import markdown_table
+from mnist_jax.training.epochs import shard_indices, spread_seeds, step_bounds
+from mnist_jax.training.experiment import Experiment, seed_keys
+
+EPOCHS = 3  # timed as a whole
+TRACED_STEPS = 100  # an LSTM's step has a thousand operations: more fill the trace
+DEAREST = 10
+# Operations that only hold others, whose time would count twice.
+_HOLDERS = {"while", "call", "conditional", "tuple", "get-tuple-element", "parameter"}
+# Parts of a scope's path that JAX and Flax put in.
+_NOISE = re.compile(r"jit\(.*\)|shard_map|while|body|closed_call|custom_vjp_call|cond")
+
+
+class Profile(NamedTuple):
+    """What a profile found."""
+
+    seconds: dict[str, float]  # of an epoch, by what the program was doing
+    scopes: pd.DataFrame  # of a step: scope, microseconds, share; dearest first
+    gflops: float  # by formula, in training
+    peak_gflops: float
+    peak_megabytes: float
+    device_megabytes: float | None  # of the first device, where it tells
+
+
+def read_scopes(hlo: str) -> dict[str, str]:
+    """Returns the scope of each operation of a compiled program, by its name.
+
+    >>> read_scopes('%dot.1 = f32[2]{0} dot(%a, %b), '
+    ...             'metadata={op_name="jit(f)/while/body/jvp(MLP)/Dense_0/dot"}')
+    {'dot.1': 'jvp(MLP)/Dense_0/dot'}
+    """
+    scopes, roots, unnamed = {}, {}, {}
+    computation = ""
+    for line in hlo.splitlines():
+        if match := re.match(r"\s*%?([\w.-]+) \(.*\{$", line):
+            computation = match[1]
+        pattern = r"\s*(ROOT )?%?([\w.-]+) = (?:\([^()]*\)|\S+) ([\w-]+)\("
+        match = re.match(pattern, line)
+        if not match or match[3] in _HOLDERS:
+            continue
+        name = re.search(r'op_name="([^"]*)"', line)
+        called = re.search(r"calls=%?([\w.-]+)", line)
+        if name:
+            parts = [part for part in name[1].split("/") if not _NOISE.fullmatch(part)]
+            scopes[match[2]] = "/".join(parts) or match[3]
+            if match[1]:
+                roots[computation] = scopes[match[2]]
+        elif called:
+            unnamed[match[2]] = called[1]
+        else:
+            scopes[match[2]] = match[3]
+    # A fusion without a name does what the last operation in it is named after.
+    for fusion, computation in unnamed.items():
+        scopes[fusion] = roots.get(computation, "fusion")
+    return scopes
+
+
+def sum_by_scope(folder: Path, scopes: Mapping[str, str], steps: int) -> pd.DataFrame:
+    """Sums a trace's operations by scope, in microseconds of a step, dearest first."""
+    files = sorted(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
+    if not files:
+        raise InputError(
+            f"the profiler wrote no trace into {folder}; leave --profile out"
+        )
+    nanoseconds: collections.Counter[str] = collections.Counter()
+    for plane in ProfileData.from_file(str(files[-1])).planes:
+        for line in plane.lines:
+            for event in line.events:
+                if event.name in scopes:
+                    nanoseconds[scopes[event.name]] += event.duration_ns
+    total = sum(nanoseconds.values()) or 1
+    rows = [
+        {
+            "scope": scope,
+            "us per step": value / 1e3 / steps,
+            "share": value / total,
+        }
+        for scope, value in nanoseconds.most_common()
+    ]
+    return pd.DataFrame(rows, columns=["scope", "us per step", "share"])
+
+
+def profile(experiment: Experiment, folder: Path) -> Profile:
+    """Times epochs of one seed part by part, and traces steps of one more.
+
+    The seed's parameters are its own: nothing of a run that went before is touched.
+
+    Args:
+        experiment: what `prepare` returned for one seed.
+        folder: for the trace, made if there is none.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    make_folder(folder)
+    config, mesh = experiment.config, experiment.mesh
+    size = len(experiment.dataset.train.labels)
+    keys = seed_keys([config.seed])
+    states, keys = spread_seeds((experiment.init(keys), keys), mesh)
+    names = ("input", "training steps", "evaluation", "host")
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for epoch in range(EPOCHS + 1):
+        ticks = [time.perf_counter()]
+        order = epoch_indices(config.seed, epoch, size, config.batch_size)
+        indices = jax.block_until_ready(shard_indices(order[None], mesh))
+        ticks.append(time.perf_counter())
+        bounds = step_bounds(0, len(order), mesh)
+        states, metrics = jax.block_until_ready(
+            experiment.train_epoch(states, experiment.train, indices, keys, bounds)
+        )
+        ticks.append(time.perf_counter())
+        if experiment.validation is not None:
+            jax.block_until_ready(
+                experiment.evaluate(
+                    states.params, experiment.held_out, experiment.validation
+                )
+            )
+        ticks.append(time.perf_counter())
+        jax.device_get(metrics)
+        ticks.append(time.perf_counter())
+        if epoch:  # the first one warms up
+            for name, value in zip(names, np.diff(ticks), strict=True):
+                seconds[name].append(float(value))
+    steps = min(TRACED_STEPS, len(order))
+    with jax.profiler.trace(str(folder)):
+        states, _ = jax.block_until_ready(
+            experiment.train_epoch(
+                states,
+                experiment.train,
+                indices,
+                keys,
+                step_bounds(0, steps, mesh),
+            )
+        )
+    medians = {name: float(np.median(values)) for name, values in seconds.items()}
+    scopes = read_scopes(experiment.train_epoch.as_text() or "")
+    memory: dict[str, Any] = mesh.devices.flat[0].memory_stats() or {}
+    device_bytes = memory.get("peak_bytes_in_use")
+    return Profile(
+        medians,
+        sum_by_scope(folder, scopes, steps),
+        _gflops(config, size, medians["training steps"]),
+        max(matmul_peaks().values()),
+        peak_megabytes(),
+        None if device_bytes is None else device_bytes / 1e6,
+    )
+
+
+def _gflops(config: TrainConfig, images: int, seconds: float) -> float:
+    return training_flops(config) * images / seconds / 1e9
+
+
+def format_profile(found: Profile, folder: Path) -> str:
+    """Writes a profile as text."""
+    total = sum(found.seconds.values())
+    times = pd.DataFrame(
+        {
+            "where the time goes": name,
+            "s per epoch": f"{value:.4f}",
+            "share": f"{value / total:.1%}",
+        }
+        for name, value in found.seconds.items()
+    )
+    dearest = found.scopes.head(DEAREST)
+    operations = pd.DataFrame(
+        {
+            "dearest operations, by scope": row.scope,
+            "us per step": f"{row._2:,.1f}",
+            "share": f"{row.share:.1%}",
+        }
+        for row in dearest.itertuples()
+    )
+    device = (
+        ""
+        if found.device_megabytes is None
+        else f", of the device {found.device_megabytes:,.0f} MB"
+    )
+    return (
+        f"{markdown_table(times)}\n\n{markdown_table(operations)}\n\n"
+        f"{found.gflops:,.1f} GFLOP/s in training steps by formula, "
+        f"{found.gflops / found.peak_gflops:.1%} of the {found.peak_gflops:,.0f} "
+        f"that matrix products reach here; peak memory of the process "
+        f"{found.peak_megabytes:,.0f} MB{device}\n"
+        f"trace: {folder} (open with https://ui.perfetto.dev or XProf)"
+    )

@@ -1,0 +1,322 @@
+"""Records, images and predictions -> pictures."""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from mnist_jax.errors import InputError
+from mnist_jax.records.files import write_file
+
+# The colours that Okabe and Ito chose for colour-blind eyes, those first that are easy
+# to see on white paper and on a dark screen; markers and lines differ too, for print.
+# Source: Okabe & Ito, "Color Universal Design" (2008).
+_STYLES = (
+    ("#0072B2", "o", "-"),
+    ("#D55E00", "s", "--"),
+    ("#009E73", "^", "-."),
+    ("#CC79A7", "D", ":"),
+    ("#E69F00", "v", "-"),
+    ("#56B4E9", "P", "--"),
+)
+_TRAIN, _VALIDATION = _STYLES[:2]
+FORMATS = (".png", ".svg", ".pdf")
+
+# What a picture's lines and letters look like on a page; the page gives the background.
+THEMES: Mapping[str, Any] = {
+    theme: {
+        "text.color": ink,
+        "axes.edgecolor": ink,
+        "axes.labelcolor": ink,
+        "xtick.color": ink,
+        "ytick.color": ink,
+        "axes.facecolor": "none",
+        "figure.facecolor": "none",
+        "savefig.facecolor": "none",
+        # Letters stay letters: a tenth of the bytes of their outlines, and as sharp.
+        "svg.fonttype": "none",
+        "svg.hashsalt": "mnist_jax",  # equal pictures are equal files
+    }
+    for theme, ink in (("light", "#1a1a1a"), ("dark", "#e8e8e8"))
+}
+_LABELS = {"loss": "cross-entropy (nats, logarithmic)", "accuracy": "accuracy"}
+
+
+def _plain_ticks(axis: Axis) -> None:
+    """Writes a logarithmic axis in plain numbers: 0.1, 0.2, 0.5, 1, ..."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _draw_curves(axes: Axes, history: pd.DataFrame, quantity: str) -> None:
+    """Draws a quantity by epoch: the mean over runs, in the band of all of them."""
+    for name, label, (color, marker, line) in (
+        (quantity, "training", _TRAIN),
+        (f"val_{quantity}", "validation", _VALIDATION),
+    ):
+        by_epoch = history[name].astype(float).groupby(history["epoch"])
+        mean = by_epoch.mean()
+        if mean.isna().all():
+            continue
+        axes.plot(
+            mean.index,
+            mean,
+            color=color,
+            marker=marker,
+            linestyle=line,
+            markersize=5,
+            label=label,
+        )
+        axes.fill_between(
+            mean.index, by_epoch.min(), by_epoch.max(), color=color, alpha=0.2, lw=0
+        )
+    if quantity == "loss":  # its first epochs would flatten the rest
+        axes.set_yscale("log")
+        _plain_ticks(axes.yaxis)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(_LABELS[quantity])
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+
+
+def history_figure(history: pd.DataFrame, title: str = "") -> Figure:
+    """Draws loss and accuracy by epoch, with validation where there is one.
+
+    Args:
+        history: as `history_frame` returns it; of several runs, one below the other,
+            the means are drawn, in a band from the least to the greatest.
+        title: above the picture.
+    """
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    for axes, quantity in zip(figure.subplots(1, 2), _LABELS, strict=True):
+        _draw_curves(axes, history, quantity)
+    return figure
+
+
+def curve_figure(history: pd.DataFrame, quantity: str, title: str = "") -> Figure:
+    """Draws one panel of `history_figure`: the `loss` or the `accuracy`."""
+    figure = Figure(figsize=(4.4, 3.3), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title, fontsize=10)
+    _draw_curves(axes, history, quantity)
+    return figure
+
+
+def budget_figure(
+    runs: Mapping[str, Sequence[pd.DataFrame]], quantity: str, title: str = ""
+) -> Figure:
+    """Draws accuracy against training time: who is ahead when the time is up.
+
+    Args:
+        runs: by the network's name, for each of its seeds the columns `seconds` and
+            `accuracy`, a row per epoch, as `budget_frame` returns them.
+        quantity: which accuracy it is, for the axis.
+        title: above the picture.
+    """
+    figure = Figure(figsize=(5.4, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title, fontsize=10)
+    for number, (name, seeds) in enumerate(runs.items()):
+        color, marker, line = _STYLES[number % len(_STYLES)]
+        points = pd.concat(seeds)
+        means = points.groupby(level=0).mean()
+        axes.plot(means["seconds"], means["accuracy"], color=color, linestyle=line)
+        axes.plot(
+            points["seconds"],
+            points["accuracy"],
+            linestyle="none",
+            marker=marker,
+            markersize=6,
+            color=color,
+            markerfacecolor="none",
+            markeredgewidth=1.4,
+        )
+        # The legend's line carries the marker too.
+        axes.plot(
+            [],
+            [],
+            color=color,
+            linestyle=line,
+            marker=marker,
+            markerfacecolor="none",
+            markeredgewidth=1.4,
+            label=name,
+        )
+    axes.set_xscale("log")
+    _plain_ticks(axes.xaxis)
+    axes.set_xlabel("training time (s, logarithmic)")
+    axes.set_ylabel(quantity)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def confusion_figure(counts: np.ndarray, title: str = "") -> Figure:
+    """Draws a confusion matrix, coloured by its mistakes alone.
+
+    Args:
+        counts: images `[10,10]` by truth (row) and prediction (column).
+        title: above the picture.
+    """
+    counts = np.asarray(counts)
+    mistakes = np.where(np.eye(len(counts), dtype=bool), 0, counts)
+    most = max(mistakes.max(), 1)
+    figure = Figure(figsize=(4.6, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title, fontsize=10)
+    # Where there is nothing the page shows through, in whatever colour it has.
+    axes.imshow(
+        np.ma.masked_equal(mistakes, 0),
+        cmap="Blues",
+        vmin=-0.25 * most,  # not so light, nor below so dark, that a page swallows it
+        vmax=1.3 * most,
+        interpolation="none",
+    )
+    for (row, column), count in np.ndenumerate(counts):
+        if row == column:
+            axes.add_patch(
+                Rectangle(
+                    (column - 0.5, row - 0.5), 1, 1, color="#808080", alpha=0.3, lw=0
+                )
+            )
+        elif not count:
+            continue
+        color = None
+        if row != column:
+            color = "white" if count > 0.7 * most else "black"
+        axes.text(
+            column, row, f"{count}", ha="center", va="center", fontsize=8, color=color
+        )
+    digits = range(len(counts))
+    axes.set(
+        xticks=digits, yticks=digits, xlabel="predicted digit", ylabel="true digit"
+    )
+    axes.set_xticks(np.arange(len(counts) - 1) + 0.5, minor=True)
+    axes.set_yticks(np.arange(len(counts) - 1) + 0.5, minor=True)
+    axes.grid(which="minor", alpha=0.3, linewidth=0.5)
+    axes.tick_params(which="both", length=0)
+    return figure
+
+
+def digits_figure(
+    images: np.ndarray,
+    captions: Sequence[object] | np.ndarray,
+    columns: int = 10,
+    title: str = "",
+) -> Figure:
+    """Draws images `[N,28,28]` in rows of up to `columns`, each under its caption."""
+    columns = min(len(images), columns)
+    rows = -(-len(images) // columns)
+    lines = max(str(caption).count("\n") for caption in captions) + 1
+    height = 1.15 + 0.14 * lines
+    figure = Figure(figsize=(1.1 * columns, height * rows), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.axis("off")
+    for axes, image, caption in zip(grid, images, captions, strict=False):
+        axes.imshow(image, cmap="gray_r", vmin=0, vmax=255, interpolation="none")
+        axes.set_title(str(caption), fontsize=9)
+    return figure
+
+
+def filters_figure(filters: np.ndarray, title: str = "") -> Figure:
+    """Draws the first filters `[k,k,F]` of a convolutional network on one scale."""
+    filters = np.asarray(filters)
+    count = filters.shape[-1]
+    columns = min(count, 8)
+    rows = -(-count // columns)
+    most = np.abs(filters).max() or 1.0
+    figure = Figure(figsize=(4.4, 0.55 * rows + 1), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.ravel():
+        axes.set(xticks=[], yticks=[])
+        axes.axis("off")
+    for axes, place in zip(grid.ravel(), range(count), strict=False):
+        axes.axis("on")
+        # Orange and purple stay apart for colour-blind eyes; 0 is white.
+        picture = axes.imshow(
+            filters[..., place],
+            cmap="PuOr",
+            vmin=-most,
+            vmax=most,
+            interpolation="none",
+        )
+    figure.colorbar(
+        picture,
+        ax=grid,
+        orientation="horizontal",
+        label="weight",
+        aspect=40,
+        shrink=0.9,
+    )
+    return figure
+
+
+def predictions_figure(images: np.ndarray, predictions: pd.DataFrame) -> Figure:
+    """Draws each image `[N,28,28]` beside its ten probabilities.
+
+    Args:
+        images: uint8.
+        predictions: as `prediction_frame` returns them, indexed by the image's place
+            in the test set, or by the name of its file where its truth is not known.
+    """
+    count = len(images)
+    figure = Figure(figsize=(5, 1.8 * count), layout="constrained")
+    grid = figure.subplots(count, 2, squeeze=False, width_ratios=(1, 2))
+    for (left, right), image, (place, row) in zip(
+        grid, images, predictions.iterrows(), strict=True
+    ):
+        left.imshow(image, cmap="gray_r", vmin=0, vmax=255)
+        left.axis("off")
+        if pd.notna(row.get("truth")):
+            caption = f"test image {place}, a {row['truth']:.0f}"
+        else:
+            caption = _short(place)
+        left.set_title(caption, fontsize=9, parse_math=False)
+        right.bar(range(10), [row[f"p{digit}"] for digit in range(10)], color=_TRAIN[0])
+        right.set(xticks=range(10), ylim=(0, 1), ylabel="probability")
+        right.set_title(f"predicted {row['predicted']:.0f}", fontsize=9)
+    return figure
+
+
+def _short(path: object) -> str:
+    """Returns a file's name, cut in the middle where it is long."""
+    name = Path(str(path)).name
+    return name if len(name) <= 24 else f"{name[:12]}…{name[-11:]}"
+
+
+def themed_svg(draw: Callable[[], Figure], theme: str) -> bytes:
+    """Returns a picture as SVG without background, for a page in one of `THEMES`."""
+    file = io.BytesIO()
+    with matplotlib.rc_context(THEMES[theme]):
+        draw().savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a picture in the form that its name's ending says.
+
+    Raises:
+        InputError: the ending is none of `FORMATS`, or the file cannot be written.
+    """
+    if path.suffix not in FORMATS:
+        raise InputError(
+            f"a picture's name must end in one of {', '.join(FORMATS)}; got {path}"
+        )
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=150, format=path.suffix[1:])
+    write_file(path, picture.getvalue())

@@ -1,0 +1,246 @@
+"""The published systems: presets, the runner, verdicts and claims."""
+
+import contextlib
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from scipy import stats
+from test_programs import run
+
+from benchmarks.published import table as published
+from benchmarks.published.claims import check_claims
+from benchmarks.published.systems import CONTROLS, PRESETS, SYSTEMS, read_preset
+from benchmarks.published.table import by_system, systems_frame
+from benchmarks.statistics import (
+    Interval,
+    difference,
+    paired_difference,
+    prediction_interval,
+)
+from mnist_jax.config import config_to_dict, default_config
+from mnist_jax.models.networks import count_params, create_model
+from mnist_jax.records.schema import read_jsonl
+
+COUNTS = {
+    "av_dnn": 118_282,
+    "av_lstm": 216_426,
+    "av_cnn": 542_230,
+    "ml10_mlp_raw": 25_450,
+    "ml10_mlp": 25_450,
+    "ml10_mlp_fresh": 25_450,
+    "ml10_cnn": 93_322,
+    "fj_fc": 443_610,
+    "fj_cnn_pool": 20_490,
+    "fj_cnn_stride": 20_490,
+    "cv_cnn": 13_610,
+}
+
+
+def test_every_system_has_a_preset_and_every_preset_a_system():
+    assert {path.stem for path in PRESETS.glob("*.cfg")} == set(SYSTEMS) == set(COUNTS)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_preset_builds_the_published_network(name):
+    config, start = read_preset(name)
+    assert count_params(create_model(config)) == COUNTS[name]
+    assert SYSTEMS[name].parameters in (None, COUNTS[name])
+    assert start == ("ml10_mlp_raw" if name == "ml10_mlp" else None)
+    assert config.dataset == "mnist" and config.schedule == "constant"
+    assert config.learning_rate == 1e-3
+    sgd = name == "fj_fc"
+    assert config.optimizer == ("sgd" if sgd else "keras_adam")
+    assert config.batch_size == (128 if name.startswith("fj") else 32)
+
+
+def test_preset_headers_name_source_figures_and_command():
+    for name, system in SYSTEMS.items():
+        header = (PRESETS / f"{name}.cfg").read_text()
+        assert f'# Source: "{system.source}"' in header
+        if system.accuracy is not None:
+            assert f"{system.accuracy:.4f}" in header
+        assert f"--flagfile=experiments/presets/{name}.cfg" in header
+
+
+def test_controls_change_what_they_say():
+    assert read_preset("fj_fc_adam")[0].optimizer == "keras_adam"
+    assert read_preset("fj_cnn_stride_b512")[0].batch_size == 512
+    assert len(CONTROLS) == 5
+
+
+def test_intervals_are_students():
+    values = [0.9, 0.92, 0.95, 0.91]
+    mean, std = np.mean(values), np.std(values, ddof=1)
+    want = stats.t.interval(0.95, 3, loc=mean, scale=std * np.sqrt(1 + 1 / 4))
+    np.testing.assert_allclose(prediction_interval(values)[1:], want)
+    other = [0.91, 0.9, 0.96, 0.9]
+    test = stats.ttest_rel(values, other).confidence_interval(0.95)
+    np.testing.assert_allclose(paired_difference(values, other)[1:], test)
+    test = stats.ttest_ind(values, other[:2], equal_var=False).confidence_interval(0.95)
+    np.testing.assert_allclose(difference(values, other[:2])[1:], test)
+    assert np.isnan(difference([0.9], values)[1:]).all()
+    assert np.isnan(prediction_interval([0.9])[1:]).all()
+    assert Interval(1, 0, 2).mean == 1
+
+
+def make_runs(accuracies, seconds=1.0):
+    """Returns records of one system, one per accuracy."""
+    config = config_to_dict(default_config("mlp"))
+    return {
+        seed: {
+            "config": config,
+            "parameters": 1000,
+            "test_accuracy": accuracy,
+            "test_loss": 0.1,
+            "steady_epoch_seconds": seconds + 0.01 * seed,
+            "epochs": [
+                {"val_accuracy": accuracy, "train_seconds": time}
+                for time in (9.0, seconds + 0.01 * seed)
+            ],
+        }
+        for seed, accuracy in enumerate(accuracies)
+    }
+
+
+def test_verdicts_follow_the_prediction_interval():
+    def verdict(*accuracies):
+        return systems_frame({"av_dnn": make_runs(accuracies)})["verdict"].item()
+
+    assert verdict(0.9720, 0.9725, 0.9718) == "agrees"  # published: 0.9721
+    assert verdict(0.9801, 0.9802, 0.9803) == "below"
+    assert verdict(0.9601, 0.9602, 0.9603) == "above"
+    assert verdict(0.9721) == "undecided at n = 1"
+
+
+def verdicts(runs):
+    """Returns the verdicts of the claims that runs suffice to test."""
+    return {
+        claim.claim: claim.verdict
+        for claim in check_claims(runs)
+        if claim.verdict != "not tested"
+    }
+
+
+def test_claims_hold_fail_or_stay_undecided():
+    runs = {
+        "av_lstm": make_runs([0.99, 0.991, 0.992], 3.0),
+        "av_cnn": make_runs([0.98, 0.982, 0.981], 2.0),
+        "av_dnn": make_runs([0.97, 0.972, 0.971], 1.0),
+    }
+    got = verdicts(runs)
+    assert got["accuracy: LSTM > CNN > DNN after 5 epochs"] == "holds"
+    assert got["DNN trains fastest, LSTM slowest"] == "holds"
+    runs["av_dnn"] = make_runs([0.98, 0.983, 0.980], 4.0)
+    got = verdicts(runs)
+    assert got["accuracy: LSTM > CNN > DNN after 5 epochs"] == "undecided at n = 3"
+    assert got["DNN trains fastest, LSTM slowest"] == "does not hold"
+    for record in runs["av_cnn"].values():
+        record["parameters"] = 5000
+    got = verdicts(runs)
+    assert got['"CNN requires fewer parameters"'] == "does not hold"
+    assert got['"DNN requires the most parameters"'] == "does not hold"
+
+
+def test_runs_of_one_epoch_have_no_steady_seconds():
+    runs = {name: make_runs([0.9, 0.91]) for name in ("fj_fc", "fj_cnn_stride")}
+    faster = "the fully connected net trains faster (as published)"
+    assert faster in verdicts(runs)
+    for record in runs["fj_fc"].values():
+        record["steady_epoch_seconds"] = None
+        del record["epochs"][1:]
+    assert systems_frame(runs)["s/epoch ours"].tolist() == ["-", "1.00"]
+    assert faster not in verdicts(runs)
+
+
+def test_seconds_of_seeds_together_count_once():
+    runs = {name: make_runs([0.9] * 5) for name in ("fj_fc", "fj_cnn_stride")}
+    for name, steady in (("fj_fc", [1.0, 1.2]), ("fj_cnn_stride", [1.3, 1.5])):
+        for record in runs[name].values():
+            record["epochs"] = [{"train_seconds": time} for time in (9.0, *steady)]
+    faster = "the fully connected net trains faster (as published)"
+    assert verdicts(runs)[faster] == "undecided at n = 2"
+    for record in runs["fj_cnn_stride"].values():
+        record["epochs"][1]["train_seconds"] += 9
+        record["epochs"][2]["train_seconds"] += 9
+    assert verdicts(runs)[faster] == "holds"
+
+
+def test_every_claim_is_tested_once_all_systems_have_run():
+    runs = {name: make_runs([0.9, 0.91]) for name in [*SYSTEMS, *CONTROLS]}
+    for name in ("fj_cnn_stride", "fj_cnn_pool"):
+        for record in runs[name].values():
+            record["config"] = config_to_dict(read_preset(name)[0])
+    assert "not tested" not in {claim.verdict for claim in check_claims(runs)}
+    assert {claim.verdict for claim in check_claims({})} == {"not tested"}
+
+
+def test_runner_chains_warm_starts_continues_and_writes_tables(tmp_path):
+    command = (
+        "benchmarks.published",
+        "--dataset=digits",
+        "--epochs=2",
+        f"--out={tmp_path}",
+    )
+    first = run(*command, "--systems=ml10_mlp", "--seeds=2")
+    # What it starts from comes first.
+    assert first.stdout.index("ml10_mlp_raw\nmlp:") < first.stdout.index("mlp\nmlp:")
+    assert "2 seeds together" in first.stdout
+    lines = (tmp_path / "published.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [r["warm_start"] for r in records] == [False, False, True, True]
+    assert set(by_system(records)) == {"ml10_mlp_raw", "ml10_mlp"}
+    again = run(*command, "--systems=ml10_mlp,cv_cnn", "--seeds=2")
+    assert "ml10_mlp, seed 1: already recorded\n" in again.stdout
+    assert "\ncv_cnn\n" in again.stdout
+    assert len((tmp_path / "published.jsonl").read_text().splitlines()) == 6
+    markdown = (tmp_path / "published.md").read_text()
+    assert "0.9533" in markdown and "rescaling the pixels" in markdown
+    assert (tmp_path / "published.csv").read_text().count("\n") == 4
+    assert "ML10" in (tmp_path / "claims.csv").read_text()
+
+
+def test_a_system_killed_among_its_records_writes_the_rest(
+    digits, tmp_path, monkeypatch
+):
+    class Flags(SimpleNamespace):
+        def __getitem__(self, name: str) -> SimpleNamespace:
+            return SimpleNamespace(value=getattr(self, name))
+
+    flags = Flags(seeds=2, quiet=True, epochs=2, train_size=None, dataset="digits")
+    monkeypatch.setattr(published, "FLAGS", flags)
+    append, results = published.append_jsonl, tmp_path / "published.jsonl"
+
+    def kill(path: Path, value: dict) -> None:
+        append(path, value)
+        raise KeyboardInterrupt
+
+    def train() -> list[int]:
+        """Returns the seeds on record."""
+        with contextlib.suppress(KeyboardInterrupt):
+            published._train("ml10_mlp_raw", tmp_path, digits, lambda: None)
+        return [record["config"]["seed"] for record in read_jsonl(results)]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(published, "append_jsonl", kill)
+        assert train() == [0]
+    assert train() == [0, 1]  # none twice
+    assert train() == [0, 1]
+    # Without the parameters, from which another system may start, it is run again.
+    (tmp_path / "runs" / "ml10_mlp_raw-1" / "params.msgpack").unlink()
+    assert train() == [0, 1, 1]
+
+
+def test_preset_that_needs_a_run_says_which_commands_to_run():
+    process = run(
+        "experiments.train", f"--flagfile={PRESETS / 'ml10_mlp.cfg'}", ok=False
+    )
+    assert "presets/ml10_mlp_raw.cfg --run_dir=runs/ml10_mlp_raw" in process.stderr
+    assert "--init_from=runs/ml10_mlp_raw" in process.stderr
+
+
+def test_unknown_system_is_refused():
+    process = run("benchmarks.published", "--systems=av_rnn", ok=False)
+    assert "--systems must be some of" in process.stderr and "av_rnn" in process.stderr

@@ -1,0 +1,208 @@
+"""Pictures of any kind come out as MNIST's digits do, or are refused in a sentence."""
+
+import dataclasses
+import io
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from benchmarks.redrawn import redrawn_digits
+from mnist_jax.config import default_config
+from mnist_jax.data.datasets import Dataset, Split
+from mnist_jax.data.own_digits import (
+    MAX_BYTES,
+    digit_from_bytes,
+    normalize_digit,
+    read_digit,
+)
+from mnist_jax.errors import InputError
+from mnist_jax.reporting.predictions import predict_probabilities
+from mnist_jax.training.experiment import make_scale, prepare
+from mnist_jax.training.fit import fit
+
+
+def seven(scale: float = 1.0, pen: float = 24) -> Image.Image:
+    """Draws a seven, black on white, 300 pixels high at scale 1."""
+    page = Image.new("L", (round(240 * scale), round(300 * scale)), 255)
+    corners = [(50, 60), (190, 60), (110, 250)]
+    line = [(x * scale, y * scale) for x, y in corners]
+    ImageDraw.Draw(page).line(line, fill=0, width=round(pen * scale), joint="curve")
+    return page
+
+
+def as_file(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    """Returns an image as the content of a file."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def with_alpha(ink: int) -> Image.Image:
+    """Draws the seven in a grey on nothing; the nothing has the other grey."""
+    alpha = seven().point(lambda value: 255 - value)
+    nothing = Image.new("L", alpha.size, 255 - ink)
+    grey = Image.composite(Image.new("L", alpha.size, ink), nothing, alpha)
+    return Image.merge("LA", (grey, alpha)).convert("RGBA")
+
+
+def slanted_light() -> Image.Image:
+    """Draws the seven on paper half of which lies in the shade, with grain."""
+    light = np.linspace(0.9, 0.5, 240) * np.linspace(1.0, 0.8, 300)[:, None]
+    grain = np.random.default_rng(0).normal(0, 5, light.shape)
+    picture = light * (40 + np.asarray(seven()) * (215 / 255)) + grain
+    return Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
+
+
+def turned() -> bytes:
+    """Returns the seven as a camera held upright saves it: lying, and told so."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return as_file(seven().rotate(90, expand=True), "JPEG", exif=exif)
+
+
+def sixteen_bit() -> Image.Image:
+    """Draws the seven in 16 bits, dark grey on light grey."""
+    return Image.fromarray(10_000 + 160 * np.asarray(seven()).astype(np.uint16))
+
+
+def specked() -> Image.Image:
+    """Draws the seven with a speck of dust in two corners."""
+    page = seven()
+    for corner in ((3, 3), (230, 290)):
+        ImageDraw.Draw(page).ellipse([*corner, corner[0] + 4, corner[1] + 4], 0)
+    return page
+
+
+PICTURES: dict[str, Callable[[], bytes]] = {
+    "light on dark": lambda: as_file(seven().point(lambda value: 255 - value)),
+    "small": lambda: as_file(seven(0.2)),
+    "large": lambda: as_file(seven(12), "JPEG"),
+    "colour": lambda: as_file(seven().convert("RGB"), "JPEG", quality=80),
+    "black and white": lambda: as_file(seven().convert("1")),
+    "palette": lambda: as_file(seven().quantize(4)),
+    "16 bit": lambda: as_file(sixteen_bit()),
+    "dark on nothing": lambda: as_file(with_alpha(0)),
+    "light on nothing": lambda: as_file(with_alpha(255)),
+    "transparent colour": lambda: as_file(
+        seven().convert("RGB"), transparency=(9,) * 3
+    ),
+    "CMYK": lambda: as_file(seven().convert("CMYK"), "JPEG"),
+    "turned by a camera": turned,
+    "slanted light": lambda: as_file(slanted_light(), "JPEG", quality=80),
+    "dust": lambda: as_file(specked()),
+}
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_one_digit_comes_out_alike_from_all_kinds_of_pictures(kind):
+    digit = digit_from_bytes(PICTURES[kind](), kind).astype(float)
+    expected = normalize_digit(np.asarray(seven())).astype(float)
+    # Edges differ by resampling; moved by a pixel it would differ by half its ink.
+    assert np.abs(digit - expected).sum() < 0.2 * expected.sum()
+
+
+def test_a_digit_has_the_size_and_place_of_those_in_mnist():
+    digit = normalize_digit(np.asarray(seven()))
+    assert digit.shape == (28, 28) and digit.dtype == np.uint8 and digit.max() > 240
+    assert np.ptp(np.flatnonzero(digit.any(axis=1))) == 19
+    for axis in (0, 1):
+        centre = np.average(np.arange(28), weights=digit.sum(axis=1 - axis))
+        assert 13.5 <= centre <= 14.5  # as in all of MNIST
+
+
+@pytest.mark.parametrize("pen", [1, 3, 60])
+def test_pens_of_any_width_leave_strokes_of_full_ink(pen):
+    digit = normalize_digit(np.asarray(seven(pen=pen)))
+    assert (digit > 128).any(axis=1).sum() >= 18 and digit.max() > 200
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (2, 1), (1, 60), (60, 1), (3, 3), (2, 500)])
+def test_tiny_pictures_are_digits_or_blank_but_no_crash(shape):
+    grey = np.zeros(shape)
+    grey[0, 0] = 255
+    try:
+        assert normalize_digit(grey).any()
+    except InputError as error:
+        assert "is blank" in str(error)
+
+
+def test_digits_of_mnist_stay_what_they_are(mnist: Dataset):
+    images = mnist.test.images[:200]
+    digits = np.stack([normalize_digit(image) for image in images])
+    same = [
+        np.corrcoef(a.ravel(), b.ravel())[0, 1]
+        for a, b in zip(digits, images, strict=True)
+    ]
+    assert np.median(same) > 0.97 and min(same) > 0.5
+
+
+def test_a_cnn_reads_redrawn_digits_as_well_as_plain_ones(mnist: Dataset):
+    images, labels = (part[:500] for part in mnist.test)
+    few = dataclasses.replace(mnist, test=Split(images, labels))
+    config = default_config(
+        "cnn",
+        conv=("8:pool2", "16:pool2"),
+        hidden=(32,),
+        train_size=12_000,
+        validation="none",
+        epochs=2,
+        cpu_devices=1,
+    )
+    experiment = prepare(config, few)
+    [(_, params)] = fit(experiment, [0])
+    both = np.concatenate([images, redrawn_digits(images, seed=0)])
+    probabilities = predict_probabilities(
+        experiment.model, jax.device_get(params), make_scale(config, few), both
+    )
+    hits = probabilities.argmax(axis=1).reshape(2, -1) == labels
+    plain, redrawn = hits.mean(axis=1)
+    assert plain > 0.9 and redrawn >= plain - 0.015
+
+
+def header(width: int, height: int) -> bytes:
+    """Returns a PNG that promises a size and ends where its pixels would begin."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n\0\0\0\r"
+        + chunk
+        + struct.pack(">I", zlib.crc32(chunk))
+        + (b"\0\0\0\0IDAT")
+    )
+
+
+WHITE = Image.new("RGB", (300, 200), "white")
+REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
+    "white": (lambda: as_file(WHITE), "is blank"),
+    "nothing but transparency": (lambda: as_file(with_alpha(0).point(lambda _: 0)), ""),
+    "text": (lambda: b"seven\n", "neither a PNG nor a JPEG"),
+    "nothing": (lambda: b"", "neither a PNG nor a JPEG"),
+    "another format": (lambda: as_file(WHITE, "BMP"), "neither a PNG nor a JPEG"),
+    "half a PNG": (lambda: as_file(slanted_light())[:9_000], "is damaged"),
+    "half a JPEG": (lambda: as_file(seven(), "JPEG")[:1_500], "is damaged"),
+    "start of a PNG": (lambda: b"\x89PNG\r\n\x1a\n", "is damaged"),
+    "wide": (lambda: header(20_000, 10), "20,000 pixels wide.*10,000 on a side"),
+    "bomb": (lambda: header(9_999, 9_999), "50,000,000 in all"),
+    "huge bomb": (lambda: header(2**31 - 1, 2**31 - 1), "on a side"),
+    "long": (lambda: b"\x89PNG\r\n\x1a\n" + bytes(MAX_BYTES), "50,000,000 bytes"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_no_picture_of_a_digit_is_refused(case, tmp_path: Path):
+    make, message = REFUSED[case]
+    path = tmp_path / "seven.png"
+    path.write_bytes(make())
+    with pytest.raises(InputError, match=f"seven.png .*{message}"):
+        read_digit(path)
+
+
+@pytest.mark.parametrize("name", ["none.png", "."])
+def test_a_file_that_cannot_be_read_is_named(name, tmp_path: Path):
+    with pytest.raises(InputError, match=f"cannot read the image .*{tmp_path.name}"):
+        read_digit(tmp_path / name)

@@ -1,0 +1,184 @@
+"""Feeds the IDX reader damaged and forged files, and measures what they cost it.
+
+python tests/helpers/fuzz_idx.py --files=100000
+"""
+
+import argparse
+import gzip
+import io
+import json
+import random
+import struct
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from mnist_jax.data import idx
+from mnist_jax.profiling.memory import peak_megabytes
+
+COUNTS = (-(2**31), -1, 0, 1, 2, 3, 4, 5, 99_999, 100_000, 100_001, 2**31 - 1)
+MAGICS = (0x801, 0x802, 0x803, 0x903, 0xD03, 0x8FF, 0x1F8B0808, 0, -1)
+BOMB_SHARE = 0.001
+
+
+def _header(magic: int, *sizes: int) -> bytes:
+    """Writes a header; counts are signed in the format."""
+    return struct.pack(f">{1 + len(sizes)}i", magic, *sizes)
+
+
+def _whole(rng: random.Random, images: bool) -> bytes:
+    """Returns a right file before compression."""
+    count = rng.randint(1, 4)
+    if images:
+        return _header(0x803, count, 28, 28) + rng.randbytes(784 * count)
+    return _header(0x801, count) + bytes(rng.randrange(10) for _ in range(count))
+
+
+def _mutate(rng: random.Random, content: bytes, reach: int) -> bytes:
+    """Changes, inserts or removes bytes at one to three places before `reach`."""
+    mutated = bytearray(content)
+    for _ in range(rng.randint(1, 3)):
+        place = rng.randrange(max(1, min(reach, len(mutated))))
+        kind = rng.randrange(3)
+        if kind == 0:
+            mutated[place : place + 1] = rng.randbytes(1)
+        elif kind == 1:
+            mutated[place:place] = rng.randbytes(rng.randint(1, 4))
+        else:
+            del mutated[place : place + rng.randint(1, 4)]
+    return bytes(mutated)
+
+
+def _wrong_magic(rng: random.Random, images: bool) -> bytes:
+    content = _header(rng.choice(MAGICS)) + _whole(rng, images)[4:]
+    return gzip.compress(content, 1)
+
+
+def _wrong_count(rng: random.Random, images: bool) -> bytes:
+    content = _whole(rng, images)
+    sizes = struct.pack(">i", rng.choice((*COUNTS, rng.getrandbits(31))))
+    place = rng.choice((4, 8, 12)) if images else 4
+    return gzip.compress(content[:place] + sizes + content[place + 4 :], 1)
+
+
+def _short(rng: random.Random, images: bool) -> bytes:
+    content = _whole(rng, images)
+    return gzip.compress(content[: rng.randrange(len(content))], 1)
+
+
+def _trailing(rng: random.Random, images: bool) -> bytes:
+    return gzip.compress(_whole(rng, images) + rng.randbytes(rng.randint(1, 900)), 1)
+
+
+def _header_changed(rng: random.Random, images: bool) -> bytes:
+    return gzip.compress(_mutate(rng, _whole(rng, images), 16), 1)
+
+
+def _items_changed(rng: random.Random, images: bool) -> bytes:
+    return gzip.compress(_mutate(rng, _whole(rng, images), 10**9), 1)
+
+
+def _gzip_changed(rng: random.Random, images: bool) -> bytes:
+    return _mutate(rng, gzip.compress(_whole(rng, images), 1), 10**9)
+
+
+def _gzip_header_changed(rng: random.Random, images: bool) -> bytes:
+    return _mutate(rng, gzip.compress(_whole(rng, images), 1), 12)
+
+
+def _gzip_cut(rng: random.Random, images: bool) -> bytes:
+    content = gzip.compress(_whole(rng, images), 1)
+    return content[: rng.randrange(len(content))]
+
+
+def _no_gzip(rng: random.Random, images: bool) -> bytes:
+    return rng.randbytes(rng.randint(0, 2000))
+
+
+KINDS: dict[str, Callable[[random.Random, bool], bytes]] = {
+    "right": lambda rng, images: gzip.compress(_whole(rng, images), 1),
+    "wrong magic": _wrong_magic,
+    "wrong count": _wrong_count,
+    "short body": _short,
+    "trailing bytes": _trailing,
+    "header changed": _header_changed,
+    "items changed": _items_changed,
+    "gzip changed": _gzip_changed,
+    "gzip header changed": _gzip_header_changed,
+    "gzip cut": _gzip_cut,
+    "no gzip": _no_gzip,
+}
+
+
+def make_bombs() -> list[bytes]:
+    """Returns small files that unpack to hundreds of megabytes or announce them."""
+    most, zeros = idx.MAX_ITEMS, io.BytesIO()
+    with gzip.open(zeros, "wb", 1) as stream:
+        for _ in range(300):
+            stream.write(bytes(1_000_000))
+    headers = [
+        _header(0x801, 4),
+        _header(0x801, most),
+        _header(0x801, -1),
+        _header(0x803, 1, 28, 28),
+        _header(0x803, most, 28, 28),
+        _header(0x803, 2**31 - 1, 28, 28),
+        _header(0x803, 1, 2**31 - 1, 2**31 - 1),
+        b"",
+    ]
+    # Two members of one gzip stream, which the reader sees as one.
+    return [gzip.compress(header) + zeros.getvalue() for header in headers]
+
+
+def fuzz(files: int, seed: int, folder: Path) -> tuple[dict[str, list[int]], float]:
+    """Reads so many files and checks that only IdxError comes out.
+
+    Args:
+        files: how many; about a thousandth of them are gzip bombs.
+        seed: of all that is drawn.
+        folder: for the file that is read.
+
+    Returns:
+        By kind, how many files were refused and how many read; the longest time that a
+        file took, in seconds of the processor.
+    """
+    rng, bombs = random.Random(seed), make_bombs()
+    counts = {kind: [0, 0] for kind in (*KINDS, "gzip bomb")}
+    slowest, path = 0.0, folder / "file.gz"
+    for _ in range(files):
+        kind, images = rng.choice(list(KINDS)), rng.random() < 0.5
+        content = KINDS[kind](rng, images)
+        if rng.random() < BOMB_SHARE:
+            kind, content = "gzip bomb", rng.choice(bombs)
+        path.write_bytes(content)
+        start = time.process_time()
+        try:
+            array = (idx.read_images if images else idx.read_labels)(path)
+        except idx.IdxError:
+            counts[kind][0] += 1
+        else:
+            counts[kind][1] += 1
+            assert array.dtype == np.uint8 and 1 <= len(array) <= idx.MAX_ITEMS
+            assert array.shape[1:] == ((28, 28) if images else ())
+        slowest = max(slowest, time.process_time() - start)
+    return counts, slowest
+
+
+def main() -> None:
+    """Prints what was tried and what it took, as JSON in one line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--files", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    before = peak_megabytes()
+    with tempfile.TemporaryDirectory() as folder:
+        counts, slowest = fuzz(arguments.files, arguments.seed, Path(folder))
+    grown = peak_megabytes() - before
+    print(json.dumps({"counts": counts, "slowest s": slowest, "grown MB": grown}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,260 @@
+"""Every fast stage equals lax.conv_general_dilated, bias, activation, nn.max_pool."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import AxisType, PartitionSpec
+
+from mnist_jax.errors import InputError
+from mnist_jax.models import conv_cpu as fast_conv
+from mnist_jax.models.conv_cpu import conv_pool
+from mnist_jax.models.layers import conv_pool as plain_conv_pool
+
+FIRST = dict(strides=1, padding="VALID", activation="relu", pool=2)
+LAST = dict(strides=1, padding="VALID", activation="relu", pool=1)
+
+
+def value_and_grads(fn, stage, arrays):
+    """Outputs and the gradients of inputs, kernel and bias for a random cotangent."""
+
+    def run(*arrays):
+        y, pull = jax.vjp(lambda *a: fn(*a, **stage), *arrays)
+        rng = np.random.default_rng(1)
+        return y, *pull(jnp.asarray(rng.normal(size=y.shape), y.dtype))
+
+    return jax.jit(run)(*arrays)
+
+
+def assert_same(stage, arrays, atol=1e-5):
+    """Compares with the definition, relative to each array's largest entry."""
+    want = value_and_grads(plain_conv_pool, stage, arrays)
+    got = value_and_grads(conv_pool, stage, arrays)
+    for name, a, b in zip(("y", "x", "kernel", "bias"), got, want, strict=True):
+        assert a.shape == b.shape, name
+        scale = np.max(np.abs(b))
+        np.testing.assert_allclose(
+            a / scale, b / scale, rtol=0, atol=atol, err_msg=name
+        )
+
+
+def random_arrays(height, width, size, channels, features, batch=3):
+    rng = np.random.default_rng(0)
+    shape = batch, height, width, channels
+    scale = 1 / np.sqrt(size * size * channels)  # for outputs near 1
+    arrays = (
+        rng.normal(size=shape),
+        rng.normal(size=(size, size, channels, features)) * scale,
+        rng.normal(size=features),
+    )
+    return [jnp.asarray(array, jnp.float32) for array in arrays]
+
+
+def blank_images(background):
+    """Images [8,28,28,1] with one random stroke each, all else one value."""
+    rng = np.random.default_rng(0)
+    images = np.zeros((8, 28, 28, 1), np.float32)
+    for image in images:
+        row, col = rng.integers(4, 16, 2)
+        image[row : row + 7, col : col + 5] = rng.random((7, 5, 1))
+    return jnp.asarray(images + background)
+
+
+# (kernel, strides, padding, channels, pool, activation): each pair of values at least
+# once, kernel sizes 1 to 7, all three forms.
+CASES = [
+    (1, 1, "SAME", 2, 2, "relu"),
+    (1, 2, "SAME", 1, 1, "linear"),
+    (1, 2, "VALID", 2, 2, "linear"),
+    (2, 1, "SAME", 1, 3, "tanh"),
+    (2, 2, "VALID", 3, 3, "relu"),
+    (3, 1, "SAME", 32, 2, "tanh"),
+    (3, 1, "VALID", 32, 2, "linear"),
+    (3, 1, "SAME", 32, 1, "relu"),
+    (3, 1, "VALID", 32, 3, "relu"),
+    (3, 1, "VALID", 3, 2, "relu"),
+    (3, 1, "VALID", 1, 2, "relu"),
+    (3, 1, "VALID", 3, 1, "relu"),
+    (3, 2, "SAME", 2, 2, "relu"),
+    (3, 2, "VALID", 1, 2, "tanh"),
+    (3, 2, "SAME", 1, 1, "relu"),
+    (3, 1, "VALID", 2, 3, "linear"),
+    (4, 1, "SAME", 1, 1, "linear"),
+    (4, 2, "VALID", 2, 1, "tanh"),
+    (5, 1, "SAME", 1, 2, "relu"),
+    (5, 1, "VALID", 2, 2, "relu"),
+    (5, 2, "SAME", 2, 3, "linear"),
+    (6, 2, "SAME", 1, 1, "relu"),
+    (7, 1, "SAME", 2, 1, "relu"),
+    (7, 2, "VALID", 1, 2, "relu"),
+    (7, 2, "SAME", 2, 1, "tanh"),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+def test_equals_the_definition(case):
+    size, strides, padding, channels, pool, activation = case
+    stage = dict(strides=strides, padding=padding, activation=activation, pool=pool)
+    # Winograd's transforms of 32 channels round off by up to 1.01e-5 (jax 0.12).
+    atol = 2e-5 if channels == 32 else 1e-5
+    assert_same(stage, random_arrays(15, 18, size, channels, 8), atol)
+
+
+@pytest.mark.parametrize(
+    "size, channels, padding", [(3, 1, "SAME"), (3, 32, "SAME"), (5, 2, "VALID")]
+)
+def test_32_bits_stay_32_where_jax_has_64(size, channels, padding):
+    arrays = random_arrays(15, 18, size, channels, 8)
+    stage = {**FIRST, "padding": padding}
+    with jax.enable_x64(True):
+        assert_same(stage, arrays, 2e-5)
+        for array in value_and_grads(conv_pool, stage, arrays):
+            assert array.dtype == jnp.float32
+
+
+def test_cases_cover_all_forms():
+    stages = [fast_conv._Stage(c[1], c[5], c[4] or 1) for c in CASES]
+    shapes = [(c[0], c[0], c[3], 8) for c in CASES]
+    forms = set(map(fast_conv._choose_form, shapes, stages))
+    assert len(forms) == 3
+
+
+@pytest.mark.parametrize("background", [0.0, -0.4242])
+@pytest.mark.parametrize("channels,size", [(1, 3), (3, 3), (32, 3)])
+def test_ties_on_blank_areas_go_to_the_first_maximum(background, channels, size):
+    x = blank_images(background) * jnp.linspace(0.5, 1.5, channels)[None, None, None]
+    _, kernel, bias = random_arrays(1, 1, size, channels, 8)
+    stage = dict(strides=1, padding="SAME", activation="linear", pool=2)
+    assert_same(stage, (x, kernel, bias))
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.1307])
+def test_whole_network_has_the_same_gradients_on_real_digits(digits, mean):
+    images = jnp.asarray(digits.train.images[:16, :, :, None], jnp.float32)
+    images = (images / 255 - mean) / 0.3081
+    params, _ = epoch_arguments()
+
+    def loss(params, stage_fn):
+        x = images
+        for (kernel, bias), stage in zip(params, (FIRST, FIRST, LAST), strict=True):
+            x = stage_fn(x, kernel, bias, **stage)
+        return jnp.sum(x * jnp.cos(jnp.arange(x.size).reshape(x.shape)))
+
+    want = jax.jit(jax.grad(lambda p: loss(p, plain_conv_pool)))(params)
+    got = jax.jit(jax.grad(lambda p: loss(p, conv_pool)))(params)
+    for a, b in zip(*map(jax.tree.leaves, (got, want)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * np.max(np.abs(b)))
+
+
+def test_equal_maxima_of_real_images_go_to_the_first_one(digits):
+    images = jnp.asarray(digits.train.images[:64, :, :, None], jnp.float32) / 255 - 0.13
+    (kernel, bias), (kernel_2, _), _ = epoch_arguments()[0]
+    x = plain_conv_pool(images, kernel, bias + 0.1, **FIRST)
+    whole = {**LAST, "activation": "linear"}
+    y = plain_conv_pool(x, kernel_2, jnp.zeros(8), **whole)
+    phases = jnp.stack([y[:, r:10:2, s:10:2] for r in range(2) for s in range(2)])
+    ranked = jnp.sort(phases, 0)
+    ties = ranked[-1] == ranked[-2]
+    assert jnp.sum(ties) > 500
+    stage = fast_conv._Stage(1, "linear", 2)
+    pooled, _ = fast_conv._winograd_forward(x, kernel_2, jnp.zeros(8), stage)
+    np.testing.assert_array_equal(jnp.imag(pooled), jnp.argmax(phases, 0))
+
+
+def test_all_negative_windows_have_no_gradient_under_relu():
+    x, kernel, bias = random_arrays(12, 12, 3, 1, 4)
+    _, *grads = value_and_grads(conv_pool, FIRST, (x, kernel, bias - 1e3))
+    assert all(not np.any(grad) for grad in grads)
+
+
+def test_vmap_over_parameters_equals_a_loop():
+    x, kernel, bias = random_arrays(9, 9, 3, 32, 4, batch=2)
+    kernels, biases = jnp.stack([kernel, 2 * kernel]), jnp.stack([bias, -bias])
+
+    def loss(kernel, bias):
+        return jnp.sum(conv_pool(x, kernel, bias, **FIRST) ** 2)
+
+    grad = jax.value_and_grad(loss, (0, 1))
+    together = jax.jit(jax.vmap(grad))(kernels, biases)
+    for seed in range(2):
+        alone = jax.jit(grad)(kernels[seed], biases[seed])
+        for a, b in zip(*map(jax.tree.leaves, (together, alone)), strict=True):
+            np.testing.assert_allclose(a[seed], b, rtol=1e-4, atol=1e-3)
+
+
+def make_epoch(stage_fn):
+    """Three plain gradient steps of a three-stage CNN in a scan, one compiled program.
+
+    The stages take all three forms; `params` is a list of (kernel, bias).
+    """
+
+    def logits(params, images):
+        x = images
+        for (kernel, bias), stage in zip(params, (FIRST, FIRST, LAST), strict=True):
+            x = stage_fn(x, kernel, bias, **stage)
+        return jnp.mean(x, axis=(1, 2))
+
+    def step(params, images):
+        loss, grads = jax.value_and_grad(lambda p: jnp.mean(logits(p, images) ** 2))(
+            params
+        )
+        return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), loss
+
+    return lambda params, images: lax.scan(step, params, images)
+
+
+def epoch_arguments():
+    rng = np.random.default_rng(0)
+    shapes = (3, 3, 1, 32), (3, 3, 32, 8), (3, 3, 8, 4)
+    params = [
+        (jnp.asarray(rng.normal(size=s) / s[2], jnp.float32), jnp.zeros(s[3]))
+        for s in shapes
+    ]
+    return params, jnp.stack([blank_images(v) for v in (0.0, 0.1, 0.2)])
+
+
+def test_training_in_a_sharded_scan_equals_the_definition():
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
+    replicated = PartitionSpec()
+    epoch = jax.shard_map(
+        make_epoch(conv_pool),
+        mesh=mesh,
+        in_specs=replicated,
+        out_specs=replicated,
+        check_vma=False,
+    )
+    args = epoch_arguments()
+    want = jax.jit(make_epoch(plain_conv_pool))(*args)
+    got = jax.jit(epoch)(*args)
+    for a, b in zip(*map(jax.tree.leaves, (got, want)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_compiled_epoch_holds_dots_only():
+    text = jax.jit(make_epoch(conv_pool)).lower(*epoch_arguments()).compile().as_text()
+    assert " while(" in text
+    assert "convolution(" not in text
+    assert "select-and-scatter" not in text
+    # The boundaries that stop XLA:CPU from repeating elementwise work are still there.
+    assert " call(" in text
+
+
+def test_no_gradient_of_the_images_is_computed_unasked():
+    arrays = random_arrays(28, 28, 3, 1, 8, batch=4)
+
+    def compiled(argnums):
+        grad = jax.grad(lambda *a: jnp.sum(conv_pool(*a, **FIRST)), argnums)
+        return jax.jit(grad).lower(*arrays).compile().as_text()
+
+    gradient_of_tiles = f"f32[{4 * 4 * 13 * 13},{3 * 3}]"
+    assert gradient_of_tiles in compiled((0, 1, 2))
+    assert gradient_of_tiles not in compiled((1, 2))
+
+
+@pytest.mark.parametrize(
+    "change", [{"padding": "FULL"}, {"activation": "gelu"}, {"pool": 27}]
+)
+def test_refuses_what_it_cannot_do(change):
+    with pytest.raises(InputError, match=str(*change.values())):
+        conv_pool(*random_arrays(28, 28, 3, 1, 8), **(FIRST | change))

@@ -1,0 +1,227 @@
+"""The fast LSTM layer equals the plain cell: values and all four gradients."""
+
+import functools
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import lax
+from jax.sharding import AxisType, PartitionSpec
+
+from mnist_jax.models.lstm_cpu import ACTIVATIONS, lstm
+
+STATICS = [
+    {"activation": activation, "return_sequences": return_sequences}
+    for activation in ("tanh", "relu")
+    for return_sequences in (True, False)
+]
+each_static = pytest.mark.parametrize(
+    "static", STATICS, ids=lambda static: "-".join(map(str, static.values()))
+)
+
+
+def plain_cell(act: Callable, params: Any, carry: Any, row: jax.Array) -> Any:
+    """Runs one row of the textbook LSTM."""
+    kernel, recurrent_kernel, bias = params
+    h, c = carry
+    z = row @ kernel + h @ recurrent_kernel + bias[None, :]
+    i, f, g, o = jnp.split(z, 4, axis=-1)
+    c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * act(g)
+    h = jax.nn.sigmoid(o) * act(c)
+    return (h, c), h
+
+
+def plain_scan(x, *params, activation, return_sequences):
+    """Runs the layer as a `lax.scan` over rows."""
+    zeros = jnp.zeros((x.shape[0], params[1].shape[0]))
+    cell = functools.partial(plain_cell, ACTIVATIONS[activation], params)
+    (h, _), hs = lax.scan(cell, (zeros, zeros), x.swapaxes(0, 1))
+    return hs.swapaxes(0, 1) if return_sequences else h
+
+
+def plain_loop(x, *params, activation, return_sequences):
+    """Runs the layer as a Python loop over rows."""
+    zeros = jnp.zeros((x.shape[0], params[1].shape[0]))
+    carry, hs = (zeros, zeros), []
+    for t in range(x.shape[1]):
+        carry, h = plain_cell(ACTIVATIONS[activation], params, carry, x[:, t])
+        hs.append(h)
+    return jnp.stack(hs, axis=1) if return_sequences else hs[-1]
+
+
+def make_inputs(batch, steps, inputs, units, *, seed=0, scale=1.0):
+    """Returns x, kernel, recurrent kernel and bias of a layer."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((batch, steps, inputs))
+    kernel = scale * rng.standard_normal((inputs, 4 * units)) / inputs**0.5
+    recurrent_kernel = scale * rng.standard_normal((units, 4 * units)) / units**0.5
+    bias = rng.standard_normal(4 * units)
+    return [jnp.asarray(a, jnp.float32) for a in (x, kernel, recurrent_kernel, bias)]
+
+
+def value_and_gradients(layer, **static):
+    """Returns a jitted function: inputs -> outputs and the four gradients."""
+
+    def weighted_sum(*inputs):
+        outputs = layer(*inputs, **static)
+        weights = np.random.default_rng(9).standard_normal(outputs.shape)
+        return jnp.sum(outputs * jnp.asarray(weights, jnp.float32)), outputs
+
+    gradients = jax.grad(weighted_sum, argnums=(0, 1, 2, 3), has_aux=True)
+
+    @jax.jit
+    def run(*inputs):
+        grads, outputs = gradients(*inputs)
+        return [outputs, *grads]
+
+    return run
+
+
+def assert_close(actual, expected, tolerance=1e-5):
+    """Asserts that trees agree, relative to the largest entry of each leaf."""
+    pairs = zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True)
+    for a, b in pairs:
+        assert a.shape == b.shape and a.dtype == b.dtype
+        assert np.isfinite(b).all()
+        assert np.abs(a - b).max() <= tolerance * (np.abs(b).max() + 1e-6)
+
+
+# D < U and D > U, one row, one image; then the rows of an image.
+@each_static
+@pytest.mark.parametrize(
+    "shape", [(3, 5, 4, 8), (2, 1, 3, 4), (1, 6, 7, 5), (8, 28, 28, 16)]
+)
+def test_equals_plain_scan_and_loop(shape, static):
+    inputs = make_inputs(*shape)
+    actual = value_and_gradients(lstm, **static)(*inputs)
+    assert_close(actual, value_and_gradients(plain_scan, **static)(*inputs))
+    if shape[1] < 6:
+        assert_close(actual, value_and_gradients(plain_loop, **static)(*inputs))
+
+
+@each_static
+def test_without_gradient_equals_with(static):
+    inputs = make_inputs(3, 5, 4, 8)
+    outputs = jax.jit(functools.partial(lstm, **static))(*inputs)
+    with_gradient = value_and_gradients(lstm, **static)(*inputs)[0]
+    assert_close(outputs, with_gradient, tolerance=1e-6)
+
+
+@each_static
+def test_vmap_over_stacked_params(static):
+    x, *params = make_inputs(3, 5, 4, 8)
+    others = make_inputs(3, 5, 4, 8, seed=1)[1:]
+    stacked = [jnp.stack(pair) for pair in zip(params, others, strict=True)]
+    run = value_and_gradients(lstm, **static)
+    together = jax.jit(jax.vmap(run, in_axes=(None, 0, 0, 0)))(x, *stacked)
+    for k, alone in enumerate([params, others]):
+        assert_close([a[k] for a in together], run(x, *alone))
+
+
+def two_layers(layer, activation, x, params):
+    """Runs a full sequence into a second layer's last state."""
+    static = {"activation": activation}
+    x = layer(x, *params[0], **static, return_sequences=True)
+    return layer(x, *params[1], **static, return_sequences=False)
+
+
+def make_train(layer, activation, axis=None):
+    """Returns (params, batches) -> the losses of Adam steps inside a scan."""
+    tx = optax.adam(1e-2)
+
+    def loss(params, batch):
+        x, targets = batch
+        return jnp.mean((two_layers(layer, activation, x, params) - targets) ** 2)
+
+    def step(carry, batch):
+        params, opt_state = carry
+        value, grads = jax.value_and_grad(loss)(params, batch)
+        if axis is not None:
+            value, grads = lax.pmean((value, grads), axis)
+        updates, opt_state = tx.update(grads, opt_state)
+        return (optax.apply_updates(params, updates), opt_state), value
+
+    def train(params, batches):
+        return lax.scan(step, (params, tx.init(params)), batches)[1]
+
+    return train
+
+
+def make_task(batch):
+    """Returns two layers' params and 20 steps' batches."""
+    params = [make_inputs(1, 1, 4, 8)[1:], make_inputs(1, 1, 8, 6, seed=1)[1:]]
+    rng = np.random.default_rng(2)
+    shapes = [(20, batch, 7, 4), (20, batch, 6)]
+    batches = [jnp.asarray(rng.standard_normal(s), jnp.float32) for s in shapes]
+    return params, batches
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_training_in_a_scan_equals_plain(activation):
+    task = make_task(batch=8)
+    losses = jax.jit(make_train(lstm, activation))(*task)
+    expected = jax.jit(make_train(plain_scan, activation))(*task)
+    assert losses[-1] < losses[0]
+    np.testing.assert_allclose(losses, expected, rtol=1e-4)
+
+
+def test_training_on_two_devices_equals_one():
+    task = make_task(batch=8)
+    expected = jax.jit(make_train(lstm, "tanh"))(*task)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    sharded = jax.shard_map(
+        make_train(lstm, "tanh", axis="data"),
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec(None, "data")),
+        out_specs=PartitionSpec(),
+        check_vma=False,
+    )
+    np.testing.assert_allclose(jax.jit(sharded)(*task), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("return_sequences", [True, False])
+def test_relu_that_blows_up_gives_no_nan_where_plain_gives_numbers(return_sequences):
+    static = {"activation": "relu", "return_sequences": return_sequences}
+    run = value_and_gradients(lstm, **static)
+    plain = value_and_gradients(plain_scan, **static)
+    mixed = 0
+    for seed in range(40):
+        scale = 10 ** np.random.default_rng(seed).uniform(0, 6)
+        inputs = make_inputs(4, 12, 5, 8, seed=seed, scale=scale)
+        actual, expected = jax.device_get((run(*inputs), plain(*inputs)))
+        for a, b in zip(actual, expected, strict=True):
+            assert not np.isnan(a[np.isfinite(b)]).any()
+            mixed += 0 < np.isfinite(b).sum() < b.size
+    assert mixed
+
+
+@each_static
+def test_large_sums_saturate_like_plain(static):
+    inputs = make_inputs(4, 3, 5, 8, scale=30.0)
+    actual = value_and_gradients(lstm, **static)(*inputs)
+    assert_close(actual, value_and_gradients(plain_scan, **static)(*inputs), 1e-4)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="about XLA on CPU")
+@each_static
+def test_loops_copy_no_array_of_all_rows(static):
+    # Such copies, two in each turn of a loop, are what is slow about writing in place
+    # where XLA cannot see that nothing else still reads.
+    inputs = make_inputs(16, 28, 28, 32)
+    program = value_and_gradients(lstm, **static).lower(*inputs).compile().as_text()
+    assert "f32[28,16,128]" in program
+    assert not re.search(r"= f32\[28,16,128\]\S* copy\(", program)
+
+
+def test_refuses_another_activation():
+    with pytest.raises(ValueError, match="activation='gelu'.*tanh.*relu"):
+        lstm(
+            *make_inputs(1, 1, 2, 2),
+            activation="gelu",
+            return_sequences=True,
+        )

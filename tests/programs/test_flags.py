@@ -1,0 +1,342 @@
+"""Every flag of every program refuses what it must; a new flag needs a row here."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mnist_jax.config import TrainConfig, default_config
+from mnist_jax.data.datasets import Dataset
+from mnist_jax.training.experiment import prepare
+from mnist_jax.training.run_dir import fit_into
+
+ROOT = Path(__file__).parents[2]
+
+# By flag, command lines that are wrong because of it: wrong type, out of range, without
+# meaning beside another. The first goes to every program that has the flag.
+CONFIG = {
+    "model": ["--model=vit"],
+    "hidden": ["--hidden=a", "--hidden=0", "--hidden=100001"],
+    "conv": [
+        "--model=cnn --conv=8:pool5",
+        "--model=cnn --conv=",
+        "--model=cnn --conv=8:k7:pool3,8:k7,8:k7",
+        "--model=mlp --conv=8",
+    ],
+    "lstm_units": [
+        "--model=lstm --lstm_units=0",
+        "--model=lstm --lstm_units=",
+        "--model=lstm --lstm_units=x",
+        "--model=cnn --lstm_units=8",
+    ],
+    "activation": ["--activation=gelu", "--model=cnn --activation=relu"],
+    "dropout": [
+        "--dropout=1",
+        "--dropout=much",
+        "--dropout=-0.1",
+        "--dropout=nan",
+        "--dropout=",
+        "--dropout=0.1,0.1,0.1,0.1,0.1",
+        "--hidden= --dropout=0.1",
+    ],
+    "layer_names": [
+        "--layer_names=Dense_0",
+        "--layer_names=Dense_9:x",
+        "--layer_names=Dense_0:Dense_1",
+        "--layer_names=Dense_0:a,Dense_0:b",
+        "--layer_names=Dense_0:Dropout_1",
+    ],
+    "freeze": ["--freeze=Dense_9"],
+    "dataset": ["--dataset=cifar"],
+    "train_size": ["--train_size=0", "--train_size=1.5", "--train_size=99999"],
+    "pixels": ["--pixels=log"],
+    "split": ["--split=random"],
+    "split_seed": ["--split_seed=3", "--split=shuffled --split_seed=-1"],
+    "validation": ["--validation=train"],
+    "validation_fraction": [
+        "--validation_fraction=x",
+        "--validation_fraction=0",
+        "--validation_fraction=1",
+        "--validation_fraction=nan",
+        "--validation_fraction=0.9999",
+        "--validation=none --validation_fraction=0.2",
+    ],
+    "optimizer": ["--optimizer=lion"],
+    "momentum": ["--optimizer=sgd --momentum=1", "--momentum=0.9"],
+    "nesterov": ["--nesterov=maybe", "--nesterov", "--optimizer=sgd --nesterov"],
+    "weight_decay": ["--optimizer=adamw --weight_decay=-1", "--weight_decay=0.1"],
+    "learning_rate": [
+        *(f"--learning_rate={value}" for value in ("0", "-1", "nan", "inf", "fast")),
+    ],
+    "schedule": ["--schedule=linear"],
+    "warmup_fraction": [
+        "--warmup_fraction=0",
+        "--warmup_fraction=1",
+        "--schedule=constant --warmup_fraction=0.2",
+    ],
+    "clip_norm": ["--clip_norm=0", "--clip_norm=nan", "--clip_norm=x"],
+    "batch_size": ["--batch_size=0", "--batch_size=1.5", "--batch_size=99999"],
+    "epochs": [
+        "--epochs=0",
+        "--epochs=x",
+        "--schedule=cosine --batch_size=1 --epochs=10000000",
+    ],
+    "seed": ["--seed=-1", "--seed=4294967296", "--seed=x"],
+    "kernels": ["--kernels=slow"],
+    "cpu_devices": ["--cpu_devices=-1", "--cpu_devices=1025", "--cpu_devices=x"],
+}
+DATA_DIR = ["--dataset=mnist --data_dir=/nonexistent"]
+PLATFORM = ["--platform=fpga", "--platform=tpu"]
+if not Path("/dev/nvidia0").exists():
+    PLATFORM.append("--platform=gpu")
+COMPILE_CACHE = ["--compile_cache=maybe"]
+SEEDS = ["--seeds=0", "--seeds=x"]
+FROM_SEED = [*SEEDS, "--seed=4294967290 --seeds=7"]
+QUIET = ["--quiet=maybe"]
+PICTURE = ["--picture=digits.bmp", "--picture=/nonexistent/digits.png"]
+OUT = ["--out=/dev/null/results"]
+MODELS = ["--models=vit", "--models="]
+
+
+def first_of(*without: str) -> dict[str, list[str]]:
+    """Returns the first row of each config flag, but for those left out."""
+    return {name: rows[:1] for name, rows in CONFIG.items() if name not in without}
+
+
+# By program: what stands before each wrong flag, and the rows. RUN is a finished run.
+PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
+    "experiments.train": (
+        "--dataset=digits",
+        {
+            **CONFIG,
+            "data_dir": DATA_DIR,
+            "platform": PLATFORM,
+            "run_dir": ["--run_dir=/dev/null/run", "--run_dir=RUN"],
+            "init_from": ["--init_from=/nonexistent"],
+            "init_preset": ["--init_preset=ml10_mlp_raw"],
+            "overwrite": ["--overwrite=maybe", "--overwrite"],
+            "compile_cache": COMPILE_CACHE,
+            "seeds": FROM_SEED,
+            "tensorboard": ["--tensorboard=maybe", "--tensorboard"],
+            "checkpoint_every": ["--checkpoint_every=-1", "--checkpoint_every=1"],
+            "keep": ["--keep=0", "--keep=x", "--keep=5"],
+            "resume": ["--resume=maybe", "--resume", "--resume --run_dir=RUN"],
+            "quiet": QUIET,
+            "profile": ["--profile=maybe", "--profile"],
+        },
+    ),
+    "experiments.predict": (
+        "--run_dir=RUN",
+        {
+            "run_dir": ["--run_dir=/nonexistent"],
+            "index": ["--index=360", "--index=-1", "--index=x"],
+            "picture": PICTURE,
+            "image": ["--image=/nonexistent.png"],
+            "platform": PLATFORM,
+            "compile_cache": COMPILE_CACHE,
+        },
+    ),
+    "experiments.demo": (
+        "--run_dir=RUN",
+        {
+            "run_dir": ["--run_dir=/nonexistent"],
+            "port": ["--port=-1", "--port=65536", "--port=x"],
+            "platform": PLATFORM,
+            "compile_cache": COMPILE_CACHE,
+        },
+    ),
+    "experiments.plot": (
+        "",
+        {
+            "run_dir": ["", "--run_dir=/nonexistent"],
+            "platform": [f"--run_dir=RUN {text}" for text in PLATFORM],
+            "compile_cache": COMPILE_CACHE,
+        },
+    ),
+    "experiments.summary": ("", first_of()),
+    "experiments.data": (
+        "--dataset=digits",
+        {
+            **first_of("freeze"),
+            "data_dir": DATA_DIR,
+            "picture": PICTURE,
+            "count": ["--count=0", "--count=501", "--count=x"],
+            "platform": PLATFORM[:1],
+            "compile_cache": COMPILE_CACHE,
+        },
+    ),
+    "benchmarks.compare": (
+        "--dataset=digits --out=OUT",
+        {
+            **first_of("model"),
+            "data_dir": DATA_DIR,
+            "platform": PLATFORM,
+            "compile_cache": COMPILE_CACHE,
+            "quiet": QUIET,
+            "report": ["--report=maybe"],
+            "models": MODELS,
+            "seeds": FROM_SEED,
+            "out": OUT,
+        },
+    ),
+    "benchmarks.throughput": (
+        "--images=64 --repeats=1 --batch_sizes=16",
+        {
+            **first_of("model", "batch_size", "dataset", "train_size", "validation"),
+            "platform": PLATFORM,
+            "models": MODELS,
+            "batch_sizes": [f"--batch_sizes={word}" for word in ("0", "x", "65", "")],
+            "images": ["--images=0", "--images=x", "--images=1000001"],
+            "repeats": ["--repeats=0", "--repeats=x"],
+            "seeds": SEEDS,
+            "starts": ["--starts=-1", "--starts=x"],
+            "profile": ["--profile"],
+            "compile_cache": COMPILE_CACHE,
+            "out": OUT,
+        },
+    ),
+    "benchmarks.start_worker": (
+        "--dataset=digits --began=0",
+        {
+            **first_of(),
+            "data_dir": DATA_DIR,
+            "platform": PLATFORM,
+            "compile_cache": COMPILE_CACHE,
+            "began": ["--began=x"],
+        },
+    ),
+    "benchmarks.regress": (
+        "--dataset=digits --rounds=2",
+        {
+            "models": MODELS,
+            "against": ["--against=no-such-commit"],
+            "rounds": ["--rounds=1", "--rounds=x"],
+            "batch_size": ["--batch_size=0"],
+            "dataset": ["--dataset=cifar"],
+            "data_dir": DATA_DIR,
+            "platform": PLATFORM,
+            "compile_cache": COMPILE_CACHE,
+            "out": ["--out=/dev/null/history.jsonl", "--out=/tmp"],
+        },
+    ),
+    "benchmarks.redrawn": (
+        "--run_dir=RUN --images=10",
+        {
+            "run_dir": ["--run_dir=/nonexistent"],
+            "images": ["--images=0", "--images=x"],
+            "seed": ["--seed=-1"],
+            "platform": PLATFORM,
+            "compile_cache": COMPILE_CACHE,
+            "out": OUT,
+        },
+    ),
+    "benchmarks.report": ("", {"out": ["--out=/nonexistent"]}),
+    "benchmarks.published": (
+        "--dataset=digits --out=OUT",
+        {
+            "systems": ["--systems=av_rnn"],
+            "quiet": QUIET,
+            "seeds": SEEDS,
+            "compile_cache": COMPILE_CACHE,
+            "out": OUT,
+            "dataset": ["--dataset=cifar"],
+            "epochs": ["--epochs=0", "--epochs=x"],
+            "train_size": ["--train_size=0", "--train_size=x"],
+            "data_dir": DATA_DIR,
+            "platform": PLATFORM,
+        },
+    ),
+    "benchmarks.peers": (
+        "--dataset=digits --frameworks=ours --out=OUT",
+        {
+            "models": MODELS,
+            "batches": ["--batches=0", "--batches=x", "--batches="],
+            "frameworks": ["--frameworks=mxnet"],
+            "rounds": ["--rounds=0"],
+            "steady_epochs": ["--steady_epochs=0"],
+            "slow_rounds": ["--slow_rounds=0"],
+            "slow_ratio": ["--slow_ratio=0.5", "--slow_ratio=x", "--slow_ratio=nan"],
+            "others_limit": ["--others_limit=-1", "--others_limit=nan"],
+            "train_size": ["--train_size=0", "--train_size=99999"],
+            "dataset": ["--dataset=cifar"],
+            "data_dir": DATA_DIR,
+            "out": OUT,
+            "overwrite": ["--overwrite=maybe"],
+        },
+    ),
+}
+VALUES = {
+    "out",
+    "picture",
+    "run_dir",
+    "init_preset",
+    "image",
+}  # of which the value is named
+# Flags for which nothing is wrong, and why.
+ANYTHING = {
+    ("experiments.summary", "init_preset"),  # presets set it; nothing starts here
+    ("experiments.data", "freeze"),  # shows no network, whose layers it would name
+    ("experiments.predict", "data_dir"),  # the run's data set, here the digits, decides
+    ("experiments.demo", "data_dir"),
+    ("experiments.plot", "data_dir"),
+    ("benchmarks.redrawn", "data_dir"),
+    ("benchmarks.throughput", "data_dir"),  # makes its own images
+}
+
+
+def test_every_field_of_the_config_has_a_row():
+    assert set(CONFIG) == {field.name for field in dataclasses.fields(TrainConfig)}
+
+
+@pytest.fixture(scope="module")
+def run_dir(digits: Dataset, tmp_path_factory) -> Path:
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("run")
+    config = default_config("mlp", dataset="digits", hidden=(8,), epochs=1)
+    fit_into(prepare(config, digits), {0: folder}, lambda epochs: None)
+    return folder
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_wrong_flags_are_one_sentence_without_traceback(
+    program, run_dir: Path, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("MNIST_JAX_DATA_DIR", "")
+    before, rows = PROGRAMS[program]
+    names, commands = [], []
+    for name, texts in rows.items():
+        for text in texts:
+            line = f"{before} {text}".replace("RUN", str(run_dir))
+            line = line.replace("OUT", str(tmp_path / "out"))
+            if "models" in rows:
+                line = line.replace("--model=", "--models=")
+            names.append(name)
+            commands.append(line.split())
+    process = subprocess.run(
+        [sys.executable, "tests/helpers/flag_runner.py", program],
+        input=json.dumps(commands),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
+    assert process.returncode == 0, process.stderr
+    outcomes, flags = json.loads(process.stdout)
+    allowed = {name for where, name in ANYTHING if where == program}
+    assert set(flags) == set(rows) | allowed
+    for name, command, outcome in zip(names, commands, outcomes, strict=True):
+        told = f"{command}: {outcome}"
+        assert outcome["status"] in (1, 2), told
+        assert "Traceback" not in outcome["stderr"], told
+        value = "".join(command[-1:]).partition("=")[2] if name in VALUES else ""
+        assert (value or f"--{name}") in outcome["stderr"], told
+        assert "test accuracy" not in outcome["stdout"], told
+        [sentence] = [
+            line
+            for line in outcome["stderr"].splitlines()
+            if line.startswith(("error: ", "FATAL Flags parsing error:"))
+        ]
+        assert sentence, told

@@ -1,0 +1,417 @@
+"""The command lines, end to end on the small digits, and how they refuse bad input."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+DIGITS = ("--dataset=digits", "--hidden=16", "--epochs=2", "--batch_size=64")
+
+
+def run(*arguments: object, ok: bool | None = True, **environment: str):
+    """Runs a program of the checkout and returns its finished process."""
+    process = subprocess.run(
+        [sys.executable, "-m", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "MNIST_JAX_DATA_DIR": "", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ok in (process.returncode == 0, None), process.stdout + process.stderr
+    assert "Traceback" not in process.stderr, process.stderr
+    return process
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory) -> Path:
+    """A finished run of a small MLP."""
+    folder = tmp_path_factory.mktemp("runs") / "mlp0"
+    run("experiments.train", *DIGITS, f"--run_dir={folder}")
+    return folder
+
+
+def test_train_writes_config_metrics_record_and_parameters(run_dir: Path):
+    assert sorted(path.name for path in run_dir.iterdir()) == [
+        "config.json",
+        "metrics.jsonl",
+        "params.msgpack",
+        "record.json",
+    ]
+    config = json.loads((run_dir / "config.json").read_text())
+    assert config["model"] == "mlp" and config["hidden"] == [16]
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+    record = json.loads((run_dir / "record.json").read_text())
+    assert record["config"] == config
+    assert record["dataset"] == "digits" and record["test_images"] == 360
+    assert 0.2 < record["test_accuracy"] <= 1.0
+    assert record["parameters"] == 784 * 16 + 16 + 160 + 10
+
+
+def test_train_of_several_seeds_gives_each_a_directory(tmp_path):
+    process = run("experiments.train", *DIGITS, "--seeds=2", f"--run_dir={tmp_path}")
+    assert "2 seeds together" in process.stdout
+    for seed in (0, 1):
+        assert f"seed {seed}: test accuracy" in process.stdout
+        record = json.loads((tmp_path / f"seed{seed}" / "record.json").read_text())
+        assert record["config"]["seed"] == seed and record["seeds_together"] == 2
+
+
+def test_compiled_programs_are_kept_unless_that_is_off(tmp_path):
+    def compiled(flag: str) -> bool:
+        folder = {"MNIST_JAX_CACHE_DIR": str(tmp_path / "cache")}
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        run("experiments.train", *DIGITS, flag, f"--run_dir={out}", **folder)
+        return not json.loads((out / "record.json").read_text())["compile_cached"]
+
+    assert compiled("--compile_cache=off")
+    kept = [tmp_path / "cache" / name for name in ("compiled", "lowered")]
+    assert not any(folder.exists() for folder in kept)
+    assert compiled("--compile_cache=on")
+    assert all(folder.exists() for folder in kept)
+    assert not compiled("--compile_cache=on")
+
+
+def test_half_written_compiled_programs_are_replaced_at_the_next_start(tmp_path):
+    cache = tmp_path / "cache"
+
+    def train(name: str) -> tuple[bool, str]:
+        """Returns whether all programs came from the cache, and what was warned of."""
+        folder = tmp_path / name
+        command = ("experiments.train", *DIGITS, f"--run_dir={folder}")
+        errors = run(*command, MNIST_JAX_CACHE_DIR=str(cache)).stderr
+        record = json.loads((folder / "record.json").read_text())
+        return record["compile_cached"], errors
+
+    train("fills the cache")
+    for path in cache.glob("compiled/*/*-cache"):
+        path.write_bytes(path.read_bytes()[:1000])
+    cached, errors = train("finds halves")
+    assert not cached and "for 'jit_train_epoch'" in errors
+    assert train("finds all") == (True, "")
+
+
+def test_a_seed_gives_the_same_parameters_in_another_process(run_dir: Path, tmp_path):
+    run("experiments.train", *DIGITS, f"--run_dir={tmp_path}")
+    digests = set()
+    for folder in (run_dir, tmp_path):
+        record = json.loads((folder / "record.json").read_text())
+        content = (folder / "params.msgpack").read_bytes()
+        digests |= {record["params_sha256"], hashlib.sha256(content).hexdigest()}
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("model", ["lstm", "cnn"])
+def test_train_runs_every_model(model, tmp_path):
+    small = {"lstm": "--lstm_units=8,8", "cnn": "--conv=4:pool2,8:same:s2"}[model]
+    process = run(
+        "experiments.train",
+        *DIGITS,
+        f"--model={model}",
+        small,
+        "--dropout=0.1",
+        f"--run_dir={tmp_path}",
+    )
+    rows = [line for line in process.stdout.splitlines() if line.startswith(" ")]
+    assert [row.split()[0] for row in rows if "/2" in row] == ["1/2", "2/2"]
+    assert "test accuracy" in process.stdout
+    run("experiments.predict", f"--run_dir={tmp_path}")
+
+
+@pytest.mark.parametrize("model", ["mlp", "lstm", "cnn"])
+def test_train_runs_where_jax_has_64_bits(model, tmp_path):
+    flags = *DIGITS, f"--model={model}", "--dropout=0.1"
+    wide = dict(JAX_ENABLE_X64="1")
+    run("experiments.train", *flags, f"--run_dir={tmp_path}", **wide)
+    if model == "cnn":
+        run("experiments.predict", f"--run_dir={tmp_path}", **wide)
+        run("experiments.summary", *flags, **wide)
+
+
+def test_a_run_directory_is_not_overwritten_unasked(run_dir: Path):
+    before = {path: path.read_bytes() for path in run_dir.iterdir()}
+    command = ("experiments.train", *DIGITS, f"--run_dir={run_dir}")
+    assert "already holds a run" in run(*command, ok=False).stderr
+    assert (
+        "--validation_fraction"
+        in run(*command, "--overwrite", "--validation_fraction=0.9999", ok=False).stderr
+    )
+    assert before == {path: path.read_bytes() for path in run_dir.iterdir()}
+
+
+def test_overwrite_replaces_a_run(tmp_path):
+    command = ("experiments.train", *DIGITS, f"--run_dir={tmp_path}")
+    run(*command)
+    run(*command, "--overwrite", "--epochs=1")
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_predict_prints_probabilities_arg_max_and_truth(run_dir: Path):
+    command = ("experiments.predict", f"--run_dir={run_dir}", "--index=20,3")
+    header, *rows = run(*command).stdout.strip().splitlines()
+    assert header.split()[-2:] == ["predicted", "truth"]
+    for row, index in zip(rows, (20, 3), strict=True):
+        place, *probabilities, predicted, truth = row.split()
+        assert int(place) == index and 0 <= int(truth) <= 9
+        values = [float(p) for p in probabilities]
+        assert abs(sum(values) - 1) < 1e-3 and values[int(predicted)] == max(values)
+
+
+def test_compare_adds_rows_and_writes_all_forms(tmp_path):
+    command = ("benchmarks.compare", *DIGITS, f"--out={tmp_path}")
+    run(*command, "--models=mlp", "--seeds=2")
+    process = run(*command, "--models=lstm", "--lstm_units=8", "--report")
+    assert len((tmp_path / "compare.jsonl").read_text().splitlines()) == 3
+    markdown = (tmp_path / "compare.md").read_text()
+    assert markdown.strip() in process.stdout
+    assert "(n=2)" in markdown and "lstm" in markdown and "DIGITS" in markdown
+    assert len((tmp_path / "compare.csv").read_text().splitlines()) == 3
+    page = (tmp_path / "report.html").read_text()
+    assert "of 720 wrong" in page and "NOT MNIST" not in page  # as the user chose
+    (tmp_path / "compare.jsonl").write_text('{"config": 1}\n')
+    error = run("benchmarks.report", f"--out={tmp_path}", ok=False).stderr
+    assert "compare.jsonl line 1 lacks" in error and "holds no usable run" in error
+
+
+@pytest.mark.faults
+def test_eight_programs_share_a_cold_cache_and_one_table(tmp_path, record_property):
+    environment = {**os.environ, "MNIST_JAX_CACHE_DIR": str(tmp_path / "cache")}
+    out = tmp_path / "results" / "of eight"  # neither folder is there yet
+    command = [sys.executable, "-m", "benchmarks.compare", *DIGITS, "--models=mlp"]
+    processes = [
+        subprocess.Popen(
+            [*command, f"--seed={seed}", f"--out={out}"],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for seed in range(8)
+    ]
+    texts = [process.communicate(timeout=600)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 8, texts
+    lines = (out / "compare.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert sorted(record["config"]["seed"] for record in records) == list(range(8))
+    assert sorted(path.name for path in out.iterdir()) == [
+        "compare.csv",
+        "compare.jsonl",
+        "compare.md",
+        "details.jsonl",
+    ]
+    record_property("concurrent writers: programs on one cache and table", len(texts))
+
+
+def test_compare_goes_on_where_it_stopped(tmp_path):
+    results = tmp_path / "compare.jsonl"
+    command = ("benchmarks.compare", *DIGITS, "--models=mlp", f"--out={tmp_path}")
+    run(*command)
+    whole = results.read_text()
+    results.write_text(whole + whole[:1000])  # killed within the write of a record
+    process = run(*command, "--seeds=2")
+    assert "mlp, seed 0: already recorded\n" in process.stdout
+    assert process.stdout.count("test accuracy 0.") == 1  # of seed 1
+    assert "compare.jsonl line 2 is damaged" in process.stderr
+    first, torn, second = results.read_text().splitlines()
+    assert f"{first}\n" == whole and torn == whole[:1000]
+    assert json.loads(second)["config"]["seed"] == 1
+    assert "(n=2)" in (tmp_path / "compare.md").read_text()
+    process = run(*command, "--seeds=2")
+    assert "compiling ..." not in process.stdout
+    assert len(results.read_text().splitlines()) == 3
+
+
+def test_auto_without_mnist_is_announced_everywhere(tmp_path):
+    # A proxy that refuses at once stands for an unreachable host.
+    blocked = {name: "http://127.0.0.1:9" for name in ("https_proxy", "http_proxy")}
+    blocked |= {name.upper(): value for name, value in blocked.items()}
+    blocked["MNIST_JAX_CACHE_DIR"] = str(tmp_path / "cache")
+    process = run(
+        "benchmarks.compare",
+        "--models=mlp",
+        *DIGITS[1:],
+        f"--out={tmp_path}",
+        **blocked,
+    )
+    assert process.stdout.count("NOT MNIST") >= 3  # announced, in the title, below it
+    record = json.loads((tmp_path / "compare.jsonl").read_text())
+    assert record["dataset"] == "digits" and "NOT MNIST" in record["dataset_note"]
+    process = run("experiments.train", "--dataset=mnist", ok=False, **blocked)
+    assert "--data_dir" in process.stderr and "MNIST_JAX_DATA_DIR" in process.stderr
+
+
+def test_throughput_reports_step_epoch_and_evaluation(tmp_path):
+    process = run(
+        "benchmarks.throughput",
+        "--models=mlp,cnn",
+        "--conv=4:pool2",
+        "--batch_sizes=16",
+        "--images=64",
+        "--repeats=2",
+        "--seeds=2",
+        "--starts=0",
+        f"--out={tmp_path}",
+    )
+    assert "train step images/s" in process.stdout
+    assert "2 seeds together images/s" in process.stdout
+    lines = (tmp_path / "throughput.jsonl").read_text().splitlines()
+    assert len(lines) == 2 and len(json.loads(lines[0])["epoch"]) == 2
+
+
+def test_throughput_times_starts_with_an_empty_and_a_full_cache(tmp_path):
+    process = run(
+        "benchmarks.throughput",
+        *("--models=mlp", "--batch_sizes=16", "--images=64", "--repeats=1"),
+        f"--out={tmp_path}",
+    )
+    assert "compile s, cached" in process.stdout
+    lines = (tmp_path / "throughput.jsonl").read_text().splitlines()
+    starts = json.loads(lines[-1])["starts"]["mlp"]
+    assert [start["cached"] for start in starts] == [False, True]
+    assert all(start["peak MB"] > 100 for start in starts)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "experiments.train",
+        "experiments.predict",
+        "benchmarks.compare",
+        "benchmarks.throughput",
+    ],
+)
+def test_help_is_readable_and_unknown_flags_are_errors(program):
+    process = subprocess.run(
+        [sys.executable, "-m", program, "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert f"python -m {program}" in process.stdout
+    assert "--data_dir" in process.stdout and "--platform" in process.stdout
+    assert "'batchsize'" in run(program, "--batchsize=3", ok=False).stderr
+
+
+BAD_COMMANDS = {
+    "unknown model": (["--model=vit"], "model"),
+    "unknown dataset": (["--dataset=cifar"], "dataset"),
+    "unknown optimizer": (["--optimizer=lion"], "optimizer"),
+    "unknown scaling": (["--pixels=log"], "pixels"),
+    "batch size 0": (["--batch_size=0"], "--batch_size must be .*; got 0"),
+    "batch above the data": (
+        ["--batch_size=2000"],
+        "--batch_size must be at most the 1293 training images; got 2000",
+    ),
+    "negative learning rate": (["--learning_rate=-1"], "--learning_rate must be"),
+    "learning rate NaN": (["--learning_rate=nan"], "--learning_rate must be"),
+    "dropout 1": (["--dropout=1"], "--dropout must be"),
+    "train size": (["--train_size=99999"], "--train_size"),
+    "missing data folder": (
+        ["--dataset=mnist", "--data_dir=/nonexistent"],
+        "/nonexistent",
+    ),
+    "run directory below a file": (
+        [f"--run_dir={__file__}/run"],
+        "cannot write .*test_programs.py/run",
+    ),
+    "tensorboard without a folder": (["--tensorboard"], "--tensorboard needs"),
+    "positional argument": (["cnn"], "unexpected argument 'cnn'"),
+    "no such platform": (["--platform=tpu"], "--platform=tpu"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_COMMANDS)
+def test_bad_input_is_one_sentence_without_traceback(case):
+    arguments, message = BAD_COMMANDS[case]
+    process = run("experiments.train", "--dataset=digits", *arguments, ok=False)
+
+    assert re.search(message, process.stderr), process.stderr
+    assert "epoch" not in process.stdout  # nothing was trained
+
+
+@pytest.mark.parametrize("program", ["compare", "throughput"])
+@pytest.mark.parametrize("models", ["", "mlp,vit"])
+def test_unknown_or_no_models_are_refused(program, models):
+    process = run(f"benchmarks.{program}", f"--models={models}", ok=False)
+    assert "--models must be one or more of mlp, lstm, cnn" in process.stderr
+
+
+@pytest.mark.parametrize("index", ["360", "-1", "x", "1.5"])
+def test_an_index_out_of_range_is_refused(run_dir: Path, index):
+    process = run(
+        "experiments.predict", f"--run_dir={run_dir}", f"--index={index}", ok=False
+    )
+    assert "--index must be" in process.stderr and index in process.stderr
+
+
+def test_predict_names_what_is_wrong_with_a_run(run_dir: Path, tmp_path):
+    def error(folder: Path) -> str:
+        return run("experiments.predict", f"--run_dir={folder}", ok=False).stderr
+
+    assert "is no folder" in error(tmp_path / "none")
+    assert "config.json" in error(tmp_path)
+    for path in run_dir.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    params = tmp_path / "params.msgpack"
+    params.write_bytes(params.read_bytes()[:-100])
+    assert "params.msgpack is damaged" in error(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace("16", "17"))
+    params.write_bytes((run_dir / "params.msgpack").read_bytes())
+    assert "Dense_0/bias is (17,) here and (16,) in the file" in error(tmp_path)
+
+
+def test_summary_data_and_plot_show_what_they_are_asked(run_dir: Path, tmp_path):
+    preset = "--flagfile=experiments/presets/ml10_cnn.cfg"
+    stdout = run("experiments.summary", preset, "--freeze=Dense_0").stdout
+    assert "total 93,322, trainable 56,394, frozen 36,928 parameters" in stdout
+    picture = tmp_path / "digits.png"
+    data = ("experiments.data", "--dataset=digits", f"--picture={picture}")
+    assert "(360, 28, 28)" in run(*data).stdout and picture.stat().st_size > 5_000
+    assert "must end in" in run(*data, "--picture=digits.bmp", ok=False).stderr
+    for path in ("record.json", "config.json", "params.msgpack"):
+        (tmp_path / path).write_bytes((run_dir / path).read_bytes())
+    stdout = run("experiments.plot", f"--run_dir={tmp_path}").stdout
+    assert "val_accuracy" in stdout and "Most confidently wrong" in stdout
+    for name in ("history", "confusion", "worst"):
+        assert (tmp_path / f"{name}.svg").exists() and (
+            tmp_path / f"{name}.png"
+        ).exists()
+
+
+def test_predictions_of_test_images_and_own_pictures_are_drawn(run_dir: Path, tmp_path):
+    own, picture = tmp_path / "my one.png", tmp_path / "prediction.png"
+    page = np.full((90, 60), 255, np.uint8)
+    page[10:80, 25:35] = 0
+    Image.fromarray(page).save(own)
+    command = ("experiments.predict", f"--run_dir={run_dir}")
+    process = run(*command, "--index=3", f"--image={own}", f"--picture={picture}")
+    header, test, ours = process.stdout.splitlines()[:3]
+    assert header.split()[-2:] == ["predicted", "truth"]
+    assert test.startswith("3 ") and ours.startswith(str(own))
+    assert test.split()[-1].isdigit() and ours.split()[-1] == "-"
+    assert picture.stat().st_size > 2_000
+    process = run(*command, f"--image={own}", f"--image={__file__}", ok=False)
+    assert "test_programs.py is neither a PNG nor a JPEG image" in process.stderr
+
+
+def test_training_starts_from_another_run(run_dir: Path):
+    command = ("experiments.train", *DIGITS, f"--init_from={run_dir}")
+    losses = [
+        float(re.search(r"^ 1/2 +([\d.]+)", run(*arguments).stdout, re.MULTILINE)[1])
+        for arguments in (command, command[:-1])
+    ]
+    assert losses[0] < losses[1]
+    wider = run(*command, "--hidden=17", ok=False)
+    assert "Dense_0/bias is (17,) here and (16,) in the file" in wider.stderr

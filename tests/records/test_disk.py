@@ -1,0 +1,152 @@
+"""Full disks, folders that vanish: one sentence, and what was there stays there."""
+
+import contextlib
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from mnist_jax.config import default_config
+from mnist_jax.data import array_cache as cache
+from mnist_jax.data.datasets import Dataset
+from mnist_jax.errors import InputError
+from mnist_jax.records.files import write_file
+from mnist_jax.records.schema import append_jsonl, read_jsonl, write_json
+from mnist_jax.reporting.plots import save_figure
+from mnist_jax.training.experiment import prepare
+from mnist_jax.training.params_file import save_params
+from mnist_jax.training.run_dir import fit_into
+
+ROOT = Path(__file__).parents[2]
+ROOM = 5_000  # bytes that a file may have
+
+
+@contextlib.contextmanager
+def little_room() -> Iterator[None]:
+    """Makes the system refuse what would make a file larger than `ROOM`.
+
+    A write that begins below the limit writes up to it, as on a disk that gets full.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (ROOM, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Returns the files of a folder."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def drawing() -> Figure:
+    """Returns a picture of more than `ROOM` bytes."""
+    figure = Figure()
+    figure.add_subplot()
+    return figure
+
+
+WRITERS = {
+    "text": lambda path: write_file(path, "x" * 2 * ROOM),
+    "json": lambda path: write_json(path, ["x"] * ROOM),
+    "parameters": lambda path: save_params(path, {"w": np.zeros(ROOM)}),
+    "line": lambda path: append_jsonl(path, {"pad": "x" * 2 * ROOM}),
+    "picture": lambda path: save_figure(drawing(), path),
+}
+
+
+@pytest.mark.parametrize("existed", [False, True])
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_full_disk_leaves_the_earlier_file(tmp_path, writer, existed):
+    path = tmp_path / "file.svg"
+    path.write_text("earlier\n" if existed else "")
+    before = contents(tmp_path)
+    with little_room(), pytest.raises(InputError) as error:
+        WRITERS[writer](path)
+    assert str(error.value).startswith(f"cannot write {path}: File too large; give")
+    assert contents(tmp_path) == before
+
+
+def test_a_cache_without_room_costs_a_warning_and_keeps_its_entries(tmp_path):
+    path = tmp_path / "entry.npy"
+    small = np.arange(100, dtype=np.uint8)
+    cache.write_entry(path, small)
+    before = contents(tmp_path)
+    with little_room():
+        cache.write_entry(path, np.zeros(2 * ROOM, np.uint8))
+    assert contents(tmp_path) == before
+    np.testing.assert_array_equal(cache.read_entry(path, ()), small)
+
+
+def test_a_run_that_the_disk_has_no_room_for_keeps_what_it_had(
+    digits: Dataset, tmp_path
+):
+    config = default_config("mlp", hidden=(8,), epochs=2, batch_size=256)
+    with (
+        little_room(),
+        pytest.raises(InputError, match="cannot write .*params.msgpack"),
+    ):
+        fit_into(prepare(config, digits), {0: tmp_path}, lambda epochs: None)
+    assert set(contents(tmp_path)) == {"config.json", "metrics.jsonl"}
+    assert [line["epoch"] for line in read_jsonl(tmp_path / "metrics.jsonl")] == [1, 2]
+
+
+def test_a_folder_that_vanishes_ends_a_run_with_one_sentence(digits: Dataset, tmp_path):
+    config = default_config("mlp", hidden=(8,), epochs=2, batch_size=256)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with pytest.raises(InputError, match="cannot write .*metrics.jsonl: No such file"):
+        fit_into(
+            prepare(config, digits), {0: folder}, lambda epochs: shutil.rmtree(folder)
+        )
+
+
+def test_output_that_cannot_be_written_is_one_sentence():
+    with open("/dev/full", "w") as full:
+        process = subprocess.run(
+            [sys.executable, "-m", "experiments.summary", "--model=mlp"],
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=300,
+        )
+    assert process.returncode == 1
+    [line] = process.stderr.splitlines()
+    assert line.startswith("error: the system refused: [Errno 28] No space left")
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A file system of its own of 64 kB; the test is skipped where none is allowed."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"this user may not mount a file system ({error})")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_truly_full_disk_leaves_every_record_whole(small_disk: Path):
+    path = small_disk / "runs.jsonl"
+    written = 0
+    with pytest.raises(InputError, match="cannot write .*: No space left on device"):
+        while True:
+            append_jsonl(path, {"number": written, "pad": "x" * 1000})
+            written += 1
+    assert written > 50
+    assert [line["number"] for line in read_jsonl(path)] == list(range(written))
+    assert path.read_bytes().endswith(b"\n")
+    with pytest.raises(InputError, match="No space left on device"):
+        write_file(small_disk / "params.msgpack", b"x" * 10_000)
+    assert [file.name for file in small_disk.iterdir()] == ["runs.jsonl"]

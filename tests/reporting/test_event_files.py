@@ -1,0 +1,72 @@
+"""Event files: read back by TensorBoard's own message types; the flag's refusals."""
+
+import importlib.util
+import struct
+from pathlib import Path
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from mnist_jax.config import default_config
+from mnist_jax.data.datasets import Dataset
+from mnist_jax.errors import InputError
+from mnist_jax.records.schema import EpochRecord
+from mnist_jax.reporting.event_files import check_tensorboard, epoch_scalars
+from mnist_jax.training.epochs import make_mesh
+from mnist_jax.training.experiment import prepare
+from mnist_jax.training.run_dir import fit_into
+
+
+def read_scalars(folder: Path) -> dict[tuple[str, int], float]:
+    """Returns the values of the folder's only event file by tag and step.
+
+    A record is its length (8 bytes), a checksum (4), an event, a checksum (4):
+    https://www.tensorflow.org/tutorials/load_data/tfrecord
+    """
+    [path] = folder.glob("events.out.tfevents.*")
+    content, scalars = path.read_bytes(), {}
+    while content:
+        [length] = struct.unpack("<Q", content[:8])
+        event = Event.FromString(content[12 : 12 + length])
+        for value in event.summary.value:
+            scalars[value.tag, event.step] = value.simple_value
+        content = content[16 + length :]
+    return scalars
+
+
+def test_scalars_are_those_of_each_run_and_only_of_the_last(digits: Dataset, tmp_path):
+    config = default_config("mlp", hidden=(), epochs=2, batch_size=100)
+    experiment = prepare(config, digits, 2, mesh=make_mesh(1))
+    folders = {seed: tmp_path / f"seed{seed}" for seed in range(2)}
+    for _ in range(2):
+        with epoch_scalars(list(folders.values()), 1_000) as write:
+            _, record = fit_into(experiment, folders, write)
+    expected = {}
+    for epoch in record.epochs:
+        expected |= {
+            ("loss/training", epoch.epoch): epoch.loss,
+            ("loss/validation", epoch.epoch): epoch.val_loss,
+            ("accuracy/training", epoch.epoch): epoch.accuracy,
+            ("accuracy/validation", epoch.epoch): epoch.val_accuracy,
+            ("images_per_second", epoch.epoch): 1_000 / epoch.train_seconds,
+        }
+    assert read_scalars(folders[1]) == pytest.approx(expected)
+    assert read_scalars(folders[0]).keys() == expected.keys()
+
+
+def test_validation_may_be_missing(tmp_path):
+    with epoch_scalars([tmp_path], 100) as write:
+        assert list(tmp_path.iterdir()) == []  # a run that fails first leaves nothing
+        write([EpochRecord(1, 0.5, 0.75, None, None, 0.5, 0.0)])
+    assert read_scalars(tmp_path) == {
+        ("loss/training", 1): 0.5,
+        ("accuracy/training", 1): 0.75,
+        ("images_per_second", 1): 200.0,
+    }
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    check_tensorboard()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install '\.\[tensorboard\]'"):
+        check_tensorboard()

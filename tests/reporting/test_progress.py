@@ -1,0 +1,86 @@
+"""What is printed while a run goes on: rows, a live line, plain lines, nothing."""
+
+import io
+import sys
+
+import pytest
+
+from mnist_jax.config import default_config
+from mnist_jax.data.datasets import Dataset
+from mnist_jax.records.schema import EpochRecord
+from mnist_jax.reporting.progress import Reports, report_training, stop_after
+from mnist_jax.training.experiment import Experiment, prepare
+from mnist_jax.training.fit import Progress
+
+RECORD = EpochRecord(1, 0.5, 0.75, 0.25, 0.875, 2.0, 0.5)
+
+
+def part(step: int) -> Progress:
+    return Progress(1, step, 100, 0.5, 0.75, 1234.0, 56.0)
+
+
+@pytest.fixture(scope="module")
+def experiment(digits: Dataset) -> Experiment:
+    return prepare(default_config("mlp", dataset="digits", hidden=(4,)), digits)
+
+
+def test_a_long_epoch_is_told_in_few_plain_lines_where_there_is_no_terminal(
+    experiment, capsys
+):
+    reports = report_training(experiment)
+    for step in range(1, 101):
+        reports.on_part(part(step))
+    reports.on_epoch([RECORD])
+    text = capsys.readouterr().out
+    lines = [line for line in text.splitlines() if line.startswith("epoch 1, ")]
+    assert len(lines) == 3 and lines[0] == (
+        "epoch 1, 30 %: loss 0.5000, accuracy 0.7500, 1,234 images/s, 56 s left"
+    )
+    assert text.splitlines()[-1].startswith(" 1/5   0.5000 0.7500    0.2500   0.8750")
+
+
+def test_a_terminal_gets_a_live_line_that_the_row_replaces(
+    experiment, capsys, monkeypatch
+):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    reports = report_training(experiment)
+    for step in (40, 80, 100):
+        reports.on_part(part(step))
+    reports.on_epoch([RECORD])
+    text = terminal.getvalue()
+    assert " 40%|" in text and "| epoch 1, loss 0.5000" in text
+    assert "56 s left" in text and "  0%" not in text and "100%" not in text
+    assert text.endswith("\r")  # cleared before the row was printed
+    assert "epoch 1, " not in capsys.readouterr().out
+
+
+def test_quiet_prints_nothing(experiment, capsys):
+    reports = report_training(experiment, quiet=True)
+    reports.on_part(part(50))
+    reports.on_epoch([RECORD])
+    assert capsys.readouterr() == ("", "")
+
+
+def test_seeds_together_share_a_row_of_means_and_sums(experiment, capsys):
+    other = EpochRecord(1, 1.5, 0.25, 0.75, 0.625, 2.0, 0.5)
+    report_training(experiment).on_epoch([RECORD, other])
+    row = capsys.readouterr().out.splitlines()[-1].split()
+    assert row[:6] == ["1/5", "1.0000", "0.5000", "0.5000", "0.7500", "4.00"]
+
+
+def test_a_run_ends_between_parts_but_never_before_the_checkpoint_of_an_epoch():
+    told: list[object] = []
+    ends: list[int] = []
+    reports = stop_after(
+        Reports(told.append, told.append), lambda: ends.append(len(told))
+    )
+    for step in (50, 99, 100):
+        reports.on_part(part(step))
+    assert ends == [1, 2]
+    reports.on_epoch([RECORD])
+    assert ends == [1, 2, 4]

@@ -1,0 +1,143 @@
+"""Layer and data tables, pictures, frozen and named layers, warm starts."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from mnist_jax.config import default_config
+from mnist_jax.data.datasets import Dataset
+from mnist_jax.errors import InputError
+from mnist_jax.models.flops import multiply_adds, training_flops
+from mnist_jax.models.networks import count_params, create_model, init_params
+from mnist_jax.records.schema import to_dict
+from mnist_jax.reporting.plots import (
+    digits_figure,
+    history_figure,
+    predictions_figure,
+    save_figure,
+)
+from mnist_jax.reporting.predictions import prediction_frame
+from mnist_jax.reporting.summary import data_frame, format_totals, layer_frame
+from mnist_jax.reporting.tables import history_frame
+from mnist_jax.training.epochs import make_mesh
+from mnist_jax.training.experiment import prepare
+from mnist_jax.training.fit import fit
+
+SMALL = default_config("mlp", hidden=(8,), epochs=2, batch_size=100)
+
+
+@pytest.fixture(scope="module")
+def trained(digits: Dataset):
+    """A short run: its experiment, record and parameters."""
+    experiment = prepare(SMALL, digits, mesh=make_mesh(1))
+    [(record, params)] = fit(experiment, [0])
+    return experiment, record, params
+
+
+def test_layer_table_tells_shapes_settings_and_frozen_layers():
+    config = default_config(
+        "cnn", conv=("4:same:s2:tanh:pool2", "8:k5"), freeze=("Conv_1",), dropout=(0.5,)
+    )
+    layers = layer_frame(config).set_index("layer")
+    assert layers["output shape"].tolist() == [(7, 7, 4), (3, 3, 8), (64,), (10,)]
+    assert layers["parameters"].sum() == count_params(create_model(config))
+    assert layers.loc["Conv_0", "settings"] == "3x3, stride 2, same, tanh, max pool 2"
+    assert layers.loc["Dense_0", "settings"] == "relu, dropout 0.5"
+    assert layers["frozen"].tolist() == ["no", "yes", "no", "no"]
+    assert "frozen 808 parameters" in format_totals(config, layers)
+
+
+@pytest.mark.parametrize("model", ["mlp", "lstm", "cnn"])
+def test_layer_table_adds_up_to_the_network(model):
+    config = default_config(model)
+    layers = layer_frame(config)
+    assert layers["parameters"].sum() == count_params(create_model(config))
+    assert layers["multiply-adds"].sum() == sum(multiply_adds(config))
+    assert f"{training_flops(config):,} floating" in format_totals(config, layers)
+
+
+def test_layers_take_their_own_names():
+    config = default_config("lstm", layer_names=("LSTMLayer_0:rows", "Dense_0:digits"))
+    params = jax.eval_shape(
+        lambda: init_params(create_model(config), jax.random.key(0))
+    )
+    assert sorted(params) == ["digits", "rows"]
+    assert layer_frame(config)["layer"].tolist() == ["rows", "digits"]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            dict(freeze=("Dense_9",)),
+            "no layer Dense_9; its layers are Dense_0, Dense_1",
+        ),
+        (dict(layer_names=("Conv_0:a",)), "no layer Conv_0; its layers are Dense_0"),
+        (dict(layer_names=("Dense_0:Dense_1",)), "two layers one name"),
+        (dict(layer_names=("Dense_0:a",), freeze=("Dense_0",)), "no layer Dense_0"),
+    ],
+)
+def test_wrong_layer_names_are_answered_with_the_right_ones(changes, message):
+    with pytest.raises(InputError, match=message):
+        create_model(default_config("mlp", **changes))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_frozen_layers_stay_bit_identical_and_others_move(digits, optimizer):
+    config = dataclasses.replace(SMALL, freeze=("Dense_0",), optimizer=optimizer)
+    experiment = prepare(config, digits, mesh=make_mesh(2))
+    key = jax.random.split(jax.random.key(3))[0]
+    start = jax.tree.map(lambda leaf: leaf[0], experiment.init(key[None]).params)
+    [(_, params)] = fit(experiment, [3])
+    for name, same in (("Dense_0", True), ("Dense_1", False)):
+        for leaf in ("kernel", "bias"):
+            a, b = np.asarray(start[name][leaf]), np.asarray(params[name][leaf])
+            assert (a.tobytes() == b.tobytes()) == same, (name, leaf)
+
+
+def test_warm_start_begins_where_the_other_run_ended(trained):
+    experiment, record, params = trained
+    [(again, _)] = fit(experiment, [1], start_params=[params])
+    assert again.warm_start and not record.warm_start
+    assert again.epochs[0].loss < record.epochs[1].loss
+
+
+def test_history_is_a_frame_and_a_picture(trained, tmp_path):
+    _, record, _ = trained
+    history = history_frame(to_dict(record))
+    assert history["epoch"].tolist() == [1, 2]
+    assert {"loss", "accuracy", "val_loss", "val_accuracy"} <= set(history)
+    for ending in (".png", ".svg"):
+        save_figure(history_figure(history, "title"), tmp_path / f"history{ending}")
+        assert (tmp_path / f"history{ending}").stat().st_size > 5_000
+
+
+def test_history_without_validation_is_drawn():
+    row = dict(epoch=1, loss=1.0, accuracy=0.5, val_loss=None, val_accuracy=None)
+    figure = history_figure(history_frame({"epochs": [row]}))
+    assert [len(axes.lines) for axes in figure.axes] == [1, 1]
+
+
+def test_digits_and_predictions_are_drawn(digits: Dataset, tmp_path):
+    images, labels = digits.test.images[:12], digits.test.labels[:12]
+    assert len(digits_figure(images, labels).axes) == 20  # two rows of ten
+    frame = prediction_frame(np.full((2, 10), 0.1), labels[:2])
+    save_figure(predictions_figure(images[:2], frame), tmp_path / "p.png")
+    assert (tmp_path / "p.png").stat().st_size > 2_000
+
+
+def test_pictures_that_cannot_be_written_are_refused(tmp_path):
+    figure = digits_figure(np.zeros((1, 28, 28)), ["0"])
+    with pytest.raises(InputError, match="must end in one of .png"):
+        save_figure(figure, tmp_path / "picture.bmp")
+    with pytest.raises(InputError, match="cannot write"):
+        save_figure(figure, tmp_path / "missing" / "picture.png")
+
+
+def test_data_table_tells_shapes_and_ranges(digits: Dataset):
+    frame = data_frame(digits).set_index("array")
+    assert frame.loc["train images", "shape"] == (1437, 28, 28)
+    assert frame.loc["test labels", ["least", "greatest"]].tolist() == [0, 9]
+    assert set(frame["dtype"]) == {"uint8", "int32"}

@@ -1,0 +1,226 @@
+"""The compiled epoch: equal to a loop, one trace, donated, no hidden transfers."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mnist_jax.config import default_config
+from mnist_jax.data.datasets import Dataset, Split, epoch_indices
+from mnist_jax.errors import InputError
+from mnist_jax.models.networks import CNN, LSTM, MLP
+from mnist_jax.testing import (
+    check_epoch_equals_steps,
+    check_same_tree,
+    make_split,
+    scale,
+)
+from mnist_jax.training import epochs
+from mnist_jax.training.epochs import (
+    eval_indices,
+    make_evaluate,
+    make_mesh,
+    make_train_epoch,
+    replicate,
+    shard_indices,
+    spread_seeds,
+    step_bounds,
+)
+from mnist_jax.training.experiment import choose_mesh
+from mnist_jax.training.steps import batch_metrics, init_states
+
+MODELS = {
+    "mlp": MLP(hidden=(16,)),
+    "lstm": LSTM(units=(8,), kernels="fast"),
+    "cnn": CNN(hidden=(16,), kernels="fast"),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_epoch_equals_a_loop_of_steps(name):
+    check_epoch_equals_steps(MODELS[name])
+
+
+def test_epoch_with_dropout_equals_a_loop_of_steps():
+    check_epoch_equals_steps(MLP(hidden=(16,), dropout=(0.5,)))
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+@pytest.mark.parametrize("batch_size", [24, 23])
+def test_sharded_epoch_equals_a_loop_of_steps(devices, batch_size):
+    check_epoch_equals_steps(MLP(hidden=(16,), dropout=(0.5,)), devices, batch_size)
+
+
+# Shares of 24 and 11 images in parts of at most 5: five of 5 and three of 4, padded.
+@pytest.mark.parametrize("name", ["lstm", "cnn"])
+@pytest.mark.parametrize("devices, batch_size", [(1, 24), (2, 22)])
+def test_epoch_in_parts_equals_a_loop_of_whole_steps(
+    name, devices, batch_size, monkeypatch
+):
+    monkeypatch.setattr(epochs, "TRAIN_CHUNK", 5)
+    model = MODELS[name].clone(dropout=(0.5,))
+    check_epoch_equals_steps(model, devices, batch_size)
+
+
+def test_large_shares_of_a_batch_are_taken_in_parts():
+    cnn = MODELS["cnn"]
+    assert [epochs.count_parts(cnn, size) for size in (1, 64, 65, 129)] == [1, 1, 2, 3]
+    assert epochs.count_parts(MODELS["mlp"], 1000) == 1
+    assert epochs.count_parts(cnn.clone(kernels="plain"), 1000) == 1
+
+
+def make_inputs(model, tx, split, mesh, seed=0, epoch=0, batch_size=16):
+    """Returns the arguments of a train epoch of one seed."""
+    states = init_states(model, tx, jax.random.key(seed)[None])
+    indices = epoch_indices(seed, epoch, len(split.labels), batch_size)
+    return (
+        spread_seeds(states, mesh),
+        replicate(split, mesh),
+        shard_indices(indices[None], mesh),
+        spread_seeds(jax.random.key(epoch)[None], mesh),
+        step_bounds(0, len(indices), mesh),
+    )
+
+
+class CountTraces(MLP):
+    """An MLP that remembers how often it was traced."""
+
+    traces = []
+
+    def __call__(self, images, train=False, first=0):
+        self.traces.append(images.shape)
+        return super().__call__(images, train, first)
+
+
+def test_one_trace_serves_all_batches_epochs_and_seeds():
+    model, tx, mesh = CountTraces(hidden=(4,)), optax.adam(1e-3), make_mesh(2)
+    split = make_split(50)
+    train_epoch = make_train_epoch(model, tx, scale, mesh)
+    inputs = [
+        make_inputs(model, tx, split, mesh, seed, epoch)
+        for seed in range(3)
+        for epoch in range(2)
+    ]
+    CountTraces.traces.clear()
+    for arguments in inputs:
+        train_epoch(*arguments)
+    assert len(CountTraces.traces) == 1
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_epoch_donates_its_state_and_transfers_nothing(devices):
+    model, tx, mesh = MODELS["mlp"], optax.adam(1e-3), make_mesh(devices)
+    train_epoch = make_train_epoch(model, tx, scale, mesh)
+    arguments = make_inputs(model, tx, make_split(), mesh)
+    with jax.transfer_guard("disallow"):
+        state, _ = train_epoch(*arguments)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(arguments[0]))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(arguments[1:]))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_epoch_in_parts_is_bit_for_bit_the_whole(name):
+    model, tx, mesh = MODELS[name], optax.adam(1e-3), make_mesh(2)
+    train_epoch = make_train_epoch(model, tx, scale, mesh)
+    arguments = make_inputs(model, tx, make_split(80), mesh)  # 5 steps
+    whole, metrics = train_epoch(*arguments)
+    states, *others, _ = make_inputs(model, tx, make_split(80), mesh)
+    losses = np.zeros((1, 5), np.float32)
+    for first, last in ((0, 1), (1, 4), (4, 5)):
+        states, part = train_epoch(states, *others, step_bounds(first, last, mesh))
+        losses += np.asarray(part.loss_sum)  # 0 outside the part
+    np.testing.assert_array_equal(losses, metrics.loss_sum)
+    check_same_tree(states, whole, 0)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+@pytest.mark.parametrize("size", [1, 7, 501, 1797])
+def test_evaluation_counts_every_image_once(digits: Dataset, devices, size):
+    images = np.concatenate([digits.train.images, digits.test.images])[:size]
+    labels = np.concatenate([digits.train.labels, digits.test.labels])[:size]
+    model, mesh = MODELS["mlp"], make_mesh(devices)
+    params = init_states(model, optax.sgd(0.1), jax.random.key(0)[None]).params
+    metrics = make_evaluate(model, scale, mesh)(
+        spread_seeds(params, mesh),
+        replicate(Split(images, labels), mesh),
+        eval_indices(range(size), mesh, rows=3),
+    )
+    params, metrics = jax.tree.map(lambda leaf: leaf[0], (params, metrics))
+    logits = model.apply({"params": params}, scale(images))
+    _, want = batch_metrics(logits, jnp.asarray(labels), jnp.ones(size))
+    assert float(metrics.images) == size
+    assert float(metrics.correct) == float(want.correct)
+    np.testing.assert_allclose(metrics.loss_sum, want.loss_sum, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size, batch_size", [(10, 3), (64, 64), (60_000, 128)])
+def test_eval_and_train_indices_hold_each_image_once(size, batch_size):
+    mesh = make_mesh(4)
+    train = shard_indices(epoch_indices(0, 0, size, batch_size)[None], mesh)
+    for sharded in (train, eval_indices(range(size), mesh)):
+        indices = np.asarray(sharded)
+        assert sorted(indices[indices >= 0].tolist()) == list(range(size))
+        assert indices.shape[-1] % 4 == 0
+
+
+# What XLA:CPU runs as naive loops; it turns select-and-scatter into scatter.
+SLOW = {"convolution", "select-and-scatter", "scatter", "reduce-window"}
+
+
+@pytest.mark.parametrize("kernels, slow", [("fast", False), ("plain", True)])
+def test_compiled_fast_cnn_epoch_has_no_slow_operation(kernels, slow):
+    model, tx, mesh = CNN(kernels=kernels), optax.adam(1e-3), make_mesh(2)
+    arguments = make_inputs(model, tx, make_split(), mesh)
+    compiled = make_train_epoch(model, tx, scale, mesh).lower(*arguments).compile()
+    operations = set(re.findall(r" ([a-z][a-z-]+)\(", compiled.as_text()))
+    assert "while" in operations  # the scan itself
+    assert bool(operations & SLOW) == slow
+
+
+@pytest.mark.parametrize("images", [16, 64])  # of one step and of four
+def test_no_sum_is_repeated_for_every_gradient(images):
+    model, tx, mesh = LSTM(units=(8,), kernels="fast"), optax.adam(1e-3), make_mesh(2)
+    arguments = make_inputs(model, tx, make_split(images), mesh)
+    compiled = make_train_epoch(model, tx, scale, mesh).lower(*arguments).compile()
+    fusions = re.findall(r"^%fused_.*?^}", compiled.as_text(), re.MULTILINE | re.DOTALL)
+    assert any(" reduce(" in fusion for fusion in fusions)
+    joined = [fusion for fusion in fusions if re.search("ROOT.*(concat|pad)", fusion)]
+    assert not any(" reduce(" in fusion for fusion in joined)
+
+
+@pytest.mark.parametrize(
+    "model, changes, devices",
+    [
+        ("mlp", {}, 1),  # few operations for each parameter: sharing costs more
+        ("cnn", {}, 8),
+        ("cnn", dict(batch_size=4), 2),
+        ("mlp", dict(cpu_devices=3), 3),
+    ],
+)
+def test_a_batch_is_shared_by_as_many_devices_as_pay(model, changes, devices):
+    mesh = choose_mesh(default_config(model, **changes))
+    assert dict(mesh.shape) == {"seeds": 1, "batch": devices}
+
+
+@pytest.mark.parametrize(
+    "model, seeds, shape", [("cnn", 2, (2, 4)), ("mlp", 10, (2, 1)), ("mlp", 3, (1, 1))]
+)
+def test_seeds_are_spread_evenly_before_batches(model, seeds, shape):
+    assert choose_mesh(default_config(model), seeds).devices.shape == shape
+
+
+@pytest.mark.parametrize("devices", range(1, 9))
+def test_no_device_that_was_asked_for_is_left_out(devices):
+    config = default_config("cnn", cpu_devices=devices)
+    for seeds in range(1, 9):
+        mesh = choose_mesh(config, seeds)
+        assert mesh.size == devices and seeds % mesh.shape["seeds"] == 0
+
+
+def test_more_cpu_devices_than_there_are_is_refused():
+    with pytest.raises(InputError, match="at most the 8 .*; got 9"):
+        choose_mesh(default_config("mlp", cpu_devices=9))

@@ -1,0 +1,200 @@
+"""The epoch loop: seeds trained together, devices, what ends a run early."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from mnist_jax.config import default_config
+from mnist_jax.data.datasets import Dataset, epoch_indices, load_dataset
+from mnist_jax.errors import InputError
+from mnist_jax.models.networks import create_model
+from mnist_jax.records.schema import EpochRecord
+from mnist_jax.testing import check_same_tree
+from mnist_jax.training import fit as fit_module
+from mnist_jax.training.epochs import (
+    make_mesh,
+    make_train_epoch,
+    replicate,
+    shard_indices,
+    spread_seeds,
+    step_bounds,
+)
+from mnist_jax.training.experiment import make_scale, prepare, seed_keys, split_data
+from mnist_jax.training.fit import Progress, check_finite, fit
+from mnist_jax.training.params_file import params_sha256
+from mnist_jax.training.steps import create_optimizer, cross_entropy, init_states
+
+
+def test_a_run_that_diverges_ends_with_what_to_change(digits: Dataset):
+    config = default_config(
+        "mlp", hidden=(8,), learning_rate=1e30, schedule="constant", batch_size=256
+    )
+    told: list[Sequence[EpochRecord]] = []
+    parts: list[Progress] = []
+    with pytest.raises(InputError) as error:
+        fit(prepare(config, digits), [0], told.append, on_part=parts.append)
+    message = str(error.value)
+    assert (
+        "mlp, seed 0: the loss is " in message
+        and " of 6 of epoch 1; no epoch" in message
+    )
+    assert "--learning_rate below 1e+30 or --clip_norm=1" in message
+    assert told == []
+    # It ended with the part of the bad loss, not with the epoch.
+    assert all(np.isfinite(part.loss) and part.step < part.steps for part in parts)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_the_first_bad_step_and_the_last_good_epoch_are_named(bad):
+    config = default_config("cnn")
+    check_finite(np.ones(9), config, 7, [])
+    epochs = [EpochRecord(2, 0.25, 0.875, None, None, 1.0, 0.0)] * 2
+    with pytest.raises(InputError) as error:
+        check_finite(np.array([1, 2, bad, 3, np.nan]), config, 7, epochs)
+    assert str(error.value) == (
+        f"cnn, seed 7: the loss is {bad} at step 3 of 5 of epoch 3; epoch 2 ended with "
+        "loss 0.2500 and accuracy 0.8750; try a --learning_rate below 0.003 or "
+        "--clip_norm=1"
+    )
+
+
+def test_a_bad_evaluation_is_named_as_such():
+    with pytest.raises(InputError, match="nan at the evaluation of epoch 1; no epoch"):
+        check_finite(float("nan"), default_config("cnn"), 7, [])
+
+
+@pytest.mark.parametrize("good, message", [(0, "no epoch"), (1, "epoch 1 ended")])
+def test_an_evaluation_that_is_no_number_ends_the_run(
+    good, message, digits: Dataset, monkeypatch
+):
+    evaluate, calls = fit_module._evaluate, itertools.count()
+
+    def spoil(*arguments):
+        means, seconds = evaluate(*arguments)
+        if next(calls) >= good:
+            means = [(float("nan"), accuracy) for _, accuracy in means]
+        return means, seconds
+
+    monkeypatch.setattr(fit_module, "_evaluate", spoil)
+    config = dataclasses.replace(SMALL["mlp"], epochs=1)
+    with pytest.raises(InputError, match=f"at the evaluation of epoch 1; {message}"):
+        fit(prepare(config, digits), [0])
+
+
+# A rate at which Adam does not yet turn rounding into other steps.
+SMALL = {
+    name: default_config(
+        model, learning_rate=1e-3, hidden=(16,), batch_size=100, **more
+    )
+    for name, model, more in (
+        ("mlp", "mlp", {}),
+        ("mlp with dropout", "mlp", dict(dropout=(0.3,))),
+        ("lstm", "lstm", dict(lstm_units=(16, 16))),
+        ("lstm with dropout", "lstm", dict(lstm_units=(16, 16), dropout=(0.2,))),
+        ("cnn", "cnn", dict(conv=("8:pool2", "8"))),
+    )
+}
+
+
+@functools.cache
+def compiled_epoch(name: str, shape: tuple[int, int], seeds: int):
+    """Returns split, mesh, first states and train epoch of a config on the digits."""
+    parts, mesh = split_data(SMALL[name], load_dataset("digits")), make_mesh(*shape)
+    model, tx = create_model(SMALL[name]), create_optimizer(SMALL[name], 100)
+    scale = make_scale(SMALL[name], parts)
+    return (
+        parts.train,
+        mesh,
+        jax.jit(partial(init_states, model, tx)),
+        make_train_epoch(model, tx, scale, mesh),
+    )
+
+
+def step_losses(name: str, seeds: Sequence[int], shape: tuple[int, int]) -> np.ndarray:
+    """Returns the loss of each seed's first 100 steps `[seeds,100]`."""
+    split, mesh, init, train_epoch = compiled_epoch(name, shape, len(seeds))
+    states = spread_seeds(init(seed_keys(seeds)), mesh)
+    images = replicate(split, mesh)
+    losses: list[np.ndarray] = []
+    while len(losses) * 13 < 100:
+        epoch = len(losses)
+        orders = [epoch_indices(seed, epoch, len(split.labels), 100) for seed in seeds]
+        keys = spread_seeds(seed_keys([1_000 * seed + epoch for seed in seeds]), mesh)
+        states, metrics = train_epoch(
+            states,
+            images,
+            shard_indices(np.stack(orders), mesh),
+            keys,
+            step_bounds(0, len(orders[0]), mesh),
+        )
+        losses.append(np.asarray(metrics.loss_sum / metrics.images))
+    return np.concatenate(losses, axis=1)[:, :100]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_seeds_together_take_the_steps_of_each_seed_alone(name):
+    together = step_losses(name, [3, 5], (1, 2))
+    for seed, losses in zip([3, 5], together, strict=True):
+        alone = step_losses(name, [seed], (1, 1))[0]
+        np.testing.assert_allclose(losses, alone, rtol=1e-4, atol=1e-4)
+    assert np.abs(together[0] - together[1]).max() > 0.01  # other seeds, other runs
+
+
+# 8 devices do not divide a batch of 100.
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_any_number_of_devices_takes_the_same_steps(name, devices):
+    want = step_losses(name, [3], (1, 1))
+    got = step_losses(name, [3], (devices, 1))
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_seeds_and_batches_can_be_spread_at_once():
+    want = [step_losses("mlp", [seed], (1, 1))[0] for seed in (3, 5, 3, 5)]
+    got = step_losses("mlp", [3, 5, 3, 5], (4, 2))
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_seeds_have_the_keys_that_jax_gives_them():
+    seeds = [0, 1, 2**31, 2**32 - 1]
+    expected = [jax.random.key_data(jax.random.key(seed)) for seed in seeds]
+    np.testing.assert_array_equal(jax.random.key_data(seed_keys(seeds)), expected)
+    assert seed_keys(seeds).dtype == jax.random.key(0).dtype
+
+
+def test_records_of_seeds_together_are_each_their_own(digits: Dataset):
+    config = dataclasses.replace(SMALL["mlp"], epochs=2)
+    told: list[Sequence[EpochRecord]] = []
+    together = fit(prepare(config, digits, 2), [4, 9], told.append)
+    assert [record.config["seed"] for record, _ in together] == [4, 9]
+    assert [record.seeds_together for record, _ in together] == [2, 2]
+    assert [len(epochs) for epochs in told] == [2, 2]
+    for record, params in together:
+        [(alone, params_alone)] = fit(prepare(config, digits), [record.config["seed"]])
+        assert record.test_accuracy == pytest.approx(alone.test_accuracy, abs=0.01)
+        check_same_tree(params, params_alone, 1e-2)
+        assert record.params_sha256 == params_sha256(params)
+
+
+def test_a_validation_set_is_evaluated_apart_from_the_test_set(digits: Dataset):
+    for validation in ("fraction", "test"):
+        config = dataclasses.replace(SMALL["mlp"], validation=validation, epochs=1)
+        [(record, params)] = fit(prepare(config, digits), [0])
+        parts = split_data(config, digits)
+        last = record.epochs[-1]
+        for split, loss, accuracy in (
+            (parts.test, record.test_loss, record.test_accuracy),
+            (parts.validation, last.val_loss, last.val_accuracy),
+        ):
+            logits = create_model(config).apply(
+                {"params": params}, make_scale(config, parts)(split.images)
+            )
+            assert accuracy == pytest.approx(np.mean(logits.argmax(1) == split.labels))
+            losses = cross_entropy(logits, split.labels)
+            assert loss == pytest.approx(float(losses.mean()), rel=1e-4)

@@ -1,0 +1,28 @@
+"""Real MNIST, where its files are at hand: what it is and what a CNN learns of it."""
+
+from mnist_jax.config import default_config
+from mnist_jax.data.datasets import Dataset
+from mnist_jax.training.epochs import make_mesh
+from mnist_jax.training.experiment import prepare
+from mnist_jax.training.fit import fit
+
+
+def test_mnist_has_its_shapes_classes_and_counts(mnist: Dataset):
+    assert mnist.name == "mnist" and mnist.note == ""
+    assert mnist.train.images.shape == (60_000, 28, 28)
+    assert mnist.test.images.shape == (10_000, 28, 28)
+    # The first labels, and how many of each, as LeCun's page and any copy have them.
+    assert mnist.train.labels[:5].tolist() == [5, 0, 4, 1, 9]
+    assert mnist.test.labels[:5].tolist() == [7, 2, 1, 0, 4]
+    counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    labels = mnist.train.labels.tolist()
+    assert [labels.count(digit) for digit in range(10)] == counts
+
+
+def test_cnn_learns_mnist_in_one_epoch_of_20000_images(mnist: Dataset):
+    config = default_config("cnn", epochs=1, train_size=20_000, validation="none")
+    [(record, _)] = fit(prepare(config, mnist, mesh=make_mesh(2)), [0])
+    assert record.train_images == 20_000 and record.test_images == 10_000
+    # 100 % would mean that the test counts wrongly, or trained on what it tests.
+    assert 0.95 < record.test_accuracy < 1.0
+    assert record.steady_epoch_seconds is None and record.compile_seconds > 0

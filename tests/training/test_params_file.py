@@ -1,0 +1,90 @@
+"""Parameters on disk: damage and strangers are named, forgeries cost no memory."""
+
+import hashlib
+import tracemalloc
+
+import jax
+import msgpack
+import numpy as np
+import pytest
+
+from mnist_jax.errors import InputError
+from mnist_jax.models.networks import MLP, init_params
+from mnist_jax.training.params_file import load_params, params_sha256, save_params
+
+PARAMS = init_params(MLP(hidden=(16,)), jax.random.key(0))
+
+
+@pytest.fixture
+def path(tmp_path):
+    """The file of some parameters."""
+    path = tmp_path / "params.msgpack"
+    save_params(path, PARAMS)
+    return path
+
+
+def test_parameters_come_back_and_their_sha256_is_the_files(path):
+    sha256 = params_sha256(PARAMS)
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == sha256
+    jax.tree.map(
+        np.testing.assert_array_equal, load_params(path, PARAMS, sha256), PARAMS
+    )
+    other = jax.tree.map(lambda leaf: leaf + 1, PARAMS)
+    assert params_sha256(other) != sha256
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[:-1],
+        lambda content: content[:20],
+        lambda content: content + b"\0",
+        lambda content: content[:9000] + bytes([content[9000] ^ 1]) + content[9001:],
+    ],
+    ids=["empty", "truncated", "header only", "longer", "flipped bit"],
+)
+def test_a_damaged_file_is_named(path, damage):
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InputError, match="params.msgpack is damaged: its .* sha256"):
+        load_params(path, PARAMS, params_sha256(PARAMS))
+
+
+def test_parameters_of_another_network_are_refused_by_leaf(path):
+    wider = init_params(MLP(hidden=(17,)), jax.random.key(0))
+    deeper = init_params(MLP(hidden=(16, 16)), jax.random.key(0))
+    with pytest.raises(InputError, match=r"Dense_0/bias is \(17,\) here and \(16,\)"):
+        load_params(path, wider, params_sha256(PARAMS))
+    with pytest.raises(InputError, match=r"Dense_1/bias is \(16,\) here and \(10,\)"):
+        load_params(path, deeper, params_sha256(PARAMS))
+
+
+def nested(levels: int, size: int) -> bytes:
+    """Returns lists within lists, each of which declares more items than there are."""
+    return b"".join(b"\xdd" + size.to_bytes(4, "big") for _ in range(levels))
+
+
+@pytest.mark.parametrize("inside_an_array", [False, True])
+def test_a_forged_file_allocates_nothing_that_it_declares(path, inside_an_array):
+    # Their declared sizes would take 400 lists of 2 MB each.
+    content = nested(400, 250_000) + bytes(300_000)
+    if inside_an_array:
+        content = msgpack.packb({"Dense_0": msgpack.ExtType(1, content)})
+    path.write_bytes(content)
+    sha256 = hashlib.sha256(content).hexdigest()
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="is damaged .*exceeds max_array_len"):
+            load_params(path, PARAMS, sha256)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x01", b"\x80", b"\xc1", b"\x81\x01\x02", b"\x81\xa1a\x02"]
+)
+def test_a_file_that_is_no_parameters_is_refused(path, content):
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="params.msgpack"):
+        load_params(path, PARAMS, hashlib.sha256(content).hexdigest())

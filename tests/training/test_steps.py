@@ -1,0 +1,155 @@
+"""One batch: learning, hand-computed metrics, optimizers and schedules."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mnist_jax.config import default_config
+from mnist_jax.errors import InputError
+from mnist_jax.models.networks import CNN, LSTM, MLP
+from mnist_jax.testing import check_step_learns, make_split, scale
+from mnist_jax.training.steps import (
+    batch_metrics,
+    create_optimizer,
+    create_schedule,
+    cross_entropy,
+    eval_step,
+    init_state,
+    scale_by_keras_adam,
+)
+
+MODELS = {
+    "mlp": MLP(hidden=(16,)),
+    "mlp_dropout": MLP(hidden=(32,), dropout=(0.2,)),
+    "lstm": LSTM(units=(8, 8), hidden=(8,), kernels="fast"),
+    "lstm_plain": LSTM(units=(8,), activation="relu"),
+    "cnn": CNN(hidden=(16,), kernels="fast"),
+    "cnn_plain": CNN(hidden=()),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_steps_learn_and_change_every_leaf(name):
+    check_step_learns(MODELS[name])
+
+
+def test_hand_made_logits_give_hand_computed_metrics():
+    logits = np.full((4, 10), -1e9, np.float32)
+    logits[0, 3] = 0.0  # certain and right: loss 0
+    logits[1, [1, 2]] = 0.0  # half and half, arg max the first: loss log 2, right
+    logits[2, [1, 2]] = 0.0  # the same, label the second: loss log 2, wrong
+    logits[3, 5] = 0.0  # padding
+    labels = jnp.array([3, 1, 2, 0])
+    weights = jnp.array([1.0, 1.0, 1.0, 0.0])
+    loss_sum, metrics = batch_metrics(jnp.asarray(logits), labels, weights)
+    np.testing.assert_allclose(loss_sum, 2 * np.log(2), rtol=1e-6)
+    assert float(metrics.correct) == 2 and float(metrics.images) == 3
+
+
+def test_one_hot_labels_give_the_same_loss():
+    logits = jax.random.normal(jax.random.key(0), (6, 10))
+    labels = jnp.array([0, 1, 2, 9, 9, 4])
+    one_hot = jax.nn.one_hot(labels, 10)
+    np.testing.assert_array_equal(
+        cross_entropy(logits, labels), cross_entropy(logits, one_hot)
+    )
+    weights = jnp.ones(6)
+    assert (
+        batch_metrics(logits, labels, weights)[1]
+        == batch_metrics(logits, one_hot, weights)[1]
+    )
+    want = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    np.testing.assert_allclose(cross_entropy(logits, labels), want, rtol=1e-6)
+
+
+def test_eval_step_ignores_padding():
+    split, model = make_split(8), MODELS["mlp"]
+    params = init_state(model, optax.sgd(0.1), jax.random.key(0)).params
+    images, labels = scale(split.images), jnp.asarray(split.labels)
+    half = jnp.array([1.0] * 4 + [0.0] * 4)
+    padded = eval_step(params, images, labels, half, model=model)
+    alone = eval_step(params, images[:4], labels[:4], jnp.ones(4), model=model)
+    np.testing.assert_allclose(padded, alone, rtol=1e-6)
+
+
+def test_keras_adam_is_adam_with_epsilon_outside_the_correction():
+    params = {"w": jnp.array([1.0, -2.0])}
+    tx = scale_by_keras_adam(eps=1e-3)
+    state = tx.init(params)
+    m = v = np.zeros(2)
+    for t in range(1, 6):
+        g = np.array([0.1 * t, -1e-4], np.float32)
+        updates, state = tx.update({"w": jnp.asarray(g)}, state)
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        want = np.sqrt(1 - 0.999**t) / (1 - 0.9**t) * m / (np.sqrt(v) + 1e-3)
+        np.testing.assert_allclose(updates["w"], want, rtol=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "keras_adam", "adamw", "sgd"])
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "onecycle"])
+@pytest.mark.parametrize("steps", [1, 2, 100])
+def test_optimizers_take_finite_steps(optimizer, schedule, steps):
+    config = default_config(
+        "mlp", optimizer=optimizer, schedule=schedule, clip_norm=1.0
+    )
+    tx = create_optimizer(config, steps)
+    params = {"w": jnp.ones(3)}
+    state = tx.init(params)
+    for _ in range(steps):
+        updates, state = tx.update({"w": jnp.ones(3)}, state, params)
+        params = optax.apply_updates(params, updates)
+    assert np.all(np.isfinite(params["w"]))
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "onecycle"])
+def test_schedules_rise_to_the_peak_and_fall(schedule):
+    config = default_config(
+        "mlp", schedule=schedule, learning_rate=0.5, warmup_fraction=0.25
+    )
+    rates = [float(create_schedule(config, 100)(step)) for step in range(101)]
+    assert np.argmax(rates) == 25
+    np.testing.assert_allclose(max(rates), 0.5, rtol=1e-5)
+    assert rates[0] <= 0.5 / 25 + 1e-6 and rates[-1] < 1e-3
+
+
+def test_a_run_too_long_for_a_schedule_is_refused():
+    for schedule in ("cosine", "onecycle"):
+        config = default_config("mlp", schedule=schedule, epochs=10**9)
+        with pytest.raises(InputError, match="--epochs=1000000000 .* 2147483647"):
+            create_schedule(config, 2**31)
+        assert np.isfinite(create_schedule(config, 2**31 - 1)(7))
+    constant = default_config("mlp", schedule="constant")
+    assert create_schedule(constant, 2**40)(7) == constant.learning_rate
+
+
+def test_sgd_momentum_and_nesterov_are_optax_sgd():
+    for nesterov in (False, True):
+        config = default_config(
+            "mlp",
+            optimizer="sgd",
+            momentum=0.9,
+            nesterov=nesterov,
+            learning_rate=0.1,
+            schedule="constant",
+        )
+        ours, want = create_optimizer(config, 3), optax.sgd(0.1, 0.9, nesterov=nesterov)
+        params = {"w": jnp.array([1.0, 2.0])}
+        states = ours.init(params), want.init(params)
+        for grad in (0.5, -0.25, 1.0):
+            grads = {"w": jnp.array([grad, 2 * grad])}
+            a, first = ours.update(grads, states[0], params)
+            b, second = want.update(grads, states[1], params)
+            states = first, second
+            np.testing.assert_allclose(a["w"], b["w"], rtol=1e-6)
+
+
+def test_clipping_bounds_the_gradient():
+    config = default_config(
+        "mlp", optimizer="sgd", clip_norm=0.5, learning_rate=1.0, schedule="constant"
+    )
+    tx = create_optimizer(config, 1)
+    grads = {"w": jnp.array([3.0, 4.0])}
+    updates, _ = tx.update(grads, tx.init(grads), grads)
+    np.testing.assert_allclose(updates["w"], [-0.3, -0.4], rtol=1e-6)
