@@ -2,48 +2,63 @@
 
 python -m benchmarks.redrawn --run_dir=runs/cnn0 --images=2000
 
-Every digit is drawn anew: 40 to 400 pixels high, somewhere on a larger page, dark on
-light or light on dark, saved as JPEG of quality 80; then it is read as own pictures
-are.
+Every digit is redrawn: 40 to 400 pixels high, somewhere on a larger page, dark on light
+or light on dark, saved as JPEG of quality 80; then it is read as a user's pictures are.
 """
 
+import dataclasses
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from absl import flags
 from PIL import Image
 
-from mnist_jax.cli.main import (
+from mnist_jax.cli.flags import (
     define_machine_flags,
+    define_run_dir_flag,
     existing_folder,
     load_data,
-    run_program,
-    start_jax,
 )
+from mnist_jax.cli.main import run_program, start_jax
+from mnist_jax.config import TrainConfig
 from mnist_jax.data.own_digits import digit_from_bytes, normalize_digit
+from mnist_jax.data.splits import split_dataset
+from mnist_jax.data.types import Split
 from mnist_jax.errors import InputError
+from mnist_jax.records.environment import Environment, current_environment
 from mnist_jax.records.files import make_folder
-from mnist_jax.records.schema import append_jsonl, environment
-from mnist_jax.reporting.predictions import predict_probabilities
+from mnist_jax.records.schema import SCHEMA_VERSION, append_jsonl
 from mnist_jax.reporting.tables import markdown_table
-from mnist_jax.training.experiment import make_scale, split_data
-from mnist_jax.training.run_dir import read_model, read_record
+from mnist_jax.training.run_dir import TrainedRun, load_run
 
 FLAGS = flags.FLAGS
+# The form of the test images by its name in a record.
+FORMS = {
+    "plain": "as they are",
+    "normalized": "after the preprocessing alone",
+    "redrawn": "redrawn",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class RedrawnRecord:
+    """A network's accuracy on the same test digits in several forms."""
+
+    config: TrainConfig
+    dataset: str
+    checksum: str
+    images: int
+    seed: int  # of the drawings
+    accuracy: dict[str, float]  # by the names of `FORMS`
+    environment: Environment
+    schema_version: int = SCHEMA_VERSION
 
 
 def redraw(image: np.ndarray, rng: np.random.Generator) -> bytes:
-    """Returns a test digit as a JPEG of another size, place and colour.
-
-    Args:
-        image: `[28,28] uint8`.
-        rng: decides the size (40 to 400 pixels), the page around it (up to half of that
-            more on each side), and whether it is dark on light.
-    """
+    """Returns a digit `[28,28] uint8` as a JPEG of random size, page and polarity."""
     size = int(rng.integers(40, 401))
     left, top, right, bottom = rng.integers(0, size // 2 + 1, 4).tolist()
     digit = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)
@@ -57,38 +72,34 @@ def redraw(image: np.ndarray, rng: np.random.Generator) -> bytes:
 
 
 def redrawn_digits(images: np.ndarray, seed: int) -> np.ndarray:
-    """Redraws images `[N,28,28] uint8` and reads them back as own pictures.
-
-    Each image has a generator of its own, so that it does not depend on the others.
-    """
-    return np.stack(
-        [
-            digit_from_bytes(
-                redraw(image, np.random.default_rng((seed, place))),
-                f"test image {place}",
-            )
-            for place, image in enumerate(images)
-        ]
-    )
+    """Redraws images `[N,28,28] uint8`, each by its own generator, and reads them."""
+    rngs = [np.random.default_rng((seed, index)) for index in range(len(images))]
+    drawings = map(redraw, images, rngs)
+    return np.stack([digit_from_bytes(d, f"image {i}") for i, d in enumerate(drawings)])
 
 
-def format_redrawn(records: Sequence[dict[str, Any]]) -> str:
-    """Writes a table of records and what its numbers rest on."""
+def measure(run: TrainedRun, test: Split, seed: int) -> dict[str, float]:
+    """Returns a network's accuracy on test images by their form."""
+    normalized = np.stack([normalize_digit(image) for image in test.images])
+    forms = test.images, normalized, redrawn_digits(test.images, seed)
+    return {
+        name: float(np.mean(run.predict(form).argmax(axis=1) == test.labels))
+        for name, form in zip(FORMS, forms, strict=True)
+    }
+
+
+def format_redrawn(records: Sequence[RedrawnRecord]) -> str:
+    """Formats a table of records and what its numbers rest on."""
     rows = [
-        {
-            "network": record["config"]["model"],
-            "test images": f"{record['images']:,}",
-            "as they are": f"{record['accuracy']['plain']:.4f}",
-            "after the preprocessing alone": f"{record['accuracy']['normalized']:.4f}",
-            "redrawn": f"{record['accuracy']['redrawn']:.4f}",
-        }
-        for record in records
+        {"network": r.config.model, "test images": f"{r.images:,}"}
+        | {FORMS[name]: f"{value:.4f}" for name, value in r.accuracy.items()}
+        for r in records
     ]
     notes = [
-        f"- {record['dataset']}, seed {record['seed']}, on "
-        f"{record['environment']['device']} ({record['environment']['cores']} cores), "
-        f"jax {record['environment']['jax']}, {record['environment']['date'][:10]}"
-        for record in records
+        f"- {r.dataset}, seed {r.seed}, on {r.environment.device} "
+        f"({r.environment.cores} cores), jax {r.environment.jax}, "
+        f"{r.environment.date[:10]}"
+        for r in records
     ]
     return "\n".join([markdown_table(pd.DataFrame(rows)), "", *notes])
 
@@ -97,52 +108,32 @@ def main() -> None:
     """Measures as the flags say."""
     folder = existing_folder(FLAGS.run_dir, "run_dir")
     start_jax()
-    config, model, params = read_model(folder)
-    dataset = split_data(config, load_data(read_record(folder)["dataset"]))
-    total = len(dataset.test.labels)
-    if FLAGS.images > total:
+    run = load_run(folder, FLAGS.data_dir)
+    dataset = split_dataset(load_data(run.record.dataset), run.config)
+    if FLAGS.images > (total := len(dataset.test.labels)):
         raise InputError(
             f"--images must be at most the {total} test images; got {FLAGS.images}"
         )
-    images, labels = (part[: FLAGS.images] for part in dataset.test)
-    scale = make_scale(config, dataset)
-
-    def accuracy(images: np.ndarray) -> float:
-        guesses = predict_probabilities(model, params, scale, images).argmax(axis=1)
-        return float(np.mean(guesses == labels))
-
-    figures = {
-        "plain": accuracy(images),
-        "normalized": accuracy(np.stack([normalize_digit(image) for image in images])),
-        "redrawn": accuracy(redrawn_digits(images, FLAGS.seed)),
-    }
-    print(f"{config.model} on {dataset.name}, n={len(labels)}, seed={FLAGS.seed}")
-    for figure, meaning in (
-        ("plain", "test images as they are"),
-        ("normalized", "test images after the preprocessing of own pictures"),
-        ("redrawn", "test images redrawn, then preprocessed"),
-    ):
-        print(f"{figures[figure]:.4f} accuracy of the {meaning}")
-    lost = 100 * (figures["plain"] - figures["redrawn"])
-    print(f"lost by being redrawn: {lost:.2f} percentage points")
+    test = Split(*(array[: FLAGS.images] for array in dataset.test))
+    accuracy = measure(run, test, FLAGS.seed)
+    data = dict(dataset=dataset.name, checksum=dataset.checksum, images=FLAGS.images)
+    record = RedrawnRecord(
+        run.config,
+        **data,
+        seed=FLAGS.seed,
+        accuracy=accuracy,
+        environment=current_environment(),
+    )
+    print(format_redrawn([record]))
     if FLAGS.out:
         make_folder(Path(FLAGS.out))
-        record = {
-            "config": read_record(folder)["config"],
-            "dataset": dataset.name,
-            "checksum": dataset.checksum,
-            "images": len(labels),
-            "seed": FLAGS.seed,
-            "accuracy": figures,
-            "environment": environment(),
-        }
         append_jsonl(Path(FLAGS.out) / "redrawn.jsonl", record)
 
 
 def run() -> None:
-    """Is the program."""
+    """Entry point."""
     define_machine_flags()
-    flags.DEFINE_string("run_dir", None, "directory of a finished run", required=True)
+    define_run_dir_flag()
     flags.DEFINE_integer(
         "images", 2_000, "test images to take, the first ones", lower_bound=1
     )

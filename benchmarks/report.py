@@ -1,4 +1,4 @@
-"""Makes a page of tables and pictures from the runs that are on record.
+"""Makes a page of tables and pictures from the recorded runs.
 
 python -m benchmarks.report --out=results
 """
@@ -20,7 +20,7 @@ def main() -> None:
 
 
 def run() -> None:
-    """Is the program."""
+    """Entry point."""
     flags.DEFINE_string("out", "results", "directory that benchmarks.compare filled")
     run_program(main)
 

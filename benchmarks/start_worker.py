@@ -11,13 +11,9 @@ import time
 
 from absl import flags
 
-from mnist_jax.cli.main import (
-    define_machine_flags,
-    load_data,
-    run_program,
-    start_jax,
-)
-from mnist_jax.config import config_from_flags, define_flags
+from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
+from mnist_jax.cli.flags import define_machine_flags, load_data
+from mnist_jax.cli.main import run_program, start_jax
 from mnist_jax.profiling.memory import peak_megabytes
 from mnist_jax.training.experiment import prepare
 from mnist_jax.training.fit import fit
@@ -43,8 +39,8 @@ def main() -> None:
 
 
 def run() -> None:
-    """Is the program."""
-    define_flags()
+    """Entry point."""
+    define_config_flags()
     define_machine_flags()
     flags.DEFINE_float("began", None, "time.time() of the start", required=True)
     run_program(main)

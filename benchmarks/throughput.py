@@ -8,14 +8,12 @@ of their own on the data set at hand (--starts of them, in turn with an empty an
 compilation cache).
 """
 
-import dataclasses
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,32 +22,28 @@ import numpy as np
 import pandas as pd
 from absl import flags
 
-from mnist_jax.cli.main import (
+from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
+from mnist_jax.cli.flags import (
     chosen_models,
     define_machine_flags,
     define_models_flag,
     define_profile_flag,
     define_seeds_flag,
-    run_program,
-    start_jax,
 )
-from mnist_jax.config import TrainConfig, config_from_flags, define_flags
-from mnist_jax.data.datasets import Dataset, Split, epoch_indices
+from mnist_jax.cli.main import run_program, start_jax
+from mnist_jax.config import TrainConfig
+from mnist_jax.data.batches import epoch_indices
+from mnist_jax.data.types import Dataset, Split
 from mnist_jax.errors import InputError
 from mnist_jax.profiling.profile import format_profile, profile
+from mnist_jax.records.environment import current_environment
 from mnist_jax.records.files import make_folder
-from mnist_jax.records.schema import append_jsonl, environment
+from mnist_jax.records.schema import append_jsonl, plain
 from mnist_jax.reporting.tables import markdown_table, median_and_range
-from mnist_jax.training.epochs import (
-    make_train_epoch,
-    shard_indices,
-    spread_seeds,
-    step_bounds,
-)
-from mnist_jax.training.experiment import make_scale, prepare
+from mnist_jax.training.experiment import Experiment, prepare
 
 FLAGS = flags.FLAGS
-PROGRAMS = ("step", "epoch", "together", "evaluate")
+PROGRAMS = ("step", "epoch", "evaluate", "together")
 STEPS = 50  # single calls of the train step that are timed together
 TEST_IMAGES = 10_000
 
@@ -65,91 +59,77 @@ def synthetic_dataset(size: int) -> Dataset:
     return Dataset("synthetic", split(size), None, split(TEST_IMAGES), "", "")
 
 
-def timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
-    """Calls a function and waits for its arrays: result and seconds."""
+def _measure_round(
+    experiment: Experiment, states: Any, run_keys: jax.Array, number: int
+) -> tuple[Any, dict[str, float]]:
+    """Times single steps, an epoch and an evaluation, in seconds per image."""
+    programs, split = experiment.programs, experiment.train
+    order = epoch_indices(
+        0, number, len(experiment.dataset.train.labels), experiment.config.batch_size
+    )
+    indices = programs.shard(np.stack([order] * experiment.seeds))
+    keys = programs.epoch_keys(run_keys, number)
+    steps = min(STEPS, max(1, len(order) - 1))  # the last one may be smaller
     start = time.perf_counter()
-    result = jax.block_until_ready(function(*arguments))
-    return result, time.perf_counter() - start
+    for step in range(steps):  # as a Python loop over batches would call it
+        states, metrics = programs.run_steps(
+            states, split, indices, keys, step, step + 1
+        )
+        jax.block_until_ready(metrics)
+    ticks = [start, time.perf_counter()]
+    states, metrics = programs.run_steps(states, split, indices, keys)
+    jax.block_until_ready(metrics)
+    ticks.append(time.perf_counter())
+    jax.block_until_ready(
+        programs.evaluate(states.params, experiment.held_out, experiment.test)
+    )
+    ticks.append(time.perf_counter())
+    images = experiment.seeds * np.array(
+        [(order[:steps] >= 0).sum(), (order >= 0).sum(), TEST_IMAGES]
+    )
+    return states, dict(zip(PROGRAMS, np.diff(ticks) / images, strict=False))
 
 
-def measure(config: TrainConfig, dataset: Dataset, repeats: int) -> dict[str, Any]:
-    """Times one model at one batch size, the three programs in turn in each round.
+def measure(
+    config: TrainConfig, dataset: Dataset, repeats: int, seeds: int
+) -> dict[str, list[float]]:
+    """Times one model at one batch size, its programs in turn in each round.
 
     Returns:
-        For each program the list of images per second by round; the first call of each,
-        which is not in it, is the warm-up.
+        For each of `PROGRAMS` the images per second by round; one more round before
+        these is the warm-up.
     """
-    experiment = prepare(config, dataset)
-    together = prepare(config, dataset, FLAGS.seeds) if FLAGS.seeds > 1 else None
-    mesh, size, batch_size = experiment.mesh, FLAGS.images, config.batch_size
-    keys = jax.random.key(0)[None]
-    state, keys = spread_seeds((experiment.init(keys), keys), mesh)
-    # An epoch of a single step: what a Python loop over batches would call.
-    train_one = make_train_epoch(
-        experiment.model, experiment.tx, make_scale(config, experiment.dataset), mesh
-    )
-
-    one_step = step_bounds(0, 1, mesh)
-
-    def steps(state: Any, batches: list[jax.Array]) -> Any:
-        for batch in batches:
-            state, metrics = train_one(state, experiment.train, batch, keys, one_step)
-            # As a loop must: see `make_train_epoch`.
-            jax.block_until_ready(metrics)
-        return state
-
-    if together:
-        all_keys = jax.random.split(jax.random.key(0), FLAGS.seeds)
-        states = together.init(all_keys)
-        states, all_keys = spread_seeds((states, all_keys), together.mesh)
+    experiments = [prepare(config, dataset)]
+    if seeds > 1:
+        experiments.append(prepare(config, dataset, seeds))
+    runs = [e.programs.init_run(range(e.seeds)) for e in experiments]
     speeds: dict[str, list[float]] = {name: [] for name in PROGRAMS}
     for number in range(repeats + 1):
-        order = epoch_indices(0, number, size, batch_size)
-        rows = order[: min(STEPS, size // batch_size)]
-        batches = [shard_indices(row[None, None], mesh) for row in rows]
-        state, step_seconds = timed(steps, state, batches)
-        indices = shard_indices(order[None], mesh)
-        (state, _), epoch_seconds = timed(
-            experiment.train_epoch,
-            state,
-            experiment.train,
-            indices,
-            keys,
-            step_bounds(0, len(order), mesh),
-        )
-        _, eval_seconds = timed(
-            experiment.evaluate, state.params, experiment.held_out, experiment.test
-        )
-        if together:
-            orders = np.stack([order] * FLAGS.seeds)
-            (states, _), together_seconds = timed(
-                together.train_epoch,
-                states,
-                together.train,
-                shard_indices(orders, together.mesh),
-                all_keys,
-                step_bounds(0, len(order), together.mesh),
-            )
-        if number and together:
-            speeds["together"].append(FLAGS.seeds * size / together_seconds)
-        if number:
-            speeds["step"].append(rows.size / step_seconds)
-            speeds["epoch"].append(size / epoch_seconds)
-            speeds["evaluate"].append(TEST_IMAGES / eval_seconds)
+        for index, experiment in enumerate(experiments):
+            states, run_keys = runs[index]
+            states, seconds = _measure_round(experiment, states, run_keys, number)
+            runs[index] = states, run_keys
+            if index:
+                seconds = {"together": seconds["epoch"]}
+            for name, value in seconds.items():
+                if number:
+                    speeds[name].append(1 / value)
     return speeds
 
 
-def measure_starts(config: TrainConfig) -> list[dict[str, Any]]:
+def measure_starts(
+    config: TrainConfig, count: int, data_dir: str | None
+) -> list[dict[str, Any]]:
     """Starts a training program with an empty, then with a full compilation cache.
 
     Returns:
-        What `benchmarks.start_worker` prints, for each start.
+        What `benchmarks.start_worker` prints, for each of `count` starts of both kinds.
     """
     words = {"model": config.model, "batch_size": config.batch_size, "epochs": 1}
-    if FLAGS.data_dir:
-        words["data_dir"] = FLAGS.data_dir
+    if data_dir:
+        words["data_dir"] = data_dir
     starts = []
-    for _ in range(FLAGS.starts):
+    for _ in range(count):
         with tempfile.TemporaryDirectory(prefix="mnist_jax-start-") as folder:
             cache = {"MNIST_JAX_CACHE_DIR": folder, "JAX_PLATFORMS": ""}
             # A first start fills the cache of decoded data, which is to be there.
@@ -173,54 +153,65 @@ def measure_starts(config: TrainConfig) -> list[dict[str, Any]]:
 def start_frame(starts: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
     """Returns one row per model with medians and ranges of its starts."""
     rows = []
-    for model, all_starts in starts.items():
-        cold = [start for start in all_starts if not start["cached"]]
-        warm = [start for start in all_starts if start["cached"]]
-        row = {"model": model}
-        for column, figures in (
-            ("start s", [start["start s"] for start in all_starts]),
-            ("compile s", [start["compile s"] for start in cold]),
-            ("compile s, cached", [start["compile s"] for start in warm]),
-            ("peak MB", [start["peak MB"] for start in cold]),
-        ):
-            row[column] = median_and_range(figures, 0 if column == "peak MB" else 2)
-        rows.append(row)
+    for model, both in starts.items():
+        cold, warm = ([s for s in both if s["cached"] == c] for c in (False, True))
+        columns = {
+            "start s": (both, "start s", 2),
+            "compile s": (cold, "compile s", 2),
+            "compile s, cached": (warm, "compile s", 2),
+            "peak MB": (cold, "peak MB", 0),
+        }
+        figures = {
+            column: median_and_range([start[name] for start in some], digits)
+            for column, (some, name, digits) in columns.items()
+        }
+        rows.append({"model": model, **figures})
     return pd.DataFrame(rows)
 
 
-def main() -> None:
-    """Measures as the flags say."""
-    configs = []
-    for model in chosen_models():
-        for word in FLAGS.batch_sizes or ["none"]:
-            if not (
-                word.isascii() and word.isdigit() and 1 <= int(word) <= FLAGS.images
-            ):
-                raise InputError(
-                    "--batch_sizes must be whole numbers from 1 to --images="
-                    f"{FLAGS.images}; got {word}"
-                )
-            configs.append(
-                config_from_flags(
-                    FLAGS, model=model, batch_size=int(word), validation="none"
-                )
+def _configs() -> list[TrainConfig]:
+    """Checks the flags and returns what to measure.
+
+    Raises:
+        InputError: flags are out of range or exclude each other.
+    """
+    for word in FLAGS.batch_sizes or ["none"]:
+        if not (word.isascii() and word.isdigit() and 1 <= int(word) <= FLAGS.images):
+            raise InputError(
+                "--batch_sizes must be whole numbers from 1 to --images="
+                f"{FLAGS.images}; got {word}"
             )
-    if FLAGS.out:
-        make_folder(Path(FLAGS.out))
     if FLAGS.profile and not FLAGS.out:
         raise InputError(
             "--profile needs the directory --out, which is not given; give one or "
             "leave --profile out"
         )
+    return [
+        config_from_flags(FLAGS, model=model, batch_size=int(word), validation="none")
+        for model in chosen_models()
+        for word in FLAGS.batch_sizes
+    ]
+
+
+def main() -> None:
+    """Measures as the flags say."""
+    configs = _configs()
+    out = Path(FLAGS.out) if FLAGS.out else None
+    if out:
+        make_folder(out)
     start_jax()
-    dataset, machine = synthetic_dataset(FLAGS.images), environment()
+    dataset, machine = synthetic_dataset(FLAGS.images), current_environment()
+
+    def record(**figures: Any) -> None:
+        if out:
+            line = {"environment": plain(machine), **figures}
+            append_jsonl(out / "throughput.jsonl", line)
+
     rows = []
     for config in configs:
         print(f"measuring {config.model}, batch {config.batch_size} ...", flush=True)
-        figures = measure(config, dataset, FLAGS.repeats)
-        if FLAGS.out:
-            record = {"config": dataclasses.asdict(config), "environment": machine}
-            append_jsonl(Path(FLAGS.out) / "throughput.jsonl", {**record, **figures})
+        figures = measure(config, dataset, FLAGS.repeats, FLAGS.seeds)
+        record(config=plain(config), **figures)
         rows.append(
             {
                 "model": config.model,
@@ -234,22 +225,22 @@ def main() -> None:
             }
         )
     print(
-        f"\nsynthetic images on {machine['device']} ({machine['cores']} cores), jax "
-        f"{machine['jax']}; median [range] over {FLAGS.repeats} rounds, compile apart\n"
+        f"\nsynthetic images on {machine.device} ({machine.cores} cores), jax "
+        f"{machine.jax}; median [range] over {FLAGS.repeats} rounds, compile apart\n"
     )
     frame = pd.DataFrame(rows)
     print(markdown_table(frame.drop(columns=frame.columns[(frame == "-").all()])))
-    if FLAGS.profile:
+    if FLAGS.profile and out:
         for config in configs:
             name = f"{config.model}-{config.batch_size}"
-            folder = Path(FLAGS.out) / "profile" / name
+            folder = out / "profile" / name
             found = profile(prepare(config, dataset), folder)
             print(f"\n{name}\n\n{format_profile(found, folder)}")
     starts = {}
     for config in {config.model: config for config in configs}.values():
         if FLAGS.starts:
             print(f"\nstarting {config.model} ...", flush=True)
-            starts[config.model] = measure_starts(config)
+            starts[config.model] = measure_starts(config, FLAGS.starts, FLAGS.data_dir)
     if starts:
         print(
             "\nstart: from the command to the data in memory; compiling: of all "
@@ -257,14 +248,14 @@ def main() -> None:
             f"{FLAGS.starts} starts each\n"
         )
         print(markdown_table(start_frame(starts)))
-        if FLAGS.out:
-            record = {"environment": machine, "starts": starts}
-            append_jsonl(Path(FLAGS.out) / "throughput.jsonl", record)
+        record(starts=starts)
 
 
 def run() -> None:
-    """Is the console script."""
-    define_flags(exclude=("model", "batch_size", "dataset", "train_size", "validation"))
+    """Entry point of `mnist-jax-throughput`."""
+    define_config_flags(
+        exclude=("model", "batch_size", "dataset", "train_size", "validation")
+    )
     define_machine_flags()
     define_models_flag("time")
     flags.DEFINE_list("batch_sizes", ["32", "128"], "batch sizes, comma-separated")

@@ -7,20 +7,32 @@ from pathlib import Path
 
 from absl import flags
 
-from mnist_jax.cli.main import define_machine_flags, load_data, run_program
-from mnist_jax.config import config_from_flags, define_flags
+from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
+from mnist_jax.cli.flags import define_data_dir_flag, load_data
+from mnist_jax.cli.main import run_program
+from mnist_jax.data.splits import split_dataset
+from mnist_jax.errors import InputError
 from mnist_jax.reporting.plots import digits_figure, save_figure
 from mnist_jax.reporting.summary import data_frame
 from mnist_jax.reporting.tables import markdown_table
-from mnist_jax.training.experiment import split_data
 
 FLAGS = flags.FLAGS
+# Those that decide which images are in which set.
+_CONFIG_FLAGS = (
+    *("dataset", "train_size", "split", "split_seed"),
+    *("validation", "validation_fraction"),
+)
 
 
 def main() -> None:
     """Shows the data that the flags choose."""
+    if FLAGS["count"].present and not FLAGS.picture:
+        raise InputError(
+            f"--count={FLAGS.count} is of the digits in --picture, which is not given; "
+            "give one or leave --count out"
+        )
     config = config_from_flags(FLAGS)
-    dataset = split_data(config, load_data(config.dataset))
+    dataset = split_dataset(load_data(config.dataset), config)
     print(f"{dataset.name}, sha256 {dataset.checksum}\n")
     print(markdown_table(data_frame(dataset)))
     if FLAGS.picture:
@@ -30,9 +42,9 @@ def main() -> None:
 
 
 def run() -> None:
-    """Is the program."""
-    define_flags()
-    define_machine_flags()
+    """Entry point."""
+    define_config_flags(only=_CONFIG_FLAGS)
+    define_data_dir_flag()
     flags.DEFINE_string("picture", None, "file for the first training digits")
     flags.DEFINE_integer(
         "count", 20, "digits in the picture", lower_bound=1, upper_bound=500

@@ -4,40 +4,26 @@ python -m experiments.demo --run_dir=runs/mlp0 --run_dir=runs/cnn0 --port=8000
 """
 
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
 
-from mnist_jax.cli.main import (
-    define_machine_flags,
-    existing_folder,
-    load_scale,
-    run_program,
-    start_jax,
-)
+from mnist_jax.cli.flags import define_machine_flags, existing_folder
+from mnist_jax.cli.main import run_program, start_jax
 from mnist_jax.demo.server import HOST, Predictor, make_server
 from mnist_jax.models.networks import IMAGE_SHAPE
-from mnist_jax.reporting.predictions import make_predict
-from mnist_jax.training.run_dir import read_model, read_record
+from mnist_jax.training.run_dir import load_run
 
 FLAGS = flags.FLAGS
 
 
-def load_predictor(folder: Path, name: str) -> Predictor:
+def load_predictor(folder: Path, name: str, data_dir: str | None) -> Predictor:
     """Returns the network of a finished run, compiled for one image at a time."""
-    config, model, params = read_model(folder)
-    params = jax.device_put(params)
-    compiled = make_predict(model, load_scale(folder, config))
-
-    def predict(images: np.ndarray) -> np.ndarray:
-        return np.asarray(compiled(params, images))
-
-    predict(np.zeros((1, *IMAGE_SHAPE), np.uint8))
-    accuracy: Any = read_record(folder)["test_accuracy"]
-    note = f"{config.model.upper()}, test accuracy {accuracy:.2%}"
-    return Predictor(name, note, predict)
+    run = load_run(folder, data_dir)
+    run.predict(np.zeros((1, *IMAGE_SHAPE), np.uint8))
+    accuracy = run.record.test_accuracy
+    note = f"{run.config.model.upper()}, test accuracy {accuracy:.2%}"
+    return Predictor(name, note, run.predict)
 
 
 def main() -> None:
@@ -48,7 +34,7 @@ def main() -> None:
     if len(set(names)) < len(names):
         names = FLAGS.run_dir
     predictors = [
-        load_predictor(folder, name)
+        load_predictor(folder, name, FLAGS.data_dir)
         for folder, name in zip(folders, names, strict=True)
     ]
     with make_server(predictors, FLAGS.port) as server:
@@ -62,7 +48,7 @@ def main() -> None:
 
 
 def run() -> None:
-    """Is the program."""
+    """Entry point."""
     define_machine_flags()
     flags.DEFINE_multi_string(
         "run_dir",

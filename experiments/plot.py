@@ -5,20 +5,19 @@ python -m experiments.plot --run_dir=runs/cnn0
 
 from absl import flags
 
-from mnist_jax.cli.main import (
+from mnist_jax.cli.flags import (
     define_machine_flags,
+    define_run_dir_flag,
     existing_folder,
     load_data,
-    run_program,
-    start_jax,
 )
-from mnist_jax.records.schema import to_dict
+from mnist_jax.cli.main import run_program, start_jax
+from mnist_jax.data.splits import split_dataset
 from mnist_jax.reporting.plots import history_figure, save_figure
-from mnist_jax.reporting.predictions import make_predict, run_details
+from mnist_jax.reporting.predictions import run_details
 from mnist_jax.reporting.report import detail_pictures
 from mnist_jax.reporting.tables import history_frame, markdown_table
-from mnist_jax.training.experiment import make_scale, split_data
-from mnist_jax.training.run_dir import read_model, read_record
+from mnist_jax.training.run_dir import load_run
 
 FLAGS = flags.FLAGS
 
@@ -26,23 +25,15 @@ FLAGS = flags.FLAGS
 def main() -> None:
     """Plots the run that the flags name."""
     folder = existing_folder(FLAGS.run_dir, "run_dir")
-    record = read_record(folder)
-    history = history_frame(record)
-    print(markdown_table(history.round(4)))
-    print(f"\n{record['total_seconds']:.1f} s in all")
-    name = f"{record['config']['model']} on {record['dataset']}"
-    figures = {
-        "history": history_figure(
-            history, f"{name}, one run, seed {record['config']['seed']}"
-        )
-    }
     start_jax()
-    config, model, params = read_model(folder)
-    dataset = split_data(config, load_data(record["dataset"]))
-    predict = make_predict(model, make_scale(config, dataset))
-    details = run_details(config, params, predict, dataset.test)
-    run = {"config": record["config"], **to_dict(details)}
-    for picture in detail_pictures(name, [run]):
+    run = load_run(folder, FLAGS.data_dir)
+    history = history_frame(run.record)
+    print(markdown_table(history.round(4)))
+    print(f"\n{run.record.total_seconds:.1f} s in all")
+    name, seed = f"{run.config.model} on {run.record.dataset}", run.config.seed
+    figures = {"history": history_figure(history, f"{name}, one run, seed {seed}")}
+    dataset = split_dataset(load_data(run.record.dataset), run.config)
+    for picture in detail_pictures(name, seed, [run_details(run, dataset.test)]):
         figures[picture.name] = picture.draw(picture.heading)
         print(picture.caption)
     for stem, figure in figures.items():
@@ -53,9 +44,9 @@ def main() -> None:
 
 
 def run() -> None:
-    """Is the program."""
+    """Entry point."""
     define_machine_flags()
-    flags.DEFINE_string("run_dir", None, "directory of a finished run", required=True)
+    define_run_dir_flag()
     run_program(main)
 
 

@@ -10,30 +10,29 @@ import numpy as np
 import pandas as pd
 from absl import flags
 
-from mnist_jax.cli.main import (
+from mnist_jax.cli.flags import (
     define_machine_flags,
+    define_run_dir_flag,
     existing_folder,
     load_data,
-    load_scale,
-    run_program,
-    start_jax,
 )
+from mnist_jax.cli.main import run_program, start_jax
 from mnist_jax.data.own_digits import read_digit
+from mnist_jax.data.splits import split_dataset
 from mnist_jax.errors import InputError
 from mnist_jax.reporting.plots import predictions_figure, save_figure
-from mnist_jax.reporting.predictions import predict_probabilities, prediction_frame
-from mnist_jax.training.experiment import make_scale, split_data
-from mnist_jax.training.run_dir import read_model, read_record
+from mnist_jax.reporting.predictions import prediction_frame
+from mnist_jax.training.run_dir import load_run
 
 FLAGS = flags.FLAGS
 
 
 def _indices(words: list[str], size: int) -> list[int]:
-    """Reads the places of test images."""
+    """Reads the indices of test images."""
     for word in words:
         if not (word.isascii() and word.isdigit() and int(word) < size):
             raise InputError(
-                f"--index must be places of test images, from 0 to {size - 1}; got "
+                f"--index must be indices of test images, from 0 to {size - 1}; got "
                 f"{word}"
             )
     return [int(word) for word in words]
@@ -44,24 +43,20 @@ def main() -> None:
     folder = existing_folder(FLAGS.run_dir, "run_dir")
     own = [read_digit(Path(path)) for path in FLAGS.image]
     start_jax()
-    config, model, params = read_model(folder)
+    run = load_run(folder, FLAGS.data_dir)
     words = FLAGS.index or ([] if own else ["0"])
     images: list[np.ndarray] = []
     frames: list[pd.DataFrame] = []
     if words:
-        dataset = split_data(config, load_data(read_record(folder)["dataset"]))
+        dataset = split_dataset(load_data(run.record.dataset), run.config)
         indices = _indices(words, len(dataset.test.labels))
-        scale, chosen = make_scale(config, dataset), dataset.test.images[indices]
-        probabilities = predict_probabilities(model, params, scale, chosen)
-        frame = prediction_frame(probabilities, dataset.test.labels[indices])
+        chosen = dataset.test.images[indices]
+        frame = prediction_frame(run.predict(chosen), dataset.test.labels[indices])
         frame.index = pd.Index(indices, dtype=object)
         images.extend(chosen)
         frames.append(frame)
     if own:
-        scale = load_scale(folder, config)
-        frame = prediction_frame(
-            predict_probabilities(model, params, scale, np.stack(own))
-        )
+        frame = prediction_frame(run.predict(np.stack(own)))
         frame.index = pd.Index(FLAGS.image, dtype=object)
         images.extend(own)
         frames.append(frame)
@@ -75,13 +70,13 @@ def main() -> None:
 
 
 def run() -> None:
-    """Is the console script."""
+    """Entry point of `mnist-jax-predict`."""
     define_machine_flags()
-    flags.DEFINE_string("run_dir", None, "directory of a finished run", required=True)
+    define_run_dir_flag()
     flags.DEFINE_list(
         "index",
         None,
-        "places of test images, comma-separated; default 0, or none with --image",
+        "indices of test images, comma-separated; default 0, or none with --image",
     )
     flags.DEFINE_multi_string(
         "image",

@@ -5,8 +5,8 @@ python -m experiments.summary --flagfile=experiments/presets/ml10_cnn.cfg
 
 from absl import flags
 
+from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
 from mnist_jax.cli.main import run_program
-from mnist_jax.config import config_from_flags, define_flags
 from mnist_jax.reporting.summary import format_totals, layer_frame
 from mnist_jax.reporting.tables import markdown_table
 
@@ -23,8 +23,8 @@ def main() -> None:
 
 
 def run() -> None:
-    """Is the program."""
-    define_flags()
+    """Entry point."""
+    define_config_flags()
     flags.DEFINE_string("init_preset", None, "presets set it; it changes nothing here")
     run_program(main)
 

@@ -4,12 +4,14 @@ python -m experiments.train --model=cnn --epochs=5 --run_dir=runs/cnn0
 """
 
 import contextlib
-from collections.abc import Sequence
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from absl import flags
 
-from mnist_jax.cli.main import (
+from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
+from mnist_jax.cli.flags import (
     chosen_seeds,
     define_machine_flags,
     define_profile_flag,
@@ -17,35 +19,26 @@ from mnist_jax.cli.main import (
     define_seeds_flag,
     existing_folder,
     load_data,
-    run_program,
-    start_jax,
-    stop_between_parts,
 )
-from mnist_jax.config import TrainConfig, config_from_flags, define_flags
+from mnist_jax.cli.main import run_program, start_jax, stop_between_chunks
 from mnist_jax.errors import InputError
-from mnist_jax.records.schema import EpochRecord, RunRecord
 from mnist_jax.reporting.event_files import check_tensorboard, epoch_scalars
-from mnist_jax.reporting.progress import (
-    announce_compiling,
-    report_training,
-    result,
-    stop_after,
-)
-from mnist_jax.training.experiment import Experiment, prepare
-from mnist_jax.training.fit import Snapshot, fit
+from mnist_jax.reporting.progress import ProgressPrinter
+from mnist_jax.training.checkpoints import KEEP
 from mnist_jax.training.run_dir import (
+    CONFIG,
     check_run_dir,
-    fit_into,
-    read_params,
-    resume_snapshot,
+    is_finished,
+    load_run_params,
 )
+from mnist_jax.training.sweep import Plan, train_runs
 
 FLAGS = flags.FLAGS
 _OF_RUN_DIR = "tensorboard", "profile", "checkpoint_every", "resume", "overwrite"
 
 
-def _run_dirs(config: TrainConfig, seeds: range) -> dict[int, Path]:
-    """Returns the run directory of each seed, none without `--run_dir`."""
+def _check_flags() -> None:
+    """Refuses flags that exclude or need each other."""
     if FLAGS.init_preset and not FLAGS.init_from:
         raise InputError(
             f"this preset starts from the parameters of {FLAGS.init_preset}; first "
@@ -60,14 +53,12 @@ def _run_dirs(config: TrainConfig, seeds: range) -> dict[int, Path]:
             f"--keep={FLAGS.keep} needs checkpoints, and --checkpoint_every is 0; give "
             "both or none of them"
         )
-    if not FLAGS.run_dir:
-        for name in _OF_RUN_DIR:
-            if FLAGS[name].value:
-                raise InputError(
-                    f"--{name} needs the directory --run_dir, which is not given; "
-                    f"give one or leave --{name} out"
-                )
-        return {}
+    for name in _OF_RUN_DIR:
+        if FLAGS[name].value and not FLAGS.run_dir:
+            raise InputError(
+                f"--{name} needs the directory --run_dir, which is not given; "
+                f"give one or leave --{name} out"
+            )
     if FLAGS.profile and FLAGS.seeds > 1:
         raise InputError(
             f"--profile looks at the program of one seed; got --seeds={FLAGS.seeds}; "
@@ -75,96 +66,72 @@ def _run_dirs(config: TrainConfig, seeds: range) -> dict[int, Path]:
         )
     if FLAGS.resume and FLAGS.overwrite:
         raise InputError(
-            "--resume goes on with the run in --run_dir and --overwrite replaces it; "
+            "--resume continues the run in --run_dir and --overwrite replaces it; "
             "give one of them"
-        )
-    folder = Path(FLAGS.run_dir)
-    folders = {seed: folder / f"seed{seed}" for seed in seeds}
-    if FLAGS.seeds == 1:
-        folders = {config.seed: folder}
-    for folder in folders.values():
-        check_run_dir(folder, FLAGS.overwrite or FLAGS.resume)
-    return folders
-
-
-def _train(
-    experiment: Experiment,
-    seeds: range,
-    folders: dict[int, Path],
-    snapshot: Snapshot | None,
-) -> list[RunRecord]:
-    """Trains and tells of it; ends between two parts of an epoch if a signal comes."""
-    params = None
-    if FLAGS.init_from:
-        source = existing_folder(FLAGS.init_from, "init_from")
-        params = [read_params(source, experiment.model)] * FLAGS.seeds
-    check_stopped = stop_between_parts(
-        f"the same command with --resume goes on after the last checkpoint in "
-        f"{FLAGS.run_dir}"
-        if FLAGS.checkpoint_every
-        else "nothing is kept to go on from; --run_dir with --checkpoint_every=1 does"
-    )
-    reports = stop_after(report_training(experiment, FLAGS.quiet), check_stopped)
-    with contextlib.ExitStack() as stack:
-        on_epochs = [reports.on_epoch]
-        if FLAGS.tensorboard:
-            images = len(experiment.dataset.train.labels)
-            writer = epoch_scalars(list(folders.values()), images)
-            on_epochs.insert(0, stack.enter_context(writer))
-
-        def on_epoch(epochs: Sequence[EpochRecord]) -> None:
-            for tell in on_epochs:
-                tell(epochs)
-
-        if not folders:
-            runs = fit(experiment, seeds, on_epoch, params, on_part=reports.on_part)
-            return [record for record, _ in runs]
-        return fit_into(
-            experiment,
-            folders,
-            on_epoch,
-            params,
-            on_part=reports.on_part,
-            checkpoint_every=FLAGS.checkpoint_every,
-            keep=FLAGS.keep,
-            resume=snapshot,
         )
 
 
 def main() -> None:
-    """Trains as the flags say."""
+    """Trains as the flags say; without `--run_dir` nothing of it is kept."""
     config = config_from_flags(FLAGS)
     seeds = chosen_seeds(config.seed, FLAGS.seeds)
-    folders = _run_dirs(config, seeds)
-    start_jax()
-    dataset = load_data(config.dataset)
-    snapshot = None
-    if FLAGS.resume:
-        finished, snapshot = resume_snapshot(folders, config, dataset.checksum)
-        if finished:
-            print(f"the run in {FLAGS.run_dir} is finished; more --epochs prolong it")
-            return
-        print(
-            f"going on after epoch {snapshot.epoch}"
-            if snapshot
-            else f"no checkpoint in {FLAGS.run_dir}: starting from the beginning",
-            flush=True,
+    _check_flags()
+    with contextlib.ExitStack() as stack:
+        home = Path(FLAGS.run_dir or stack.enter_context(tempfile.TemporaryDirectory()))
+        folders = {seed: home / f"seed{seed}" for seed in seeds}
+        if FLAGS.seeds == 1:
+            folders = {config.seed: home}
+        for folder in folders.values():
+            check_run_dir(folder, FLAGS.overwrite or FLAGS.resume)
+        start_jax()
+        dataset = load_data(config.dataset)
+        start_params = None
+        if FLAGS.init_from:
+            source = existing_folder(FLAGS.init_from, "init_from")
+            start_params = lambda _, model: load_run_params(source, model)  # noqa: E731
+        check_stopped = stop_between_chunks(
+            "the same command with --resume resumes after the last checkpoint in "
+            f"{FLAGS.run_dir}"
+            if FLAGS.checkpoint_every
+            else "nothing is kept to resume from; --run_dir with --checkpoint_every=1 "
+            "does"
         )
-    announce_compiling(config, FLAGS.quiet)
-    experiment = prepare(config, dataset, FLAGS.seeds)
-    for record in _train(experiment, seeds, folders, snapshot):
-        result(record)
-    if FLAGS.profile:
+        if FLAGS.resume and not any((f / CONFIG).exists() for f in folders.values()):
+            print(f"no run in {FLAGS.run_dir}: starting from the beginning", flush=True)
+        plan = Plan(
+            name=config.model,
+            config=config,
+            folders=folders,
+            home=home,
+            find_finished=lambda: {
+                seed
+                for seed, folder in folders.items()
+                if FLAGS.resume and is_finished(folder, replace(config, seed=seed))
+            },
+            sweep=False,
+            resume=FLAGS.resume,
+            checkpoint_every=FLAGS.checkpoint_every,
+            keep=FLAGS.keep,
+            start_params=start_params,
+        )
+        write_epochs = None
+        if FLAGS.tensorboard:
+            write_epochs = lambda *run: stack.enter_context(epoch_scalars(*run))  # noqa: E731
+        printer = ProgressPrinter(FLAGS.quiet, check_stopped, write_epochs)
+        experiment = train_runs(plan, dataset, printer)
+    if experiment is None:
+        print(f"the run in {FLAGS.run_dir} is finished; more --epochs prolong it")
+    elif FLAGS.profile:
         # Imported here for its pandas, which takes 0.3 of the 1.1 s of all imports.
         from mnist_jax.profiling.profile import format_profile, profile
 
-        folder = Path(FLAGS.run_dir) / "profile"
+        folder = home / "profile"
         print(f"\n{format_profile(profile(experiment, folder), folder)}")
 
 
 def run() -> None:
-    """Is the console script."""
-    define_flags()
+    """Entry point of `mnist-jax-train`."""
+    define_config_flags()
     define_machine_flags()
     flags.DEFINE_string(
         "run_dir",
@@ -196,9 +163,9 @@ def run() -> None:
         "epochs from one checkpoint in --run_dir to the next; 0 writes none",
         lower_bound=0,
     )
-    flags.DEFINE_integer("keep", 3, "newest checkpoints that stay", lower_bound=1)
+    flags.DEFINE_integer("keep", KEEP, "newest checkpoints that stay", lower_bound=1)
     flags.DEFINE_boolean(
-        "resume", False, "go on after the last checkpoint in --run_dir, bit for bit"
+        "resume", False, "resume after the last checkpoint in --run_dir, bit for bit"
     )
     define_quiet_flag()
     run_program(main)

@@ -1,10 +1,6 @@
 """Checks of a network's step functions, for the project's tests and for one's own.
 
-Each takes any linen module with `apply(variables, images, train=...) -> [B,10]`, for
-example inside a pytest function:
-
-    def test_my_model():
-        check_model(MyModel())
+Each takes any linen module with `apply(variables, images, train=...) -> [B,10]`.
 """
 
 from functools import partial
@@ -16,17 +12,14 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from mnist_jax.data.datasets import Split, epoch_indices, scale_pixels
-from mnist_jax.training.epochs import (
-    gather,
-    make_mesh,
-    make_train_epoch,
-    replicate,
-    shard_indices,
-    spread_seeds,
-    step_bounds,
-)
-from mnist_jax.training.steps import TrainState, init_state, train_step
+from mnist_jax.data.batches import epoch_indices
+from mnist_jax.data.pixels import Preprocess
+from mnist_jax.data.types import Split
+from mnist_jax.training.epochs import gather, make_programs
+from mnist_jax.training.mesh import make_mesh, replicate, seed_keys, spread_seeds
+from mnist_jax.training.steps import TrainState, train_step
+
+preprocess = Preprocess("scaled")
 
 
 def make_split(size: int = 64, seed: int = 0) -> Split:
@@ -38,26 +31,27 @@ def make_split(size: int = 64, seed: int = 0) -> Split:
     return Split(images, labels)
 
 
-def scale(images: jax.Array) -> jax.Array:
-    """Scales pixels as the default config does."""
-    return scale_pixels(images, "scaled")
-
-
 def leaf_names(tree: Any) -> list[str]:
     """Returns the path of every leaf, in the order of `jax.tree.leaves`."""
     return [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(tree)]
+
+
+def _init_state(model: nn.Module, tx: optax.GradientTransformation) -> TrainState:
+    """Returns the first state of seed 0."""
+    programs = make_programs(model, tx, preprocess, make_mesh(1))
+    return jax.tree.map(lambda leaf: leaf[0], programs.init(seed_keys([0])))
 
 
 def check_step_learns(model: nn.Module, steps: int = 12) -> None:
     """Asserts that steps lower the loss, change every leaf and stay finite."""
     tx, split = optax.adam(3e-3), make_split()
     step = jax.jit(partial(train_step, model=model, tx=tx))
-    state = first = init_state(model, tx, jax.random.key(0))
-    images, labels, weights = gather(split, jnp.arange(len(split.labels)))
+    state = first = _init_state(model, tx)
+    images, labels, mask = gather(split, jnp.arange(len(split.labels)))
     losses = []
     for number in range(steps):
         key = jax.random.key(number)
-        state, metrics = step(state, scale(images), labels, weights, key)
+        state, metrics = step(state, preprocess(images), labels, mask, key)
         losses.append(float(metrics.loss_sum / metrics.images))
     assert np.all(np.isfinite(losses)), f"losses are not finite: {losses}"
     assert losses[-1] < losses[0], f"{steps} steps did not lower the loss: {losses}"
@@ -73,27 +67,25 @@ def check_epoch_equals_steps(
     """Asserts that the compiled epoch ends where a Python loop of its steps ends.
 
     The split leaves a last smaller batch. With several devices the network must take
-    `first=`, see `train_step`.
+    `batch_offset=`, see `train_step`.
     """
     tx, split = optax.sgd(0.1), make_split(64)
     indices = epoch_indices(0, 0, len(split.labels), batch_size)
-    mesh = make_mesh(devices)
-    key = jax.random.key(7)
-    looped = init_state(model, tx, jax.random.key(0))
+    programs = make_programs(model, tx, preprocess, make_mesh(devices))
+    key, looped = jax.random.key(7), _init_state(model, tx)
     states, keys = jax.tree.map(lambda leaf: leaf[None], (looped, key))
-    states, metrics = make_train_epoch(model, tx, scale, mesh)(
-        spread_seeds(states, mesh),
-        replicate(split, mesh),
-        shard_indices(indices[None], mesh),
-        spread_seeds(keys, mesh),
-        step_bounds(0, len(indices), mesh),
+    states, metrics = programs.run_steps(
+        spread_seeds(states, programs.mesh),
+        replicate(split, programs.mesh),
+        programs.shard(indices[None]),
+        spread_seeds(keys, programs.mesh),
     )
     state, metrics = jax.tree.map(lambda leaf: leaf[0], (states, metrics))
     step = jax.jit(partial(train_step, model=model, tx=tx))
-    for number, places in enumerate(indices):
-        images, labels, weights = gather(split, jnp.asarray(places))
+    for number, row in enumerate(indices):
+        images, labels, mask = gather(split, jnp.asarray(row))
         step_key = jax.random.fold_in(key, number)
-        looped, step_metrics = step(looped, scale(images), labels, weights, step_key)
+        looped, step_metrics = step(looped, preprocess(images), labels, mask, step_key)
         np.testing.assert_allclose(
             metrics.loss_sum[number], step_metrics.loss_sum, rtol=rtol
         )

@@ -6,33 +6,25 @@ import json
 import pytest
 from absl import flags
 
-from mnist_jax.config import (
-    MODELS,
-    ConvStage,
-    TrainConfig,
-    config_from_dict,
-    config_from_flags,
-    config_to_dict,
-    default_config,
-    define_flags,
-    parse_conv_stage,
-)
+from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
+from mnist_jax.config import MODELS, ConvStage, TrainConfig, parse_conv_stage
 from mnist_jax.errors import InputError
+from mnist_jax.records.schema import decode, plain
 
 
 def parse(*arguments: str) -> flags.FlagValues:
     """Parses a command line with the config's flags alone."""
     values = flags.FlagValues()
-    define_flags(values)
+    define_config_flags(values)
     values(["program", *arguments])
     return values
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_config_survives_json(model):
-    config = default_config(model, dropout=(0.25,), train_size=7)
-    text = json.dumps(config_to_dict(config))
-    assert config_from_dict(json.loads(text)) == config
+    config = TrainConfig(model=model, dropout=(0.25,), train_size=7)
+    text = json.dumps(plain(config))
+    assert decode(TrainConfig, json.loads(text)) == config
 
 
 def test_every_field_is_a_flag():
@@ -41,7 +33,7 @@ def test_every_field_is_a_flag():
 
 @pytest.mark.parametrize("model", MODELS)
 def test_no_flags_give_the_model_defaults(model):
-    assert config_from_flags(parse(f"--model={model}")) == default_config(model)
+    assert config_from_flags(parse(f"--model={model}")) == TrainConfig(model=model)
 
 
 def test_flags_set_fields():
@@ -75,8 +67,8 @@ def test_dropout_needs_no_hidden_layer_where_an_lstm_layer_is():
 def test_several_models_take_the_flags_that_are_theirs():
     values = parse("--lstm_units=64", "--batch_size=32")
     assert config_from_flags(values, model="lstm").lstm_units == (64,)
-    assert config_from_flags(values, model="cnn") == default_config(
-        "cnn", batch_size=32
+    assert config_from_flags(values, model="cnn") == TrainConfig(
+        model="cnn", batch_size=32
     )
 
 
@@ -179,5 +171,5 @@ def test_unreadable_or_unknown_flags_are_refused(argument):
 
 
 def test_config_of_another_version_is_refused():
-    with pytest.raises(InputError, match="unknown fields colour"):
-        config_from_dict({"model": "mlp", "colour": "blue"})
+    with pytest.raises(ValueError, match="unknown fields colour"):
+        decode(TrainConfig, {"model": "mlp", "colour": "blue"})

@@ -1,18 +1,19 @@
 """The sources' conclusions, each beside what the recorded runs say of it."""
 
+import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from mnist_jax.config import config_from_dict
 from mnist_jax.models.flops import multiply_adds
+from mnist_jax.records.schema import RunRecord
 
 from ..statistics import Interval, difference, paired_difference, verdict_of
 
-Record = Mapping[str, Any]
-Runs = Mapping[str, Mapping[int, Record]]  # by system, then by seed
+Runs = Mapping[str, Mapping[int, RunRecord]]  # by system, then by seed
 
 
 class Claim(NamedTuple):
@@ -28,8 +29,7 @@ def _accuracies(runs: Runs, first: str, second: str) -> tuple[list, list]:
     """Returns two systems' accuracies with the seeds that both have."""
     a, b = runs.get(first, {}), runs.get(second, {})
     seeds = sorted(set(a) & set(b))
-    field = "test_accuracy"
-    return [a[seed][field] for seed in seeds], [b[seed][field] for seed in seeds]
+    return [a[s].test_accuracy for s in seeds], [b[s].test_accuracy for s in seeds]
 
 
 def _undecided(verdict: str, n: int) -> str:
@@ -45,12 +45,23 @@ def _all_hold(verdicts: Sequence[str]) -> str:
     return "holds"
 
 
-def _more_accurate(
-    runs: Runs, source: str, claim: str, *pairs: tuple[str, str]
-) -> Claim:
-    """Tests that the first of each pair is more accurate on the test set."""
+def _pairs(order: str) -> list[tuple[str, str]]:
+    """Returns the pairs that an order compares.
+
+    >>> _pairs("a > b > c, a > d")
+    [('a', 'b'), ('b', 'c'), ('a', 'd')]
+    """
+    return [
+        pair
+        for chain in order.split(", ")
+        for pair in itertools.pairwise(chain.split(" > "))
+    ]
+
+
+def _more_accurate(runs: Runs, source: str, claim: str, order: str) -> Claim:
+    """Tests that the first of each pair of an order is more accurate on test images."""
     texts, verdicts, n = [], [], 0
-    for first, second in pairs:
+    for first, second in _pairs(order):
         a, b = _accuracies(runs, first, second)
         if not a:
             return Claim(source, claim, f"{first} or {second} not run", "not tested")
@@ -71,16 +82,16 @@ def _steady_seconds(runs: Runs, name: str) -> list[float]:
     Seeds trained together had their epochs together: these count once.
     """
     programs = {
-        tuple(epoch["train_seconds"] for epoch in record["epochs"][1:])
+        tuple(epoch.train_seconds for epoch in record.epochs[1:])
         for record in runs.get(name, {}).values()
     }
     return [seconds for program in sorted(programs) for seconds in program]
 
 
-def _faster(runs: Runs, source: str, claim: str, *pairs: tuple[str, str]) -> Claim:
+def _faster(runs: Runs, source: str, claim: str, order: str) -> Claim:
     """Tests that a steady epoch of the first of each pair takes less time."""
     texts, verdicts, n = [], [], 0
-    for first, second in pairs:
+    for first, second in _pairs(order):
         a, b = _steady_seconds(runs, first), _steady_seconds(runs, second)
         if not a or not b:
             text = f"{first} or {second} not run for two epochs"
@@ -100,7 +111,7 @@ def _faster(runs: Runs, source: str, claim: str, *pairs: tuple[str, str]) -> Cla
 def _parameters(runs: Runs, *names: str) -> dict[str, int]:
     """Returns the parameter counts of the systems that were run."""
     return {
-        name: next(iter(runs[name].values()))["parameters"]
+        name: next(iter(runs[name].values())).parameters
         for name in names
         if runs.get(name)
     }
@@ -137,10 +148,9 @@ def _strides_cost_less(runs: Runs) -> Claim:
     if len(counts) < 2:
         return Claim("FJ", claim, "not both run", "not tested")
     work = [
-        sum(multiply_adds(config_from_dict(next(iter(runs[name].values()))["config"])))
-        for name in names
+        sum(multiply_adds(next(iter(runs[name].values())).config)) for name in names
     ]
-    timed = _faster(runs, "FJ", claim, names)
+    timed = _faster(runs, "FJ", claim, " > ".join(names))
     exact = len(set(counts.values())) == 1 and work[0] < work[1]
     text = (
         f"{counts[names[0]]:,} and {counts[names[1]]:,} parameters; "
@@ -158,83 +168,42 @@ def check_claims(runs: Runs) -> list[Claim]:
         runs: run records by system and seed; a claim whose systems are missing is "not
             tested".
     """
+    accurate, faster = partial(_more_accurate, runs), partial(_faster, runs)
+    control = "the same with Adam for both (control)"
+    larger = "larger batches give better accuracy at equal epochs"
+    rescaled = "rescaling the pixels improves the MLP"
+    order = "av_lstm > av_cnn > av_dnn"
+    mlps = "ml10_cnn > ml10_mlp, ml10_cnn > ml10_mlp_fresh"
+    sgd = "fj_fc_b512 > fj_fc > fj_fc_b32"
+    adam = "fj_cnn_stride_b512 > fj_cnn_stride > fj_cnn_stride_b32"
+    beside_sgd = (
+        "the CNN is more accurate than the fully connected net (as published: Adam "
+        "against SGD 1e-3)"
+    )
     return [
-        _more_accurate(
-            runs,
-            "AV",
-            "accuracy: LSTM > CNN > DNN after 5 epochs",
-            ("av_lstm", "av_cnn"),
-            ("av_cnn", "av_dnn"),
-        ),
+        accurate("AV", "accuracy: LSTM > CNN > DNN after 5 epochs", order),
         *_av_parameters(runs),
-        _faster(
-            runs,
-            "AV",
-            "DNN trains fastest, LSTM slowest",
-            ("av_dnn", "av_cnn"),
-            ("av_cnn", "av_lstm"),
-        ),
-        _more_accurate(
-            runs,
+        faster("AV", "DNN trains fastest, LSTM slowest", "av_dnn > av_cnn > av_lstm"),
+        accurate(
             "ML10",
-            "rescaling the pixels improves the MLP (warm-started, as published)",
-            ("ml10_mlp", "ml10_mlp_raw"),
+            f"{rescaled} (warm-started, as published)",
+            "ml10_mlp > ml10_mlp_raw",
         ),
-        _more_accurate(
-            runs,
-            "ML10",
-            "rescaling the pixels improves the MLP (from fresh weights)",
-            ("ml10_mlp_fresh", "ml10_mlp_raw"),
+        accurate(
+            "ML10", f"{rescaled} (from fresh weights)", "ml10_mlp_fresh > ml10_mlp_raw"
         ),
-        _more_accurate(
-            runs,
-            "ML10",
-            'the CNN is "a real improvement" over the MLP',
-            ("ml10_cnn", "ml10_mlp"),
-            ("ml10_cnn", "ml10_mlp_fresh"),
-        ),
+        accurate("ML10", 'the CNN is "a real improvement" over the MLP', mlps),
         _strides_cost_less(runs),
-        _more_accurate(
-            runs,
-            "FJ",
-            "the CNN is more accurate than the fully connected net (as published: Adam "
-            "against SGD 1e-3)",
-            ("fj_cnn_stride", "fj_fc"),
-        ),
-        _more_accurate(
-            runs,
-            "FJ",
-            "the same with Adam for both (control)",
-            ("fj_cnn_stride", "fj_fc_adam"),
-        ),
-        _faster(
-            runs,
+        accurate("FJ", beside_sgd, "fj_cnn_stride > fj_fc"),
+        accurate("FJ", control, "fj_cnn_stride > fj_fc_adam"),
+        faster(
             "FJ",
             "the fully connected net trains faster (as published)",
-            ("fj_fc", "fj_cnn_stride"),
+            "fj_fc > fj_cnn_stride",
         ),
-        _faster(
-            runs,
-            "FJ",
-            "the same with Adam for both (control)",
-            ("fj_fc_adam", "fj_cnn_stride"),
-        ),
-        _more_accurate(
-            runs,
-            "FJ",
-            "larger batches give better accuracy at equal epochs (fully connected, "
-            "SGD; 32, 128, 512)",
-            ("fj_fc_b512", "fj_fc"),
-            ("fj_fc", "fj_fc_b32"),
-        ),
-        _more_accurate(
-            runs,
-            "FJ",
-            "larger batches give better accuracy at equal epochs (CNN, Adam; 32, 128, "
-            "512)",
-            ("fj_cnn_stride_b512", "fj_cnn_stride"),
-            ("fj_cnn_stride", "fj_cnn_stride_b32"),
-        ),
+        faster("FJ", control, "fj_fc_adam > fj_cnn_stride"),
+        accurate("FJ", f"{larger} (fully connected, SGD; 32, 128, 512)", sgd),
+        accurate("FJ", f"{larger} (CNN, Adam; 32, 128, 512)", adam),
     ]
 
 

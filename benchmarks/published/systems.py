@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 from absl import flags
 
-from mnist_jax.config import TrainConfig, config_from_flags, define_flags
+from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
+from mnist_jax.config import TrainConfig
 
 PRESETS = Path(__file__).parents[2] / "experiments" / "presets"
 
@@ -61,7 +62,7 @@ def read_preset(name: str, *arguments: str) -> tuple[TrainConfig, str | None]:
     """
     preset, changes = CONTROLS.get(name, (name, {}))
     values = flags.FlagValues()
-    define_flags(values)
+    define_config_flags(values)
     flags.DEFINE_string("init_preset", None, "", flag_values=values)
     values(["preset", f"--flagfile={PRESETS / preset}.cfg", *arguments])
     return config_from_flags(values, None, **changes), values["init_preset"].value

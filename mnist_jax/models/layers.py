@@ -2,7 +2,7 @@
 
 The plain forms are written with Flax's and lax's own operations: they are the reference
 that tests hold the fast forms to, and what runs on GPUs and TPUs. The fast forms
-(`fast_conv`, `fast_lstm`) are for CPUs. Both use the same parameters.
+(`conv_cpu`, `lstm_cpu`) are for CPUs. Both use the same parameters.
 """
 
 from typing import Any
@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from mnist_jax.models import conv_cpu as fast_conv
-from mnist_jax.models import lstm_cpu as fast_lstm
+from mnist_jax.config import ConvStage
+from mnist_jax.models import conv_cpu, lstm_cpu
 
 _ACTIVATE = {"relu": nn.relu, "tanh": jnp.tanh, "linear": lambda x: x}
 
@@ -23,10 +23,10 @@ def conv_pool(
     kernel: jax.Array,
     bias: jax.Array,
     *,
-    strides: int = 1,
-    padding: str = "VALID",
-    activation: str = "relu",
-    pool: int = 1,
+    strides: int,
+    padding: str,
+    activation: str,
+    pool: int,
 ) -> jax.Array:
     """Convolves, adds the bias, activates and max-pools: `[B,H,W,C] -> [B,h,w,F]`.
 
@@ -51,57 +51,56 @@ def conv_pool(
 
 
 class Dropout(nn.Module):
-    """Dropout whose mask of an image depends on the image's place in the batch alone.
+    """Dropout whose mask of an image depends on the image's index in the batch alone.
 
     So a batch has the same masks on however many devices it is spread. `nn.Dropout`
-    takes as long, and knows only the part of the batch that a device has.
+    takes as long, and knows only a device's share of the batch.
     """
 
     rate: float
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool, first: jax.Array | int) -> jax.Array:
-        """Drops values of `x [B,...]`, whose images are at places from `first` on."""
+    def __call__(
+        self, x: jax.Array, train: bool, batch_offset: jax.Array | int
+    ) -> jax.Array:
+        """Drops values of `x [B,...]`, whose first image is number `batch_offset`."""
         if not train or self.rate == 0.0:
             return x
         key, keep = self.make_rng("dropout"), 1.0 - self.rate
 
-        def mask(place: jax.Array) -> jax.Array:
+        def mask(index: jax.Array) -> jax.Array:
             return jax.random.bernoulli(
-                jax.random.fold_in(key, place), keep, x.shape[1:]
+                jax.random.fold_in(key, index), keep, x.shape[1:]
             )
 
-        return jnp.where(jax.vmap(mask)(first + jnp.arange(len(x))), x / keep, 0.0)
+        indices = batch_offset + jnp.arange(len(x))
+        return jnp.where(jax.vmap(mask)(indices), x / keep, 0.0)
 
 
 class Conv(nn.Module):
     """A convolution stage; its parameters are `kernel [k,k,C,F]` and `bias [F]`."""
 
-    filters: int
-    kernel: int = 3
-    padding: str = "VALID"
-    strides: int = 1
-    activation: str = "relu"
-    pool: int = 1
+    stage: ConvStage
     kernels: str = "plain"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (self.kernel, self.kernel, x.shape[-1], self.filters)
+        stage = self.stage
+        shape = (stage.kernel, stage.kernel, x.shape[-1], stage.filters)
         # The type is named as in Flax's own layers: initializers take the widest.
         kernel = self.param(
             "kernel", nn.initializers.glorot_uniform(), shape, jnp.float32
         )
-        bias = self.param("bias", nn.initializers.zeros, (self.filters,), jnp.float32)
-        run = fast_conv.conv_pool if self.kernels == "fast" else conv_pool
+        bias = self.param("bias", nn.initializers.zeros, (stage.filters,), jnp.float32)
+        run = conv_cpu.conv_pool if self.kernels == "fast" else conv_pool
         return run(
             x,
             kernel,
             bias,
-            strides=self.strides,
-            padding=self.padding,
-            activation=self.activation,
-            pool=self.pool,
+            strides=stage.strides,
+            padding=stage.padding,
+            activation=stage.activation,
+            pool=stage.pool,
         )
 
 
@@ -111,7 +110,7 @@ def lstm_cell(
     kernel: jax.Array,
     recurrent_kernel: jax.Array,
     bias: jax.Array,
-    activation: str = "tanh",
+    activation: str,
 ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
     """Advances an LSTM by one row: gates in the order input, forget, candidate, output.
 
@@ -149,7 +148,7 @@ class LSTMLayer(nn.Module):
     """
 
     units: int
-    activation: str = "tanh"
+    activation: str
     return_sequences: bool = False
     kernels: str = "plain"
 
@@ -166,7 +165,7 @@ class LSTMLayer(nn.Module):
             self.param("bias", _forget_ones, (width,), jnp.float32),
         )
         if self.kernels == "fast":
-            return fast_lstm.lstm(
+            return lstm_cpu.lstm(
                 rows,
                 *params,
                 activation=self.activation,

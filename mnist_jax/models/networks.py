@@ -31,7 +31,7 @@ def _dense_layers(
     hidden: tuple[int, ...],
     rates: tuple[float, ...],
     train: bool,
-    first: jax.Array | int,
+    batch_offset: jax.Array | int,
     names: Names,
 ) -> jax.Array:
     """Adds hidden dense layers with dropout and the output layer: `[B,D] -> [B,10]`."""
@@ -43,7 +43,7 @@ def _dense_layers(
 
     for index, (width, rate) in enumerate(zip(hidden, rates, strict=True)):
         x = nn.relu(dense(width, index)(x))
-        x = Dropout(rate)(x, train, first)
+        x = Dropout(rate)(x, train, batch_offset)
     return dense(CLASSES, len(hidden))(x)
 
 
@@ -60,46 +60,46 @@ class MLP(nn.Module):
     25450
     """
 
-    hidden: tuple[int, ...] = (128, 128)
+    hidden: tuple[int, ...]
     dropout: tuple[float, ...] = (0.0,)
     names: Names = ()
 
     @nn.compact
     def __call__(
-        self, images: jax.Array, train: bool = False, first: jax.Array | int = 0
+        self, images: jax.Array, train: bool = False, batch_offset: jax.Array | int = 0
     ) -> jax.Array:
         """Returns the logits `[B,10]`.
 
         Args:
             images: `[B,28,28]`.
             train: whether values are dropped.
-            first: place of the first image in the whole batch, of which a device may
-                have a part: dropout's masks go by it.
+            batch_offset: index of the first image in the whole batch, of which a device
+                may have a share: dropout's masks go by it.
         """
         x = images.reshape(len(images), -1)
         rates = _rates(self.dropout, len(self.hidden))
-        return _dense_layers(x, self.hidden, rates, train, first, self.names)
+        return _dense_layers(x, self.hidden, rates, train, batch_offset, self.names)
 
 
 class LSTM(nn.Module):
     """LSTM layers over the rows of the image, the last one's last state, dense layers.
 
-    >>> count_params(LSTM())
+    >>> count_params(LSTM(units=(128,), activation="tanh", hidden=()))
     81674
     """
 
-    units: tuple[int, ...] = (128,)
-    activation: str = "tanh"
-    hidden: tuple[int, ...] = ()
+    units: tuple[int, ...]
+    activation: str
+    hidden: tuple[int, ...]
     dropout: tuple[float, ...] = (0.0,)
     kernels: str = "plain"
     names: Names = ()
 
     @nn.compact
     def __call__(
-        self, images: jax.Array, train: bool = False, first: jax.Array | int = 0
+        self, images: jax.Array, train: bool = False, batch_offset: jax.Array | int = 0
     ) -> jax.Array:
-        """Returns the logits `[B,10]` of images `[B,28,28]`; `first` as in `MLP`."""
+        """Returns the logits `[B,10]`; arguments as of `MLP`."""
         x, last = images, len(self.units) - 1
         rates = _rates(self.dropout, len(self.units) + len(self.hidden))
         for layer, units in enumerate(self.units):
@@ -110,41 +110,38 @@ class LSTM(nn.Module):
                 kernels=self.kernels,
                 name=_name(self.names, "LSTMLayer", layer),
             )(x)
-            x = Dropout(rates[layer])(x, train, first)
+            x = Dropout(rates[layer])(x, train, batch_offset)
         return _dense_layers(
-            x, self.hidden, rates[len(self.units) :], train, first, self.names
+            x, self.hidden, rates[len(self.units) :], train, batch_offset, self.names
         )
 
 
 class CNN(nn.Module):
     """Convolution stages, then dense layers.
 
-    >>> count_params(CNN())
+    >>> stages = ConvStage(32, pool=2), ConvStage(64, pool=2), ConvStage(64)
+    >>> count_params(CNN(stages, hidden=(64,)))
     93322
     """
 
-    stages: tuple[ConvStage, ...] = (
-        ConvStage(32, pool=2),
-        ConvStage(64, pool=2),
-        ConvStage(64),
-    )
-    hidden: tuple[int, ...] = (64,)
+    stages: tuple[ConvStage, ...]
+    hidden: tuple[int, ...]
     dropout: tuple[float, ...] = (0.0,)
     kernels: str = "plain"
     names: Names = ()
 
     @nn.compact
     def __call__(
-        self, images: jax.Array, train: bool = False, first: jax.Array | int = 0
+        self, images: jax.Array, train: bool = False, batch_offset: jax.Array | int = 0
     ) -> jax.Array:
-        """Returns the logits `[B,10]` of images `[B,28,28]`; `first` as in `MLP`."""
+        """Returns the logits `[B,10]`; arguments as of `MLP`."""
         x = images[..., None]
         for index, stage in enumerate(self.stages):
             name = _name(self.names, "Conv", index)
-            x = Conv(**stage._asdict(), kernels=self.kernels, name=name)(x)
+            x = Conv(stage, self.kernels, name=name)(x)
         rates = _rates(self.dropout, len(self.hidden))
         x = x.reshape(len(images), -1)
-        return _dense_layers(x, self.hidden, rates, train, first, self.names)
+        return _dense_layers(x, self.hidden, rates, train, batch_offset, self.names)
 
 
 def resolve_kernels(kernels: str) -> str:

@@ -1,4 +1,4 @@
-"""How much memory this process needed."""
+"""How much memory this process needed; without JAX, to be measured beside others."""
 
 import resource
 import sys

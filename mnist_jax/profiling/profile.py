@@ -13,19 +13,18 @@ import pandas as pd
 from jax.profiler import ProfileData
 
 from mnist_jax.config import TrainConfig
-from mnist_jax.data.datasets import epoch_indices
+from mnist_jax.data.batches import epoch_indices
 from mnist_jax.errors import InputError
 from mnist_jax.models.flops import training_flops
 from mnist_jax.profiling.hardware import matmul_peaks
 from mnist_jax.profiling.memory import peak_megabytes
 from mnist_jax.records.files import make_folder
 from mnist_jax.reporting.tables import markdown_table
-from mnist_jax.training.epochs import shard_indices, spread_seeds, step_bounds
-from mnist_jax.training.experiment import Experiment, seed_keys
+from mnist_jax.training.experiment import Experiment
 
 EPOCHS = 3  # timed as a whole
 TRACED_STEPS = 100  # an LSTM's step has a thousand operations: more fill the trace
-DEAREST = 10
+SHOWN = 10
 # Operations that only hold others, whose time would count twice.
 _HOLDERS = {"while", "call", "conditional", "tuple", "get-tuple-element", "parameter"}
 # Parts of a scope's path that JAX and Flax put in.
@@ -36,7 +35,7 @@ class Profile(NamedTuple):
     """What a profile found."""
 
     seconds: dict[str, float]  # of an epoch, by what the program was doing
-    scopes: pd.DataFrame  # of a step: scope, microseconds, share; dearest first
+    scopes: pd.DataFrame  # of a step: scope, microseconds, share; most expensive first
     gflops: float  # by formula, in training
     peak_gflops: float
     peak_megabytes: float
@@ -77,7 +76,7 @@ def read_scopes(hlo: str) -> dict[str, str]:
 
 
 def sum_by_scope(folder: Path, scopes: Mapping[str, str], steps: int) -> pd.DataFrame:
-    """Sums a trace's operations by scope, in microseconds of a step, dearest first."""
+    """Sums a trace's operations by scope, in microseconds of a step, largest first."""
     files = sorted(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
     if not files:
         raise InputError(
@@ -114,25 +113,24 @@ def profile(experiment: Experiment, folder: Path) -> Profile:
         InputError: the folder cannot be written.
     """
     make_folder(folder)
-    config, mesh = experiment.config, experiment.mesh
+    config, programs = experiment.config, experiment.programs
     size = len(experiment.dataset.train.labels)
-    keys = seed_keys([config.seed])
-    states, keys = spread_seeds((experiment.init(keys), keys), mesh)
+    states, run_keys = programs.init_run([config.seed])
     names = ("input", "training steps", "evaluation", "host")
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for epoch in range(EPOCHS + 1):
         ticks = [time.perf_counter()]
         order = epoch_indices(config.seed, epoch, size, config.batch_size)
-        indices = jax.block_until_ready(shard_indices(order[None], mesh))
+        keys = programs.epoch_keys(run_keys, epoch)
+        indices = jax.block_until_ready(programs.shard(order[None]))
         ticks.append(time.perf_counter())
-        bounds = step_bounds(0, len(order), mesh)
         states, metrics = jax.block_until_ready(
-            experiment.train_epoch(states, experiment.train, indices, keys, bounds)
+            programs.run_steps(states, experiment.train, indices, keys)
         )
         ticks.append(time.perf_counter())
         if experiment.validation is not None:
             jax.block_until_ready(
-                experiment.evaluate(
+                programs.evaluate(
                     states.params, experiment.held_out, experiment.validation
                 )
             )
@@ -144,18 +142,12 @@ def profile(experiment: Experiment, folder: Path) -> Profile:
                 seconds[name].append(float(value))
     steps = min(TRACED_STEPS, len(order))
     with jax.profiler.trace(str(folder)):
-        states, _ = jax.block_until_ready(
-            experiment.train_epoch(
-                states,
-                experiment.train,
-                indices,
-                keys,
-                step_bounds(0, steps, mesh),
-            )
+        jax.block_until_ready(
+            programs.run_steps(states, experiment.train, indices, keys, 0, steps)
         )
     medians = {name: float(np.median(values)) for name, values in seconds.items()}
-    scopes = read_scopes(experiment.train_epoch.as_text() or "")
-    memory: dict[str, Any] = mesh.devices.flat[0].memory_stats() or {}
+    scopes = read_scopes(programs.train.as_text() or "")
+    memory: dict[str, Any] = programs.mesh.devices.flat[0].memory_stats() or {}
     device_bytes = memory.get("peak_bytes_in_use")
     return Profile(
         medians,
@@ -182,14 +174,13 @@ def format_profile(found: Profile, folder: Path) -> str:
         }
         for name, value in found.seconds.items()
     )
-    dearest = found.scopes.head(DEAREST)
     operations = pd.DataFrame(
         {
-            "dearest operations, by scope": row.scope,
+            "most expensive operations, by scope": row.scope,
             "us per step": f"{row._2:,.1f}",
             "share": f"{row.share:.1%}",
         }
-        for row in dearest.itertuples()
+        for row in found.scopes.head(SHOWN).itertuples()
     )
     device = (
         ""

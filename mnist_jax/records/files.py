@@ -6,14 +6,16 @@ import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import filelock
 
 from mnist_jax.errors import InputError
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Writes a file at one stroke: no reader and no crash sees half of it.
+    """Writes a file atomically: no reader and no crash sees half of it.
 
     Raises:
         OSError: it cannot be written; an earlier file is then still there.
@@ -41,6 +43,23 @@ def write_file(path: Path, content: bytes | str) -> None:
         replace_file(path, content.encode() if isinstance(content, str) else content)
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def seal(content: bytes) -> bytes:
+    """Returns content followed by its sha256, for `unseal` to verify."""
+    return content + hashlib.sha256(content).digest()
+
+
+def unseal(sealed: bytes) -> memoryview:
+    """Returns the content that `seal` was given.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    content, digest = memoryview(sealed)[:-32], sealed[-32:]
+    if hashlib.sha256(content).digest() != digest:
+        raise ValueError("it is damaged, its sha256 is not the one it ends with")
+    return content
 
 
 def append_line(path: Path, line: str) -> None:
@@ -86,8 +105,9 @@ def _append(descriptor: int, content: bytes) -> None:
 def read_lines(path: Path) -> list[bytes]:
     """Returns a file's lines, none of which `append_line` is still writing.
 
+    A file that is not there has none.
+
     Raises:
-        FileNotFoundError: there is no such file.
         InputError: it cannot be read.
     """
     try:
@@ -95,7 +115,7 @@ def read_lines(path: Path) -> list[bytes]:
             fcntl.flock(file, fcntl.LOCK_SH)
             return file.readlines()
     except FileNotFoundError:
-        raise
+        return []
     except OSError as error:
         raise InputError(
             f"cannot read {path}: {error.strerror}; make it readable or move it away"
@@ -103,58 +123,42 @@ def read_lines(path: Path) -> list[bytes]:
 
 
 @contextlib.contextmanager
-def lock_folder(
-    folder: Path,
-    waiting: Callable[[], None],
+def hold_lock(
+    path: Path,
+    on_wait: Callable[[], None],
     check_stopped: Callable[[], None] = lambda: None,
 ) -> Iterator[None]:
-    """Makes a folder and keeps it for this process while the context lasts.
+    """Holds a lock file for this process while the context lasts.
 
-    Who has it may remove it: the next one makes it anew.
+    The system releases it when the process ends, however it ends.
 
     Args:
-        folder: what is locked for all who ask by this function.
-        waiting: called once if another process has it.
+        path: of the lock file; it and its folder are made if there are none.
+        on_wait: called once if another process holds it.
         check_stopped: called ten times a second meanwhile; it raises to end the wait.
 
     Raises:
-        OSError: it cannot be made or locked.
+        InputError: it cannot be made or locked.
     """
-    told = False
-    while (descriptor := _try_lock(folder)) is None:
-        if not told:
-            waiting()
-        told = True
-        check_stopped()
-        time.sleep(0.1)
+    make_folder(path.parent)
+    lock = filelock.FileLock(path)
+    waits = False
+    while True:
+        try:
+            lock.acquire(blocking=False)
+            break
+        except filelock.Timeout:
+            if not waits:
+                on_wait()
+            waits = True
+            check_stopped()
+            time.sleep(0.1)
+        except OSError as error:
+            raise cannot_write(path, error) from error
     try:
         yield
     finally:
-        os.close(descriptor)
-
-
-def _try_lock(folder: Path) -> int | None:
-    """Makes, opens and locks a folder; returns None if another process has it."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir()
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:
-        if folder.is_symlink():
-            raise
-        return None  # another process has just removed it
-    locked = False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Not one that was removed before it was locked.
-        locked = os.path.samestat(os.fstat(descriptor), os.stat(folder))
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    finally:
-        if not locked:
-            os.close(descriptor)
-    return descriptor if locked else None
+        lock.release()
 
 
 def make_folder(path: Path) -> None:
@@ -175,15 +179,3 @@ def cannot_write(path: Path, error: OSError) -> InputError:
         f"cannot write {path}: {error.strerror}; give a place on a disk with room that "
         "this user may write to"
     )
-
-
-def code_digest(more: Iterable[Path] = ()) -> str:
-    """Returns a digest of the package's code, changed or committed.
-
-    Args:
-        more: files of which it is, too.
-    """
-    digest = hashlib.sha256()
-    for file in (*sorted(Path(__file__).parents[1].rglob("*.py")), *more):
-        digest.update(file.name.encode() + file.read_bytes())
-    return digest.hexdigest()[:12]

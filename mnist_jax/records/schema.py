@@ -1,31 +1,23 @@
-"""What is remembered of a run and of the machine, and its form on disk."""
+"""The records of a run: one dataclass each, decoded and validated in one place."""
 
-import contextlib
 import dataclasses
-import datetime
-import functools
-import importlib.metadata
 import json
-import operator
-import os
-import platform
-import subprocess
 import types
 import typing
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import jax
 from absl import logging
 
+from mnist_jax.config import TrainConfig
 from mnist_jax.errors import InputError
+from mnist_jax.records.environment import Environment
 from mnist_jax.records.files import append_line, read_lines, write_file
 
-Record = Mapping[str, Any]  # a run's record as read from disk
+# Version 1 is what has no `schema_version`. A field with a default may be missing.
+SCHEMA_VERSION = 2
 
-# Runs that differ in one of these are never in one table, let alone in one mean.
-PLACE = ("device", "platform", "cores", "python", "jax", "jaxlib", "flax", "optax")
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +41,7 @@ class EpochRecord:
 class RunRecord:
     """One finished run. Seconds are wall-clock; compiling is apart from the epochs."""
 
-    config: dict[str, Any]
+    config: TrainConfig
     dataset: str
     dataset_note: str
     checksum: str
@@ -73,14 +65,31 @@ class RunRecord:
     step_milliseconds: float
     evaluate_images_per_second: float
     total_seconds: float
-    environment: dict[str, Any]
+    environment: Environment
+    system: str | None = None  # the published system that the run is of, if any
+    pixel_mean: float | None = None  # of the training pixels / 255, if standardized
+    pixel_std: float | None = None
+    schema_version: int = SCHEMA_VERSION
+
+    def table_key(self) -> tuple[str | int, ...]:
+        """Returns what all runs of one table have in common."""
+        return self.checksum, self.dataset_note, *self.environment.compared()
+
+    def run_key(self) -> tuple[Any, ...]:
+        """Returns what makes a run the same as another, its seed included."""
+        return (
+            self.system,
+            self.config,
+            self.environment.xla_flags,
+            *self.table_key(),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class MistakeRecord:
-    """A test image that a network gets wrong, and how sure it is of that."""
+    """A test image that a network gets wrong, and its confidence in that."""
 
-    place: int  # in the test set
+    index: int  # in the test set
     truth: int
     predicted: int
     probability: float  # of the predicted digit
@@ -94,202 +103,141 @@ class DetailsRecord:
     confusion: list[list[int]]  # test images by truth (row) and prediction (column)
     worst: list[MistakeRecord]  # the most confidently wrong, most confident first
     filters: list[list[list[float]]] | None  # a CNN's first [k,k,filters]
+    schema_version: int = SCHEMA_VERSION
 
 
-# Fields that tell to which run details belong, as the tables tell runs apart.
-_IDENTITY = (
-    *("config", "dataset", "dataset_note", "checksum", "kernels", "devices"),
-    "environment",
-)
-
-# What a reader may rely on: the types of a record's fields, and of those within them.
-TYPES: Mapping[str, Any] = {
-    **typing.get_type_hints(RunRecord),
-    **typing.get_type_hints(DetailsRecord),
-    "config.model": str,
-    "config.seed": int,
-    **{f"environment.{name}": str for name in (*PLACE, "numpy", "xla_flags", "date")},
-    "environment.cores": int,
-    "environment.load": float,
-    "environment.commit": str | None,
-    "environment.dirty": bool | None,
-}
-
-
-def with_identity(details: DetailsRecord, record: RunRecord) -> dict[str, Any]:
-    """Returns the line of `details.jsonl` that belongs to a run."""
-    return {name: getattr(record, name) for name in _IDENTITY} | to_dict(details)
-
-
-def to_dict(record: RunRecord | EpochRecord | DetailsRecord) -> dict[str, Any]:
-    """Returns a record as JSON-ready values."""
-    return dataclasses.asdict(record)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Says whether a value read from JSON is what a field of a record is declared."""
-    if dataclasses.is_dataclass(hint):
-        return isinstance(value, dict) and all(
-            name in value and _fits(value[name], type)
-            for name, type in typing.get_type_hints(hint).items()
-        )
-    arguments = typing.get_args(hint)
-    if isinstance(hint, types.UnionType):
-        return any(_fits(value, argument) for argument in arguments)
-    if typing.get_origin(hint) is list:
-        return isinstance(value, list) and all(_fits(v, arguments[0]) for v in value)
-    if hint in (int, float):  # JSON has one kind of number; True is none
-        return isinstance(value, int | hint) and not isinstance(value, bool)
-    return isinstance(value, typing.get_origin(hint) or hint)
-
-
-def git(*words: str) -> str:
-    """Returns git's answer about this project's checkout.
-
-    Raises:
-        InputError: there is no git or no checkout, or git says no.
-    """
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():  # installed, perhaps inside somebody's repository
-        raise InputError(f"{root} is no git checkout")
-    # Without its locks git also leaves the index alone: asking writes nothing at all.
-    command = ["git", "--no-optional-locks", "-C", str(root), *words]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise InputError(f"git does not answer: {error}") from error
-    if answer.returncode:
-        reason = ["no message", *answer.stderr.strip().splitlines()][-1]
-        raise InputError(f"git {' '.join(words)} failed: {reason}")
-    return answer.stdout.strip()
-
-
-def _cpu_name() -> str:
-    """Returns the processor's name, with the numbers that tell its generation."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    words = (line.partition(":") for line in lines)
-    found = {name.strip(): value.strip() for name, _, value in words}
-    name = found.get("model name") or platform.processor() or platform.machine()
-    # A virtual machine may hide the model: "AMD EPYC" alone can be any of five.
-    if "cpu family" in found and "model" in found:
-        return f"{name} (family {found['cpu family']}, model {found['model']})"
-    return name
-
-
-def available_cores() -> int:
-    """Counts the cores this process may use: its affinity, and a container's quota."""
-    if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
-    cores = len(os.sched_getaffinity(0))
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):
-        pass  # no quota, or it reads "max"
-    return cores
-
-
-def environment() -> dict[str, Any]:
-    """Returns what it takes to judge timings: machine, versions, state of the code."""
-    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
-    versions = {name: importlib.metadata.version(name) for name in packages}
-    commit = dirty = None
-    with contextlib.suppress(InputError):
-        commit, dirty = git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
-    device = jax.devices()[0]
-    return {
-        "device": _cpu_name() if device.platform == "cpu" else device.device_kind,
-        "platform": device.platform,
-        "cores": available_cores(),
-        "python": platform.python_version(),
-        **versions,
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "commit": commit,
-        "dirty": dirty,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "load": round(os.getloadavg()[0], 2),
-    }
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file whole or not at all; errors as `write_file`."""
-    write_file(path, json.dumps(value, indent=1) + "\n")
-
-
-def append_jsonl(path: Path, value: Mapping[str, Any]) -> None:
-    """Appends one line of JSON; errors as `append_line`."""
-    append_line(path, json.dumps(value))
-
-
-def read_jsonl(
-    path: Path, needed: Sequence[str] = (), typed: bool = False
-) -> list[dict[str, Any]]:
-    """Returns the objects of a JSON-lines file.
-
-    A line that is of no use is named in a warning, left out and left where it is.
+def decode(hint: Any, value: Any, name: str = "") -> Any:
+    """Returns a value read from JSON as the type that a field is declared to have.
 
     Args:
-        path: the file; one that is not there has no lines.
-        needed: fields that an object must have, see `missing_fields`.
-        typed: whether they must also be of their `TYPES`.
+        hint: a dataclass, `list[...]`, `tuple[X, ...]`, `X | None`, or a plain type.
+        value: what `json.loads` returned.
+        name: where it stands within the record, for messages.
+
+    Raises:
+        ValueError: a field is missing, unknown or of another type; it is named. For an
+            `InputError` of a dataclass's own checks too.
+
+    >>> decode(tuple[int, ...], [1, 2])
+    (1, 2)
+    >>> decode(TrainConfig, {"colour": 1})
+    Traceback (most recent call last):
+    ...
+    ValueError: has unknown fields colour
+    """
+    if dataclasses.is_dataclass(hint):
+        return _decode_fields(hint, value, name)
+    arguments = typing.get_args(hint)
+    origin = typing.get_origin(hint) or hint
+    if isinstance(hint, types.UnionType):
+        return None if value is None else decode(arguments[0], value, name)
+    if origin in (list, tuple) and isinstance(value, list):
+        items = (decode(arguments[0], v, f"{name}[{i}]") for i, v in enumerate(value))
+        return origin(items)
+    if hint is float:  # JSON has one kind of number; True is none
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
+    elif hint is int:
+        fits = isinstance(value, int) and not isinstance(value, bool)
+    else:
+        fits = hint is Any or isinstance(value, origin)
+    if not fits:
+        raise ValueError(f"has no usable {name or 'value'}")
+    return value
+
+
+def _decode_fields(cls: Any, value: Any, name: str) -> Any:
+    """Returns a dataclass made of a JSON object; errors as `decode`."""
+    if not isinstance(value, dict):
+        raise ValueError(f"has no usable {name}" if name else "is no JSON object")
+    prefix, hints = f"{name}." if name else "", typing.get_type_hints(cls)
+    version = value.get("schema_version", 1)
+    if "schema_version" in hints and version != SCHEMA_VERSION:
+        if version != 1:
+            raise ValueError(f"is of version {version}, and {SCHEMA_VERSION} is known")
+        value = {**value, "schema_version": SCHEMA_VERSION}
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    if unknown := sorted(value.keys() - fields.keys()):
+        names = ", ".join(prefix + field for field in unknown)
+        raise ValueError(f"has unknown fields {names}")
+    missing = [
+        prefix + field.name
+        for field in fields.values()
+        if field.name not in value
+        and field.default is field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ValueError(f"lacks {', '.join(missing)}")
+    decoded = {key: decode(hints[key], v, prefix + key) for key, v in value.items()}
+    try:
+        return cls(**decoded)
+    except InputError as error:
+        raise ValueError(f"has no usable {name or 'value'} ({error})") from error
+
+
+def plain(record: Any) -> Any:
+    """Returns a dataclass as plain values for JSON, and what is none as it is."""
+    is_record = dataclasses.is_dataclass(record) and not isinstance(record, type)
+    return dataclasses.asdict(record) if is_record else record
+
+
+def write_json(path: Path, record: Any) -> None:
+    """Writes a record as a JSON file, whole or not at all; errors as `write_file`."""
+    write_file(path, json.dumps(plain(record), indent=1) + "\n")
+
+
+def read_json(cls: type[T], path: Path) -> T:
+    """Reads the record that `write_json` wrote.
+
+    Raises:
+        InputError: there is none, or it is damaged or of another version.
+    """
+    try:
+        return decode(cls, json.loads(path.read_bytes()))
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path}: {error.strerror}; give the --run_dir of a run that "
+            "ended"
+        ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{path} is damaged ({error}); train again") from error
+    except ValueError as error:
+        raise InputError(
+            f"{path} {error}: it is damaged or was written by another version of "
+            "mnist_jax; train again or use that version"
+        ) from error
+
+
+def json_line(record: Any) -> str:
+    """Returns a record, or plain values, as one line of JSON."""
+    return json.dumps(plain(record))
+
+
+def append_jsonl(path: Path, record: Any) -> None:
+    """Appends a record, or plain values, as a line of JSON; errors as `append_line`."""
+    append_line(path, json_line(record))
+
+
+def read_jsonl(cls: type[T], path: Path) -> list[T]:
+    """Returns the records of a JSON-lines file; one that is not there has none.
+
+    A line that cannot be used is named in a warning, left out and left as it is.
 
     Raises:
         InputError: the file cannot be read.
     """
-    try:
-        lines = read_lines(path)
-    except FileNotFoundError:
-        return []
-    values = []
-    for number, line in enumerate(lines, start=1):
+    records = []
+    for number, line in enumerate(read_lines(path), start=1):
         try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            value = None
-        if not isinstance(value, dict):
-            reason = "is damaged"
-        elif missing := missing_fields(value, needed):
-            reason = f"lacks {', '.join(missing)}"
-        elif typed and (damaged := _damaged_fields(value, needed)):
-            reason = f"has no usable {', '.join(damaged)}"
-        else:
-            values.append(value)
-            continue
-        logging.warning("%s line %d %s and is left out", path, number, reason)
-    return values
+            records.append(decode_line(cls, line))
+        except ValueError as error:
+            logging.warning("%s line %d %s and is left out", path, number, error)
+    return records
 
 
-def missing_fields(record: Record, needed: Sequence[str]) -> list[str]:
-    """Returns which of the fields a record lacks; a dot leads into an object.
-
-    >>> missing_fields({"config": {"seed": 0}}, ["config.seed", "config.model"])
-    ['config.model']
-    """
-    return [name for name in needed if not _has(record, name.split("."))]
-
-
-def _has(value: Any, parts: Sequence[str]) -> bool:
-    """Tells whether an object has a field, within objects within it."""
-    for part in parts:
-        if not isinstance(value, dict) or part not in value:
-            return False
-        value = value[part]
-    return True
-
-
-def _damaged_fields(record: Record, needed: Sequence[str]) -> list[str]:
-    """Returns which of the fields, all there, are not of their type."""
-
-    def value(name: str) -> Any:
-        return functools.reduce(operator.getitem, name.split("."), record)
-
-    return [name for name in needed if not _fits(value(name), TYPES[name])]
-
-
-def place(record: Record) -> str:
-    """Returns what all runs of one table have in common, as a text to compare."""
-    machine = [record["environment"][name] for name in PLACE]
-    return json.dumps([record["checksum"], record["dataset_note"], *machine])
+def decode_line(cls: type[T], line: bytes) -> T:
+    """Returns the record of a line; raises ValueError as `decode` or if it is torn."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        raise ValueError("is damaged") from None
+    return decode(cls, value)

@@ -1,10 +1,10 @@
-"""What a person sees while a run goes on."""
+"""What is printed while a run trains."""
 
 import itertools
 import statistics
 import sys
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -12,26 +12,15 @@ from mnist_jax.config import TrainConfig
 from mnist_jax.models.networks import count_params
 from mnist_jax.records.schema import EpochRecord, RunRecord
 from mnist_jax.training.experiment import Experiment
-from mnist_jax.training.fit import Progress
+from mnist_jax.training.fit import Callbacks, Progress
+
+OnEpoch = Callable[[Sequence[EpochRecord]], None]
 
 _HEADER = "epoch   loss    acc   val loss  val acc  train s  images/s   left s"
 
 
-# A part of an epoch is about a second: in a file, one line in this many is enough.
-_PARTS_PER_LINE = 30
-
-
-class Reports(NamedTuple):
-    """What `fit` is to call while it runs."""
-
-    on_epoch: Callable[[Sequence[EpochRecord]], None]
-    on_part: Callable[[Progress], None]
-
-
-def announce_compiling(config: TrainConfig, quiet: bool = False) -> None:
-    """Prints what is being compiled, since that can take some seconds."""
-    if not quiet:
-        print(f"{config.model}: compiling ...", flush=True)
+# A chunk of an epoch is about a second: in a file, one line in this many is enough.
+_CHUNKS_PER_LINE = 30
 
 
 def _announce(experiment: Experiment) -> None:
@@ -44,8 +33,8 @@ def _announce(experiment: Experiment) -> None:
     print(
         f"{config.model}: {count_params(experiment.model):,} parameters, "
         f"{dataset.name} {sizes[0]:,} train / {validation:,} validation / "
-        f"{sizes[1]:,} test images, {experiment.mesh.size} "
-        f"{experiment.mesh.devices.flat[0].platform} devices{together}, "
+        f"{sizes[1]:,} test images, {experiment.programs.mesh.size} "
+        f"{experiment.programs.mesh.devices.flat[0].platform} devices{together}, "
         f"compiled in {experiment.compile_seconds:.1f} s{cached}\n{_HEADER}",
         flush=True,
     )
@@ -72,74 +61,98 @@ def _row(experiment: Experiment, records: Sequence[EpochRecord]) -> str:
     )
 
 
-def report_training(experiment: Experiment, quiet: bool = False) -> Reports:
-    """Announces a run and returns what prints its progress.
+class ProgressPrinter:
+    """Prints how training goes on, and ends it once the program is to stop.
 
-    That is a row after each epoch and, within it, a live line on a terminal, a plain
-    line about twice a minute elsewhere. When quiet, nothing.
+    It never ends between the last chunk of an epoch and the epoch's checkpoint.
     """
-    if quiet:
-        return Reports(lambda records: None, lambda progress: None)
-    _announce(experiment)
-    # It writes to a terminal only, into one line that it clears.
-    bar = tqdm(
-        disable=None,
-        file=sys.stderr,
-        leave=False,
-        delay=1e-3,  # any: else it shows an empty bar at once
-        bar_format="{percentage:3.0f}%|{bar:20}| {desc}",
-    )
-    parts = itertools.count(1)
 
-    def on_part(progress: Progress) -> None:
-        if progress.step == progress.steps:
-            return  # the epoch's row follows
-        text = (
-            f"loss {progress.loss:.4f}, accuracy {progress.accuracy:.4f}, "
-            f"{progress.images_per_second:,.0f} images/s, "
-            f"{progress.seconds_left:.0f} s left"
+    def __init__(
+        self,
+        quiet: bool = False,
+        check_stopped: Callable[[], None] = lambda: None,
+        write_epochs: Callable[[Sequence[Path], int], OnEpoch] | None = None,
+    ) -> None:
+        """Creates a printer.
+
+        Args:
+            quiet: print results only.
+            check_stopped: raises if the program is to end.
+            write_epochs: given the run directories and the number of training images,
+                returns what is to be called with the records of each epoch too.
+        """
+        self.quiet, self.check_stopped = quiet, check_stopped
+        self.write_epochs = write_epochs
+
+    def say(self, message: str) -> None:
+        """Prints a line."""
+        print(message, flush=True)
+
+    def compiling(self, config: TrainConfig) -> None:
+        """Prints what is being compiled, since that can take some seconds."""
+        if not self.quiet:
+            print(f"{config.model}: compiling ...", flush=True)
+
+    def training(
+        self, experiment: Experiment, folders: Mapping[int, Path]
+    ) -> Callbacks:
+        """Announces a run and returns what prints its progress.
+
+        That is a row after each epoch and, within it, a live line on a terminal, a
+        plain line about twice a minute elsewhere. When quiet, nothing.
+        """
+        if not self.quiet:
+            _announce(experiment)
+        write: OnEpoch = lambda records: None  # noqa: E731
+        if self.write_epochs is not None:
+            size = len(experiment.dataset.train.labels)
+            write = self.write_epochs(list(folders.values()), size)
+        # It writes to a terminal only, into one line that it clears.
+        bar = tqdm(
+            disable=True if self.quiet else None,
+            file=sys.stderr,
+            leave=False,
+            delay=1e-3,  # any: else it shows an empty bar at once
+            bar_format="{percentage:3.0f}%|{bar:20}| {desc}",
         )
-        if not bar.disable:
-            bar.total, bar.n = progress.steps, progress.step
-            bar.set_description_str(f"epoch {progress.epoch}, {text}")
-        elif next(parts) % _PARTS_PER_LINE == 0:
-            percent = 100 * progress.step // progress.steps
-            print(f"epoch {progress.epoch}, {percent} %: {text}", flush=True)
+        chunks = itertools.count(1)
 
-    def on_epoch(records: Sequence[EpochRecord]) -> None:
-        bar.clear()
-        print(_row(experiment, records), flush=True)
+        def on_chunk(progress: Progress) -> None:
+            if progress.step == progress.steps:
+                return  # the epoch's row follows
+            if not self.quiet:
+                _show(progress, bar, next(chunks))
+            self.check_stopped()
 
-    return Reports(on_epoch, on_part)
+        def on_epoch(records: Sequence[EpochRecord]) -> None:
+            write(records)
+            if not self.quiet:
+                bar.clear()
+                print(_row(experiment, records), flush=True)
+            self.check_stopped()
 
+        return Callbacks(on_epoch, on_chunk)
 
-def stop_after(reports: Reports, check_stopped: Callable[[], None]) -> Reports:
-    """Returns reports after which a run ends if it is to.
-
-    It never does so between the last part of an epoch and the epoch's checkpoint.
-
-    Args:
-        reports: what `report_training` returned.
-        check_stopped: raises if the run is to end.
-    """
-
-    def on_epoch(records: Sequence[EpochRecord]) -> None:
-        reports.on_epoch(records)
-        check_stopped()
-
-    def on_part(progress: Progress) -> None:
-        reports.on_part(progress)
-        if progress.step < progress.steps:
-            check_stopped()
-
-    return Reports(on_epoch, on_part)
+    def finished(self, record: RunRecord) -> None:
+        """Prints what a run ended with."""
+        print(
+            f"seed {record.config.seed}: test accuracy {record.test_accuracy:.4f}, "
+            f"loss {record.test_loss:.4f} ({record.test_images:,} images); "
+            f"{record.total_seconds:.1f} s in all",
+            flush=True,
+        )
 
 
-def result(record: RunRecord) -> None:
-    """Prints what a run ended with."""
-    print(
-        f"seed {record.config['seed']}: test accuracy {record.test_accuracy:.4f}, loss "
-        f"{record.test_loss:.4f} ({record.test_images:,} images); "
-        f"{record.total_seconds:.1f} s in all",
-        flush=True,
+def _show(progress: Progress, bar: tqdm, number: int) -> None:
+    """Shows how far an epoch is, after the chunk of this number."""
+    text = (
+        f"loss {progress.loss:.4f}, accuracy {progress.accuracy:.4f}, "
+        f"{progress.images_per_second:,.0f} images/s, "
+        f"{progress.seconds_left:.0f} s left"
     )
+    if not bar.disable:
+        bar.total, bar.n = progress.steps, progress.step
+        bar.set_description_str(f"epoch {progress.epoch}, {text}")
+    elif number % _CHUNKS_PER_LINE == 0:
+        percent = 100 * progress.step // progress.steps
+        print(f"epoch {progress.epoch}, {percent} %: {text}", flush=True)

@@ -1,6 +1,7 @@
 """Recorded runs -> one self-contained HTML page, and its pictures as files."""
 
 import base64
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,11 +10,14 @@ from typing import Any, NamedTuple
 import jinja2
 import numpy as np
 import pandas as pd
+from absl import logging
 from matplotlib.figure import Figure
 
+from mnist_jax.config import TrainConfig
 from mnist_jax.errors import InputError
-from mnist_jax.records.files import make_folder, write_file
-from mnist_jax.records.schema import PLACE, Record, place, read_jsonl
+from mnist_jax.records.environment import Environment
+from mnist_jax.records.files import make_folder, read_lines, write_file
+from mnist_jax.records.schema import DetailsRecord, RunRecord, decode, read_json
 from mnist_jax.reporting.plots import (
     THEMES,
     budget_figure,
@@ -26,27 +30,21 @@ from mnist_jax.reporting.plots import (
 )
 from mnist_jax.reporting.predictions import mistake_image
 from mnist_jax.reporting.tables import (
-    NEEDED,
     budget_frame,
     comparison_frame,
-    group_by_place,
     group_by_row,
+    group_by_table,
     history_frame,
     provenance_items,
-    row_key,
-    row_name,
+    row_names,
     title,
 )
+from mnist_jax.training.run_dir import DETAILS
+from mnist_jax.training.sweep import find_runs, read_runs
 
-RESULTS, DETAILS = "compare.jsonl", "details.jsonl"
+RESULTS = "compare.jsonl"
 PAGE, PICTURES = "report.html", "pictures"
 
-_RUN_FIELDS = (*NEEDED, "epochs", "validation_images", "test_images")
-_DETAIL_FIELDS = (
-    *("config.model", "config.seed", "dataset_note", "checksum", "kernels", "devices"),
-    *(f"environment.{name}" for name in PLACE),
-    *("confusion", "worst", "filters"),
-)
 _DRAWN = 6  # networks of a table that have pictures of their own: 3 MB are the limit
 
 
@@ -69,7 +67,7 @@ class Network(NamedTuple):
 
 
 class Section(NamedTuple):
-    """What the page shows of the runs of one place."""
+    """What the page shows of the runs of one data set and machine."""
 
     title: str
     note: str  # empty, or that the data stand in for MNIST
@@ -96,27 +94,25 @@ def _runs(count: int) -> str:
     return "1 run" if count == 1 else f"{count} runs with different seeds"
 
 
-def _identity(record: Record) -> tuple[Any, ...]:
-    """Returns what a run's record and its details have in common."""
-    return place(record), row_key(record), record["config"]["seed"]
-
-
 def _budget_picture(
-    number: int, rows: Sequence[Sequence[Record]], comparison: pd.DataFrame
+    number: int, rows: Sequence[Sequence[RunRecord]], comparison: pd.DataFrame
 ) -> Picture:
-    """Returns accuracy against training time for all networks of a place."""
-    runs = {row_name(row[0]): [budget_frame(run) for run in row] for row in rows}
-    validated = all(run["validation_images"] for row in rows for run in row)
+    """Returns accuracy against training time for all networks of a section."""
+    runs = {
+        name: [budget_frame(run) for run in row]
+        for name, row in zip(row_names(rows), rows, strict=True)
+    }
+    validated = all(run.validation_images for row in rows for run in row)
     if not validated:  # then only what all have is drawn
         runs = {
             name: [
-                frame.iloc[-1:].assign(accuracy=run["test_accuracy"])
+                frame.iloc[-1:].assign(accuracy=run.test_accuracy)
                 for frame, run in zip(runs[name], row, strict=True)
             ]
             for name, row in zip(runs, rows, strict=True)
         }
     which = "validation" if validated else "test"
-    images = rows[0][0][f"{which}_images"]
+    images = getattr(rows[0][0], f"{which}_images")
     when = "after each epoch" if validated else "at the end"
     compiling = ", ".join(
         f"{name} {seconds}"
@@ -134,7 +130,7 @@ def _budget_picture(
     )
 
 
-def _curve_pictures(name: str, row: Sequence[Record]) -> list[Picture]:
+def _curve_pictures(name: str, row: Sequence[RunRecord]) -> list[Picture]:
     """Returns loss and accuracy by epoch of the runs of one row."""
     history = pd.concat([history_frame(run) for run in row])
     band = "; the band reaches from the lowest to the highest" if len(row) > 1 else ""
@@ -153,28 +149,31 @@ def _curve_pictures(name: str, row: Sequence[Record]) -> list[Picture]:
     ]
 
 
-def detail_pictures(name: str, details: Sequence[Mapping[str, Any]]) -> list[Picture]:
+def detail_pictures(
+    name: str, seed: int, details: Sequence[DetailsRecord]
+) -> list[Picture]:
     """Returns confusion matrix, worst mistakes and filters of runs of one network.
 
     Args:
         name: of the network.
-        details: as `DetailsRecord` has them, one for each seed. Counts are summed over
-            the seeds; images and filters are of the first.
+        seed: of the first run.
+        details: of each run. Counts are summed over the runs; images and filters are
+            of the first.
 
     Raises:
         InputError: a matrix or an image is damaged.
     """
     first = details[0]
     try:
-        counts = np.sum([detail["confusion"] for detail in details], axis=0)
-        images = np.array([mistake_image(wrong["pixels"]) for wrong in first["worst"]])
-        filters = None if first["filters"] is None else np.array(first["filters"])
+        counts = np.sum([detail.confusion for detail in details], axis=0)
+        images = np.array([mistake_image(wrong.pixels) for wrong in first.worst])
+        filters = None if first.filters is None else np.array(first.filters)
         if counts.shape != (10, 10) or (filters is not None and filters.ndim != 3):
             raise ValueError("another shape than 10 by 10, or filters that are none")
     except ValueError as error:
         raise InputError(
-            f"the details of {name} are damaged ({error}); remove them from {DETAILS} "
-            "and run again"
+            f"the details of {name} are damaged ({error}); remove the {DETAILS} of its "
+            "run directories, and benchmarks.compare writes them again"
         ) from error
     wrong = int(counts.sum() - np.trace(counts))
     pictures = [
@@ -189,17 +188,17 @@ def detail_pictures(name: str, details: Sequence[Mapping[str, Any]]) -> list[Pic
     ]
     if len(images):
         captions = [
-            f"{w['truth']} taken for {w['predicted']}\n{w['probability']:.1%} sure"
-            for w in first["worst"]
+            f"{w.truth} taken for {w.predicted}\n{w.probability:.1%} sure"
+            for w in first.worst
         ]
-        places = ", ".join(str(w["place"]) for w in first["worst"])
+        indices = ", ".join(str(w.index) for w in first.worst)
         pictures.append(
             Picture(
                 "worst",
-                f"{name}, seed {_seed(first)}",
+                f"{name}, seed {seed}",
                 f"Test images that {name} gets wrong most confidently",
                 "Most confidently wrong test images: the true digit, the predicted one "
-                f"and its probability; seed {_seed(first)}, test images {places}.",
+                f"and its probability; seed {seed}, test images {indices}.",
                 lambda title: digits_figure(images, captions, 4, title),
             )
         )
@@ -208,44 +207,43 @@ def detail_pictures(name: str, details: Sequence[Mapping[str, Any]]) -> list[Pic
         pictures.append(
             Picture(
                 "filters",
-                f"{name}, seed {_seed(first)}",
+                f"{name}, seed {seed}",
                 f"First filters of {name}",
                 f"The {count} filters of the first convolution, {size}x{size}, on one "
-                f"scale; seed {_seed(first)}.",
+                f"scale; seed {seed}.",
                 lambda title: filters_figure(filters, title),
             )
         )
     return pictures
 
 
-def _seed(details: Mapping[str, Any]) -> int:
-    return details["config"]["seed"]
-
-
 def _section(
-    number: int, records: Sequence[Record], known: Mapping[tuple[Any, ...], Record]
+    number: int,
+    records: Sequence[RunRecord],
+    known: Mapping[tuple[Any, ...], DetailsRecord],
 ) -> Section:
-    """Returns what the page shows of the records of one place."""
+    """Returns what the page shows of the records of one data set and machine."""
     rows = group_by_row(records)
     frame = comparison_frame(records)
     networks, hints = [], []
-    for row_number, row in enumerate(rows[:_DRAWN], start=1):
-        name = row_name(row[0])
+    named = zip(row_names(rows), rows, strict=True)
+    for row_number, (name, row) in enumerate(list(named)[:_DRAWN], start=1):
         pictures = _curve_pictures(name, row)
-        details = [known[_identity(run)] for run in row if _identity(run) in known]
-        if details:
-            pictures += detail_pictures(name, details)
+        runs = [run for run in row if run.run_key() in known]
+        if runs:
+            details = [known[run.run_key()] for run in runs]
+            pictures += detail_pictures(name, runs[0].config.seed, details)
         else:
             hints.append(
                 f"{name}: no confusion matrix and no images, since its runs were "
                 f"recorded without them ({DETAILS}); benchmarks.compare with another "
                 "--out records them."
             )
-        prefix = f"{number}-{row_number}-{row[0]['config']['model']}"
+        prefix = f"{number}-{row_number}-{row[0].config.model}"
         result = (
             f"{frame['test accuracy'].iloc[row_number - 1]} of "
-            f"{row[0]['test_images']:,} test images right, "
-            f"{row[0]['parameters']:,} parameters"
+            f"{row[0].test_images:,} test images right, "
+            f"{row[0].parameters:,} parameters"
         )
         pictures = [p._replace(name=f"{prefix}-{p.name}") for p in pictures]
         networks.append(Network(name, result, pictures))
@@ -256,7 +254,7 @@ def _section(
         )
     return Section(
         title(records[0]),
-        records[0]["dataset_note"],
+        records[0].dataset_note,
         list(frame.columns),
         [[(str(c), _sort_value(str(c))) for c in row] for row in frame.to_numpy()],
         _budget_picture(number, rows, frame),
@@ -264,6 +262,30 @@ def _section(
         hints,
         provenance_items(records),
     )
+
+
+def read_details(out: Path) -> dict[tuple[Any, ...], DetailsRecord]:
+    """Returns the details of the runs below a folder, by `RunRecord.run_key`."""
+    details = {}
+    # What version 1 of the records wrote: to be dropped with the release after next.
+    for number, line in enumerate(read_lines(out / "details.jsonl"), start=1):
+        try:
+            value = json.loads(line)
+            config = decode(TrainConfig, value["config"])
+            machine = decode(Environment, value["environment"])
+            data = value["checksum"], value["dataset_note"]
+            names = ("confusion", "worst", "filters")
+            for mistake in value["worst"]:
+                mistake["index"] = mistake.pop("place")
+            key = (None, config, machine.xla_flags, *data, *machine.compared())
+            details[key] = decode(DetailsRecord, {name: value[name] for name in names})
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            message = "%s line %d is damaged and is left out (%s)"
+            logging.warning(message, out / "details.jsonl", number, error)
+    for folder, record in find_runs(out).items():
+        if (folder / DETAILS).exists():
+            details[record.run_key()] = read_json(DetailsRecord, folder / DETAILS)
+    return details
 
 
 def read_sections(out: Path) -> list[Section]:
@@ -274,17 +296,16 @@ def read_sections(out: Path) -> list[Section]:
     Raises:
         InputError: no run is left, or the details of one contradict themselves.
     """
-    records = read_jsonl(out / RESULTS, _RUN_FIELDS, typed=True)
-    if not records or not all(record["epochs"] for record in records):
+    records = read_runs(out, RESULTS)
+    if not records or not all(record.epochs for record in records):
         raise InputError(
             f"--out={out} holds no usable run in {RESULTS}; run `python -m "
             f"benchmarks.compare --out={out}` first, or give the folder that it filled"
         )
-    details = read_jsonl(out / DETAILS, _DETAIL_FIELDS, typed=True)
-    known = {_identity(record): record for record in details}
+    details = read_details(out)
     return [
-        _section(number, group, known)
-        for number, group in enumerate(group_by_place(records), start=1)
+        _section(number, group, details)
+        for number, group in enumerate(group_by_table(records), start=1)
     ]
 
 

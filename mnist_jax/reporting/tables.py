@@ -1,57 +1,26 @@
 """Records -> comparison tables."""
 
+import dataclasses
 import statistics
 from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from mnist_jax.config import MODELS, config_to_dict, default_config
-from mnist_jax.records.schema import PLACE, Record, place
-
-# What a record must have to be in a table.
-NEEDED = (
-    *("config.model", "config.seed", "dataset", "dataset_note", "checksum"),
-    *("parameters", "kernels", "devices", "test_accuracy", "test_loss"),
-    *("compile_seconds", "first_epoch_seconds", "steady_epoch_seconds"),
-    *("train_images_per_second", "step_milliseconds"),
-    *("evaluate_images_per_second", "total_seconds"),
-    *(f"environment.{name}" for name in (*PLACE, "numpy", "xla_flags")),
-    *("environment.commit", "environment.dirty"),
-    *("environment.date", "environment.load"),
-)
-
-COLUMNS = (
-    "model",
-    "parameters",
-    "devices",
-    "test accuracy",
-    "test loss",
-    "compile s",
-    "first epoch s",
-    "steady s/epoch",
-    "train images/s",
-    "step ms",
-    "evaluate images/s",
-    "total s",
-)
+from mnist_jax.config import TrainConfig, as_text
+from mnist_jax.records.environment import Environment
+from mnist_jax.records.schema import RunRecord
 
 
-def _settings(record: Record) -> str:
-    """Names what a run was told beyond its model's defaults, apart from the seed."""
-    config = record["config"]
-    if config["model"] not in MODELS:
-        return ""
-    default = config_to_dict(default_config(config["model"]))
+def _settings(config: TrainConfig) -> str:
+    """Returns what a run was given beyond its model's defaults, apart from the seed."""
+    default = TrainConfig(model=config.model)
     changes = {
-        name: value
-        for name, value in config.items()
-        if name not in ("model", "seed", "dataset") and value != default.get(name)
+        field.name: value
+        for field in dataclasses.fields(config)
+        if field.name not in ("model", "seed", "dataset")
+        and (value := getattr(config, field.name)) != getattr(default, field.name)
     }
-    shown = [
-        f"{name}={','.join(map(str, value)) if isinstance(value, list) else value}"
-        for name, value in changes.items()
-    ]
-    return " ".join(shown)
+    return " ".join(f"{name}={as_text(value)}" for name, value in changes.items())
 
 
 def median_and_range(values: Sequence[float], digits: int = 0) -> str:
@@ -80,77 +49,88 @@ def mean_and_spread(values: Sequence[float]) -> str:
     return f"{series.mean():.4f}{spread} (n={len(series)})"
 
 
-def row_key(record: Record) -> tuple[str, str, str, int]:
+def row_key(record: RunRecord) -> tuple[str, str, str, int]:
     """Returns what runs of one row have in common: all but the seed."""
-    model = record["config"]["model"]
-    return model, _settings(record), record["kernels"], record["devices"]
+    config = record.config
+    return config.model, _settings(config), record.kernels, record.devices
 
 
-def row_name(record: Record) -> str:
-    """Names a row: its model, with the settings that are not the model's defaults."""
-    return " ".join(filter(None, row_key(record)[:2]))
+def row_names(rows: Sequence[Sequence[RunRecord]]) -> list[str]:
+    """Names rows: the model, with the settings that are not the model's defaults.
+
+    Rows that are alike in these also have their devices and layers named.
+    """
+    keys = [row_key(row[0]) for row in rows]
+    names = [" ".join(filter(None, key[:2])) for key in keys]
+    return [
+        f"{name} ({kernels} layers, {devices} devices)"
+        if names.count(name) > 1
+        else name
+        for name, (_, _, kernels, devices) in zip(names, keys, strict=True)
+    ]
 
 
-def group_by_row(records: Iterable[Record]) -> list[list[Record]]:
-    """Parts records of one place by model and settings, best mean accuracy first.
+def group_by_row(records: Iterable[RunRecord]) -> list[list[RunRecord]]:
+    """Groups records of one table by model and settings, best mean accuracy first.
 
     Of two runs with the same settings and seed the later one counts.
     """
-    groups: dict[tuple[str, str, str, int], dict[int, Record]] = {}
+    groups: dict[tuple[str, str, str, int], dict[int, RunRecord]] = {}
     for record in records:
-        seeds = groups.setdefault(row_key(record), {})
-        seeds[record["config"]["seed"]] = record
+        groups.setdefault(row_key(record), {})[record.config.seed] = record
     rows = [list(seeds.values()) for seeds in groups.values()]
     return sorted(
-        rows, key=lambda runs: -statistics.fmean(run["test_accuracy"] for run in runs)
+        rows, key=lambda runs: -statistics.fmean(run.test_accuracy for run in runs)
     )
 
 
-def _compile_seconds(records: Sequence[Record]) -> str:
-    """Writes the median seconds of compiling, of cached programs only if need be."""
-    cold = [r["compile_seconds"] for r in records if not r.get("compile_cached")]
+def _compile_seconds(records: Sequence[RunRecord]) -> str:
+    """Formats the median seconds of compiling, of cached programs only if need be."""
+    cold = [r.compile_seconds for r in records if not r.compile_cached]
     if cold:
         return f"{statistics.median(cold):.2f}"
-    cached = [r["compile_seconds"] for r in records]
+    cached = [r.compile_seconds for r in records]
     return f"{statistics.median(cached):.2f} (cached)"
 
 
-def comparison_frame(records: Iterable[Record]) -> pd.DataFrame:
+def comparison_frame(records: Iterable[RunRecord]) -> pd.DataFrame:
     """Returns one row per model and settings, best mean test accuracy first.
 
     Args:
-        records: run records of one place (see `format_markdown`); of two runs with the
+        records: run records of one table (see `format_markdown`); of two runs with the
             same settings and seed the later one counts.
 
     Returns:
-        The columns `COLUMNS`, after `model` also `settings` if any run had some, after
-        `devices` also `seeds together` if any were; accuracies are means over seeds,
-        seconds are medians over seeds, of seeds trained together each one's share.
+        The columns below; `settings` only if any run had some, `seeds together` only if
+        any were. Accuracies are means over seeds, seconds are medians over seeds, of
+        seeds trained together each one's share.
     """
     rows = []
-    for group in group_by_row(records):
-        model, settings, _, devices = row_key(group[0])
-        runs = pd.DataFrame(group)
-        together = {record.get("seeds_together", 1) for record in group}
-        steady = runs["steady_epoch_seconds"].astype(float).median()
+    for runs in group_by_row(records):
+        model, settings, _, devices = row_key(runs[0])
+        together = sorted({run.seeds_together for run in runs})
+        steady = [s for run in runs if (s := run.steady_epoch_seconds) is not None]
+
+        def median(name: str, digits: int, runs: list[RunRecord] = runs) -> str:
+            values = [getattr(run, name) for run in runs]
+            return f"{statistics.median(values):,.{digits}f}"
+
         rows.append(
             {
                 "model": model,
                 "settings": settings,
-                "parameters": f"{runs['parameters'].iloc[0]:,}",
+                "parameters": f"{runs[0].parameters:,}",
                 "devices": devices,
-                "seeds together": ", ".join(map(str, sorted(together))),
-                "test accuracy": mean_and_spread(runs["test_accuracy"]),
-                "test loss": f"{runs['test_loss'].mean():.4f}",
-                "compile s": _compile_seconds(group),
-                "first epoch s": f"{runs['first_epoch_seconds'].median():.2f}",
-                "steady s/epoch": "-" if pd.isna(steady) else f"{steady:.2f}",
-                "train images/s": f"{runs['train_images_per_second'].median():,.0f}",
-                "step ms": f"{runs['step_milliseconds'].median():.2f}",
-                "evaluate images/s": (
-                    f"{runs['evaluate_images_per_second'].median():,.0f}"
-                ),
-                "total s": f"{runs['total_seconds'].median():.1f}",
+                "seeds together": ", ".join(map(str, together)),
+                "test accuracy": mean_and_spread([run.test_accuracy for run in runs]),
+                "test loss": f"{statistics.fmean(run.test_loss for run in runs):.4f}",
+                "compile s": _compile_seconds(runs),
+                "first epoch s": median("first_epoch_seconds", 2),
+                "steady s/epoch": f"{statistics.median(steady):.2f}" if steady else "-",
+                "train images/s": median("train_images_per_second", 0),
+                "step ms": median("step_milliseconds", 2),
+                "evaluate images/s": median("evaluate_images_per_second", 0),
+                "total s": median("total_seconds", 1),
             }
         )
     frame = pd.DataFrame(rows)
@@ -158,12 +138,12 @@ def comparison_frame(records: Iterable[Record]) -> pd.DataFrame:
     return frame.drop(columns=[name for name in same if all(frame[name] == same[name])])
 
 
-def history_frame(record: Record) -> pd.DataFrame:
+def history_frame(record: RunRecord) -> pd.DataFrame:
     """Returns one row per epoch of a run: losses, accuracies, seconds."""
-    return pd.DataFrame(record["epochs"])
+    return pd.DataFrame(record.epochs)
 
 
-def budget_frame(record: Record) -> pd.DataFrame:
+def budget_frame(record: RunRecord) -> pd.DataFrame:
     """Returns a run's `seconds` of training and its `accuracy` after each epoch.
 
     Seconds leave compiling and evaluation out. The accuracy is that of the validation
@@ -172,7 +152,7 @@ def budget_frame(record: Record) -> pd.DataFrame:
     history = history_frame(record)
     seconds = history["train_seconds"].cumsum()
     if history["val_accuracy"].isna().any():
-        values = {"seconds": seconds.iloc[-1:], "accuracy": record["test_accuracy"]}
+        values = {"seconds": seconds.iloc[-1:], "accuracy": record.test_accuracy}
         return pd.DataFrame(values)
     return pd.DataFrame({"seconds": seconds, "accuracy": history["val_accuracy"]})
 
@@ -186,44 +166,47 @@ def markdown_table(frame: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def group_by_place(records: Iterable[Record]) -> list[list[Record]]:
-    """Parts records by data set, machine and versions, in order of appearance."""
-    groups: dict[str, list[Record]] = {}
+def group_by_table(records: Iterable[RunRecord]) -> list[list[RunRecord]]:
+    """Groups records by data set, machine and versions, in order of appearance."""
+    groups: dict[tuple[str | int, ...], list[RunRecord]] = {}
     for record in records:
-        groups.setdefault(place(record), []).append(record)
+        groups.setdefault(record.table_key(), []).append(record)
     return list(groups.values())
 
 
-def title(record: Record) -> str:
+def title(record: RunRecord) -> str:
     """Names the data set and the machine; a stand-in for MNIST loudly."""
-    machine = record["environment"]
-    data = record["dataset"].upper()
-    if record["dataset_note"]:
+    machine = record.environment
+    data = record.dataset.upper()
+    if record.dataset_note:
         data = f"{data}, NOT MNIST"
-    return f"{data} on {machine['device']} ({machine['cores']} cores)"
+    return f"{data} on {machine.device} ({machine.cores} cores)"
 
 
-def provenance_items(records: Sequence[Record]) -> list[str]:
+def format_versions(environment: Environment) -> str:
+    """Returns the versions of Python and of the packages that compute."""
+    names = ("python", "jax", "jaxlib", "flax", "optax", "numpy")
+    return ", ".join(f"{name} {getattr(environment, name)}" for name in names)
+
+
+def format_commit(environment: Environment) -> str:
+    """Returns the commit and whether the checkout was changed."""
+    changed = " with uncommitted changes" if environment.dirty else ""
+    return f"{(environment.commit or 'not a checkout')[:14]}{changed}"
+
+
+def provenance_items(records: Sequence[RunRecord]) -> list[str]:
     """Returns what the numbers of a table rest on, a sentence for each thing."""
-    first, machine = records[0], records[0]["environment"]
-    environments = [record["environment"] for record in records]
-    commits = dict.fromkeys(
-        f"{(e['commit'] or 'not a checkout')[:14]}"
-        f"{' with uncommitted changes' if e['dirty'] else ''}"
-        for e in environments
-    )
-    flags = dict.fromkeys(e["xla_flags"] or "none" for e in environments)
-    dates = sorted(e["date"] for e in environments)
-    loads = [e["load"] for e in environments]
-    versions = ", ".join(
-        f"{name} {machine[name]}"
-        for name in ("python", "jax", "jaxlib", "flax", "optax", "numpy")
-    )
+    first, machine = records[0], records[0].environment
+    environments = [record.environment for record in records]
+    commits = dict.fromkeys(map(format_commit, environments))
+    flags = dict.fromkeys(e.xla_flags or "none" for e in environments)
+    dates = sorted(e.date for e in environments)
+    loads = [e.load for e in environments]
     return [
-        f"data: {first['dataset']}, sha256 {first['checksum']}",
-        f"device: {machine['device']} ({machine['platform']}), "
-        f"{machine['cores']} cores",
-        f"versions: {versions}; XLA_FLAGS: {', '.join(flags)}",
+        f"data: {first.dataset}, sha256 {first.checksum}",
+        f"device: {machine.device} ({machine.platform}), {machine.cores} cores",
+        f"versions: {format_versions(machine)}; XLA_FLAGS: {', '.join(flags)}",
         f"commit: {', '.join(commits)}",
         f"date: {dates[0]} to {dates[-1]}; load average at start "
         f"{min(loads)} to {max(loads)}",
@@ -232,17 +215,17 @@ def provenance_items(records: Sequence[Record]) -> list[str]:
     ]
 
 
-def provenance(records: Sequence[Record]) -> str:
+def provenance(records: Sequence[RunRecord]) -> str:
     """Writes what the numbers of a table rest on, below it."""
-    note = records[0]["dataset_note"]
+    note = records[0].dataset_note
     items = [f"**{note}**"] if note else []
     return "\n".join(f"- {item}" for item in [*items, *provenance_items(records)])
 
 
-def format_markdown(records: Iterable[Record]) -> str:
-    """Writes a title, table and provenance for each place that records come from."""
+def format_markdown(records: Iterable[RunRecord]) -> str:
+    """Formats a title, table and provenance for each data set and machine."""
     return "\n\n".join(
         f"**{title(group[0])}**\n\n{markdown_table(comparison_frame(group))}\n\n"
         f"{provenance(group)}"
-        for group in group_by_place(records)
+        for group in group_by_table(records)
     )

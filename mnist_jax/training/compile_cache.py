@@ -1,12 +1,8 @@
 """The compilation cache on disk, and a clock that knows whether it was used."""
 
-import contextlib
-import glob
 import hashlib
 import platform
-import re
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +13,6 @@ from mnist_jax.data.array_cache import cache_dir
 
 _HIT = "/jax/compilation_cache/cache_hits"
 _REQUEST = "/jax/compilation_cache/compile_requests_use_cache"
-_UNREADABLE = re.compile(
-    r"Error reading persistent compilation cache entry for '(.+?)'"
-)
 
 
 def compile_cache_dir() -> Path:
@@ -40,36 +33,9 @@ def compile_cache_dir() -> Path:
 
 def use_compile_cache() -> None:
     """Lets JAX keep all compiled programs on disk and take them from there."""
-    folder = compile_cache_dir()
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_dir", str(compile_cache_dir()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    _remove_unreadable_entries(folder)
-
-
-def _remove_unreadable_entries(folder: Path) -> None:
-    """Removes an entry as soon as JAX warns of it, so that JAX writes it anew.
-
-    JAX writes entries in place and never over another: half an entry, as a kill or a
-    full disk leaves it, would cost a warning and the compiling at every start.
-    """
-    show = warnings.showwarning
-
-    def remove_and_show(message: Warning | str, *place: Any, **more: Any) -> None:
-        if found := _UNREADABLE.match(str(message)):
-            # With it go sound entries of this function for other shapes: JAX names
-            # the function only.
-            with contextlib.suppress(OSError):
-                for path in folder.glob(f"{glob.escape(found[1])}-*-cache"):
-                    path.unlink(missing_ok=True)
-        show(message, *place, **more)
-
-    warnings.showwarning = remove_and_show
-
-
-def uses_compile_cache() -> bool:
-    """Tells whether `use_compile_cache` was called."""
-    return jax.config.values["jax_compilation_cache_dir"] == str(compile_cache_dir())
 
 
 class CompileClock:

@@ -1,47 +1,124 @@
-"""A run directory: what a run leaves behind, and how to get it back."""
+"""A run directory: the one home of a run, written, resumed and loaded.
+
+It holds `config.json`, `metrics.jsonl` (a line per epoch), `params.msgpack` and
+`record.json` once the run has ended, and `checkpoints/` where they were asked for. A
+run is finished if there is a record, unfinished if there are checkpoints and no record.
+"""
 
 import dataclasses
-import json
-from collections.abc import Callable, Mapping, Sequence
+import functools
+import os
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from flax import linen as nn
 
-from mnist_jax.config import TrainConfig, config_from_dict, config_to_dict
+from mnist_jax.config import TrainConfig, as_text
+from mnist_jax.data.datasets import load_dataset
+from mnist_jax.data.pixels import Preprocess, make_preprocess
+from mnist_jax.data.splits import split_dataset
 from mnist_jax.errors import InputError
 from mnist_jax.models.networks import create_model, init_params
+from mnist_jax.records.environment import code_digest
 from mnist_jax.records.files import make_folder, write_file
 from mnist_jax.records.schema import (
     EpochRecord,
     RunRecord,
     append_jsonl,
-    missing_fields,
-    to_dict,
+    json_line,
+    read_json,
     write_json,
 )
 from mnist_jax.training.checkpoints import (
-    load_snapshot,
+    KEEP,
+    Checkpoint,
+    Origin,
+    begin_checkpoints,
+    has_checkpoints,
+    load_params,
     remove_checkpoints,
-    save_snapshot,
+    save_checkpoint,
+    save_params,
 )
+from mnist_jax.training.epochs import make_predict
 from mnist_jax.training.experiment import Experiment
-from mnist_jax.training.fit import Progress, Snapshot, fit
-from mnist_jax.training.params_file import load_params, save_params
+from mnist_jax.training.fit import SILENT, Callbacks, fit
 
-CONFIG, METRICS, RECORD, PARAMS = FILES = (
+CONFIG, METRICS, RECORD, PARAMS, DETAILS = FILES = (
     "config.json",
     "metrics.jsonl",
     "record.json",
     "params.msgpack",
+    "details.json",  # what pictures show, derived from the parameters
 )
-_EVENTS = "events.out.tfevents.*"  # of `tensorboard`, which would draw both runs as one
-# What the readers of a finished run's record ask for.
-_NEEDED = (
-    *("config.model", "config.seed", "dataset", "epochs", "total_seconds"),
-    "params_sha256",
-)
+_EVENTS = "events.out.tfevents.*"  # of TensorBoard, which would draw both runs as one
+_PREDICT_CHUNK = 1_000  # images at a time: of each, a CNN's layers keep about 100 kB
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRun:
+    """A finished run: its config, its record and its trained parameters."""
+
+    config: TrainConfig
+    record: RunRecord
+    params: Any
+    preprocess: Preprocess
+
+    @functools.cached_property
+    def model(self) -> nn.Module:
+        """The run's network."""
+        return create_model(self.config)
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """Returns the probabilities `[N,10] float32` of images `[N,28,28] uint8`."""
+        predict = make_predict(self.model, self.preprocess)
+        chunks = range(0, len(images), _PREDICT_CHUNK)
+        probabilities = [
+            np.asarray(predict(self.params, images[start : start + _PREDICT_CHUNK]))
+            for start in chunks
+        ]
+        return np.concatenate(probabilities)
+
+
+def load_run(
+    folder: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None = None
+) -> TrainedRun:
+    """Loads a finished run from its directory.
+
+    Args:
+        folder: the run directory.
+        data_dir: as for `load_dataset`; only used for a run with standardized pixels
+            whose record is of version 1, which lacks their mean and deviation.
+
+    Raises:
+        InputError: a file is missing, damaged or of another version.
+    """
+    folder = Path(folder)
+    config = read_json(TrainConfig, folder / CONFIG)
+    record = read_json(RunRecord, folder / RECORD)
+    preprocess = Preprocess(config.pixels)
+    if record.pixel_mean is not None and record.pixel_std is not None:
+        preprocess = Preprocess(config.pixels, record.pixel_mean, record.pixel_std)
+    elif config.pixels == "standardized":
+        dataset = load_dataset(record.dataset, data_dir)
+        preprocess = make_preprocess(config, split_dataset(dataset, config).train)
+    params = load_run_params(folder, create_model(config))
+    return TrainedRun(config, record, jax.device_put(params), preprocess)
+
+
+def load_run_params(folder: Path, model: nn.Module) -> Any:
+    """Returns the trained parameters of a finished run, for a network.
+
+    Raises:
+        InputError: there are none, they are not those of the run's record, or do not
+            fit the network: the leaf is named.
+    """
+    record = read_json(RunRecord, folder / RECORD)
+    like = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    return load_params(folder / PARAMS, like, record.params_sha256)
 
 
 def check_run_dir(folder: Path, overwrite: bool) -> None:
@@ -59,158 +136,116 @@ def check_run_dir(folder: Path, overwrite: bool) -> None:
     make_folder(folder)
 
 
+def is_finished(folder: Path, config: TrainConfig) -> bool:
+    """Returns whether a directory holds the finished run of a config.
+
+    More epochs than before may be asked for: the run is then to be resumed.
+
+    Raises:
+        InputError: it holds a run of another config, whose fields are named, or one
+            that ended and left no checkpoint to prolong it from.
+    """
+    if not (folder / CONFIG).exists():
+        return False
+    before = read_json(TrainConfig, folder / CONFIG)
+    different = [
+        f"--{field.name} was {as_text(old)}, is {as_text(new)}"
+        for field in dataclasses.fields(config)
+        if (new := getattr(config, field.name)) != (old := getattr(before, field.name))
+        and not (field.name == "epochs" and new > old)
+    ]
+    if different:
+        raise InputError(
+            f"--resume: the run in {folder} has another config: "
+            f"{'; '.join(different)}; give its flags, or another --run_dir"
+        )
+    if not (folder / RECORD).exists():
+        return False
+    # A run that was prolonged and then stopped still has its earlier record.
+    ended = read_json(RunRecord, folder / RECORD).config
+    if ended != config and not has_checkpoints(folder):
+        raise InputError(
+            f"--resume: the run in {folder} ended after {ended.epochs} epochs and left "
+            "no checkpoint to prolong it from; give another --run_dir, or --overwrite "
+            "to replace that run"
+        )
+    return ended == config
+
+
 def fit_into(
     experiment: Experiment,
     folders: Mapping[int, Path],
-    on_epoch: Callable[[Sequence[EpochRecord]], None],
+    callbacks: Callbacks = SILENT,
     start_params: Sequence[Any] | None = None,
     *,
-    on_part: Callable[[Progress], None] | None = None,
     checkpoint_every: int = 0,
-    checkpoint_folders: Mapping[int, Path] | None = None,
-    keep: int = 3,
-    resume: Snapshot | None = None,
+    keep: int = KEEP,
+    resume: Checkpoint | None = None,
+    recorded: Collection[int] = (),
+    system: str | None = None,
 ) -> list[RunRecord]:
-    """Trains seeds together and writes what each leaves behind into its own folder.
+    """Trains seeds together and writes each run into its own directory.
 
-    That is its config, a line per epoch, its record and parameters. An earlier run in a
-    folder is removed first: ask `check_run_dir` before.
+    An earlier run there is removed first: ask `check_run_dir` before.
 
     Args:
         experiment: what `prepare` returned.
-        folders: where the run of each seed goes.
-        on_epoch: as for `fit`.
+        folders: the run directory of each seed.
+        callbacks: as for `fit`.
         start_params: as for `fit`.
-        on_part: as for `fit`.
         checkpoint_every: epochs from one checkpoint to the next; 0 writes none.
-        checkpoint_folders: where those of each seed go, instead of `folders`.
         keep: how many checkpoints stay.
-        resume: a snapshot of these runs, to go on from.
+        resume: a checkpoint of these runs.
+        recorded: seeds that are finished and only trained along, since they were
+            trained together before: all that is written of them is checkpoints.
+        system: the published system that the runs are of, if any.
+
+    Returns:
+        The records of all seeds but those recorded before.
     """
-    for place, (seed, folder) in enumerate(folders.items()):
+    own = {seed: folder for seed, folder in folders.items() if seed not in recorded}
+    for index, (seed, folder) in enumerate(folders.items()):
+        if seed not in own:
+            continue
         make_folder(folder)
         if resume is None:
             for path in (*(folder / name for name in FILES), *folder.glob(_EVENTS)):
                 path.unlink(missing_ok=True)
             remove_checkpoints(folder)
         else:
-            # Epochs after the snapshot are run again.
-            lines = map(json.dumps, map(to_dict, resume.histories[place]))
+            # Epochs after the checkpoint are run again.
+            lines = map(json_line, resume.histories[index])
             write_file(folder / METRICS, "".join(f"{line}\n" for line in lines))
         config = dataclasses.replace(experiment.config, seed=seed)
-        write_json(folder / CONFIG, config_to_dict(config))
+        write_json(folder / CONFIG, config)
+    if checkpoint_every:
+        begin_checkpoints(folders)
+    origin = Origin(experiment.dataset.checksum, code_digest())
 
-    def save(snapshot: Snapshot) -> None:
-        last = snapshot.epoch == experiment.config.epochs
-        if checkpoint_every and (last or snapshot.epoch % checkpoint_every == 0):
-            checksum = experiment.dataset.checksum
-            save_snapshot(snapshot, checkpoint_folders or folders, keep, checksum)
+    def save(checkpoint: Checkpoint) -> None:
+        last = checkpoint.epoch == experiment.config.epochs
+        if checkpoint_every and (last or checkpoint.epoch % checkpoint_every == 0):
+            save_checkpoint(checkpoint, folders, keep, origin)
 
-    def write_and_tell(epochs: Sequence[EpochRecord]) -> None:
-        for folder, epoch in zip(folders.values(), epochs, strict=True):
-            append_jsonl(folder / METRICS, to_dict(epoch))
-        on_epoch(epochs)
+    def write_and_report(epochs: Sequence[EpochRecord]) -> None:
+        for (seed, folder), epoch in zip(folders.items(), epochs, strict=True):
+            if seed in own:
+                append_jsonl(folder / METRICS, epoch)
+        callbacks.on_epoch(epochs)
 
     runs = fit(
         experiment,
         list(folders),
-        write_and_tell,
+        callbacks._replace(on_epoch=write_and_report),
         start_params,
-        on_part=on_part,
-        on_snapshot=save,
+        on_checkpoint=save,
         resume=resume,
     )
-    for folder, (record, params) in zip(folders.values(), runs, strict=True):
-        save_params(folder / PARAMS, params)
-        write_json(folder / RECORD, to_dict(record))
-    return [record for record, _ in runs]
-
-
-def resume_snapshot(
-    folders: Mapping[int, Path], config: TrainConfig, checksum: str = ""
-) -> tuple[bool, Snapshot | None]:
-    """Returns whether the runs of a config are finished, else from where to go on.
-
-    More epochs than before may be asked for.
-
-    Raises:
-        InputError: a folder holds a run of another config; its fields are named. Or its
-            checkpoints are all unsound, or of data with another checksum.
-    """
-    finished = True
-    for seed, folder in folders.items():
-        if not (folder / CONFIG).exists():
-            finished = False
-            continue
-        before = config_to_dict(config_from_dict(_read_json(folder / CONFIG)))
-        now = config_to_dict(dataclasses.replace(config, seed=seed))
-        fewer = now["epochs"] < before["epochs"]
-        # A run that was prolonged and then stopped still has its earlier record.
-        finished = finished and (folder / RECORD).exists()
-        finished = finished and read_record(folder)["config"] == now
-        different = [
-            f"--{name} was {before[name]}, is {now[name]}"
-            for name in now
-            if now[name] != before[name] and (name != "epochs" or fewer)
-        ]
-        if different:
-            raise InputError(
-                f"--resume: the run in {folder} has another config: "
-                f"{'; '.join(different)}; give its flags, or another --run_dir"
-            )
-    if finished:
-        return True, None
-    return False, load_snapshot(folders, config, checksum)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except OSError as error:
-        raise InputError(
-            f"cannot read {path}: {error.strerror}; give the --run_dir of a run that "
-            "ended"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is damaged ({error}); train again") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path} is damaged (no JSON object); train again")
-    return value
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """Returns the record of a finished run as plain values.
-
-    Raises:
-        InputError: there is none, or it is damaged or of another version.
-    """
-    record = _read_json(folder / RECORD)
-    if missing := missing_fields(record, _NEEDED):
-        raise InputError(
-            f"{folder / RECORD} lacks {', '.join(missing)}: it was written by another "
-            "version of mnist_jax; train again or use that version"
-        )
-    return record
-
-
-def read_model(folder: Path) -> tuple[TrainConfig, nn.Module, Any]:
-    """Returns config, network and trained parameters of a finished run.
-
-    Raises:
-        InputError: a file is missing, damaged or of another version.
-    """
-    config = config_from_dict(_read_json(folder / CONFIG))
-    model = create_model(config)
-    return config, model, read_params(folder, model)
-
-
-def read_params(folder: Path, model: nn.Module) -> Any:
-    """Returns the trained parameters of a finished run, for a network.
-
-    Raises:
-        InputError: there are none, they are not those of the run's record, or do not
-            fit the network: the leaf is named.
-    """
-    sha256 = read_record(folder)["params_sha256"]
-    like = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    return load_params(folder / PARAMS, like, sha256)
+    records = []
+    for (seed, folder), (record, params) in zip(folders.items(), runs, strict=True):
+        if seed in own:
+            record = dataclasses.replace(record, system=system)
+            save_params(folder / PARAMS, params)
+            write_json(folder / RECORD, record)
+            records.append(record)
+    return records

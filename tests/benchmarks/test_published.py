@@ -1,28 +1,27 @@
 """The published systems: presets, the runner, verdicts and claims."""
 
-import contextlib
-import json
-from pathlib import Path
-from types import SimpleNamespace
+import dataclasses
+import shutil
 
 import numpy as np
 import pytest
+from helpers.programs import run
+from helpers.records import make_epochs, make_record
 from scipy import stats
-from test_programs import run
 
-from benchmarks.published import table as published
 from benchmarks.published.claims import check_claims
 from benchmarks.published.systems import CONTROLS, PRESETS, SYSTEMS, read_preset
-from benchmarks.published.table import by_system, systems_frame
+from benchmarks.published.table import RESULTS, by_system, systems_frame, train_system
 from benchmarks.statistics import (
     Interval,
     difference,
     paired_difference,
     prediction_interval,
 )
-from mnist_jax.config import config_to_dict, default_config
 from mnist_jax.models.networks import count_params, create_model
-from mnist_jax.records.schema import read_jsonl
+from mnist_jax.records.schema import RunRecord, read_jsonl
+from mnist_jax.reporting.progress import ProgressPrinter
+from mnist_jax.training.sweep import Study, export_runs, read_runs
 
 COUNTS = {
     "av_dnn": 118_282,
@@ -86,23 +85,31 @@ def test_intervals_are_students():
     assert Interval(1, 0, 2).mean == 1
 
 
+def with_seconds(record, *seconds):
+    """Returns a record whose epochs took these seconds of training."""
+    epochs = [
+        dataclasses.replace(epoch, train_seconds=time)
+        for epoch, time in zip(make_epochs(len(seconds)), seconds, strict=True)
+    ]
+    return dataclasses.replace(record, epochs=epochs)
+
+
 def make_runs(accuracies, seconds=1.0):
-    """Returns records of one system, one per accuracy."""
-    config = config_to_dict(default_config("mlp"))
-    return {
-        seed: {
-            "config": config,
-            "parameters": 1000,
-            "test_accuracy": accuracy,
-            "test_loss": 0.1,
-            "steady_epoch_seconds": seconds + 0.01 * seed,
-            "epochs": [
-                {"val_accuracy": accuracy, "train_seconds": time}
-                for time in (9.0, seconds + 0.01 * seed)
-            ],
-        }
-        for seed, accuracy in enumerate(accuracies)
-    }
+    """Returns records of one system by seed, one per accuracy."""
+    runs = {}
+    for seed, accuracy in enumerate(accuracies):
+        steady = seconds + 0.01 * seed
+        record = with_seconds(make_record(accuracy=accuracy), 9.0, steady)
+        runs[seed] = dataclasses.replace(
+            record, parameters=1000, steady_epoch_seconds=steady
+        )
+    return runs
+
+
+def change(runs, name, **changes):
+    """Changes fields of all records of a system."""
+    for seed, record in runs[name].items():
+        runs[name][seed] = dataclasses.replace(record, **changes)
 
 
 def test_verdicts_follow_the_prediction_interval():
@@ -137,8 +144,7 @@ def test_claims_hold_fail_or_stay_undecided():
     got = verdicts(runs)
     assert got["accuracy: LSTM > CNN > DNN after 5 epochs"] == "undecided at n = 3"
     assert got["DNN trains fastest, LSTM slowest"] == "does not hold"
-    for record in runs["av_cnn"].values():
-        record["parameters"] = 5000
+    change(runs, "av_cnn", parameters=5000)
     got = verdicts(runs)
     assert got['"CNN requires fewer parameters"'] == "does not hold"
     assert got['"DNN requires the most parameters"'] == "does not hold"
@@ -148,36 +154,35 @@ def test_runs_of_one_epoch_have_no_steady_seconds():
     runs = {name: make_runs([0.9, 0.91]) for name in ("fj_fc", "fj_cnn_stride")}
     faster = "the fully connected net trains faster (as published)"
     assert faster in verdicts(runs)
-    for record in runs["fj_fc"].values():
-        record["steady_epoch_seconds"] = None
-        del record["epochs"][1:]
+    one = runs["fj_fc"][0].epochs[:1]
+    change(runs, "fj_fc", steady_epoch_seconds=None, epochs=one)
     assert systems_frame(runs)["s/epoch ours"].tolist() == ["-", "1.00"]
     assert faster not in verdicts(runs)
 
 
 def test_seconds_of_seeds_together_count_once():
     runs = {name: make_runs([0.9] * 5) for name in ("fj_fc", "fj_cnn_stride")}
-    for name, steady in (("fj_fc", [1.0, 1.2]), ("fj_cnn_stride", [1.3, 1.5])):
-        for record in runs[name].values():
-            record["epochs"] = [{"train_seconds": time} for time in (9.0, *steady)]
+
+    def take(name, *seconds):
+        change(runs, name, epochs=with_seconds(make_record(), *seconds).epochs)
+
+    take("fj_fc", 9.0, 1.0, 1.2)
+    take("fj_cnn_stride", 9.0, 1.3, 1.5)
     faster = "the fully connected net trains faster (as published)"
     assert verdicts(runs)[faster] == "undecided at n = 2"
-    for record in runs["fj_cnn_stride"].values():
-        record["epochs"][1]["train_seconds"] += 9
-        record["epochs"][2]["train_seconds"] += 9
+    take("fj_cnn_stride", 9.0, 10.3, 10.5)
     assert verdicts(runs)[faster] == "holds"
 
 
 def test_every_claim_is_tested_once_all_systems_have_run():
     runs = {name: make_runs([0.9, 0.91]) for name in [*SYSTEMS, *CONTROLS]}
     for name in ("fj_cnn_stride", "fj_cnn_pool"):
-        for record in runs[name].values():
-            record["config"] = config_to_dict(read_preset(name)[0])
+        change(runs, name, config=read_preset(name)[0])
     assert "not tested" not in {claim.verdict for claim in check_claims(runs)}
     assert {claim.verdict for claim in check_claims({})} == {"not tested"}
 
 
-def test_runner_chains_warm_starts_continues_and_writes_tables(tmp_path):
+def test_runner_chains_warm_starts_resumes_and_writes_tables(tmp_path):
     command = (
         "benchmarks.published",
         "--dataset=digits",
@@ -188,9 +193,8 @@ def test_runner_chains_warm_starts_continues_and_writes_tables(tmp_path):
     # What it starts from comes first.
     assert first.stdout.index("ml10_mlp_raw\nmlp:") < first.stdout.index("mlp\nmlp:")
     assert "2 seeds together" in first.stdout
-    lines = (tmp_path / "published.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    assert [r["warm_start"] for r in records] == [False, False, True, True]
+    records = read_jsonl(RunRecord, tmp_path / "published.jsonl")
+    assert [r.warm_start for r in records] == [False, False, True, True]
     assert set(by_system(records)) == {"ml10_mlp_raw", "ml10_mlp"}
     again = run(*command, "--systems=ml10_mlp,cv_cnn", "--seeds=2")
     assert "ml10_mlp, seed 1: already recorded\n" in again.stdout
@@ -202,35 +206,26 @@ def test_runner_chains_warm_starts_continues_and_writes_tables(tmp_path):
     assert "ML10" in (tmp_path / "claims.csv").read_text()
 
 
-def test_a_system_killed_among_its_records_writes_the_rest(
-    digits, tmp_path, monkeypatch
+def test_a_run_that_another_starts_from_is_repeated_without_its_directory(
+    digits, tmp_path
 ):
-    class Flags(SimpleNamespace):
-        def __getitem__(self, name: str) -> SimpleNamespace:
-            return SimpleNamespace(value=getattr(self, name))
+    study = Study(tmp_path, RESULTS, digits, range(2))
 
-    flags = Flags(seeds=2, quiet=True, epochs=2, train_size=None, dataset="digits")
-    monkeypatch.setattr(published, "FLAGS", flags)
-    append, results = published.append_jsonl, tmp_path / "published.jsonl"
+    def train(name: str) -> None:
+        overrides = ["--epochs=2", "--dataset=digits"]
+        train_system(name, study, overrides, ProgressPrinter(quiet=True))
+        export_runs(tmp_path, RESULTS)
 
-    def kill(path: Path, value: dict) -> None:
-        append(path, value)
-        raise KeyboardInterrupt
-
-    def train() -> list[int]:
-        """Returns the seeds on record."""
-        with contextlib.suppress(KeyboardInterrupt):
-            published._train("ml10_mlp_raw", tmp_path, digits, lambda: None)
-        return [record["config"]["seed"] for record in read_jsonl(results)]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(published, "append_jsonl", kill)
-        assert train() == [0]
-    assert train() == [0, 1]  # none twice
-    assert train() == [0, 1]
-    # Without the parameters, from which another system may start, it is run again.
-    (tmp_path / "runs" / "ml10_mlp_raw-1" / "params.msgpack").unlink()
-    assert train() == [0, 1, 1]
+    train("ml10_mlp_raw")
+    assert [run.config.seed for run in read_runs(tmp_path, RESULTS)] == [0, 1]
+    [folder] = tmp_path.glob("runs/ml10_mlp_raw-*/seed1")
+    shutil.rmtree(folder)
+    train("ml10_mlp_raw")
+    assert (folder / "params.msgpack").exists()
+    seeds = [run.config.seed for run in read_runs(tmp_path, RESULTS)]
+    assert sorted(seeds) == [0, 1]
+    train("ml10_mlp")
+    assert [run.warm_start for run in read_runs(tmp_path, RESULTS)][2:] == [True, True]
 
 
 def test_preset_that_needs_a_run_says_which_commands_to_run():

@@ -1,4 +1,4 @@
-"""The download through TFDS, with local servers in the place of the data hosts."""
+"""The download through TFDS, with local servers in place of the data hosts."""
 
 import contextlib
 import http.server
@@ -125,8 +125,8 @@ def test_tfds_delivers_the_files_under_their_names(tmp_path, monkeypatch):
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", certificate)
     folder = tmp_path / "mnist"
     folder.mkdir()
-    places = (Path(DATA_DIR) / "mnist", Path(DATA_DIR))
-    files = next(place for place in places if (place / download.FILES[0]).is_file())
+    folders = (Path(DATA_DIR) / "mnist", Path(DATA_DIR))
+    files = next(path for path in folders if (path / download.FILES[0]).is_file())
     handler = type("Files", (Proxy,), {"files": files, "context": context})
     with serve(handler) as address:
         use_proxy(monkeypatch, address)

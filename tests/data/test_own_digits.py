@@ -13,18 +13,20 @@ import pytest
 from PIL import Image, ImageDraw
 
 from benchmarks.redrawn import redrawn_digits
-from mnist_jax.config import default_config
-from mnist_jax.data.datasets import Dataset, Split
+from mnist_jax.config import TrainConfig
 from mnist_jax.data.own_digits import (
     MAX_BYTES,
     digit_from_bytes,
     normalize_digit,
     read_digit,
 )
+from mnist_jax.data.types import Dataset, Split
 from mnist_jax.errors import InputError
-from mnist_jax.reporting.predictions import predict_probabilities
-from mnist_jax.training.experiment import make_scale, prepare
+from mnist_jax.training.epochs import make_predict
+from mnist_jax.training.experiment import prepare
 from mnist_jax.training.fit import fit
+
+pytestmark = pytest.mark.slow
 
 
 def seven(scale: float = 1.0, pen: float = 24) -> Image.Image:
@@ -107,7 +109,7 @@ def test_one_digit_comes_out_alike_from_all_kinds_of_pictures(kind):
     assert np.abs(digit - expected).sum() < 0.2 * expected.sum()
 
 
-def test_a_digit_has_the_size_and_place_of_those_in_mnist():
+def test_a_digit_has_the_size_and_position_of_those_in_mnist():
     digit = normalize_digit(np.asarray(seven()))
     assert digit.shape == (28, 28) and digit.dtype == np.uint8 and digit.max() > 240
     assert np.ptp(np.flatnonzero(digit.any(axis=1))) == 19
@@ -145,21 +147,21 @@ def test_digits_of_mnist_stay_what_they_are(mnist: Dataset):
 def test_a_cnn_reads_redrawn_digits_as_well_as_plain_ones(mnist: Dataset):
     images, labels = (part[:500] for part in mnist.test)
     few = dataclasses.replace(mnist, test=Split(images, labels))
-    config = default_config(
-        "cnn",
+    config = TrainConfig(
+        model="cnn",
         conv=("8:pool2", "16:pool2"),
-        hidden=(32,),
+        hidden=(),
         train_size=12_000,
         validation="none",
+        batch_size=64,
         epochs=2,
         cpu_devices=1,
     )
     experiment = prepare(config, few)
     [(_, params)] = fit(experiment, [0])
     both = np.concatenate([images, redrawn_digits(images, seed=0)])
-    probabilities = predict_probabilities(
-        experiment.model, jax.device_get(params), make_scale(config, few), both
-    )
+    predict = make_predict(experiment.model, experiment.preprocess)
+    probabilities = np.asarray(predict(jax.device_get(params), both))
     hits = probabilities.argmax(axis=1).reshape(2, -1) == labels
     plain, redrawn = hits.mean(axis=1)
     assert plain > 0.9 and redrawn >= plain - 0.015

@@ -19,8 +19,8 @@ from helpers.browser import Browser
 from PIL import Image, ImageDraw
 
 from experiments.demo import load_predictor
-from mnist_jax.config import default_config
-from mnist_jax.data.datasets import Dataset
+from mnist_jax.config import TrainConfig
+from mnist_jax.data.types import Dataset
 from mnist_jax.demo.server import MAX_BODY, Predictor, make_server
 from mnist_jax.errors import InputError
 from mnist_jax.training.experiment import prepare
@@ -33,8 +33,8 @@ ROOT = Path(__file__).parents[2]
 def run_dir(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of a small MLP."""
     folder = tmp_path_factory.mktemp("mlp0")
-    config = default_config("mlp", hidden=(16,), dataset="digits", epochs=2)
-    fit_into(prepare(config, digits), {0: folder}, lambda epochs: None)
+    config = TrainConfig(model="mlp", hidden=(16,), dataset="digits", epochs=2)
+    fit_into(prepare(config, digits), {0: folder})
     return folder
 
 
@@ -57,7 +57,9 @@ def says_3(name: str, note: str) -> Predictor:
 @pytest.fixture(scope="module")
 def port(run_dir: Path) -> Iterator[int]:
     """Where a server of two networks listens: a real one, and one that knows only 3."""
-    with serve(load_predictor(run_dir, "mlp0"), says_3("three", "says 3")) as port:
+    with serve(
+        load_predictor(run_dir, "mlp0", None), says_3("three", "says 3")
+    ) as port:
         yield port
 
 

@@ -4,19 +4,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.quick_compile import quick_jit, users_jit
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
 from mnist_jax.errors import InputError
-from mnist_jax.models import conv_cpu as fast_conv
+from mnist_jax.models import conv_cpu
 from mnist_jax.models.conv_cpu import conv_pool
 from mnist_jax.models.layers import conv_pool as plain_conv_pool
+
+pytestmark = pytest.mark.slow
 
 FIRST = dict(strides=1, padding="VALID", activation="relu", pool=2)
 LAST = dict(strides=1, padding="VALID", activation="relu", pool=1)
 
 
-def value_and_grads(fn, stage, arrays):
+def value_and_grads(fn, stage, arrays, jit=users_jit):
     """Outputs and the gradients of inputs, kernel and bias for a random cotangent."""
 
     def run(*arrays):
@@ -24,19 +27,20 @@ def value_and_grads(fn, stage, arrays):
         rng = np.random.default_rng(1)
         return y, *pull(jnp.asarray(rng.normal(size=y.shape), y.dtype))
 
-    return jax.jit(run)(*arrays)
+    return jit(run)(*arrays)
 
 
-def assert_same(stage, arrays, atol=1e-5):
-    """Compares with the definition, relative to each array's largest entry."""
-    want = value_and_grads(plain_conv_pool, stage, arrays)
-    got = value_and_grads(conv_pool, stage, arrays)
+def assert_same(stage, arrays, atol=1e-5, jit=users_jit):
+    """Compares with the definition, relative to each array's largest; returns ours."""
+    want = value_and_grads(plain_conv_pool, stage, arrays, quick_jit)
+    got = value_and_grads(conv_pool, stage, arrays, jit)
     for name, a, b in zip(("y", "x", "kernel", "bias"), got, want, strict=True):
         assert a.shape == b.shape, name
         scale = np.max(np.abs(b))
         np.testing.assert_allclose(
             a / scale, b / scale, rtol=0, atol=atol, err_msg=name
         )
+    return got
 
 
 def random_arrays(height, width, size, channels, features, batch=3):
@@ -98,7 +102,7 @@ def test_equals_the_definition(case):
     stage = dict(strides=strides, padding=padding, activation=activation, pool=pool)
     # Winograd's transforms of 32 channels round off by up to 1.01e-5 (jax 0.12).
     atol = 2e-5 if channels == 32 else 1e-5
-    assert_same(stage, random_arrays(15, 18, size, channels, 8), atol)
+    assert_same(stage, random_arrays(15, 18, size, channels, 8), atol, quick_jit)
 
 
 @pytest.mark.parametrize(
@@ -108,15 +112,14 @@ def test_32_bits_stay_32_where_jax_has_64(size, channels, padding):
     arrays = random_arrays(15, 18, size, channels, 8)
     stage = {**FIRST, "padding": padding}
     with jax.enable_x64(True):
-        assert_same(stage, arrays, 2e-5)
-        for array in value_and_grads(conv_pool, stage, arrays):
+        for array in assert_same(stage, arrays, 2e-5):
             assert array.dtype == jnp.float32
 
 
 def test_cases_cover_all_forms():
-    stages = [fast_conv._Stage(c[1], c[5], c[4] or 1) for c in CASES]
+    stages = [conv_cpu._Stage(c[1], c[5], c[4] or 1) for c in CASES]
     shapes = [(c[0], c[0], c[3], 8) for c in CASES]
-    forms = set(map(fast_conv._choose_form, shapes, stages))
+    forms = set(map(conv_cpu._choose_form, shapes, stages))
     assert len(forms) == 3
 
 
@@ -129,20 +132,29 @@ def test_ties_on_blank_areas_go_to_the_first_maximum(background, channels, size)
     assert_same(stage, (x, kernel, bias))
 
 
+@pytest.fixture(scope="module")
+def network_gradients():
+    """The gradients of a network's parameters: by the definition, and by ours."""
+
+    def make(stage_fn):
+        def loss(params, x):
+            for (kernel, bias), stage in zip(params, (FIRST, FIRST, LAST), strict=True):
+                x = stage_fn(x, kernel, bias, **stage)
+            return jnp.sum(x * jnp.cos(jnp.arange(x.size).reshape(x.shape)))
+
+        return jax.grad(loss)
+
+    return quick_jit(make(plain_conv_pool)), users_jit(make(conv_pool))
+
+
 @pytest.mark.parametrize("mean", [0.0, 0.1307])
-def test_whole_network_has_the_same_gradients_on_real_digits(digits, mean):
+def test_whole_network_has_the_same_gradients_on_real_digits(
+    digits, mean, network_gradients
+):
     images = jnp.asarray(digits.train.images[:16, :, :, None], jnp.float32)
     images = (images / 255 - mean) / 0.3081
     params, _ = epoch_arguments()
-
-    def loss(params, stage_fn):
-        x = images
-        for (kernel, bias), stage in zip(params, (FIRST, FIRST, LAST), strict=True):
-            x = stage_fn(x, kernel, bias, **stage)
-        return jnp.sum(x * jnp.cos(jnp.arange(x.size).reshape(x.shape)))
-
-    want = jax.jit(jax.grad(lambda p: loss(p, plain_conv_pool)))(params)
-    got = jax.jit(jax.grad(lambda p: loss(p, conv_pool)))(params)
+    want, got = (gradients(params, images) for gradients in network_gradients)
     for a, b in zip(*map(jax.tree.leaves, (got, want)), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * np.max(np.abs(b)))
 
@@ -157,14 +169,15 @@ def test_equal_maxima_of_real_images_go_to_the_first_one(digits):
     ranked = jnp.sort(phases, 0)
     ties = ranked[-1] == ranked[-2]
     assert jnp.sum(ties) > 500
-    stage = fast_conv._Stage(1, "linear", 2)
-    pooled, _ = fast_conv._winograd_forward(x, kernel_2, jnp.zeros(8), stage)
+    stage = conv_cpu._Stage(1, "linear", 2)
+    pooled, _ = conv_cpu._winograd_forward(x, kernel_2, jnp.zeros(8), stage)
     np.testing.assert_array_equal(jnp.imag(pooled), jnp.argmax(phases, 0))
 
 
 def test_all_negative_windows_have_no_gradient_under_relu():
     x, kernel, bias = random_arrays(12, 12, 3, 1, 4)
-    _, *grads = value_and_grads(conv_pool, FIRST, (x, kernel, bias - 1e3))
+    arrays = x, kernel, bias - 1e3
+    _, *grads = value_and_grads(conv_pool, FIRST, arrays, quick_jit)
     assert all(not np.any(grad) for grad in grads)
 
 
@@ -176,9 +189,10 @@ def test_vmap_over_parameters_equals_a_loop():
         return jnp.sum(conv_pool(x, kernel, bias, **FIRST) ** 2)
 
     grad = jax.value_and_grad(loss, (0, 1))
-    together = jax.jit(jax.vmap(grad))(kernels, biases)
+    together = users_jit(jax.vmap(grad))(kernels, biases)
+    one = quick_jit(grad)
     for seed in range(2):
-        alone = jax.jit(grad)(kernels[seed], biases[seed])
+        alone = one(kernels[seed], biases[seed])
         for a, b in zip(*map(jax.tree.leaves, (together, alone)), strict=True):
             np.testing.assert_allclose(a[seed], b, rtol=1e-4, atol=1e-3)
 
@@ -214,7 +228,9 @@ def epoch_arguments():
     return params, jnp.stack([blank_images(v) for v in (0.0, 0.1, 0.2)])
 
 
-def test_training_in_a_sharded_scan_equals_the_definition():
+@pytest.fixture(scope="module")
+def sharded_epoch():
+    """The compiled epoch of a mesh with one device."""
     mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
     replicated = PartitionSpec()
     epoch = jax.shard_map(
@@ -224,15 +240,19 @@ def test_training_in_a_sharded_scan_equals_the_definition():
         out_specs=replicated,
         check_vma=False,
     )
+    return users_jit(epoch).lower(*epoch_arguments()).compile()
+
+
+def test_training_in_a_sharded_scan_equals_the_definition(sharded_epoch):
     args = epoch_arguments()
-    want = jax.jit(make_epoch(plain_conv_pool))(*args)
-    got = jax.jit(epoch)(*args)
+    want = quick_jit(make_epoch(plain_conv_pool))(*args)
+    got = sharded_epoch(*args)
     for a, b in zip(*map(jax.tree.leaves, (got, want)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_compiled_epoch_holds_dots_only():
-    text = jax.jit(make_epoch(conv_pool)).lower(*epoch_arguments()).compile().as_text()
+def test_compiled_epoch_holds_dots_only(sharded_epoch):
+    text = sharded_epoch.as_text()
     assert " while(" in text
     assert "convolution(" not in text
     assert "select-and-scatter" not in text
@@ -245,7 +265,7 @@ def test_no_gradient_of_the_images_is_computed_unasked():
 
     def compiled(argnums):
         grad = jax.grad(lambda *a: jnp.sum(conv_pool(*a, **FIRST)), argnums)
-        return jax.jit(grad).lower(*arrays).compile().as_text()
+        return users_jit(grad).lower(*arrays).compile().as_text()
 
     gradient_of_tiles = f"f32[{4 * 4 * 13 * 13},{3 * 3}]"
     assert gradient_of_tiles in compiled((0, 1, 2))

@@ -10,11 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers.quick_compile import quick_jit, users_jit
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
 from mnist_jax.models.lstm_cpu import ACTIVATIONS, lstm
 
+pytestmark = pytest.mark.slow
+
+SMALL = (3, 5, 4, 8)  # batch, rows, inputs, units
 STATICS = [
     {"activation": activation, "return_sequences": return_sequences}
     for activation in ("tanh", "relu")
@@ -65,7 +69,7 @@ def make_inputs(batch, steps, inputs, units, *, seed=0, scale=1.0):
 
 
 def value_and_gradients(layer, **static):
-    """Returns a jitted function: inputs -> outputs and the four gradients."""
+    """Returns a function: inputs -> outputs and the four gradients."""
 
     def weighted_sum(*inputs):
         outputs = layer(*inputs, **static)
@@ -74,12 +78,23 @@ def value_and_gradients(layer, **static):
 
     gradients = jax.grad(weighted_sum, argnums=(0, 1, 2, 3), has_aux=True)
 
-    @jax.jit
     def run(*inputs):
         grads, outputs = gradients(*inputs)
         return [outputs, *grads]
 
     return run
+
+
+@functools.cache
+def fast(**static):
+    """Returns `value_and_gradients` of our layer, compiled as users compile it."""
+    return users_jit(value_and_gradients(lstm, **static))
+
+
+@functools.cache
+def plain(**static):
+    """Returns `value_and_gradients` of the textbook's layer."""
+    return quick_jit(value_and_gradients(plain_scan, **static))
 
 
 def assert_close(actual, expected, tolerance=1e-5):
@@ -91,36 +106,60 @@ def assert_close(actual, expected, tolerance=1e-5):
         assert np.abs(a - b).max() <= tolerance * (np.abs(b).max() + 1e-6)
 
 
-# D < U and D > U, one row, one image; then the rows of an image.
+# D < U and D > U, one row, one image.
 @each_static
-@pytest.mark.parametrize(
-    "shape", [(3, 5, 4, 8), (2, 1, 3, 4), (1, 6, 7, 5), (8, 28, 28, 16)]
-)
+@pytest.mark.parametrize("shape", [SMALL, (2, 1, 3, 4), (1, 6, 7, 5)])
 def test_equals_plain_scan_and_loop(shape, static):
     inputs = make_inputs(*shape)
-    actual = value_and_gradients(lstm, **static)(*inputs)
-    assert_close(actual, value_and_gradients(plain_scan, **static)(*inputs))
+    run = fast(**static)
+    if shape != SMALL:
+        run = quick_jit(value_and_gradients(lstm, **static))
+    actual = run(*inputs)
+    assert_close(actual, plain(**static)(*inputs))
     if shape[1] < 6:
-        assert_close(actual, value_and_gradients(plain_loop, **static)(*inputs))
+        loop = quick_jit(value_and_gradients(plain_loop, **static))
+        assert_close(actual, loop(*inputs))
+
+
+@functools.cache
+def compiled_for_images(**static):
+    """Returns inputs of the 28 rows of images, and our program for them."""
+    inputs = make_inputs(16, 28, 28, 32)
+    return inputs, fast(**static).lower(*inputs).compile()
+
+
+@each_static
+def test_equals_plain_scan_on_images(static):
+    inputs, compiled = compiled_for_images(**static)
+    assert_close(compiled(*inputs), plain(**static)(*inputs))
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="about XLA on CPU")
+@each_static
+def test_loops_copy_no_array_of_all_rows(static):
+    # Such copies, two in each turn of a loop, are what is slow about writing in place
+    # where XLA cannot see that nothing else still reads.
+    program = compiled_for_images(**static)[1].as_text()
+    assert "f32[28,16,128]" in program
+    assert not re.search(r"= f32\[28,16,128\]\S* copy\(", program)
 
 
 @each_static
 def test_without_gradient_equals_with(static):
-    inputs = make_inputs(3, 5, 4, 8)
-    outputs = jax.jit(functools.partial(lstm, **static))(*inputs)
-    with_gradient = value_and_gradients(lstm, **static)(*inputs)[0]
-    assert_close(outputs, with_gradient, tolerance=1e-6)
+    inputs = make_inputs(*SMALL)
+    outputs = users_jit(functools.partial(lstm, **static))(*inputs)
+    assert_close(outputs, fast(**static)(*inputs)[0], tolerance=1e-6)
 
 
 @each_static
 def test_vmap_over_stacked_params(static):
-    x, *params = make_inputs(3, 5, 4, 8)
-    others = make_inputs(3, 5, 4, 8, seed=1)[1:]
+    x, *params = make_inputs(*SMALL)
+    others = make_inputs(*SMALL, seed=1)[1:]
     stacked = [jnp.stack(pair) for pair in zip(params, others, strict=True)]
     run = value_and_gradients(lstm, **static)
-    together = jax.jit(jax.vmap(run, in_axes=(None, 0, 0, 0)))(x, *stacked)
+    together = quick_jit(jax.vmap(run, in_axes=(None, 0, 0, 0)))(x, *stacked)
     for k, alone in enumerate([params, others]):
-        assert_close([a[k] for a in together], run(x, *alone))
+        assert_close([a[k] for a in together], fast(**static)(x, *alone))
 
 
 def two_layers(layer, activation, x, params):
@@ -161,18 +200,20 @@ def make_task(batch):
     return params, batches
 
 
+@functools.cache
+def plain_losses(activation):
+    """Returns the losses of training the plain layers on the task."""
+    return quick_jit(make_train(plain_scan, activation))(*make_task(batch=8))
+
+
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 def test_training_in_a_scan_equals_plain(activation):
-    task = make_task(batch=8)
-    losses = jax.jit(make_train(lstm, activation))(*task)
-    expected = jax.jit(make_train(plain_scan, activation))(*task)
+    losses = users_jit(make_train(lstm, activation))(*make_task(batch=8))
     assert losses[-1] < losses[0]
-    np.testing.assert_allclose(losses, expected, rtol=1e-4)
+    np.testing.assert_allclose(losses, plain_losses(activation), rtol=1e-4)
 
 
 def test_training_on_two_devices_equals_one():
-    task = make_task(batch=8)
-    expected = jax.jit(make_train(lstm, "tanh"))(*task)
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
     sharded = jax.shard_map(
         make_train(lstm, "tanh", axis="data"),
@@ -181,19 +222,20 @@ def test_training_on_two_devices_equals_one():
         out_specs=PartitionSpec(),
         check_vma=False,
     )
-    np.testing.assert_allclose(jax.jit(sharded)(*task), expected, rtol=1e-4)
+    losses = users_jit(sharded)(*make_task(batch=8))
+    np.testing.assert_allclose(losses, plain_losses("tanh"), rtol=1e-4)
 
 
 @pytest.mark.parametrize("return_sequences", [True, False])
 def test_relu_that_blows_up_gives_no_nan_where_plain_gives_numbers(return_sequences):
     static = {"activation": "relu", "return_sequences": return_sequences}
-    run = value_and_gradients(lstm, **static)
-    plain = value_and_gradients(plain_scan, **static)
     mixed = 0
     for seed in range(40):
         scale = 10 ** np.random.default_rng(seed).uniform(0, 6)
         inputs = make_inputs(4, 12, 5, 8, seed=seed, scale=scale)
-        actual, expected = jax.device_get((run(*inputs), plain(*inputs)))
+        actual, expected = jax.device_get(
+            (fast(**static)(*inputs), plain(**static)(*inputs))
+        )
         for a, b in zip(actual, expected, strict=True):
             assert not np.isnan(a[np.isfinite(b)]).any()
             mixed += 0 < np.isfinite(b).sum() < b.size
@@ -202,20 +244,8 @@ def test_relu_that_blows_up_gives_no_nan_where_plain_gives_numbers(return_sequen
 
 @each_static
 def test_large_sums_saturate_like_plain(static):
-    inputs = make_inputs(4, 3, 5, 8, scale=30.0)
-    actual = value_and_gradients(lstm, **static)(*inputs)
-    assert_close(actual, value_and_gradients(plain_scan, **static)(*inputs), 1e-4)
-
-
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="about XLA on CPU")
-@each_static
-def test_loops_copy_no_array_of_all_rows(static):
-    # Such copies, two in each turn of a loop, are what is slow about writing in place
-    # where XLA cannot see that nothing else still reads.
-    inputs = make_inputs(16, 28, 28, 32)
-    program = value_and_gradients(lstm, **static).lower(*inputs).compile().as_text()
-    assert "f32[28,16,128]" in program
-    assert not re.search(r"= f32\[28,16,128\]\S* copy\(", program)
+    inputs = make_inputs(*SMALL, scale=30.0)
+    assert_close(fast(**static)(*inputs), plain(**static)(*inputs), 1e-4)
 
 
 def test_refuses_another_activation():

@@ -3,12 +3,16 @@
 import json
 import re
 
-from test_programs import DIGITS, run
+import pytest
+from helpers.programs import DIGITS, run
 
-from mnist_jax.config import default_config
-from mnist_jax.data.datasets import Dataset
+from mnist_jax.config import TrainConfig
+from mnist_jax.data.types import Dataset
+from mnist_jax.profiling import hardware
 from mnist_jax.profiling.profile import format_profile, profile, read_scopes
 from mnist_jax.training.experiment import prepare
+
+pytestmark = pytest.mark.slow
 
 HLO = """
 %fused.1 (p: f32[4]) -> f32[4] {
@@ -28,8 +32,9 @@ def test_scopes_are_those_of_the_program_without_what_jax_adds():
     assert scopes == {"dot.7": "A/dot", "fusion.3": "A/dot", "pair.2": "B/add"}
 
 
-def test_a_profile_names_layers_and_adds_up(digits: Dataset, tmp_path):
-    config = default_config("mlp", dataset="digits", hidden=(64,), batch_size=64)
+def test_a_profile_names_layers_and_adds_up(digits: Dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(hardware, "SIZES", (256,))
+    config = TrainConfig(model="mlp", dataset="digits", hidden=(64,), batch_size=64)
     found = profile(prepare(config, digits), tmp_path)
     assert list(tmp_path.rglob("*.xplane.pb"))
     assert abs(found.scopes["share"].sum() - 1) < 1e-6
@@ -43,7 +48,7 @@ def test_a_profile_names_layers_and_adds_up(digits: Dataset, tmp_path):
 
 def test_train_and_throughput_profile(tmp_path):
     process = run("experiments.train", *DIGITS, "--profile", f"--run_dir={tmp_path}/a")
-    assert "dearest operations, by scope" in process.stdout
+    assert "most expensive operations, by scope" in process.stdout
     assert json.loads((tmp_path / "a" / "record.json").read_text())
     process = run(
         "benchmarks.throughput",

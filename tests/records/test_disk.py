@@ -1,6 +1,7 @@
 """Full disks, folders that vanish: one sentence, and what was there stays there."""
 
 import contextlib
+import json
 import resource
 import shutil
 import subprocess
@@ -10,17 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.runs import on_epoch
 from matplotlib.figure import Figure
 
-from mnist_jax.config import default_config
+from mnist_jax.config import TrainConfig
 from mnist_jax.data import array_cache as cache
-from mnist_jax.data.datasets import Dataset
+from mnist_jax.data.types import Dataset
 from mnist_jax.errors import InputError
-from mnist_jax.records.files import write_file
-from mnist_jax.records.schema import append_jsonl, read_jsonl, write_json
+from mnist_jax.records.files import read_lines, write_file
+from mnist_jax.records.schema import EpochRecord, append_jsonl, read_jsonl, write_json
 from mnist_jax.reporting.plots import save_figure
+from mnist_jax.training.checkpoints import save_params
 from mnist_jax.training.experiment import prepare
-from mnist_jax.training.params_file import save_params
 from mnist_jax.training.run_dir import fit_into
 
 ROOT = Path(__file__).parents[2]
@@ -88,23 +90,28 @@ def test_a_cache_without_room_costs_a_warning_and_keeps_its_entries(tmp_path):
 def test_a_run_that_the_disk_has_no_room_for_keeps_what_it_had(
     digits: Dataset, tmp_path
 ):
-    config = default_config("mlp", hidden=(8,), epochs=2, batch_size=256)
+    config = TrainConfig(model="mlp", hidden=(8,), epochs=2, batch_size=256)
+    experiment = prepare(config, digits)
     with (
         little_room(),
         pytest.raises(InputError, match="cannot write .*params.msgpack"),
     ):
-        fit_into(prepare(config, digits), {0: tmp_path}, lambda epochs: None)
+        fit_into(experiment, {0: tmp_path})
     assert set(contents(tmp_path)) == {"config.json", "metrics.jsonl"}
-    assert [line["epoch"] for line in read_jsonl(tmp_path / "metrics.jsonl")] == [1, 2]
+    assert [
+        line.epoch for line in read_jsonl(EpochRecord, tmp_path / "metrics.jsonl")
+    ] == [1, 2]
 
 
 def test_a_folder_that_vanishes_ends_a_run_with_one_sentence(digits: Dataset, tmp_path):
-    config = default_config("mlp", hidden=(8,), epochs=2, batch_size=256)
+    config = TrainConfig(model="mlp", hidden=(8,), epochs=2, batch_size=256)
     folder = tmp_path / "run"
     folder.mkdir()
     with pytest.raises(InputError, match="cannot write .*metrics.jsonl: No such file"):
         fit_into(
-            prepare(config, digits), {0: folder}, lambda epochs: shutil.rmtree(folder)
+            prepare(config, digits),
+            {0: folder},
+            on_epoch(lambda epochs: shutil.rmtree(folder)),
         )
 
 
@@ -145,7 +152,9 @@ def test_a_truly_full_disk_leaves_every_record_whole(small_disk: Path):
             append_jsonl(path, {"number": written, "pad": "x" * 1000})
             written += 1
     assert written > 50
-    assert [line["number"] for line in read_jsonl(path)] == list(range(written))
+    assert [json.loads(line)["number"] for line in read_lines(path)] == list(
+        range(written)
+    )
     assert path.read_bytes().endswith(b"\n")
     with pytest.raises(InputError, match="No space left on device"):
         write_file(small_disk / "params.msgpack", b"x" * 10_000)

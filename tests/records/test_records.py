@@ -1,122 +1,32 @@
-"""Records on disk and the tables made of them."""
+"""Records on disk: their types, torn lines, many writers at once."""
 
-import dataclasses
 import errno
-import functools
 import json
 import os
+import re
 
-import pandas as pd
 import pytest
 from helpers.processes import run_at_once, run_script
+from helpers.records import make_epochs, make_record
 
-from mnist_jax.config import config_to_dict, default_config
 from mnist_jax.errors import InputError
-from mnist_jax.records.files import make_folder, write_file
+from mnist_jax.records.environment import available_cores, current_environment
+from mnist_jax.records.files import make_folder, read_lines, write_file
 from mnist_jax.records.schema import (
-    PLACE,
+    RunRecord,
     append_jsonl,
-    available_cores,
-    environment,
+    plain,
+    read_json,
     read_jsonl,
     write_json,
 )
-from mnist_jax.reporting.tables import (
-    NEEDED,
-    comparison_frame,
-    format_markdown,
-    group_by_place,
-    markdown_table,
-)
-from mnist_jax.training.recorded import recorded_seeds
-
-
-def make_record(model="mlp", seed=0, accuracy=0.97, device="CPU A", **changes):
-    """Returns a run record as read from disk."""
-    config = config_to_dict(default_config(model, seed=seed, **changes))
-    versions = dict.fromkeys(("python", "jax", "jaxlib", "flax", "optax", "numpy"), "1")
-    return {
-        "config": config,
-        "dataset": "mnist",
-        "dataset_note": "",
-        "checksum": "abc",
-        "parameters": 118282,
-        "kernels": "fast",
-        "devices": 2,
-        "test_accuracy": accuracy,
-        "test_loss": 0.1,
-        "compile_seconds": 2.0,
-        "first_epoch_seconds": 1.5,
-        "steady_epoch_seconds": 1.0 + seed,
-        "train_images_per_second": 60000.0,
-        "step_milliseconds": 2.0,
-        "evaluate_images_per_second": 90000.0,
-        "total_seconds": 9.0,
-        "environment": {
-            "device": device,
-            "platform": "cpu",
-            "cores": 2,
-            "xla_flags": "",
-            "commit": "0123456789abcdef",
-            "dirty": False,
-            "date": "2026-01-01T00:00:00+00:00",
-            "load": 0.5,
-            **versions,
-        },
-    }
-
-
-def test_table_has_means_over_seeds_best_first():
-    records = [
-        make_record("mlp", 0, 0.96),
-        make_record("cnn", 0, 0.99),
-        make_record("mlp", 1, 0.98),
-    ]
-    frame = comparison_frame(records)
-    assert frame["model"].tolist() == ["cnn", "mlp"]
-    assert frame["test accuracy"].tolist() == ["0.9900 (n=1)", "0.9700 ± 0.0141 (n=2)"]
-    assert frame["steady s/epoch"].tolist() == ["1.00", "1.50"]
-
-
-def test_a_repeated_seed_counts_once_and_the_later_wins():
-    frame = comparison_frame([make_record(accuracy=0.5), make_record(accuracy=0.9)])
-    assert frame["test accuracy"].tolist() == ["0.9000 (n=1)"]
-
-
-def test_other_settings_are_other_rows():
-    frame = comparison_frame([make_record(), make_record(batch_size=32)])
-    assert sorted(frame["settings"]) == ["", "batch_size=32"]
-
-
-def test_other_machines_and_data_are_other_tables():
-    small = make_record() | {
-        "checksum": "def",
-        "dataset": "digits",
-        "dataset_note": "small stand-in",
-    }
-    records = [make_record(), make_record(device="CPU B"), small, make_record(seed=1)]
-    assert [len(group) for group in group_by_place(records)] == [2, 1, 1]
-    text = format_markdown(records)
-    assert text.count("\n- device: ") == 3
-    assert "DIGITS, NOT MNIST" in text and "**small stand-in**" in text
-
-
-def test_one_epoch_has_no_steady_time():
-    frame = comparison_frame([make_record() | {"steady_epoch_seconds": None}])
-    assert frame["steady s/epoch"].tolist() == ["-"]
-
-
-def test_markdown_is_aligned():
-    text = markdown_table(pd.DataFrame({"a": ["long cell", "b"], "number": [1, 20]}))
-    assert len({len(line) for line in text.splitlines()}) == 1
-    assert text.splitlines()[0] == "| a         | number |"
 
 
 def test_environment_names_machine_and_versions():
-    machine = environment()
-    assert machine["cores"] == available_cores() >= 1
-    assert machine["jax"][0].isdigit() and machine["device"]
-    json.dumps(machine)
+    machine = current_environment()
+    assert machine.cores == available_cores() >= 1
+    assert machine.jax[0].isdigit() and machine.device
+    json.dumps(plain(machine))
 
 
 APPEND = """
@@ -170,22 +80,21 @@ for process in range(200):
 
 
 @pytest.mark.faults
-def test_killed_processes_lose_no_line_that_was_written(
-    tmp_path, caplog, record_property
-):
+def test_killed_processes_lose_no_line_that_was_written(tmp_path, record_property):
     path = tmp_path / "lines.jsonl"
     written = {
         tuple(map(int, row.split()))
         for row in run_script(KILLED, path).split("\n")
         if row
     }
-    lines = read_jsonl(path)
+    lines = read_jsonl(dict, path)
     read = [(line["process"], line["number"]) for line in lines]
     assert written <= set(read) and len(read) == len(set(read))
     assert {len(line["pad"]) for line in lines} == {300_000}
     record_property("kills: of processes that appended", 200)
     record_property("kills: lines appended before", len(written))
-    record_property("kills: torn lines named", len(caplog.messages))
+    torn = len(read_lines(path)) - len(lines)
+    record_property("kills: torn lines", torn)
     assert written
     path.unlink()  # some hundred megabytes
 
@@ -196,7 +105,7 @@ def test_a_line_that_stops_half_way_is_finished_or_taken_back(tmp_path, monkeypa
     before, write = path.read_bytes(), os.write
     monkeypatch.setattr(os, "write", lambda file, rest: write(file, rest[:3]))
     append_jsonl(path, {"b": 2})
-    assert read_jsonl(path) == [{"a": 1}, {"b": 2}]
+    assert read_jsonl(dict, path) == [{"a": 1}, {"b": 2}]
     path.write_bytes(before)
 
     def fill_disk(file: int, rest: memoryview) -> int:
@@ -226,9 +135,10 @@ def test_a_damaged_line_is_named_and_left_out_and_left_alone(tmp_path, caplog, d
     path = tmp_path / "lines.jsonl"
     content = b'{"a": 1}\n' + damaged + b'\n{"a": 3}\n'
     path.write_bytes(content)
-    assert read_jsonl(path) == [{"a": 1}, {"a": 3}]
+    assert read_jsonl(dict, path) == [{"a": 1}, {"a": 3}]
     [message] = caplog.messages
-    assert message == f"{path} line 2 is damaged and is left out"
+    reason = "has no usable value" if damaged in (b'"text"', b"[1]") else "is damaged"
+    assert message == f"{path} line 2 {reason} and is left out"
     append_jsonl(path, {"a": 4})
     assert path.read_bytes() == content + b'{"a": 4}\n'
 
@@ -237,54 +147,81 @@ def test_a_line_after_a_torn_one_is_read(tmp_path, caplog):
     path = tmp_path / "lines.jsonl"
     path.write_text('{"a": 1}\n{"a": ')
     append_jsonl(path, {"a": 3})
-    assert read_jsonl(path) == [{"a": 1}, {"a": 3}]
+    assert read_jsonl(dict, path) == [{"a": 1}, {"a": 3}]
     assert "line 2 is damaged" in caplog.text
 
 
-@pytest.mark.parametrize("field", NEEDED)
-def test_a_record_that_lacks_a_field_is_named_and_left_out(tmp_path, caplog, field):
-    path, record = tmp_path / "runs.jsonl", make_record()
-    *parents, name = field.split(".")
-    within = functools.reduce(dict.__getitem__, parents, record)
-    del within[name]
-    append_jsonl(path, record)
-    append_jsonl(path, make_record(seed=1))
-    records = read_jsonl(path, NEEDED)
-    assert [record["config"]["seed"] for record in records] == [1]
-    assert caplog.messages == [f"{path} line 1 lacks {field} and is left out"]
-
-
-def test_tables_ask_for_no_field_beyond_those_they_need():
-    whole, record = make_record(), {}
-    for field in NEEDED:
-        target, source = record, whole
-        *parents, name = field.split(".")
+def test_a_record_that_lacks_a_field_is_named_and_left_out(tmp_path, caplog):
+    path = tmp_path / "runs.jsonl"
+    optional = {"system", "pixel_mean", "pixel_std", "schema_version"}
+    whole = plain(make_record())
+    needed = [name for name in whole if name not in optional]
+    nested = ("environment.load", "environment.device", "epochs[1].val_loss")
+    for name in (*needed, *nested):
+        record = json.loads(json.dumps(whole))
+        *parents, last = re.split(r"\[|\]?\.", name)
+        within = record
         for parent in parents:
-            target, source = target.setdefault(parent, {}), source[parent]
-        target[name] = source[name]
-    assert format_markdown([record])
+            within = within[int(parent) if parent.isdigit() else parent]
+        del within[last]
+        path.write_text("")
+        append_jsonl(path, record)
+        append_jsonl(path, make_record(seed=1))
+        caplog.clear()
+        records = read_jsonl(RunRecord, path)
+        assert [record.config.seed for record in records] == [1]
+        assert caplog.messages == [f"{path} line 1 lacks {name} and is left out"]
 
 
-def test_runs_on_record_are_known_by_all_that_decides_them(digits, monkeypatch):
-    config = default_config("mlp")
-    place = {
-        "checksum": digits.checksum,
-        "dataset_note": digits.note,
-        "environment": environment(),
-    }
-    records = [make_record(seed=seed) | place for seed in (0, 2)]
-    assert recorded_seeds(records, config, digits) == {0, 2}
-    assert recorded_seeds(records, default_config("mlp", seed=5), digits) == {0, 2}
-    assert recorded_seeds(records, default_config("mlp", epochs=6), digits) == set()
-    assert recorded_seeds(records, config, digits, "av_dnn") == set()
-    other = dataclasses.replace(digits, checksum="another")
-    assert recorded_seeds(records, config, other) == set()
-    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
-    assert recorded_seeds(records, config, digits) == set()
-    for name in PLACE:
-        changed = {"environment": environment() | {name: "another", "xla_flags": ""}}
-        monkeypatch.setenv("XLA_FLAGS", "")
-        assert recorded_seeds([records[0] | changed], config, digits) == set()
+# By the name of a field, what it may not be.
+WRONG = {
+    "config": ["mlp", None, {"model": "vit"}, {"hidden": [16, "x"]}, {"colour": 1}],
+    "dataset": [None, 7],
+    "parameters": ["7", 7.5, True, None],
+    "compile_cached": [1, "yes"],
+    "test_accuracy": ["0.97", None, [0.97], True],
+    "steady_epoch_seconds": ["1.0"],
+    "epochs": [{}, [1], [{"epoch": 1}]],
+    "environment": [[], "CPU", {"device": 7}],
+    "schema_version": [3, "2"],
+    "colour": ["blue"],
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_field_of_another_type_or_version_is_named_and_left_out(
+    tmp_path, caplog, name
+):
+    path = tmp_path / "runs.jsonl"
+    for value in WRONG[name]:
+        path.write_text("")
+        append_jsonl(path, {**plain(make_record()), name: value})
+        caplog.clear()
+        assert read_jsonl(RunRecord, path) == []
+        [message] = caplog.messages
+        assert message.startswith(f"{path} line 1 ") and "left out" in message
+        what = "version" if name == "schema_version" else name
+        assert what in message, message
+
+
+@pytest.mark.parametrize(
+    "record", [make_record("cnn"), make_record("lstm", epochs=1), make_epochs(1)[0]]
+)
+def test_records_survive_json(record, tmp_path):
+    write_json(tmp_path / "record.json", record)
+    assert read_json(type(record), tmp_path / "record.json") == record
+    append_jsonl(tmp_path / "records.jsonl", record)
+    assert read_jsonl(type(record), tmp_path / "records.jsonl") == [record]
+
+
+def test_a_damaged_file_is_refused_by_name(tmp_path):
+    path = tmp_path / "record.json"
+    with pytest.raises(InputError, match="cannot read .*record.json"):
+        read_json(RunRecord, path)
+    for content in (b"", b"{", b"\xff", b"[" * 100_000, b"[1]", b'{"config": {}}'):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="record.json"):
+            read_json(RunRecord, path)
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):

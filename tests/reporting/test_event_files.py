@@ -5,15 +5,16 @@ import struct
 from pathlib import Path
 
 import pytest
+from helpers.runs import on_epoch
 from tensorboardX.proto.event_pb2 import Event
 
-from mnist_jax.config import default_config
-from mnist_jax.data.datasets import Dataset
+from mnist_jax.config import TrainConfig
+from mnist_jax.data.types import Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.records.schema import EpochRecord
 from mnist_jax.reporting.event_files import check_tensorboard, epoch_scalars
-from mnist_jax.training.epochs import make_mesh
 from mnist_jax.training.experiment import prepare
+from mnist_jax.training.mesh import make_mesh
 from mnist_jax.training.run_dir import fit_into
 
 
@@ -35,12 +36,12 @@ def read_scalars(folder: Path) -> dict[tuple[str, int], float]:
 
 
 def test_scalars_are_those_of_each_run_and_only_of_the_last(digits: Dataset, tmp_path):
-    config = default_config("mlp", hidden=(), epochs=2, batch_size=100)
+    config = TrainConfig(model="mlp", hidden=(), epochs=2, batch_size=100)
     experiment = prepare(config, digits, 2, mesh=make_mesh(1))
     folders = {seed: tmp_path / f"seed{seed}" for seed in range(2)}
     for _ in range(2):
         with epoch_scalars(list(folders.values()), 1_000) as write:
-            _, record = fit_into(experiment, folders, write)
+            _, record = fit_into(experiment, folders, on_epoch(write))
     expected = {}
     for epoch in record.epochs:
         expected |= {

@@ -5,32 +5,34 @@ import sys
 
 import pytest
 
-from mnist_jax.config import default_config
-from mnist_jax.data.datasets import Dataset
+from mnist_jax.config import TrainConfig
+from mnist_jax.data.types import Dataset
 from mnist_jax.records.schema import EpochRecord
-from mnist_jax.reporting.progress import Reports, report_training, stop_after
+from mnist_jax.reporting import progress
+from mnist_jax.reporting.progress import ProgressPrinter
 from mnist_jax.training.experiment import Experiment, prepare
 from mnist_jax.training.fit import Progress
 
 RECORD = EpochRecord(1, 0.5, 0.75, 0.25, 0.875, 2.0, 0.5)
 
 
-def part(step: int) -> Progress:
+def chunk(step: int) -> Progress:
+    """Returns how far an epoch of a hundred steps is after a step."""
     return Progress(1, step, 100, 0.5, 0.75, 1234.0, 56.0)
 
 
 @pytest.fixture(scope="module")
 def experiment(digits: Dataset) -> Experiment:
-    return prepare(default_config("mlp", dataset="digits", hidden=(4,)), digits)
+    return prepare(TrainConfig(model="mlp", dataset="digits", hidden=(4,)), digits)
 
 
-def test_a_long_epoch_is_told_in_few_plain_lines_where_there_is_no_terminal(
+def test_a_long_epoch_is_printed_in_few_plain_lines_where_there_is_no_terminal(
     experiment, capsys
 ):
-    reports = report_training(experiment)
+    callbacks = ProgressPrinter().training(experiment, {})
     for step in range(1, 101):
-        reports.on_part(part(step))
-    reports.on_epoch([RECORD])
+        callbacks.on_chunk(chunk(step))
+    callbacks.on_epoch([RECORD])
     text = capsys.readouterr().out
     lines = [line for line in text.splitlines() if line.startswith("epoch 1, ")]
     assert len(lines) == 3 and lines[0] == (
@@ -48,10 +50,10 @@ def test_a_terminal_gets_a_live_line_that_the_row_replaces(
 
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    reports = report_training(experiment)
+    callbacks = ProgressPrinter().training(experiment, {})
     for step in (40, 80, 100):
-        reports.on_part(part(step))
-    reports.on_epoch([RECORD])
+        callbacks.on_chunk(chunk(step))
+    callbacks.on_epoch([RECORD])
     text = terminal.getvalue()
     assert " 40%|" in text and "| epoch 1, loss 0.5000" in text
     assert "56 s left" in text and "  0%" not in text and "100%" not in text
@@ -60,27 +62,34 @@ def test_a_terminal_gets_a_live_line_that_the_row_replaces(
 
 
 def test_quiet_prints_nothing(experiment, capsys):
-    reports = report_training(experiment, quiet=True)
-    reports.on_part(part(50))
-    reports.on_epoch([RECORD])
+    callbacks = ProgressPrinter(quiet=True).training(experiment, {})
+    callbacks.on_chunk(chunk(50))
+    callbacks.on_epoch([RECORD])
     assert capsys.readouterr() == ("", "")
 
 
 def test_seeds_together_share_a_row_of_means_and_sums(experiment, capsys):
     other = EpochRecord(1, 1.5, 0.25, 0.75, 0.625, 2.0, 0.5)
-    report_training(experiment).on_epoch([RECORD, other])
+    ProgressPrinter().training(experiment, {}).on_epoch([RECORD, other])
     row = capsys.readouterr().out.splitlines()[-1].split()
     assert row[:6] == ["1/5", "1.0000", "0.5000", "0.5000", "0.7500", "4.00"]
 
 
-def test_a_run_ends_between_parts_but_never_before_the_checkpoint_of_an_epoch():
-    told: list[object] = []
-    ends: list[int] = []
-    reports = stop_after(
-        Reports(told.append, told.append), lambda: ends.append(len(told))
-    )
+def test_a_run_ends_between_chunks_but_never_before_the_checkpoint_of_an_epoch(
+    experiment, capsys, monkeypatch
+):
+    monkeypatch.setattr(progress, "_CHUNKS_PER_LINE", 1)
+    printed, ends = [], []
+
+    def check_stopped() -> None:
+        printed.extend(capsys.readouterr().out.splitlines())
+        ends.append(len(printed))
+
+    callbacks = ProgressPrinter(check_stopped=check_stopped).training(experiment, {})
+    capsys.readouterr()
     for step in (50, 99, 100):
-        reports.on_part(part(step))
+        callbacks.on_chunk(chunk(step))
     assert ends == [1, 2]
-    reports.on_epoch([RECORD])
-    assert ends == [1, 2, 4]
+    callbacks.on_epoch([RECORD])
+    assert ends == [1, 2, 3]
+    assert printed[1].startswith("epoch 1, 99 %") and printed[2].startswith(" 1/5")

@@ -5,56 +5,86 @@ import dataclasses
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pandas as pd
 import pytest
 from helpers.browser import Browser
+from helpers.quick_compile import quick_jit
+from helpers.records import make_record
 
 from benchmarks.readme import RESULTS as RECORDED
-from mnist_jax.config import default_config
-from mnist_jax.data.datasets import Dataset
+from mnist_jax.data.pixels import Preprocess
+from mnist_jax.data.types import Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.models.networks import create_model, init_params
-from mnist_jax.records.schema import TYPES, read_jsonl
+from mnist_jax.records.files import make_folder
+from mnist_jax.records.schema import (
+    DetailsRecord,
+    MistakeRecord,
+    RunRecord,
+    plain,
+    read_jsonl,
+    write_json,
+)
 from mnist_jax.reporting.plots import budget_figure, confusion_figure, history_figure
-from mnist_jax.reporting.predictions import make_predict, mistake_image, run_details
+from mnist_jax.reporting.predictions import mistake_image, run_details
 from mnist_jax.reporting.report import DETAILS, PICTURES, RESULTS, write_report
 from mnist_jax.reporting.tables import budget_frame, history_frame
-from mnist_jax.training.experiment import make_scale
+from mnist_jax.training.run_dir import RECORD, TrainedRun
 
+DETAILS_1 = "details.jsonl"  # of version 1 of the records
 PIXELS = base64.b64encode(bytes(range(196)) * 4).decode()
-WRONG = dict(place=8, truth=5, predicted=6, probability=0.998, pixels=PIXELS)
+WRONG = MistakeRecord(index=8, truth=5, predicted=6, probability=0.998, pixels=PIXELS)
 
 
-def details_of(record: dict) -> dict:
+def details_of(record: RunRecord) -> DetailsRecord:
     """Returns details such as a run of that record would have."""
     confusion = (np.eye(10, dtype=int) * 980 + np.eye(10, k=3, dtype=int)).tolist()
     filters = np.linspace(-1, 1, 72).reshape(3, 3, 8).tolist()
-    is_cnn = record["config"]["model"] == "cnn"
-    identity = {name: record[name] for name in TYPES.keys() & record.keys()}
-    return identity | dict(
-        confusion=confusion, worst=[WRONG] * 5, filters=filters if is_cnn else None
-    )
+    is_cnn = record.config.model == "cnn"
+    return DetailsRecord(confusion, [WRONG] * 5, filters if is_cnn else None)
+
+
+def details_1_of(record: RunRecord) -> dict[str, Any]:
+    """Returns details as version 1 of the records wrote them, a line for each run."""
+    names = ("config", "dataset", "dataset_note", "checksum", "kernels", "devices")
+    identity = {name: plain(getattr(record, name)) for name in names}
+    details = plain(details_of(record))
+    del details["schema_version"]
+    details["worst"] = [
+        {**mistake, "place": mistake.pop("index")} for mistake in details["worst"]
+    ]
+    return identity | {"environment": plain(record.environment)} | details
+
+
+def write_run(out: Path, record: RunRecord, details: DetailsRecord) -> None:
+    """Writes what the report reads of a run directory below a folder of results."""
+    folder = out / "runs" / record.config.model / f"seed{record.config.seed}"
+    make_folder(folder)
+    write_json(folder / RECORD, record)
+    write_json(folder / DETAILS, details)
 
 
 def write_lines(path: Path, values: list) -> None:
-    path.write_text("".join(json.dumps(value) + "\n" for value in values))
+    """Writes values as lines of JSON."""
+    path.write_text("".join(json.dumps(plain(value)) + "\n" for value in values))
 
 
 @pytest.fixture(scope="module")
-def records() -> list[dict]:
+def records() -> list[RunRecord]:
     """Recorded runs of the three networks."""
-    return list(read_jsonl(RECORDED / RESULTS))
+    return read_jsonl(RunRecord, RECORDED / RESULTS)
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory, records) -> Path:
     """A folder with results and their report."""
     folder = tmp_path_factory.mktemp("results")
-    write_lines(folder / RESULTS, records)
-    write_lines(folder / DETAILS, [details_of(record) for record in records])
+    for record in records:
+        write_run(folder, record, details_of(record))
     write_report(folder)
     return folder
 
@@ -72,12 +102,20 @@ def test_the_page_is_one_file_with_every_picture(out: Path):
 
 
 def test_a_report_without_details_says_what_is_missing(tmp_path, records):
-    stand_in = {"dataset": "digits", "dataset_note": "<b>NOT MNIST</b>", "checksum": ""}
-    bad = {"config": records[0]["config"] | {"optimizer": "<img src=x>"}}
-    write_lines(tmp_path / RESULTS, [records[0] | stand_in | bad])
+    config = dataclasses.replace(records[0].config, freeze=("<img src=x>",))
+    note = "<b>NOT MNIST</b>"
+    stand_in = dict(dataset="digits", dataset_note=note, checksum="", config=config)
+    write_lines(tmp_path / RESULTS, [dataclasses.replace(records[0], **stand_in)])
     page = write_report(tmp_path).read_text()
-    assert "recorded without them (details.jsonl)" in page
+    assert "recorded without them (details.json)" in page
     assert "&lt;b&gt;NOT MNIST" in page and "&lt;img src=x&gt;" in page
+
+
+def test_details_of_version_1_are_shown_too(tmp_path, records):
+    write_lines(tmp_path / RESULTS, records[:1])
+    write_lines(tmp_path / DETAILS_1, [details_1_of(records[0])])
+    page = write_report(tmp_path).read_text()
+    assert "7 of 9,807 wrong" in page and "recorded without them" not in page
 
 
 def test_sorting_works_by_click_and_tells_assistive_technology(
@@ -120,17 +158,18 @@ def test_the_page_fits_a_phone_and_every_picture_loads(
     assert browser.console() == []
 
 
-def damaged(record: dict, **changes: object) -> dict:
-    return {k: v for k, v in (record | changes).items() if v is not ...}
+def damaged(record: RunRecord, **changes: object) -> dict[str, Any]:
+    """Returns a record's plain values with changes; `...` leaves a field out."""
+    return {k: v for k, v in (plain(record) | changes).items() if v is not ...}
 
 
 DAMAGES = {
     "empty folder": (None, ""),
     "empty file": ([], ""),
-    "no object": ([[1]], "compare.jsonl line 1 is damaged"),
+    "no object": ([[1]], "compare.jsonl line 1 is no JSON object"),
     "field missing": ([dict(test_accuracy=...)], "line 1 lacks test_accuracy"),
     "other type": ([dict(test_loss="low")], "line 1 has no usable test_loss"),
-    "epochs": ([dict(epochs=[{"epoch": 1}])], "line 1 has no usable epochs"),
+    "epochs": ([dict(epochs=[{"epoch": 1}])], "line 1 lacks epochs[0].loss"),
     "no epoch": ([dict(epochs=[])], ""),
     "machine": ([dict(environment={"device": 3})], "lacks environment.platform"),
 }
@@ -149,48 +188,56 @@ def test_without_a_usable_run_one_sentence_says_so(case, records, tmp_path, capl
 
 
 def test_a_damaged_line_is_named_and_left_out(records, tmp_path, caplog):
-    whole, torn = json.dumps(records[0]), json.dumps(records[1])[:500]
-    (tmp_path / RESULTS).write_text(f"{torn}\n{whole}\n")
-    write_lines(tmp_path / DETAILS, [damaged(details_of(records[0]), filters=...)])
+    whole, torn = (json.dumps(plain(record)) for record in records[:2])
+    (tmp_path / RESULTS).write_text(f"{torn[:500]}\n{whole}\n")
+    details = details_1_of(records[0])
+    del details["filters"]
+    write_lines(tmp_path / DETAILS_1, [details])
     assert "(n=1)" in write_report(tmp_path).read_text()
     assert "compare.jsonl line 1 is damaged" in caplog.text
-    assert "details.jsonl line 1 lacks filters" in caplog.text
+    named = r"details.jsonl line 1 is damaged and is left out \(.*filters"
+    assert re.search(named, caplog.text)
 
 
 @pytest.mark.parametrize(
-    "change", [dict(confusion=[[1]]), dict(worst=[WRONG | {"pixels": "AAAA"}])]
+    "change",
+    [
+        dict(confusion=[[1]]),
+        dict(worst=[dataclasses.replace(WRONG, pixels="AAAA")]),
+    ],
 )
 def test_details_that_are_no_matrix_or_image_are_refused(change, records, tmp_path):
-    write_lines(tmp_path / RESULTS, records[:1])
-    write_lines(tmp_path / DETAILS, [details_of(records[0]) | change])
+    details = dataclasses.replace(details_of(records[0]), **change)
+    write_run(tmp_path, records[0], details)
     with pytest.raises(InputError, match="details of mlp are damaged"):
         write_report(tmp_path)
 
 
 def test_details_count_every_test_image_and_show_the_surest_mistakes(digits: Dataset):
-    config = default_config("cnn", conv=("4:pool2",), hidden=())
-    params = init_params(create_model(config), jax.random.key(0))
-    scale = make_scale(config, digits)
-    predict = make_predict(create_model(config), scale)
-    details = run_details(config, params, predict, digits.test)
+    record = make_record("cnn", conv=("4:pool2",), hidden=())
+    config, preprocess = record.config, Preprocess(record.config.pixels)
+    model = create_model(config)
+    params = quick_jit(lambda key: init_params(model, key))(jax.random.key(0))
+    run = TrainedRun(config, record, params, preprocess)
+    details = run_details(run, digits.test)
     counts = np.array(details.confusion)
     assert counts.sum() == 360 and counts[3].sum() == (digits.test.labels == 3).sum()
-    logits = create_model(config).apply({"params": params}, scale(digits.test.images))
+    logits = model.apply({"params": params}, preprocess(digits.test.images))
     right = np.argmax(logits, axis=1) == digits.test.labels
     assert np.trace(counts) == right.sum()
     sureness = [wrong.probability for wrong in details.worst]
     assert sureness == sorted(sureness, reverse=True)
     for wrong in details.worst:
-        assert wrong.truth == digits.test.labels[wrong.place] != wrong.predicted
+        assert wrong.truth == digits.test.labels[wrong.index] != wrong.predicted
         image = mistake_image(wrong.pixels)
-        assert (image == digits.test.images[wrong.place]).all()
+        assert (image == digits.test.images[wrong.index]).all()
     kernel = params["Conv_0"]["kernel"][:, :, 0]
     np.testing.assert_allclose(details.filters, kernel, atol=1e-4)
     json.dumps(dataclasses.asdict(details))
 
 
 def test_curves_show_means_and_budgets_show_every_seed(records):
-    mlp = [record for record in records if record["config"]["model"] == "mlp"]
+    mlp = [record for record in records if record.config.model == "mlp"]
     frames = [history_frame(record) for record in mlp]
     line = history_figure(pd.concat(frames)).axes[0].lines[0]
     np.testing.assert_allclose(
@@ -200,9 +247,11 @@ def test_curves_show_means_and_budgets_show_every_seed(records):
     lines = budget_figure({"mlp": budgets}, "validation accuracy").axes[0].lines
     assert len(lines[1].get_xdata()) == sum(map(len, frames))
     assert budgets[0]["seconds"].is_monotonic_increasing
-    epochs = [epoch | {"val_accuracy": None} for epoch in mlp[0]["epochs"]]
-    [accuracy] = budget_frame(mlp[0] | {"epochs": epochs})["accuracy"]
-    assert accuracy == mlp[0]["test_accuracy"]
+    unvalidated = [dataclasses.replace(e, val_accuracy=None) for e in mlp[0].epochs]
+    [accuracy] = budget_frame(dataclasses.replace(mlp[0], epochs=unvalidated))[
+        "accuracy"
+    ]
+    assert accuracy == mlp[0].test_accuracy
 
 
 def test_a_matrix_without_mistakes_is_drawn():

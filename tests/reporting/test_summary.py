@@ -5,13 +5,14 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from helpers.records import make_record
 
-from mnist_jax.config import default_config
-from mnist_jax.data.datasets import Dataset
+from mnist_jax.config import TrainConfig
+from mnist_jax.data.types import Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.models.flops import multiply_adds, training_flops
 from mnist_jax.models.networks import count_params, create_model, init_params
-from mnist_jax.records.schema import to_dict
+from mnist_jax.records.schema import EpochRecord
 from mnist_jax.reporting.plots import (
     digits_figure,
     history_figure,
@@ -21,11 +22,11 @@ from mnist_jax.reporting.plots import (
 from mnist_jax.reporting.predictions import prediction_frame
 from mnist_jax.reporting.summary import data_frame, format_totals, layer_frame
 from mnist_jax.reporting.tables import history_frame
-from mnist_jax.training.epochs import make_mesh
 from mnist_jax.training.experiment import prepare
 from mnist_jax.training.fit import fit
+from mnist_jax.training.mesh import make_mesh
 
-SMALL = default_config("mlp", hidden=(8,), epochs=2, batch_size=100)
+SMALL = TrainConfig(model="mlp", hidden=(8,), epochs=2, batch_size=100)
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +38,11 @@ def trained(digits: Dataset):
 
 
 def test_layer_table_tells_shapes_settings_and_frozen_layers():
-    config = default_config(
-        "cnn", conv=("4:same:s2:tanh:pool2", "8:k5"), freeze=("Conv_1",), dropout=(0.5,)
+    config = TrainConfig(
+        model="cnn",
+        conv=("4:same:s2:tanh:pool2", "8:k5"),
+        freeze=("Conv_1",),
+        dropout=(0.5,),
     )
     layers = layer_frame(config).set_index("layer")
     assert layers["output shape"].tolist() == [(7, 7, 4), (3, 3, 8), (64,), (10,)]
@@ -51,7 +55,7 @@ def test_layer_table_tells_shapes_settings_and_frozen_layers():
 
 @pytest.mark.parametrize("model", ["mlp", "lstm", "cnn"])
 def test_layer_table_adds_up_to_the_network(model):
-    config = default_config(model)
+    config = TrainConfig(model=model)
     layers = layer_frame(config)
     assert layers["parameters"].sum() == count_params(create_model(config))
     assert layers["multiply-adds"].sum() == sum(multiply_adds(config))
@@ -59,7 +63,8 @@ def test_layer_table_adds_up_to_the_network(model):
 
 
 def test_layers_take_their_own_names():
-    config = default_config("lstm", layer_names=("LSTMLayer_0:rows", "Dense_0:digits"))
+    names = ("LSTMLayer_0:rows", "Dense_0:digits")
+    config = TrainConfig(model="lstm", layer_names=names)
     params = jax.eval_shape(
         lambda: init_params(create_model(config), jax.random.key(0))
     )
@@ -81,19 +86,19 @@ def test_layers_take_their_own_names():
 )
 def test_wrong_layer_names_are_answered_with_the_right_ones(changes, message):
     with pytest.raises(InputError, match=message):
-        create_model(default_config("mlp", **changes))
+        create_model(TrainConfig(model="mlp", **changes))
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_frozen_layers_stay_bit_identical_and_others_move(digits, optimizer):
     config = dataclasses.replace(SMALL, freeze=("Dense_0",), optimizer=optimizer)
     experiment = prepare(config, digits, mesh=make_mesh(2))
-    key = jax.random.split(jax.random.key(3))[0]
-    start = jax.tree.map(lambda leaf: leaf[0], experiment.init(key[None]).params)
+    states, _ = experiment.programs.init_run([3])
+    start = jax.tree.map(lambda leaf: np.asarray(leaf[0]), states.params)
     [(_, params)] = fit(experiment, [3])
     for name, same in (("Dense_0", True), ("Dense_1", False)):
         for leaf in ("kernel", "bias"):
-            a, b = np.asarray(start[name][leaf]), np.asarray(params[name][leaf])
+            a, b = start[name][leaf], np.asarray(params[name][leaf])
             assert (a.tobytes() == b.tobytes()) == same, (name, leaf)
 
 
@@ -106,7 +111,7 @@ def test_warm_start_begins_where_the_other_run_ended(trained):
 
 def test_history_is_a_frame_and_a_picture(trained, tmp_path):
     _, record, _ = trained
-    history = history_frame(to_dict(record))
+    history = history_frame(record)
     assert history["epoch"].tolist() == [1, 2]
     assert {"loss", "accuracy", "val_loss", "val_accuracy"} <= set(history)
     for ending in (".png", ".svg"):
@@ -115,8 +120,9 @@ def test_history_is_a_frame_and_a_picture(trained, tmp_path):
 
 
 def test_history_without_validation_is_drawn():
-    row = dict(epoch=1, loss=1.0, accuracy=0.5, val_loss=None, val_accuracy=None)
-    figure = history_figure(history_frame({"epochs": [row]}))
+    epoch = EpochRecord(1, 1.0, 0.5, None, None, 1.0, 0.0)
+    record = dataclasses.replace(make_record(), epochs=[epoch])
+    figure = history_figure(history_frame(record))
     assert [len(axes.lines) for axes in figure.axes] == [1, 1]
 
 

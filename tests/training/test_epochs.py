@@ -7,35 +7,40 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers.quick_compile import users_options
 
-from mnist_jax.config import default_config
-from mnist_jax.data.datasets import Dataset, Split, epoch_indices
+from mnist_jax.config import ConvStage, TrainConfig
+from mnist_jax.data.batches import epoch_indices
+from mnist_jax.data.types import Dataset, Split
 from mnist_jax.errors import InputError
 from mnist_jax.models.networks import CNN, LSTM, MLP
 from mnist_jax.testing import (
     check_epoch_equals_steps,
     check_same_tree,
     make_split,
-    scale,
+    preprocess,
 )
 from mnist_jax.training import epochs
-from mnist_jax.training.epochs import (
+from mnist_jax.training.epochs import make_programs
+from mnist_jax.training.mesh import (
+    choose_mesh,
     eval_indices,
-    make_evaluate,
     make_mesh,
-    make_train_epoch,
     replicate,
+    seed_keys,
     shard_indices,
     spread_seeds,
     step_bounds,
 )
-from mnist_jax.training.experiment import choose_mesh
-from mnist_jax.training.steps import batch_metrics, init_states
+from mnist_jax.training.steps import batch_metrics
 
+pytestmark = pytest.mark.slow
+
+STAGES = (ConvStage(8, pool=2), ConvStage(32))  # direct, then Winograd's
 MODELS = {
     "mlp": MLP(hidden=(16,)),
-    "lstm": LSTM(units=(8,), kernels="fast"),
-    "cnn": CNN(hidden=(16,), kernels="fast"),
+    "lstm": LSTM((8,), "tanh", (), kernels="fast"),
+    "cnn": CNN(STAGES, (16,), kernels="fast"),
 }
 
 
@@ -54,10 +59,11 @@ def test_sharded_epoch_equals_a_loop_of_steps(devices, batch_size):
     check_epoch_equals_steps(MLP(hidden=(16,), dropout=(0.5,)), devices, batch_size)
 
 
-# Shares of 24 and 11 images in parts of at most 5: five of 5 and three of 4, padded.
+# Shares of 24 and 11 images in microbatches of at most 5: five of 5 and three of 4,
+# padded.
 @pytest.mark.parametrize("name", ["lstm", "cnn"])
 @pytest.mark.parametrize("devices, batch_size", [(1, 24), (2, 22)])
-def test_epoch_in_parts_equals_a_loop_of_whole_steps(
+def test_epoch_in_microbatches_equals_a_loop_of_whole_steps(
     name, devices, batch_size, monkeypatch
 ):
     monkeypatch.setattr(epochs, "TRAIN_CHUNK", 5)
@@ -65,16 +71,21 @@ def test_epoch_in_parts_equals_a_loop_of_whole_steps(
     check_epoch_equals_steps(model, devices, batch_size)
 
 
-def test_large_shares_of_a_batch_are_taken_in_parts():
+def test_large_shares_of_a_batch_are_taken_in_microbatches():
     cnn = MODELS["cnn"]
-    assert [epochs.count_parts(cnn, size) for size in (1, 64, 65, 129)] == [1, 1, 2, 3]
-    assert epochs.count_parts(MODELS["mlp"], 1000) == 1
-    assert epochs.count_parts(cnn.clone(kernels="plain"), 1000) == 1
+    assert [epochs.count_microbatches(cnn, size) for size in (1, 64, 65, 129)] == [
+        1,
+        1,
+        2,
+        3,
+    ]
+    assert epochs.count_microbatches(MODELS["mlp"], 1000) == 1
+    assert epochs.count_microbatches(cnn.clone(kernels="plain"), 1000) == 1
 
 
 def make_inputs(model, tx, split, mesh, seed=0, epoch=0, batch_size=16):
     """Returns the arguments of a train epoch of one seed."""
-    states = init_states(model, tx, jax.random.key(seed)[None])
+    states = make_programs(model, tx, preprocess, mesh).init(seed_keys([seed]))
     indices = epoch_indices(seed, epoch, len(split.labels), batch_size)
     return (
         spread_seeds(states, mesh),
@@ -90,15 +101,15 @@ class CountTraces(MLP):
 
     traces = []
 
-    def __call__(self, images, train=False, first=0):
+    def __call__(self, images, train=False, batch_offset=0):
         self.traces.append(images.shape)
-        return super().__call__(images, train, first)
+        return super().__call__(images, train, batch_offset)
 
 
 def test_one_trace_serves_all_batches_epochs_and_seeds():
     model, tx, mesh = CountTraces(hidden=(4,)), optax.adam(1e-3), make_mesh(2)
     split = make_split(50)
-    train_epoch = make_train_epoch(model, tx, scale, mesh)
+    train_epoch = make_programs(model, tx, preprocess, mesh).train
     inputs = [
         make_inputs(model, tx, split, mesh, seed, epoch)
         for seed in range(3)
@@ -113,7 +124,7 @@ def test_one_trace_serves_all_batches_epochs_and_seeds():
 @pytest.mark.parametrize("devices", [1, 2])
 def test_epoch_donates_its_state_and_transfers_nothing(devices):
     model, tx, mesh = MODELS["mlp"], optax.adam(1e-3), make_mesh(devices)
-    train_epoch = make_train_epoch(model, tx, scale, mesh)
+    train_epoch = make_programs(model, tx, preprocess, mesh).train
     arguments = make_inputs(model, tx, make_split(), mesh)
     with jax.transfer_guard("disallow"):
         state, _ = train_epoch(*arguments)
@@ -123,16 +134,16 @@ def test_epoch_donates_its_state_and_transfers_nothing(devices):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_an_epoch_in_parts_is_bit_for_bit_the_whole(name):
+def test_an_epoch_in_chunks_is_bit_for_bit_the_whole(name):
     model, tx, mesh = MODELS[name], optax.adam(1e-3), make_mesh(2)
-    train_epoch = make_train_epoch(model, tx, scale, mesh)
+    train_epoch = make_programs(model, tx, preprocess, mesh).train
     arguments = make_inputs(model, tx, make_split(80), mesh)  # 5 steps
     whole, metrics = train_epoch(*arguments)
     states, *others, _ = make_inputs(model, tx, make_split(80), mesh)
     losses = np.zeros((1, 5), np.float32)
     for first, last in ((0, 1), (1, 4), (4, 5)):
-        states, part = train_epoch(states, *others, step_bounds(first, last, mesh))
-        losses += np.asarray(part.loss_sum)  # 0 outside the part
+        states, chunk = train_epoch(states, *others, step_bounds(first, last, mesh))
+        losses += np.asarray(chunk.loss_sum)  # 0 outside the chunk
     np.testing.assert_array_equal(losses, metrics.loss_sum)
     check_same_tree(states, whole, 0)
 
@@ -143,14 +154,15 @@ def test_evaluation_counts_every_image_once(digits: Dataset, devices, size):
     images = np.concatenate([digits.train.images, digits.test.images])[:size]
     labels = np.concatenate([digits.train.labels, digits.test.labels])[:size]
     model, mesh = MODELS["mlp"], make_mesh(devices)
-    params = init_states(model, optax.sgd(0.1), jax.random.key(0)[None]).params
-    metrics = make_evaluate(model, scale, mesh)(
+    programs = make_programs(model, optax.sgd(0.1), preprocess, mesh)
+    params = programs.init(seed_keys([0])).params
+    metrics = programs.evaluate(
         spread_seeds(params, mesh),
         replicate(Split(images, labels), mesh),
         eval_indices(range(size), mesh, rows=3),
     )
     params, metrics = jax.tree.map(lambda leaf: leaf[0], (params, metrics))
-    logits = model.apply({"params": params}, scale(images))
+    logits = model.apply({"params": params}, preprocess(images))
     _, want = batch_metrics(logits, jnp.asarray(labels), jnp.ones(size))
     assert float(metrics.images) == size
     assert float(metrics.correct) == float(want.correct)
@@ -167,26 +179,31 @@ def test_eval_and_train_indices_hold_each_image_once(size, batch_size):
         assert indices.shape[-1] % 4 == 0
 
 
+def compiled_epoch(model, images=64):
+    """Returns the HLO of a network's epoch on two devices, compiled as for users."""
+    tx, mesh = optax.adam(1e-3), make_mesh(2)
+    arguments = make_inputs(model, tx, make_split(images), mesh)
+    lowered = make_programs(model, tx, preprocess, mesh).train.lower(*arguments)
+    return lowered.compile(users_options()).as_text()
+
+
 # What XLA:CPU runs as naive loops; it turns select-and-scatter into scatter.
 SLOW = {"convolution", "select-and-scatter", "scatter", "reduce-window"}
 
 
 @pytest.mark.parametrize("kernels, slow", [("fast", False), ("plain", True)])
 def test_compiled_fast_cnn_epoch_has_no_slow_operation(kernels, slow):
-    model, tx, mesh = CNN(kernels=kernels), optax.adam(1e-3), make_mesh(2)
-    arguments = make_inputs(model, tx, make_split(), mesh)
-    compiled = make_train_epoch(model, tx, scale, mesh).lower(*arguments).compile()
-    operations = set(re.findall(r" ([a-z][a-z-]+)\(", compiled.as_text()))
+    stages = ConvStage(32, pool=2), ConvStage(64, pool=2), ConvStage(64)  # the default
+    text = compiled_epoch(CNN(stages, (64,), kernels=kernels))
+    operations = set(re.findall(r" ([a-z][a-z-]+)\(", text))
     assert "while" in operations  # the scan itself
     assert bool(operations & SLOW) == slow
 
 
 @pytest.mark.parametrize("images", [16, 64])  # of one step and of four
 def test_no_sum_is_repeated_for_every_gradient(images):
-    model, tx, mesh = LSTM(units=(8,), kernels="fast"), optax.adam(1e-3), make_mesh(2)
-    arguments = make_inputs(model, tx, make_split(images), mesh)
-    compiled = make_train_epoch(model, tx, scale, mesh).lower(*arguments).compile()
-    fusions = re.findall(r"^%fused_.*?^}", compiled.as_text(), re.MULTILINE | re.DOTALL)
+    text = compiled_epoch(MODELS["lstm"], images)
+    fusions = re.findall(r"^%fused_.*?^}", text, re.MULTILINE | re.DOTALL)
     assert any(" reduce(" in fusion for fusion in fusions)
     joined = [fusion for fusion in fusions if re.search("ROOT.*(concat|pad)", fusion)]
     assert not any(" reduce(" in fusion for fusion in joined)
@@ -202,7 +219,7 @@ def test_no_sum_is_repeated_for_every_gradient(images):
     ],
 )
 def test_a_batch_is_shared_by_as_many_devices_as_pay(model, changes, devices):
-    mesh = choose_mesh(default_config(model, **changes))
+    mesh = choose_mesh(TrainConfig(model=model, **changes))
     assert dict(mesh.shape) == {"seeds": 1, "batch": devices}
 
 
@@ -210,12 +227,12 @@ def test_a_batch_is_shared_by_as_many_devices_as_pay(model, changes, devices):
     "model, seeds, shape", [("cnn", 2, (2, 4)), ("mlp", 10, (2, 1)), ("mlp", 3, (1, 1))]
 )
 def test_seeds_are_spread_evenly_before_batches(model, seeds, shape):
-    assert choose_mesh(default_config(model), seeds).devices.shape == shape
+    assert choose_mesh(TrainConfig(model=model), seeds).devices.shape == shape
 
 
 @pytest.mark.parametrize("devices", range(1, 9))
 def test_no_device_that_was_asked_for_is_left_out(devices):
-    config = default_config("cnn", cpu_devices=devices)
+    config = TrainConfig(model="cnn", cpu_devices=devices)
     for seeds in range(1, 9):
         mesh = choose_mesh(config, seeds)
         assert mesh.size == devices and seeds % mesh.shape["seeds"] == 0
@@ -223,4 +240,4 @@ def test_no_device_that_was_asked_for_is_left_out(devices):
 
 def test_more_cpu_devices_than_there_are_is_refused():
     with pytest.raises(InputError, match="at most the 8 .*; got 9"):
-        choose_mesh(default_config("mlp", cpu_devices=9))
+        choose_mesh(TrainConfig(model="mlp", cpu_devices=9))

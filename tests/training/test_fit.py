@@ -4,41 +4,46 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence
-from functools import partial
 
 import jax
 import numpy as np
 import pytest
+from helpers.runs import on_epoch
 
-from mnist_jax.config import default_config
-from mnist_jax.data.datasets import Dataset, epoch_indices, load_dataset
+from mnist_jax.config import TrainConfig
+from mnist_jax.data.batches import epoch_indices
+from mnist_jax.data.datasets import load_dataset
+from mnist_jax.data.pixels import make_preprocess
+from mnist_jax.data.splits import split_dataset
+from mnist_jax.data.types import Dataset, Split
 from mnist_jax.errors import InputError
 from mnist_jax.models.networks import create_model
 from mnist_jax.records.schema import EpochRecord
 from mnist_jax.testing import check_same_tree
 from mnist_jax.training import fit as fit_module
-from mnist_jax.training.epochs import (
-    make_mesh,
-    make_train_epoch,
-    replicate,
-    shard_indices,
-    spread_seeds,
-    step_bounds,
-)
-from mnist_jax.training.experiment import make_scale, prepare, seed_keys, split_data
-from mnist_jax.training.fit import Progress, check_finite, fit
-from mnist_jax.training.params_file import params_sha256
-from mnist_jax.training.steps import create_optimizer, cross_entropy, init_states
+from mnist_jax.training.checkpoints import params_sha256
+from mnist_jax.training.epochs import Programs, make_programs
+from mnist_jax.training.experiment import prepare
+from mnist_jax.training.fit import Callbacks, Progress, check_finite, fit
+from mnist_jax.training.mesh import make_mesh, replicate, seed_keys, spread_seeds
+from mnist_jax.training.optimizers import create_optimizer
+from mnist_jax.training.steps import cross_entropy
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_run_that_diverges_ends_with_what_to_change(digits: Dataset):
-    config = default_config(
-        "mlp", hidden=(8,), learning_rate=1e30, schedule="constant", batch_size=256
+    config = TrainConfig(
+        model="mlp",
+        hidden=(8,),
+        learning_rate=1e30,
+        schedule="constant",
+        batch_size=256,
     )
     told: list[Sequence[EpochRecord]] = []
-    parts: list[Progress] = []
+    chunks: list[Progress] = []
     with pytest.raises(InputError) as error:
-        fit(prepare(config, digits), [0], told.append, on_part=parts.append)
+        fit(prepare(config, digits), [0], Callbacks(told.append, chunks.append))
     message = str(error.value)
     assert (
         "mlp, seed 0: the loss is " in message
@@ -46,13 +51,13 @@ def test_a_run_that_diverges_ends_with_what_to_change(digits: Dataset):
     )
     assert "--learning_rate below 1e+30 or --clip_norm=1" in message
     assert told == []
-    # It ended with the part of the bad loss, not with the epoch.
-    assert all(np.isfinite(part.loss) and part.step < part.steps for part in parts)
+    # It ended with the chunk of the bad loss, not with the epoch.
+    assert all(np.isfinite(c.loss) and c.step < c.steps for c in chunks)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_the_first_bad_step_and_the_last_good_epoch_are_named(bad):
-    config = default_config("cnn")
+    config = TrainConfig(model="cnn")
     check_finite(np.ones(9), config, 7, [])
     epochs = [EpochRecord(2, 0.25, 0.875, None, None, 1.0, 0.0)] * 2
     with pytest.raises(InputError) as error:
@@ -66,7 +71,7 @@ def test_the_first_bad_step_and_the_last_good_epoch_are_named(bad):
 
 def test_a_bad_evaluation_is_named_as_such():
     with pytest.raises(InputError, match="nan at the evaluation of epoch 1; no epoch"):
-        check_finite(float("nan"), default_config("cnn"), 7, [])
+        check_finite(float("nan"), TrainConfig(model="cnn"), 7, [])
 
 
 @pytest.mark.parametrize("good, message", [(0, "no epoch"), (1, "epoch 1 ended")])
@@ -89,49 +94,48 @@ def test_an_evaluation_that_is_no_number_ends_the_run(
 
 # A rate at which Adam does not yet turn rounding into other steps.
 SMALL = {
-    name: default_config(
-        model, learning_rate=1e-3, hidden=(16,), batch_size=100, **more
+    name: TrainConfig(
+        model=model, learning_rate=1e-3, hidden=(16,), batch_size=100, **more
     )
     for name, model, more in (
         ("mlp", "mlp", {}),
         ("mlp with dropout", "mlp", dict(dropout=(0.3,))),
-        ("lstm", "lstm", dict(lstm_units=(16, 16))),
-        ("lstm with dropout", "lstm", dict(lstm_units=(16, 16), dropout=(0.2,))),
+        ("lstm", "lstm", dict(lstm_units=(16,))),
+        ("lstm with dropout", "lstm", dict(lstm_units=(8, 8), dropout=(0.2,))),
         ("cnn", "cnn", dict(conv=("8:pool2", "8"))),
     )
 }
 
 
 @functools.cache
-def compiled_epoch(name: str, shape: tuple[int, int], seeds: int):
-    """Returns split, mesh, first states and train epoch of a config on the digits."""
-    parts, mesh = split_data(SMALL[name], load_dataset("digits")), make_mesh(*shape)
-    model, tx = create_model(SMALL[name]), create_optimizer(SMALL[name], 100)
-    scale = make_scale(SMALL[name], parts)
-    return (
-        parts.train,
-        mesh,
-        jax.jit(partial(init_states, model, tx)),
-        make_train_epoch(model, tx, scale, mesh),
+def programs_of(name: str, shape: tuple[int, int]) -> tuple[Split, Programs]:
+    """Returns the digits to train on and the programs of a config on a mesh."""
+    config = SMALL[name]
+    split = split_dataset(load_dataset("digits"), config).train
+    tx = create_optimizer(config, 100)
+    return split, make_programs(
+        create_model(config), tx, make_preprocess(config, split), make_mesh(*shape)
     )
 
 
-def step_losses(name: str, seeds: Sequence[int], shape: tuple[int, int]) -> np.ndarray:
+@functools.cache
+def step_losses(
+    name: str, seeds: tuple[int, ...], shape: tuple[int, int]
+) -> np.ndarray:
     """Returns the loss of each seed's first 100 steps `[seeds,100]`."""
-    split, mesh, init, train_epoch = compiled_epoch(name, shape, len(seeds))
-    states = spread_seeds(init(seed_keys(seeds)), mesh)
-    images = replicate(split, mesh)
+    split, programs = programs_of(name, shape)
+    states = spread_seeds(programs.init(seed_keys(seeds)), programs.mesh)
+    images = replicate(split, programs.mesh)
     losses: list[np.ndarray] = []
     while len(losses) * 13 < 100:
         epoch = len(losses)
         orders = [epoch_indices(seed, epoch, len(split.labels), 100) for seed in seeds]
-        keys = spread_seeds(seed_keys([1_000 * seed + epoch for seed in seeds]), mesh)
-        states, metrics = train_epoch(
+        keys = seed_keys([1_000 * seed + epoch for seed in seeds])
+        states, metrics = programs.run_steps(
             states,
             images,
-            shard_indices(np.stack(orders), mesh),
-            keys,
-            step_bounds(0, len(orders[0]), mesh),
+            programs.shard(np.stack(orders)),
+            spread_seeds(keys, programs.mesh),
         )
         losses.append(np.asarray(metrics.loss_sum / metrics.images))
     return np.concatenate(losses, axis=1)[:, :100]
@@ -139,9 +143,9 @@ def step_losses(name: str, seeds: Sequence[int], shape: tuple[int, int]) -> np.n
 
 @pytest.mark.parametrize("name", SMALL)
 def test_seeds_together_take_the_steps_of_each_seed_alone(name):
-    together = step_losses(name, [3, 5], (1, 2))
+    together = step_losses(name, (3, 5), (1, 2))
     for seed, losses in zip([3, 5], together, strict=True):
-        alone = step_losses(name, [seed], (1, 1))[0]
+        alone = step_losses(name, (seed,), (1, 1))[0]
         np.testing.assert_allclose(losses, alone, rtol=1e-4, atol=1e-4)
     assert np.abs(together[0] - together[1]).max() > 0.01  # other seeds, other runs
 
@@ -150,14 +154,14 @@ def test_seeds_together_take_the_steps_of_each_seed_alone(name):
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("devices", [2, 4, 8])
 def test_any_number_of_devices_takes_the_same_steps(name, devices):
-    want = step_losses(name, [3], (1, 1))
-    got = step_losses(name, [3], (devices, 1))
+    want = step_losses(name, (3,), (1, 1))
+    got = step_losses(name, (3,), (devices, 1))
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
 def test_seeds_and_batches_can_be_spread_at_once():
-    want = [step_losses("mlp", [seed], (1, 1))[0] for seed in (3, 5, 3, 5)]
-    got = step_losses("mlp", [3, 5, 3, 5], (4, 2))
+    want = [step_losses("mlp", (seed,), (1, 1))[0] for seed in (3, 5, 3, 5)]
+    got = step_losses("mlp", (3, 5, 3, 5), (4, 2))
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
@@ -171,12 +175,12 @@ def test_seeds_have_the_keys_that_jax_gives_them():
 def test_records_of_seeds_together_are_each_their_own(digits: Dataset):
     config = dataclasses.replace(SMALL["mlp"], epochs=2)
     told: list[Sequence[EpochRecord]] = []
-    together = fit(prepare(config, digits, 2), [4, 9], told.append)
-    assert [record.config["seed"] for record, _ in together] == [4, 9]
+    together = fit(prepare(config, digits, 2), [4, 9], on_epoch(told.append))
+    assert [record.config.seed for record, _ in together] == [4, 9]
     assert [record.seeds_together for record, _ in together] == [2, 2]
     assert [len(epochs) for epochs in told] == [2, 2]
     for record, params in together:
-        [(alone, params_alone)] = fit(prepare(config, digits), [record.config["seed"]])
+        [(alone, params_alone)] = fit(prepare(config, digits), [record.config.seed])
         assert record.test_accuracy == pytest.approx(alone.test_accuracy, abs=0.01)
         check_same_tree(params, params_alone, 1e-2)
         assert record.params_sha256 == params_sha256(params)
@@ -186,14 +190,14 @@ def test_a_validation_set_is_evaluated_apart_from_the_test_set(digits: Dataset):
     for validation in ("fraction", "test"):
         config = dataclasses.replace(SMALL["mlp"], validation=validation, epochs=1)
         [(record, params)] = fit(prepare(config, digits), [0])
-        parts = split_data(config, digits)
+        sets = split_dataset(digits, config)
         last = record.epochs[-1]
         for split, loss, accuracy in (
-            (parts.test, record.test_loss, record.test_accuracy),
-            (parts.validation, last.val_loss, last.val_accuracy),
+            (sets.test, record.test_loss, record.test_accuracy),
+            (sets.validation, last.val_loss, last.val_accuracy),
         ):
             logits = create_model(config).apply(
-                {"params": params}, make_scale(config, parts)(split.images)
+                {"params": params}, make_preprocess(config, sets.train)(split.images)
             )
             assert accuracy == pytest.approx(np.mean(logits.argmax(1) == split.labels))
             losses = cross_entropy(logits, split.labels)

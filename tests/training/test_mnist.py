@@ -1,10 +1,14 @@
 """Real MNIST, where its files are at hand: what it is and what a CNN learns of it."""
 
-from mnist_jax.config import default_config
-from mnist_jax.data.datasets import Dataset
-from mnist_jax.training.epochs import make_mesh
-from mnist_jax.training.experiment import prepare
-from mnist_jax.training.fit import fit
+import os
+
+import pytest
+from helpers.programs import run
+
+from mnist_jax.data.types import Dataset
+from mnist_jax.training.run_dir import load_run
+
+pytestmark = pytest.mark.slow
 
 
 def test_mnist_has_its_shapes_classes_and_counts(mnist: Dataset):
@@ -19,9 +23,14 @@ def test_mnist_has_its_shapes_classes_and_counts(mnist: Dataset):
     assert [labels.count(digit) for digit in range(10)] == counts
 
 
-def test_cnn_learns_mnist_in_one_epoch_of_20000_images(mnist: Dataset):
-    config = default_config("cnn", epochs=1, train_size=20_000, validation="none")
-    [(record, _)] = fit(prepare(config, mnist, mesh=make_mesh(2)), [0])
+def test_cnn_learns_mnist_in_one_epoch_of_20000_images(mnist: Dataset, tmp_path):
+    run(
+        "experiments.train",
+        *("--model=cnn", "--epochs=1", "--train_size=20000", "--validation=none"),
+        f"--run_dir={tmp_path}",
+        MNIST_JAX_DATA_DIR=os.environ["MNIST_JAX_DATA_DIR"],
+    )
+    record = load_run(tmp_path).record
     assert record.train_images == 20_000 and record.test_images == 10_000
     # 100 % would mean that the test counts wrongly, or trained on what it tests.
     assert 0.95 < record.test_accuracy < 1.0

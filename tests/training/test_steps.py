@@ -6,27 +6,32 @@ import numpy as np
 import optax
 import pytest
 
-from mnist_jax.config import default_config
+from mnist_jax.config import ConvStage, TrainConfig
 from mnist_jax.errors import InputError
 from mnist_jax.models.networks import CNN, LSTM, MLP
-from mnist_jax.testing import check_step_learns, make_split, scale
-from mnist_jax.training.steps import (
-    batch_metrics,
+from mnist_jax.testing import check_step_learns, make_split, preprocess
+from mnist_jax.training.optimizers import (
     create_optimizer,
     create_schedule,
+    scale_by_keras_adam,
+)
+from mnist_jax.training.steps import (
+    batch_metrics,
     cross_entropy,
     eval_step,
     init_state,
-    scale_by_keras_adam,
 )
 
+pytestmark = pytest.mark.slow
+
+STAGES = (ConvStage(8, pool=2), ConvStage(32, pool=2))  # direct, then Winograd's
 MODELS = {
     "mlp": MLP(hidden=(16,)),
     "mlp_dropout": MLP(hidden=(32,), dropout=(0.2,)),
-    "lstm": LSTM(units=(8, 8), hidden=(8,), kernels="fast"),
-    "lstm_plain": LSTM(units=(8,), activation="relu"),
-    "cnn": CNN(hidden=(16,), kernels="fast"),
-    "cnn_plain": CNN(hidden=()),
+    "lstm": LSTM((8, 8), "tanh", (8,), kernels="fast"),
+    "lstm_plain": LSTM((8,), "relu", ()),
+    "cnn": CNN(STAGES, (16,), kernels="fast"),
+    "cnn_plain": CNN(STAGES, ()),
 }
 
 
@@ -42,8 +47,8 @@ def test_hand_made_logits_give_hand_computed_metrics():
     logits[2, [1, 2]] = 0.0  # the same, label the second: loss log 2, wrong
     logits[3, 5] = 0.0  # padding
     labels = jnp.array([3, 1, 2, 0])
-    weights = jnp.array([1.0, 1.0, 1.0, 0.0])
-    loss_sum, metrics = batch_metrics(jnp.asarray(logits), labels, weights)
+    mask = jnp.array([1.0, 1.0, 1.0, 0.0])
+    loss_sum, metrics = batch_metrics(jnp.asarray(logits), labels, mask)
     np.testing.assert_allclose(loss_sum, 2 * np.log(2), rtol=1e-6)
     assert float(metrics.correct) == 2 and float(metrics.images) == 3
 
@@ -55,10 +60,10 @@ def test_one_hot_labels_give_the_same_loss():
     np.testing.assert_array_equal(
         cross_entropy(logits, labels), cross_entropy(logits, one_hot)
     )
-    weights = jnp.ones(6)
+    mask = jnp.ones(6)
     assert (
-        batch_metrics(logits, labels, weights)[1]
-        == batch_metrics(logits, one_hot, weights)[1]
+        batch_metrics(logits, labels, mask)[1]
+        == batch_metrics(logits, one_hot, mask)[1]
     )
     want = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     np.testing.assert_allclose(cross_entropy(logits, labels), want, rtol=1e-6)
@@ -67,7 +72,7 @@ def test_one_hot_labels_give_the_same_loss():
 def test_eval_step_ignores_padding():
     split, model = make_split(8), MODELS["mlp"]
     params = init_state(model, optax.sgd(0.1), jax.random.key(0)).params
-    images, labels = scale(split.images), jnp.asarray(split.labels)
+    images, labels = preprocess(split.images), jnp.asarray(split.labels)
     half = jnp.array([1.0] * 4 + [0.0] * 4)
     padded = eval_step(params, images, labels, half, model=model)
     alone = eval_step(params, images[:4], labels[:4], jnp.ones(4), model=model)
@@ -91,8 +96,8 @@ def test_keras_adam_is_adam_with_epsilon_outside_the_correction():
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "onecycle"])
 @pytest.mark.parametrize("steps", [1, 2, 100])
 def test_optimizers_take_finite_steps(optimizer, schedule, steps):
-    config = default_config(
-        "mlp", optimizer=optimizer, schedule=schedule, clip_norm=1.0
+    config = TrainConfig(
+        model="mlp", optimizer=optimizer, schedule=schedule, clip_norm=1.0
     )
     tx = create_optimizer(config, steps)
     params = {"w": jnp.ones(3)}
@@ -105,8 +110,8 @@ def test_optimizers_take_finite_steps(optimizer, schedule, steps):
 
 @pytest.mark.parametrize("schedule", ["cosine", "onecycle"])
 def test_schedules_rise_to_the_peak_and_fall(schedule):
-    config = default_config(
-        "mlp", schedule=schedule, learning_rate=0.5, warmup_fraction=0.25
+    config = TrainConfig(
+        model="mlp", schedule=schedule, learning_rate=0.5, warmup_fraction=0.25
     )
     rates = [float(create_schedule(config, 100)(step)) for step in range(101)]
     assert np.argmax(rates) == 25
@@ -116,18 +121,18 @@ def test_schedules_rise_to_the_peak_and_fall(schedule):
 
 def test_a_run_too_long_for_a_schedule_is_refused():
     for schedule in ("cosine", "onecycle"):
-        config = default_config("mlp", schedule=schedule, epochs=10**9)
+        config = TrainConfig(model="mlp", schedule=schedule, epochs=10**9)
         with pytest.raises(InputError, match="--epochs=1000000000 .* 2147483647"):
             create_schedule(config, 2**31)
         assert np.isfinite(create_schedule(config, 2**31 - 1)(7))
-    constant = default_config("mlp", schedule="constant")
+    constant = TrainConfig(model="mlp", schedule="constant")
     assert create_schedule(constant, 2**40)(7) == constant.learning_rate
 
 
 def test_sgd_momentum_and_nesterov_are_optax_sgd():
     for nesterov in (False, True):
-        config = default_config(
-            "mlp",
+        config = TrainConfig(
+            model="mlp",
             optimizer="sgd",
             momentum=0.9,
             nesterov=nesterov,
@@ -146,8 +151,12 @@ def test_sgd_momentum_and_nesterov_are_optax_sgd():
 
 
 def test_clipping_bounds_the_gradient():
-    config = default_config(
-        "mlp", optimizer="sgd", clip_norm=0.5, learning_rate=1.0, schedule="constant"
+    config = TrainConfig(
+        model="mlp",
+        optimizer="sgd",
+        clip_norm=0.5,
+        learning_rate=1.0,
+        schedule="constant",
     )
     tx = create_optimizer(config, 1)
     grads = {"w": jnp.array([3.0, 4.0])}

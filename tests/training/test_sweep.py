@@ -1,274 +1,331 @@
-"""Sweeps that are stopped in the middle of a run go on there."""
+"""Sweeps that are stopped in the middle of a run resume there, and repeat nothing."""
 
 import dataclasses
-import fcntl
 import json
-import os
-import re
 import shutil
-import signal
-import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from test_checkpoints import CONFIGS, DAMAGES, start
+from helpers.records import make_record
+from helpers.runs import CONFIGS, DAMAGES, on_epoch, prepare_once
 
-from benchmarks import compare
-from mnist_jax.data.datasets import Dataset
-from mnist_jax.errors import Stopped
-from mnist_jax.records import files
-from mnist_jax.records.files import lock_folder
-from mnist_jax.reporting.progress import Reports
-from mnist_jax.training import sweep as unfinished
+from mnist_jax.config import TrainConfig
+from mnist_jax.data.types import Dataset
+from mnist_jax.errors import InputError, Stopped
+from mnist_jax.records import environment as environment_module
+from mnist_jax.records.environment import current_environment
+from mnist_jax.records.files import hold_lock
+from mnist_jax.records.schema import RunRecord, append_jsonl, plain, write_json
+from mnist_jax.reporting.progress import ProgressPrinter
+from mnist_jax.training import run_dir, sweep
+from mnist_jax.training.run_dir import PARAMS, RECORD, load_run
+from mnist_jax.training.sweep import Plan, Study, export_runs, read_runs, train_runs
+
+pytestmark = pytest.mark.slow
 
 CONFIG = CONFIGS["mlp"]
+RESULTS = "compare.jsonl"
 
 
-def outcomes(out: Path, results: str = "compare.jsonl") -> list[dict]:
-    """Returns what records say, but for times."""
-    lines = [json.loads(line) for line in (out / results).read_text().splitlines()]
-    for line in lines:
-        line["epochs"] = [
-            (e["epoch"], e["loss"], e["val_loss"]) for e in line["epochs"]
-        ]
-    names = ("config", "epochs", "params_sha256", "test_loss", "test_accuracy")
-    kept = [{name: line[name] for name in names} for line in lines]
-    together = [(line.get("system"), line["seeds_together"]) for line in lines]
-    return sorted(zip(kept, together, strict=True), key=str)
+class Printer(ProgressPrinter):
+    """Remembers the epochs that were run, and may stop after one."""
+
+    def __init__(self, stop: int) -> None:
+        super().__init__(quiet=True)
+        self.told, self.stop = [], stop
+
+    def training(self, experiment, folders):
+        def remember(epochs):
+            self.told.append(epochs[0].epoch)
+            if epochs[0].epoch == self.stop:
+                raise Stopped(2, "")
+
+        return on_epoch(remember)
+
+
+Train = Callable[..., list[int]]
 
 
 @pytest.fixture
-def sweep(digits: Dataset, monkeypatch):
-    """Returns what trains the missing seeds as compare does, and may stop it."""
+def train(digits: Dataset, monkeypatch) -> Train:
+    """Returns what trains the missing seeds as compare does, and may be stopped."""
+    monkeypatch.setattr(sweep, "prepare", prepare_once)
 
-    def train(out: Path, seeds: int = 2, stop: int = 0, config=CONFIG) -> list[int]:
+    def train(
+        out: Path, seeds: int = 2, stop: int = 0, config: TrainConfig = CONFIG
+    ) -> list[int]:
         """Stops after an epoch, if one is given; returns the epochs that were run."""
-        told = []
-
-        def on_epoch(epochs):
-            told.append(epochs[0].epoch)
-            if epochs[0].epoch == stop:
-                raise Stopped(2, "")
-
-        reports = Reports(on_epoch, lambda progress: None)
-        monkeypatch.setattr(compare, "report_training", lambda *_: reports)
-        flags = SimpleNamespace(seeds=seeds, quiet=True)
-        monkeypatch.setattr(compare, "FLAGS", flags)
-        out.mkdir(exist_ok=True)
+        printer = Printer(stop)
+        study = Study(out, RESULTS, digits, range(config.seed, config.seed + seeds))
+        plan = study.plan(config.model, config)
         try:
-            compare._train(config, digits, out, lambda: None)
+            train_runs(plan, digits, printer)
             assert not stop
         except Stopped:
-            assert told[-1] == stop
-        return told
+            assert printer.told[-1] == stop
+        export_runs(out, RESULTS)
+        return printer.told
 
     return train
 
 
-def test_a_stopped_sweep_goes_on_and_ends_as_if_alone(sweep, tmp_path, capsys):
+def outcomes(out: Path) -> list[tuple]:
+    """Returns what records hold, but for times."""
+    return sorted(
+        (
+            run.config.seed,
+            run.params_sha256,
+            run.test_loss,
+            run.test_accuracy,
+            run.seeds_together,
+            [(e.epoch, e.loss, e.val_loss) for e in run.epochs],
+        )
+        for run in read_runs(out, RESULTS)
+    )
+
+
+def checkpoints(out: Path) -> list[Path]:
+    return sorted(out.rglob("checkpoints/*.msgpack"))
+
+
+def test_a_stopped_sweep_resumes_and_ends_as_if_alone(train, tmp_path, capsys):
     alone, halves = tmp_path / "alone", tmp_path / "halves"
-    assert sweep(alone) == [1, 2, 3]
-    assert sweep(halves, stop=2) == [1, 2]
-    [folder] = halves.iterdir()
-    assert re.fullmatch(r"unfinished-mlp-seeds0-1-[0-9a-f]{12}", folder.name)
-    assert sweep(halves) == [3]
-    assert "mlp: going on after epoch 2\n" in capsys.readouterr().out
+    assert train(alone) == [1, 2, 3]
+    assert train(halves, stop=2) == [1, 2]
+    assert len(checkpoints(halves)) == 4 and not list(halves.rglob(RECORD))
+    assert train(halves) == [3]
+    assert "mlp: resuming after epoch 2\n" in capsys.readouterr().out
     assert outcomes(halves) == outcomes(alone)
-    assert not folder.exists()
-    assert sweep(halves) == [] and len(outcomes(halves)) == 2
+    assert not checkpoints(halves)
+    assert train(halves) == [] and len(outcomes(halves)) == 2
 
 
-def test_a_sweep_killed_among_its_records_writes_the_rest(sweep, tmp_path, monkeypatch):
+def test_a_sweep_killed_among_its_records_writes_the_rest(train, tmp_path, monkeypatch):
     alone, halves = tmp_path / "alone", tmp_path / "halves"
-    sweep(alone, seeds=3)
-    append = compare.append_jsonl
+    train(alone, seeds=3)
 
-    def kill(path: Path, value: dict) -> None:
-        append(path, value)
-        if path.name == "compare.jsonl":
+    def kill(path: Path, value: object) -> None:
+        write_json(path, value)
+        if path.name == RECORD:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(compare, "append_jsonl", kill)
+        patch.setattr(run_dir, "write_json", kill)
         with pytest.raises(KeyboardInterrupt):
-            sweep(halves, seeds=3)
+            train(halves, seeds=3)
     assert len(outcomes(halves)) == 1
-    assert sweep(halves, seeds=3) == []  # no epoch is run again
+    [first] = halves.rglob(RECORD)
+    before = first.read_bytes()
+    assert train(halves, seeds=3) == []  # no epoch is run again
     assert outcomes(halves) == outcomes(alone)
-    details = (halves / "details.jsonl").read_text().splitlines()
-    assert sorted(json.loads(line)["config"]["seed"] for line in details) == [0, 1, 2]
+    assert first.read_bytes() == before and not checkpoints(halves)
 
 
-def test_checkpoints_of_another_config_seed_or_code_are_not_used(
-    sweep, tmp_path, monkeypatch
+def test_checkpoints_of_another_config_or_code_are_not_used(
+    train, tmp_path, monkeypatch
 ):
-    sweep(tmp_path, stop=2)
-    for field, value in (("epochs", 2), ("learning_rate", 0.5), ("seed", 1)):
-        assert sweep(
-            tmp_path, stop=1, config=dataclasses.replace(CONFIG, **{field: value})
-        ) == [1]
-    assert sweep(tmp_path, seeds=3, stop=1) == [1]
+    train(tmp_path, stop=2)
+    for field, value in (("epochs", 2), ("learning_rate", 0.5)):
+        config = dataclasses.replace(CONFIG, **{field: value})
+        assert train(tmp_path, stop=1, config=config) == [1]
     with monkeypatch.context() as patch:
-        patch.setattr(unfinished, "code_digest", lambda: "another")
-        assert sweep(tmp_path, stop=1) == [1]
-    assert len(list(tmp_path.iterdir())) == 6
-    assert sweep(tmp_path, stop=3) == [3]
+        patch.setattr(sweep, "code_digest", lambda: "another")
+        assert train(tmp_path, stop=1) == [1]
+    assert train(tmp_path, stop=3) == [2, 3]
+    assert len(list((tmp_path / "runs").iterdir())) == 3
+
+
+def test_seeds_that_were_stopped_together_resume_beside_new_ones(train, tmp_path):
+    alone, more = tmp_path / "alone", tmp_path / "more"
+    train(alone)
+    train(more, stop=2)
+    assert train(more, seeds=3) == [3, 1, 2, 3]
+    assert [run[4] for run in outcomes(more)] == [2, 2, 1]  # seeds together
+    assert outcomes(more)[:2] == outcomes(alone)
 
 
 def test_the_digest_of_the_code_is_that_of_its_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "__file__", str(tmp_path / "files.py"))
-    (tmp_path / "fit.py").write_text("1")
-    before = files.code_digest()
-    assert before == files.code_digest()
-    (tmp_path / "fit.py").write_text("2")
-    assert before != files.code_digest()
+    monkeypatch.setattr(environment_module, "_PACKAGE", tmp_path)
+    (tmp_path / "training").mkdir()
+    file = tmp_path / "training" / "fit.py"
+    file.write_text("1")
+    before = environment_module.code_digest()
+    assert before == environment_module.code_digest()
+    file.write_text("2")
+    assert before != environment_module.code_digest()
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_checkpoints_are_named_and_the_sweep_starts_anew(
-    damage, sweep, tmp_path, caplog, capsys
+def test_damaged_checkpoints_are_named_and_the_sweep_starts_over(
+    damage, train, tmp_path, caplog, capsys
 ):
     alone, halves = tmp_path / "alone", tmp_path / "halves"
-    sweep(alone)
-    sweep(halves, stop=2)
-    paths = sorted(halves.rglob("seed1/checkpoints/*.msgpack"))
+    train(alone)
+    train(halves, stop=2)
+    paths = [path for path in checkpoints(halves) if "seed1" in path.parts]
     assert len(paths) == 2
     for path in paths:
         path.write_bytes(DAMAGES[damage](path.read_bytes()))
-    assert sweep(halves, stop=1) == [1]
-    assert "starting anew" in capsys.readouterr().out
+    assert train(halves, stop=1) == [1]
+    assert "starting from the beginning" in capsys.readouterr().out
     # Not the later ones of before, which would be taken for the newest.
-    left = {path.name for path in halves.rglob("*.msgpack")}
-    assert left == {"epoch00001.msgpack"}
+    assert {path.name for path in checkpoints(halves)} == {"epoch00001.msgpack"}
     for path in paths:
         assert f"{path} is not used: it is damaged" in caplog.text
-    assert sweep(halves) == [2, 3]
+    assert train(halves) == [2, 3]
     assert outcomes(halves) == outcomes(alone)
 
 
-def test_a_sweep_killed_within_its_first_checkpoint_trains_every_seed(sweep, tmp_path):
-    sweep(tmp_path, stop=1)
-    [of_second] = tmp_path.glob("unfinished-*/seed1")
+def test_a_sweep_killed_within_its_first_checkpoint_trains_every_seed(train, tmp_path):
+    train(tmp_path, stop=1)
+    [of_second] = tmp_path.glob("runs/*/seed1")
     shutil.rmtree(of_second)
-    assert sweep(tmp_path) == [1, 2, 3]
-    assert [run["config"]["seed"] for run, _ in outcomes(tmp_path)] == [0, 1]
+    assert train(tmp_path) == [1, 2, 3]
+    assert [run[0] for run in outcomes(tmp_path)] == [0, 1]
 
 
-def test_two_processes_never_train_the_same(sweep, tmp_path, digits, capsys):
+def test_a_damaged_record_is_named_and_its_run_trained_again(train, tmp_path, caplog):
+    train(tmp_path)
+    before = outcomes(tmp_path)
+    [record] = tmp_path.glob("runs/*/seed1/record.json")
+    record.write_bytes(record.read_bytes()[:500])
+    (tmp_path / RESULTS).unlink()
+    assert train(tmp_path) == [1, 2, 3]
+    assert f"{record} is damaged" in caplog.text
+    after = outcomes(tmp_path)
+    assert [run[4] for run in after] == [2, 1]  # the second alone, so rounded otherwise
+    assert after[0] == before[0] and after[1][3] == pytest.approx(before[1][3], abs=0.1)
+
+
+def test_two_processes_never_train_the_same(train, tmp_path, digits, capsys):
     alone, both = tmp_path / "alone", tmp_path / "both"
-    sweep(alone)
-    both.mkdir()
-    context = unfinished.unfinished_folder(
-        both, "mlp", CONFIG, digits, range(2), lambda: None
-    )
+    train(alone)
+    home = Study(both, RESULTS, digits, [0]).plan("mlp", CONFIG).home
     told = []
-    with context:
-        other = threading.Thread(target=lambda: told.append(sweep(both)))
+    with hold_lock(home / ".lock", lambda: None):
+        other = threading.Thread(target=lambda: told.append(train(both)))
         other.start()
         while "mlp: waiting for the process" not in capsys.readouterr().out:
             other.join(0.01)
             assert other.is_alive()
-        for name in ("compare.jsonl", "details.jsonl"):
-            (both / name).write_bytes((alone / name).read_bytes())
+        [trained] = (alone / "runs").iterdir()
+        shutil.copytree(trained, home, dirs_exist_ok=True)
     other.join()
     assert told == [[]]  # what the first has recorded is not run again
     assert outcomes(both) == outcomes(alone)
 
 
-@pytest.mark.parametrize("module, name", [(os, "open"), (fcntl, "flock")])
-def test_a_folder_that_vanishes_before_it_is_locked_is_made_anew(
-    module, name, tmp_path, monkeypatch
-):
-    folder, call, told = tmp_path / "folder", getattr(module, name), []
-
-    def remove_first(*arguments):
-        if not told:
-            folder.rmdir()
-        return call(*arguments)
-
-    monkeypatch.setattr(module, name, remove_first)
-    with lock_folder(folder, lambda: told.append("waiting")):
-        assert folder.is_dir()
-    assert told == ["waiting"]
+def test_a_directory_in_which_another_process_trains_is_refused(digits, tmp_path):
+    plan = Plan("mlp", CONFIG, {0: tmp_path}, tmp_path, set, sweep=False)
+    with (
+        hold_lock(tmp_path / ".lock", lambda: None),
+        pytest.raises(InputError, match="another process is training in"),
+    ):
+        train_runs(plan, digits, Printer(0))
 
 
 @pytest.mark.parametrize("kind", ["file", "link"])
 def test_what_is_no_folder_is_not_waited_for(kind, tmp_path):
     folder = tmp_path / "folder"
     folder.touch() if kind == "file" else folder.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(OSError), lock_folder(folder, lambda: None):
+    with pytest.raises(InputError), hold_lock(folder / ".lock", lambda: None):
         pass
 
 
-# Real programs.
-
-SWEEPS = {
-    "compare": (
-        *("--models=mlp,cnn", "--conv=8:pool2", "--hidden=16", "--batch_size=256"),
-        "--epochs=30",
-    ),
-    "published": ("--systems=ml10_mlp", "--epochs=30"),
-}
+# The export, and what version 1 of the records left.
 
 
-@pytest.mark.parametrize("program", SWEEPS)
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_sweep_goes_on_and_ends_as_if_alone(program, number, tmp_path):
-    alone, killed = tmp_path / "alone", tmp_path / "killed"
-    command = [
-        *(sys.executable, "-m", f"benchmarks.{program}", "--dataset=digits"),
-        *(*SWEEPS[program], "--seeds=2"),
+def version_1(record: RunRecord) -> dict:
+    """Returns a record as version 1 wrote it."""
+    values = plain(record)
+    for name in ("schema_version", "system", "pixel_mean", "pixel_std"):
+        del values[name]
+    return json.loads(json.dumps(values))
+
+
+def test_lines_without_a_directory_stay_where_they_are(train, tmp_path, digits):
+    old = version_1(make_record(seed=7))
+    append_jsonl(tmp_path / RESULTS, old)
+    with open(tmp_path / RESULTS, "a") as file:
+        file.write('{"torn": ')
+    train(tmp_path)
+    lines = (tmp_path / RESULTS).read_text().splitlines()
+    assert json.loads(lines[0]) == old and lines[1] == '{"torn": '
+    assert [json.loads(line)["config"]["seed"] for line in lines[2:]] == [0, 1]
+    assert [run.config.seed for run in read_runs(tmp_path, RESULTS)] == [7, 0, 1]
+    export_runs(tmp_path, RESULTS)
+    assert (tmp_path / RESULTS).read_text().splitlines() == lines
+
+
+def test_runs_that_only_the_export_holds_are_not_run_again(train, tmp_path):
+    train(tmp_path / "first")
+    runs = read_runs(tmp_path / "first", RESULTS)
+    (tmp_path / "second").mkdir()
+    for run in runs:
+        append_jsonl(tmp_path / "second" / RESULTS, version_1(run))
+    assert train(tmp_path / "second") == []
+    assert train(tmp_path / "second", seeds=3) == [1, 2, 3]
+    seeds = [run[0] for run in outcomes(tmp_path / "second")]
+    assert seeds == [0, 1, 2]
+
+
+def test_recorded_runs_are_known_by_all_that_decides_them(
+    digits, tmp_path, monkeypatch
+):
+    config = TrainConfig()
+    monkeypatch.setenv("XLA_FLAGS", "")
+    data = dict(checksum=digits.checksum, dataset_note=digits.note)
+    records = [
+        dataclasses.replace(
+            make_record(seed=seed), environment=current_environment(), **data
+        )
+        for seed in (0, 2)
     ]
-    process = start([*command, f"--out={alone}"])
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, output + errors
-    process = start([*command, f"--out={killed}"])
-    headers = 0
-    for line in process.stdout:  # until the second network's fifth epoch
-        headers += line.startswith("epoch ")
-        if headers == 2 and line.startswith(" 5/"):
-            break
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=300)
-    assert "Traceback" not in errors
-    if number == signal.SIGTERM:
-        assert process.returncode == 128 + number, errors
-        assert "the same command goes on where this one stopped" in errors
-    assert len(outcomes(killed, f"{program}.jsonl")) == 2
-    assert list(killed.glob("unfinished-*"))
-    process = start([*command, f"--out={killed}"])
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, output + errors
-    assert "not used" not in errors
-    _, before, after = re.split(r": going on after epoch (\d+)\n", output)
-    rows = [int(row) for row in re.findall(r"^ ?(\d+)/30 ", after, re.MULTILINE)]
-    assert rows == list(range(int(before) + 1, 31))
-    assert not list(killed.glob("unfinished-*"))
-    both = [outcomes(folder, f"{program}.jsonl") for folder in (alone, killed)]
-    assert both[0] == both[1] and len(both[0]) == 4
 
+    def recorded(config=config, dataset=digits, system=None, records=records):
+        path = tmp_path / RESULTS
+        path.unlink(missing_ok=True)
+        for record in records:
+            append_jsonl(path, record)
+        study = Study(tmp_path, RESULTS, dataset, range(6))
+        return study.plan("mlp", config, system).find_finished()
 
-@pytest.mark.parametrize("program", SWEEPS)
-def test_a_signal_ends_a_sweep_that_waits_for_another(program, tmp_path):
-    command = [
-        *(sys.executable, "-m", f"benchmarks.{program}", "--dataset=digits"),
-        *(*SWEEPS[program], "--epochs=100000", f"--out={tmp_path}"),
+    assert recorded() == {0, 2}
+    assert recorded(TrainConfig(seed=5)) == {0, 2}
+    assert recorded(TrainConfig(epochs=6)) == set()
+    assert recorded(system="av_dnn") == set()
+    assert recorded(dataset=dataclasses.replace(digits, checksum="another")) == set()
+    with monkeypatch.context() as patch:
+        patch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+        assert recorded() == set()
+    compared = [
+        field.name
+        for field in dataclasses.fields(records[0].environment)
+        if "compared" in field.metadata
     ]
-    processes = [start(command)]
-    try:
-        while not processes[0].stdout.readline().startswith(" 1/"):
-            assert processes[0].poll() is None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            processes.append(process := start(command))
-            while "waiting for the process" not in process.stdout.readline():
-                assert process.poll() is None
-            process.send_signal(number)
-            _, errors = process.communicate(timeout=300)
-            assert process.returncode == 128 + number
-            assert errors == f"stopped: {unfinished.HOW_TO_GO_ON}\n"
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
+    assert compared[:3] == ["device", "platform", "cores"] and len(compared) == 8
+    for name in compared:
+        value = 99 if name == "cores" else "another"
+        changed = dataclasses.replace(records[0].environment, **{name: value})
+        record = dataclasses.replace(records[0], environment=changed)
+        assert recorded(records=[record]) == set()
+
+
+def test_a_run_is_loaded_with_all_that_prediction_needs(digits, tmp_path, train):
+    config = dataclasses.replace(CONFIG, pixels="standardized", epochs=1)
+    train(tmp_path, seeds=1, config=config)
+    [folder] = tmp_path.glob("runs/*/seed0")
+    run = load_run(folder)
+    probabilities = run.predict(digits.test.images)
+    assert probabilities.shape == (360, 10)
+    accuracy = (probabilities.argmax(axis=1) == digits.test.labels).mean()
+    assert accuracy == pytest.approx(run.record.test_accuracy)
+    assert run.config == config and run.preprocess.mean == run.record.pixel_mean > 0
+    # A record of version 1 lacks mean and deviation: its data set has them.
+    write_json(folder / RECORD, version_1(run.record))
+    assert load_run(folder).preprocess == run.preprocess
+    (folder / PARAMS).write_bytes(b"")
+    with pytest.raises(InputError, match="params.msgpack is damaged"):
+        load_run(folder)

@@ -1,0 +1,123 @@
+"""The absl flags made from the fields of `TrainConfig`, and a config made from them."""
+
+import dataclasses
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from mnist_jax.config import MODELS, TrainConfig, as_text
+from mnist_jax.errors import InputError
+
+flags.disclaim_key_flags()  # they are the program's own: its --help shows them
+
+_FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
+
+
+class _TupleParser(flags.ArgumentParser):
+    """Reads comma-separated items of one type; an empty text is an empty tuple."""
+
+    def __init__(self, item_type: type) -> None:
+        self.item_type = item_type
+        kind = {int: "whole numbers", float: "numbers", str: "words"}[item_type]
+        self.syntactic_help = f"a comma-separated list of {kind}"
+
+    def parse(self, argument: Any) -> tuple[Any, ...]:
+        if isinstance(argument, tuple):
+            return argument
+        try:
+            items = [item.strip() for item in argument.split(",") if item.strip()]
+            return tuple(map(self.item_type, items))
+        except ValueError:
+            raise ValueError(f"must be {self.syntactic_help}") from None
+
+
+def define_config_flags(
+    flag_values: flags.FlagValues = flags.FLAGS,
+    *,
+    only: Sequence[str] = tuple(_FIELDS),
+    exclude: Sequence[str] = (),
+) -> None:
+    """Defines a flag per field of `TrainConfig`; unset means the field's default.
+
+    Args:
+        flag_values: where to define them.
+        only: the fields that mean something to the program.
+        exclude: of these, those that it sets itself.
+    """
+    hints = typing.get_type_hints(TrainConfig)
+    for name in only:
+        if name in exclude:
+            continue
+        metadata, kind = _FIELDS[name].metadata, hints[name]
+        text, choices = metadata["help"], metadata["choices"]
+        if metadata["needs"]:
+            other, values = metadata["needs"]
+            text += f" (with --{other}={'|'.join(values)})"
+        text += f"; default {_default_text(name)}"
+        more: dict[str, Any] = {"flag_values": flag_values}
+        if choices:
+            flags.DEFINE_enum(name, None, choices, text, **more)
+        elif typing.get_origin(kind) is tuple:
+            parser = _TupleParser(typing.get_args(kind)[0])
+            flags.DEFINE(parser, name, None, text, **more)
+        elif kind is bool:
+            flags.DEFINE_boolean(name, None, text, **more)
+        elif int in (kind, *typing.get_args(kind)):
+            flags.DEFINE_integer(name, None, text, **more)
+        else:
+            flags.DEFINE_float(name, None, text, **more)
+
+
+def _default_text(name: str) -> str:
+    """Formats a field's default, per model where the models differ."""
+    field = _FIELDS[name]
+    by_model = field.metadata["by_model"]
+    if not by_model:
+        return as_text(field.default) or "none"
+    return ", ".join(f"{as_text(v) or 'none'} ({m})" for m, v in by_model.items())
+
+
+def config_from_flags(
+    flag_values: flags.FlagValues, model: str | None = None, **changes: Any
+) -> TrainConfig:
+    """Returns the model's defaults, changed by the flags that were given.
+
+    Args:
+        flag_values: parsed flags.
+        model: the model where the program trains several; flags that belong to another
+            model are then left out instead of refused.
+        **changes: fields that the program itself sets.
+
+    Raises:
+        InputError: a value is not allowed, or a flag means nothing under another.
+    """
+    given = {
+        name: flag_values[name].value
+        for name in _FIELDS
+        if name in flag_values and flag_values[name].value is not None
+    }
+    needs = {name: field.metadata["needs"] for name, field in _FIELDS.items()}
+    if model is not None:
+        given = {
+            name: value
+            for name, value in given.items()
+            if not needs[name] or needs[name][0] != "model" or model in needs[name][1]
+        }
+        given["model"] = model
+    config = TrainConfig(**{**given, **changes})
+    for name in given:
+        other, values = needs[name] or ("model", MODELS)
+        if getattr(config, other) not in values:
+            raise InputError(
+                f"--{name}={as_text(given[name])} means something with "
+                f"--{other}={' or '.join(values)} only; got "
+                f"--{other}={getattr(config, other)}; leave one of them out"
+            )
+    if any(config.dropout) and not config.hidden and config.model != "lstm":
+        raise InputError(
+            f"--dropout={as_text(config.dropout)} follows hidden dense layers, and "
+            "--hidden is empty; leave one of them out"
+        )
+    return config

@@ -1,0 +1,145 @@
+"""The cache of decoded arrays: when it is used, damaged, shared or not there."""
+
+import hashlib
+import io
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl import logging
+from helpers.processes import run_at_once
+from helpers.small_sets import assert_equal_sets, copy_from, files_below, no_call
+
+from mnist_jax.data import datasets
+from mnist_jax.data.array_cache import cache_dir
+from mnist_jax.data.datasets import SHA256, load_dataset
+
+pytestmark = pytest.mark.usefixtures("own_folders")
+
+
+def test_cache_dir_follows_the_environment(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert cache_dir() == Path(os.environ["MNIST_JAX_CACHE_DIR"])
+    monkeypatch.setenv("MNIST_JAX_CACHE_DIR", "")
+    assert cache_dir() == Path("/xdg/mnist_jax")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_dir() == Path("/home/someone/.cache/mnist_jax")
+
+
+def test_a_second_start_decodes_nothing(small_sets, monkeypatch):
+    first = load_dataset("mnist", small_sets["mnist"], no_call)
+    monkeypatch.setattr(datasets.idx, "read_images", no_call)
+    monkeypatch.setattr(datasets.idx, "read_labels", no_call)
+    assert_equal_sets(load_dataset("mnist", small_sets["mnist"], no_call), first)
+
+
+def entry_with_digest(array):
+    """Returns a whole cache entry of an array that does not belong there."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=True)
+    return with_digest(buffer.getvalue())
+
+
+def with_digest(npy):
+    """Returns a file's bytes with their sha256 behind them, as an entry has it."""
+    return npy + hashlib.sha256(npy).digest()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[:-1],
+        lambda content: content[:1000],
+        lambda content: content[:500] + bytes([content[500] ^ 8]) + content[501:],
+        lambda content: content[:-1] + bytes([content[-1] ^ 1]),
+        lambda content: content + b"x",
+        lambda content: entry_with_digest(np.zeros((50, 28, 27), np.uint8)),
+        lambda content: entry_with_digest(np.zeros((50, 28, 28), np.int32)),
+        lambda content: entry_with_digest(np.zeros((), np.uint8)),
+        lambda content: entry_with_digest(np.array([{}], object)),
+        lambda content: with_digest(content[:-32].replace(b"(50,", b"(99999999,", 1)),
+        lambda content: with_digest(content[:-32].replace(b"(50,", b"(51,", 1)),
+        lambda content: b"junk" + hashlib.sha256(b"junk").digest(),
+    ],
+)
+def test_a_damaged_cache_entry_is_rebuilt(small_sets, caplog, damage):
+    first = load_dataset("mnist", small_sets["mnist"], no_call)
+    entry = cache_dir() / "arrays" / f"{SHA256['mnist'][0]}.npy"
+    whole = entry.read_bytes()
+    entry.write_bytes(damage(whole))
+    assert_equal_sets(load_dataset("mnist", small_sets["mnist"], no_call), first)
+    assert entry.read_bytes() == whole
+    [message] = caplog.messages
+    assert str(entry) in message and "is damaged" in message
+    np.testing.assert_array_equal(np.load(entry), first.train.images)
+
+
+@pytest.mark.parametrize("obstacle", ["file", "read-only folder"])
+def test_a_cache_that_cannot_be_written_costs_one_warning(
+    small_sets, monkeypatch, tmp_path, obstacle
+):
+    if obstacle == "file":
+        (tmp_path / "cache").write_text("in the way")
+    else:
+        (tmp_path / "cache").mkdir()
+        (tmp_path / "cache").chmod(stat.S_IRUSR | stat.S_IXUSR)
+        if os.access(tmp_path / "cache", os.W_OK):
+            pytest.skip("this user may write everywhere")
+    warnings = []
+    monkeypatch.setattr(
+        logging, "log_first_n", lambda level, text, n, *args: warnings.append(n)
+    )
+    dataset = load_dataset("mnist", download=copy_from(small_sets))
+    assert_equal_sets(dataset, load_dataset("mnist", small_sets["mnist"], no_call))
+    assert load_dataset("digits").name == "digits"
+    assert set(warnings) == {1}
+
+
+def test_an_interrupted_write_leaves_nothing_behind(small_sets, monkeypatch):
+    def interrupt(descriptor):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        load_dataset("mnist", small_sets["mnist"], no_call)
+    assert list((cache_dir() / "arrays").iterdir()) == []
+
+
+# Loads the small set as if it were new.
+LOAD = """
+import shutil, sys, time
+from pathlib import Path
+import sklearn.datasets  # once, not in each of the processes
+from mnist_jax.data.datasets import FILES, SHA256, load_dataset
+
+source, calls = map(Path, sys.argv[1:3])
+SHA256["mnist"] = tuple(sys.argv[3:])
+
+def download(name, folder):
+    with open(calls, "a") as file:
+        file.write("x")
+    for file in FILES:
+        shutil.copy(source / file, folder / file)
+        time.sleep(0.05)
+
+def work(process):
+    dataset = load_dataset("mnist", download=download)
+    assert int(dataset.train.images.sum()) > 0
+    assert load_dataset("digits").train.images.shape == (1437, 28, 28)
+"""
+
+
+def test_eight_processes_fill_a_new_cache_and_one_of_them_downloads(
+    small_sets, tmp_path
+):
+    calls = tmp_path / "calls"
+    run_at_once(LOAD, small_sets["mnist"], calls, *SHA256["mnist"])
+    assert calls.read_text() == "x"
+    # Four downloads, four arrays and scikit-learn's digits; nothing half-written.
+    assert len(files_below(cache_dir())) == 9
+    expected = load_dataset("mnist", small_sets["mnist"], no_call)
+    assert_equal_sets(load_dataset("mnist", download=no_call), expected)

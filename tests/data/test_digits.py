@@ -1,0 +1,45 @@
+"""Scikit-learn's digits in MNIST's form."""
+
+import numpy as np
+import pytest
+from helpers.small_sets import assert_equal_sets, no_call
+
+from mnist_jax.data.datasets import load_dataset
+from mnist_jax.data.digits import upsample_digits
+
+pytestmark = pytest.mark.usefixtures("own_folders")
+
+
+def test_digits_look_like_mnist_and_are_split_by_class():
+    dataset = load_dataset("digits", download=no_call)
+    assert (dataset.name, dataset.note) == ("digits", "")
+    for split, size in ((dataset.train, 1437), (dataset.test, 360)):
+        assert split.images.shape == (size, 28, 28)
+        assert split.images.dtype == np.uint8
+        assert split.labels.shape == (size,)
+        assert split.labels.dtype == np.int32
+        assert split.images.max() == 255
+        margin = split.images.copy()
+        margin[:, 4:24, 4:24] = 0
+        assert not margin.any()
+        share = np.bincount(split.labels) / size
+        np.testing.assert_allclose(share, 0.1, atol=0.005)
+    # The bytes and the split are the same everywhere.
+    assert dataset.checksum == (
+        "63233e9347e4ea2ea272cf4f8c284518a64027653c872af7952374c968ea312d"
+    )
+    both = np.concatenate([dataset.train.images, dataset.test.images])
+    assert len(np.unique(both.reshape(1797, -1), axis=0)) == 1797
+    assert_equal_sets(dataset, load_dataset("digits", download=no_call))
+
+
+def test_digits_are_upsampled_bilinearly():
+    from scipy import ndimage
+
+    digits = np.random.RandomState(0).randint(0, 17, (5, 8, 8)).astype(np.uint8)
+    expected = [
+        ndimage.zoom(digit * (255 / 16), 2.5, order=1, grid_mode=True, mode="nearest")
+        for digit in digits
+    ]
+    got = upsample_digits(digits)[:, 4:24, 4:24]
+    np.testing.assert_allclose(got, expected, atol=0.5 + 1e-6)

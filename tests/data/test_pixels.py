@@ -1,0 +1,67 @@
+"""Pixel scalings and statistics against plain NumPy."""
+
+import jax
+import numpy as np
+import pytest
+
+from mnist_jax.config import PIXELS
+from mnist_jax.data.pixels import pixel_statistics, scale_pixels
+from mnist_jax.errors import InputError
+
+PICTURES = np.random.RandomState(0).randint(0, 256, (3, 28, 28)).astype(np.uint8)
+PICTURES[0, :, 5] = 0  # a column without a norm
+PICTURES[1] = 0
+
+
+def plain_scaling(images, pixels):
+    """The definitions, one image and column at a time, in float64."""
+    if pixels == "l2":
+        out = np.zeros(images.shape)
+        for n, image in enumerate(images):
+            for column in range(28):
+                values = image[:, column].astype(np.float64)
+                out[n, :, column] = values / (np.sqrt((values**2).sum()) or 1.0)
+        return out
+    values = images.astype(np.float64)
+    return {
+        "raw": values,
+        "scaled": values / 255,
+        "standardized": (values / 255 - 0.13) / 0.31,
+    }[pixels]
+
+
+@pytest.mark.parametrize("pixels", PIXELS)
+def test_scalings_equal_plain_numpy(pixels):
+    expected = plain_scaling(PICTURES, pixels)
+
+    def scale(images):
+        return scale_pixels(images, pixels, mean=0.13, std=0.31)
+
+    for got in (scale(PICTURES), jax.jit(scale)(PICTURES)):
+        assert got.dtype == np.float32
+        np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(scale(PICTURES[2]), expected[2], rtol=1e-6, atol=1e-6)
+    stacked = scale(PICTURES[:, None])
+    np.testing.assert_allclose(stacked[:, 0], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_l2_columns_have_norm_one_or_zero():
+    norms = np.linalg.norm(scale_pixels(PICTURES, "l2"), axis=1)
+    blank = ~PICTURES.any(axis=1)
+    assert blank.any() and not blank.all()
+    np.testing.assert_allclose(norms, np.where(blank, 0.0, 1.0), atol=1e-6)
+
+
+def test_an_unknown_scaling_is_refused():
+    with pytest.raises(InputError, match="--pixels=grey is unknown.*standardized"):
+        scale_pixels(PICTURES, "grey")
+
+
+def test_pixel_statistics_equal_plain_numpy():
+    images = np.random.RandomState(1).randint(0, 256, (3000, 28, 28)).astype(np.uint8)
+    for some in (images, images[:1], images[::7]):
+        mean, std = pixel_statistics(some)
+        assert isinstance(mean, float) and isinstance(std, float)
+        assert mean == pytest.approx((some / 255).mean(), rel=1e-12)
+        assert std == pytest.approx((some / 255).std(), rel=1e-12)
+    assert pixel_statistics(np.full((2, 28, 28), 51, np.uint8)) == (0.2, 1.0)

@@ -1,0 +1,97 @@
+"""Small runs that stop, and damages to what they write."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from mnist_jax.config import TrainConfig
+from mnist_jax.data.types import Dataset
+from mnist_jax.errors import Stopped
+from mnist_jax.records.schema import EpochRecord, RunRecord
+from mnist_jax.training.checkpoints import Checkpoint, Origin, load_checkpoint
+from mnist_jax.training.experiment import Experiment, prepare
+from mnist_jax.training.fit import SILENT, Callbacks
+from mnist_jax.training.run_dir import METRICS, fit_into, is_finished
+
+CONFIGS = {
+    name: TrainConfig(
+        model=name, dataset="digits", epochs=3, hidden=(16,), batch_size=256, **more
+    )
+    for name, more in (
+        ("mlp", {}),
+        ("lstm", dict(lstm_units=(16,), dropout=(0.2,))),
+        ("cnn", dict(conv=("8:pool2",))),
+    )
+}
+
+
+def flip(content: bytes) -> bytes:
+    """Returns content with one bit in its middle flipped."""
+    index = len(content) // 2
+    return content[:index] + bytes([content[index] ^ 1]) + content[index + 1 :]
+
+
+DAMAGES: Mapping[str, Callable[[bytes], bytes]] = {
+    "flipped": flip,
+    "truncated": lambda content: content[:-100],
+    "empty": lambda content: b"",
+}
+
+
+def on_epoch(function: Callable[[Sequence[EpochRecord]], None]) -> Callbacks:
+    """Returns callbacks with one for epochs only."""
+    return SILENT._replace(on_epoch=function)
+
+
+def stop_after(epoch: int) -> Callbacks:
+    """Returns callbacks that end training after an epoch, as a signal does."""
+
+    def stop(epochs: Sequence[EpochRecord]) -> None:
+        if epochs[0].epoch == epoch:
+            raise Stopped(2, "")
+
+    return on_epoch(stop)
+
+
+_prepared: dict[tuple[TrainConfig, int, str], Experiment] = {}
+
+
+def prepare_once(config: TrainConfig, dataset: Dataset, seeds: int = 1) -> Experiment:
+    """Returns what `prepare` does, compiled once for all tests of a process."""
+    key = dataclasses.replace(config, seed=0), seeds, dataset.checksum
+    if key not in _prepared:
+        _prepared[key] = prepare(config, dataset, seeds)
+    return dataclasses.replace(_prepared[key], config=config)
+
+
+def stopped_run(
+    digits: Dataset, folder: Path, config: TrainConfig = CONFIGS["mlp"], keep: int = 3
+) -> Experiment:
+    """Leaves a run that stopped after its third epoch of four."""
+    experiment = prepare_once(dataclasses.replace(config, epochs=4), digits)
+    with pytest.raises(Stopped):
+        fit_into(experiment, {0: folder}, stop_after(3), checkpoint_every=1, keep=keep)
+    return experiment
+
+
+def resumable(
+    folders: Mapping[int, Path], config: TrainConfig, checksum: str = ""
+) -> tuple[bool, Checkpoint | None]:
+    """Returns whether runs are finished, else the checkpoint to resume them from."""
+    if all(
+        is_finished(folder, dataclasses.replace(config, seed=seed))
+        for seed, folder in folders.items()
+    ):
+        return True, None
+    return False, load_checkpoint(folders, config, Origin(checksum))
+
+
+def outcome(record: RunRecord, folder: Path) -> tuple:
+    """Returns what must not depend on stops: all but times."""
+    lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    for line in lines:
+        del line["train_seconds"], line["eval_seconds"]
+    return record.params_sha256, record.test_accuracy, record.test_loss, lines

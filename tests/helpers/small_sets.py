@@ -1,0 +1,68 @@
+"""Small data sets in the form of the published ones, and downloads of them."""
+
+import gzip
+import shutil
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from mnist_jax.data.download import FILES, DownloadError
+from mnist_jax.data.types import Dataset
+
+
+def write_small_set(folder: Path, seed: int) -> None:
+    """Writes 50 training and 20 test images as a set of four files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.RandomState(seed)
+    for file in FILES:
+        count = 50 if "train" in file else 20
+        if "images" in file:
+            header = struct.pack(">IIII", 0x803, count, 28, 28)
+            items = rng.randint(0, 256, (count, 28, 28)).astype(np.uint8)
+        else:
+            header = struct.pack(">II", 0x801, count)
+            items = rng.randint(0, 10, count).astype(np.uint8)
+        (folder / file).write_bytes(gzip.compress(header + items.tobytes(), mtime=0))
+
+
+def no_network(name: str, folder: Path) -> None:
+    """Downloads nothing, as without a network."""
+    raise DownloadError("no network")
+
+
+def no_call(name: str, folder: Path) -> None:
+    """Fails the test: nothing is to be downloaded in it."""
+    raise AssertionError("a download was tried")
+
+
+def copy_from(
+    folders: Mapping[str, Path], calls: list[str] | None = None
+) -> Callable[[str, Path], None]:
+    """Returns a downloader that copies the small files."""
+
+    def download(name: str, folder: Path) -> None:
+        for file in FILES:
+            shutil.copy(folders[name] / file, folder / file)
+        if calls is not None:
+            calls.append(name)
+
+    return download
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Returns the files below a folder, but for the empty ones that are locked."""
+    return [p for p in folder.rglob("*") if p.is_file() and p.name != ".lock"]
+
+
+def assert_equal_sets(one: Dataset, other: Dataset) -> None:
+    """Compares two data sets, arrays included."""
+    assert (one.name, one.checksum, one.note) == (
+        other.name,
+        other.checksum,
+        other.note,
+    )
+    for left, right in ((one.train, other.train), (one.test, other.test)):
+        np.testing.assert_array_equal(left.images, right.images)
+        np.testing.assert_array_equal(left.labels, right.labels)

@@ -1,0 +1,68 @@
+"""The tables made of records."""
+
+import dataclasses
+
+import pandas as pd
+from helpers.records import make_record
+
+from mnist_jax.reporting.tables import (
+    comparison_frame,
+    format_markdown,
+    group_by_table,
+    markdown_table,
+    row_names,
+)
+
+
+def test_table_has_means_over_seeds_best_first():
+    records = [
+        make_record("mlp", 0, 0.96),
+        make_record("cnn", 0, 0.99),
+        make_record("mlp", 1, 0.98),
+    ]
+    frame = comparison_frame(records)
+    assert frame["model"].tolist() == ["cnn", "mlp"]
+    assert frame["test accuracy"].tolist() == ["0.9900 (n=1)", "0.9700 ± 0.0141 (n=2)"]
+    assert frame["steady s/epoch"].tolist() == ["1.00", "1.50"]
+
+
+def test_a_repeated_seed_counts_once_and_the_later_wins():
+    frame = comparison_frame([make_record(accuracy=0.5), make_record(accuracy=0.9)])
+    assert frame["test accuracy"].tolist() == ["0.9000 (n=1)"]
+
+
+def test_other_settings_are_other_rows():
+    frame = comparison_frame([make_record(), make_record(batch_size=32)])
+    assert sorted(frame["settings"]) == ["", "batch_size=32"]
+
+
+def test_other_machines_and_data_are_other_tables():
+    small = dataclasses.replace(
+        make_record(), checksum="def", dataset="digits", dataset_note="small stand-in"
+    )
+    records = [make_record(), make_record(device="CPU B"), small, make_record(seed=1)]
+    assert [len(group) for group in group_by_table(records)] == [2, 1, 1]
+    text = format_markdown(records)
+    assert text.count("\n- device: ") == 3
+    assert "DIGITS, NOT MNIST" in text and "**small stand-in**" in text
+
+
+def test_one_epoch_has_no_steady_time():
+    frame = comparison_frame([make_record(epochs=1)])
+    assert frame["steady s/epoch"].tolist() == ["-"]
+
+
+def test_markdown_is_aligned():
+    text = markdown_table(pd.DataFrame({"a": ["long cell", "b"], "number": [1, 20]}))
+    assert len({len(line) for line in text.splitlines()}) == 1
+    assert text.splitlines()[0] == "| a         | number |"
+
+
+def test_rows_that_differ_in_devices_alone_have_names_of_their_own():
+    one = dataclasses.replace(make_record(), devices=1)
+    names = row_names([[make_record()], [one], [make_record("cnn")]])
+    assert names == [
+        "mlp (fast layers, 2 devices)",
+        "mlp (fast layers, 1 devices)",
+        "cnn",
+    ]
