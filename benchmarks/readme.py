@@ -4,54 +4,57 @@ python -m benchmarks.readme
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mnist_jax.cli.main import run_program
 from mnist_jax.records.files import write_file
-from mnist_jax.records.schema import read_jsonl
+from mnist_jax.records.schema import RunRecord, read_jsonl
 from mnist_jax.reporting.tables import format_markdown, mean_and_spread
 
-from .peers.race import format_ratios, format_tables
+from .peers.frameworks import PeerRecord
+from .peers.tables import format_ratios, format_tables
 from .published.systems import PRESETS, SYSTEMS
 from .published.table import by_system, format_published
-from .redrawn import format_redrawn
+from .redrawn import RedrawnRecord, format_redrawn
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 
-Records = Sequence[dict[str, Any]]
 
-# The marked blocks of the documents: the records they are made of, how these become
-# text, and the command that made the records.
-BLOCKS: dict[str, tuple[str, Callable[[Records], str], str]] = {
-    "compare": (
+class Block(NamedTuple):
+    """A marked block of the documents."""
+
+    results: str  # stem of the file with the records
+    record: type  # that its lines are decoded to
+    format: Callable[[list[Any]], str]
+    command: str  # that made the records
+
+
+_PEERS = "make peers PEERS_OUT=benchmarks/results"
+BLOCKS = {
+    "compare": Block(
         "compare",
+        RunRecord,
         format_markdown,
         "python -m benchmarks.compare --dataset=mnist --seeds=3 "
         "--out=benchmarks/results",
     ),
-    "peers": (
-        "peers",
-        format_ratios,
-        "make peers PEERS_OUT=benchmarks/results",
-    ),
-    "peers and times": (
-        "peers",
-        format_tables,
-        "make peers PEERS_OUT=benchmarks/results",
-    ),
-    "published": (
+    "peers": Block("peers", PeerRecord, format_ratios, _PEERS),
+    "peers and times": Block("peers", PeerRecord, format_tables, _PEERS),
+    "published": Block(
         "published",
+        RunRecord,
         format_published,
         "python -m benchmarks.published --seeds=5 --out=benchmarks/results",
     ),
-    "redrawn": (
+    "redrawn": Block(
         "redrawn",
+        RedrawnRecord,
         format_redrawn,
         "python -m benchmarks.redrawn --run_dir=runs/cnn0 --images=10000 "
         "--out=benchmarks/results",
@@ -60,12 +63,13 @@ BLOCKS: dict[str, tuple[str, Callable[[Records], str], str]] = {
 
 
 def with_tables(text: str) -> str:
-    """Returns a document with every marked block made anew from its records."""
-    for name, (records, form, command) in BLOCKS.items():
-        results = RESULTS / f"{records}.jsonl"
+    """Returns a document with every marked block rebuilt from its records."""
+    for name, made_of in BLOCKS.items():
+        results = RESULTS / f"{made_of.results}.jsonl"
         if f"<!-- {name} -->\n" not in text or not results.exists():
             continue
-        block = f"{form(read_jsonl(results))}\n- command: `{command}`"
+        text_of_records = made_of.format(read_jsonl(made_of.record, results))
+        block = f"{text_of_records}\n- command: `{made_of.command}`"
         before, rest = text.split(f"<!-- {name} -->\n")
         _, after = rest.split(f"<!-- /{name} -->")
         text = f"{before}<!-- {name} -->\n{block}\n<!-- /{name} -->{after}"
@@ -74,16 +78,16 @@ def with_tables(text: str) -> str:
 
 def preset_with_figures(name: str, text: str) -> str:
     """Returns a preset's text with our figures of it in the header."""
-    records = read_jsonl(RESULTS / "published.jsonl")
+    records = read_jsonl(RunRecord, RESULTS / "published.jsonl")
     runs = list(by_system(records).get(name, {}).values())
     if not runs:
         return text
-    accuracy = mean_and_spread([run["test_accuracy"] for run in runs])
-    seconds = np.median([run["steady_epoch_seconds"] for run in runs])
-    machine = runs[0]["environment"]
+    accuracy = mean_and_spread([run.test_accuracy for run in runs])
+    seconds = np.median([run.steady_epoch_seconds for run in runs])
+    machine = runs[0].environment
     ours = (
         f"# Ours: test accuracy {accuracy}, {seconds:.2f} s/epoch\n"
-        f"# on {machine['device']} ({machine['cores']} cores)\n"
+        f"# on {machine.device} ({machine.cores} cores)\n"
     )
     return re.sub(r"# Ours: .*\n(# on .*\n)?", lambda _: ours, text, count=1)
 

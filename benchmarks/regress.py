@@ -1,4 +1,4 @@
-"""Tells whether this checkout trains faster or slower than another commit does.
+"""Measures whether this checkout trains faster or slower than another commit does.
 
 python -m benchmarks.regress --against=HEAD~1 --rounds=8
 
@@ -22,16 +22,16 @@ import numpy as np
 import pandas as pd
 from absl import flags
 
-from mnist_jax.cli.main import (
+from mnist_jax.cli.flags import (
     chosen_models,
     define_machine_flags,
     define_models_flag,
     load_data,
-    run_program,
-    start_jax,
 )
+from mnist_jax.cli.main import run_program, start_jax
 from mnist_jax.errors import InputError
-from mnist_jax.records.schema import append_jsonl, environment, git
+from mnist_jax.records.environment import current_environment, git
+from mnist_jax.records.schema import append_jsonl, plain
 from mnist_jax.reporting.tables import markdown_table
 
 from .peers.worker import Arrays, save_arrays
@@ -58,16 +58,25 @@ def judge(here: Sequence[float], there: Sequence[float]) -> tuple[Interval, str]
     return ratio, "slower" if ratio.low > 1 else "undecided"
 
 
-def seconds_of(checkout: Path, model: str, arrays: Path, seed: int) -> float:
+def _worker(checkout: Path) -> str:
+    """Returns the module that times a checkout's code, which has moved once."""
+    moved = (checkout / "benchmarks" / "peers" / "our_worker.py").exists()
+    return "benchmarks.peers.our_worker" if moved else "benchmarks.peer_ours"
+
+
+def seconds_of(
+    checkout: Path, model: str, batch_size: int, arrays: Path, seed: int
+) -> float:
     """Trains a network with the code of a checkout: median seconds of steady epochs.
 
     Raises:
         InputError: the code there failed, or knows no such measurement.
     """
     command = [
-        *(sys.executable, "-m", "benchmarks.peers.our_worker", f"--model={model}"),
-        *(f"--batch_size={FLAGS.batch_size}", f"--seed={seed}", f"--arrays={arrays}"),
-        f"--steady_epochs={STEADY_EPOCHS[model]}",
+        *(sys.executable, "-m", _worker(checkout), f"--model={model}"),
+        *(f"--batch_size={batch_size}", f"--seed={seed}", f"--arrays={arrays}"),
+        # Before the folders the cache needed a package that is not required any more.
+        *(f"--steady_epochs={STEADY_EPOCHS[model]}", "--compile_cache=off"),
     ]
     path = os.pathsep.join(filter(None, [str(checkout), os.environ.get("PYTHONPATH")]))
     process = subprocess.run(
@@ -84,19 +93,27 @@ def seconds_of(checkout: Path, model: str, arrays: Path, seed: int) -> float:
     return statistics.median(epochs[1:])
 
 
-def compare(model: str, checkouts: Mapping[str, Path], arrays: Path) -> dict[str, Any]:
+def compare(
+    model: str,
+    batch_size: int,
+    rounds: int,
+    checkouts: Mapping[str, Path],
+    arrays: Path,
+) -> dict[str, Any]:
     """Times a network in both checkouts, in turn, and judges."""
     seconds: dict[str, list[float]] = {name: [] for name in checkouts}
-    for number in range(FLAGS.rounds):
+    for number in range(rounds):
         order = list(checkouts)[:: -1 if number % 2 else 1]
         for name in order:
-            seconds[name].append(seconds_of(checkouts[name], model, arrays, number))
+            seconds[name].append(
+                seconds_of(checkouts[name], model, batch_size, arrays, number)
+            )
         latest = ", ".join(f"{name} {seconds[name][-1]:.3f} s" for name in checkouts)
-        print(f"{model} round {number + 1}/{FLAGS.rounds}: {latest}", flush=True)
+        print(f"{model} round {number + 1}/{rounds}: {latest}", flush=True)
     ratio, verdict = judge(seconds["here"], seconds["there"])
     return {
         "model": model,
-        "batch_size": FLAGS.batch_size,
+        "batch_size": batch_size,
         "seconds": seconds,
         "ratio": ratio._asdict(),
         "verdict": verdict,
@@ -116,7 +133,7 @@ def main() -> None:
             f"--out={FLAGS.out} must be a file in a folder that is there; name another"
         )
     start_jax()
-    dataset, machine = load_data(FLAGS.dataset), environment()
+    dataset, machine = load_data(FLAGS.dataset), current_environment()
     rows = []
     with tempfile.TemporaryDirectory(prefix="mnist_jax-regress-") as name:
         arrays, there = Path(name) / "arrays", Path(name) / "there"
@@ -125,10 +142,13 @@ def main() -> None:
         git("worktree", "add", "--detach", str(there), against)
         try:
             for model in models:
-                result = compare(model, {"here": ROOT, "there": there}, arrays)
+                checkouts = {"here": ROOT, "there": there}
+                result = compare(
+                    model, FLAGS.batch_size, FLAGS.rounds, checkouts, arrays
+                )
                 rows.append(result)
                 record = {"against": against, "dataset": dataset.name, **result}
-                append_jsonl(out, {**record, "environment": machine})
+                append_jsonl(out, {**record, "environment": plain(machine)})
         finally:
             git("worktree", "remove", "--force", str(there))
     frame = pd.DataFrame(
@@ -151,7 +171,7 @@ def main() -> None:
 
 
 def run() -> None:
-    """Is the program."""
+    """Entry point."""
     define_machine_flags()
     define_models_flag("time")
     flags.DEFINE_string("against", "HEAD", "commit to compare this checkout with")

@@ -1,10 +1,10 @@
 """Times Flax as one would first write it: the baseline worker of `benchmarks.peers`.
 
-python -m benchmarks.peers.flax_worker --model=cnn --batch_size=128
+python -m benchmarks.peers.flax_worker --model=cnn --batch_size=128 --arrays=FOLDER
 
 Flax's own layers, a jitted step, a Python loop over NumPy batches; the only device is
-JAX's default one, which uses all cores. Initial values are Flax's own too, but the
-LSTM's, which are Keras's as in the other rows, so that accuracies compare.
+JAX's default one, which uses all cores. Initial values are Flax's defaults, except the
+LSTM's, which are Keras's (and ours), so that accuracies compare.
 """
 
 from typing import Any
@@ -21,8 +21,8 @@ from .worker import (
     Arrays,
     Job,
     Measurement,
+    preprocess,
     run_worker,
-    scale,
     time_epochs,
 )
 
@@ -41,7 +41,7 @@ class MLP(nn.Module):
 
 
 class CNN(nn.Module):
-    """Three convolutions, two poolings."""
+    """Three convolutions, two max-poolings."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -72,7 +72,7 @@ _MODELS = {"mlp": MLP, "lstm": LSTM, "cnn": CNN}
 
 
 def keras_values(cell: Any, key: jax.Array) -> Any:
-    """Returns an LSTM cell's parameters with the values that Keras would start from.
+    """Returns initial parameters of an LSTM cell, drawn as Keras draws them.
 
     Keras draws a kernel for all four gates at once, Flax one for each: its recurrent
     weights are twice as large, its input weights differ too, its forget bias is 0.
@@ -93,9 +93,9 @@ def keras_values(cell: Any, key: jax.Array) -> Any:
 def init_params(model: nn.Module, key: jax.Array, images: np.ndarray) -> Any:
     """Returns the initial parameters of a network."""
     params = model.init(key, images[:1])["params"]
-    for number, name in enumerate(params):
+    for index, name in enumerate(params):
         if "LSTMCell" in name:
-            cell_key = jax.random.fold_in(key, number)
+            cell_key = jax.random.fold_in(key, index)
             params[name] = keras_values(params[name], cell_key)
     return params
 
@@ -117,14 +117,14 @@ def train_step(
 
 @jax.jit
 def count_correct(state: TrainState, images: jax.Array, labels: jax.Array) -> jax.Array:
-    """Counts the images that the network gets right."""
+    """Counts the images that the network classifies correctly."""
     logits = state.apply_fn({"params": state.params}, images)
     return jnp.sum(jnp.argmax(logits, axis=-1) == labels)
 
 
 def measure(job: Job, arrays: Arrays) -> Measurement:
-    """Trains; an epoch's time has its shuffle in it."""
-    images, labels = scale(arrays.train_images), arrays.train_labels
+    """Trains a network; an epoch's time includes shuffling."""
+    images, labels = preprocess(arrays.train_images), arrays.train_labels
     model, tx = _MODELS[job.model](), optax.adam(LEARNING_RATE)
     params = init_params(model, jax.random.key(job.seed), images)
     state = TrainState.create(apply_fn=model.apply, params=params, tx=tx)
@@ -139,18 +139,13 @@ def measure(job: Job, arrays: Arrays) -> Measurement:
         jax.block_until_ready((state, loss))
 
     seconds = time_epochs(train_epoch, job.epochs)
-    test_images, test_labels = scale(arrays.test_images), arrays.test_labels
-    correct = sum(
-        int(
-            count_correct(
-                state, test_images[i:][:TEST_CHUNK], test_labels[i:][:TEST_CHUNK]
-            )
-        )
-        for i in range(0, len(test_labels), TEST_CHUNK)
-    )
+    cuts = range(TEST_CHUNK, len(arrays.test_labels), TEST_CHUNK)
+    test = preprocess(arrays.test_images), arrays.test_labels
+    chunks = zip(*(np.split(array, cuts) for array in test), strict=True)
+    correct = sum(int(count_correct(state, *chunk)) for chunk in chunks)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
     form = "nn.Conv, nn.max_pool, nn.RNN(OptimizedLSTMCell), Python loop"
-    return Measurement(seconds, correct / len(test_labels), parameters, form)
+    return Measurement(seconds, correct / len(arrays.test_labels), parameters, form)
 
 
 if __name__ == "__main__":

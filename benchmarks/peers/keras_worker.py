@@ -1,20 +1,20 @@
 """Times Keras on one of its backends: a worker of `benchmarks.peers`.
 
-python -m benchmarks.peers.keras_worker --model=cnn --variant=tensorflow
+python -m benchmarks.peers.keras_worker --model=cnn --arrays=FOLDER
 
-`model.fit` on NumPy arrays, scaled ahead of the clock, which shuffles them fully each
-epoch; the loss is the only thing it keeps. The choices rest on one or two runs each, on
-a machine that was not always quiet (Keras 3.15.1 on TensorFlow 2.21.0 and JAX 0.10.2,
-two cores of an AMD EPYC with AVX-512, 6,000 images, batch 128 unless said):
+`model.fit` on NumPy arrays, scaled before the clock starts. It shuffles all of them
+each epoch and tracks the loss only. The choices rest on one or two runs each, on a
+machine that was not always idle (Keras 3.15.1 on TensorFlow 2.21.0 and JAX 0.10.2, two
+cores of an AMD EPYC with AVX-512; 6,000 images and batch 128 unless stated):
 
-- jit_compile is Keras's own choice, on TensorFlow without XLA here (CNN 0.7-1.3 s, with
-  XLA 1.5 s; LSTM not told apart), but for the MLP at small batches, where XLA was the
-  faster: 0.10 s against 0.13-0.14 s at batch 32.
+- jit_compile is Keras's default, on TensorFlow without XLA here (CNN 0.7-1.3 s, with
+  XLA 1.5 s; LSTM: no clear difference), except for the MLP at small batches, where XLA
+  was faster: 0.10 s against 0.13-0.14 s at batch 32.
 - steps_per_execution on TensorFlow: 16 (MLP 0.12-0.15 s against 0.23-0.25 s for 1, of
-  12,000 images; CNN and LSTM not told apart). On JAX, where the steps are unrolled when
-  compiling: 8 for the MLP (batch 32: 0.04 s against 0.07-0.08 s for 1), 2 for the LSTM
-  (1.9 s against 2.05 s for 1), 1 for the CNN, where nothing else was tried.
-- Not told apart: a tf.data.Dataset in place of the arrays (MLP, 12,000 images:
+  12,000 images; CNN and LSTM: no clear difference). On JAX, which unrolls the steps: 8
+  for the MLP (batch 32: 0.04 s against 0.07-0.08 s for 1), 2 for the LSTM (1.9 s
+  against 2.05 s for 1), 1 for the CNN, where nothing else was tried.
+- No clear difference: a tf.data.Dataset instead of the arrays (MLP, 12,000 images:
   0.11-0.12 s against 0.12-0.15 s) and LSTM(unroll=True).
 """
 
@@ -27,8 +27,8 @@ from .worker import (
     Arrays,
     Job,
     Measurement,
+    preprocess,
     run_worker,
-    scale,
 )
 
 VARIANTS = ("tensorflow", "jax")
@@ -39,7 +39,7 @@ _STEPS_PER_EXECUTION = {
 
 
 def measure(job: Job, arrays: Arrays) -> Measurement:
-    """Trains; an epoch's time has its shuffle in it."""
+    """Trains a network; an epoch's time includes shuffling."""
     os.environ["KERAS_BACKEND"] = job.variant  # read when keras is imported
     if job.variant == "tensorflow":
         import tensorflow as tf
@@ -95,7 +95,7 @@ def measure(job: Job, arrays: Arrays) -> Measurement:
             seconds.append(time.perf_counter() - self.start)
 
     model.fit(
-        scale(arrays.train_images),
+        preprocess(arrays.train_images),
         arrays.train_labels,
         batch_size=job.batch_size,
         epochs=job.epochs,
@@ -103,7 +103,7 @@ def measure(job: Job, arrays: Arrays) -> Measurement:
         verbose=0,
         callbacks=[Clock()],
     )
-    logits = model.predict(scale(arrays.test_images), batch_size=1000, verbose=0)
+    logits = model.predict(preprocess(arrays.test_images), batch_size=1000, verbose=0)
     accuracy = float((logits.argmax(axis=1) == arrays.test_labels).mean())
     form = f"jit_compile={model.jit_compile}, steps_per_execution={steps}"
     return Measurement(seconds, accuracy, model.count_params(), form)

@@ -1,10 +1,11 @@
-"""Times this project as its programs run it: one worker of `benchmarks.peers`.
+"""Times this project as its programs run it: a worker of `benchmarks.peers`.
 
-python -m benchmarks.peers.our_worker --model=cnn --batch_size=128
+python -m benchmarks.peers.our_worker --model=cnn --batch_size=128 --arrays=FOLDER
 """
 
-from mnist_jax.cli.main import define_machine_flags, start_jax
-from mnist_jax.data.datasets import Dataset, Split
+from mnist_jax.cli.flags import define_machine_flags
+from mnist_jax.cli.main import start_jax
+from mnist_jax.data.types import Dataset, Split
 from mnist_jax.training.experiment import prepare
 from mnist_jax.training.fit import fit
 
@@ -12,7 +13,7 @@ from .worker import Arrays, Job, Measurement, peer_config, run_worker
 
 
 def measure(job: Job, arrays: Arrays) -> Measurement:
-    """Trains through `prepare` and `fit`; an epoch's time has its shuffle in it."""
+    """Trains through `prepare` and `fit`; an epoch's time includes shuffling."""
     train, test = Split(*arrays[:2]), Split(*arrays[2:])
     dataset = Dataset("arrays", train, None, test, checksum="", note="")
     [(record, _)] = fit(prepare(peer_config(job), dataset), [job.seed])
@@ -32,7 +33,7 @@ def _start_and_measure(job: Job, arrays: Arrays) -> Measurement:
 
 
 def run() -> None:
-    """Is the program."""
+    """Entry point."""
     define_machine_flags()
     run_worker(_start_and_measure)
 

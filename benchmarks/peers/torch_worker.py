@@ -1,21 +1,22 @@
 """Times PyTorch: a worker of `benchmarks.peers`.
 
-python -m benchmarks.peers.torch_worker --model=cnn --variant=channels_last
+python -m benchmarks.peers.torch_worker --model=cnn --arrays=FOLDER
 
-Its best form as far as we could find one; the choices rest on one or two runs each, on
-a machine that was not always quiet (torch 2.13.0, two cores of an AMD EPYC with
-AVX-512, epochs of 12,000 images):
+The fastest form that we found. The choices rest on one or two runs each, on a machine
+that was not always idle (torch 2.13.0, two cores of an AMD EPYC with AVX-512, epochs of
+12,000 images):
 
-- The data are one tensor, scaled ahead of the clock and indexed by a permutation: no
-  DataLoader. One gather an epoch, then slices, was slower (0.17 s against 0.12 s, MLP).
+- The data are one tensor, scaled before the clock starts and indexed by a permutation,
+  without a DataLoader. One gather an epoch, then slices, was slower (0.17 s against
+  0.12 s, MLP).
 - Adam is the fused one: 0.14 s against 0.20 s foreach and plain (MLP, batch 32; a first
   run had 0.23 s against 0.20 s foreach).
-- Pooling stands before ReLU, which gives the same numbers for a quarter of the work:
+- Pooling comes before ReLU, which gives the same numbers for a quarter of the work:
   1.7 s against 2.5 s (CNN, channels_last, batch 128).
-- Nothing is measured in the loop, not even the accuracy that the others keep.
+- The loop computes no metrics, not even the accuracy that the others keep.
 - nn.LSTM runs oneDNN's kernel; it has two bias vectors a layer, 1,024 parameters more.
-  batch_first and flushing denormal numbers made no difference that we could see.
-- torch.compile takes loss and network as one function, of static shape.
+  batch_first and flushing denormal numbers made no visible difference.
+- torch.compile compiles loss and network as one function, of static shape.
 """
 
 import numpy as np
@@ -29,8 +30,8 @@ from .worker import (
     Arrays,
     Job,
     Measurement,
+    preprocess,
     run_worker,
-    scale,
     time_epochs,
 )
 
@@ -83,7 +84,7 @@ def create_model(model: str) -> nn.Module:
 
 
 def measure(job: Job, arrays: Arrays) -> Measurement:
-    """Trains; an epoch's time has its shuffle in it."""
+    """Trains a network; an epoch's time includes shuffling."""
     torch.set_num_threads(job.threads)
     torch.manual_seed(job.seed)
     layout = torch.contiguous_format
@@ -96,7 +97,7 @@ def measure(job: Job, arrays: Arrays) -> Measurement:
         layout = torch.channels_last
 
     def to_tensor(images: np.ndarray) -> torch.Tensor:
-        tensor = torch.from_numpy(scale(images))
+        tensor = torch.from_numpy(preprocess(images))
         return tensor[:, None] if job.model == "cnn" else tensor
 
     images = to_tensor(arrays.train_images)

@@ -1,27 +1,45 @@
-"""The side-by-side benchmark: its operation counts, its verdicts and its workers."""
+"""The side-by-side benchmark: its operation counts, tables, workers and program."""
 
+import dataclasses
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from helpers.programs import run, run_process
 
-from benchmarks.peers import flax_worker as peer_flax
-from benchmarks.peers import our_worker as peer_ours
-from benchmarks.peers import race as peers
-from benchmarks.peers.worker import Arrays, Job, Measurement, peer_config
+from benchmarks.peers import flax_worker, our_worker
+from benchmarks.peers.frameworks import FRAMEWORKS, PEAK_CELL, PeerRecord, Setup
+from benchmarks.peers.race import choose_frameworks, make_plan
+from benchmarks.peers.tables import (
+    best_peer,
+    format_ratios,
+    format_tables,
+    group,
+    ratio_frame,
+    time_frame,
+)
+from benchmarks.peers.worker import (
+    Arrays,
+    Job,
+    Measurement,
+    peer_config,
+    save_arrays,
+)
 from mnist_jax.config import TrainConfig
-from mnist_jax.data.datasets import Dataset
+from mnist_jax.data.types import Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.models.flops import multiply_adds, training_flops
 from mnist_jax.models.networks import count_params, create_model
+from mnist_jax.records.environment import Environment
+from mnist_jax.records.schema import append_jsonl, read_jsonl
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "peers.jsonl"
 
 
 def test_multiply_adds_of_the_three_networks_by_hand():
@@ -65,43 +83,64 @@ def test_training_flops_by_hand():
     assert training_flops(TrainConfig(model="mlp", hidden=())) == 4 * 7_840
 
 
+def test_peers_are_trained_by_plain_adam_at_a_constant_rate():
+    for model in ("mlp", "lstm", "cnn"):
+        config = peer_config(Job(model, 32, 1))
+        assert (config.optimizer, config.schedule) == ("adam", "constant")
+        assert (config.learning_rate, config.dropout) == (1e-3, (0.0,))
+
+
+SETUP = Setup(
+    code="c0de",
+    device="made up",
+    cores=2,
+    versions={"jax": "1"},
+    dataset="mnist",
+    checksum="0",
+    train_images=60_000,
+    steady_epochs=3,
+)
+ENVIRONMENT = Environment(
+    device="made up",
+    platform="cpu",
+    cores=2,
+    **dict.fromkeys(("python", "jax", "jaxlib", "flax", "optax", "numpy"), "1"),
+    xla_flags="",
+    commit="abc",
+    dirty=False,
+    date="2026-01-01",
+    load=0.1,
+)
+
+
 def record(
     framework: str, number: int, seconds: float, model: str = "mlp", **changes
-) -> dict:
+) -> PeerRecord:
     """Returns a made-up measurement whose steady epochs have the given median."""
-    return {
-        "round": number,
-        "framework": framework,
-        "model": model,
-        "batch_size": 128,
-        "run": {
-            "code": "c0de",
-            "device": "made up",
-            "cores": 2,
-            "versions": {"jax": "1"},
-            "dataset": "mnist",
-            "checksum": "0",
-            "train_images": 60_000,
-            "steady_epochs": 3,
-        },
-        "environment": {"commit": "abc", "dirty": False, "device": "made up"},
-        "date": "2026-01-01",
-        "load": 0.1,
-        "others_cores": 0.0,
-        "disturbed": False,
-        "wall_seconds": 5.0,
-        "result": {
+    values = dict(
+        round=number,
+        framework=framework,
+        model=model,
+        batch_size=128,
+        run=SETUP,
+        environment=ENVIRONMENT,
+        date="2026-01-01",
+        load=0.1,
+        others_cores=0.0,
+        disturbed=False,
+        wall_seconds=5.0,
+        result={
             "epoch_seconds": [9.0, seconds, seconds - 0.01, seconds + 5.0],
             "test_accuracy": 0.97,
             "parameters": 118_282,
             "form": "made up",
             "peak_rss_mb": 400,
         },
-        **changes,
-    }
+    )
+    return PeerRecord(**{**values, **changes})
 
 
-def rounds(framework: str, *seconds: float) -> list[dict]:
+def rounds(framework: str, *seconds: float) -> list[PeerRecord]:
     return [record(framework, number, s) for number, s in enumerate(seconds, 1)]
 
 
@@ -114,57 +153,72 @@ MADE_UP = [
 ]
 
 
+def test_every_recorded_measurement_decodes():
+    records = read_jsonl(PeerRecord, RESULTS)
+    assert len(records) == len(RESULTS.read_text().splitlines()) > 0
+    assert len(ratio_frame(records)) == 6 == len(group(records))
+    assert len(time_frame(records)) == sum(map(len, group(records).values()))
+
+
+def test_records_are_read_as_they_were_written(tmp_path):
+    failed = record("torch", 1, 0, result={}, error="no compiler")
+    for measured in (MADE_UP[0], failed):
+        append_jsonl(tmp_path / "peers.jsonl", measured)
+    assert read_jsonl(PeerRecord, tmp_path / "peers.jsonl") == [MADE_UP[0], failed]
+    assert MADE_UP[0].is_valid and not failed.is_valid
+    assert not dataclasses.replace(MADE_UP[0], disturbed=True).is_valid
+
+
 def test_ratio_is_of_each_round_and_against_the_fastest_peer():
-    row = peers.ratio_frame(MADE_UP).iloc[0]
-    assert row["fastest peer"] == peers.FRAMEWORKS["torch_malloc"].label
+    row = ratio_frame(MADE_UP).iloc[0]
+    assert row["fastest peer"] == FRAMEWORKS["torch_malloc"].label
     assert row["times faster"] == "2.25 [2.00, 2.50] (n=3)"
-    assert row["target"] == "2.5" and row["verdict"] == "not met"
-    assert row["fastest as installed"] == peers.FRAMEWORKS["torch"].label
+    assert row["as installed"] == FRAMEWORKS["torch"].label
     assert row["times faster than that"] == "3.00 [2.40, 4.00] (n=3)"
 
 
-def test_verdict_follows_the_median():
-    faster = [*rounds("ours", 0.2, 0.1, 0.1), *MADE_UP[3:]]
-    assert peers.ratio_frame(faster).iloc[0]["verdict"] == "met"
-    assert peers.verdict("mlp", 7, [9.0]) == "no target"
+def test_fastest_peer_is_never_ours_or_the_baseline():
+    by_framework = group(MADE_UP)["mlp", 128]
+    assert best_peer(by_framework) == "torch_malloc"
+    assert best_peer(by_framework, as_installed=True) == "torch"
+    assert best_peer({name: by_framework[name] for name in ("ours", "flax")}) is None
 
 
 def test_rounds_that_lack_one_of_both_do_not_count():
-    (row,) = peers.ratio_frame(MADE_UP[1:2] + MADE_UP[3:6]).to_dict("records")
+    (row,) = ratio_frame(MADE_UP[1:2] + MADE_UP[3:6]).to_dict("records")
     assert row["times faster"] == "2.40 [2.40, 2.40] (n=1)"
-    assert len(peers.ratio_frame(MADE_UP[3:])) == 0
-
-
-def test_slow_rows_are_left_out_after_two_rounds_and_ours_never():
-    by_framework = peers.group(MADE_UP)["mlp", 128]
-    assert peers.is_slow("keras_tf", by_framework, 2, 1.3)
-    assert not peers.is_slow("keras_tf", by_framework, 3, 1.3)
-    assert not peers.is_slow("torch_malloc", by_framework, 2, 1.3)
-    assert not peers.is_slow("flax", by_framework, 2, 1.3)
-    slow = {**by_framework, "ours": rounds("ours", 9.0, 9.0)}
-    assert not peers.is_slow("ours", slow, 2, 1.3)
+    assert len(ratio_frame(MADE_UP[3:])) == 0
+    assert "no pair to compare" in format_ratios(MADE_UP[3:])
 
 
 def test_tables_show_time_peak_accuracy_and_failures():
-    peak = record("matmul", 1, 0, model="", result={"numpy": 200.0, "xla": 300.0})
-    failed = record("torch_compile", 1, 0, error="no compiler")
-    del failed["result"]
-    text = peers.format_tables([*MADE_UP, peak, failed])
+    peaks = {"numpy": 200.0, "xla": 300.0}
+    peak = record(**PEAK_CELL._asdict(), number=1, seconds=0, result=peaks)
+    failed = record("torch_compile", 1, 0, result={}, error="no compiler")
+    text = format_tables([*MADE_UP, peak, failed])
     assert "300 GFLOP/s" in text and "0.9700 ± 0.0000 (n=3)" in text
     (ours,) = [line for line in text.splitlines() if "| ours " in line]
     # 507,392 operations x 60,000 images in 0.2 s at 300 GFLOP/s.
     assert "| 50.7 " in ours and "0.200 [0.200, 0.250] (n=3)" in ours
-    assert "**failed**: torch_compile mlp 128: no compiler" in text
-    again = peers.format_tables([*MADE_UP, failed, record("torch_compile", 1, 0.5)])
-    assert "failed" not in again
-    assert "nothing was measured" in peers.format_tables([failed])
+    assert "- **failed**: torch_compile mlp 128: no compiler" in text
+    again = format_tables([*MADE_UP, failed, record("torch_compile", 1, 0.5)])
+    assert "failed" not in again and "round, not measured" in again
+    assert "nothing was measured" in format_tables([failed])
+    assert "nothing was measured" in format_ratios([failed])
+
+
+def test_ratios_fit_a_page_and_say_what_they_are():
+    text = format_ratios(read_jsonl(PeerRecord, RESULTS))
+    assert max(len(line) for line in text.splitlines() if line[:1] == "|") <= 110
+    assert "n: rounds in which both were measured" in text
+    assert "s/epoch" not in text and "target" not in text
 
 
 def test_disturbed_measurements_do_not_count():
     disturbed = record("torch_malloc", 4, 0.001, disturbed=True)
-    (row,) = peers.ratio_frame([*MADE_UP, disturbed]).to_dict("records")
+    (row,) = ratio_frame([*MADE_UP, disturbed]).to_dict("records")
     assert row["times faster"] == "2.25 [2.00, 2.50] (n=3)"
-    text = peers.format_tables([*MADE_UP, disturbed])
+    text = format_tables([*MADE_UP, disturbed])
     assert "1 measurements that others disturbed are left out" in text
 
 
@@ -191,12 +245,12 @@ def check(measurement: Measurement, job: Job) -> None:
 )
 def test_plain_flax_trains_every_network(model, batch_size, toy):
     job = Job(model, batch_size, steady_epochs=1)
-    check(peer_flax.measure(job, toy), job)
+    check(flax_worker.measure(job, toy), job)
 
 
 def test_plain_flax_starts_its_lstm_as_keras_does():
     images = np.zeros((1, 28, 28), np.float32)
-    params = peer_flax.init_params(peer_flax.LSTM(), jax.random.key(0), images)
+    params = flax_worker.init_params(flax_worker.LSTM(), jax.random.key(0), images)
     for number, inputs in enumerate((28, 128)):
         cell = params[f"OptimizedLSTMCell_{number}"]
         kernel = np.concatenate([cell[f"i{gate}"]["kernel"] for gate in "ifgo"], axis=1)
@@ -212,7 +266,7 @@ def test_plain_flax_starts_its_lstm_as_keras_does():
 
 def test_ours_trains_through_fit(toy):
     job = Job("mlp", batch_size=32, steady_epochs=2, seed=3)
-    check(peer_ours.measure(job, toy), job)
+    check(our_worker.measure(job, toy), job)
 
 
 @pytest.mark.parametrize(
@@ -221,48 +275,42 @@ def test_ours_trains_through_fit(toy):
 )
 def test_torch_trains_every_network(model, variant, toy):
     pytest.importorskip("torch", reason="`make peers` has PyTorch")
-    from benchmarks.peers import torch_worker as peer_torch
+    from benchmarks.peers import torch_worker
 
     job = Job(model, batch_size=32, steady_epochs=1, variant=variant)
-    check(peer_torch.measure(job, toy), job)
+    check(torch_worker.measure(job, toy), job)
 
 
-@pytest.mark.parametrize("variant", ["tensorflow", "jax"])
-def test_keras_worker_answers(variant):
-    if not all(map(importlib.util.find_spec, ("keras", "tensorflow"))):
-        pytest.skip("`make peers` has Keras with TensorFlow")
-    answer = run_worker("peer_keras", f"--variant={variant}")
-    assert len(answer["epoch_seconds"]) == 2 and answer["parameters"] == 118_282
-
-
-def run(*arguments: object, ok: bool = True):
-    """Runs a program on the digits and returns its finished process."""
-    process = subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "MNIST_JAX_DATA_DIR": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert (process.returncode == 0) == ok, process.stdout + process.stderr
-    assert "Traceback" not in process.stderr, process.stderr
-    return process
-
-
-def run_worker(module: str, *flags: str) -> dict:
-    process = run(
-        f"benchmarks.{module}",
-        "--dataset=digits",
-        "--train_size=64",
+def run_worker(module: str, arrays: Arrays, folder: Path, *flags: str) -> dict:
+    save_arrays(arrays, folder)
+    process = run_process(
+        f"benchmarks.peers.{module}",
+        "--model=mlp",
         "--batch_size=32",
+        "--seed=1",
+        f"--arrays={folder}",
         "--steady_epochs=1",
         *flags,
     )
+    assert process.returncode == 0, process.stderr
     return json.loads(process.stdout.splitlines()[-1])
 
 
-def test_peers_end_to_end_and_on_where_it_was(tmp_path):
+@pytest.mark.parametrize("variant", ["tensorflow", "jax"])
+def test_keras_worker_trains(variant, toy, tmp_path):
+    if not all(map(importlib.util.find_spec, ("keras", "tensorflow"))):
+        pytest.skip("`make peers` has Keras with TensorFlow")
+    result = run_worker("keras_worker", toy, tmp_path, f"--variant={variant}")
+    assert len(result["epoch_seconds"]) == 2 and result["parameters"] == 118_282
+
+
+def test_our_worker_ends_with_a_line_of_json(toy, tmp_path):
+    result = run_worker("our_worker", toy, tmp_path)
+    assert set(result) == {*Measurement._fields, "peak_rss_mb"}
+    assert len(result["epoch_seconds"]) == 2
+
+
+def test_peers_end_to_end_and_resumed(tmp_path):
     command = (
         "benchmarks.peers",
         "--dataset=digits",
@@ -282,20 +330,23 @@ def test_peers_end_to_end_and_on_where_it_was(tmp_path):
     assert results.read_text().startswith(before)
     assert " flax " in process.stdout and "1/1  mlp    32 ours" not in process.stdout
 
-    peak, *measured = map(json.loads, results.read_text().splitlines())
-    assert peak["framework"] == "matmul" and min(peak["result"].values()) > 0
-    assert [record["framework"] for record in measured] == ["ours", "flax"]
+    assert "1 of 3 measurements to make" in process.stdout
+
+    peak, *measured = read_jsonl(PeerRecord, results)
+    assert peak.cell == PEAK_CELL and min(peak.result.values()) > 0
+    assert [record.framework for record in measured] == ["ours", "flax"]
     for record in measured:
-        assert set(record["result"]) == {*Measurement._fields, "peak_rss_mb"}
-        assert 50 < record["result"]["peak_rss_mb"] < 5000
+        assert set(record.result) == {*Measurement._fields, "peak_rss_mb"}
+        assert 50 < record.result["peak_rss_mb"] < 5000
     assert (tmp_path / "peers.md").read_text().strip() in process.stdout
     assert len((tmp_path / "peers.csv").read_text().splitlines()) == 3
 
 
 BAD_FLAGS = {
-    "--frameworks=theano": "--frameworks must be some of ours, torch",
-    "--models=vit": "--models must be some of mlp, lstm, cnn; got vit",
+    "--frameworks=theano": "--frameworks must be one or more of ours, torch",
+    "--models=vit": "--models must be one or more of mlp, lstm, cnn; got vit",
     "--batches=0": "--batches must be whole numbers from 1; got 0",
+    "--others_limit=nan": "--others_limit must be a number; got nan",
     "--train_size=9999": "to the 1437 training images; got 9999",
 }
 
@@ -316,4 +367,16 @@ def test_a_missing_framework_is_named_with_the_way_to_get_it(monkeypatch):
         lambda name: None if name in ("torch", "tensorflow") else found(name),
     )
     with pytest.raises(InputError, match="make peers.*--frameworks=ours,flax"):
-        peers.choose_frameworks(["ours", "torch", "keras_tf", "flax"])
+        choose_frameworks(["ours", "torch", "keras_tf", "flax"])
+
+
+def test_a_plan_has_each_measurement_once_after_the_peak():
+    plan = make_plan(["ours", "torch_channels_last", "ours"], ["mlp", "cnn"], [32, 32])
+    assert plan == [
+        PEAK_CELL,
+        ("ours", "mlp", 32),
+        ("ours", "cnn", 32),
+        ("torch_channels_last", "cnn", 32),
+    ]
+    with pytest.raises(InputError, match="leave nothing to measure"):
+        make_plan(["torch_channels_last"], ["mlp"], [32])

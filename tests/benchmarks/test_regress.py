@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from test_programs import run
+from helpers.programs import run
 
-from benchmarks.regress import ROOT, judge
+from benchmarks.regress import ROOT, _worker, judge
+
+pytestmark = pytest.mark.slow
 
 needs_git = pytest.mark.skipif(
     not (ROOT / ".git").exists(), reason="no git checkout to compare with"
@@ -40,6 +42,11 @@ def test_a_commit_is_timed_against_the_checkout(tmp_path: Path):
     [record] = map(json.loads, out.read_text().splitlines())
     assert [len(seconds) for seconds in record["seconds"].values()] == [2, 2]
     assert len(record["against"]) == 40
+
+
+def test_the_worker_of_a_checkout_from_before_the_folders_is_found(tmp_path: Path):
+    assert _worker(ROOT) == "benchmarks.peers.our_worker"
+    assert _worker(tmp_path) == "benchmarks.peer_ours"
 
 
 @needs_git
