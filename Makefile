@@ -1,5 +1,6 @@
 # make compare   set up, then train the three networks and print their table
 # make test      set up, then run the tests
+# make test-fast  set up, then run the tests that compile little, in under a minute
 # make test-faults  set up, then run the tests that take minutes and print figures
 # make test-matrix  the tests with the oldest and the newest Python and jax supported
 # make install   set up only
@@ -16,7 +17,7 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready-$(shell $(PYTHON) -c \
 	'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null)
 
-.PHONY: install compare test test-faults test-matrix lint peers clean
+.PHONY: install compare test test-fast test-faults test-matrix lint peers clean
 
 install: $(READY)
 
@@ -35,6 +36,9 @@ compare: install
 
 test: install lint
 	$(BIN)/python -m pytest --numprocesses=auto --dist=worksteal
+
+test-fast: install
+	$(BIN)/python -m pytest --numprocesses=auto --dist=worksteal -m 'not slow and not faults'
 
 test-faults: install
 	$(BIN)/python -m pytest -m faults -rP tests

@@ -10,11 +10,20 @@ import jax
 import pytest
 from helpers.browser import Browser, find_programs, open_browser
 
-from mnist_jax.data.datasets import Dataset, load_dataset
-from mnist_jax.records.schema import available_cores
+from mnist_jax.data.datasets import load_dataset
+from mnist_jax.data.types import Dataset
+from mnist_jax.records.environment import available_cores
 
 # Eight host devices, so that meshes of 1, 2, 4 and 8 can be compared in one process.
 jax.config.update("jax_num_cpu_devices", 8)
+# Programs that run once need not run fast: with XLA's older fusion code, which jax 0.12
+# has no more, they compile in half the time. Tests of the CPU implementations compile
+# them as users do (`users_jit`), and so does every program that a test starts.
+with pytest.MonkeyPatch.context() as patch:
+    if jax.__version_info__ < (0, 12):
+        quick = "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
+        patch.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} {quick}")
+    jax.devices()  # which reads them
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
@@ -50,8 +59,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Keeps the tests out of the user's cache."""
-    folder = tmp_path_factory.mktemp("cache")
+    """Keeps the tests out of the user's cache, and lets them share one.
+
+    What a program has compiled for one test, none compiles again for another.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    folder = folder / "cache"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MNIST_JAX_CACHE_DIR", str(folder))
         yield folder

@@ -1,0 +1,95 @@
+"""Runs programs by forking a process that has imported them: a start takes no second.
+
+python tests/helpers/program_server.py < requests as JSON lines > outcomes as JSON lines
+"""
+
+import importlib
+import json
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from typing import Any
+
+SECONDS = 240  # of computing, after which a program counts as hung
+PROGRAMS = [
+    *(f"experiments.{name}" for name in "train predict demo plot summary data".split()),
+    *(f"benchmarks.{name}" for name in "compare report throughput redrawn".split()),
+    *("benchmarks.published.table", "benchmarks.regress"),
+]
+# Programs that are folders, and what their `__main__` runs.
+MAINS = {
+    "benchmarks.published": "benchmarks.published.table",
+    "benchmarks.peers": "benchmarks.peers.race",
+}
+
+
+def flags_of(program: Any) -> list[str]:
+    """Returns the names of the flags that a program defines."""
+    from absl import flags
+
+    before = set(flags.FLAGS)
+    program.run_program = lambda main: None
+    program.run()
+    return sorted(set(flags.FLAGS) - before)
+
+
+def run_child(request: dict[str, Any], out: int, err: int) -> None:
+    """Runs a program in this process, and ends the process."""
+    os.setsid()
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(out, 1)
+    os.dup2(err, 2)
+    os.environ.update(request["environment"])
+    if "JAX_ENABLE_X64" in request["environment"]:  # read when JAX was imported
+        importlib.import_module("jax").config.update("jax_enable_x64", True)
+    sys.argv = [request["program"], *request["arguments"]]
+    status = 0
+    try:
+        name = request["program"]
+        program = importlib.import_module(MAINS.get(name, name))
+        if request["flags"]:
+            print(json.dumps(flags_of(program)))
+        else:
+            program.run()
+    except SystemExit as exit:
+        status = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        status = 70
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def outcome(request: dict[str, Any]) -> dict[str, Any]:
+    """Runs a program in a fork: exit status and what it printed."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        child = os.fork()
+        if child == 0:
+            run_child(request, out.fileno(), err.fileno())
+        _, status = os.waitpid(child, 0)
+        texts = []
+        for file in (out, err):
+            file.seek(0)
+            texts.append(file.read().decode())
+    return {
+        "returncode": os.waitstatus_to_exitcode(status),
+        "stdout": texts[0],
+        "stderr": texts[1],
+    }
+
+
+def main() -> None:
+    """Answers requests until there are no more."""
+    sys.path.insert(0, os.getcwd())
+    for program in PROGRAMS:
+        importlib.import_module(program)
+    for line in sys.stdin:
+        print(json.dumps(outcome(json.loads(line))), flush=True)
+
+
+if __name__ == "__main__":
+    main()

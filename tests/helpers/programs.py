@@ -1,0 +1,97 @@
+"""Runs the project's programs as a user would, and returns what they printed."""
+
+import atexit
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+DIGITS = ("--dataset=digits", "--hidden=16", "--epochs=2", "--batch_size=64")
+
+
+class Finished(NamedTuple):
+    """A program that has ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(*arguments: object, ok: bool | None = True, **environment: str) -> Finished:
+    """Runs `python -m` of a program in the checkout; see `program_server`.
+
+    Args:
+        *arguments: the program's module, then its command line.
+        ok: whether it must succeed; None for either.
+        **environment: variables to set. What JAX reads when it is imported takes a
+            process of its own, but for JAX_ENABLE_X64.
+    """
+    program, *words = map(str, arguments)
+    variables = {"MNIST_JAX_DATA_DIR": "", **environment}
+    if any(name.startswith("JAX_") for name in environment.keys() - {"JAX_ENABLE_X64"}):
+        process = run_process(program, *words, **variables)
+    else:
+        variables["MNIST_JAX_CACHE_DIR"] = variables.get(
+            "MNIST_JAX_CACHE_DIR", os.environ["MNIST_JAX_CACHE_DIR"]
+        )
+        process = _request(program, words, variables)
+    assert ok in (process.returncode == 0, None), process.stdout + process.stderr
+    assert "Traceback" not in process.stderr, process.stderr
+    return process
+
+
+def run_process(*arguments: str, **environment: str) -> Finished:
+    """Runs `python -m` in a process of its own."""
+    process = subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return Finished(process.returncode, process.stdout, process.stderr)
+
+
+def start(words: list[str]) -> subprocess.Popen[str]:
+    """Starts a command in the checkout whose output is read while it runs."""
+    environment = {**os.environ, "MNIST_JAX_DATA_DIR": ""}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        words, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True
+    )
+
+
+def flags_of(program: str) -> list[str]:
+    """Returns the names of the flags that a program defines."""
+    return json.loads(_request(program, [], {}, flags=True).stdout)
+
+
+@functools.cache
+def _server() -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "tests/helpers/program_server.py"],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    atexit.register(process.stdin.close)
+    return process
+
+
+def _request(
+    program: str, words: list[str], environment: dict[str, str], flags: bool = False
+) -> Finished:
+    request = dict(
+        program=program, arguments=words, environment=environment, flags=flags
+    )
+    server = _server()
+    assert server.stdin is not None and server.stdout is not None
+    print(json.dumps(request), file=server.stdin, flush=True)
+    return Finished(**json.loads(server.stdout.readline()))

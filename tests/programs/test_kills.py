@@ -1,0 +1,223 @@
+"""Real programs that are killed or stopped by a signal, and resumed."""
+
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from helpers.programs import ROOT, run, start
+
+from mnist_jax.training.checkpoints import FOLDER
+from mnist_jax.training.run_dir import METRICS
+from mnist_jax.training.sweep import HOW_TO_RESUME, read_runs
+
+pytestmark = pytest.mark.slow
+
+EPOCHS = 60
+TRAIN = {
+    "mlp": ("--model=mlp", "--hidden=16"),
+    "lstm": ("--model=lstm", "--lstm_units=16", "--dropout=0.2"),
+    "cnn": ("--model=cnn", "--conv=8:pool2", "--hidden=16"),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps what a kill may leave half-written out of the other tests' cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MNIST_JAX_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def command(name: str, folder: Path) -> list[str]:
+    return [
+        *(sys.executable, "-m", "experiments.train", "--dataset=digits"),
+        *(*TRAIN[name], f"--epochs={EPOCHS}", "--batch_size=256"),
+        *("--checkpoint_every=1", f"--run_dir={folder}"),
+    ]
+
+
+def kill_and_resume(name: str, kills: int, rng: random.Random, tmp_path: Path) -> None:
+    """Kills a run at random moments and resumes it: it must end as if alone."""
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    assert subprocess.run(command(name, alone), cwd=ROOT, timeout=300).returncode == 0
+    for number in range(kills):
+        process = start([*command(name, killed), *(["--resume"] if number else [])])
+        # Most after the first row, since starting takes longer than training.
+        if rng.random() < 0.8:
+            for line in process.stdout:
+                if re.match(r" ?\d+/", line):
+                    break
+        time.sleep(rng.random())
+        process.kill()
+        _, errors = process.communicate(timeout=300)
+        assert "Traceback" not in errors, errors
+        assert "not used" not in errors, errors  # no half-written checkpoint
+        if (killed / METRICS).exists():
+            for line in (killed / METRICS).read_text().splitlines():
+                json.loads(line)
+    process = start([*command(name, killed), "--resume"])
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    records = [json.loads((f / "record.json").read_text()) for f in (alone, killed)]
+    assert records[0]["params_sha256"] == records[1]["params_sha256"]
+    rows = [len((f / METRICS).read_text().splitlines()) for f in (alone, killed)]
+    assert rows == [EPOCHS, EPOCHS]
+
+
+def test_a_run_killed_at_random_moments_ends_as_if_alone(tmp_path):
+    kill_and_resume("mlp", 5, random.Random(0), tmp_path)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", TRAIN)
+def test_runs_of_every_network_survive_many_kills(name, tmp_path, record_property):
+    kill_and_resume(name, 14, random.Random(name), tmp_path)
+    record_property("kills: of runs", 14)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_a_run_that_can_be_resumed(number, tmp_path):
+    words = command("mlp", tmp_path)
+    words[words.index(f"--epochs={EPOCHS}")] = "--epochs=100000"
+    process = start(words)
+    for line in process.stdout:
+        if re.match(r" ?\d+/", line):
+            break
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 128 + number, errors
+    assert "Traceback" not in errors
+    assert "--resume resumes after the last checkpoint in" in errors
+    assert list((tmp_path / FOLDER).glob("epoch*"))
+
+
+# A program that never asks whether it is to stop.
+DEAF = """
+import signal, time
+from mnist_jax.cli.main import run_program, stop_between_chunks
+def main():
+    stop_between_chunks("")
+    before = signal.getsignal(signal.SIGTERM)
+    print("ready", flush=True)
+    for _ in range(3000):
+        if signal.getsignal(signal.SIGTERM) != before:
+            print("one has come", flush=True)
+            time.sleep(600)
+        time.sleep(0.01)
+run_program(main)
+"""
+
+
+@pytest.mark.parametrize(
+    "number, status", [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)]
+)
+def test_a_second_signal_stops_at_once(number, status):
+    process = start([sys.executable, "-c", DEAF])
+    for line in process.stdout:  # until it sleeps
+        process.send_signal(number)
+        if line == "one has come\n":
+            break
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == status, errors
+    assert "Traceback" not in errors
+
+
+def test_resume_says_where_it_starts_and_that_a_run_is_finished(tmp_path):
+    words = command("mlp", tmp_path)[2:]
+    words[words.index(f"--epochs={EPOCHS}")] = "--epochs=2"
+    first = run(*words, "--resume", "--quiet")
+    assert "starting from the beginning" in first.stdout
+    assert "images/s" not in first.stdout and "test accuracy" in first.stdout
+    again = run(*words, "--resume")
+    assert "is finished" in again.stdout
+    words[words.index("--epochs=2")] = "--epochs=3"
+    more = run(*words, "--resume")
+    assert "resuming after epoch 2" in more.stdout and " 3/3 " in more.stdout
+
+
+# Sweeps.
+
+SWEEPS = {
+    "compare": (
+        *("--models=mlp,cnn", "--conv=8:pool2", "--hidden=16", "--batch_size=256"),
+        "--epochs=30",
+    ),
+    "published": ("--systems=ml10_mlp", "--epochs=30"),
+}
+
+
+def outcomes(out: Path, program: str) -> list[tuple]:
+    """Returns what the records of a sweep hold, but for times."""
+    return sorted(
+        (
+            str(run.system or run.config.model),
+            run.config.seed,
+            run.params_sha256,
+            run.test_accuracy,
+            run.seeds_together,
+            [(e.epoch, e.loss, e.val_loss) for e in run.epochs],
+        )
+        for run in read_runs(out, f"{program}.jsonl")
+    )
+
+
+@pytest.mark.parametrize("program", SWEEPS)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_sweep_resumes_and_ends_as_if_alone(program, number, tmp_path):
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    arguments = ("--dataset=digits", *SWEEPS[program], "--seeds=2")
+    run(f"benchmarks.{program}", *arguments, f"--out={alone}")
+    command = [sys.executable, "-m", f"benchmarks.{program}", *arguments]
+    process = start([*command, f"--out={killed}"])
+    headers = 0
+    for line in process.stdout:  # until the second network's fifth epoch
+        headers += line.startswith("epoch ")
+        if headers == 2 and line.startswith(" 5/"):
+            break
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=300)
+    assert "Traceback" not in errors
+    if number == signal.SIGTERM:
+        assert process.returncode == 128 + number, errors
+        assert "the same command resumes where this one stopped" in errors
+    assert len(outcomes(killed, program)) == 2
+    assert list(killed.rglob("checkpoints/*.msgpack"))
+    finished = run(f"benchmarks.{program}", *arguments, f"--out={killed}")
+    assert "not used" not in finished.stderr
+    _, before, after = re.split(r": resuming after epoch (\d+)\n", finished.stdout)
+    rows = [int(row) for row in re.findall(r"^ ?(\d+)/30 ", after, re.MULTILINE)]
+    assert rows == list(range(int(before) + 1, 31))
+    assert not list(killed.rglob("checkpoints/*.msgpack"))
+    both = [outcomes(folder, program) for folder in (alone, killed)]
+    assert both[0] == both[1] and len(both[0]) == 4
+
+
+@pytest.mark.parametrize("program", SWEEPS)
+def test_a_signal_ends_a_sweep_that_waits_for_another(program, tmp_path):
+    command = [
+        *(sys.executable, "-m", f"benchmarks.{program}", "--dataset=digits"),
+        *(*SWEEPS[program], "--epochs=100000", f"--out={tmp_path}"),
+    ]
+    processes = [start(command)]
+    try:
+        while not processes[0].stdout.readline().startswith(" 1/"):
+            assert processes[0].poll() is None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            processes.append(process := start(command))
+            while "waiting for the process" not in process.stdout.readline():
+                assert process.poll() is None
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=300)
+            assert process.returncode == 128 + number
+            assert errors == f"stopped: {HOW_TO_RESUME}\n"
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
