@@ -68,8 +68,8 @@ def with_tables(text: str) -> str:
         results = RESULTS / f"{made_of.results}.jsonl"
         if f"<!-- {name} -->\n" not in text or not results.exists():
             continue
-        text_of_records = made_of.format(read_jsonl(made_of.record, results))
-        block = f"{text_of_records}\n- command: `{made_of.command}`"
+        table = made_of.format(read_jsonl(made_of.record, results))
+        block = f"{table}\n- command: `{made_of.command}`"
         before, rest = text.split(f"<!-- {name} -->\n")
         _, after = rest.split(f"<!-- /{name} -->")
         text = f"{before}<!-- {name} -->\n{block}\n<!-- /{name} -->{after}"

@@ -77,12 +77,8 @@ class RunRecord:
 
     def run_key(self) -> tuple[Any, ...]:
         """Returns what makes a run the same as another, its seed included."""
-        return (
-            self.system,
-            self.config,
-            self.environment.xla_flags,
-            *self.table_key(),
-        )
+        flags = self.environment.xla_flags
+        return self.system, self.config, flags, *self.table_key()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -75,12 +75,9 @@ class TrainedRun:
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Returns the probabilities `[N,10] float32` of images `[N,28,28] uint8`."""
         predict = make_predict(self.model, self.preprocess)
-        chunks = range(0, len(images), _PREDICT_CHUNK)
-        probabilities = [
-            np.asarray(predict(self.params, images[start : start + _PREDICT_CHUNK]))
-            for start in chunks
-        ]
-        return np.concatenate(probabilities)
+        starts = range(0, len(images), _PREDICT_CHUNK)
+        chunks = [images[start : start + _PREDICT_CHUNK] for start in starts]
+        return np.concatenate([np.asarray(predict(self.params, c)) for c in chunks])
 
 
 def load_run(

@@ -91,7 +91,7 @@ class Study(NamedTuple):
         seeds: config, data, machine, versions, `XLA_FLAGS`. The commit is not among
         them: who changes the code and wants other numbers gives another folder.
         """
-        key = self._key(dataclasses.replace(config, seed=0), system)
+        key = self._keys(config, system, [0])[0]
         digest = hashlib.sha256(repr(key).encode()).hexdigest()[:12]
         folder = self.out / _RUNS / f"{name}-{digest}"
         return {seed: folder / f"seed{seed}" for seed in self.seeds}
@@ -110,22 +110,25 @@ class Study(NamedTuple):
         folders = self.folders(name, config, system)
 
         def find_finished() -> set[int]:
-            keys = {run.run_key() for run in read_runs(self.out, self.export)}
+            recorded = {run.run_key() for run in read_runs(self.out, self.export)}
             return {
                 seed
-                for seed, folder in folders.items()
-                if self._key(dataclasses.replace(config, seed=seed), system) in keys
-                and not (need_folders and not (folder / RECORD).exists())
+                for seed, key in self._keys(config, system, self.seeds).items()
+                if key in recorded
+                and ((folders[seed] / RECORD).exists() or not need_folders)
             }
 
         home = folders[self.seeds[0]].parent
         return Plan(name, config, folders, home, find_finished, system=system)
 
-    def _key(self, config: TrainConfig, system: str | None) -> tuple[Any, ...]:
-        """Returns the `run_key` that the record of a run to come will have."""
-        environment, data = current_environment(), self.dataset
-        table_key = data.checksum, data.note, *environment.compared()
-        return system, config, environment.xla_flags, *table_key
+    def _keys(
+        self, config: TrainConfig, system: str | None, seeds: Sequence[int]
+    ) -> dict[int, tuple[Any, ...]]:
+        """Returns the `run_key` that the record of each run to come will have."""
+        machine, data = current_environment(), self.dataset
+        shared = machine.xla_flags, data.checksum, data.note, *machine.compared()
+        configs = [dataclasses.replace(config, seed=seed) for seed in seeds]
+        return {config.seed: (system, config, *shared) for config in configs}
 
 
 def find_runs(out: Path) -> dict[Path, RunRecord]:
@@ -263,8 +266,8 @@ def _groups(
             groups.append((seeds, checkpoint))
             resumed.update(seeds)
     if fresh := [seed for seed in missing if seed not in resumed]:
+        missed = "no checkpoint to resume from, starting from the beginning"
         if any((plan.folders[seed] / CONFIG).exists() for seed in fresh):
-            missed = "no checkpoint to resume from, starting from the beginning"
             observer.say(f"{plan.name}: {missed}")
         groups.append((fresh, None))
     return groups
