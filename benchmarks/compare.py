@@ -29,11 +29,7 @@ from mnist_jax.records.schema import write_json
 from mnist_jax.reporting.predictions import run_details
 from mnist_jax.reporting.progress import ProgressPrinter
 from mnist_jax.reporting.report import PICTURES, RESULTS, write_report
-from mnist_jax.reporting.tables import (
-    comparison_frame,
-    format_markdown,
-    group_by_table,
-)
+from mnist_jax.reporting.tables import comparison_frame, format_markdown, group_by_table
 from mnist_jax.training.run_dir import DETAILS, PARAMS, load_run
 from mnist_jax.training.sweep import (
     HOW_TO_RESUME,

@@ -22,14 +22,7 @@ import os
 import time
 from typing import Any
 
-from .worker import (
-    LEARNING_RATE,
-    Arrays,
-    Job,
-    Measurement,
-    preprocess,
-    run_worker,
-)
+from .worker import LEARNING_RATE, Arrays, Job, Measurement, preprocess, run_worker
 
 VARIANTS = ("tensorflow", "jax")
 _STEPS_PER_EXECUTION = {

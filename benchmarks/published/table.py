@@ -24,12 +24,7 @@ from mnist_jax.errors import InputError
 from mnist_jax.records.files import make_folder, write_file
 from mnist_jax.records.schema import RunRecord
 from mnist_jax.reporting.progress import ProgressPrinter
-from mnist_jax.reporting.tables import (
-    group_by_table,
-    markdown_table,
-    provenance,
-    title,
-)
+from mnist_jax.reporting.tables import group_by_table, markdown_table, provenance, title
 from mnist_jax.training.run_dir import load_run_params
 from mnist_jax.training.sweep import (
     HOW_TO_RESUME,
@@ -169,9 +164,11 @@ def train_system(
 ) -> None:
     """Trains the seeds of a system that lack a run; overrides win over its preset."""
     config, start = read_preset(name, *overrides)
-    # Another system may start from its parameters, which must be there too.
-    is_start = name in {read_preset(other)[1] for other in SYSTEMS}
-    plan = study.plan(name, config, system=name, need_folders=is_start)
+    # Systems that are still to start from its parameters need the directories.
+    dependents = [other for other in SYSTEMS if read_preset(other)[1] == name]
+    plans = [study.plan(o, read_preset(o, *overrides)[0], o) for o in dependents]
+    needed = any(len(p.find_finished()) < len(study.seeds) for p in plans)
+    plan = study.plan(name, config, system=name, need_folders=needed)
     if start:
         folders = study.folders(start, read_preset(start, *overrides)[0], start)
         plan = plan._replace(

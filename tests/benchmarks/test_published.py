@@ -226,6 +226,10 @@ def test_a_run_that_another_starts_from_is_repeated_without_its_directory(
     assert sorted(seeds) == [0, 1]
     train("ml10_mlp")
     assert [run.warm_start for run in read_runs(tmp_path, RESULTS)][2:] == [True, True]
+    shutil.rmtree(tmp_path / "runs")
+    train("ml10_mlp_raw")  # nothing is to start from it any more
+    assert not list(tmp_path.rglob("params.msgpack"))
+    assert len(read_runs(tmp_path, RESULTS)) == 4
 
 
 def test_preset_that_needs_a_run_says_which_commands_to_run():
