@@ -95,7 +95,7 @@ def test_an_evaluation_that_is_no_number_ends_the_run(
 # A rate at which Adam does not yet turn rounding into other steps.
 SMALL = {
     name: TrainConfig(
-        model=model, learning_rate=1e-3, hidden=(16,), batch_size=100, **more
+        model=model, learning_rate=5e-4, hidden=(16,), batch_size=100, **more
     )
     for name, model, more in (
         ("mlp", "mlp", {}),
