@@ -87,7 +87,7 @@ def run_program(main: Callable[[], None]) -> None:
         sys.modules["__main__"].__doc__ = sys.modules[main.__module__].__doc__
 
     def checked(argv: Sequence[str]) -> None:
-        logging.set_verbosity(logging.WARNING)  # JAX tells of every backend it misses
+        logging.set_verbosity(logging.WARNING)  # JAX logs every backend it misses
         try:
             if len(argv) > 1:
                 raise InputError(

@@ -62,7 +62,7 @@ def _row(experiment: Experiment, records: Sequence[EpochRecord]) -> str:
 
 
 class ProgressPrinter:
-    """Prints how training goes on, and ends it once the program is to stop.
+    """Prints the progress of training, and ends it once the program is to stop.
 
     It never ends between the last chunk of an epoch and the epoch's checkpoint.
     """

@@ -102,7 +102,7 @@ def load_run(
     elif config.pixels == "standardized":
         dataset = load_dataset(record.dataset, data_dir)
         preprocess = make_preprocess(config, split_dataset(dataset, config).train)
-    params = load_run_params(folder, create_model(config))
+    params = _load_params(folder, create_model(config), record)
     return TrainedRun(config, record, jax.device_put(params), preprocess)
 
 
@@ -113,7 +113,10 @@ def load_run_params(folder: Path, model: nn.Module) -> Any:
         InputError: there are none, they are not those of the run's record, or do not
             fit the network: the leaf is named.
     """
-    record = read_json(RunRecord, folder / RECORD)
+    return _load_params(folder, model, read_json(RunRecord, folder / RECORD))
+
+
+def _load_params(folder: Path, model: nn.Module, record: RunRecord) -> Any:
     like = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     return load_params(folder / PARAMS, like, record.params_sha256)
 

@@ -54,7 +54,7 @@ def test_eight_processes_append_whole_lines(tmp_path):
     ]
 
 
-# Kills processes while they append lines of 300 kB; each tells of lines it has written.
+# Kills processes while they append lines of 300 kB; each reports what it has written.
 KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path
