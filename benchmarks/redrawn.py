@@ -24,9 +24,9 @@ from mnist_jax.cli.flags import (
 )
 from mnist_jax.cli.main import run_program, start_jax
 from mnist_jax.config import TrainConfig
-from mnist_jax.data.own_digits import digit_from_bytes, normalize_digit
 from mnist_jax.data.splits import split_dataset
 from mnist_jax.data.types import Split
+from mnist_jax.data.user_images import digit_from_bytes, normalize_digit
 from mnist_jax.errors import InputError
 from mnist_jax.records.environment import Environment, current_environment
 from mnist_jax.records.files import make_folder

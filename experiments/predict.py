@@ -17,8 +17,8 @@ from mnist_jax.cli.flags import (
     load_data,
 )
 from mnist_jax.cli.main import run_program, start_jax
-from mnist_jax.data.own_digits import read_digit
 from mnist_jax.data.splits import split_dataset
+from mnist_jax.data.user_images import read_digit
 from mnist_jax.errors import InputError
 from mnist_jax.reporting.plots import predictions_figure, save_figure
 from mnist_jax.reporting.predictions import prediction_frame

@@ -276,7 +276,7 @@ class TrainConfig:
         check=lambda seed: 0 <= seed < 2**32,
         allowed="a whole number from 0 to 4294967295",
     )
-    kernels: str = _option(
+    impl: str = _option(
         "auto",
         "form of convolution, pooling and LSTM: fast is written for CPUs, plain is "
         "Flax's own; auto chooses by device",

@@ -16,7 +16,7 @@ from mnist_jax.data.batches import epoch_indices
 from mnist_jax.data.pixels import Preprocess
 from mnist_jax.data.types import Split
 from mnist_jax.training.epochs import gather, make_programs
-from mnist_jax.training.mesh import make_mesh, replicate, seed_keys, spread_seeds
+from mnist_jax.training.mesh import make_mesh, replicate, seed_keys, shard_seeds
 from mnist_jax.training.steps import TrainState, train_step
 
 preprocess = Preprocess("scaled")
@@ -75,10 +75,10 @@ def check_epoch_equals_steps(
     key, looped = jax.random.key(7), _init_state(model, tx)
     states, keys = jax.tree.map(lambda leaf: leaf[None], (looped, key))
     states, metrics = programs.run_steps(
-        spread_seeds(states, programs.mesh),
+        shard_seeds(states, programs.mesh),
         replicate(split, programs.mesh),
         programs.shard(indices[None]),
-        spread_seeds(keys, programs.mesh),
+        shard_seeds(keys, programs.mesh),
     )
     state, metrics = jax.tree.map(lambda leaf: leaf[0], (states, metrics))
     step = jax.jit(partial(train_step, model=model, tx=tx))

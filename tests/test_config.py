@@ -79,6 +79,13 @@ def test_flagfile_sets_flags(tmp_path):
     assert config.conv == ("8:linear:pool2",) and config.epochs == 2
 
 
+def test_the_old_name_of_impl_is_accepted_with_a_warning(caplog):
+    assert config_from_flags(parse("--kernels=plain")).impl == "plain"
+    assert "--impl=plain" in caplog.text
+    with pytest.raises(InputError, match="--impl"):
+        config_from_flags(parse("--kernels=plain", "--impl=fast"))
+
+
 def test_conv_stage_reads_options_in_any_order():
     want = ConvStage(16, 5, "SAME", 2, "tanh", 3)
     assert parse_conv_stage("16:pool3:s2:tanh:same:k5") == want
@@ -102,7 +109,7 @@ BAD = [
     ("split", "random"),
     ("validation", "train"),
     ("schedule", "linear"),
-    ("kernels", "slow"),
+    ("impl", "slow"),
     ("batch_size", 0),
     ("batch_size", -5),
     ("epochs", 0),

@@ -23,7 +23,7 @@ def measure(job: Job, arrays: Arrays) -> Measurement:
         seconds,
         record.test_accuracy,
         record.parameters,
-        f"{record.kernels} kernels, {record.devices} host devices",
+        f"{record.impl} layers, {record.devices} host devices",
     )
 
 

@@ -5,7 +5,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
-from absl import flags
+from absl import flags, logging
 
 from mnist_jax.config import MODELS, TrainConfig, as_text
 from mnist_jax.errors import InputError
@@ -13,6 +13,7 @@ from mnist_jax.errors import InputError
 flags.disclaim_key_flags()  # they are the program's own: its --help shows them
 
 _FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
+_OLD_IMPL = "kernels"
 
 
 class _TupleParser(flags.ArgumentParser):
@@ -68,6 +69,9 @@ def define_config_flags(
             flags.DEFINE_integer(name, None, text, **more)
         else:
             flags.DEFINE_float(name, None, text, **more)
+        if name == "impl":
+            help = "deprecated name of --impl, to be removed in the next release"
+            flags.DEFINE_enum(_OLD_IMPL, None, choices, help, **more)
 
 
 def _default_text(name: str) -> str:
@@ -98,6 +102,13 @@ def config_from_flags(
         for name in _FIELDS
         if name in flag_values and flag_values[name].value is not None
     }
+    if _OLD_IMPL in flag_values and (old := flag_values[_OLD_IMPL].value) is not None:
+        logging.warning("--kernels is deprecated: use --impl=%s instead", old)
+        if given.setdefault("impl", old) != old:
+            raise InputError(
+                f"--kernels={old} is the old name of --impl={given['impl']}; give "
+                "--impl only"
+            )
     needs = {name: field.metadata["needs"] for name, field in _FIELDS.items()}
     if model is not None:
         given = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from mnist_jax.records.files import replace_file, seal, unseal
+from mnist_jax.records.files import add_checksum, replace_file, verify_checksum
 
 _HEADER_BYTES = 128  # what np.save puts before a small array's items
 
@@ -36,7 +36,7 @@ def load_or_build(
 def read_entry(path: Path, item_shape: tuple[int, ...]) -> np.ndarray | None:
     """Returns the array of a cache entry, None if it is missing or damaged."""
     try:
-        return _decode_array(item_shape, unseal(path.read_bytes()))
+        return _decode_array(item_shape, verify_checksum(path.read_bytes()))
     except OSError:
         return None
     except ValueError as error:
@@ -61,7 +61,7 @@ def write_entry(path: Path, array: np.ndarray) -> None:
     np.save(buffer, array)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, seal(buffer.getvalue()))
+        replace_file(path, add_checksum(buffer.getvalue()))
     except OSError as error:
         warn_unwritable(error)
 

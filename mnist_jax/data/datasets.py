@@ -156,29 +156,29 @@ def _search_folder(folder: Path, setting: str, name: str) -> Path | None:
             f"{setting}={folder} is not a folder: name one that holds"
             f" {_files_phrase()}, or leave {setting} out."
         )
-    for place in (folder / name, folder):
-        missing = [file for file in FILES if not os.path.isfile(place / file)]
+    for candidate in (folder / name, folder):
+        missing = [file for file in FILES if not os.path.isfile(candidate / file)]
         if len(missing) == len(FILES):
             continue
         if missing:
             raise InputError(
-                f"{place} lacks {' and '.join(missing)} beside the files that it holds:"
-                f" {_files_phrase()} are needed; copy the missing ones there."
+                f"{candidate} lacks {' and '.join(missing)} beside the files that it"
+                f" holds: {_files_phrase()} are needed; copy the missing ones there."
             )
         try:
-            digests = _hash_files(place)
+            digests = _hash_files(candidate)
         except OSError as error:
             raise InputError(
-                f"A file in {place} can't be read ({error}): make it readable or name"
-                f" another folder with {setting}."
+                f"A file in {candidate} can't be read ({error}): make it readable or"
+                f" name another folder with {setting}."
             ) from None
         if digests == SHA256[name]:
-            return place
+            return candidate
         if digests not in SHA256.values():
             file, got, right = _find_damage(name, digests)
             raise InputError(
-                f"{place / file} is truncated or damaged: its"
-                f" {os.path.getsize(place / file)} bytes have the sha256 {got}, and"
+                f"{candidate / file} is truncated or damaged: its"
+                f" {os.path.getsize(candidate / file)} bytes have the sha256 {got}, and"
                 f" {name}'s have {right}; delete it or replace it with the published"
                 " file."
             )

@@ -50,8 +50,8 @@ def read_labels(path: str | os.PathLike[str]) -> np.ndarray:
     """
     labels = _read_array(Path(path), _LABELS_MAGIC, ())
     if labels.max() >= CLASSES:
-        place = int(np.argmax(labels >= CLASSES))
-        raise _error(path, f"label {place} is {labels[place]}, where 0..9 is allowed")
+        index = int(np.argmax(labels >= CLASSES))
+        raise _error(path, f"label {index} is {labels[index]}, where 0..9 is allowed")
     return labels
 
 

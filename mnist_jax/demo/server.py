@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mnist_jax.data.own_digits import digit_from_bytes
+from mnist_jax.data.user_images import digit_from_bytes
 from mnist_jax.errors import InputError
 
 HOST = "127.0.0.1"

@@ -2,11 +2,11 @@
 
 Inside a `lax.scan` XLA:CPU compiles the gradient of a convolution to a naive loop and
 the gradient of `nn.max_pool` to a slow select-and-scatter. Here a whole stage is matrix
-products and elementwise loops, in one of three forms (`_choose_form`). Two of them see
-the inputs as overlapping tiles, one tile for each pooled output:
+products and elementwise loops, by one of three algorithms (`_choose_algorithm`). Two of
+them see the inputs as overlapping tiles, one tile for each pooled output:
 
     tiles[p][q] [B,h,w,C] holds x[:, step * i + p, step * j + q], step = strides * pool
-    phase (r,s) is the convolution's output at place (r,s) of every pooling window
+    phase (r,s) is the convolution's output at position (r,s) of every pooling window
     tap (k,l) of phase (r,s) reads tiles[strides * r + k][strides * s + l]
 
 so nothing is computed that pooling would drop. Winograd's tiles are larger and know no
@@ -25,11 +25,11 @@ from jax.experimental.xla_metadata import set_xla_metadata
 from mnist_jax.errors import InputError
 from mnist_jax.models.winograd import (
     choose_tiling,
-    cut_tiles,
-    fit,
-    join_tiles,
+    combine,
+    extract_tiles,
     make_transforms,
-    mix,
+    pad_or_crop,
+    sum_tiles,
 )
 
 Tiles = list[list[jax.Array]]
@@ -62,8 +62,8 @@ def conv_pool(
     row order gets the gradient, as in `nn.max_pool`. Pooling comes first here, which
     changes nothing: bias and activation are monotone and treat a whole window alike.
     Only unequal values that rounding makes equal, or swaps, may hand the gradient to
-    another place of the window: in `nn.max_pool` two that the bias rounds to the same
-    number, or that both saturate tanh (where ReLU makes them equal, at zero, the
+    another position of the window: in `nn.max_pool` two that the bias rounds to the
+    same number, or that both saturate tanh (where ReLU makes them equal, at zero, the
     gradient is zero).
 
     Args:
@@ -118,7 +118,7 @@ def _pad(x: jax.Array, pads: Any) -> jax.Array:
     return lax.pad(x, x.dtype.type(0), pads)
 
 
-def _choose_form(kernel_shape: tuple[int, ...], stage: _Stage) -> "_Form":
+def _choose_algorithm(kernel_shape: tuple[int, ...], stage: _Stage) -> "_Algorithm":
     """Picks the form of a stage by its time in a training step.
 
     Against patches the direct form took 1.3, 2.0 and 2.9 ms less of a step with 8, 16
@@ -147,7 +147,9 @@ def _conv_pool_fwd(
     x: jax.Array, kernel: jax.Array, bias: jax.Array, stage: _Stage
 ) -> tuple[jax.Array, tuple]:
     """Returns the outputs and what the gradients need."""
-    pooled, saved = _choose_form(kernel.shape, stage).forward(x, kernel, bias, stage)
+    pooled, saved = _choose_algorithm(kernel.shape, stage).forward(
+        x, kernel, bias, stage
+    )
     return _outputs(pooled), (x, kernel, pooled, saved)
 
 
@@ -156,14 +158,14 @@ def _conv_pool_bwd(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns the gradients of inputs, kernel and bias."""
     x, kernel, pooled, saved = residuals
-    form = _choose_form(kernel.shape, stage)
-    return form.backward(x, kernel, pooled, saved, g, stage)
+    algorithm = _choose_algorithm(kernel.shape, stage)
+    return algorithm.backward(x, kernel, pooled, saved, g, stage)
 
 
 _conv_pool.defvjp(_conv_pool_fwd, _conv_pool_bwd)
 
 
-# What the forms share.
+# What the algorithms share.
 
 
 def _materialize(fn: Callable, *args: Any) -> Any:
@@ -203,8 +205,8 @@ def _tile_inputs(x: jax.Array, size: int, stage: _Stage) -> Tiles:
     return [[take(p, q) for q in range(side)] for p in range(side)]
 
 
-def _tap_places(size: int, stage: _Stage) -> list[list[tuple[int, int]]]:
-    """Lists, for each phase and then for each tap, the place in the tile it reads."""
+def _tap_positions(size: int, stage: _Stage) -> list[list[tuple[int, int]]]:
+    """Lists, for each phase and each of its taps, the position in the tile it reads."""
     return [
         [
             (stage.strides * r + k, stage.strides * s + m)
@@ -234,32 +236,32 @@ def _add_patches(
 
     def add(dpatches: Any) -> dict:
         tiles: dict[tuple[int, int], jax.Array] = {}
-        for dpatch, taps in zip(dpatches, _tap_places(size, stage), strict=True):
-            for tap, place in enumerate(taps):
-                part = dpatch[..., tap * channels : (tap + 1) * channels]
-                tiles[place] = tiles[place] + part if place in tiles else part
+        for dpatch, taps in zip(dpatches, _tap_positions(size, stage), strict=True):
+            for tap, position in enumerate(taps):
+                d = dpatch[..., tap * channels : (tap + 1) * channels]
+                tiles[position] = tiles[position] + d if position in tiles else d
         sums: dict[tuple[int, int], jax.Array] = {}
         for (p, q), tile in tiles.items():
             down, right = p // step, q // step
             pads = [(down, reach - down, 0), (right, reach - right, 0)]
-            part = _pad(tile, [(0, 0, 0), *pads, (0, 0, 0)])
-            place = p % step, q % step
-            sums[place] = sums[place] + part if place in sums else part
+            d = _pad(tile, [(0, 0, 0), *pads, (0, 0, 0)])
+            offset = p % step, q % step
+            sums[offset] = sums[offset] + d if offset in sums else d
         return sums
 
-    def weave(sums: Any) -> jax.Array:
+    def interleave(sums: Any) -> jax.Array:
         shape_of_sum = batch, height + reach, width + reach, channels
         zeros = jnp.zeros(shape_of_sum, dpatches[0].dtype)
-        parts = [
+        rows_of_step = [
             jnp.stack([sums.get((p, q), zeros) for q in range(step)], axis=3)
             for p in range(step)
         ]
-        dx = jnp.stack(parts, axis=2)  # [B,h+reach,step,w+reach,step,C]
+        dx = jnp.stack(rows_of_step, axis=2)  # [B,h+reach,step,w+reach,step,C]
         ends = [(0, shape[1] - rows, 0), (0, shape[2] - cols, 0)]
         dx = dx.reshape(batch, rows, cols, channels)
         return _pad(dx, [(0, 0, 0), *ends, (0, 0, 0)])
 
-    return _materialize(weave, _materialize(add, dpatches))
+    return _materialize(interleave, _materialize(add, dpatches))
 
 
 def _activation_grad(out: jax.Array, g: jax.Array, activation: str) -> jax.Array:
@@ -328,7 +330,7 @@ def _transpose(matrix: jax.Array) -> jax.Array:
     return _materialize(jnp.transpose, matrix)
 
 
-# Form 1, one input channel: the sum over the taps as an elementwise loop.
+# Algorithm 1, one input channel: the sum over the taps as an elementwise loop.
 
 
 def _direct_forward(
@@ -364,11 +366,11 @@ def _direct_backward(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Multiplies each phase's inputs and ones by its gradient, for kernel and bias."""
     size, _, _, channels = kernel.shape
-    places = _tap_places(size, stage)
+    taps = _tap_positions(size, stage)
 
     def spread(pooled: jax.Array, g: jax.Array) -> jax.Array:  # [phases,B,h,w,D]
         g = _activation_grad(_outputs(pooled), g, stage.activation)[None]
-        phase = lax.broadcasted_iota(g.dtype, (len(places), 1, 1, 1, 1), 0)
+        phase = lax.broadcasted_iota(g.dtype, (len(taps), 1, 1, 1, 1), 0)
         if stage.pool == 1:
             return g
         return jnp.where(_winners(pooled)[None] == phase, g, 0.0)
@@ -377,21 +379,21 @@ def _direct_backward(
         tiles = _tile_inputs(x[..., 0], size, stage)
         ones = jnp.ones_like(tiles[0][0])
         return jnp.stack(
-            [jnp.stack([*(tiles[p][q] for p, q in taps), ones]) for taps in places]
+            [jnp.stack([*(tiles[p][q] for p, q in phase), ones]) for phase in taps]
         )
 
-    phases = _materialize(spread, pooled, g).reshape(len(places), -1, channels)
+    phases = _materialize(spread, pooled, g).reshape(len(taps), -1, channels)
     inputs = _materialize(inputs_and_ones, saved)
     products = (inputs.reshape(*inputs.shape[:2], -1) @ phases).sum(0)
     dkernel = products[:-1].reshape(kernel.shape)
     # Of the first layer nothing asks for dx, and XLA removes the rest of this function.
     dpatches = phases @ _transpose(_rows(kernel))
-    dpatches = list(dpatches.reshape(len(places), *g.shape[:3], -1))
+    dpatches = list(dpatches.reshape(len(taps), *g.shape[:3], -1))
     dx = _add_patches(dpatches, size, stage, x.shape)
     return dx, dkernel, products[-1]
 
 
-# Form 2, 3x3 kernel, step 1: Winograd's (`mnist_jax/winograd.py`).
+# Algorithm 2, 3x3 kernel, step 1: Winograd's (`mnist_jax/winograd.py`).
 
 
 def _mark_fields(x: jax.Array) -> jax.Array:
@@ -400,7 +402,7 @@ def _mark_fields(x: jax.Array) -> jax.Array:
     Equal fields have equal numbers, and fields of zeros the number zero: on blank parts
     of an image beside its strokes, one pooling window in nine, outputs are equal or
     zero by definition, but Winograd's differ by its errors. Pooling and ReLU would
-    carry their gradients to other places than the definition does.
+    route their gradients to other positions than the definition does.
     """
     weights = jnp.cos(jnp.arange(x.shape[3], dtype=x.dtype)) + 2  # any without pattern
     pixels = (_rows(x) @ weights).reshape(x.shape[:3])
@@ -419,7 +421,7 @@ def _mark_fields(x: jax.Array) -> jax.Array:
 def _winograd_forward(
     x: jax.Array, kernel: jax.Array, bias: jax.Array, stage: _Stage
 ) -> tuple:
-    """Transforms, multiplies (i and j being places in a transformed tile), pools.
+    """Transforms, multiplies (i and j index a transformed tile), pools.
 
     An axis that the transforms sum over comes late in what they write, so that they
     find their inputs in the nearest cache, unless the products need it first.
@@ -427,45 +429,47 @@ def _winograd_forward(
     pool = stage.pool
     height, width = (n * pool for n in _output_lengths(x, 3, stage))
     tile, rows, columns = choose_tiling(height, width)
-    transforms, places = make_transforms(tile), tile + 2
+    transforms, points = make_transforms(tile), tile + 2
 
-    def mix_rows(x: jax.Array) -> jax.Array:  # [B,rows,i,W,C]
-        return mix(transforms.inputs, cut_tiles(x, tile, rows, 1), 2)
+    def transform_rows(x: jax.Array) -> jax.Array:  # [B,rows,i,W,C]
+        return combine(transforms.inputs, extract_tiles(x, tile, rows, 1), 2)
 
-    def mix_columns(x: jax.Array) -> jax.Array:  # [j,i,B,rows,columns,C]
+    def transform_columns(x: jax.Array) -> jax.Array:  # [j,i,B,rows,columns,C]
         x = x.transpose(2, 0, 1, 3, 4)
-        return mix(transforms.inputs, cut_tiles(x, tile, columns, 3))
+        return combine(transforms.inputs, extract_tiles(x, tile, columns, 3))
 
-    def mix_kernel_rows(kernel: jax.Array) -> jax.Array:  # [i,3,C,D]
-        return mix(transforms.kernel, list(kernel))
+    def transform_kernel_rows(kernel: jax.Array) -> jax.Array:  # [i,3,C,D]
+        return combine(transforms.kernel, list(kernel))
 
-    def mix_kernel_columns(kernel: jax.Array) -> jax.Array:  # [j,i,C,D]
-        return mix(transforms.kernel, [kernel[:, m] for m in range(3)])
+    def transform_kernel_columns(kernel: jax.Array) -> jax.Array:  # [j,i,C,D]
+        return combine(transforms.kernel, [kernel[:, m] for m in range(3)])
 
-    def unmix_columns(products: jax.Array) -> jax.Array:  # [i,B*rows*columns,m,D]
-        return mix(transforms.outputs, list(products), 2)
+    def inverse_columns(products: jax.Array) -> jax.Array:  # [i,B*rows*columns,m,D]
+        return combine(transforms.outputs, list(products), 2)
 
-    def unmix_rows(products: jax.Array) -> jax.Array:  # [B,rows,m,columns*m,D]
-        return mix(transforms.outputs, list(products), 2)
+    def inverse_rows(products: jax.Array) -> jax.Array:  # [B,rows,m,columns*m,D]
+        return combine(transforms.outputs, list(products), 2)
 
     def finish(y: jax.Array, bias: jax.Array, fields: jax.Array) -> jax.Array:
-        def cut(x: jax.Array) -> list[jax.Array]:
-            places = [(r, s) for r in range(pool) for s in range(pool)]
-            return [x[:, r:height:pool, s:width:pool] for r, s in places]
+        def split_phases(x: jax.Array) -> list[jax.Array]:
+            offsets = [(r, s) for r in range(pool) for s in range(pool)]
+            return [x[:, r:height:pool, s:width:pool] for r, s in offsets]
 
         phases = [
             jnp.where(field == 0, 0.0, phase)
-            for phase, field in zip(cut(y), cut(fields), strict=True)
+            for phase, field in zip(split_phases(y), split_phases(fields), strict=True)
         ]
-        return _pool_phases(phases, bias, stage, cut(fields))
+        return _pool_phases(phases, bias, stage, split_phases(fields))
 
-    inputs = _materialize(mix_columns, _materialize(mix_rows, x))
-    inputs = inputs.reshape(places, places, -1, x.shape[3])
-    weights = _materialize(mix_kernel_columns, _materialize(mix_kernel_rows, kernel))
+    inputs = _materialize(transform_columns, _materialize(transform_rows, x))
+    inputs = inputs.reshape(points, points, -1, x.shape[3])
+    weights = _materialize(
+        transform_kernel_columns, _materialize(transform_kernel_rows, kernel)
+    )
     products = jnp.einsum("jirc,jicd->jird", inputs, weights)
-    y = _materialize(unmix_columns, products)
-    y = y.reshape(places, len(x), rows, columns * tile, -1)
-    y = _materialize(unmix_rows, y)
+    y = _materialize(inverse_columns, products)
+    y = y.reshape(points, len(x), rows, columns * tile, -1)
+    y = _materialize(inverse_rows, y)
     y = y.reshape(len(x), rows * tile, columns * tile, -1)
     return _materialize(finish, y, bias, _mark_fields(x)), (inputs, weights)
 
@@ -483,36 +487,36 @@ def _winograd_backward(
     batch, height, width, channels = g.shape
     pool = stage.pool
     tile, rows, columns = choose_tiling(height * pool, width * pool)
-    transforms, places = make_transforms(tile), tile + 2
+    transforms, points = make_transforms(tile), tile + 2
 
     def spread(pooled: jax.Array, g: jax.Array) -> jax.Array:  # [B,h,pool,w,pool,D]
         shape = (1, 1, pool, 1, pool, 1)
-        place = functools.partial(lax.broadcasted_iota, g.dtype, shape)
-        phase = pool * place(2) + place(4)
+        offset = functools.partial(lax.broadcasted_iota, g.dtype, shape)
+        phase = pool * offset(2) + offset(4)
         winners = _winners(pooled)[:, :, None, :, None]
         return jnp.where(winners == phase, g[:, :, None, :, None], 0.0)
 
-    def mix_rows(g: jax.Array) -> jax.Array:  # [B,rows,i,columns*m,D]
-        g = fit(fit(g, rows * tile, 1), columns * tile, 2)
+    def transform_rows(g: jax.Array) -> jax.Array:  # [B,rows,i,columns*m,D]
+        g = pad_or_crop(pad_or_crop(g, rows * tile, 1), columns * tile, 2)
         g = g.reshape(batch, rows, tile, columns * tile, channels)
-        return mix(transforms.outputs.T, [g[:, :, m] for m in range(tile)], 2)
+        return combine(transforms.outputs.T, [g[:, :, m] for m in range(tile)], 2)
 
-    def mix_columns(g: jax.Array) -> jax.Array:  # [j,i,B,rows,columns,D]
+    def transform_columns(g: jax.Array) -> jax.Array:  # [j,i,B,rows,columns,D]
         g = g.transpose(2, 0, 1, 3, 4)
-        g = g.reshape(places, batch, rows, columns, tile, channels)
-        return mix(transforms.outputs.T, [g[..., m, :] for m in range(tile)])
+        g = g.reshape(points, batch, rows, columns, tile, channels)
+        return combine(transforms.outputs.T, [g[..., m, :] for m in range(tile)])
 
-    def unmix_kernel_columns(dweights: jax.Array) -> jax.Array:  # [3,i,C,D]
-        return mix(transforms.kernel.T, list(dweights))
+    def inverse_kernel_columns(dweights: jax.Array) -> jax.Array:  # [3,i,C,D]
+        return combine(transforms.kernel.T, list(dweights))
 
-    def unmix_kernel_rows(dweights: jax.Array) -> jax.Array:  # [3,3,C,D]
-        return mix(transforms.kernel.T, [dweights[:, i] for i in range(places)])
+    def inverse_kernel_rows(dweights: jax.Array) -> jax.Array:  # [3,3,C,D]
+        return combine(transforms.kernel.T, [dweights[:, i] for i in range(points)])
 
-    def unmix_columns(dinputs: jax.Array) -> jax.Array:  # [i,B,rows,columns,j,C]
-        return mix(transforms.inputs.T, list(dinputs), 4)
+    def inverse_columns(dinputs: jax.Array) -> jax.Array:  # [i,B,rows,columns,j,C]
+        return combine(transforms.inputs.T, list(dinputs), 4)
 
-    def unmix_rows(dinputs: jax.Array) -> jax.Array:  # [B,rows,i,W,C]
-        return mix(transforms.inputs.T, list(dinputs), 2)
+    def inverse_rows(dinputs: jax.Array) -> jax.Array:  # [B,rows,i,W,C]
+        return combine(transforms.inputs.T, list(dinputs), 2)
 
     def activation_grad(pooled: jax.Array, g: jax.Array) -> jax.Array:
         return _activation_grad(_outputs(pooled), g, stage.activation)
@@ -522,20 +526,20 @@ def _winograd_backward(
     if pool > 1:
         g = _materialize(spread, pooled, g)
         g = g.reshape(batch, height * pool, width * pool, channels)
-    dproducts = _materialize(mix_columns, _materialize(mix_rows, g))
-    dproducts = dproducts.reshape(places, places, -1, channels)
+    dproducts = _materialize(transform_columns, _materialize(transform_rows, g))
+    dproducts = dproducts.reshape(points, points, -1, channels)
     dweights = jnp.einsum("jirc,jird->jicd", inputs, dproducts)
-    dweights = _materialize(unmix_kernel_columns, dweights)
+    dweights = _materialize(inverse_kernel_columns, dweights)
     dinputs = jnp.einsum("jird,jicd->jirc", dproducts, weights)
-    dinputs = dinputs.reshape(places, places, batch, rows, columns, -1)
-    dx = _materialize(unmix_columns, dinputs)
-    dx = _materialize(functools.partial(join_tiles, length=x.shape[2], axis=3), dx)
-    dx = _materialize(unmix_rows, dx)
-    dx = _materialize(functools.partial(join_tiles, length=x.shape[1], axis=1), dx)
-    return dx, _materialize(unmix_kernel_rows, dweights), dbias
+    dinputs = dinputs.reshape(points, points, batch, rows, columns, -1)
+    dx = _materialize(inverse_columns, dinputs)
+    dx = _materialize(functools.partial(sum_tiles, length=x.shape[2], axis=3), dx)
+    dx = _materialize(inverse_rows, dx)
+    dx = _materialize(functools.partial(sum_tiles, length=x.shape[1], axis=1), dx)
+    return dx, _materialize(inverse_kernel_rows, dweights), dbias
 
 
-# Form 3, everything else: a matrix of patches for each phase.
+# Algorithm 3, everything else: a matrix of patches for each phase.
 
 
 def _patches_forward(
@@ -544,14 +548,14 @@ def _patches_forward(
     """Multiplies the patches [B*h*w,k*k*C] of each phase by the kernel."""
     size = kernel.shape[0]
 
-    def cut(x: jax.Array) -> list[jax.Array]:
+    def split_phases(x: jax.Array) -> list[jax.Array]:
         tiles = _tile_inputs(x, size, stage)
         return [
-            jnp.concatenate([tiles[p][q] for p, q in places], axis=-1)
-            for places in _tap_places(size, stage)
+            jnp.concatenate([tiles[p][q] for p, q in taps], axis=-1)
+            for taps in _tap_positions(size, stage)
         ]
 
-    patches = _materialize(cut, x)
+    patches = _materialize(split_phases, x)
     shape = patches[0].shape[:3]
     patches = [_rows(p) for p in patches]
     weights = _rows(kernel)
@@ -583,13 +587,13 @@ def _patches_backward(
     return dx, dkernel, dbias
 
 
-class _Form(NamedTuple):
+class _Algorithm(NamedTuple):
     """One way to compute a stage, forward and backward."""
 
     forward: Callable
     backward: Callable
 
 
-_DIRECT = _Form(_direct_forward, _direct_backward)
-_WINOGRAD = _Form(_winograd_forward, _winograd_backward)
-_PATCHES = _Form(_patches_forward, _patches_backward)
+_DIRECT = _Algorithm(_direct_forward, _direct_backward)
+_WINOGRAD = _Algorithm(_winograd_forward, _winograd_backward)
+_PATCHES = _Algorithm(_patches_forward, _patches_backward)

@@ -81,7 +81,7 @@ class Conv(nn.Module):
     """A convolution stage; its parameters are `kernel [k,k,C,F]` and `bias [F]`."""
 
     stage: ConvStage
-    kernels: str = "plain"
+    impl: str = "plain"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -92,7 +92,7 @@ class Conv(nn.Module):
             "kernel", nn.initializers.glorot_uniform(), shape, jnp.float32
         )
         bias = self.param("bias", nn.initializers.zeros, (stage.filters,), jnp.float32)
-        run = conv_cpu.conv_pool if self.kernels == "fast" else conv_pool
+        run = conv_cpu.conv_pool if self.impl == "fast" else conv_pool
         return run(
             x,
             kernel,
@@ -150,7 +150,7 @@ class LSTMLayer(nn.Module):
     units: int
     activation: str
     return_sequences: bool = False
-    kernels: str = "plain"
+    impl: str = "plain"
 
     @nn.compact
     def __call__(self, rows: jax.Array) -> jax.Array:
@@ -164,7 +164,7 @@ class LSTMLayer(nn.Module):
             ),
             self.param("bias", _forget_ones, (width,), jnp.float32),
         )
-        if self.kernels == "fast":
+        if self.impl == "fast":
             return lstm_cpu.lstm(
                 rows,
                 *params,

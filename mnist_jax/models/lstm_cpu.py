@@ -24,7 +24,7 @@ import numpy as np
 from jax import lax
 
 ACTIVATIONS: dict[str, Callable] = {"tanh": jnp.tanh, "relu": jax.nn.relu}
-CANDIDATE = 2  # the place of the one gate that is not a sigmoid, of i, f, c, o
+CANDIDATE = 2  # the index of the one gate that is not a sigmoid, of i, f, c, o
 
 
 class _Row(NamedTuple):

@@ -92,7 +92,7 @@ class LSTM(nn.Module):
     activation: str
     hidden: tuple[int, ...]
     dropout: tuple[float, ...] = (0.0,)
-    kernels: str = "plain"
+    impl: str = "plain"
     names: Names = ()
 
     @nn.compact
@@ -107,7 +107,7 @@ class LSTM(nn.Module):
                 units,
                 activation=self.activation,
                 return_sequences=layer < last,
-                kernels=self.kernels,
+                impl=self.impl,
                 name=_name(self.names, "LSTMLayer", layer),
             )(x)
             x = Dropout(rates[layer])(x, train, batch_offset)
@@ -127,7 +127,7 @@ class CNN(nn.Module):
     stages: tuple[ConvStage, ...]
     hidden: tuple[int, ...]
     dropout: tuple[float, ...] = (0.0,)
-    kernels: str = "plain"
+    impl: str = "plain"
     names: Names = ()
 
     @nn.compact
@@ -138,16 +138,16 @@ class CNN(nn.Module):
         x = images[..., None]
         for index, stage in enumerate(self.stages):
             name = _name(self.names, "Conv", index)
-            x = Conv(stage, self.kernels, name=name)(x)
+            x = Conv(stage, self.impl, name=name)(x)
         rates = _rates(self.dropout, len(self.hidden))
         x = x.reshape(len(images), -1)
         return _dense_layers(x, self.hidden, rates, train, batch_offset, self.names)
 
 
-def resolve_kernels(kernels: str) -> str:
+def resolve_impl(impl: str) -> str:
     """Decides which form of the layers runs: fast on CPUs, plain elsewhere."""
-    if kernels != "auto":
-        return kernels
+    if impl != "auto":
+        return impl
     return "fast" if jax.default_backend() == "cpu" else "plain"
 
 
@@ -207,18 +207,18 @@ def create_model(config: TrainConfig) -> nn.Module:
     names = tuple(zip(usual_names(config), layer_names(config), strict=True))
     if config.model == "mlp":
         return MLP(hidden, dropout, names)
-    kernels = resolve_kernels(config.kernels)
+    impl = resolve_impl(config.impl)
     if config.model == "lstm":
         units, activation = config.lstm_units, config.activation
-        return LSTM(units, activation, hidden, dropout, kernels, names)
+        return LSTM(units, activation, hidden, dropout, impl, names)
     stages = tuple(map(parse_conv_stage, config.conv))
-    return CNN(stages, hidden, dropout, kernels, names)
+    return CNN(stages, hidden, dropout, impl, names)
 
 
 def init_params(model: nn.Module, key: jax.Array) -> Any:
     """Returns the initial parameters of a network."""
-    if hasattr(model, "kernels"):  # the same parameters, from layers quicker to trace
-        model = model.clone(kernels="plain")
+    if hasattr(model, "impl"):  # the same parameters, from layers quicker to trace
+        model = model.clone(impl="plain")
     return model.init(key, jnp.zeros((1, *IMAGE_SHAPE), jnp.float32))["params"]
 
 

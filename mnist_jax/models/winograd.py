@@ -37,7 +37,7 @@ class Transforms(NamedTuple):
 
 
 class Tiling(NamedTuple):
-    """How outputs are cut into tiles; the last ones may reach beyond them."""
+    """How outputs are extracted into tiles; the last ones may reach beyond them."""
 
     tile: int  # side of a tile, m
     rows: int  # tiles from top to bottom
@@ -56,11 +56,11 @@ def make_transforms(tile: int) -> Transforms:
     points = np.array(_POINTS[: tile + 1])
     inputs = np.zeros((tile + 2, tile + 2))
     kernel, outputs = np.zeros((tile + 2, 3)), np.zeros((tile, tile + 2))
-    for place, point in enumerate(points):
-        others = np.delete(points, place)
-        inputs[place, :-1] = np.polynomial.polynomial.polyfromroots(others)
-        kernel[place] = point ** np.arange(3) / np.prod(point - others)
-        outputs[:, place] = point ** np.arange(tile)
+    for index, point in enumerate(points):
+        others = np.delete(points, index)
+        inputs[index, :-1] = np.polynomial.polynomial.polyfromroots(others)
+        kernel[index] = point ** np.arange(3) / np.prod(point - others)
+        outputs[:, index] = point ** np.arange(tile)
     inputs[-1] = np.polynomial.polynomial.polyfromroots(points)
     kernel[-1, -1] = outputs[-1, -1] = 1
     return Transforms(inputs, kernel, outputs)
@@ -81,29 +81,31 @@ def choose_tiling(height: int, width: int) -> Tiling:
     return min(tilings, key=lambda t: t.rows * t.columns * (t.tile + 2) ** 2)
 
 
-def mix(matrix: np.ndarray, parts: Sequence[jax.Array], axis: int = 0) -> jax.Array:
+def combine(
+    matrix: np.ndarray, arrays: Sequence[jax.Array], axis: int = 0
+) -> jax.Array:
     """Multiplies a matrix `[p,q]` with q arrays, its p rows becoming a new axis.
 
     Written as a sum of products with a vector, since that is one loop; a list of sums
     is a loop each, and takes several times as long to compile.
     """
-    shape = [1] * (parts[0].ndim + 1)
+    shape = [1] * (arrays[0].ndim + 1)
     shape[axis] = len(matrix)
     terms = [
-        jnp.asarray(column, part.dtype).reshape(shape) * jnp.expand_dims(part, axis)
-        for column, part in zip(matrix.T, parts, strict=True)
+        jnp.asarray(column, array.dtype).reshape(shape) * jnp.expand_dims(array, axis)
+        for column, array in zip(matrix.T, arrays, strict=True)
     ]
     return sum(terms[1:], terms[0])
 
 
-def fit(x: jax.Array, length: int, axis: int) -> jax.Array:
+def pad_or_crop(x: jax.Array, length: int, axis: int) -> jax.Array:
     """Cuts an axis at the end, or adds zeros there."""
     pads = [(0, 0, 0)] * x.ndim
     pads[axis] = (0, length - x.shape[axis], 0)
     return lax.pad(x, jnp.zeros((), x.dtype), pads)
 
 
-def cut_tiles(x: jax.Array, tile: int, count: int, axis: int) -> list[jax.Array]:
+def extract_tiles(x: jax.Array, tile: int, count: int, axis: int) -> list[jax.Array]:
     """Returns the first, second, ... input of all the tiles along an axis.
 
     Args:
@@ -113,18 +115,18 @@ def cut_tiles(x: jax.Array, tile: int, count: int, axis: int) -> list[jax.Array]
         axis: where the inputs lie in a row.
 
     Returns:
-        m + 2 arrays, in which that axis has one place for each tile.
+        m + 2 arrays, in which that axis has one index for each tile.
     """
-    x = fit(x, tile * count + 2, axis)
+    x = pad_or_crop(x, tile * count + 2, axis)
     last = tile * (count - 1) + 1
     return [
-        lax.slice_in_dim(x, place, place + last, tile, axis)
-        for place in range(tile + 2)
+        lax.slice_in_dim(x, start, start + last, tile, axis)
+        for start in range(tile + 2)
     ]
 
 
-def join_tiles(tiles: jax.Array, length: int, axis: int) -> jax.Array:
-    """Adds up overlapping tiles: the gradient of what `cut_tiles` cut.
+def sum_tiles(tiles: jax.Array, length: int, axis: int) -> jax.Array:
+    """Adds up overlapping tiles: the gradient of what `extract_tiles` extracted.
 
     Args:
         tiles: with an axis of tiles, and the m + 2 inputs of each on the next one.
@@ -133,10 +135,12 @@ def join_tiles(tiles: jax.Array, length: int, axis: int) -> jax.Array:
     """
     count, inputs = tiles.shape[axis : axis + 2]
     tile = inputs - 2
-    own = fit(lax.slice_in_dim(tiles, 0, tile, axis=axis + 1), count + 1, axis)
-    over = fit(lax.slice_in_dim(tiles, tile, inputs, axis=axis + 1), tile, axis + 1)
+    main = pad_or_crop(lax.slice_in_dim(tiles, 0, tile, axis=axis + 1), count + 1, axis)
+    over = pad_or_crop(
+        lax.slice_in_dim(tiles, tile, inputs, axis=axis + 1), tile, axis + 1
+    )
     pads = [(0, 0, 0)] * tiles.ndim
     pads[axis] = (1, 0, 0)  # they belong to the next tile
-    joined = own + lax.pad(over, jnp.zeros((), tiles.dtype), pads)
+    joined = main + lax.pad(over, jnp.zeros((), tiles.dtype), pads)
     shape = (*tiles.shape[:axis], (count + 1) * tile, *tiles.shape[axis + 2 :])
-    return fit(joined.reshape(shape), length, axis)
+    return pad_or_crop(joined.reshape(shape), length, axis)

@@ -42,16 +42,16 @@ def write_file(path: Path, content: bytes | str) -> None:
     try:
         replace_file(path, content.encode() if isinstance(content, str) else content)
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise write_error(path, error) from error
 
 
-def seal(content: bytes) -> bytes:
-    """Returns content followed by its sha256, for `unseal` to verify."""
+def add_checksum(content: bytes) -> bytes:
+    """Returns content followed by its sha256, for `verify_checksum` to verify."""
     return content + hashlib.sha256(content).digest()
 
 
-def unseal(sealed: bytes) -> memoryview:
-    """Returns the content that `seal` was given.
+def verify_checksum(sealed: bytes) -> memoryview:
+    """Returns the content that `add_checksum` was given.
 
     Raises:
         ValueError: it is damaged.
@@ -84,7 +84,7 @@ def append_line(path: Path, line: str) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise write_error(path, error) from error
 
 
 def _append(descriptor: int, content: bytes) -> None:
@@ -154,7 +154,7 @@ def hold_lock(
             check_stopped()
             time.sleep(0.1)
         except OSError as error:
-            raise cannot_write(path, error) from error
+            raise write_error(path, error) from error
     try:
         yield
     finally:
@@ -170,10 +170,10 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise write_error(path, error) from error
 
 
-def cannot_write(path: Path, error: OSError) -> InputError:
+def write_error(path: Path, error: OSError) -> InputError:
     """Returns the error that says so, and what to do."""
     return InputError(
         f"cannot write {path}: {error.strerror}; give a place on a disk with room that "

@@ -15,7 +15,9 @@ from mnist_jax.records.environment import Environment
 from mnist_jax.records.files import append_line, read_lines, write_file
 
 # Version 1 is what has no `schema_version`. A field with a default may be missing.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+# The names of fields in earlier versions.
+_RENAMED = {"kernels": "impl", "place": "index"}
 
 T = TypeVar("T")
 
@@ -50,7 +52,7 @@ class RunRecord:
     test_images: int
     parameters: int
     params_sha256: str  # of the trained parameters, as `params.msgpack` holds them
-    kernels: str
+    impl: str
     devices: int
     seeds_together: int  # runs trained by one program; seconds are one's share
     warm_start: bool  # started from another run's parameters
@@ -148,10 +150,11 @@ def _decode_fields(cls: Any, value: Any, name: str) -> Any:
     prefix, hints = f"{name}." if name else "", typing.get_type_hints(cls)
     version = value.get("schema_version", 1)
     if "schema_version" in hints and version != SCHEMA_VERSION:
-        if version != 1:
+        if version not in range(1, SCHEMA_VERSION):
             raise ValueError(f"is of version {version}, and {SCHEMA_VERSION} is known")
         value = {**value, "schema_version": SCHEMA_VERSION}
     fields = {field.name: field for field in dataclasses.fields(cls)}
+    value = {k if k in fields else _RENAMED.get(k, k): v for k, v in value.items()}
     if unknown := sorted(value.keys() - fields.keys()):
         names = ", ".join(prefix + field for field in unknown)
         raise ValueError(f"has unknown fields {names}")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from mnist_jax.errors import InputError
-from mnist_jax.records.files import cannot_write
+from mnist_jax.records.files import write_error
 from mnist_jax.records.schema import EpochRecord
 
 
@@ -50,7 +50,7 @@ def epoch_scalars(
                 try:
                     writer = SummaryWriter(str(folder), flush_secs=1)
                 except OSError as error:
-                    raise cannot_write(folder, error) from error
+                    raise write_error(folder, error) from error
                 writers.append(stack.enter_context(writer))
             for writer, epoch in zip(writers, epochs, strict=True):
                 for tag, value in (

@@ -245,11 +245,11 @@ def filters_figure(filters: np.ndarray, title: str = "") -> Figure:
     for axes in grid.ravel():
         axes.set(xticks=[], yticks=[])
         axes.axis("off")
-    for axes, place in zip(grid.ravel(), range(count), strict=False):
+    for axes, index in zip(grid.ravel(), range(count), strict=False):
         axes.axis("on")
         # Orange and purple stay apart for colour-blind eyes; 0 is white.
         picture = axes.imshow(
-            filters[..., place],
+            filters[..., index],
             cmap="PuOr",
             vmin=-most,
             vmax=most,
@@ -271,21 +271,21 @@ def predictions_figure(images: np.ndarray, predictions: pd.DataFrame) -> Figure:
 
     Args:
         images: uint8.
-        predictions: as `prediction_frame` returns them, indexed by the image's place
+        predictions: as `prediction_frame` returns them, indexed by the image's index
             in the test set, or by the name of its file where its truth is not known.
     """
     count = len(images)
     figure = Figure(figsize=(5, 1.8 * count), layout="constrained")
     grid = figure.subplots(count, 2, squeeze=False, width_ratios=(1, 2))
-    for (left, right), image, (place, row) in zip(
+    for (left, right), image, (index, row) in zip(
         grid, images, predictions.iterrows(), strict=True
     ):
         left.imshow(image, cmap="gray_r", vmin=0, vmax=255)
         left.axis("off")
         if pd.notna(row.get("truth")):
-            caption = f"test image {place}, a {row['truth']:.0f}"
+            caption = f"test image {index}, a {row['truth']:.0f}"
         else:
-            caption = _short(place)
+            caption = _short(index)
         left.set_title(caption, fontsize=9, parse_math=False)
         right.bar(range(10), [row[f"p{digit}"] for digit in range(10)], color=_TRAIN[0])
         right.set(xticks=range(10), ylim=(0, 1), ylabel="probability")

@@ -84,7 +84,7 @@ class ProgressPrinter:
         self.quiet, self.check_stopped = quiet, check_stopped
         self.write_epochs = write_epochs
 
-    def say(self, message: str) -> None:
+    def report(self, message: str) -> None:
         """Prints a line."""
         print(message, flush=True)
 

@@ -275,8 +275,6 @@ def read_details(out: Path) -> dict[tuple[Any, ...], DetailsRecord]:
             machine = decode(Environment, value["environment"])
             data = value["checksum"], value["dataset_note"]
             names = ("confusion", "worst", "filters")
-            for mistake in value["worst"]:
-                mistake["index"] = mistake.pop("place")
             key = (None, config, machine.xla_flags, *data, *machine.compared())
             details[key] = decode(DetailsRecord, {name: value[name] for name in names})
         except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -34,9 +34,9 @@ def _settings(config: TrainConfig, usual_name: str) -> str:
     if kind == "Conv":
         return _stage_settings(parse_conv_stage(config.conv[index]))
     recurrent = len(config.lstm_units) if config.model == "lstm" else 0
-    place = index if kind == "LSTMLayer" else recurrent + index
+    position = index if kind == "LSTMLayer" else recurrent + index
     rates = config.dropout
-    rate = rates[0] if len(rates) == 1 else rates[min(place, len(rates) - 1)]
+    rate = rates[0] if len(rates) == 1 else rates[min(position, len(rates) - 1)]
     dropout = f", dropout {rate:g}" if rate else ""
     if kind == "LSTMLayer":
         output = "last state" if index == recurrent - 1 else "full sequence"
@@ -54,7 +54,7 @@ def layer_frame(config: TrainConfig) -> pd.DataFrame:
     >>> layer_frame(TrainConfig(model="mlp", hidden=(32,)))["parameters"].tolist()
     [25120, 330]
     """
-    model = create_model(dataclasses.replace(config, kernels="plain"))
+    model = create_model(dataclasses.replace(config, impl="plain"))
 
     def run(images: jax.Array) -> tuple[Any, Any]:
         params = model.init(jax.random.key(0), images)["params"]

@@ -52,7 +52,7 @@ def mean_and_spread(values: Sequence[float]) -> str:
 def row_key(record: RunRecord) -> tuple[str, str, str, int]:
     """Returns what runs of one row have in common: all but the seed."""
     config = record.config
-    return config.model, _settings(config), record.kernels, record.devices
+    return config.model, _settings(config), record.impl, record.devices
 
 
 def row_names(rows: Sequence[Sequence[RunRecord]]) -> list[str]:
@@ -63,10 +63,8 @@ def row_names(rows: Sequence[Sequence[RunRecord]]) -> list[str]:
     keys = [row_key(row[0]) for row in rows]
     names = [" ".join(filter(None, key[:2])) for key in keys]
     return [
-        f"{name} ({kernels} layers, {devices} devices)"
-        if names.count(name) > 1
-        else name
-        for name, (_, _, kernels, devices) in zip(names, keys, strict=True)
+        f"{name} ({impl} layers, {devices} devices)" if names.count(name) > 1 else name
+        for name, (_, _, impl, devices) in zip(names, keys, strict=True)
     ]
 
 

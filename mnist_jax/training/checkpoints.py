@@ -19,7 +19,12 @@ from flax.traverse_util import flatten_dict
 from mnist_jax.config import TrainConfig
 from mnist_jax.errors import InputError
 from mnist_jax.models.networks import create_model
-from mnist_jax.records.files import make_folder, seal, unseal, write_file
+from mnist_jax.records.files import (
+    add_checksum,
+    make_folder,
+    verify_checksum,
+    write_file,
+)
 from mnist_jax.records.schema import EpochRecord, decode, json_line
 from mnist_jax.training.optimizers import create_optimizer
 from mnist_jax.training.steps import TrainState, init_state
@@ -160,7 +165,7 @@ def save_checkpoint(
             }
         )
         make_folder(folder / FOLDER)
-        write_file(_path(folder, checkpoint.epoch), seal(content))
+        write_file(_path(folder, checkpoint.epoch), add_checksum(content))
         for epoch in sorted(_epochs(folder))[:-keep]:
             _path(folder, epoch).unlink(missing_ok=True)
 
@@ -243,7 +248,7 @@ def _load(
         OSError: it cannot be read.
         ValueError: it is damaged, or of another network, seed, epoch, data set or code.
     """
-    content = bytes(unseal(_path(folder, epoch).read_bytes()))
+    content = bytes(verify_checksum(_path(folder, epoch).read_bytes()))
     try:
         values = serialization.msgpack_restore(content)
         found_seed, leaves = int(values["seed"]), dict(values["states"])

@@ -26,7 +26,7 @@ from mnist_jax.training.mesh import (
     SEEDS,
     seed_keys,
     shard_indices,
-    spread_seeds,
+    shard_seeds,
     step_bounds,
 )
 from mnist_jax.training.steps import (
@@ -54,7 +54,7 @@ def gather(split: Split, indices: jax.Array) -> tuple[jax.Array, jax.Array, jax.
 
 def count_microbatches(model: nn.Module, images: int) -> int:
     """Returns in how many microbatches a device takes so many images of a batch."""
-    if getattr(model, "kernels", "plain") != "fast":  # an MLP, or not on a CPU
+    if getattr(model, "impl", "plain") != "fast":  # an MLP, or not on a CPU
         return 1
     return -(-images // TRAIN_CHUNK)
 
@@ -181,12 +181,12 @@ class Programs:
     def init_run(self, seeds: Sequence[int]) -> tuple[TrainState, jax.Array]:
         """Returns each seed's fresh state and the key of its run: `[seeds,...]`."""
         init_keys, run_keys = jax.vmap(jax.random.split, out_axes=1)(seed_keys(seeds))
-        return spread_seeds(self.init(init_keys), self.mesh), run_keys
+        return shard_seeds(self.init(init_keys), self.mesh), run_keys
 
     def epoch_keys(self, run_keys: jax.Array, epoch: int) -> jax.Array:
         """Returns the keys `[seeds]` of an epoch."""
         keys = jax.vmap(jax.random.fold_in, (0, None))(run_keys, epoch)
-        return spread_seeds(keys, self.mesh)
+        return shard_seeds(keys, self.mesh)
 
     def shard(self, orders: np.ndarray) -> jax.Array:
         """Puts each seed's `epoch_indices`, `[seeds,steps,B]`, on the devices."""
@@ -198,10 +198,10 @@ class Programs:
         split: Split,
         indices: jax.Array,
         keys: jax.Array,
-        first: int = 0,
-        last: int | None = None,
+        start: int = 0,
+        stop: int | None = None,
     ) -> tuple[TrainState, Metrics]:
-        """Runs the steps of an epoch from `first` on before `last` (default: the end).
+        """Runs the steps `start` to `stop`, exclusive (default: to the epoch's end).
 
         The states are donated: bind the result to the same name. The split is
         replicated, `indices` come from `shard` and `keys` from `epoch_keys`. Wait for
@@ -212,8 +212,8 @@ class Programs:
         Returns:
             The new states and each step's metrics `[seeds,steps]`, 0 if it was not run.
         """
-        stop = indices.shape[1] if last is None else last
-        bounds = step_bounds(first, stop, self.mesh)
+        stop = indices.shape[1] if stop is None else stop
+        bounds = step_bounds(start, stop, self.mesh)
         return self.train(states, split, indices, keys, bounds)
 
     def compile(
@@ -222,7 +222,7 @@ class Programs:
         """Compiles for arguments of these shapes, ahead of time."""
         keys = seed_keys(range(len(orders)))
         init = self.init.lower(keys).compile()
-        states, keys = spread_seeds((init(keys), keys), self.mesh)
+        states, keys = shard_seeds((init(keys), keys), self.mesh)
         bounds = step_bounds(0, orders.shape[1], self.mesh)
         indices = self.shard(orders)
         run = self.train.lower(states, train, indices, keys, bounds).compile()

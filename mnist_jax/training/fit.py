@@ -12,12 +12,12 @@ import numpy as np
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.batches import epoch_indices
 from mnist_jax.errors import InputError
-from mnist_jax.models.networks import count_params, resolve_kernels
+from mnist_jax.models.networks import count_params, resolve_impl
 from mnist_jax.records.environment import Environment, current_environment
 from mnist_jax.records.schema import EpochRecord, RunRecord
 from mnist_jax.training.checkpoints import Checkpoint, params_sha256
 from mnist_jax.training.experiment import Experiment
-from mnist_jax.training.mesh import spread_seeds
+from mnist_jax.training.mesh import shard_seeds
 from mnist_jax.training.steps import Metrics, TrainState
 
 # How long a chunk of an epoch takes, after which the program can report its progress
@@ -114,31 +114,31 @@ def _train_epoch(
     )
     steps, indices = orders.shape[1], programs.shard(orders)
     chunks: list[Metrics] = []
-    first = 0
-    while first < steps:
-        start = time.perf_counter()
-        last = min(first + chunk_steps, steps)
+    start = 0
+    while start < steps:
+        began = time.perf_counter()
+        stop = min(start + chunk_steps, steps)
         states, metrics = programs.run_steps(
-            states, experiment.train, indices, keys, first, last
+            states, experiment.train, indices, keys, start, stop
         )
         chunk = jax.device_get(metrics)
         # Losses of steps that are not of this chunk are 0.
         for seed, losses, history in zip(seeds, chunk.loss_sum, histories, strict=True):
             check_finite(losses, config, seed, history)
-        chunks.append(Metrics(*(leaf[:, first:last] for leaf in chunk)))
-        seconds_per_step = (time.perf_counter() - start) / (last - first)
+        chunks.append(Metrics(*(leaf[:, start:stop] for leaf in chunk)))
+        seconds_per_step = (time.perf_counter() - began) / (stop - start)
         chunk_steps = max(1, round(CHUNK_SECONDS / seconds_per_step))
-        first = last
+        start = stop
         loss, accuracy = np.mean(_means(_join(chunks)), axis=0)
         on_chunk(
             Progress(
                 epoch=epoch + 1,
-                step=last,
+                step=stop,
                 steps=steps,
                 loss=float(loss),
                 accuracy=float(accuracy),
                 images_per_second=len(seeds) * config.batch_size / seconds_per_step,
-                seconds_left=((config.epochs - epoch) * steps - last)
+                seconds_left=((config.epochs - epoch) * steps - stop)
                 * seconds_per_step,
             )
         )
@@ -189,7 +189,7 @@ def fit(
     elif start_params is not None:
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *start_params)
         states = states._replace(params=stacked)
-    states, resumed = spread_seeds(states, programs.mesh), len(histories[0])
+    states, resumed = shard_seeds(states, programs.mesh), len(histories[0])
     steps = -(-len(experiment.dataset.train.labels) // config.batch_size)
     chunk_steps = max(1, steps // 16)  # a first guess, since nothing is timed yet
     for epoch in range(resumed, config.epochs):
@@ -269,7 +269,7 @@ def _run_record(
         test_images=len(dataset.test.labels),
         parameters=count_params(experiment.model),
         params_sha256=params_sha256(params),
-        kernels=resolve_kernels(config.kernels),
+        impl=resolve_impl(config.impl),
         devices=experiment.programs.mesh.size,
         seeds_together=experiment.seeds,
         warm_start=warm_start,

@@ -74,7 +74,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, P()))
 
 
-def spread_seeds(tree: Any, mesh: Mesh) -> Any:
+def shard_seeds(tree: Any, mesh: Mesh) -> Any:
     """Spreads the first axis of arrays `[seeds,...]` over the mesh."""
     return jax.device_put(tree, NamedSharding(mesh, P(SEEDS)))
 
@@ -88,9 +88,9 @@ def shard_indices(indices: np.ndarray, mesh: Mesh) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=64)  # a loop over single steps asks for the same ones
-def step_bounds(first: int, last: int, mesh: Mesh) -> jax.Array:
-    """Returns the chunk of an epoch to run: the steps from `first` on before `last`."""
-    return replicate(np.array([first, last], np.int32), mesh)
+def step_bounds(start: int, stop: int, mesh: Mesh) -> jax.Array:
+    """Returns the chunk of an epoch to run: the steps `start` to `stop`, exclusive."""
+    return replicate(np.array([start, stop], np.int32), mesh)
 
 
 def eval_indices(indices: range, mesh: Mesh, rows: int = 0) -> jax.Array:

@@ -16,8 +16,8 @@ def scale_by_keras_adam(
     """Adam as Keras computes it: epsilon is added before the bias correction.
 
     The update is `sqrt(1-b2^t)/(1-b1^t) * m / (sqrt(v)+eps)`, where `optax.adam` has
-    `m/(1-b1^t) / (sqrt(v/(1-b2^t))+eps)`; with raw pixels the two part within 30 steps.
-    Source: keras/src/optimizers/adam.py (Keras 3.15).
+    `m/(1-b1^t) / (sqrt(v/(1-b2^t))+eps)`; with raw pixels the two diverge within
+    30 steps. Source: keras/src/optimizers/adam.py (Keras 3.15).
     """
 
     def init(params: Any) -> optax.ScaleByAdamState:
@@ -67,20 +67,20 @@ def create_schedule(config: TrainConfig, steps: int) -> optax.Schedule:
 
 def create_optimizer(config: TrainConfig, steps: int) -> optax.GradientTransformation:
     """Returns the optimizer of a config for a run of so many steps."""
-    parts = []
+    transforms = []
     if config.clip_norm is not None:
-        parts.append(optax.clip_by_global_norm(config.clip_norm))
+        transforms.append(optax.clip_by_global_norm(config.clip_norm))
     if config.optimizer == "sgd":
         if config.momentum:
-            parts.append(optax.trace(config.momentum, nesterov=config.nesterov))
+            transforms.append(optax.trace(config.momentum, nesterov=config.nesterov))
     elif config.optimizer == "keras_adam":
-        parts.append(scale_by_keras_adam())
+        transforms.append(scale_by_keras_adam())
     else:
-        parts.append(optax.scale_by_adam())
+        transforms.append(optax.scale_by_adam())
     if config.optimizer == "adamw":
-        parts.append(optax.add_decayed_weights(config.weight_decay))
-    parts.append(optax.scale_by_learning_rate(create_schedule(config, steps)))
-    tx = optax.chain(*parts)
+        transforms.append(optax.add_decayed_weights(config.weight_decay))
+    transforms.append(optax.scale_by_learning_rate(create_schedule(config, steps)))
+    tx = optax.chain(*transforms)
     if not config.freeze:
         return tx
 

@@ -48,7 +48,7 @@ class Plan(NamedTuple):
     name: str  # of what is trained, for messages
     config: TrainConfig  # its seed plays no part
     folders: Mapping[int, Path]  # the run directory of each seed
-    home: Path  # the folder of all of them, which is locked meanwhile
+    root: Path  # the folder of all of them, which is locked meanwhile
     find_finished: Callable[[], Collection[int]]  # asked once the lock is held
     sweep: bool = True  # see `train_runs`
     resume: bool = True  # whether unfinished runs in the folders are to be resumed
@@ -61,7 +61,7 @@ class Plan(NamedTuple):
 class Observer(Protocol):
     """What is told of the training; `reporting/progress.py` has one that prints."""
 
-    def say(self, message: str) -> None: ...
+    def report(self, message: str) -> None: ...
 
     def compiling(self, config: TrainConfig) -> None: ...
 
@@ -118,8 +118,8 @@ class Study(NamedTuple):
                 and ((folders[seed] / RECORD).exists() or not need_folders)
             }
 
-        home = folders[self.seeds[0]].parent
-        return Plan(name, config, folders, home, find_finished, system=system)
+        root = folders[self.seeds[0]].parent
+        return Plan(name, config, folders, root, find_finished, system=system)
 
     def _keys(
         self, config: TrainConfig, system: str | None, seeds: Sequence[int]
@@ -213,15 +213,15 @@ def train_runs(plan: Plan, dataset: Dataset, observer: Observer) -> Experiment |
     def wait() -> None:
         if not plan.sweep:
             raise InputError(
-                f"another process is training in {plan.home}; wait for it to end, or "
+                f"another process is training in {plan.root}; wait for it to end, or "
                 "give another --run_dir"
             )
-        observer.say(f"{plan.name}: waiting for the process that trains the same")
+        observer.report(f"{plan.name}: waiting for the process that trains the same")
 
-    with hold_lock(plan.home / _LOCK, wait, observer.check_stopped):
+    with hold_lock(plan.root / _LOCK, wait, observer.check_stopped):
         finished = plan.find_finished()
         for seed in sorted(finished):
-            observer.say(f"{plan.name}, seed {seed}: already recorded")
+            observer.report(f"{plan.name}, seed {seed}: already recorded")
         for seeds, checkpoint in _groups(plan, dataset, finished, observer):
             folders = {seed: plan.folders[seed] for seed in seeds}
             observer.compiling(plan.config)
@@ -262,13 +262,13 @@ def _groups(
         noted = [s for s in seeds_together(plan.folders[seed]) if s in plan.folders]
         seeds = noted if seed in noted else held
         if seed not in resumed and (checkpoint := _checkpoint(plan, dataset, seeds)):
-            observer.say(f"{plan.name}: resuming after epoch {checkpoint.epoch}")
+            observer.report(f"{plan.name}: resuming after epoch {checkpoint.epoch}")
             groups.append((seeds, checkpoint))
             resumed.update(seeds)
     if fresh := [seed for seed in missing if seed not in resumed]:
         missed = "no checkpoint to resume from, starting from the beginning"
         if any((plan.folders[seed] / CONFIG).exists() for seed in fresh):
-            observer.say(f"{plan.name}: {missed}")
+            observer.report(f"{plan.name}: {missed}")
         groups.append((fresh, None))
     return groups
 

@@ -126,9 +126,9 @@ def keras_rules(keras: Any, dtype: str = "float32") -> Iterator[None]:
         jax.config.update("jax_disable_most_optimizations", False)
 
 
-def read_system(name: str, kernels: str = "auto") -> TrainConfig:
+def read_system(name: str, impl: str = "auto") -> TrainConfig:
     """Returns a preset without its dropout."""
-    return read_preset(name, f"--kernels={kernels}", "--dropout=0")[0]
+    return read_preset(name, f"--impl={impl}", "--dropout=0")[0]
 
 
 def build_keras(keras: Any, name: str, blank: bool = False) -> Any:

@@ -69,7 +69,7 @@ def make_record(
         **SIZES,
         parameters=count_params(create_model(config)),
         params_sha256="0" * 64,
-        kernels="fast",
+        impl="fast",
         devices=2,
         seeds_together=1,
         warm_start=False,

@@ -119,8 +119,8 @@ def test_32_bits_stay_32_where_jax_has_64(size, channels, padding):
 def test_cases_cover_all_forms():
     stages = [conv_cpu._Stage(c[1], c[5], c[4] or 1) for c in CASES]
     shapes = [(c[0], c[0], c[3], 8) for c in CASES]
-    forms = set(map(conv_cpu._choose_form, shapes, stages))
-    assert len(forms) == 3
+    algorithms = set(map(conv_cpu._choose_algorithm, shapes, stages))
+    assert len(algorithms) == 3
 
 
 @pytest.mark.parametrize("background", [0.0, -0.4242])

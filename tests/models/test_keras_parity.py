@@ -148,17 +148,17 @@ def test_logits_equal_those_of_keras(system):
     pixels = read_system(system.name).pixels
     images = np.asarray(scale_pixels(system.real.test.images[:256], pixels))
     ours = {
-        kernels: quick_jit(create_model(read_system(system.name, kernels)).apply)
-        for kernels in system.forms
+        impl: quick_jit(create_model(read_system(system.name, impl)).apply)
+        for impl in system.forms
     }
     for params in run.params:
         params_to_keras(params, model)
         with keras_rules(system.keras):
             want = model.predict_on_batch(with_channel(model, images))
-        for kernels, apply in ours.items():
+        for impl, apply in ours.items():
             got = apply({"params": params}, images)
             np.testing.assert_allclose(
-                got, want, rtol=0, atol=1e-5 * np.abs(want).max(), err_msg=kernels
+                got, want, rtol=0, atol=1e-5 * np.abs(want).max(), err_msg=impl
             )
 
 
@@ -166,11 +166,11 @@ def test_logits_equal_those_of_keras(system):
 def test_losses_of_training_equal_those_of_keras(system, dtype):
     run = system.train(dtype)
     mask, key = np.ones(BATCH_SIZES[dtype], dtype), jax.random.key(0)
-    for kernels in system.forms:
-        config, losses = read_system(system.name, kernels), []
+    for impl in system.forms:
+        config, losses = read_system(system.name, impl), []
         # Rounding is compared as users compile, the equations by a quicker program.
-        jit = partial(quick_jit, optimize=dtype == "float64" and kernels == "plain")
-        if dtype == "float32" and kernels == "fast":
+        jit = partial(quick_jit, optimize=dtype == "float64" and impl == "plain")
+        if dtype == "float32" and impl == "fast":
             jit = users_jit
         with jax.enable_x64(dtype == "float64"):
             model, tx = create_model(config), create_optimizer(config, len(run.losses))
@@ -181,9 +181,7 @@ def test_losses_of_training_equal_those_of_keras(system, dtype):
                 state, metrics = step(state, images, labels, mask, key)
                 losses.append(metrics.loss_sum / metrics.images)
             assert losses[-1].dtype == dtype
-        np.testing.assert_allclose(
-            losses, run.losses, rtol=RTOL[dtype], err_msg=kernels
-        )
+        np.testing.assert_allclose(losses, run.losses, rtol=RTOL[dtype], err_msg=impl)
 
 
 def test_initial_parameters_are_distributed_as_in_keras(system):

@@ -67,7 +67,7 @@ def test_parameter_count_is_exact(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_have_one_row_per_image(name):
-    model = create_model(TrainConfig(model=name, kernels="plain"))
+    model = create_model(TrainConfig(model=name, impl="plain"))
 
     def run(key, images):
         return model.apply({"params": init_params(model, key)}, images)
@@ -118,8 +118,8 @@ def test_fast_and_plain_kernels_agree_on_real_digits(digits: Dataset, model):
     # With the first 32 digits an input of a ReLU is 1e-7, whose sign rounding decides.
     images = jnp.asarray(digits.train.images[32:64] / np.float32(255))
     labels = jnp.asarray(digits.train.labels[32:64])
-    plain = create_model(TrainConfig(model=model, kernels="plain"))
-    fast = create_model(TrainConfig(model=model, kernels="fast"))
+    plain = create_model(TrainConfig(model=model, impl="plain"))
+    fast = create_model(TrainConfig(model=model, impl="fast"))
     params = quick_params(plain)
     blank = jnp.zeros((1, *IMAGE_SHAPE))
     # Not by `init_params`, which takes the plain form's own for both.

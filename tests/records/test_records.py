@@ -183,7 +183,7 @@ WRONG = {
     "steady_epoch_seconds": ["1.0"],
     "epochs": [{}, [1], [{"epoch": 1}]],
     "environment": [[], "CPU", {"device": 7}],
-    "schema_version": [3, "2"],
+    "schema_version": [4, 0, "2"],
     "colour": ["blue"],
 }
 
@@ -202,6 +202,14 @@ def test_a_field_of_another_type_or_version_is_named_and_left_out(
         assert message.startswith(f"{path} line 1 ") and "left out" in message
         what = "version" if name == "schema_version" else name
         assert what in message, message
+
+
+def test_records_of_earlier_versions_are_read_under_the_new_names(tmp_path):
+    record = plain(make_record())
+    record["kernels"] = record.pop("impl")
+    record["config"]["kernels"] = record["config"].pop("impl")
+    append_jsonl(tmp_path / "records.jsonl", {**record, "schema_version": 2})
+    assert read_jsonl(RunRecord, tmp_path / "records.jsonl") == [make_record()]
 
 
 @pytest.mark.parametrize(

@@ -50,10 +50,11 @@ def details_of(record: RunRecord) -> DetailsRecord:
 
 def details_1_of(record: RunRecord) -> dict[str, Any]:
     """Returns details as version 1 of the records wrote them, a line for each run."""
-    names = ("config", "dataset", "dataset_note", "checksum", "kernels", "devices")
+    names = ("config", "dataset", "dataset_note", "checksum", "impl", "devices")
     identity = {name: plain(getattr(record, name)) for name in names}
     details = plain(details_of(record))
     del details["schema_version"]
+    identity["kernels"] = identity.pop("impl")
     details["worst"] = [
         {**mistake, "place": mistake.pop("index")} for mistake in details["worst"]
     ]

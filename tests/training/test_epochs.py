@@ -29,7 +29,7 @@ from mnist_jax.training.mesh import (
     replicate,
     seed_keys,
     shard_indices,
-    spread_seeds,
+    shard_seeds,
     step_bounds,
 )
 from mnist_jax.training.steps import batch_metrics
@@ -39,8 +39,8 @@ pytestmark = pytest.mark.slow
 STAGES = (ConvStage(8, pool=2), ConvStage(32))  # direct, then Winograd's
 MODELS = {
     "mlp": MLP(hidden=(16,)),
-    "lstm": LSTM((8,), "tanh", (), kernels="fast"),
-    "cnn": CNN(STAGES, (16,), kernels="fast"),
+    "lstm": LSTM((8,), "tanh", (), impl="fast"),
+    "cnn": CNN(STAGES, (16,), impl="fast"),
 }
 
 
@@ -80,7 +80,7 @@ def test_large_shares_of_a_batch_are_taken_in_microbatches():
         3,
     ]
     assert epochs.count_microbatches(MODELS["mlp"], 1000) == 1
-    assert epochs.count_microbatches(cnn.clone(kernels="plain"), 1000) == 1
+    assert epochs.count_microbatches(cnn.clone(impl="plain"), 1000) == 1
 
 
 def make_inputs(model, tx, split, mesh, seed=0, epoch=0, batch_size=16):
@@ -88,10 +88,10 @@ def make_inputs(model, tx, split, mesh, seed=0, epoch=0, batch_size=16):
     states = make_programs(model, tx, preprocess, mesh).init(seed_keys([seed]))
     indices = epoch_indices(seed, epoch, len(split.labels), batch_size)
     return (
-        spread_seeds(states, mesh),
+        shard_seeds(states, mesh),
         replicate(split, mesh),
         shard_indices(indices[None], mesh),
-        spread_seeds(jax.random.key(epoch)[None], mesh),
+        shard_seeds(jax.random.key(epoch)[None], mesh),
         step_bounds(0, len(indices), mesh),
     )
 
@@ -157,7 +157,7 @@ def test_evaluation_counts_every_image_once(digits: Dataset, devices, size):
     programs = make_programs(model, optax.sgd(0.1), preprocess, mesh)
     params = programs.init(seed_keys([0])).params
     metrics = programs.evaluate(
-        spread_seeds(params, mesh),
+        shard_seeds(params, mesh),
         replicate(Split(images, labels), mesh),
         eval_indices(range(size), mesh, rows=3),
     )
@@ -191,10 +191,10 @@ def compiled_epoch(model, images=64):
 SLOW = {"convolution", "select-and-scatter", "scatter", "reduce-window"}
 
 
-@pytest.mark.parametrize("kernels, slow", [("fast", False), ("plain", True)])
-def test_compiled_fast_cnn_epoch_has_no_slow_operation(kernels, slow):
+@pytest.mark.parametrize("impl, slow", [("fast", False), ("plain", True)])
+def test_compiled_fast_cnn_epoch_has_no_slow_operation(impl, slow):
     stages = ConvStage(32, pool=2), ConvStage(64, pool=2), ConvStage(64)  # the default
-    text = compiled_epoch(CNN(stages, (64,), kernels=kernels))
+    text = compiled_epoch(CNN(stages, (64,), impl=impl))
     operations = set(re.findall(r" ([a-z][a-z-]+)\(", text))
     assert "while" in operations  # the scan itself
     assert bool(operations & SLOW) == slow

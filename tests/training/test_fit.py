@@ -25,7 +25,7 @@ from mnist_jax.training.checkpoints import params_sha256
 from mnist_jax.training.epochs import Programs, make_programs
 from mnist_jax.training.experiment import prepare
 from mnist_jax.training.fit import Callbacks, Progress, check_finite, fit
-from mnist_jax.training.mesh import make_mesh, replicate, seed_keys, spread_seeds
+from mnist_jax.training.mesh import make_mesh, replicate, seed_keys, shard_seeds
 from mnist_jax.training.optimizers import create_optimizer
 from mnist_jax.training.steps import cross_entropy
 
@@ -124,7 +124,7 @@ def step_losses(
 ) -> np.ndarray:
     """Returns the loss of each seed's first 100 steps `[seeds,100]`."""
     split, programs = programs_of(name, shape)
-    states = spread_seeds(programs.init(seed_keys(seeds)), programs.mesh)
+    states = shard_seeds(programs.init(seed_keys(seeds)), programs.mesh)
     images = replicate(split, programs.mesh)
     losses: list[np.ndarray] = []
     while len(losses) * 13 < 100:
@@ -135,7 +135,7 @@ def step_losses(
             states,
             images,
             programs.shard(np.stack(orders)),
-            spread_seeds(keys, programs.mesh),
+            shard_seeds(keys, programs.mesh),
         )
         losses.append(np.asarray(metrics.loss_sum / metrics.images))
     return np.concatenate(losses, axis=1)[:, :100]

@@ -202,16 +202,16 @@ def test_a_damaged_record_is_named_and_its_run_trained_again(train, tmp_path, ca
 def test_two_processes_never_train_the_same(train, tmp_path, digits, capsys):
     alone, both = tmp_path / "alone", tmp_path / "both"
     train(alone)
-    home = Study(both, RESULTS, digits, [0]).plan("mlp", CONFIG).home
+    root = Study(both, RESULTS, digits, [0]).plan("mlp", CONFIG).root
     told = []
-    with hold_lock(home / ".lock", lambda: None):
+    with hold_lock(root / ".lock", lambda: None):
         other = threading.Thread(target=lambda: told.append(train(both)))
         other.start()
         while "mlp: waiting for the process" not in capsys.readouterr().out:
             other.join(0.01)
             assert other.is_alive()
         [trained] = (alone / "runs").iterdir()
-        shutil.copytree(trained, home, dirs_exist_ok=True)
+        shutil.copytree(trained, root, dirs_exist_ok=True)
     other.join()
     assert told == [[]]  # what the first has recorded is not run again
     assert outcomes(both) == outcomes(alone)
@@ -242,6 +242,8 @@ def version_1(record: RunRecord) -> dict:
     values = plain(record)
     for name in ("schema_version", "system", "pixel_mean", "pixel_std"):
         del values[name]
+    values["kernels"] = values.pop("impl")
+    values["config"]["kernels"] = values["config"].pop("impl")
     return json.loads(json.dumps(values))
 
 

@@ -14,13 +14,13 @@ from PIL import Image, ImageDraw
 
 from benchmarks.redrawn import redrawn_digits
 from mnist_jax.config import TrainConfig
-from mnist_jax.data.own_digits import (
+from mnist_jax.data.types import Dataset, Split
+from mnist_jax.data.user_images import (
     MAX_BYTES,
     digit_from_bytes,
     normalize_digit,
     read_digit,
 )
-from mnist_jax.data.types import Dataset, Split
 from mnist_jax.errors import InputError
 from mnist_jax.training.epochs import make_predict
 from mnist_jax.training.experiment import prepare

@@ -265,6 +265,6 @@ def _centre(ink: np.ndarray) -> np.ndarray:
         min(max(round(14 - centre), 0), 28 - side)
         for centre, side in zip(ndimage.center_of_mass(ink), ink.shape, strict=True)
     ]
-    place = tuple(slice(c, c + s) for c, s in zip(corner, ink.shape, strict=True))
-    canvas[place] = np.clip(np.rint(255 * ink), 0, 255).astype(np.uint8)
+    box = tuple(slice(c, c + s) for c, s in zip(corner, ink.shape, strict=True))
+    canvas[box] = np.clip(np.rint(255 * ink), 0, 255).astype(np.uint8)
     return canvas
