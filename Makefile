@@ -1,16 +1,17 @@
-# make compare   set up, then train the three networks and print their table
-# make test      set up, then run the tests
-# make test-fast  set up, then run the tests that compile little, in under a minute
-# make test-faults  set up, then run the tests that take minutes and print figures
-# make test-matrix  the tests with the oldest and the newest Python and jax supported
-# make install   set up only
-# make peers     set up PyTorch and Keras beside it in .venv-peers, then race them
+# make install      create .venv with the project and its dependencies
+# make compare      install, then train the three networks and print their table
+# make test         install, lint, then run the tests
+# make test-fast    install, then run the fast tests, in under a minute
+# make test-faults  install, then run the long fault-injection tests and print figures
+# make test-matrix  run the tests on the oldest and newest supported Python and jax
+# make lint         install, then run ruff and mypy
+# make peers        install PyTorch and Keras in .venv-peers, then benchmark them
 # Another Python: make test PYTHON=/path/to/python3.12
 
 PYTHON ?= python3
 VENV ?= .venv
 
-# A constraints file per Python where the newest jax differs.
+# One constraints file for each Python with a different newest jax.
 CONSTRAINTS = constraints/$(shell $(PYTHON) -c \
 	'import sys; print("python3.11" if sys.version_info < (3, 12) else "python3.12")').txt
 BIN = $(VENV)/bin
@@ -43,8 +44,8 @@ test-fast: install
 test-faults: install
 	$(BIN)/python -m pytest -m faults -rP tests
 
-# The constraints of Python 3.11 pin the oldest jax, flax and optax that pyproject.toml
-# allows, those of the newer Pythons the newest.
+# The constraints for Python 3.11 pin the oldest jax, flax and optax that pyproject.toml
+# allows; the constraints for newer Pythons pin the newest.
 PYTHON_OLDEST ?= python3.11
 PYTHON_NEWEST ?= python3.13
 
@@ -57,7 +58,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Keras's newest TensorFlow wants other versions than the tests' constraints pin.
+# TensorFlow needs other versions than those pinned in the tests' constraints.
 PEERS_CONSTRAINTS = $(wildcard constraints/peers-$(notdir $(CONSTRAINTS)))
 
 PEERS_OUT ?= results/peers

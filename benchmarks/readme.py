@@ -1,42 +1,100 @@
-"""Makes the documents' tables and the presets' figures from the recorded results.
+"""Rebuilds the tables in the documents and the presets' headers from the records.
 
 python -m benchmarks.readme
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from mnist_jax.cli.main import run_program
+from mnist_jax.config import MODELS
 from mnist_jax.records.files import write_file
 from mnist_jax.records.schema import RunRecord, read_jsonl
-from mnist_jax.reporting.tables import format_markdown, mean_and_spread
+from mnist_jax.reporting.tables import (
+    comparison_frame,
+    format_markdown,
+    markdown_table,
+    mean_and_spread,
+)
 
-from .peers.frameworks import PeerRecord
-from .peers.tables import format_ratios, format_tables
+from .peers.frameworks import FRAMEWORKS, OURS, PeerRecord
+from .peers.tables import best_peer, format_ratios, format_tables, group, ratios
 from .published.systems import PRESETS, SYSTEMS
 from .published.table import by_system, format_published
 from .redrawn import RedrawnRecord, format_redrawn
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+# The pages that hold blocks.
+DOCUMENTS = (
+    ROOT / "README.md",
+    *(
+        ROOT / "docs" / f"{name}.md"
+        for name in ("benchmarks", "command_line", "performance", "published")
+    ),
+)
 
 
 class Block(NamedTuple):
-    """A marked block of the documents."""
+    """A table between `<!-- name -->` and `<!-- /name -->` in one of the documents."""
 
-    results: str  # stem of the file with the records
-    record: type  # that its lines are decoded to
-    format: Callable[[list[Any]], str]
-    command: str  # that made the records
+    results: str  # stem of the JSON-lines file in `RESULTS`
+    record: type  # type of its records
+    format: Callable[[list[Any]], str]  # records -> Markdown
+    command: str = ""  # the command that made the records, if it is to be printed
+
+
+def format_summary(records: Sequence[PeerRecord]) -> str:
+    """Formats accuracy and speed of the three networks in one small table.
+
+    Args:
+        records: of the peers; accuracy and seconds come from `compare.jsonl`.
+    """
+    compared = read_jsonl(RunRecord, RESULTS / "compare.jsonl")
+    frame = comparison_frame(compared).set_index("model")
+    races = {
+        model: race for (model, size), race in group(records).items() if size == 128
+    }
+    rows = []
+    for model in sorted(MODELS, key=lambda model: frame["steady_epoch_seconds"][model]):
+        race, ours = races[model], frame.loc[model]
+        peer = best_peer(race)
+        assert peer is not None
+        rows.append(
+            {
+                "network": f"{model.upper()}, {ours['parameters']:,} parameters",
+                "test accuracy": f"{ours['test_accuracy']:.4f} "
+                f"± {ours['test_accuracy_std']:.4f}",
+                "s/epoch": f"{ours['steady_epoch_seconds']:.2f}",
+                "speedup over PyTorch": _speedup(ratios(race, "torch")),
+                "speedup over fastest peer": f"{_speedup(ratios(race, peer))} "
+                f"({FRAMEWORKS[peer].label})",
+            }
+        )
+    run, machine = compared[0], compared[0].environment
+    lstm = races["lstm"][OURS][0].result["parameters"]
+    return (
+        f"{markdown_table(pd.DataFrame(rows))}\n\n"
+        f"{run.dataset.upper()} on {machine.cores} cores of an {machine.device}, "
+        f"float32.\nAccuracy: {run.config.epochs} epochs, mean ± standard deviation "
+        f"over {frame['seeds'].iloc[0]} seeds. Speed: batches of 128, "
+        "median of\nn rounds; PyTorch as installed, in eager mode; the LSTM of the "
+        f"race has two layers ({lstm:,} parameters)."
+    )
+
+
+def _speedup(values: Sequence[float]) -> str:
+    return f"{np.median(values):.1f}, n={len(values)}"
 
 
 _PEERS = "make peers PEERS_OUT=benchmarks/results"
 BLOCKS = {
+    "summary": Block("peers", PeerRecord, format_summary),
     "compare": Block(
         "compare",
         RunRecord,
@@ -63,13 +121,14 @@ BLOCKS = {
 
 
 def with_tables(text: str) -> str:
-    """Returns a document with every marked block rebuilt from its records."""
+    """Returns a document with all its blocks rebuilt from the records."""
     for name, made_of in BLOCKS.items():
         results = RESULTS / f"{made_of.results}.jsonl"
         if f"<!-- {name} -->\n" not in text or not results.exists():
             continue
         table = made_of.format(read_jsonl(made_of.record, results))
-        block = f"{table}\n- command: `{made_of.command}`"
+        command = f"\n- command: `{made_of.command}`" if made_of.command else ""
+        block = f"{table}{command}"
         before, rest = text.split(f"<!-- {name} -->\n")
         _, after = rest.split(f"<!-- /{name} -->")
         text = f"{before}<!-- {name} -->\n{block}\n<!-- /{name} -->{after}"
@@ -77,7 +136,7 @@ def with_tables(text: str) -> str:
 
 
 def preset_with_figures(name: str, text: str) -> str:
-    """Returns a preset's text with our figures of it in the header."""
+    """Returns a preset's text with our recorded accuracy and time in its header."""
     records = read_jsonl(RunRecord, RESULTS / "published.jsonl")
     runs = list(by_system(records).get(name, {}).values())
     if not runs:
@@ -101,5 +160,10 @@ def main() -> None:
         write_file(preset, preset_with_figures(name, preset.read_text()))
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """Entry point."""
     run_program(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,9 +1,9 @@
-"""Measures what a network loses when MNIST's test digits come as pictures of any kind.
+"""Measures a network's accuracy on MNIST test digits redrawn as arbitrary pictures.
 
 python -m benchmarks.redrawn --run_dir=runs/cnn0 --images=2000
 
-Every digit is redrawn: 40 to 400 pixels high, somewhere on a larger page, dark on light
-or light on dark, saved as JPEG of quality 80; then it is read as a user's pictures are.
+Each digit is redrawn 40 to 400 pixels high, at a random position on a larger page, dark
+on light or light on dark, saved as JPEG of quality 80 and read like a user's picture.
 """
 
 import dataclasses
@@ -35,30 +35,30 @@ from mnist_jax.reporting.tables import markdown_table
 from mnist_jax.training.run_dir import TrainedRun, load_run
 
 FLAGS = flags.FLAGS
-# The form of the test images by its name in a record.
+# Labels of the variants of the test images, by their keys in a record.
 FORMS = {
-    "plain": "as they are",
-    "normalized": "after the preprocessing alone",
+    "plain": "unchanged",
+    "normalized": "preprocessed only",
     "redrawn": "redrawn",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class RedrawnRecord:
-    """A network's accuracy on the same test digits in several forms."""
+    """A network's accuracy on the same test digits in several variants."""
 
     config: TrainConfig
     dataset: str
     checksum: str
     images: int
-    seed: int  # of the drawings
-    accuracy: dict[str, float]  # by the names of `FORMS`
+    seed: int  # of the redrawing
+    accuracy: dict[str, float]  # by the keys of `FORMS`
     environment: Environment
     schema_version: int = SCHEMA_VERSION
 
 
 def redraw(image: np.ndarray, rng: np.random.Generator) -> bytes:
-    """Returns a digit `[28,28] uint8` as a JPEG of random size, page and polarity."""
+    """Redraws a digit `[28,28] uint8` as a JPEG of random size, page and polarity."""
     size = int(rng.integers(40, 401))
     left, top, right, bottom = rng.integers(0, size // 2 + 1, 4).tolist()
     digit = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)
@@ -72,26 +72,26 @@ def redraw(image: np.ndarray, rng: np.random.Generator) -> bytes:
 
 
 def redrawn_digits(images: np.ndarray, seed: int) -> np.ndarray:
-    """Redraws images `[N,28,28] uint8`, each by its own generator, and reads them."""
+    """Redraws images `[N,28,28] uint8`, each with its own seed, and reads them back."""
     rngs = [np.random.default_rng((seed, index)) for index in range(len(images))]
     drawings = map(redraw, images, rngs)
     return np.stack([digit_from_bytes(d, f"image {i}") for i, d in enumerate(drawings)])
 
 
 def measure(run: TrainedRun, test: Split, seed: int) -> dict[str, float]:
-    """Returns a network's accuracy on test images by their form."""
+    """Returns a network's accuracy on each variant of the test images."""
     normalized = np.stack([normalize_digit(image) for image in test.images])
-    forms = test.images, normalized, redrawn_digits(test.images, seed)
+    variants = test.images, normalized, redrawn_digits(test.images, seed)
     return {
-        name: float(np.mean(run.predict(form).argmax(axis=1) == test.labels))
-        for name, form in zip(FORMS, forms, strict=True)
+        name: float(np.mean(run.predict(images).argmax(axis=1) == test.labels))
+        for name, images in zip(FORMS, variants, strict=True)
     }
 
 
 def format_redrawn(records: Sequence[RedrawnRecord]) -> str:
-    """Formats a table of records and what its numbers rest on."""
+    """Formats records as a table with its provenance."""
     rows = [
-        {"network": r.config.model, "test images": f"{r.images:,}"}
+        {"network": r.config.name, "test images": f"{r.images:,}"}
         | {FORMS[name]: f"{value:.4f}" for name, value in r.accuracy.items()}
         for r in records
     ]
@@ -105,7 +105,7 @@ def format_redrawn(records: Sequence[RedrawnRecord]) -> str:
 
 
 def main() -> None:
-    """Measures as the flags say."""
+    """Measures the run of --run_dir."""
     folder = existing_folder(FLAGS.run_dir, "run_dir")
     start_jax()
     run = load_run(folder, FLAGS.data_dir)
@@ -134,11 +134,9 @@ def run() -> None:
     """Entry point."""
     define_machine_flags()
     define_run_dir_flag()
-    flags.DEFINE_integer(
-        "images", 2_000, "test images to take, the first ones", lower_bound=1
-    )
-    flags.DEFINE_integer("seed", 0, "of the drawings", lower_bound=0)
-    flags.DEFINE_string("out", None, "directory to append redrawn.jsonl in")
+    flags.DEFINE_integer("images", 2_000, "use the first N test images", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "seed of the redrawing", lower_bound=0)
+    flags.DEFINE_string("out", None, "directory of the redrawn.jsonl to append to")
     run_program(main)
 
 

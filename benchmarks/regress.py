@@ -1,11 +1,11 @@
-"""Measures whether this checkout trains faster or slower than another commit does.
+"""Measures whether this checkout trains faster or slower than another commit.
 
 python -m benchmarks.regress --against=HEAD~1 --rounds=8
 
-Each round trains every network once with the code of either commit, in a process of its
-own, the order swapped from round to round. The ratio of the two times is tested by its
-95 % confidence interval over the rounds (Student's t of the paired logarithms). Each
-comparison is appended to benchmarks/history.jsonl.
+Each round trains every network once with the code of each commit, in separate processes
+and alternating order. The ratio of the two times is tested by its 95 % confidence
+interval over the rounds (Student's t on paired logarithms). Each comparison is appended
+to benchmarks/history.jsonl.
 """
 
 import json
@@ -44,7 +44,7 @@ STEADY_EPOCHS = {"mlp": 5, "lstm": 1, "cnn": 1}
 
 
 def judge(here: Sequence[float], there: Sequence[float]) -> tuple[Interval, str]:
-    """Compares seconds by round: ours over theirs, and what that says.
+    """Returns the ratio of the seconds per round, here over there, and the verdict.
 
     >>> judge([1.0, 1.1, 1.0], [2.0, 2.1, 2.2])[1]
     'faster'
@@ -59,7 +59,7 @@ def judge(here: Sequence[float], there: Sequence[float]) -> tuple[Interval, str]
 
 
 def _worker(checkout: Path) -> str:
-    """Returns the module that times a checkout's code, which has moved once."""
+    """Returns the worker module of a checkout; older commits have it elsewhere."""
     moved = (checkout / "benchmarks" / "peers" / "our_worker.py").exists()
     return "benchmarks.peers.our_worker" if moved else "benchmarks.peer_ours"
 
@@ -67,15 +67,15 @@ def _worker(checkout: Path) -> str:
 def seconds_of(
     checkout: Path, model: str, batch_size: int, arrays: Path, seed: int
 ) -> float:
-    """Trains a network with the code of a checkout: median seconds of steady epochs.
+    """Trains a network with a checkout's code; returns the median steady epoch seconds.
 
     Raises:
-        InputError: the code there failed, or knows no such measurement.
+        InputError: the checkout's worker failed or does not exist.
     """
     command = [
         *(sys.executable, "-m", _worker(checkout), f"--model={model}"),
         *(f"--batch_size={batch_size}", f"--seed={seed}", f"--arrays={arrays}"),
-        # Before the folders the cache needed a package that is not required any more.
+        # In old commits the cache needs a package that is no longer required.
         *(f"--steady_epochs={STEADY_EPOCHS[model]}", "--compile_cache=off"),
     ]
     path = os.pathsep.join(filter(None, [str(checkout), os.environ.get("PYTHONPATH")]))
@@ -100,7 +100,7 @@ def compare(
     checkouts: Mapping[str, Path],
     arrays: Path,
 ) -> dict[str, Any]:
-    """Times a network in both checkouts, in turn, and judges."""
+    """Times a network in both checkouts, alternating, and returns the comparison."""
     seconds: dict[str, list[float]] = {name: [] for name in checkouts}
     for number in range(rounds):
         order = list(checkouts)[:: -1 if number % 2 else 1]
@@ -121,7 +121,7 @@ def compare(
 
 
 def main() -> None:
-    """Compares as the flags say."""
+    """Compares this checkout with --against and prints a table."""
     models = chosen_models()
     try:
         against = git("rev-parse", "--verify", f"{FLAGS.against}^{{commit}}")
@@ -130,7 +130,7 @@ def main() -> None:
     out = Path(FLAGS.out)
     if out.is_dir() or not out.parent.is_dir():
         raise InputError(
-            f"--out={FLAGS.out} must be a file in a folder that is there; name another"
+            f"--out={FLAGS.out} must be a file in an existing folder; choose another"
         )
     start_jax()
     dataset, machine = load_data(FLAGS.dataset), current_environment()
@@ -157,15 +157,16 @@ def main() -> None:
             "batch": row["batch_size"],
             "s/epoch here": f"{statistics.median(row['seconds']['here']):.3f}",
             "s/epoch there": f"{statistics.median(row['seconds']['there']):.3f}",
-            "here over there": "{mean:.3f} [{low:.3f}, {high:.3f}]".format_map(
-                row["ratio"]
-            ),
+            "here/there": "{mean:.3f} [{low:.3f}, {high:.3f}]".format_map(row["ratio"]),
             "n": len(row["seconds"]["here"]),
             "verdict": row["verdict"],
         }
         for row in rows
     )
-    print(f"\nhere against {against[:12]}, 95 % intervals\n\n{markdown_table(frame)}")
+    print(
+        f"\nhere: this checkout; there: {against[:12]}; here/there: ratio of seconds "
+        f"with its 95 % confidence interval\n\n{markdown_table(frame)}"
+    )
     if "slower" in set(frame["verdict"]):
         sys.exit(3)
 
@@ -175,9 +176,9 @@ def run() -> None:
     define_machine_flags()
     define_models_flag("time")
     flags.DEFINE_string("against", "HEAD", "commit to compare this checkout with")
-    flags.DEFINE_integer("rounds", 8, "times that all is measured", lower_bound=2)
+    flags.DEFINE_integer("rounds", 8, "repetitions of all measurements", lower_bound=2)
     flags.DEFINE_integer("batch_size", 128, "images per step", lower_bound=1)
-    flags.DEFINE_string("dataset", "mnist", "data set")
+    flags.DEFINE_string("dataset", "mnist", "name of the dataset")
     flags.DEFINE_string("out", str(HISTORY), "file to append the comparison to")
     run_program(main)
 

@@ -1,4 +1,4 @@
-"""Makes a page of tables and pictures from the recorded runs.
+"""Builds the HTML report of recorded runs.
 
 python -m benchmarks.report --out=results
 """
@@ -14,14 +14,14 @@ FLAGS = flags.FLAGS
 
 
 def main() -> None:
-    """Reports as the flags say."""
+    """Writes the report of the runs in --out."""
     out = Path(FLAGS.out)
     print(f"written: {write_report(out)} and its pictures in {out / PICTURES}")
 
 
 def run() -> None:
     """Entry point."""
-    flags.DEFINE_string("out", "results", "directory that benchmarks.compare filled")
+    flags.DEFINE_string("out", "results", "directory written by benchmarks.compare")
     run_program(main)
 
 

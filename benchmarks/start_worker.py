@@ -1,9 +1,9 @@
-"""Measures how a training program starts: a worker of `benchmarks.throughput`.
+"""Measures the start-up of a training program: a worker of `benchmarks.throughput`.
 
 python -m benchmarks.start_worker --model=cnn --began=$(date +%s.%N)
 
-It prints one line of JSON: seconds from --began until the data are loaded, seconds of
-compiling, whether the programs came from the cache, peak memory after an epoch.
+It prints one line of JSON: seconds from --began until the dataset is loaded, compile
+seconds, whether the programs came from the cache, and peak memory after an epoch.
 """
 
 import json
@@ -22,27 +22,27 @@ FLAGS = flags.FLAGS
 
 
 def main() -> None:
-    """Starts, compiles and trains as the flags say."""
+    """Starts, compiles and trains, and prints the measurements."""
     config = config_from_flags(FLAGS)
     start_jax()
     dataset = load_data(config.dataset)
     ready = time.time() - FLAGS.began
     experiment = prepare(config, dataset)
     fit(experiment, [config.seed])
-    answer = {
+    result = {
         "start s": ready,
         "compile s": experiment.compile_seconds,
         "cached": experiment.compile_cached,
         "peak MB": round(peak_megabytes()),
     }
-    print(json.dumps(answer))
+    print(json.dumps(result))
 
 
 def run() -> None:
     """Entry point."""
     define_config_flags()
     define_machine_flags()
-    flags.DEFINE_float("began", None, "time.time() of the start", required=True)
+    flags.DEFINE_float("began", None, "time.time() at launch", required=True)
     run_program(main)
 
 

@@ -1,4 +1,4 @@
-"""Intervals for means over seeds, after Student."""
+"""Student's t intervals for means over seeds."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,7 +10,7 @@ LEVEL = 0.95
 
 
 class Interval(NamedTuple):
-    """A mean with the ends of its interval, which are NaN for fewer than two values."""
+    """A mean and the bounds of its interval, NaN for fewer than two values."""
 
     mean: float
     low: float
@@ -29,7 +29,7 @@ def _interval(values: Sequence[float], spread: float) -> Interval:
 
 
 def prediction_interval(values: Sequence[float]) -> Interval:
-    """Returns where one further run lies with 95 % probability.
+    """Returns the 95 % prediction interval of one further run.
 
     Source: Student's t with n-1 degrees of freedom, mean ± t * s * sqrt(1 + 1/n).
 
@@ -40,7 +40,7 @@ def prediction_interval(values: Sequence[float]) -> Interval:
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float]) -> Interval:
-    """Returns the 95 % confidence interval of the mean of `first - second` by pairs.
+    """Returns the 95 % confidence interval of the mean of the paired `first - second`.
 
     >>> [round(x, 3) for x in paired_difference([3.0, 4.0, 6.0], [1.0, 1.0, 2.0])]
     [3.0, 0.516, 5.484]
@@ -50,7 +50,7 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Interv
 
 
 def difference(first: Sequence[float], second: Sequence[float]) -> Interval:
-    """Returns the 95 % confidence interval of the difference of two means, after Welch.
+    """Returns Welch's 95 % confidence interval of the difference of two means.
 
     >>> [round(x, 3) for x in difference([3.0, 4.0, 5.0], [1.0, 1.0, 1.3])]
     [2.9, 0.511, 5.289]
@@ -63,7 +63,7 @@ def difference(first: Sequence[float], second: Sequence[float]) -> Interval:
 
 
 def verdict_of(interval: Interval) -> str:
-    """Judges the claim that a difference is above 0 by its confidence interval.
+    """Returns the verdict on the claim that a difference is positive.
 
     >>> verdict_of(Interval(0.1, 0.05, 0.15))
     'holds'

@@ -1,11 +1,11 @@
-"""Measures images per second, and how long a program takes to start and to compile.
+"""Measures images per second and the time to start and to compile.
 
 python -m benchmarks.throughput --models=mlp,cnn --batch_sizes=32,128 --repeats=5
 
-Speeds are of the train step, the train epoch, the epoch of several seeds together
-(--seeds) and evaluation, on random images. Start, compiling and memory are of programs
-of their own on the data set at hand (--starts of them, in turn with an empty and a full
-compilation cache).
+Images per second are measured for the train step, the train epoch, the epoch of several
+seeds together (--seeds) and evaluation, on random images. Start-up and compile time and
+peak memory are measured in separate processes on the available dataset: --starts of
+them with an empty and with a full compilation cache.
 """
 
 import json
@@ -44,12 +44,12 @@ from mnist_jax.training.experiment import Experiment, prepare
 
 FLAGS = flags.FLAGS
 PROGRAMS = ("step", "epoch", "evaluate", "together")
-STEPS = 50  # single calls of the train step that are timed together
+STEPS = 50  # calls of the train step that are timed together
 TEST_IMAGES = 10_000
 
 
 def synthetic_dataset(size: int) -> Dataset:
-    """Returns random images and labels, of which only the shapes matter."""
+    """Returns a dataset of random images and labels."""
     rng = np.random.default_rng(0)
 
     def split(size: int) -> Split:
@@ -69,9 +69,9 @@ def _measure_round(
     )
     indices = programs.shard(np.stack([order] * experiment.seeds))
     keys = programs.epoch_keys(run_keys, number)
-    steps = min(STEPS, max(1, len(order) - 1))  # the last one may be smaller
+    steps = min(STEPS, max(1, len(order) - 1))  # the last batch may be smaller
     start = time.perf_counter()
-    for step in range(steps):  # as a Python loop over batches would call it
+    for step in range(steps):  # one call per step, as in a Python loop
         states, metrics = programs.run_steps(
             states, split, indices, keys, step, step + 1
         )
@@ -93,11 +93,10 @@ def _measure_round(
 def measure(
     config: TrainConfig, dataset: Dataset, repeats: int, seeds: int
 ) -> dict[str, list[float]]:
-    """Times one model at one batch size, its programs in turn in each round.
+    """Times one model at one batch size, all programs in each round.
 
     Returns:
-        For each of `PROGRAMS` the images per second by round; one more round before
-        these is the warm-up.
+        Images per second of each of `PROGRAMS` by round, after one warm-up round.
     """
     experiments = [prepare(config, dataset)]
     if seeds > 1:
@@ -120,22 +119,22 @@ def measure(
 def measure_starts(
     config: TrainConfig, count: int, data_dir: str | None
 ) -> list[dict[str, Any]]:
-    """Starts a training program with an empty, then with a full compilation cache.
+    """Times starts of a training program with an empty and a full compilation cache.
 
     Returns:
-        What `benchmarks.start_worker` prints, for each of `count` starts of both kinds.
+        The results of `benchmarks.start_worker`, for `count` starts with each cache.
     """
-    words = {"model": config.model, "batch_size": config.batch_size, "epochs": 1}
+    settings = {"model": config.model, "batch_size": config.batch_size, "epochs": 1}
     if data_dir:
-        words["data_dir"] = data_dir
+        settings["data_dir"] = data_dir
     starts = []
     for _ in range(count):
         with tempfile.TemporaryDirectory(prefix="mnist_jax-start-") as folder:
             cache = {"MNIST_JAX_CACHE_DIR": folder, "JAX_PLATFORMS": ""}
-            # A first start fills the cache of decoded data, which is to be there.
+            # The first start is not recorded: it fills the cache of decoded data.
             for compile_cache in ("off", "on", "on"):
-                words |= {"compile_cache": compile_cache, "began": time.time()}
-                command = [f"--{name}={value}" for name, value in words.items()]
+                settings |= {"compile_cache": compile_cache, "began": time.time()}
+                command = [f"--{name}={value}" for name, value in settings.items()]
                 process = subprocess.run(
                     [sys.executable, "-m", f"{__package__}.start_worker", *command],
                     cwd=Path(__file__).parent.parent,
@@ -144,14 +143,14 @@ def measure_starts(
                     text=True,
                 )
                 if process.returncode:
-                    raise InputError(f"{config.model} did not start, see above")
+                    raise InputError(f"{config.model} did not start (see above)")
                 if compile_cache == "on":
                     starts.append(json.loads(process.stdout.splitlines()[-1]))
     return starts
 
 
 def start_frame(starts: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
-    """Returns one row per model with medians and ranges of its starts."""
+    """Returns one row per model: medians and ranges of its starts."""
     rows = []
     for model, both in starts.items():
         cold, warm = ([s for s in both if s["cached"] == c] for c in (False, True))
@@ -162,15 +161,15 @@ def start_frame(starts: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
             "peak MB": (cold, "peak MB", 0),
         }
         figures = {
-            column: median_and_range([start[name] for start in some], digits)
-            for column, (some, name, digits) in columns.items()
+            column: median_and_range([start[name] for start in runs], digits)
+            for column, (runs, name, digits) in columns.items()
         }
         rows.append({"model": model, **figures})
     return pd.DataFrame(rows)
 
 
 def _configs() -> list[TrainConfig]:
-    """Checks the flags and returns what to measure.
+    """Returns the configs to measure.
 
     Raises:
         InputError: flags are out of range or exclude each other.
@@ -178,23 +177,22 @@ def _configs() -> list[TrainConfig]:
     for word in FLAGS.batch_sizes or ["none"]:
         if not (word.isascii() and word.isdigit() and 1 <= int(word) <= FLAGS.images):
             raise InputError(
-                "--batch_sizes must be whole numbers from 1 to --images="
+                "--batch_sizes must be integers from 1 to --images="
                 f"{FLAGS.images}; got {word}"
             )
     if FLAGS.profile and not FLAGS.out:
         raise InputError(
-            "--profile needs the directory --out, which is not given; give one or "
-            "leave --profile out"
+            "--profile needs a results directory; set --out or leave --profile out"
         )
     return [
         config_from_flags(FLAGS, model=model, batch_size=int(word), validation="none")
-        for model in chosen_models()
+        for model in chosen_models(custom=True)
         for word in FLAGS.batch_sizes
     ]
 
 
 def main() -> None:
-    """Measures as the flags say."""
+    """Runs the measurements and prints the tables."""
     configs = _configs()
     out = Path(FLAGS.out) if FLAGS.out else None
     if out:
@@ -226,13 +224,13 @@ def main() -> None:
         )
     print(
         f"\nsynthetic images on {machine.device} ({machine.cores} cores), jax "
-        f"{machine.jax}; median [range] over {FLAGS.repeats} rounds, compile apart\n"
+        f"{machine.jax}; median [range] of {FLAGS.repeats} rounds without compilation\n"
     )
     frame = pd.DataFrame(rows)
     print(markdown_table(frame.drop(columns=frame.columns[(frame == "-").all()])))
     if FLAGS.profile and out:
         for config in configs:
-            name = f"{config.model}-{config.batch_size}"
+            name = f"{config.name}-{config.batch_size}"
             folder = out / "profile" / name
             found = profile(prepare(config, dataset), folder)
             print(f"\n{name}\n\n{format_profile(found, folder)}")
@@ -243,8 +241,8 @@ def main() -> None:
             starts[config.model] = measure_starts(config, FLAGS.starts, FLAGS.data_dir)
     if starts:
         print(
-            "\nstart: from the command to the data in memory; compiling: of all "
-            "programs of a run; memory after an epoch; median [range] of "
+            "\nstart: from the command to the dataset in memory; compile: all programs "
+            "of a run; peak MB: after an epoch; median [range] of "
             f"{FLAGS.starts} starts each\n"
         )
         print(markdown_table(start_frame(starts)))
@@ -262,17 +260,17 @@ def run() -> None:
     flags.DEFINE_integer(
         "images",
         60_000,
-        "images of an epoch",
+        "images per epoch",
         lower_bound=1,
-        upper_bound=1_000_000,  # which take 0.8 GB
+        upper_bound=1_000_000,  # 0.8 GB of images
     )
     flags.DEFINE_integer("repeats", 5, "timed rounds", lower_bound=1)
     define_seeds_flag(1)
     define_profile_flag("--out")
     flags.DEFINE_integer(
-        "starts", 1, "starts to time with each kind of cache", lower_bound=0
+        "starts", 1, "timed starts with each cache; 0 for none", lower_bound=0
     )
-    flags.DEFINE_string("out", None, "directory to append throughput.jsonl in")
+    flags.DEFINE_string("out", None, "directory of the throughput.jsonl to append to")
     run_program(main)
 
 

@@ -1,4 +1,4 @@
-"""Prints a data set's shapes, types and ranges, and draws its first digits.
+"""Prints the shapes, dtypes and ranges of a dataset, and draws its first digits.
 
 python -m experiments.data --dataset=mnist --picture=digits.png
 """
@@ -17,7 +17,7 @@ from mnist_jax.reporting.summary import data_frame
 from mnist_jax.reporting.tables import markdown_table
 
 FLAGS = flags.FLAGS
-# Those that decide which images are in which set.
+# The flags that determine the splits.
 _CONFIG_FLAGS = (
     *("dataset", "train_size", "split", "split_seed"),
     *("validation", "validation_fraction"),
@@ -25,11 +25,11 @@ _CONFIG_FLAGS = (
 
 
 def main() -> None:
-    """Shows the data that the flags choose."""
+    """Prints and draws the data selected by the flags."""
     if FLAGS["count"].present and not FLAGS.picture:
         raise InputError(
-            f"--count={FLAGS.count} is of the digits in --picture, which is not given; "
-            "give one or leave --count out"
+            f"--count={FLAGS.count} sets the number of digits in --picture, which is "
+            "not given; give --picture or omit --count"
         )
     config = config_from_flags(FLAGS)
     dataset = split_dataset(load_data(config.dataset), config)
@@ -45,9 +45,9 @@ def run() -> None:
     """Entry point."""
     define_config_flags(only=_CONFIG_FLAGS)
     define_data_dir_flag()
-    flags.DEFINE_string("picture", None, "file for the first training digits")
+    flags.DEFINE_string("picture", None, "file to draw the first training digits to")
     flags.DEFINE_integer(
-        "count", 20, "digits in the picture", lower_bound=1, upper_bound=500
+        "count", 20, "number of digits in --picture", lower_bound=1, upper_bound=500
     )
     run_program(main)
 

@@ -1,4 +1,4 @@
-"""Serves a page to draw a digit on: what do the trained networks see in it?
+"""Serves a page on which trained networks classify a digit as you draw it.
 
 python -m experiments.demo --run_dir=runs/mlp0 --run_dir=runs/cnn0 --port=8000
 """
@@ -10,24 +10,24 @@ from absl import flags
 
 from mnist_jax.cli.flags import define_machine_flags, existing_folder
 from mnist_jax.cli.main import run_program, start_jax
+from mnist_jax.data.types import IMAGE_SHAPE
 from mnist_jax.demo.server import HOST, Predictor, make_server
-from mnist_jax.models.networks import IMAGE_SHAPE
 from mnist_jax.training.run_dir import load_run
 
 FLAGS = flags.FLAGS
 
 
 def load_predictor(folder: Path, name: str, data_dir: str | None) -> Predictor:
-    """Returns the network of a finished run, compiled for one image at a time."""
+    """Loads the network of a finished run and compiles it for a single image."""
     run = load_run(folder, data_dir)
     run.predict(np.zeros((1, *IMAGE_SHAPE), np.uint8))
     accuracy = run.record.test_accuracy
-    note = f"{run.config.model.upper()}, test accuracy {accuracy:.2%}"
+    note = f"{run.config.name.upper()}, test accuracy {accuracy:.2%}"
     return Predictor(name, note, run.predict)
 
 
 def main() -> None:
-    """Serves as the flags say, until it is interrupted."""
+    """Serves the page until interrupted."""
     folders = [existing_folder(path, "run_dir") for path in FLAGS.run_dir]
     start_jax()
     names = [folder.resolve().name for folder in folders]
@@ -39,12 +39,13 @@ def main() -> None:
     ]
     with make_server(predictors, FLAGS.port) as server:
         print(
-            f"draw at http://{HOST}:{server.server_port}/ (Ctrl-C ends it)", flush=True
+            f"serving on http://{HOST}:{server.server_port}/ (press Ctrl-C to stop)",
+            flush=True,
         )
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            print("\nended")
+            print("\nstopped")
 
 
 def run() -> None:
@@ -56,7 +57,7 @@ def run() -> None:
         "directory of a finished run; repeat the flag for more networks",
         required=True,
     )
-    flags.DEFINE_integer("port", 8000, "port of this machine; 0 takes any free one")
+    flags.DEFINE_integer("port", 8000, "port on 127.0.0.1; 0 picks a free one")
     run_program(main)
 
 

@@ -1,4 +1,4 @@
-"""Draws a run, as PNG and SVG in its directory: curves, mistakes, filters.
+"""Plots a run into its directory as PNG and SVG: curves, mistakes, filters.
 
 python -m experiments.plot --run_dir=runs/cnn0
 """
@@ -23,22 +23,22 @@ FLAGS = flags.FLAGS
 
 
 def main() -> None:
-    """Plots the run that the flags name."""
+    """Plots the run in --run_dir."""
     folder = existing_folder(FLAGS.run_dir, "run_dir")
     start_jax()
     run = load_run(folder, FLAGS.data_dir)
     history = history_frame(run.record)
     print(markdown_table(history.round(4)))
-    print(f"\n{run.record.total_seconds:.1f} s in all")
-    name, seed = f"{run.config.model} on {run.record.dataset}", run.config.seed
+    print(f"\n{run.record.total_seconds:.1f} s total")
+    name, seed = f"{run.config.name} on {run.record.dataset}", run.config.seed
     figures = {"history": history_figure(history, f"{name}, one run, seed {seed}")}
     dataset = split_dataset(load_data(run.record.dataset), run.config)
     for picture in detail_pictures(name, seed, [run_details(run, dataset.test)]):
         figures[picture.name] = picture.draw(picture.heading)
         print(picture.caption)
     for stem, figure in figures.items():
-        for ending in (".png", ".svg"):
-            path = folder / f"{stem}{ending}"
+        for suffix in (".png", ".svg"):
+            path = folder / f"{stem}{suffix}"
             save_figure(figure, path)
             print(f"written: {path}")
 

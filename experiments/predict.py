@@ -1,4 +1,4 @@
-"""Prints a trained network's ten probabilities for test images and own pictures.
+"""Prints a trained network's probabilities for test images or your own pictures.
 
 python -m experiments.predict --run_dir=runs/cnn0 --index=20,21
 python -m experiments.predict --run_dir=runs/cnn0 --image=my7.png --picture=seen.png
@@ -28,42 +28,43 @@ FLAGS = flags.FLAGS
 
 
 def _indices(words: list[str], size: int) -> list[int]:
-    """Reads the indices of test images."""
+    """Parses --index for a test set of `size` images."""
     for word in words:
         if not (word.isascii() and word.isdigit() and int(word) < size):
             raise InputError(
-                f"--index must be indices of test images, from 0 to {size - 1}; got "
-                f"{word}"
+                f"--index must be test image indices from 0 to {size - 1}; got {word}"
             )
     return [int(word) for word in words]
 
 
 def main() -> None:
-    """Predicts as the flags say."""
+    """Predicts the images selected by the flags."""
     folder = existing_folder(FLAGS.run_dir, "run_dir")
-    own = [read_digit(Path(path)) for path in FLAGS.image]
+    user_images = [read_digit(Path(path)) for path in FLAGS.image]
     start_jax()
     run = load_run(folder, FLAGS.data_dir)
-    words = FLAGS.index or ([] if own else ["0"])
+    words = FLAGS.index or ([] if user_images else ["0"])
     images: list[np.ndarray] = []
     frames: list[pd.DataFrame] = []
     if words:
         dataset = split_dataset(load_data(run.record.dataset), run.config)
         indices = _indices(words, len(dataset.test.labels))
-        chosen = dataset.test.images[indices]
-        frame = prediction_frame(run.predict(chosen), dataset.test.labels[indices])
+        test_images, labels = (array[indices] for array in dataset.test)
+        frame = prediction_frame(run.predict(test_images), labels)
         frame.index = pd.Index(indices, dtype=object)
-        images.extend(chosen)
+        images.extend(test_images)
         frames.append(frame)
-    if own:
-        frame = prediction_frame(run.predict(np.stack(own)))
+    if user_images:
+        frame = prediction_frame(run.predict(np.stack(user_images)))
         frame.index = pd.Index(FLAGS.image, dtype=object)
-        images.extend(own)
+        images.extend(user_images)
         frames.append(frame)
     frame = pd.concat(frames)
-    # Own pictures have no truth, which turns the others' into floats.
-    truth = {"truth": "{:.0f}".format}
-    print(frame.to_string(formatters=truth, float_format="{:.4f}".format, na_rep="-"))
+    # The user's images have no truth, so pandas stores that column as floats.
+    formatters = {"truth": "{:.0f}".format}
+    print(
+        frame.to_string(formatters=formatters, float_format="{:.4f}".format, na_rep="-")
+    )
     if FLAGS.picture:
         save_figure(predictions_figure(np.stack(images), frame), Path(FLAGS.picture))
         print(f"\nwritten: {FLAGS.picture}")
@@ -76,15 +77,17 @@ def run() -> None:
     flags.DEFINE_list(
         "index",
         None,
-        "indices of test images, comma-separated; default 0, or none with --image",
+        "comma-separated indices of test images; default 0, or none with --image",
     )
     flags.DEFINE_multi_string(
         "image",
         [],
-        "PNG or JPEG picture of one digit, alone on an even background; repeat the "
-        "flag for more",
+        "PNG or JPEG file with a single digit on a plain background; repeat the flag "
+        "for more images",
     )
-    flags.DEFINE_string("picture", None, "file for the images and their probabilities")
+    flags.DEFINE_string(
+        "picture", None, "file to draw the images and their probabilities to"
+    )
     run_program(main)
 
 

@@ -14,18 +14,18 @@ FLAGS = flags.FLAGS
 
 
 def main() -> None:
-    """Summarises as the flags say."""
+    """Prints the layers of the network selected by the flags."""
     config = config_from_flags(FLAGS)
     layers = layer_frame(config)
-    counts = ["parameters", "multiply-adds"]
-    print(markdown_table(layers.assign(**layers[counts].map("{:,}".format))))
+    counts = layers.select_dtypes("integer").map("{:,}".format)
+    print(markdown_table(layers.assign(**counts)))
     print(format_totals(config, layers))
 
 
 def run() -> None:
     """Entry point."""
     define_config_flags()
-    flags.DEFINE_string("init_preset", None, "presets set it; it changes nothing here")
+    flags.DEFINE_string("init_preset", None, "set by presets; has no effect here")
     run_program(main)
 
 

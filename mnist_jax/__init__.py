@@ -1,0 +1,55 @@
+"""Train, compare and time small image classifiers on MNIST with JAX and Flax.
+
+The names below are imported when they are first used, so that `import mnist_jax` takes
+no time and touches no device.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mnist_jax.api import compare, train
+    from mnist_jax.config import TrainConfig
+    from mnist_jax.data.datasets import load_dataset
+    from mnist_jax.errors import InputError
+    from mnist_jax.testing import check_model
+    from mnist_jax.training.run_dir import TrainedRun, load_run
+    from mnist_jax.training.setup import setup
+
+__all__ = [
+    "InputError",
+    "TrainConfig",
+    "TrainedRun",
+    "check_model",
+    "compare",
+    "load_dataset",
+    "load_run",
+    "setup",
+    "train",
+]
+
+_MODULES = {
+    "InputError": "errors",
+    "TrainConfig": "config",
+    "TrainedRun": "training.run_dir",
+    "check_model": "testing",
+    "compare": "api",
+    "load_dataset": "data.datasets",
+    "load_run": "training.run_dir",
+    "setup": "training.setup",
+    "train": "api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("mnist-jax")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,4 +1,4 @@
-"""What a run is: `TrainConfig`, with every default and every check of its fields."""
+"""`TrainConfig`: the settings of a run, with their defaults and checks."""
 
 import dataclasses
 import math
@@ -17,26 +17,27 @@ ACTIVATIONS = ("relu", "tanh", "linear")
 
 
 class ConvStage(NamedTuple):
-    """One convolution with what follows it: activation, then pooling."""
+    """One convolution, followed by an activation and optional max pooling."""
 
     filters: int
     kernel: int = 3
     padding: str = "VALID"
     strides: int = 1
     activation: str = "relu"
-    pool: int = 1  # window and stride of the max pooling; 1 is none
+    pool: int = 1  # window and stride of the max pooling; 1 for none
 
 
 def parse_conv_stage(text: str) -> ConvStage:
-    """Reads a stage such as `32`, `16:same:s2` or `8:k5:pool2`.
+    """Parses a stage such as `32`, `16:same:s2` or `8:k5:pool2`.
 
     Args:
-        text: filters, then in any order `kN` (kernel N by N, 1..7, default 3), `valid`
-            or `same` (default valid), `s1` or `s2` (stride), `relu`, `tanh` or `linear`
-            (default relu), and `pool2` or `pool3` (default no pooling).
+        text: the number of filters, then in any order `kN` (N by N kernel, 1..7,
+            default 3), `valid` or `same` (default valid), `s1` or `s2` (stride, default
+            1), `relu`, `tanh` or `linear` (default relu), and `pool2` or `pool3`
+            (default no pooling).
 
     Raises:
-        InputError: a part is not one of these.
+        InputError: an option is unknown or given twice.
 
     >>> parse_conv_stage("8:k5:linear:pool2")[:4]
     (8, 5, 'VALID', 1)
@@ -61,9 +62,9 @@ def parse_conv_stage(text: str) -> ConvStage:
         stage[name] = value
     if not ok:
         raise InputError(
-            f"--conv: cannot read the stage {text!r}; a stage is a number of filters "
-            "(1..9999) and, each at most once, k1..k7, valid or same, s1 or s2, relu, "
-            "tanh or linear, pool2 or pool3, as in 32:k3:valid:relu:pool2"
+            f"--conv: cannot parse the stage {text!r}; a stage is a number of filters "
+            "(1..9999) and at most one each of k1..k7, valid|same, s1|s2, "
+            "relu|tanh|linear and pool2|pool3, as in 32:k3:valid:relu:pool2"
         )
     return ConvStage(int(filters), **stage)
 
@@ -77,11 +78,11 @@ def _option(
     allowed: str = "",
     needs: tuple[str, tuple[str, ...]] | None = None,
 ) -> Any:
-    """Declares a field: its default, help text, allowed values and what it belongs to.
+    """Declares a field: its default, help text, allowed values and dependency.
 
-    `default` is a mapping where it depends on the model. `needs` names a second field
-    and the values of it under which this one means something; given as a flag under any
-    other value it is an error, not ignored.
+    `default` is a mapping by model if it depends on the model. `needs` names another
+    field and its values for which this field is used. Setting this field's flag with
+    any other value of that field is an error.
     """
     by_model = default if isinstance(default, Mapping) else {}
     if choices:
@@ -106,12 +107,12 @@ def _is_width(value: int) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides a run's numbers; a field is a flag of the same name.
+    """Everything that determines a run's results; each field is a flag.
 
-    The defaults do well in five epochs of MNIST on a CPU; some depend on the model.
+    The defaults work well for five epochs of MNIST on a CPU; some depend on the model.
 
     Raises:
-        InputError: a value is out of its range, or two values exclude each other.
+        InputError: a value is out of range, or two values conflict.
 
     >>> TrainConfig(model="cnn").hidden, TrainConfig(model="lstm").hidden
     ((64,), ())
@@ -119,20 +120,27 @@ class TrainConfig:
     >>> TrainConfig(model="cnn", batch_size=0)
     Traceback (most recent call last):
     ...
-    mnist_jax.errors.InputError: --batch_size must be a whole number from 1; got 0
+    mnist_jax.errors.InputError: --batch_size must be a positive integer; got 0
     """
 
-    model: str = _option("mlp", "network", choices=MODELS)
+    model: str = _option(
+        "mlp",
+        "network: mlp, lstm, cnn, or a Flax module as path/to/file.py:Class or "
+        "package.module:Class",
+        check=lambda model: model in MODELS or bool(re.fullmatch(r".+:\w+", model)),
+        allowed="mlp, lstm, cnn, or a Flax module such as path/to/file.py:Class",
+    )
     hidden: tuple[int, ...] = _option(
-        {"mlp": (128, 128), "lstm": (), "cnn": (64,)},
+        {"mlp": (128, 128), "lstm": (), "cnn": (64,), "custom": ()},
         "widths of the hidden dense layers, comma-separated; empty for none",
         check=lambda widths: all(map(_is_width, widths)),
         allowed="widths from 1 to 100000",
+        needs=("model", MODELS),
     )
     conv: tuple[str, ...] = _option(
         ("32:pool2", "64:pool2", "64"),
-        "convolution stages, comma-separated: filters, then any of k1..k7, valid|same, "
-        "s1|s2, relu|tanh|linear, pool2|pool3, joined by colons",
+        "convolution stages, comma-separated: number of filters, then any of k1..k7, "
+        "valid|same, s1|s2, relu|tanh|linear, pool2|pool3, joined by colons",
         check=lambda stages: bool([parse_conv_stage(stage) for stage in stages]),
         allowed="at least one stage such as 32:k3:valid:relu:pool2",
         needs=("model", ("cnn",)),
@@ -146,7 +154,7 @@ class TrainConfig:
     )
     activation: str = _option(
         "tanh",
-        "activation of the LSTM cell's candidate and output",
+        "activation of the LSTM's cell candidate and output",
         choices=("tanh", "relu"),
         needs=("model", ("lstm",)),
     )
@@ -154,146 +162,155 @@ class TrainConfig:
         (0.0,),
         "dropout rate after each LSTM and hidden dense layer: one for all, or one each",
         check=lambda rates: all(0.0 <= rate < 1.0 for rate in rates),
-        allowed="one or more rates of at least 0 and below 1",
+        allowed="one or more numbers >= 0 and < 1",
+        needs=("model", MODELS),
     )
     layer_names: tuple[str, ...] = _option(
         (),
-        "own names of layers, comma-separated, as in Dense_0:features (experiments."
+        "custom layer names, comma-separated, as in Dense_0:features (experiments."
         "summary lists the layers)",
         check=lambda pairs: all(re.fullmatch(r"\w+:[A-Za-z]\w*", p) for p in pairs),
-        allowed="pairs such as Dense_0:features, a layer's name and its new one",
+        allowed="pairs of a layer's name and its custom name, such as Dense_0:features",
+        needs=("model", MODELS),
     )
     freeze: tuple[str, ...] = _option(
         (),
-        "layers whose parameters stay as they start, comma-separated, as in Dense_0",
+        "layers to keep at their initial parameters, comma-separated, as in Dense_0",
     )
     dataset: str = _option(
         "auto",
-        "data set; auto is MNIST if it is there or can be downloaded, otherwise "
+        "dataset; auto is MNIST if it is available or can be downloaded, otherwise "
         "scikit-learn's small digits",
         choices=DATASETS,
     )
     train_size: int | None = _option(
         None,
-        "use the first N training images only",
+        "use only the first N training images",
         check=lambda size: size is None or size >= 1,
-        allowed="a whole number from 1",
+        allowed="a positive integer",
     )
     pixels: str = _option(
         "scaled",
-        "pixel values: divided by 255, standardized by the training set's mean and "
-        "deviation, raw 0..255, or each image column divided by its l2 norm",
+        "pixel values: scaled by 1/255, standardized by the training set's mean and "
+        "standard deviation, raw 0..255, or each image column divided by its l2 norm",
         choices=PIXELS,
     )
     split: str = _option(
         "official",
-        "the data set's own training and test sets, or all images shuffled by "
-        "--split_seed and cut anew",
+        "the official training and test sets, or all images shuffled with --split_seed "
+        "and split again",
         choices=SPLITS,
     )
     split_seed: int = _option(
         0,
-        "seed of --split=shuffled",
+        "seed of the shuffle",
         check=lambda seed: 0 <= seed < 2**32,
-        allowed="a whole number from 0 to 4294967295",
+        allowed="an integer from 0 to 4294967295",
         needs=("split", ("shuffled",)),
     )
     validation: str = _option(
         "fraction",
         "validation set: none, a fraction from the end of the training set, or the "
-        "test set (as some tutorials do; it then says nothing about unseen images)",
+        "test set (as some tutorials do; it then does not measure generalization)",
         choices=VALIDATIONS,
     )
     validation_fraction: float = _option(
         0.1,
-        "part of the training set that --validation=fraction takes",
+        "fraction of the training set to hold out for validation",
         check=lambda fraction: 0.0 < fraction < 1.0,
-        allowed="a number above 0 and below 1",
+        allowed="a number > 0 and < 1",
         needs=("validation", ("fraction",)),
     )
     optimizer: str = _option(
         "adam",
-        "optimizer; keras_adam is Adam with Keras's place for epsilon",
+        "optimizer; keras_adam is Adam with epsilon applied as in Keras",
         choices=("adam", "keras_adam", "adamw", "sgd"),
     )
     momentum: float = _option(
         0.0,
-        "momentum of sgd",
+        "momentum of SGD",
         check=lambda value: 0.0 <= value < 1.0,
-        allowed="a number of at least 0 and below 1",
+        allowed="a number >= 0 and < 1",
         needs=("optimizer", ("sgd",)),
     )
     nesterov: bool = _option(
-        False, "Nesterov's form of --momentum", needs=("optimizer", ("sgd",))
+        False, "use Nesterov momentum", needs=("optimizer", ("sgd",))
     )
     weight_decay: float = _option(
         1e-4,
-        "decoupled weight decay of adamw",
+        "decoupled weight decay of AdamW",
         check=lambda value: 0.0 <= value < math.inf,
-        allowed="a finite number from 0",
+        allowed="a finite number >= 0",
         needs=("optimizer", ("adamw",)),
     )
     learning_rate: float = _option(
-        {"mlp": 3e-3, "lstm": 5e-3, "cnn": 3e-3},
-        "learning rate, or the peak of it under a schedule",
+        {"mlp": 3e-3, "lstm": 5e-3, "cnn": 3e-3, "custom": 3e-3},
+        "learning rate; the peak rate under a schedule",
         check=lambda value: 0.0 < value < math.inf,
-        allowed="a finite number above 0",
+        allowed="a finite number > 0",
     )
     schedule: str = _option(
         "onecycle",
-        "learning rate over the run: constant, cosine (linear warm-up, then a cosine "
-        "to 0) or onecycle (cosine up, cosine down to almost 0)",
+        "learning rate schedule: constant, cosine (linear warm-up, cosine decay to 0) "
+        "or onecycle (cosine warm-up, cosine decay to almost 0)",
         choices=("constant", "cosine", "onecycle"),
     )
     warmup_fraction: float = _option(
         0.1,
-        "part of all steps in which cosine and onecycle rise to --learning_rate",
+        "fraction of the steps over which the rate rises to --learning_rate",
         check=lambda fraction: 0.0 < fraction < 1.0,
-        allowed="a number above 0 and below 1",
+        allowed="a number > 0 and < 1",
         needs=("schedule", ("cosine", "onecycle")),
     )
     clip_norm: float | None = _option(
         None,
-        "clip the gradient to this global norm",
+        "clip gradients to this global norm",
         check=lambda norm: norm is None or 0.0 < norm < math.inf,
-        allowed="a finite number above 0",
+        allowed="a finite number > 0",
     )
     batch_size: int = _option(
         128,
         "training images per step",
         check=lambda size: size >= 1,
-        allowed="a whole number from 1",
+        allowed="a positive integer",
     )
     epochs: int = _option(
         5,
         "passes over the training set",
         check=lambda epochs: epochs >= 1,
-        allowed="a whole number from 1",
+        allowed="a positive integer",
     )
     seed: int = _option(
         0,
-        "seed of the initial parameters, the order of the images and dropout",
+        "seed of the initial parameters, shuffling and dropout",
         check=lambda seed: 0 <= seed < 2**32,
-        allowed="a whole number from 0 to 4294967295",
+        allowed="an integer from 0 to 4294967295",
     )
     impl: str = _option(
         "auto",
-        "form of convolution, pooling and LSTM: fast is written for CPUs, plain is "
-        "Flax's own; auto chooses by device",
+        "implementation of convolution, pooling and LSTM: fast is written for CPUs, "
+        "plain is Flax's; auto chooses by device",
         choices=("auto", "fast", "plain"),
+        needs=("model", MODELS),
     )
     cpu_devices: int = _option(
         0,
-        "on a CPU, host devices that share the work; 0 takes as many cores as pay",
+        "number of host devices on a CPU; 0 uses as many as speed up training",
         check=lambda devices: 0 <= devices <= 1024,
-        allowed="a whole number from 0 to 1024",
+        allowed="an integer from 0 to 1024",
     )
+
+    @property
+    def name(self) -> str:
+        """Short name of the network: the model, or the class of a custom one."""
+        return self.model.rpartition(":")[2]
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             by_model = field.metadata["by_model"]
-            if by_model and getattr(self, field.name) is None and self.model in MODELS:
-                object.__setattr__(self, field.name, by_model[self.model])
+            if by_model and getattr(self, field.name) is None:
+                model = self.model if self.model in MODELS else "custom"
+                object.__setattr__(self, field.name, by_model[model])
             check, value = field.metadata["check"], getattr(self, field.name)
             needs = field.metadata["needs"]
             if needs and getattr(self, needs[0]) not in needs[1]:
@@ -305,13 +322,13 @@ class TrainConfig:
                 )
         if self.nesterov and self.optimizer == "sgd" and self.momentum == 0.0:
             raise InputError(
-                "--nesterov needs --momentum above 0; got --momentum=0.0; give one, "
+                "--nesterov needs --momentum above 0; got --momentum=0.0; give a value "
                 "such as --momentum=0.9"
             )
         if self.model == "cnn":
             _check_stages(self.conv)
         layers = len(self.hidden) + len(self.lstm_units) * (self.model == "lstm")
-        if len(self.dropout) not in (1, layers):
+        if len(self.dropout) not in (1, layers) and self.model in MODELS:
             raise InputError(
                 f"--dropout must be one rate, or one for each of the {layers} LSTM and "
                 f"hidden dense layers; got {as_text(self.dropout)}"
@@ -319,18 +336,18 @@ class TrainConfig:
 
 
 def _check_stages(stages: Sequence[str]) -> None:
-    """Refuses convolution stages that shrink a 28x28 image to nothing."""
+    """Raises InputError if convolution stages shrink a 28x28 image to nothing."""
     size = 28
     for number, text in enumerate(stages, start=1):
         stage = parse_conv_stage(text)
-        reach = stage.kernel if stage.padding == "VALID" else 1
-        left = ((size - reach) // stage.strides + 1) // stage.pool
-        if left < 1:
+        window = stage.kernel if stage.padding == "VALID" else 1
+        output_size = ((size - window) // stage.strides + 1) // stage.pool
+        if output_size < 1:
             raise InputError(
                 f"--conv: stage {number} ({text}) leaves no pixel of its {size}x{size} "
-                "input; use fewer stages, smaller kernels, less pooling or same"
+                "input; use fewer stages, smaller kernels, less pooling or same padding"
             )
-        size = left
+        size = output_size
 
 
 def as_text(value: Any) -> str:

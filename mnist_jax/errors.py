@@ -1,20 +1,20 @@
-"""The exceptions that end a program with a sentence and not a traceback."""
+"""Exceptions that end a program with a message instead of a traceback."""
 
 
 class InputError(ValueError):
-    """A flag, file or argument is unusable; the message is one full sentence.
+    """A flag, file or argument is invalid; the message is one full sentence.
 
-    The message says what is wrong, which value was given, what is allowed and what to
-    do. Programs print it without a traceback and exit with a status that is not 0.
+    The message states what is wrong, the value given, what is allowed and what to do.
+    Programs print it without a traceback and exit with a nonzero status.
     """
 
 
 class Stopped(Exception):
-    """The user or the system asked the program to end, and it has come to a good place.
+    """The program was asked to stop and has reached a point where it can.
 
     Args:
-        number: of the signal.
-        message: what becomes of the work so far.
+        number: signal number.
+        message: what happens to the work done so far.
     """
 
     def __init__(self, number: int, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Settings and data that all tests share."""
+"""Settings and fixtures shared by all tests."""
 
 import contextlib
 import os
@@ -16,36 +16,36 @@ from mnist_jax.records.environment import available_cores
 
 # Eight host devices, so that meshes of 1, 2, 4 and 8 can be compared in one process.
 jax.config.update("jax_num_cpu_devices", 8)
-# Programs that run once need not run fast: with XLA's older fusion code, which jax 0.12
-# has no more, they compile in half the time. Tests of the CPU implementations compile
-# them as users do (`users_jit`), and so does every program that a test starts.
+# Programs that run once need not be fast: with XLA's older fusion code, which jax 0.12
+# no longer has, they compile in half the time. Tests of the CPU implementations compile
+# them as for users (`users_jit`), and so does every program that a test starts.
 with pytest.MonkeyPatch.context() as patch:
     if jax.__version_info__ < (0, 12):
         quick = "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
         patch.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} {quick}")
-    jax.devices()  # which reads them
+    jax.devices()  # reads the flags
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-# What a worker of pytest-xdist takes at most, with the program that it has started.
+# Maximum memory of a pytest-xdist worker, including the program it has started.
 WORKER_BYTES = 3 * 2**30
 
 
 @pytest.hookimpl(optionalhook=True)  # plain pytest works without pytest-xdist
 def pytest_xdist_auto_num_workers() -> int:
-    """Starts a worker for each core, as far as the memory goes."""
+    """Returns the number of workers: one per core, limited by memory."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with contextlib.suppress(OSError, ValueError):  # no container, or it reads "max"
+    with contextlib.suppress(OSError, ValueError):  # not in a container, or "max"
         memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return max(1, min(available_cores(), memory // WORKER_BYTES))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Adds up what the tests of faults recorded as tried."""
+    """Prints the totals that the fault tests recorded."""
     tried: Counter[str] = Counter()
     for outcome in ("passed", "failed"):
         for report in terminalreporter.getreports(outcome):
-            # Plugins record texts.
+            # Plugins record strings.
             tried.update({k: n for k, n in report.user_properties if type(n) is int})
     if tried:
         lost = terminalreporter.getreports("failed") + terminalreporter.getreports(
@@ -59,9 +59,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Keeps the tests out of the user's cache, and lets them share one.
+    """A cache shared by all tests, instead of the user's.
 
-    What a program has compiled for one test, none compiles again for another.
+    A program compiled for one test is not compiled again for another.
     """
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -74,21 +74,21 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def digits() -> Dataset:
-    """The small real digits that need no file."""
+    """scikit-learn's digits, which need no download."""
     return load_dataset("digits")
 
 
 @pytest.fixture(scope="session")
 def mnist(cache_folder: Path) -> Dataset:
-    """Real MNIST; the test is skipped where its files are not at hand."""
+    """Real MNIST; the test is skipped if its files are not available."""
     if not os.environ.get("MNIST_JAX_DATA_DIR"):
-        pytest.skip("MNIST_JAX_DATA_DIR is not set: no MNIST files at hand")
+        pytest.skip("MNIST_JAX_DATA_DIR is not set: no MNIST files available")
     return load_dataset("mnist")
 
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    """A headless Chromium; the test is skipped where there is none."""
+    """A headless Chromium; the test is skipped if there is none."""
     programs = find_programs()
     if programs is None:
         pytest.skip("no chromium and chromedriver on the PATH: no browser to test with")

@@ -1,4 +1,4 @@
-"""The one-way flow of imports, and that importing does nothing."""
+"""Module structure: imports point one way and have no side effects."""
 
 import ast
 import re
@@ -13,16 +13,16 @@ import mnist_jax
 
 FOLDER = Path(mnist_jax.__file__).parent
 ROOT = FOLDER.parent
-# A file may import from its own folder, or file of this level, and from those before.
+# A file may import from its own level and from the levels before it.
 ORDER = ["errors", "config", "records", "data", "models", "training"]
-# These stand beside each other above them, in this order.
-ORDER += ["reporting", "profiling", "demo", "testing", "cli"]
+# The levels above them, also in order.
+ORDER += ["reporting", "profiling", "demo", "testing", "api", "cli"]
 MODULES = sorted(
     path
     for path in FOLDER.rglob("*.py")
     if path.parent != FOLDER or path.stem[0] != "_"
 )
-# What only some files and folders may do, by a pattern of their code.
+# What only some files and folders may do: a pattern of the code, and where it may be.
 ONLY_IN = {
     "read flags": (r"absl import .*\bflags\b|absl\.flags", {"cli"}),
     "read a clock": (
@@ -32,7 +32,7 @@ ONLY_IN = {
             *("training/fit", "training/compile_cache", "profiling", "demo"),
         },
     ),
-    # The CPU forms of layers keep XLA from fusing by a call that is not inlined.
+    # The CPU implementations prevent fusion with a call that is not inlined.
     "jit": (
         r"\bjax\.jit\b",
         {"training/epochs", "models/conv_cpu", "profiling", "testing"},
@@ -43,7 +43,7 @@ ONLY_IN = {
 
 
 def name_of(path: Path) -> str:
-    """Returns the name of a module within the package, as in `training/fit`."""
+    """Returns the path of a module within the package, such as `training/fit`."""
     return path.relative_to(FOLDER).with_suffix("").as_posix()
 
 
@@ -71,9 +71,11 @@ def test_every_folder_has_its_level():
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_imports_point_one_way(path):
     imported = imports_of(path)
-    own = {name.split(".", 1)[1] for name in imported if name.startswith("mnist_jax.")}
+    internal = {
+        name.split(".", 1)[1] for name in imported if name.startswith("mnist_jax.")
+    }
     level = ORDER.index(folder_of(name_of(path)))
-    assert {folder_of(name) for name in own} <= set(ORDER[: level + 1])
+    assert {folder_of(name) for name in internal} <= set(ORDER[: level + 1])
     assert not {n for n in imported if n.split(".")[0] in ("experiments", "benchmarks")}
     for what, (pattern, homes) in ONLY_IN.items():
         if re.search(pattern, path.read_text(), re.MULTILINE):
@@ -133,12 +135,12 @@ def test_importing_touches_no_device_and_reads_no_flag():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_workers_beside_other_frameworks_do_not_bring_jax_in():
+def test_workers_of_other_frameworks_do_not_import_jax():
     code = "import sys, benchmarks.peers.worker; assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-def test_training_starts_without_what_only_tables_and_pictures_need():
+def test_training_does_not_import_table_and_plot_packages():
     code = (
         "import sys, experiments.train\n"
         "unneeded = {'pandas', 'matplotlib', 'PIL', 'jinja2'} & set(sys.modules)\n"
@@ -147,7 +149,7 @@ def test_training_starts_without_what_only_tables_and_pictures_need():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-def test_the_matrix_tries_the_oldest_versions_allowed():
+def test_ci_tests_the_oldest_versions_allowed():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     oldest = (ROOT / "constraints" / "python3.11.txt").read_text().splitlines()
     for name in ("jax", "flax", "optax"):
@@ -157,7 +159,7 @@ def test_the_matrix_tries_the_oldest_versions_allowed():
     assert re.search(r"^jax==0\.12\.", newest, re.MULTILINE)  # below 0.13
 
 
-# What makes a program out of the content of a file.
+# Code that executes or unpickles the contents of a file.
 UNSAFE_MODULES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 UNSAFE_CALLS = {"eval", "exec", "compile", "__import__"}
 UNSAFE_LOADS = {"yaml.load", "yaml.unsafe_load", "yaml.full_load", "torch.load"}
@@ -168,8 +170,8 @@ PROGRAM_FILES = [
 ]
 
 
-def unsafe_parts(source: str) -> list[str]:
-    """Returns what in a source would run, or unpickle, what a file holds."""
+def find_unsafe_code(source: str) -> list[str]:
+    """Returns the code that executes or unpickles the contents of a file."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -190,8 +192,8 @@ def unsafe_parts(source: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", PROGRAM_FILES, ids=lambda path: path.stem)
-def test_no_file_is_run_or_unpickled(path):
-    assert unsafe_parts(path.read_text()) == []
+def test_no_file_is_executed_or_unpickled(path):
+    assert find_unsafe_code(path.read_text()) == []
 
 
 @pytest.mark.parametrize(
@@ -208,6 +210,6 @@ def test_no_file_is_run_or_unpickled(path):
         "np.load(path, allow_pickle=flag)",
     ],
 )
-def test_unsafe_sources_are_found(source):
-    assert unsafe_parts(source)
-    assert unsafe_parts("np.load(path, allow_pickle=False); json.loads(text)") == []
+def test_unsafe_code_is_found(source):
+    assert find_unsafe_code(source)
+    assert find_unsafe_code("np.load(path, allow_pickle=False); json.loads(text)") == []

@@ -1,4 +1,4 @@
-"""Configs and flags: round trips, defaults, and every kind of bad value."""
+"""Configs and flags: round trips, defaults and invalid values."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from mnist_jax.records.schema import decode, plain
 
 
 def parse(*arguments: str) -> flags.FlagValues:
-    """Parses a command line with the config's flags alone."""
+    """Parses a command line that has only the config's flags."""
     values = flags.FlagValues()
     define_config_flags(values)
     values(["program", *arguments])
@@ -21,7 +21,7 @@ def parse(*arguments: str) -> flags.FlagValues:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_config_survives_json(model):
+def test_config_round_trips_through_json(model):
     config = TrainConfig(model=model, dropout=(0.25,), train_size=7)
     text = json.dumps(plain(config))
     assert decode(TrainConfig, json.loads(text)) == config
@@ -58,13 +58,13 @@ def test_empty_list_means_no_hidden_layer():
     assert config_from_flags(parse("--model=cnn", "--hidden=")).hidden == ()
 
 
-def test_dropout_needs_no_hidden_layer_where_an_lstm_layer_is():
+def test_dropout_needs_no_hidden_layer_if_there_is_an_lstm_layer():
     values = parse("--model=lstm", "--hidden=", "--dropout=0.5")
     assert config_from_flags(values).dropout == (0.5,)
     assert config_from_flags(parse("--hidden=", "--dropout=0")).hidden == ()
 
 
-def test_several_models_take_the_flags_that_are_theirs():
+def test_several_models_each_take_their_own_flags():
     values = parse("--lstm_units=64", "--batch_size=32")
     assert config_from_flags(values, model="lstm").lstm_units == (64,)
     assert config_from_flags(values, model="cnn") == TrainConfig(
@@ -144,20 +144,20 @@ def test_bad_values_are_refused_by_name_and_value(name, value):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--conv=8"], "--conv=8 .* --model=cnn only"),
-        (["--model=cnn", "--lstm_units=8"], "--model=lstm only"),
-        (["--momentum=0.9"], "--optimizer=sgd only"),
-        (["--weight_decay=0.1"], "--optimizer=adamw only"),
+        (["--conv=8"], "--conv=8 only applies with --model=cnn; got"),
+        (["--model=cnn", "--lstm_units=8"], "only applies with --model=lstm"),
+        (["--momentum=0.9"], "only applies with --optimizer=sgd"),
+        (["--weight_decay=0.1"], "only applies with --optimizer=adamw"),
         (["--validation=none", "--validation_fraction=0.2"], "--validation=fraction"),
-        (["--split_seed=3"], "--split=shuffled only"),
+        (["--split_seed=3"], "only applies with --split=shuffled"),
         (["--schedule=constant", "--warmup_fraction=0.2"], "cosine or onecycle"),
         (["--optimizer=sgd", "--nesterov"], "--momentum above 0"),
         (["--model=lstm", "--lstm_units="], "one or more widths"),
         (["--model=cnn", "--hidden=", "--dropout=0.5"], "--hidden is empty"),
-        (["--model=cnn", "--conv=8:pool5"], "cannot read the stage"),
+        (["--model=cnn", "--conv=8:pool5"], "cannot parse the stage"),
     ],
 )
-def test_flags_that_mean_nothing_together_are_refused(arguments, message):
+def test_conflicting_flags_are_refused(arguments, message):
     with pytest.raises(InputError, match=message):
         config_from_flags(parse(*arguments))
 
@@ -168,11 +168,11 @@ def test_flags_that_mean_nothing_together_are_refused(arguments, message):
         "--batch_size=x",
         "--hidden=a,b",
         "--dropout=much",
-        "--model=vit",
+        "--optimizer=lion",
         "--batchsize=3",
     ],
 )
-def test_unreadable_or_unknown_flags_are_refused(argument):
+def test_invalid_or_unknown_flags_are_refused(argument):
     with pytest.raises(flags.Error, match=argument.split("=")[0].strip("-")):
         parse(argument)
 

@@ -1,4 +1,4 @@
-"""Runs `python -m benchmarks.peers`."""
+"""Entry point of `python -m benchmarks.peers`."""
 
 from .race import run
 

@@ -1,10 +1,11 @@
-"""Times Flax as one would first write it: the baseline worker of `benchmarks.peers`.
+"""Times an unoptimized Flax program: the baseline worker of `benchmarks.peers`.
 
 python -m benchmarks.peers.flax_worker --model=cnn --batch_size=128 --arrays=FOLDER
 
-Flax's own layers, a jitted step, a Python loop over NumPy batches; the only device is
-JAX's default one, which uses all cores. Initial values are Flax's defaults, except the
-LSTM's, which are Keras's (and ours), so that accuracies compare.
+It uses Flax's layers, a jitted step and a Python loop over NumPy batches, on JAX's
+single default CPU device, which uses all cores. Parameters are initialized by Flax's
+defaults, except the LSTM's, which are initialized as in Keras (and in our network), so
+that accuracies are comparable.
 """
 
 from typing import Any
@@ -41,7 +42,7 @@ class MLP(nn.Module):
 
 
 class CNN(nn.Module):
-    """Three convolutions, two max-poolings."""
+    """Three convolutions, the first two followed by max pooling."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -57,7 +58,7 @@ class CNN(nn.Module):
 
 
 class LSTM(nn.Module):
-    """Two LSTMs over the rows."""
+    """Two LSTM layers over the image rows."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -72,26 +73,30 @@ _MODELS = {"mlp": MLP, "lstm": LSTM, "cnn": CNN}
 
 
 def keras_values(cell: Any, key: jax.Array) -> Any:
-    """Returns initial parameters of an LSTM cell, drawn as Keras draws them.
+    """Returns the initial parameters that Keras would give an LSTM cell.
 
-    Keras draws a kernel for all four gates at once, Flax one for each: its recurrent
+    Keras initializes one kernel for all four gates, Flax one per gate: Flax's recurrent
     weights are twice as large, its input weights differ too, its forget bias is 0.
+
+    Args:
+        cell: the cell's parameters, of which only the shapes are used.
+        key: random key.
     """
     inputs, units = cell["ii"]["kernel"].shape
     keys = jax.random.split(key)
     kernel = nn.initializers.glorot_uniform()(keys[0], (inputs, 4 * units))
     recurrent = nn.initializers.orthogonal()(keys[1], (units, 4 * units))
     gates = zip("ifgo", *(jnp.split(x, 4, 1) for x in (kernel, recurrent)), strict=True)
-    values = {}
-    for gate, of_input, of_state in gates:
-        values[f"i{gate}"] = {"kernel": of_input}
+    params = {}
+    for gate, input_kernel, recurrent_kernel in gates:
+        params[f"i{gate}"] = {"kernel": input_kernel}
         bias = jnp.full(units, float(gate == "f"))
-        values[f"h{gate}"] = {"kernel": of_state, "bias": bias}
-    return values
+        params[f"h{gate}"] = {"kernel": recurrent_kernel, "bias": bias}
+    return params
 
 
 def init_params(model: nn.Module, key: jax.Array, images: np.ndarray) -> Any:
-    """Returns the initial parameters of a network."""
+    """Returns a network's initial parameters, with LSTMs initialized as in Keras."""
     params = model.init(key, images[:1])["params"]
     for index, name in enumerate(params):
         if "LSTMCell" in name:
@@ -104,7 +109,7 @@ def init_params(model: nn.Module, key: jax.Array, images: np.ndarray) -> Any:
 def train_step(
     state: TrainState, images: jax.Array, labels: jax.Array
 ) -> tuple[TrainState, jax.Array]:
-    """Updates the state by one batch and returns its mean loss."""
+    """Trains on one batch; returns the new state and the mean loss."""
 
     def loss_fn(params: Any) -> jax.Array:
         logits = state.apply_fn({"params": params}, images)
@@ -117,13 +122,13 @@ def train_step(
 
 @jax.jit
 def count_correct(state: TrainState, images: jax.Array, labels: jax.Array) -> jax.Array:
-    """Counts the images that the network classifies correctly."""
+    """Returns the number of correctly classified images."""
     logits = state.apply_fn({"params": state.params}, images)
     return jnp.sum(jnp.argmax(logits, axis=-1) == labels)
 
 
 def measure(job: Job, arrays: Arrays) -> Measurement:
-    """Trains a network; an epoch's time includes shuffling."""
+    """Trains and times a network; epoch times include shuffling."""
     images, labels = preprocess(arrays.train_images), arrays.train_labels
     model, tx = _MODELS[job.model](), optax.adam(LEARNING_RATE)
     params = init_params(model, jax.random.key(job.seed), images)
@@ -139,13 +144,13 @@ def measure(job: Job, arrays: Arrays) -> Measurement:
         jax.block_until_ready((state, loss))
 
     seconds = time_epochs(train_epoch, job.epochs)
-    cuts = range(TEST_CHUNK, len(arrays.test_labels), TEST_CHUNK)
+    splits = range(TEST_CHUNK, len(arrays.test_labels), TEST_CHUNK)
     test = preprocess(arrays.test_images), arrays.test_labels
-    chunks = zip(*(np.split(array, cuts) for array in test), strict=True)
+    chunks = zip(*(np.split(array, splits) for array in test), strict=True)
     correct = sum(int(count_correct(state, *chunk)) for chunk in chunks)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
-    form = "nn.Conv, nn.max_pool, nn.RNN(OptimizedLSTMCell), Python loop"
-    return Measurement(seconds, correct / len(arrays.test_labels), parameters, form)
+    settings = "nn.Conv, nn.max_pool, nn.RNN(OptimizedLSTMCell), Python loop"
+    return Measurement(seconds, correct / len(arrays.test_labels), parameters, settings)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The frameworks that are timed side by side, and the record of a measurement."""
+"""The benchmarked frameworks and the record of a measurement."""
 
 import dataclasses
 import statistics
@@ -9,11 +9,11 @@ from mnist_jax.config import MODELS
 from mnist_jax.records.environment import Environment
 from mnist_jax.records.schema import SCHEMA_VERSION
 
-# glibc returns large blocks to the system when they are freed and takes page faults for
-# them again in each step. PyTorch's tuning guide proposes another allocator against
-# that; keeping the blocks serves the same end with nothing to install (LSTM, batch 128:
-# 0.8-1.0 s against 1.4-1.9 s for 6,000 images; CNN, batch 32: no gain). Keras's LSTMs
-# gained too (2.1-2.8 s to 1.5-1.8 s) but stayed slower, so they have no such row.
+# glibc returns large freed blocks to the system, so that every step page-faults on them
+# again. PyTorch's tuning guide recommends another allocator; making glibc keep the
+# blocks has the same effect with nothing to install (LSTM, batch 128: 0.8-1.0 s instead
+# of 1.4-1.9 s for 6,000 images; CNN, batch 32: no gain). Keras's LSTMs improved too
+# (2.1-2.8 s to 1.5-1.8 s) but stayed slower, so they have no such row.
 _KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
     "MALLOC_TRIM_THRESHOLD_": str(2**33),
@@ -22,13 +22,13 @@ _KEEP_MEMORY = {
 
 
 class Framework(NamedTuple):
-    """A framework in one of its variants: a row of the table."""
+    """A row of the table: a framework and its settings."""
 
     label: str
     module: str
-    variants: Mapping[str, str]  # by model; a model that is not in it has no such row
-    packages: tuple[str, ...] = ()  # beyond this project's requirements
-    is_peer: bool = True  # counts for the ratio
+    variants: Mapping[str, str]  # by model; other models have no such row
+    packages: tuple[str, ...] = ()  # in addition to this project's requirements
+    is_peer: bool = True  # whether it can be the fastest peer
     environment: Mapping[str, str] = {}
 
 
@@ -43,7 +43,7 @@ FRAMEWORKS = {
     "torch_channels_last": Framework(
         "PyTorch channels_last", "torch_worker", {"cnn": "channels_last"}, ("torch",)
     ),
-    # Channels first: channels_last was slower when compiled (1.4 s against 0.95 s).
+    # Channels first: channels_last was slower when compiled (1.4 s instead of 0.95 s).
     "torch_compile": Framework(
         "PyTorch torch.compile", "torch_worker", _all("compile"), ("torch",)
     ),
@@ -60,11 +60,11 @@ FRAMEWORKS = {
     "keras_jax": Framework("Keras/JAX", "keras_worker", _all("jax"), ("keras",)),
     "flax": Framework("plain Flax", "flax_worker", _all(""), is_peer=False),
 }
-PEAK = "matmul"  # the name under which the machine's peak is recorded
+PEAK = "matmul"  # recorded as the framework of the matmul peak
 
 
 class Cell(NamedTuple):
-    """One measurement of a round."""
+    """What a measurement runs; each round runs it once."""
 
     framework: str
     model: str
@@ -76,9 +76,9 @@ PEAK_CELL = Cell(PEAK, "", 0)
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What must be equal for measurements to be compared."""
+    """Conditions that must match for measurements to be comparable."""
 
-    code: str  # digest of all code that is timed
+    code: str  # digest of all timed code
     device: str
     cores: int
     versions: dict[str, str]  # by package
@@ -90,7 +90,7 @@ class Setup:
 
 @dataclasses.dataclass(frozen=True)
 class PeerRecord:
-    """One measurement, in a process of its own."""
+    """One measurement, made in a separate process."""
 
     framework: str  # one of FRAMEWORKS, or PEAK
     model: str  # empty for PEAK
@@ -99,10 +99,10 @@ class PeerRecord:
     run: Setup
     environment: Environment  # at the start of the program
     date: str
-    load: float  # average over the minute before
-    wall_seconds: float  # of the whole process
-    others_cores: float  # mean number of cores that other programs used meanwhile
-    disturbed: bool  # whether that was too much for the measurement to count
+    load: float  # 1-minute load average before the measurement
+    wall_seconds: float  # of the whole process, start-up included
+    others_cores: float  # mean number of cores used by other programs
+    disturbed: bool  # whether others_cores exceeded the limit
     # A worker's `Measurement` and its `peak_rss_mb`, or GFLOP/s by library for PEAK;
     # empty if the worker failed.
     result: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -111,15 +111,15 @@ class PeerRecord:
 
     @property
     def cell(self) -> Cell:
-        """Which measurement it is."""
+        """What was run."""
         return Cell(self.framework, self.model, self.batch_size)
 
     @property
     def is_valid(self) -> bool:
-        """Whether the measurement finished undisturbed."""
+        """Whether the worker succeeded undisturbed."""
         return bool(self.result) and not self.disturbed
 
     @property
     def epoch_seconds(self) -> float:
-        """Median of the steady epochs."""
+        """Median seconds of the steady epochs."""
         return statistics.median(self.result["epoch_seconds"][1:])

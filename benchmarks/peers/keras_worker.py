@@ -2,20 +2,20 @@
 
 python -m benchmarks.peers.keras_worker --model=cnn --arrays=FOLDER
 
-`model.fit` on NumPy arrays, scaled before the clock starts. It shuffles all of them
-each epoch and tracks the loss only. The choices rest on one or two runs each, on a
+`model.fit` trains on NumPy arrays that are scaled before timing starts. It shuffles all
+images each epoch and tracks only the loss. Each setting rests on one or two runs, on a
 machine that was not always idle (Keras 3.15.1 on TensorFlow 2.21.0 and JAX 0.10.2, two
 cores of an AMD EPYC with AVX-512; 6,000 images and batch 128 unless stated):
 
-- jit_compile is Keras's default, on TensorFlow without XLA here (CNN 0.7-1.3 s, with
-  XLA 1.5 s; LSTM: no clear difference), except for the MLP at small batches, where XLA
-  was faster: 0.10 s against 0.13-0.14 s at batch 32.
-- steps_per_execution on TensorFlow: 16 (MLP 0.12-0.15 s against 0.23-0.25 s for 1, of
-  12,000 images; CNN and LSTM: no clear difference). On JAX, which unrolls the steps: 8
-  for the MLP (batch 32: 0.04 s against 0.07-0.08 s for 1), 2 for the LSTM (1.9 s
-  against 2.05 s for 1), 1 for the CNN, where nothing else was tried.
-- No clear difference: a tf.data.Dataset instead of the arrays (MLP, 12,000 images:
-  0.11-0.12 s against 0.12-0.15 s) and LSTM(unroll=True).
+- jit_compile is Keras's default, which on TensorFlow means no XLA here (CNN: 0.7-1.3 s,
+  1.5 s with XLA; LSTM: no clear difference). It is on for the MLP at small batches,
+  where XLA was faster (batch 32: 0.10 s instead of 0.13-0.14 s).
+- steps_per_execution is 16 on TensorFlow (MLP, 12,000 images: 0.12-0.15 s instead of
+  0.23-0.25 s with 1; CNN and LSTM: no clear difference). JAX unrolls the steps: 8 for
+  the MLP (batch 32: 0.04 s instead of 0.07-0.08 s with 1), 2 for the LSTM (1.9 s
+  instead of 2.05 s with 1), 1 for the CNN, where no other value was tried.
+- No clear difference: a tf.data.Dataset instead of arrays (MLP, 12,000 images:
+  0.11-0.12 s instead of 0.12-0.15 s) and LSTM(unroll=True).
 """
 
 import os
@@ -32,7 +32,7 @@ _STEPS_PER_EXECUTION = {
 
 
 def measure(job: Job, arrays: Arrays) -> Measurement:
-    """Trains a network; an epoch's time includes shuffling."""
+    """Trains and times a network; epoch times include shuffling."""
     os.environ["KERAS_BACKEND"] = job.variant  # read when keras is imported
     if job.variant == "tensorflow":
         import tensorflow as tf
@@ -43,7 +43,7 @@ def measure(job: Job, arrays: Arrays) -> Measurement:
     from keras import layers
 
     keras.utils.set_random_seed(job.seed)
-    networks = {
+    hidden_layers = {
         "mlp": lambda: [
             layers.Flatten(),
             layers.Dense(128, "relu"),
@@ -66,20 +66,20 @@ def measure(job: Job, arrays: Arrays) -> Measurement:
         ],
     }
     model = keras.Sequential(
-        [layers.Input((28, 28)), *networks[job.model](), layers.Dense(10)]
+        [layers.Input((28, 28)), *hidden_layers[job.model](), layers.Dense(10)]
     )
     steps = _STEPS_PER_EXECUTION[job.variant][job.model]
-    small = job.model == "mlp" and job.batch_size < 64
+    is_small_mlp = job.model == "mlp" and job.batch_size < 64
     model.compile(
         keras.optimizers.Adam(LEARNING_RATE),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         steps_per_execution=steps,
-        jit_compile=True if small else "auto",
+        jit_compile=True if is_small_mlp else "auto",
     )
     seconds: list[float] = []
 
     class Clock(keras.callbacks.Callback):
-        """Times each epoch; at its end Keras has fetched the loss."""
+        """Times epochs; Keras has fetched the loss before on_epoch_end."""
 
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
             self.start = time.perf_counter()
@@ -98,8 +98,8 @@ def measure(job: Job, arrays: Arrays) -> Measurement:
     )
     logits = model.predict(preprocess(arrays.test_images), batch_size=1000, verbose=0)
     accuracy = float((logits.argmax(axis=1) == arrays.test_labels).mean())
-    form = f"jit_compile={model.jit_compile}, steps_per_execution={steps}"
-    return Measurement(seconds, accuracy, model.count_params(), form)
+    settings = f"jit_compile={model.jit_compile}, steps_per_execution={steps}"
+    return Measurement(seconds, accuracy, model.count_params(), settings)
 
 
 if __name__ == "__main__":

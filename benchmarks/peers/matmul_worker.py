@@ -1,4 +1,4 @@
-"""Measures the matrix product peak of all cores: a worker of `benchmarks.peers`.
+"""Measures the matmul peak of all cores: a worker of `benchmarks.peers`.
 
 python -m benchmarks.peers.matmul_worker
 """

@@ -1,4 +1,4 @@
-"""Times this project as its programs run it: a worker of `benchmarks.peers`.
+"""Times this project's training: a worker of `benchmarks.peers`.
 
 python -m benchmarks.peers.our_worker --model=cnn --batch_size=128 --arrays=FOLDER
 """
@@ -13,7 +13,7 @@ from .worker import Arrays, Job, Measurement, peer_config, run_worker
 
 
 def measure(job: Job, arrays: Arrays) -> Measurement:
-    """Trains through `prepare` and `fit`; an epoch's time includes shuffling."""
+    """Trains and times a network with `fit`; epoch times include shuffling."""
     train, test = Split(*arrays[:2]), Split(*arrays[2:])
     dataset = Dataset("arrays", train, None, test, checksum="", note="")
     [(record, _)] = fit(prepare(peer_config(job), dataset), [job.seed])

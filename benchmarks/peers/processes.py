@@ -1,4 +1,4 @@
-"""Runs one measurement in a process of its own, and watches the machine meanwhile."""
+"""Runs one measurement in a separate process and monitors other programs' load."""
 
 import json
 import os
@@ -13,37 +13,37 @@ from mnist_jax.records.environment import Environment, available_cores
 
 from .frameworks import FRAMEWORKS, PEAK_CELL, Cell, PeerRecord, Setup
 
-WORKER_SECONDS = 3600  # after which a worker counts as hung
+WORKER_SECONDS = 3600  # timeout of a worker
 
 
 class Conditions(NamedTuple):
-    """What the measurements of a run share."""
+    """What all measurements of a benchmark run share."""
 
     setups: Mapping[str, Setup]  # by model
     environment: Environment
-    arrays: Path  # folder that `save_arrays` wrote
+    arrays: Path  # folder written by `save_arrays`
     others_limit: float  # cores
 
 
 def _busy_seconds() -> float:
-    """Returns the seconds that all cores have worked since boot, 0 if unknown."""
+    """Returns the busy seconds of all cores since boot, 0 if unknown."""
     try:
-        words = Path("/proc/stat").read_text().split("\n", 1)[0].split()
-        # user, nice, system, then idle and waiting, then interrupts.
-        ticks = sum(map(int, words[1:4])) + sum(map(int, words[6:8]))
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+        # user, nice and system; then irq and softirq, leaving out idle and iowait.
+        ticks = sum(map(int, fields[1:4])) + sum(map(int, fields[6:8]))
         return ticks / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError):
         return 0.0
 
 
-def _own_seconds() -> float:
+def _benchmark_seconds() -> float:
     """Returns the CPU seconds of this process and its finished workers."""
     used = os.times()
     return used.user + used.system + used.children_user + used.children_system
 
 
 def _worker_arguments(conditions: Conditions, cell: Cell, seed: int) -> list[str]:
-    """Returns the module and the flags of a measurement."""
+    """Returns the worker module and the flags of a measurement."""
     if cell == PEAK_CELL:
         return [f"{__package__}.matmul_worker"]
     framework = FRAMEWORKS[cell.framework]
@@ -63,7 +63,15 @@ def _worker_arguments(conditions: Conditions, cell: Cell, seed: int) -> list[str
 def run_worker_process(
     arguments: Sequence[str], environment: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Runs a worker; returns its `result`, or as `error` the last line it printed."""
+    """Runs a worker process.
+
+    Args:
+        arguments: the worker's module and flags.
+        environment: environment variables to set.
+
+    Returns:
+        A dict with the worker's `result`, or as `error` the last line of its stderr.
+    """
     threads = str(available_cores())
     settings = {
         "JAX_PLATFORMS": "cpu",
@@ -88,28 +96,28 @@ def run_worker_process(
     return {"error": lines[-1] if lines else f"exit status {process.returncode}"}
 
 
-def measure(conditions: Conditions, number: int, cell: Cell) -> PeerRecord:
-    """Runs one measurement of a round, whose number is the seed."""
+def measure(conditions: Conditions, round_number: int, cell: Cell) -> PeerRecord:
+    """Runs one measurement of a round; the round number is the seed."""
     environment = {} if cell == PEAK_CELL else FRAMEWORKS[cell.framework].environment
     load, start = round(os.getloadavg()[0], 2), time.perf_counter()
-    busy, own = _busy_seconds(), _own_seconds()
+    busy, used = _busy_seconds(), _benchmark_seconds()
     outcome = run_worker_process(
-        _worker_arguments(conditions, cell, number), environment
+        _worker_arguments(conditions, cell, round_number), environment
     )
     elapsed = time.perf_counter() - start
-    others = (_busy_seconds() - busy) - (_own_seconds() - own)
+    others = (_busy_seconds() - busy) - (_benchmark_seconds() - used)
     others_cores = round(max(others, 0.0) / elapsed, 2)
     return PeerRecord(
         **cell._asdict(),
-        round=number,
+        round=round_number,
         run=conditions.setups[cell.model],
         environment=conditions.environment,
         date=time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
         load=load,
         wall_seconds=round(elapsed, 2),
         others_cores=others_cores,
-        # Threads that wait for each other suffer most: next to programs that kept one
-        # of two cores busy, PyTorch's LSTM took 34 s for 6,000 images, else 1.4-1.9 s.
+        # Threads that synchronize suffer most: with one of two cores kept busy by other
+        # programs, PyTorch's LSTM took 34 s for 6,000 images instead of 1.4-1.9 s.
         disturbed=others_cores > conditions.others_limit,
         **outcome,
     )

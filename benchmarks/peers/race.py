@@ -1,11 +1,11 @@
-"""Times this project against PyTorch, Keras and plain Flax on the CPU, side by side.
+"""Times this project against PyTorch, Keras and plain Flax on the CPU.
 
 python -m benchmarks.peers --rounds=5 --out=results/peers
 
-It needs PyTorch, Keras and TensorFlow beside the project: `make peers` installs them.
-Each measurement is a process of its own, one at a time; a round takes every framework,
-network and batch size once in turn. A recorded measurement is not repeated, so an
-interrupted run resumes where it stopped.
+It needs PyTorch, Keras and TensorFlow, which `make peers` installs. Measurements run
+one at a time, each in a separate process; a round runs every framework, network and
+batch size once. Recorded measurements are not repeated, so an interrupted benchmark
+resumes where it stopped.
 """
 
 import contextlib
@@ -46,14 +46,14 @@ FLAGS = flags.FLAGS
 
 STEADY_EPOCHS = {"mlp": 3, "lstm": 1, "cnn": 1}
 PACKAGES = "jax jaxlib flax optax numpy torch keras tensorflow tensorflow-cpu".split()
-TRIES = 3  # of a measurement that other programs disturb
+TRIES = 3  # attempts at a measurement that other programs disturb
 
 
 def choose_frameworks(names: Sequence[str]) -> list[str]:
-    """Returns the frameworks that can be measured here.
+    """Returns the named frameworks, without torch_compile if there is no C++ compiler.
 
     Raises:
-        InputError: one is unknown, or needs a package that is not installed.
+        InputError: a framework is unknown or needs a package that is not installed.
     """
     if not names or not set(names) <= set(FRAMEWORKS):
         raise InputError(
@@ -67,15 +67,15 @@ def choose_frameworks(names: Sequence[str]) -> list[str]:
         if importlib.util.find_spec(package) is None
     }
     if missing:
-        here = [name for name in names if not missing & {*FRAMEWORKS[name].packages}]
+        found = [name for name in names if not missing & {*FRAMEWORKS[name].packages}]
         raise InputError(
-            f"{' and '.join(sorted(missing))} not found beside this Python: run `make "
-            "peers`, which sets up an environment of its own, or measure only what is "
-            f"here with --frameworks={','.join(here)}"
+            f"--frameworks={','.join(names)} needs {' and '.join(sorted(missing))}, "
+            "not installed here; run `make peers`, which creates a separate "
+            f"environment, or use only --frameworks={','.join(found)}"
         )
     if shutil.which("g++") or shutil.which("clang++") or "torch_compile" not in names:
         return list(names)
-    print("torch.compile is left out: it needs a C++ compiler, and there is none")
+    print("torch_compile is skipped: it needs a C++ compiler, and none was found")
     return [name for name in names if name != "torch_compile"]
 
 
@@ -85,7 +85,7 @@ def make_plan(
     """Returns the measurements of one round, in order.
 
     Raises:
-        InputError: there are none.
+        InputError: nothing is left to measure.
     """
     plan = dict.fromkeys(
         Cell(framework, model, batch_size)
@@ -97,16 +97,16 @@ def make_plan(
     if not plan:
         raise InputError(
             "--frameworks and --models leave nothing to measure: torch_channels_last "
-            "is a variant of the cnn only, and torch_compile needs a C++ compiler"
+            "supports only the cnn, and torch_compile needs a C++ compiler"
         )
     return [PEAK_CELL, *plan]
 
 
 def take_images(dataset: Dataset, size: int | None, min_size: int) -> Dataset:
-    """Returns a data set with its first `size` training images, None for all.
+    """Returns a dataset with only its first `size` training images, all if None.
 
     Raises:
-        InputError: there are fewer than `size`, or it is less than `min_size`.
+        InputError: `size` is less than `min_size` or exceeds the training set.
     """
     images, labels = dataset.train
     size = len(labels) if size is None else size
@@ -119,7 +119,7 @@ def take_images(dataset: Dataset, size: int | None, min_size: int) -> Dataset:
 
 
 def _versions() -> dict[str, str]:
-    """Returns the versions of Python and of the packages that compute."""
+    """Returns the versions of Python and of the benchmarked packages."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -130,9 +130,9 @@ def _versions() -> dict[str, str]:
 def make_setups(
     environment: Environment, dataset: Dataset, steady_epochs: Mapping[str, int]
 ) -> dict[str, Setup]:
-    """Returns each model's setup, and that of the machine's peak under ''."""
+    """Returns the setup of each model; the key '' is for the matmul peak."""
     setup = Setup(
-        # Of all that is timed: the package and the workers.
+        # The timed code is the package and the workers.
         code=code_digest(sorted(Path(__file__).parent.glob("*worker.py"))),
         device=environment.device,
         cores=environment.cores,
@@ -149,7 +149,7 @@ def make_setups(
 
 
 def describe(record: PeerRecord) -> str:
-    """Formats a measurement as a line of progress."""
+    """Formats a measurement as a progress line."""
     name = f"{record.model:4} {record.batch_size:4} {record.framework:19}"
     if record.error is not None:
         return f"{name} FAILED: {record.error}"
@@ -161,18 +161,17 @@ def describe(record: PeerRecord) -> str:
             f"accuracy {record.result['test_accuracy']:.4f}  "
             f"{record.result['peak_rss_mb']:5,} MB"
         )
-    ignored = "  DISTURBED, does not count" if record.disturbed else ""
-    return f"{name} {values}  others {record.others_cores:.2f} cores{ignored}"
+    suffix = "  DISTURBED, discarded" if record.disturbed else ""
+    return f"{name} {values}  others {record.others_cores:.2f} cores{suffix}"
 
 
 def run_rounds(
     conditions: Conditions, plan: Sequence[Cell], rounds: int, results: Path
 ) -> tuple[list[PeerRecord], list[Cell]]:
-    """Measures, round by round, what the results lack, and prints each measurement.
+    """Runs, records and prints the measurements that are not in the results yet.
 
     Returns:
-        The records of the same setup, earlier ones included, and the measurements that
-        failed.
+        All records with the same setup, earlier ones included, and the failed cells.
     """
     records = [
         record
@@ -183,19 +182,19 @@ def run_rounds(
     numbers = range(1, rounds + 1)
     cells = [(n, cell) for n in numbers for cell in plan if (n, cell) not in done]
     total = rounds * len(plan)
-    print(f"{len(cells)} of {total} measurements to make, for {results}", flush=True)
+    print(f"{len(cells)} of {total} measurements to run for {results}", flush=True)
     failed: list[Cell] = []
-    for index, (number, cell) in enumerate(cells, start=1):
+    for count, (number, cell) in enumerate(cells, start=1):
         for _ in range(TRIES):
-            if cell in failed:  # it would fail again in every round
+            if cell in failed:  # would fail in every round
                 break
             record = measure(conditions, number, cell)
             append_jsonl(results, record)
             records.append(record)
             if record.error is not None:
                 failed.append(cell)
-            position = f"{index}/{len(cells)}  round {number}/{rounds}"
-            print(f"{position}  {describe(record)}", flush=True)
+            progress = f"{count}/{len(cells)}  round {number}/{rounds}"
+            print(f"{progress}  {describe(record)}", flush=True)
             if not record.disturbed:
                 break
     return records, failed
@@ -210,16 +209,16 @@ def write_tables(out: Path, records: Sequence[PeerRecord]) -> str:
 
 
 def _check_flags() -> None:
-    """Refuses values that the flags' own bounds let pass."""
+    """Raises InputError for flag values that their bounds do not exclude."""
     for word in FLAGS.batches or ["none"]:
         if not (word.isascii() and word.isdigit() and int(word) >= 1):
-            raise InputError(f"--batches must be whole numbers from 1; got {word}")
+            raise InputError(f"--batches must be positive integers; got {word}")
     if math.isnan(FLAGS.others_limit):
         raise InputError("--others_limit must be a number; got nan")
 
 
 def main() -> None:
-    """Measures as the flags ask for."""
+    """Runs the missing measurements and prints the tables."""
     _check_flags()
     models, batch_sizes = chosen_models(), list(map(int, FLAGS.batches))
     plan = make_plan(choose_frameworks(FLAGS.frameworks), models, batch_sizes)
@@ -231,7 +230,7 @@ def main() -> None:
     make_folder(out)
     if FLAGS.overwrite:
         results.unlink(missing_ok=True)
-    # Ends this process by an exception, on which `subprocess` kills its worker.
+    # SIGTERM raises an exception, on which `subprocess.run` kills the worker.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="mnist_jax-peers-") as name:
         save_arrays(Arrays(*dataset.train, *dataset.test), Path(name))
@@ -246,8 +245,8 @@ def main() -> None:
     if failed:
         names = ", ".join(" ".join(map(str, cell)) for cell in failed)
         raise InputError(
-            f"{names} failed, as the lines above say; fix that and run again, which "
-            "measures only what is missing, or leave it out of --frameworks"
+            f"{names} failed (see above); fix the cause and run again, which repeats "
+            "only what is missing, or remove the framework from --frameworks"
         )
 
 
@@ -260,7 +259,7 @@ def run() -> None:
         list(FRAMEWORKS),
         f"one or more of {', '.join(FRAMEWORKS)}, comma-separated",
     )
-    flags.DEFINE_integer("rounds", 5, "times that all is measured", lower_bound=1)
+    flags.DEFINE_integer("rounds", 5, "repetitions of all measurements", lower_bound=1)
     defaults = ", ".join(f"{count} ({model})" for model, count in STEADY_EPOCHS.items())
     flags.DEFINE_integer(
         "steady_epochs",
@@ -271,15 +270,15 @@ def run() -> None:
     flags.DEFINE_float(
         "others_limit",
         0.2,
-        "cores that other programs may use on average during a measurement; one where "
-        f"they use more does not count and is repeated, up to {TRIES} times in all",
+        "max mean number of cores that other programs may use during a measurement; "
+        f"above it, the measurement is discarded and repeated, up to {TRIES} attempts",
         lower_bound=0.0,
     )
     flags.DEFINE_integer(
-        "train_size", None, "use the first N training images only", lower_bound=1
+        "train_size", None, "use only the first N training images", lower_bound=1
     )
-    flags.DEFINE_string("dataset", "mnist", "data set")
+    flags.DEFINE_string("dataset", "mnist", "name of the dataset")
     define_data_dir_flag()
     flags.DEFINE_string("out", "results/peers", "directory for the results")
-    flags.DEFINE_boolean("overwrite", False, "delete the peers.jsonl in --out first")
+    flags.DEFINE_boolean("overwrite", False, "first delete peers.jsonl in --out")
     run_program(main)

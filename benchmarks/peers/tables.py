@@ -1,4 +1,4 @@
-"""Records -> tables of this project beside the other frameworks."""
+"""Peer records -> tables that compare this project with other frameworks."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -31,11 +31,11 @@ def group(records: Iterable[PeerRecord]) -> dict[tuple[str, int], ByFramework]:
 
 
 def best_peer(by_framework: ByFramework, as_installed: bool = False) -> str | None:
-    """Returns the PyTorch or Keras row with the lowest median; None if there is none.
+    """Returns the PyTorch or Keras row with the lowest median, None if there is none.
 
     Args:
         by_framework: valid measurements of one model and batch size.
-        as_installed: leave out rows that set environment variables.
+        as_installed: exclude rows that set environment variables.
     """
     medians = {
         name: statistics.median(record.epoch_seconds for record in records)
@@ -47,7 +47,7 @@ def best_peer(by_framework: ByFramework, as_installed: bool = False) -> str | No
 
 
 def ratios(by_framework: ByFramework, peer: str) -> list[float]:
-    """Returns the peer's seconds over ours for each round that has both."""
+    """Returns the peer's seconds divided by ours for each round that has both."""
     ours, theirs = (
         {record.round: record.epoch_seconds for record in by_framework.get(name, [])}
         for name in (OURS, peer)
@@ -56,7 +56,7 @@ def ratios(by_framework: ByFramework, peer: str) -> list[float]:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Formats median, range and n, with three decimals below 1 and two above.
+    """Formats median, range and n, with three decimals below 1 and two otherwise.
 
     >>> spread([1.0, 3.0, 2.0])
     '2.00 [1.00, 3.00] (n=3)'
@@ -70,7 +70,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def ratio_frame(records: Iterable[PeerRecord]) -> pd.DataFrame:
-    """Returns one row per model and batch size with our ratio to the fastest peer."""
+    """Returns one row per model and batch size: our speedup over the fastest peer."""
     rows = []
     for (model, batch_size), by_framework in group(records).items():
         peer = best_peer(by_framework)
@@ -82,9 +82,9 @@ def ratio_frame(records: Iterable[PeerRecord]) -> pd.DataFrame:
                 "model": model,
                 "batch": batch_size,
                 "fastest peer": FRAMEWORKS[peer].label,
-                "times faster": spread(values),
+                "speedup": spread(values),
                 "as installed": FRAMEWORKS[installed].label if installed else "-",
-                "times faster than that": spread(
+                "speedup as installed": spread(
                     ratios(by_framework, installed) if installed else []
                 ),
             }
@@ -93,7 +93,7 @@ def ratio_frame(records: Iterable[PeerRecord]) -> pd.DataFrame:
 
 
 def peak_gflops(records: Iterable[PeerRecord]) -> float | None:
-    """Returns the matmul peak: that of the better library in the best round."""
+    """Returns the matmul peak, the best of libraries and rounds; None if unmeasured."""
     peaks = [
         max(record.result.values())
         for record in records
@@ -112,7 +112,7 @@ def time_frame(records: Sequence[PeerRecord]) -> pd.DataFrame:
             seconds = [run.epoch_seconds for run in runs]
             results = [run.result for run in runs]
             images_per_second = runs[0].run.train_images / statistics.median(seconds)
-            share = flops * images_per_second / (peak * 1e9) if peak else None
+            utilization = flops * images_per_second / (peak * 1e9) if peak else None
             order = (MODELS.index(model), -batch_size, -images_per_second, name)
             rows[order] = {
                 "model": model,
@@ -120,23 +120,23 @@ def time_frame(records: Sequence[PeerRecord]) -> pd.DataFrame:
                 "framework": FRAMEWORKS[name].label,
                 "s/epoch": spread(seconds),
                 "images/s": f"{images_per_second:,.0f}",
-                "% of peak": f"{100 * share:.1f}" if share else "-",
+                "% of peak": f"{100 * utilization:.1f}" if utilization else "-",
                 "first epoch s": spread([r["epoch_seconds"][0] for r in results]),
                 "test accuracy": mean_and_spread([r["test_accuracy"] for r in results]),
                 "peak MB": f"{max(r['peak_rss_mb'] for r in results):,}",
                 "parameters": f"{results[0]['parameters']:,}",
-                "form": results[0]["form"],
+                "settings": results[0]["form"],
             }
     return pd.DataFrame([rows[order] for order in sorted(rows)])
 
 
 def format_ratios(records: Sequence[PeerRecord]) -> str:
-    """Formats the ratios, and how they were measured, as Markdown."""
+    """Formats the speedups and how they were measured as Markdown."""
     return _format(records, with_times=False)
 
 
 def format_tables(records: Sequence[PeerRecord]) -> str:
-    """Formats the ratios, the times and the full provenance as Markdown."""
+    """Formats the speedups, the times and the full provenance as Markdown."""
     return _format(records, with_times=True)
 
 
@@ -151,21 +151,22 @@ def _format(records: Sequence[PeerRecord], with_times: bool) -> str:
         markdown_table(frame) if len(frame) else "no pair to compare",
     ]
     notes = [
-        "times faster: the peer's seconds per epoch over ours in the same round, "
+        "speedup: the peer's seconds per epoch divided by ours in the same round, "
         "median [min, max]; n: rounds in which both were measured",
-        "plain Flax is a baseline, not a peer; PyTorch + malloc keeps freed memory, "
-        "and its CNN is channels_last; as installed: the fastest peer without that row",
+        "PyTorch + malloc: glibc keeps freed memory, and the CNN is channels_last; as "
+        "installed: the fastest peer without that row; plain Flax is a baseline, not a "
+        "peer",
         f"{run.train_images:,} training images, float32, Adam with learning rate 1e-3, "
-        f"{run.cores} threads for each program; images are shuffled each epoch, "
-        "and the last smaller batch is used",
+        f"{run.cores} threads per program; images are shuffled each epoch, and the "
+        "last, smaller batch is used",
     ]
     if with_times:
-        blocks.append(markdown_table(time_frame(records).drop(columns="form")))
+        blocks.append(markdown_table(time_frame(records).drop(columns="settings")))
         notes += _time_notes(timed, peak_gflops(records))
-        notes.append(f"{disturbed} measurements that others disturbed are left out")
+        notes.append(f"{disturbed} measurements disturbed by other programs excluded")
     dates = sorted(record.date for record in timed)
     notes.append(f"date: {dates[0]} to {dates[-1]}")
-    # A measurement that failed once and succeeded when repeated did not fail.
+    # Failures of measurements that succeeded when repeated are not listed.
     done = {(record.round, record.cell) for record in timed}
     notes += dict.fromkeys(
         f"**failed**: {' '.join(map(str, record.cell))}: {record.error}"
@@ -176,24 +177,24 @@ def _format(records: Sequence[PeerRecord], with_times: bool) -> str:
 
 
 def _time_notes(timed: Sequence[PeerRecord], peak: float | None) -> list[str]:
-    """Returns what the columns of the times mean and what the numbers rest on."""
+    """Returns notes on the columns of the times and on their provenance."""
     run = timed[0].run
     epochs = {record.model: record.run.steady_epochs for record in timed}
     counts = ", ".join(f"{model} {count}" for model, count in epochs.items())
     loads = [record.load for record in timed]
     others = [record.others_cores for record in timed]
     return [
-        "each measurement is a process of its own; one runs at a time, and a round "
-        "runs each of them once",
+        "measurements run one at a time, each in a separate process; a round runs each "
+        "of them once",
         "s/epoch: median [min, max] over rounds of each process's median steady epoch; "
         f"steady epochs are those after the first ({counts})",
         "first epoch s: includes all compilation; n: rounds measured",
-        "test accuracy: mean ± standard deviation over rounds after the last epoch; "
-        "the seed is the number of the round",
-        "% of peak: a network's operations, counted by formula "
-        "(mnist_jax/models/flops.py), per second over the matmul peak of the best "
-        f"round, {f'{peak:,.0f} GFLOP/s' if peak else 'not measured'}; Winograd's "
-        "convolutions need fewer operations",
+        "test accuracy: after the last epoch, mean ± standard deviation over rounds; "
+        "the seed is the round number",
+        "% of peak: FLOP/s, by the formulas of mnist_jax/models/flops.py, relative to "
+        "the matmul peak of the best "
+        f"round, {f'{peak:,.0f} GFLOP/s' if peak else 'not measured'}; Winograd "
+        "convolutions execute fewer FLOPs, so they can exceed 100 %",
         f"data: {run.dataset}, sha256 {run.checksum}",
         f"versions: {', '.join(f'{k} {v}' for k, v in run.versions.items())}",
         f"commit: {', '.join({format_commit(r.environment): None for r in timed})}; "

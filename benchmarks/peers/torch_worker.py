@@ -2,21 +2,21 @@
 
 python -m benchmarks.peers.torch_worker --model=cnn --arrays=FOLDER
 
-The fastest form that we found. The choices rest on one or two runs each, on a machine
-that was not always idle (torch 2.13.0, two cores of an AMD EPYC with AVX-512, epochs of
-12,000 images):
+This is the fastest implementation we found. Each choice rests on one or two runs, on a
+machine that was not always idle (torch 2.13.0, two cores of an AMD EPYC with AVX-512,
+epochs of 12,000 images):
 
-- The data are one tensor, scaled before the clock starts and indexed by a permutation,
-  without a DataLoader. One gather an epoch, then slices, was slower (0.17 s against
-  0.12 s, MLP).
-- Adam is the fused one: 0.14 s against 0.20 s foreach and plain (MLP, batch 32; a first
-  run had 0.23 s against 0.20 s foreach).
-- Pooling comes before ReLU, which gives the same numbers for a quarter of the work:
-  1.7 s against 2.5 s (CNN, channels_last, batch 128).
-- The loop computes no metrics, not even the accuracy that the others keep.
-- nn.LSTM runs oneDNN's kernel; it has two bias vectors a layer, 1,024 parameters more.
-  batch_first and flushing denormal numbers made no visible difference.
-- torch.compile compiles loss and network as one function, of static shape.
+- The data is one tensor, scaled before timing starts and indexed by a permutation,
+  without a DataLoader. One gather per epoch, then slices, was slower (MLP: 0.17 s
+  instead of 0.12 s).
+- Adam is fused: 0.14 s instead of 0.20 s for foreach and for-loop (MLP, batch 32; in an
+  earlier run 0.23 s against 0.20 s for foreach).
+- Pooling comes before ReLU, which gives the same values for a quarter of the work:
+  1.7 s instead of 2.5 s (CNN, channels_last, batch 128).
+- The training loop computes no metrics, not even accuracy.
+- nn.LSTM runs oneDNN's kernel and has two biases per layer, 1,024 parameters more.
+  batch_first and flushing denormals made no visible difference.
+- torch.compile compiles the network and the loss as one function with static shapes.
 """
 
 import numpy as np
@@ -40,7 +40,7 @@ VARIANTS = ("eager", "channels_last", "compile")
 
 
 class LSTM(nn.Module):
-    """Two LSTMs over the rows."""
+    """Two LSTM layers over the image rows."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class LSTM(nn.Module):
 
 
 def create_model(model: str) -> nn.Module:
-    """Returns a network with PyTorch's own initial values."""
+    """Returns a network with PyTorch's default initialization."""
     if model == "lstm":
         return LSTM()
     if model == "mlp":
@@ -84,15 +84,15 @@ def create_model(model: str) -> nn.Module:
 
 
 def measure(job: Job, arrays: Arrays) -> Measurement:
-    """Trains a network; an epoch's time includes shuffling."""
+    """Trains and times a network; epoch times include shuffling."""
     torch.set_num_threads(job.threads)
     torch.manual_seed(job.seed)
     layout = torch.contiguous_format
     if job.variant == "channels_last":
         if job.model != "cnn":
             raise InputError(
-                "--variant=channels_last is a layout of images with channels, "
-                f"--model=cnn only; got --model={job.model}"
+                "--variant=channels_last needs inputs with channels: use --model=cnn; "
+                f"got --model={job.model}"
             )
         layout = torch.channels_last
 
@@ -131,8 +131,8 @@ def measure(job: Job, arrays: Arrays) -> Measurement:
         logits = torch.cat([model(chunk) for chunk in chunks])
     accuracy = (logits.argmax(dim=1) == test_labels).double().mean().item()
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    form = f"{job.variant}, fused Adam, {torch.get_num_threads()} threads"
-    return Measurement(seconds, accuracy, parameters, form)
+    settings = f"{job.variant}, fused Adam, {torch.get_num_threads()} threads"
+    return Measurement(seconds, accuracy, parameters, settings)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What the workers of `benchmarks.peers` share: job, data, clock and result.
+"""Shared code of the `benchmarks.peers` workers: job, data, timing and result.
 
-A worker trains one network with one framework in a process of its own and prints one
-line of JSON. This module imports no framework, so that none adds to another's memory.
+A worker trains one network with one framework in a separate process and prints one line
+of JSON. This module imports no framework, so that none adds to another's memory.
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ from mnist_jax.errors import InputError
 from mnist_jax.profiling.memory import peak_megabytes
 
 FLAGS = flags.FLAGS
-flags.disclaim_key_flags()  # they are the worker's own: its --help shows them
+flags.disclaim_key_flags()  # so that each worker's --help lists its flags
 
 LEARNING_RATE = 1e-3
-# av_dnn's, av_lstm's (with tanh and without dropout) and ml10_cnn's networks.
+# The networks of the presets av_dnn, av_lstm (with tanh, without dropout) and ml10_cnn.
 _NETWORKS: dict[str, dict[str, Any]] = {
     "mlp": dict(hidden=(128, 128)),
     "lstm": dict(lstm_units=(128, 128), activation="tanh", hidden=(32,)),
@@ -34,23 +34,23 @@ _NETWORKS: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What to train: a first epoch, then the steady ones."""
+    """What to train, and for how many epochs."""
 
     model: str
     batch_size: int
     steady_epochs: int
     seed: int = 0
     threads: int = 1
-    variant: str = ""  # of the framework, where it has several
+    variant: str = ""  # of the framework, if it has several
 
     @property
     def epochs(self) -> int:
-        """How many epochs there are, the first included."""
+        """The number of epochs, including the first."""
         return 1 + self.steady_epochs
 
 
 class Arrays(NamedTuple):
-    """The data on the host."""
+    """The dataset as host arrays."""
 
     train_images: np.ndarray  # [N,28,28] uint8
     train_labels: np.ndarray  # [N] int32
@@ -59,16 +59,16 @@ class Arrays(NamedTuple):
 
 
 class Measurement(NamedTuple):
-    """A worker's result; compilation ahead of training is in the first epoch's time."""
+    """A worker's result; compilation ahead of training counts as first epoch time."""
 
     epoch_seconds: list[float]  # the first epoch, then the steady ones
     test_accuracy: float
     parameters: int
-    form: str  # choices that a reader of the framework would ask about
+    form: str  # settings that users of the framework would ask about
 
 
 def peer_config(job: Job) -> TrainConfig:
-    """Returns a job as a config of this project: plain Adam at a constant rate."""
+    """Returns this project's config for a job: Adam with a constant learning rate."""
     return TrainConfig(
         model=job.model,
         batch_size=job.batch_size,
@@ -83,12 +83,12 @@ def peer_config(job: Job) -> TrainConfig:
 
 
 def preprocess(images: np.ndarray) -> np.ndarray:
-    """Scales uint8 pixels to float32 of 0..1."""
+    """Scales uint8 pixels to float32 in [0, 1]."""
     return images.astype(np.float32) / 255
 
 
 def time_epochs(train_epoch: Callable[[], None], epochs: int) -> list[float]:
-    """Returns each epoch's seconds; `train_epoch` returns when all its work is done."""
+    """Returns the seconds per epoch; `train_epoch` must block until it is finished."""
     seconds = []
     for _ in range(epochs):
         start = time.perf_counter()
@@ -98,13 +98,13 @@ def time_epochs(train_epoch: Callable[[], None], epochs: int) -> list[float]:
 
 
 def save_arrays(arrays: Arrays, folder: Path) -> None:
-    """Writes the data that all workers load."""
+    """Saves the arrays, one .npy file each."""
     for name, array in arrays._asdict().items():
         np.save(folder / f"{name}.npy", array)
 
 
 def load_arrays(folder: str) -> Arrays:
-    """Loads what `save_arrays` wrote."""
+    """Loads the arrays written by `save_arrays`."""
     paths = [f"{folder}/{name}.npy" for name in Arrays._fields]
     return Arrays(*(np.load(path, allow_pickle=False) for path in paths))
 
@@ -112,14 +112,14 @@ def load_arrays(folder: str) -> Arrays:
 def run_worker(
     measure: Callable[[Job, Arrays], Measurement], variants: Sequence[str] = ()
 ) -> None:
-    """Parses the flags of a job, measures it and prints the result as JSON."""
+    """Entry point of a worker: runs the job of the flags, prints the result as JSON."""
     cores = os.cpu_count() or 1
     flags.DEFINE_enum("model", "mlp", MODELS, "network")
     flags.DEFINE_integer("batch_size", 128, "images per step", lower_bound=1)
     flags.DEFINE_integer("steady_epochs", 2, "epochs after the first", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "seed of the run", lower_bound=0)
-    flags.DEFINE_integer("threads", cores, "threads to compute with", lower_bound=1)
-    flags.DEFINE_string("arrays", None, "folder that save_arrays wrote", required=True)
+    flags.DEFINE_integer("threads", cores, "number of threads", lower_bound=1)
+    flags.DEFINE_string("arrays", None, "folder written by save_arrays", required=True)
     if variants:
         flags.DEFINE_enum("variant", variants[0], variants, "variant of the framework")
 

@@ -1,4 +1,4 @@
-"""Runs `python -m benchmarks.published`."""
+"""Entry point of `python -m benchmarks.published`."""
 
 from .table import run
 

@@ -1,4 +1,4 @@
-"""The sources' conclusions, each beside what the recorded runs say of it."""
+"""Tests the conclusions of the published sources against the recorded runs."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -26,19 +26,19 @@ class Claim(NamedTuple):
 
 
 def _accuracies(runs: Runs, first: str, second: str) -> tuple[list, list]:
-    """Returns two systems' accuracies with the seeds that both have."""
+    """Returns two systems' test accuracies for the seeds that both have."""
     a, b = runs.get(first, {}), runs.get(second, {})
     seeds = sorted(set(a) & set(b))
     return [a[s].test_accuracy for s in seeds], [b[s].test_accuracy for s in seeds]
 
 
 def _undecided(verdict: str, n: int) -> str:
-    """Adds the number of pairs to a verdict that more pairs may change."""
+    """Appends the sample size to a verdict that more samples may change."""
     return f"undecided at n = {n}" if verdict == "undecided" else verdict
 
 
 def _all_hold(verdicts: Sequence[str]) -> str:
-    """Judges a claim of several parts: it fails with any of them."""
+    """Combines the verdicts of a claim's comparisons: all of them must hold."""
     for verdict in ("does not hold", "undecided"):
         if verdict in verdicts:
             return verdict
@@ -46,7 +46,7 @@ def _all_hold(verdicts: Sequence[str]) -> str:
 
 
 def _pairs(order: str) -> list[tuple[str, str]]:
-    """Returns the pairs that an order compares.
+    """Returns the pairs that an ordering compares.
 
     >>> _pairs("a > b > c, a > d")
     [('a', 'b'), ('b', 'c'), ('a', 'd')]
@@ -59,7 +59,7 @@ def _pairs(order: str) -> list[tuple[str, str]]:
 
 
 def _more_accurate(runs: Runs, source: str, claim: str, order: str) -> Claim:
-    """Tests that the first of each pair of an order is more accurate on test images."""
+    """Tests an ordering of systems by test accuracy, the most accurate first."""
     texts, verdicts, n = [], [], 0
     for first, second in _pairs(order):
         a, b = _accuracies(runs, first, second)
@@ -77,9 +77,9 @@ def _more_accurate(runs: Runs, source: str, claim: str, order: str) -> Claim:
 
 
 def _steady_seconds(runs: Runs, name: str) -> list[float]:
-    """Returns the seconds of a system's steady epochs, each seed's share of them.
+    """Returns the seconds per seed of a system's steady epochs.
 
-    Seeds trained together had their epochs together: these count once.
+    Seeds trained together share their epochs, which are counted once.
     """
     programs = {
         tuple(epoch.train_seconds for epoch in record.epochs[1:])
@@ -89,14 +89,14 @@ def _steady_seconds(runs: Runs, name: str) -> list[float]:
 
 
 def _faster(runs: Runs, source: str, claim: str, order: str) -> Claim:
-    """Tests that a steady epoch of the first of each pair takes less time."""
+    """Tests an ordering of systems by seconds per steady epoch, the fastest first."""
     texts, verdicts, n = [], [], 0
     for first, second in _pairs(order):
         a, b = _steady_seconds(runs, first), _steady_seconds(runs, second)
         if not a or not b:
-            text = f"{first} or {second} not run for two epochs"
+            text = f"{first} or {second} has no run of two epochs"
             return Claim(source, claim, text, "not tested")
-        # Of the logarithms, so that the interval is one of the ratio.
+        # The difference of the logarithms gives an interval of the ratio.
         interval = difference(np.log(b).tolist(), np.log(a).tolist())
         ratio, n = Interval(*np.exp(interval)), min(len(a), len(b), n or len(a))
         texts.append(
@@ -118,7 +118,7 @@ def _parameters(runs: Runs, *names: str) -> dict[str, int]:
 
 
 def _av_parameters(runs: Runs) -> list[Claim]:
-    """Tests what AV says of parameter counts: arithmetic, without any chance in it."""
+    """Tests AV's claims about parameter counts, which involve no randomness."""
     claims = {
         '"CNN requires fewer parameters"': ("av_cnn", min),
         '"DNN requires the most parameters"': ("av_dnn", max),
@@ -141,8 +141,8 @@ def _av_parameters(runs: Runs) -> list[Claim]:
 
 
 def _strides_cost_less(runs: Runs) -> Claim:
-    """Tests FJ's strides against pooling: parameters, operations, seconds."""
-    claim = "strides instead of pooling: the same parameters, less computing"
+    """Tests FJ's claim about strides: parameters, multiply-adds and seconds."""
+    claim = "strides instead of pooling: the same parameters, less computation"
     names = ("fj_cnn_stride", "fj_cnn_pool")
     counts = _parameters(runs, *names)
     if len(counts) < 2:
@@ -155,14 +155,13 @@ def _strides_cost_less(runs: Runs) -> Claim:
     text = (
         f"{counts[names[0]]:,} and {counts[names[1]]:,} parameters; "
         f"{work[0] / 1e6:.2f} and {work[1] / 1e6:.2f} million multiply-adds per image "
-        f"forward; "
-        f"{timed.measured}"
+        f"in the forward pass; {timed.measured}"
     )
     return Claim("FJ", claim, text, timed.verdict if exact else "does not hold")
 
 
 def check_claims(runs: Runs) -> list[Claim]:
-    """Tests every claim that the sources draw from their systems.
+    """Tests every claim that the sources make about their systems.
 
     Args:
         runs: run records by system and seed; a claim whose systems are missing is "not
@@ -176,7 +175,7 @@ def check_claims(runs: Runs) -> list[Claim]:
     mlps = "ml10_cnn > ml10_mlp, ml10_cnn > ml10_mlp_fresh"
     sgd = "fj_fc_b512 > fj_fc > fj_fc_b32"
     adam = "fj_cnn_stride_b512 > fj_cnn_stride > fj_cnn_stride_b32"
-    beside_sgd = (
+    against_sgd = (
         "the CNN is more accurate than the fully connected net (as published: Adam "
         "against SGD 1e-3)"
     )
@@ -189,12 +188,10 @@ def check_claims(runs: Runs) -> list[Claim]:
             f"{rescaled} (warm-started, as published)",
             "ml10_mlp > ml10_mlp_raw",
         ),
-        accurate(
-            "ML10", f"{rescaled} (from fresh weights)", "ml10_mlp_fresh > ml10_mlp_raw"
-        ),
+        accurate("ML10", f"{rescaled} (from scratch)", "ml10_mlp_fresh > ml10_mlp_raw"),
         accurate("ML10", 'the CNN is "a real improvement" over the MLP', mlps),
         _strides_cost_less(runs),
-        accurate("FJ", beside_sgd, "fj_cnn_stride > fj_fc"),
+        accurate("FJ", against_sgd, "fj_cnn_stride > fj_fc"),
         accurate("FJ", control, "fj_cnn_stride > fj_fc_adam"),
         faster(
             "FJ",
@@ -209,4 +206,4 @@ def check_claims(runs: Runs) -> list[Claim]:
 
 def claims_frame(runs: Runs) -> pd.DataFrame:
     """Returns the claims as a table."""
-    return pd.DataFrame(check_claims(runs)).rename(columns={"claim": "its claim"})
+    return pd.DataFrame(check_claims(runs))

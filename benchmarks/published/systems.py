@@ -1,4 +1,4 @@
-"""The published systems: what their sources print, and their presets."""
+"""The published systems: their reported results and their presets."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +12,7 @@ PRESETS = Path(__file__).parents[2] / "experiments" / "presets"
 
 
 class System(NamedTuple):
-    """What a source prints of a system; None where it prints nothing."""
+    """The results that a source reports for a system; None where it reports none."""
 
     source: str
     parameters: int | None
@@ -27,8 +27,9 @@ ML10 = "[ML-10E2] Deep learning examples"
 FJ = "Classification with neural networks, FC vs CNN"
 CV = "Deep Neural Networks in Python"
 
-# Accuracy and loss are of the test set after the last epoch, by whatever name the
-# source gives it: ML10 and CV validate on the test set. FJ gives seconds for 20 epochs.
+# Accuracy and loss are on the test set after the last epoch, whatever the source calls
+# it: ML10 and CV use the test set for validation. FJ's seconds are its total for 20
+# epochs, divided by 20.
 SYSTEMS = {
     "av_dnn": System(AV, None, 0.9721),
     "av_lstm": System(AV, None, 0.9854),
@@ -43,7 +44,7 @@ SYSTEMS = {
     "cv_cnn": System(CV, None, 0.9533, loss=0.2188, epoch_seconds="6-7"),
 }
 
-# What no source ran but its claims need: a preset with some fields changed.
+# Controls that no source ran but claims need: presets with some fields changed.
 CONTROLS: dict[str, tuple[str, dict[str, object]]] = {
     "fj_fc_adam": ("fj_fc", dict(optimizer="keras_adam")),
     "fj_fc_b32": ("fj_fc", dict(batch_size=32)),
@@ -54,11 +55,11 @@ CONTROLS: dict[str, tuple[str, dict[str, object]]] = {
 
 
 def read_preset(name: str, *arguments: str) -> tuple[TrainConfig, str | None]:
-    """Returns a preset's or control's config, and the preset it starts from if any.
+    """Returns the config of a preset or control, and the preset it starts from, if any.
 
     Args:
-        name: of a preset file, or a key of `CONTROLS`.
-        *arguments: further flags, which win over the preset's.
+        name: a preset, without `.cfg`, or a key of `CONTROLS`.
+        *arguments: further flags, which override the preset's.
     """
     preset, changes = CONTROLS.get(name, (name, {}))
     values = flags.FlagValues()

@@ -1,9 +1,9 @@
-"""Trains the ten published systems and sets each beside its published number.
+"""Trains the ten published systems and compares them with their published results.
 
 python -m benchmarks.published --seeds=5 --out=results/published
 
-Each run has a directory of its own below --out/runs. Finished ones are not trained
-again, and what was stopped resumes after the last epoch.
+Each run has its own directory below --out/runs. Finished runs are not trained again,
+and interrupted ones resume after the last epoch.
 """
 
 from collections.abc import Iterable, Sequence
@@ -43,14 +43,14 @@ RESULTS = "published.jsonl"
 
 RULE = (
     "Verdict: a published single run *agrees* if it lies within the 95 % prediction "
-    "interval of our seeds (Student's t: mean ± t·s·√(1+1/n)), otherwise it is *above* "
-    "or *below* our runs. Seconds per epoch: ours are the median of the steady epochs; "
-    "the sources' machines are unknown and other ones, so the two do not compare."
+    "interval of our seeds (Student's t: mean ± t·s·√(1+1/n)); otherwise it is *above* "
+    "or *below* our runs. Seconds per epoch: ours are medians over steady epochs; the "
+    "sources ran on other, unknown machines, so the two are not comparable."
 )
 
 
 def _spread(values: Sequence[float]) -> str:
-    """Writes mean ± standard deviation [min, max] (n)."""
+    """Formats mean ± standard deviation [min, max] (n)."""
     std = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
     return (
         f"{np.mean(values):.4f}{std} [{min(values):.4f}, {max(values):.4f}] "
@@ -59,7 +59,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def _verdict(published: float | None, ours: Sequence[float]) -> str:
-    """Judges a published single run by the prediction interval of ours; see `RULE`."""
+    """Compares a published run with the prediction interval of ours; see `RULE`."""
     if published is None:
         return "-"
     if len(ours) < 2:
@@ -71,12 +71,12 @@ def _verdict(published: float | None, ours: Sequence[float]) -> str:
 
 
 def _number(value: float | None) -> str:
-    """Writes a published figure or its absence."""
+    """Formats a published figure, or "-" if there is none."""
     return "-" if value is None else f"{value:.4f}"
 
 
 def _row(name: str, system: System, runs: Sequence[RunRecord]) -> dict[str, str]:
-    """Returns a system's line of the table."""
+    """Returns a system's row of the table."""
     accuracies = [run.test_accuracy for run in runs]
     best = [max(epoch.val_accuracy or 0 for epoch in run.epochs) for run in runs]
     seconds = [time for run in runs if (time := run.steady_epoch_seconds)]
@@ -84,7 +84,7 @@ def _row(name: str, system: System, runs: Sequence[RunRecord]) -> dict[str, str]
     return {
         "system": name,
         "parameters": f"{runs[0].parameters:,}",
-        "published ": published,
+        "parameters published": published,
         "accuracy published": _number(system.accuracy),
         "ours": _spread(accuracies),
         "verdict": _verdict(system.accuracy, accuracies),
@@ -98,7 +98,7 @@ def _row(name: str, system: System, runs: Sequence[RunRecord]) -> dict[str, str]
 
 
 def by_system(records: Iterable[RunRecord]) -> Runs:
-    """Sorts records of systems by system and seed."""
+    """Groups records by system and seed, skipping those without a system."""
     runs: dict[str, dict[int, RunRecord]] = {}
     for record in records:
         if record.system is not None:
@@ -107,7 +107,7 @@ def by_system(records: Iterable[RunRecord]) -> Runs:
 
 
 def systems_frame(runs: Runs) -> pd.DataFrame:
-    """Returns a line for each published system that was run."""
+    """Returns one row per published system that was run."""
     return pd.DataFrame(
         [
             _row(name, system, list(runs[name].values()))
@@ -118,7 +118,7 @@ def systems_frame(runs: Runs) -> pd.DataFrame:
 
 
 def format_published(records: Sequence[RunRecord]) -> str:
-    """Formats both tables for each data set and machine that records come from."""
+    """Formats both tables for each dataset and machine of the records."""
     tables = []
     for group in group_by_table(records):
         runs = by_system(group)
@@ -130,7 +130,7 @@ def format_published(records: Sequence[RunRecord]) -> str:
 
 
 def write_tables(out: Path) -> str:
-    """Exports the runs of a folder as JSON lines, Markdown and CSV.
+    """Exports the runs below a directory as JSON lines, Markdown and CSV.
 
     Returns:
         The Markdown.
@@ -146,25 +146,25 @@ def write_tables(out: Path) -> str:
     return markdown
 
 
-def _wanted(names: Sequence[str]) -> list[str]:
-    """Returns the systems to train, one that starts from another after it."""
+def _chosen_systems(names: Sequence[str]) -> list[str]:
+    """Returns the systems to train, each after the one whose parameters it needs."""
     known = [*SYSTEMS, *CONTROLS]
     for name in names:
         if name not in known:
             raise InputError(
-                f"--systems must be some of {', '.join(known)}; got {name}"
+                f"--systems must be one or more of {', '.join(known)}; got {name}"
             )
-    wanted = set(names or known)
-    wanted |= {start for name in wanted if (start := read_preset(name)[1])}
-    return [name for name in known if name in wanted]
+    chosen = set(names or known)
+    chosen |= {start for name in chosen if (start := read_preset(name)[1])}
+    return [name for name in known if name in chosen]
 
 
 def train_system(
     name: str, study: Study, overrides: Sequence[str], printer: ProgressPrinter
 ) -> None:
-    """Trains the seeds of a system that lack a run; overrides win over its preset."""
+    """Trains the missing seeds of a system; overrides replace flags of its preset."""
     config, start = read_preset(name, *overrides)
-    # Systems that are still to start from its parameters need the directories.
+    # Untrained systems that start from its parameters need its run directories.
     dependents = [other for other in SYSTEMS if read_preset(other)[1] == name]
     plans = [study.plan(o, read_preset(o, *overrides)[0], o) for o in dependents]
     needed = any(len(p.find_finished()) < len(study.seeds) for p in plans)
@@ -178,8 +178,8 @@ def train_system(
 
 
 def main() -> None:
-    """Trains what is not recorded yet and prints the tables."""
-    names, out = _wanted(FLAGS.systems), Path(FLAGS.out)
+    """Trains the missing runs and prints the tables."""
+    names, out = _chosen_systems(FLAGS.systems), Path(FLAGS.out)
     given = {flag: FLAGS[flag].value for flag in ("epochs", "train_size", "dataset")}
     overrides = [f"--{flag}={value}" for flag, value in given.items() if value]
     make_folder(out)
@@ -202,8 +202,12 @@ def run() -> None:
     define_quiet_flag()
     flags.DEFINE_string("out", "results/published", "directory for tables and runs")
     flags.DEFINE_enum(
-        "dataset", "mnist", ["mnist", "digits"], "digits is for trying the program out"
+        "dataset", "mnist", ["mnist", "digits"], "dataset; digits is for quick trials"
     )
-    flags.DEFINE_integer("epochs", None, "instead of the published", lower_bound=1)
-    flags.DEFINE_integer("train_size", None, "use the first N only", lower_bound=1)
+    flags.DEFINE_integer(
+        "epochs", None, "epochs instead of the presets'", lower_bound=1
+    )
+    flags.DEFINE_integer(
+        "train_size", None, "use only the first N training images", lower_bound=1
+    )
     run_program(main)

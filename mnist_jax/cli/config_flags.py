@@ -1,4 +1,4 @@
-"""The absl flags made from the fields of `TrainConfig`, and a config made from them."""
+"""Defines an absl flag per field of `TrainConfig`, and builds a config from them."""
 
 import dataclasses
 import typing
@@ -7,21 +7,21 @@ from typing import Any
 
 from absl import flags, logging
 
-from mnist_jax.config import MODELS, TrainConfig, as_text
+from mnist_jax.config import TrainConfig, as_text
 from mnist_jax.errors import InputError
 
-flags.disclaim_key_flags()  # they are the program's own: its --help shows them
+flags.disclaim_key_flags()  # so that --help of the program lists them
 
 _FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
 _OLD_IMPL = "kernels"
 
 
 class _TupleParser(flags.ArgumentParser):
-    """Reads comma-separated items of one type; an empty text is an empty tuple."""
+    """Parses comma-separated items of one type; an empty string is an empty tuple."""
 
     def __init__(self, item_type: type) -> None:
         self.item_type = item_type
-        kind = {int: "whole numbers", float: "numbers", str: "words"}[item_type]
+        kind = {int: "integers", float: "numbers", str: "strings"}[item_type]
         self.syntactic_help = f"a comma-separated list of {kind}"
 
     def parse(self, argument: Any) -> tuple[Any, ...]:
@@ -40,12 +40,12 @@ def define_config_flags(
     only: Sequence[str] = tuple(_FIELDS),
     exclude: Sequence[str] = (),
 ) -> None:
-    """Defines a flag per field of `TrainConfig`; unset means the field's default.
+    """Defines a flag per field of `TrainConfig`; an unset flag means the default.
 
     Args:
         flag_values: where to define them.
-        only: the fields that mean something to the program.
-        exclude: of these, those that it sets itself.
+        only: fields that the program uses.
+        exclude: fields that the program sets itself.
     """
     hints = typing.get_type_hints(TrainConfig)
     for name in only:
@@ -65,6 +65,8 @@ def define_config_flags(
             flags.DEFINE(parser, name, None, text, **more)
         elif kind is bool:
             flags.DEFINE_boolean(name, None, text, **more)
+        elif kind is str:
+            flags.DEFINE_string(name, None, text, **more)
         elif int in (kind, *typing.get_args(kind)):
             flags.DEFINE_integer(name, None, text, **more)
         else:
@@ -75,7 +77,7 @@ def define_config_flags(
 
 
 def _default_text(name: str) -> str:
-    """Formats a field's default, per model where the models differ."""
+    """Formats a field's default, for each model if they differ."""
     field = _FIELDS[name]
     by_model = field.metadata["by_model"]
     if not by_model:
@@ -86,16 +88,16 @@ def _default_text(name: str) -> str:
 def config_from_flags(
     flag_values: flags.FlagValues, model: str | None = None, **changes: Any
 ) -> TrainConfig:
-    """Returns the model's defaults, changed by the flags that were given.
+    """Returns the config given by the flags, with the model's defaults for the rest.
 
     Args:
         flag_values: parsed flags.
-        model: the model where the program trains several; flags that belong to another
-            model are then left out instead of refused.
-        **changes: fields that the program itself sets.
+        model: the model, for programs that train several; flags that apply to another
+            model are then ignored, otherwise they are an error.
+        **changes: fields that the program sets itself.
 
     Raises:
-        InputError: a value is not allowed, or a flag means nothing under another.
+        InputError: a value is not allowed, or a flag has no effect with the others.
     """
     given = {
         name: flag_values[name].value
@@ -119,16 +121,18 @@ def config_from_flags(
         given["model"] = model
     config = TrainConfig(**{**given, **changes})
     for name in given:
-        other, values = needs[name] or ("model", MODELS)
+        if not needs[name]:
+            continue
+        other, values = needs[name]
         if getattr(config, other) not in values:
             raise InputError(
-                f"--{name}={as_text(given[name])} means something with "
-                f"--{other}={' or '.join(values)} only; got "
+                f"--{name}={as_text(given[name])} only applies with "
+                f"--{other}={' or '.join(values)}; got "
                 f"--{other}={getattr(config, other)}; leave one of them out"
             )
     if any(config.dropout) and not config.hidden and config.model != "lstm":
         raise InputError(
-            f"--dropout={as_text(config.dropout)} follows hidden dense layers, and "
-            "--hidden is empty; leave one of them out"
+            f"--dropout={as_text(config.dropout)} applies after hidden dense layers, "
+            "but --hidden is empty; leave one of them out"
         )
     return config

@@ -1,4 +1,4 @@
-"""The absl flags that several programs share, and what is read from them."""
+"""The absl flags shared by several programs, and helpers that read them."""
 
 from pathlib import Path
 
@@ -8,11 +8,10 @@ from mnist_jax.config import MODELS
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.types import Dataset
 from mnist_jax.errors import InputError
+from mnist_jax.training.setup import PLATFORMS
 
 FLAGS = flags.FLAGS
-flags.disclaim_key_flags()  # they are the program's own: its --help shows them
-
-PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
+flags.disclaim_key_flags()  # so that --help of the program lists them
 
 
 def define_data_dir_flag() -> None:
@@ -20,45 +19,52 @@ def define_data_dir_flag() -> None:
     flags.DEFINE_string(
         "data_dir",
         None,
-        "folder with the data set's four files under their original names; default "
-        "$MNIST_JAX_DATA_DIR, else they are downloaded",
+        "folder with the four files of the dataset; default: $MNIST_JAX_DATA_DIR, "
+        "otherwise they are downloaded",
     )
 
 
 def define_run_dir_flag() -> None:
-    """Defines `--run_dir` for a program that reads one run."""
-    flags.DEFINE_string("run_dir", None, "directory of a finished run", required=True)
+    """Defines `--run_dir` for programs that read one run."""
+    flags.DEFINE_string(
+        "run_dir", None, "run directory of a finished run", required=True
+    )
 
 
 def define_machine_flags() -> None:
-    """Defines the flags that decide where to run and where the data are."""
+    """Defines the flags for the data folder, platform and compilation cache."""
     define_data_dir_flag()
     flags.DEFINE_enum(
-        "platform", None, list(PLATFORMS), "where to run; default: what JAX finds"
+        "platform", None, list(PLATFORMS), "platform; default: what JAX finds"
     )
     flags.DEFINE_enum(
         "compile_cache",
         "on",
         ["on", "off"],
-        "whether compiled programs are kept in the user's cache folder",
+        "whether to keep compiled programs in the user's cache folder",
     )
 
 
 def define_models_flag(purpose: str) -> None:
-    """Defines `--models`, which `chosen_models` reads."""
+    """Defines `--models`; read it with `chosen_models`."""
     help = f"networks to {purpose}, comma-separated"
     flags.DEFINE_list("models", list(MODELS), help)
 
 
-def chosen_models() -> list[str]:
-    """Returns the networks that `--models` names.
+def chosen_models(custom: bool = False) -> list[str]:
+    """Returns the models given by `--models`.
+
+    Args:
+        custom: whether custom networks are allowed.
 
     Raises:
-        InputError: it names none, or one that there is not.
+        InputError: none is given, or one is unknown.
     """
-    if not FLAGS.models or not set(FLAGS.models) <= set(MODELS):
+    allowed = ", or a Flax module such as path/to/file.py:Class" if custom else ""
+    known = [m in MODELS or (custom and ":" in m) for m in FLAGS.models]
+    if not known or not all(known):
         raise InputError(
-            f"--models must be one or more of {', '.join(MODELS)}; got "
+            f"--models must be one or more of {', '.join(MODELS)}{allowed}; got "
             f"{','.join(FLAGS.models) or 'none'}"
         )
     return FLAGS.models
@@ -67,28 +73,28 @@ def chosen_models() -> list[str]:
 def define_seeds_flag(default: int) -> None:
     """Defines `--seeds`."""
     start = "--seed" if "seed" in FLAGS else "0"
-    help = f"runs of each configuration, with seeds from {start} on, trained together"
+    help = f"number of seeds, counted from {start}, trained together"
     flags.DEFINE_integer("seeds", default, help, lower_bound=1)
 
 
 def chosen_seeds(first: int, count: int) -> range:
-    """Returns the seeds that `--seed` and `--seeds` ask for.
+    """Returns the seeds given by `--seed` and `--seeds`.
 
     Raises:
-        InputError: the last one is too large for a seed.
+        InputError: the last seed is too large.
     """
     seeds = range(first, first + count)
     if seeds[-1] >= 2**32:
         raise InputError(
-            f"--seeds={count} from --seed={first} on reaches {seeds[-1]}, and "
-            "the largest seed is 4294967295; give fewer, or a smaller first one"
+            f"--seeds={count} counted from --seed={first} reaches {seeds[-1]}, but the "
+            "largest seed is 4294967295; use fewer seeds or a smaller --seed"
         )
     return seeds
 
 
 def define_profile_flag(folder_flag: str) -> None:
-    """Defines `--profile`, whose traces go into the folder of another flag."""
-    help = f"print where the time goes; write a trace into {folder_flag}/profile"
+    """Defines `--profile`; the trace is written to the folder of another flag."""
+    help = f"print where the time goes and write a trace to {folder_flag}/profile"
     flags.DEFINE_boolean("profile", False, help)
 
 
@@ -98,7 +104,7 @@ def define_quiet_flag() -> None:
 
 
 def load_data(name: str) -> Dataset:
-    """Loads a data set as the flags say, and announces one that stands in for MNIST."""
+    """Loads a dataset; prints a note if it is a substitute for MNIST."""
     dataset = load_dataset(name, FLAGS.data_dir)
     if dataset.note:
         print(f"\n*** {dataset.note} ***\n", flush=True)
@@ -106,14 +112,14 @@ def load_data(name: str) -> Dataset:
 
 
 def existing_folder(path: str, flag: str) -> Path:
-    """Returns the folder that a flag names.
+    """Returns the folder given by a flag.
 
     Raises:
-        InputError: there is none.
+        InputError: it does not exist.
     """
     folder = Path(path)
     if not folder.is_dir():
         raise InputError(
-            f"--{flag}={path} is no folder; give the --run_dir of a finished run"
+            f"--{flag}={path} is not a folder; give the --run_dir of a finished run"
         )
     return folder

@@ -1,4 +1,4 @@
-"""The user's cache: of decoded arrays and others; a file ends with its sha256."""
+"""The per-user cache of decoded arrays; each file ends with its sha256."""
 
 import io
 import os
@@ -10,13 +10,13 @@ from absl import logging
 
 from mnist_jax.records.files import add_checksum, replace_file, verify_checksum
 
-_HEADER_BYTES = 128  # what np.save puts before a small array's items
+_HEADER_BYTES = 128  # size of the header that np.save writes for a small array
 
 
 def cache_dir() -> Path:
-    """Returns the folder for downloads and decoded arrays, which need not exist yet."""
-    if own := os.environ.get("MNIST_JAX_CACHE_DIR"):
-        return Path(os.path.expanduser(own))
+    """Returns the folder for downloads and decoded arrays; it may not exist yet."""
+    if folder := os.environ.get("MNIST_JAX_CACHE_DIR"):
+        return Path(os.path.expanduser(folder))
     parent = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(parent) / "mnist_jax"
 
@@ -24,7 +24,7 @@ def cache_dir() -> Path:
 def load_or_build(
     key: str, item_shape: tuple[int, ...], build: Callable[[], np.ndarray]
 ) -> np.ndarray:
-    """Returns the `[N, *item_shape] uint8` array kept under a key, or builds it."""
+    """Returns the cached `[N, *item_shape] uint8` array of a key, or builds it."""
     path = cache_dir() / "arrays" / f"{key}.npy"
     array = read_entry(path, item_shape)
     if array is None:
@@ -34,29 +34,29 @@ def load_or_build(
 
 
 def read_entry(path: Path, item_shape: tuple[int, ...]) -> np.ndarray | None:
-    """Returns the array of a cache entry, None if it is missing or damaged."""
+    """Returns the array of a cache entry, or None if it is missing or damaged."""
     try:
         return _decode_array(item_shape, verify_checksum(path.read_bytes()))
     except OSError:
         return None
     except ValueError as error:
-        logging.warning("%s is damaged (%s) and is rebuilt", path, error)
+        logging.warning("%s is damaged (%s); rebuilding it", path, error)
         return None
 
 
 def _decode_array(item_shape: tuple[int, ...], npy: memoryview) -> np.ndarray:
-    """Returns an entry's array without a copy; raises ValueError if it is none."""
+    """Returns an entry's array without a copy; raises ValueError if it is invalid."""
     header = io.BytesIO(npy[:_HEADER_BYTES])
     np.lib.format.read_magic(header)
     shape, _, dtype = np.lib.format.read_array_header_1_0(header)
     if dtype != np.uint8 or shape[1:] != item_shape or len(shape) == 0:
         raise ValueError(f"it holds {dtype} of shape {shape}")
-    # Fails, and allocates nothing, if the shape is not that of the bytes.
+    # Raises, without allocating, if the shape does not match the bytes.
     return np.frombuffer(npy, np.uint8, offset=header.tell()).reshape(shape)
 
 
 def write_entry(path: Path, array: np.ndarray) -> None:
-    """Writes a cache entry; where that is impossible, a warning is all it costs."""
+    """Writes a cache entry, or logs a warning if the cache is not writable."""
     buffer = io.BytesIO()
     np.save(buffer, array)
     try:
@@ -67,11 +67,11 @@ def write_entry(path: Path, array: np.ndarray) -> None:
 
 
 def warn_unwritable(error: OSError) -> None:
-    """Says once that the cache can't be used, which costs time and nothing else."""
+    """Warns once that the cache is not writable, which only slows later starts."""
     logging.log_first_n(
         logging.WARNING,
-        "Going on without the cache folder %s (%s): set MNIST_JAX_CACHE_DIR to a"
-        " writable folder to make later starts faster.",
+        "cannot write to the cache folder %s (%s); set MNIST_JAX_CACHE_DIR to a"
+        " writable folder to make later starts faster",
         1,
         cache_dir(),
         error,

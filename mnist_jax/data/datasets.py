@@ -1,4 +1,4 @@
-"""Data sets: found, verified, downloaded where need be, decoded to uint8 arrays."""
+"""Finds or downloads datasets, verifies them and decodes them to uint8 arrays."""
 
 import contextlib
 import functools
@@ -17,12 +17,12 @@ from mnist_jax.data import idx
 from mnist_jax.data.array_cache import cache_dir, load_or_build, warn_unwritable
 from mnist_jax.data.digits import load_digits
 from mnist_jax.data.download import FILES, URLS, DownloadError, download_files
-from mnist_jax.data.types import Dataset, Split
+from mnist_jax.data.types import IMAGE_SHAPE, Dataset, Split
 from mnist_jax.errors import InputError
 from mnist_jax.records.files import hold_lock
 
-# TFDS's own records (a test compares), frozen here in the order of FILES so that a
-# start with files at hand need not import TFDS.
+# The checksums recorded in TFDS (a test compares them), in the order of FILES. Copied
+# here so that TFDS is imported only for a download.
 SHA256 = {
     "mnist": (
         "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
@@ -44,16 +44,16 @@ SHA256 = {
     ),
 }
 FALLBACK_NOTE = (
-    "NOT MNIST: these are scikit-learn's 1,797 handwritten digits of 8x8 pixels brought"
-    " to 28x28, used because MNIST was neither found nor downloadable; for MNIST set"
-    " --data_dir or MNIST_JAX_DATA_DIR to a folder with its four files or allow access"
-    f" to {urlsplit(URLS['mnist']).hostname}."
+    "NOT MNIST: these are scikit-learn's 1,797 handwritten digits, resized from 8x8 to"
+    " 28x28 pixels, used because MNIST was not found and could not be downloaded; for"
+    " MNIST set --data_dir or MNIST_JAX_DATA_DIR to a folder with its four files or"
+    f" allow access to {urlsplit(URLS['mnist']).hostname}."
 )
 
 Downloader = Callable[[str, Path], None]
 
 
-# Loading: a folder of files, else earlier downloads, else a download, else the digits.
+# Sources, in order: a folder of files, earlier downloads, a new download, the digits.
 
 
 def load_dataset(
@@ -61,30 +61,29 @@ def load_dataset(
     data_dir: str | os.PathLike[str] | None = None,
     download: Downloader = download_files,
 ) -> Dataset:
-    """Loads a data set with its official split and no validation set.
+    """Loads a dataset with its official split and no validation set.
 
-    The four files are taken from `data_dir` (or its sub-folder called like the set);
-    without one from the folder in `MNIST_JAX_DATA_DIR`, then from earlier downloads in
-    `cache_dir()`, then from the network. Their sha256 is verified each time. Nothing is
+    The four files are read from `data_dir` (or its sub-folder named after the set). By
+    default they are read from the folder `MNIST_JAX_DATA_DIR` or from earlier downloads
+    in `cache_dir()`, or else downloaded. Their sha256 is verified each time. Nothing is
     written outside `cache_dir()`.
 
     Args:
-        name: one of `DATASETS`. "auto" is MNIST where it can be had and else the
-            digits, with a `note`. "digits" needs no files and ignores `data_dir`.
+        name: one of `DATASETS`. "auto" is MNIST if available, otherwise the digits with
+            a `note`. "digits" needs no files and ignores `data_dir`.
         data_dir: a folder that must hold the files; None or empty to search elsewhere.
         download: puts the four files of a set into a folder or raises `DownloadError`.
 
     Returns:
-        The data set: `[60000,28,28]` and `[10000,28,28]` images; 1,437 and 360 for the
+        The dataset: `[60000,28,28]` and `[10000,28,28]` images; 1,437 and 360 for the
         digits.
 
     Raises:
-        InputError: an unknown name, or files that are missing, incomplete or damaged.
+        InputError: the name is unknown, or files are missing, incomplete or damaged.
     """
     if name not in DATASETS:
         raise InputError(
-            f"--dataset={name} is unknown: {', '.join(DATASETS)} are allowed; choose"
-            " one of them."
+            f"--dataset={name} is unknown; choose one of {', '.join(DATASETS)}"
         )
     if name == "digits":
         return _digits_dataset(note="")
@@ -101,12 +100,12 @@ def load_dataset(
     except DownloadError as error:
         if name != "auto":
             raise
-        logging.warning("%s Using scikit-learn's digits instead.", error)
+        logging.warning("%s; using scikit-learn's digits instead", error)
         return _digits_dataset(note=FALLBACK_NOTE)
 
 
 def _digits_dataset(note: str) -> Dataset:
-    """Returns scikit-learn's digits as a data set."""
+    """Returns scikit-learn's digits as a dataset."""
     images, labels, is_test = load_digits()
     train = Split(images[~is_test], labels[~is_test])
     test = Split(images[is_test], labels[is_test])
@@ -116,45 +115,45 @@ def _digits_dataset(note: str) -> Dataset:
 
 
 def _find_files(name: str, data_dir: str | os.PathLike[str] | None) -> Path | None:
-    """Returns the folder that holds a set's verified files; None to download them."""
+    """Returns the folder of a set's verified files, or None to download them."""
     if data_dir:
         folder = Path(os.path.expanduser(data_dir))
         if (found := _search_folder(folder, "--data_dir", name)) is None:
             raise InputError(
-                f"--data_dir={folder} holds no files of {name}: put {_files_phrase()}"
-                f" there or in its sub-folder {name}, or leave out --data_dir."
+                f"--data_dir={folder} holds no files of {name}; put {_files_phrase()}"
+                f" there or in its sub-folder {name}, or leave --data_dir out"
             )
         return found
-    # An environment variable is a standing setting, so it may lack this one set.
-    if standing := os.environ.get("MNIST_JAX_DATA_DIR"):
-        folder = Path(os.path.expanduser(standing))
+    # The variable applies to all datasets, so its folder may lack this one.
+    if env_dir := os.environ.get("MNIST_JAX_DATA_DIR"):
+        folder = Path(os.path.expanduser(env_dir))
         if (found := _search_folder(folder, "MNIST_JAX_DATA_DIR", name)) is not None:
             return found
     return _find_download(name)
 
 
 def _find_download(name: str) -> Path | None:
-    """Returns the folder of a set that was downloaded before; None if it was not."""
+    """Returns the folder of an earlier download of a set, or None."""
     downloads = _downloads_dir(name)
     try:
         if _hash_files(downloads) == SHA256[name]:
             return downloads
     except OSError:
         return None  # nothing was downloaded yet
-    message = "The files in %s are damaged: downloading again."
+    message = "the files in %s are damaged; downloading them again"
     logging.log_first_n(logging.WARNING, message, 1, downloads)
     return None
 
 
 def _search_folder(folder: Path, setting: str, name: str) -> Path | None:
-    """Returns the folder or sub-folder with a set's verified files, None without any.
+    """Returns the folder or sub-folder that holds a set's verified files, or None.
 
-    All sets use the same file names, so complete files of another set count as none.
+    All sets use the same file names, so intact files of another set are skipped.
     """
     if not folder.is_dir():
         raise InputError(
-            f"{setting}={folder} is not a folder: name one that holds"
-            f" {_files_phrase()}, or leave {setting} out."
+            f"{setting}={folder} is not a folder; give one that holds"
+            f" {_files_phrase()}, or leave {setting} out"
         )
     for candidate in (folder / name, folder):
         missing = [file for file in FILES if not os.path.isfile(candidate / file)]
@@ -162,25 +161,24 @@ def _search_folder(folder: Path, setting: str, name: str) -> Path | None:
             continue
         if missing:
             raise InputError(
-                f"{candidate} lacks {' and '.join(missing)} beside the files that it"
-                f" holds: {_files_phrase()} are needed; copy the missing ones there."
+                f"{candidate} lacks {' and '.join(missing)}, and {_files_phrase()} are"
+                " needed; copy the missing files there"
             )
         try:
             digests = _hash_files(candidate)
         except OSError as error:
             raise InputError(
-                f"A file in {candidate} can't be read ({error}): make it readable or"
-                f" name another folder with {setting}."
+                f"cannot read a file in {candidate} ({error}); make it readable or"
+                f" give another folder with {setting}"
             ) from None
         if digests == SHA256[name]:
             return candidate
         if digests not in SHA256.values():
-            file, got, right = _find_damage(name, digests)
+            file, got, expected = _find_damage(name, digests)
             raise InputError(
                 f"{candidate / file} is truncated or damaged: its"
-                f" {os.path.getsize(candidate / file)} bytes have the sha256 {got}, and"
-                f" {name}'s have {right}; delete it or replace it with the published"
-                " file."
+                f" {os.path.getsize(candidate / file)} bytes have the sha256 {got}, not"
+                f" {name}'s {expected}; delete it or replace it with the published file"
             )
     return None
 
@@ -195,54 +193,54 @@ def _hash_files(folder: Path) -> tuple[str, ...]:
 
 
 def _find_damage(name: str, digests: tuple[str, ...]) -> tuple[str, str, str]:
-    """Returns the first file whose sha256 is wrong, that sha256, and the right one."""
+    """Returns the first file with a wrong sha256, that sha256 and the expected one."""
     rows = zip(FILES, digests, SHA256[name], strict=True)
-    return next((file, got, right) for file, got, right in rows if got != right)
+    return next(row for row in rows if row[1] != row[2])
 
 
 def _files_phrase() -> str:
-    """Returns the four file names as part of a sentence."""
+    """Returns the four file names joined for a message."""
     return f"{', '.join(FILES[:-1])} and {FILES[-1]}"
 
 
 def _downloads_dir(name: str) -> Path:
-    """Returns the folder that keeps the downloaded files of a set."""
+    """Returns the folder for the downloaded files of a set."""
     return cache_dir() / "downloads" / name
 
 
 @contextlib.contextmanager
 def _one_at_a_time(name: str) -> Iterator[None]:
-    """Lets one process download a set while others wait; without a cache, all at once.
+    """Holds a lock, so that processes that start together download a set only once.
 
-    Without this, processes that start together would each download it.
+    Without a writable cache there is no lock, and each process downloads.
     """
 
     def warn() -> None:
-        logging.warning("Waiting for another process that downloads %s.", name)
+        logging.warning("waiting for another process to download %s", name)
 
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(InputError):  # no cache: nothing to wait for
+        with contextlib.suppress(InputError):  # no writable cache
             stack.enter_context(hold_lock(_downloads_dir(name) / ".lock", warn))
         yield
 
 
 def _download_dataset(name: str, download: Downloader) -> Dataset:
-    """Downloads, verifies, keeps and decodes the files of a set."""
+    """Downloads, verifies, decodes and caches the files of a set."""
     host = urlsplit(URLS[name]).hostname
-    logging.info("Downloading %s from %s.", name, host)
+    logging.info("downloading %s from %s", name, host)
     with _scratch_folder() as scratch:
         folder = Path(scratch)
         try:
             download(name, folder)
             digests = _hash_files(folder)
             if digests != SHA256[name]:
-                file, got, right = _find_damage(name, digests)
-                raise DownloadError(f"{file} came with sha256 {got} instead of {right}")
+                file, got, expected = _find_damage(name, digests)
+                raise DownloadError(f"{file} has sha256 {got} instead of {expected}")
         except (DownloadError, OSError) as error:
             raise DownloadError(
-                f"{name} is in no known folder and could not be downloaded from"
-                f" {URLS[name]} ({error}): set --data_dir or MNIST_JAX_DATA_DIR to a"
-                f" folder that holds {_files_phrase()}, or allow access to {host}."
+                f"{name} was not found and could not be downloaded from {URLS[name]}"
+                f" ({error}); set --data_dir or MNIST_JAX_DATA_DIR to a folder that"
+                f" holds {_files_phrase()}, or allow access to {host}"
             ) from None
         dataset = _decode_files(name, folder)
         _keep_downloads(name, folder)
@@ -250,7 +248,7 @@ def _download_dataset(name: str, download: Downloader) -> Dataset:
 
 
 def _scratch_folder() -> tempfile.TemporaryDirectory[str]:
-    """Creates a folder beside the kept downloads or, if that fails, elsewhere."""
+    """Creates a temporary folder in the cache or, if that fails, elsewhere."""
     try:
         cache_dir().mkdir(parents=True, exist_ok=True)
         return tempfile.TemporaryDirectory(dir=cache_dir(), prefix="download-")
@@ -259,7 +257,7 @@ def _scratch_folder() -> tempfile.TemporaryDirectory[str]:
 
 
 def _keep_downloads(name: str, folder: Path) -> None:
-    """Moves verified files to where the next start finds them."""
+    """Moves verified files to the cache, where later starts find them."""
     try:
         _downloads_dir(name).mkdir(parents=True, exist_ok=True)
         for file in FILES:
@@ -269,12 +267,12 @@ def _keep_downloads(name: str, folder: Path) -> None:
 
 
 def _decode_files(name: str, folder: Path) -> Dataset:
-    """Decodes a folder of verified files, or loads what was decoded from equal ones."""
+    """Decodes a folder of verified files, or loads the arrays from the cache."""
     arrays = []
     item_shape: tuple[int, ...]
     for file, digest in zip(FILES, SHA256[name], strict=True):
         if "images" in file:
-            read, item_shape = idx.read_images, idx.IMAGE_SHAPE
+            read, item_shape = idx.read_images, IMAGE_SHAPE
         else:
             read, item_shape = idx.read_labels, ()
         build = functools.partial(read, folder / file)

@@ -1,4 +1,4 @@
-"""The small set of handwritten digits that scikit-learn carries, in MNIST's form."""
+"""The small set of handwritten digits in scikit-learn, in MNIST's format."""
 
 from importlib import metadata
 
@@ -8,15 +8,15 @@ from mnist_jax.data.array_cache import load_or_build
 
 
 def load_digits() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Loads scikit-learn's digits and splits them: every fifth of a class is for test.
+    """Loads scikit-learn's digits and puts every fifth of each class in the test set.
 
-    No random generator takes part, so that the split is the same with all versions.
+    No random generator is involved, so the split is the same in all versions.
 
     Returns:
-        Images `[1797,28,28] uint8`, labels `[1797] int32` and, for each, whether it
-        belongs to the test set.
+        Images `[1797,28,28] uint8`, labels `[1797] int32` and whether each image is in
+        the test set, `[1797] bool`.
     """
-    # Importing sklearn.datasets takes 1.4 s, hence the cache; the raw arrays are kept
+    # Importing sklearn.datasets takes 1.4 s, hence the cache. It holds the raw arrays,
     # so that a change of the upsampling below takes effect at once.
     key = f"digits-scikit-learn-{metadata.version('scikit-learn')}"
     rows = load_or_build(key, (65,), _read_digits)
@@ -36,11 +36,11 @@ def _read_digits() -> np.ndarray:
 
 
 def upsample_digits(digits: np.ndarray) -> np.ndarray:
-    """Brings `[N,8,8]` digits of 0..16 to `[N,28,28] uint8` of 0..255, as MNIST's.
+    """Converts `[N,8,8]` digits of 0..16 to `[N,28,28] uint8` of 0..255, like MNIST's.
 
-    The 8x8 digits fill their frame as MNIST's fill the middle 20x20, so they become
-    20x20 by bilinear interpolation (pixel centres, edges repeated) in a margin of 4.
-    All of it is in integers, so that every machine gets the same bytes.
+    The 8x8 digits fill their frame as MNIST's fill the central 20x20, so they are
+    resized to 20x20 by bilinear interpolation (pixel centres, edges repeated) and
+    padded by 4. Integer arithmetic gives the same bytes on every machine.
     """
     centres = np.clip(4 * np.arange(20) - 3, 0, 70)  # in tenths of an 8x8 pixel
     weights = np.zeros((20, 8), np.int64)  # in tenths

@@ -1,9 +1,9 @@
-"""Download a data set's files with TensorFlow Datasets, without TensorFlow.
+"""Download a dataset's files with TensorFlow Datasets, without TensorFlow.
 
-TFDS's download manager brings the checksums and the retries, but neither a connect nor
-a read timeout, and its threads can't be stopped. So it runs in a child process, which
-is killed once no byte has come for a while; that one rule bounds a missing network, a
-silent firewall and a stalled transfer alike.
+TFDS's download manager provides checksums and retries, but no connect or read timeout,
+and its threads can't be stopped. So it runs in a child process, which is killed if no
+data arrives for a while. This covers a missing network, a silent firewall and a stalled
+transfer.
 """
 
 import os
@@ -21,7 +21,7 @@ FILES = (
     "t10k-images-idx3-ubyte.gz",
     "t10k-labels-idx1-ubyte.gz",
 )
-# As in TFDS's builders, whose checksum records know the files by these addresses.
+# As in TFDS's builders; TFDS's checksums are recorded under these URLs.
 URLS = {
     "mnist": "https://storage.googleapis.com/cvdf-datasets/mnist/",
     "fashion_mnist": "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
@@ -31,21 +31,21 @@ PATIENCE_SECONDS = 15.0
 
 
 class DownloadError(InputError):
-    """The files could not be had from the network."""
+    """The files could not be downloaded."""
 
 
 def download_files(name: str, folder: Path, patience: float = PATIENCE_SECONDS) -> None:
-    """Downloads the four files of a data set under their original names.
+    """Downloads the four files of a dataset under their original names.
 
     Args:
         name: a key of `URLS`.
         folder: an empty folder; on success it holds the files named in `FILES`.
-        patience: seconds without a new byte after which the attempt is given up.
+        patience: seconds without new data after which the download is aborted.
 
     Raises:
-        DownloadError: nothing, not everything or something else came.
+        DownloadError: the download failed, stalled or has a wrong checksum.
     """
-    # The child finds this package and TFDS wherever this process found them.
+    # The child imports this package and TFDS from where this process did.
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-m", "mnist_jax.data.download", name, str(folder)]
     with tempfile.TemporaryFile() as log:
@@ -58,7 +58,7 @@ def download_files(name: str, folder: Path, patience: float = PATIENCE_SECONDS) 
             child.kill()
             child.wait()
         if stalled:
-            raise DownloadError(f"no byte came for {patience:.0f} s")
+            raise DownloadError(f"no data arrived for {patience:.0f} s")
         if child.returncode != 0:
             log.seek(0)
             lines = log.read().decode(errors="replace").split("\n")
@@ -69,7 +69,7 @@ def download_files(name: str, folder: Path, patience: float = PATIENCE_SECONDS) 
 def _wait_while_growing(
     child: subprocess.Popen[bytes], folder: Path, patience: float
 ) -> bool:
-    """Waits for the child; returns False if the folder stops growing before."""
+    """Waits for the child; returns False if the folder stops growing first."""
     size, deadline = 0, time.monotonic() + patience
     while child.poll() is None:
         if time.monotonic() > deadline:
@@ -82,7 +82,7 @@ def _wait_while_growing(
 
 
 def _folder_bytes(folder: Path) -> int:
-    """Returns the size of all files below a folder that another process changes."""
+    """Returns the total size of the files in a folder that is being written to."""
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:
@@ -94,11 +94,11 @@ def _folder_bytes(folder: Path) -> int:
 
 
 def _run_tfds(name: str, folder: Path) -> None:
-    """Runs TFDS's download manager: the child process's only work."""
+    """Runs TFDS's download manager, in the child process."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download import downloader
 
-    downloader.MAX_RETRIES = 2  # ten, its default, take over 200 s to fail
+    downloader.MAX_RETRIES = 2  # the default, ten, takes over 200 s to fail
     manager = tfds.download.DownloadManager(
         download_dir=folder / "tfds",
         dataset_name=name,
@@ -110,15 +110,15 @@ def _run_tfds(name: str, folder: Path) -> None:
 
 
 def _main(name: str, folder: str) -> None:
-    """Downloads in this process; on failure leaves the reason as the last line."""
+    """Downloads in this process; on failure prints the reason as the last line."""
     try:
         _run_tfds(name, Path(folder))
     except Exception as error:
-        # requests wraps what it was told by urllib3, which names the host and the cause
+        # requests wraps urllib3's error, which names the host and the cause
         cause = getattr(error.args[0] if error.args else None, "reason", error)
         reason = " ".join(f"{type(cause).__name__}: {cause}".split())
         print(f"\n{reason[:300]}", file=sys.stderr, flush=True)
-        os._exit(1)  # waits for no other thread, each of which would retry and report
+        os._exit(1)  # doesn't wait for other threads, which would retry and report
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Pixels on their way from the files' uint8 to the network's float32."""
+"""Preprocessing of pixels: from uint8 in the files to the network's float32."""
 
 import math
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from mnist_jax.errors import InputError
 
 
 class Preprocess(NamedTuple):
-    """A pixel scaling as a function of images; equal ones make equal programs."""
+    """A pixel scaling as a callable; equal instances share compiled programs."""
 
     pixels: str
     mean: float = 0.0
@@ -25,7 +25,7 @@ class Preprocess(NamedTuple):
 
 
 def make_preprocess(config: TrainConfig, train: Split) -> Preprocess:
-    """Returns a config's pixel scaling for a training set."""
+    """Returns the pixel scaling of a config for a training set."""
     if config.pixels != "standardized":  # counting MNIST's pixels takes 0.09 s
         return Preprocess(config.pixels)
     return Preprocess(config.pixels, *pixel_statistics(train.images))
@@ -34,26 +34,26 @@ def make_preprocess(config: TrainConfig, train: Split) -> Preprocess:
 def scale_pixels(
     images: jax.Array | np.ndarray, pixels: str, mean: float = 0.0, std: float = 1.0
 ) -> jax.Array:
-    """Turns uint8 pixels into network input; meant to run within the jitted step.
+    """Converts uint8 pixels to network inputs; meant to run inside the jitted step.
 
     Args:
         images: `[...,28,28] uint8`.
         pixels: "scaled": x/255; "standardized": (x/255 - mean) / std; "raw": x;
-            "l2": each column of an image divided by its norm over the 28 rows, where a
-            norm of zero counts as 1.
-        mean: of the training pixels divided by 255, see `pixel_statistics`.
-        std: their standard deviation; like `mean` only for "standardized".
+            "l2": each column of an image divided by its L2 norm over the 28 rows, or by
+            1 if the norm is 0.
+        mean: mean of the training pixels divided by 255, see `pixel_statistics`. Used
+            only for "standardized", like `std`.
+        std: their standard deviation.
 
     Returns:
         `[...,28,28] float32`.
 
     Raises:
-        InputError: an unknown name in `pixels`.
+        InputError: `pixels` is unknown.
     """
     if pixels not in PIXELS:
         raise InputError(
-            f"--pixels={pixels} is unknown: {', '.join(PIXELS)} are allowed; choose one"
-            " of them."
+            f"--pixels={pixels} is unknown; choose one of {', '.join(PIXELS)}"
         )
     values = jnp.asarray(images).astype(jnp.float32)
     if pixels == "raw":
@@ -67,9 +67,9 @@ def scale_pixels(
 
 
 def pixel_statistics(images: np.ndarray) -> tuple[float, float]:
-    """Returns mean and standard deviation of `[N,28,28] uint8` pixels divided by 255.
+    """Returns the mean and standard deviation of `[N,28,28] uint8` pixels / 255.
 
-    If all pixels are equal, the standard deviation counts as 1, so that one can divide.
+    If all pixels are equal, the standard deviation is returned as 1, to divide by.
     """
     # In chunks, since bincount makes a copy of eight bytes per pixel.
     chunks = np.array_split(images.reshape(-1), max(1, images.size // 2**20))

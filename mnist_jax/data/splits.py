@@ -1,4 +1,4 @@
-"""Training, validation and test sets, cut as a config says."""
+"""Splits a dataset into training, validation and test sets."""
 
 import dataclasses
 import math
@@ -11,26 +11,27 @@ from mnist_jax.errors import InputError
 
 
 def split_dataset(dataset: Dataset, config: TrainConfig) -> Dataset:
-    """Splits a data set into the training, validation and test sets of a config.
+    """Splits a dataset into the training, validation and test sets of a config.
 
-    With `split="shuffled"` train and test are permuted together by
-    `numpy.random.RandomState(split_seed)` and the first images become the test set, as
-    many as before (as scikit-learn's `train_test_split` does it). `train_size` counts
-    before the validation set is cut off the end of the training set.
+    With `split="shuffled"`, train and test are permuted together by
+    `numpy.random.RandomState(split_seed)`, and the first images become the test set,
+    whose size is unchanged (as in scikit-learn's `train_test_split`). `train_size` is
+    applied before the validation set is taken from the end of the training set.
 
     Args:
-        dataset: as `load_dataset` returns it, without a validation set.
-        config: its fields `split`, `split_seed`, `validation`, `validation_fraction`
+        dataset: a dataset without a validation set, as `load_dataset` returns it.
+        config: the fields `split`, `split_seed`, `validation`, `validation_fraction`
             and `train_size` are used.
 
     Raises:
-        InputError: more images are asked for than there are, or a set would be empty.
+        InputError: `train_size` exceeds the training set, a set would be empty, or
+            there is a validation set already.
     """
     if dataset.validation is not None:
         raise InputError(
-            f"{dataset.name} was given with a validation set of"
-            f" {len(dataset.validation.labels)} images, which a new split would lose:"
-            " split the data set that load_dataset returned."
+            f"{dataset.name} already has a validation set of"
+            f" {len(dataset.validation.labels)} images, which a new split would drop;"
+            " split the dataset that load_dataset returned"
         )
     train, test = dataset.train, dataset.test
     if config.split == "shuffled":
@@ -38,8 +39,8 @@ def split_dataset(dataset: Dataset, config: TrainConfig) -> Dataset:
     if (size := config.train_size) is not None:
         if size > len(train.labels):
             raise InputError(
-                f"--train_size={size} is out of range: 1..{len(train.labels)} is"
-                " allowed; choose a number in that range."
+                f"--train_size={size} is out of range; choose a number in"
+                f" 1..{len(train.labels)}"
             )
         train = Split(train.images[:size], train.labels[:size])
 
@@ -48,13 +49,13 @@ def split_dataset(dataset: Dataset, config: TrainConfig) -> Dataset:
         held_out = test
     elif config.validation == "fraction":
         size = len(train.labels)
-        # Keras's arithmetic, rounding included.
+        # The same arithmetic as in Keras, including rounding.
         cut = int(math.floor(size * (1.0 - config.validation_fraction)))
         if not 1 <= cut < size:
             raise InputError(
                 f"--validation_fraction={config.validation_fraction} of {size} training"
-                " images leaves no image to train on or none to validate with: a number"
-                " between 0 and 1 that leaves both is allowed, such as 0.2."
+                " images leaves no image for training or none for validation; choose a"
+                " number between 0 and 1 that leaves both, such as 0.2"
             )
         held_out = Split(train.images[cut:], train.labels[cut:])
         train = Split(train.images[:cut], train.labels[:cut])
@@ -62,12 +63,12 @@ def split_dataset(dataset: Dataset, config: TrainConfig) -> Dataset:
 
 
 def _shuffle_split(train: Split, test: Split, seed: int) -> tuple[Split, Split]:
-    """Redistributes the images over sets of the same sizes."""
+    """Shuffles the images across two sets of the same sizes as before."""
     images = np.concatenate([train.images, test.images])
     labels = np.concatenate([train.labels, test.labels])
     order = np.random.RandomState(seed).permutation(len(labels))
-    for_test, for_train = np.split(order, [len(test.labels)])
+    test_indices, train_indices = np.split(order, [len(test.labels)])
     return (
-        Split(images[for_train], labels[for_train]),
-        Split(images[for_test], labels[for_test]),
+        Split(images[train_indices], labels[train_indices]),
+        Split(images[test_indices], labels[test_indices]),
     )

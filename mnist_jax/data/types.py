@@ -1,25 +1,28 @@
-"""What a data set is, as the rest of the package uses it."""
+"""The types of datasets and their splits."""
 
 import dataclasses
 from typing import NamedTuple
 
 import numpy as np
 
+IMAGE_SHAPE = (28, 28)
+CLASSES = 10
+
 
 class Split(NamedTuple):
-    """Images and their labels, in one order: on the host, or later on the device."""
+    """Images and their labels in the same order, on the host or on the device."""
 
-    images: np.ndarray  # [N,28,28] uint8, 0 is the blank paper
+    images: np.ndarray  # [N,28,28] uint8, 0 is the background
     labels: np.ndarray  # [N] int32, 0..9
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set as a run uses it, and what a record must say about it."""
+    """A dataset as a run uses it, with what its record says about it."""
 
     name: str  # one of DATASETS without "auto"
     train: Split
     validation: Split | None
     test: Split
-    checksum: str  # one sha256 over the files' sha256, or over the digits' arrays
-    note: str  # empty, or one sentence to print wherever results are shown
+    checksum: str  # sha256 of the files' sha256 digests, or of the digits' arrays
+    note: str  # empty, or one sentence to print with all results

@@ -1,9 +1,9 @@
-"""Pictures of digits -> MNIST's form, made as MNIST's authors made theirs.
+"""Converts images of digits to MNIST's format, with the steps of MNIST's authors.
 
-They fitted each digit into 20x20 pixels, keeping its aspect, whence the grey levels,
-and set its centre of mass in the middle of 28x28 (LeCun, Bottou, Bengio, Haffner,
-"Gradient-Based Learning Applied to Document Recognition", 1998, section III A). What
-scanner and form did for them is done first: background to 0, ink to 255.
+They resized each digit to fit 20x20 pixels, keeping its aspect ratio, which produced
+grey levels, and placed its centre of mass in the middle of 28x28 (LeCun, Bottou,
+Bengio, Haffner, "Gradient-Based Learning Applied to Document Recognition", 1998,
+section III A). Before these steps, the background is mapped to 0 and the ink to 255.
 """
 
 import io
@@ -20,20 +20,20 @@ from mnist_jax.errors import InputError
 
 MAX_BYTES = 50_000_000
 MAX_SIDE = 10_000
-MAX_PIXELS = 50_000_000  # decoding takes up to 13 bytes for each, 650 MB in all
-# A digit needs no more; larger images are first reduced to at most this long a side.
+MAX_PIXELS = 50_000_000  # decoding takes up to 13 bytes per pixel, 650 MB in total
+# Enough for a digit; larger images are first reduced to at most this side length.
 _WORKING_SIDE = 1_500
-# Grey levels of 255 between paper and ink, below which there is only paper.
+# Grey levels (of 255) between background and ink; with less, an image is blank.
 _MIN_CONTRAST = 32
 
 _READERS = {b"\x89PNG\r\n\x1a\n": PngImageFile, b"\xff\xd8\xff": JpegImageFile}
 
 
 def read_digit(path: Path) -> np.ndarray:
-    """Returns the digit of a PNG or JPEG file as `digit_from_bytes` does.
+    """Reads the digit in a PNG or JPEG file; see `digit_from_bytes`.
 
     Raises:
-        InputError: the file cannot be read, or as `digit_from_bytes`.
+        InputError: the file cannot be read, or see `digit_from_bytes`.
     """
     try:
         with path.open("rb") as file:
@@ -46,28 +46,28 @@ def read_digit(path: Path) -> np.ndarray:
 
 
 def digit_from_bytes(content: bytes, name: str) -> np.ndarray:
-    """Returns the digit of a PNG or JPEG image in MNIST's form.
+    """Converts a PNG or JPEG image of a digit to MNIST's format.
 
     Args:
-        content: of the file: one digit, alone on an even background, dark on light or
-            light on dark.
-        name: what errors call the image.
+        content: the bytes of the file. It shows one digit on a uniform background, dark
+            on light or light on dark.
+        name: the name of the image in error messages.
 
     Returns:
         `[28,28] uint8`, 0 is background and 255 ink.
 
     Raises:
-        InputError: it is neither PNG nor JPEG, damaged, too large, or blank.
+        InputError: the image is not PNG or JPEG, damaged, too large or blank.
     """
     return normalize_digit(_decode_grey(content, name), name)
 
 
 def normalize_digit(grey: np.ndarray, name: str = "the image") -> np.ndarray:
-    """Brings a grey picture of a digit to MNIST's form.
+    """Converts a grey image of a digit to MNIST's format.
 
     Args:
         grey: `[H,W]`, 0..255 from black to white.
-        name: what errors call the image.
+        name: the name of the image in error messages.
 
     Returns:
         `[28,28] uint8`, 0 is background and 255 ink.
@@ -86,53 +86,53 @@ def normalize_digit(grey: np.ndarray, name: str = "the image") -> np.ndarray:
 
 
 def _decode_grey(content: bytes, name: str) -> np.ndarray:
-    """Decodes to grey `[H,W] float32`, 0..255, upright and of bounded size."""
+    """Decodes to grey `[H,W] float32`, 0..255, upright and of limited size."""
     if len(content) > MAX_BYTES:
         raise InputError(
-            f"{name} has more than the {MAX_BYTES:,} bytes that are allowed; save it "
-            "smaller"
+            f"{name} has more than the allowed {MAX_BYTES:,} bytes; save it with fewer "
+            "pixels"
         )
     readers = [r for magic, r in _READERS.items() if content.startswith(magic)]
     if not readers:
         raise InputError(
-            f"{name} is neither a PNG nor a JPEG image, whatever its name ends in; "
+            f"{name} is neither a PNG nor a JPEG image, whatever its extension; "
             "save it as one of them"
         )
-    # Corrupt EXIF data and the like: what matters ends in an error below.
+    # Ignores warnings such as about corrupt EXIF data; damaged pixels raise below.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            # Not Image.open, which judges the size itself, first with a warning.
+            # Not Image.open, which checks the size itself, at first with a warning.
             with readers[0](io.BytesIO(content)) as image:
                 _check_size(image.size, name)
                 return _to_grey(image)
         except InputError:
             raise
-        except Exception as error:  # Pillow lets through what its parsers meet
+        except Exception as error:  # Pillow's parsers raise many types
             reason = str(error).rstrip(".") or type(error).__name__
             raise InputError(
-                f"{name} is damaged and cannot be decoded ({reason}); save it anew as "
+                f"{name} is damaged and cannot be decoded ({reason}); save it again as "
                 "PNG or JPEG"
             ) from error
 
 
 def _check_size(size: tuple[int, int], name: str) -> None:
-    """Refuses, from the header alone, images that would take much memory."""
+    """Rejects, from the header alone, images that would take too much memory."""
     width, height = size
     if max(size) > MAX_SIDE or width * height > MAX_PIXELS:
         raise InputError(
             f"{name} is {width:,} pixels wide and {height:,} high; at most "
-            f"{MAX_SIDE:,} on a side and {MAX_PIXELS:,} in all are allowed; scale it "
+            f"{MAX_SIDE:,} per side and {MAX_PIXELS:,} in total are allowed; scale it "
             "down"
         )
 
 
 def _to_grey(image: Image.Image) -> np.ndarray:
-    """Decodes an opened image: reduced, upright, without transparency, grey."""
-    wanted = (_WORKING_SIDE, _WORKING_SIDE)
-    image.draft("L", wanted)  # a JPEG is decoded at a half, quarter or eighth
+    """Decodes an opened image to grey: reduced, upright, without transparency."""
+    # Decodes a JPEG at 1/2, 1/4 or 1/8 of its size.
+    image.draft("L", (_WORKING_SIDE, _WORKING_SIDE))
     ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I"):  # 16 bit, which "L" would cut off at 255
+    if image.mode.startswith("I"):  # 16 bits, which "L" would clip at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     transparent = image.has_transparency_data
     image = image.convert("LA" if transparent else "L")
@@ -141,23 +141,23 @@ def _to_grey(image: Image.Image) -> np.ndarray:
     if not transparent:
         return values
     grey, alpha = values[..., 0], values[..., 1] / 255
-    # Paper that contrasts: white ink on nothing is meant for a dark page.
+    # A contrasting background: light ink on transparency is meant for a dark page.
     visible = max(float(alpha.sum()), 1.0)
-    paper = 255.0 if float((grey * alpha).sum()) / visible < 128 else 0.0
-    return grey * alpha + paper * (1 - alpha)
+    background = 255.0 if float((grey * alpha).sum()) / visible < 128 else 0.0
+    return grey * alpha + background * (1 - alpha)
 
 
-_INK_FLOOR = 0.25  # of a stroke's level: blur and JPEG leave less than that beside it
+_INK_FLOOR = 0.25  # fraction of a stroke's level; blur and JPEG artefacts are below it
 
 
 def _find_ink(grey: np.ndarray, name: str) -> np.ndarray:
-    """Returns how much ink there is, `[H,W]`: 0 on the background, about 1 in a stroke.
+    """Returns the amount of ink `[H,W]`: 0 on the background, about 1 in a stroke.
 
-    The background is what the border shows: an even or slanted light.
+    The background is estimated from the border, as uniform or a linear gradient.
     """
     grey = np.asarray(grey, np.float32)
     difference, noise = _subtract_background(grey)
-    # Averages of 3x3, so that no single bright grain counts as ink.
+    # 3x3 averages, so that a single noisy pixel does not count as ink.
     smooth = ndimage.uniform_filter(difference, 3, mode="nearest")
     ink = difference * (1 if smooth.max() > -smooth.min() else -1)
     contrast = float(np.abs(smooth).max())
@@ -167,19 +167,19 @@ def _find_ink(grey: np.ndarray, name: str) -> np.ndarray:
             f"{contrast:.0f} of 255 grey levels, and at least {_MIN_CONTRAST} are "
             "needed; draw darker or take the photo in better light"
         )
-    # The strokes' own level rather than that of their darkest grain.
+    # The typical level of the strokes, not of their darkest pixel.
     level = float(np.median(ink[ink > contrast / 2]))
     floor = min(max(_INK_FLOOR, 4 * noise / level), 0.5)
     ink = np.clip(ink / level, 0, 1)
     ink[ink < floor] = 0
-    return _without_specks(ink)
+    return _remove_specks(ink)
 
 
 def _subtract_background(grey: np.ndarray) -> tuple[np.ndarray, float]:
-    """Subtracts the plane through the border's grey; also returns its noise.
+    """Subtracts a plane fitted to the border; also returns the border's noise level.
 
-    Border pixels far from the plane are ink that reaches the border: after each of
-    three rounds they are left out.
+    Border pixels far from the plane are ink that reaches the border; each of the three
+    fits excludes them.
     """
     height, width = grey.shape
     y, x = np.linspace(-1, 1, height), np.linspace(-1, 1, width)
@@ -201,35 +201,35 @@ def _subtract_background(grey: np.ndarray) -> tuple[np.ndarray, float]:
     return grey - background.astype(np.float32), spread
 
 
-_SPECK = 0.03  # of the largest connected piece of ink
+_SPECK = 0.03  # fraction of the ink of the largest connected component
 
 
-def _without_specks(ink: np.ndarray) -> np.ndarray:
-    """Drops pieces of ink that are small beside the largest."""
-    pieces, count = ndimage.label(ink > 0, np.ones((3, 3)))
-    amounts = np.bincount(pieces.ravel(), ink.ravel(), minlength=count + 1)
+def _remove_specks(ink: np.ndarray) -> np.ndarray:
+    """Removes connected components of ink much smaller than the largest."""
+    components, count = ndimage.label(ink > 0, np.ones((3, 3)))
+    amounts = np.bincount(components.ravel(), ink.ravel(), minlength=count + 1)
     amounts[0] = 0
-    return np.where((amounts >= _SPECK * amounts.max())[pieces], ink, 0)
+    return np.where((amounts >= _SPECK * amounts.max())[components], ink, 0)
 
 
-_BOX = 20  # MNIST's digits fit into it
-_FINE = 8 * _BOX  # a digit's longer side at most, while its strokes are measured
+_BOX = 20  # side of the box that MNIST's digits fit into
+_FINE = 8 * _BOX  # max length of a digit's longer side while its strokes are measured
 
 
 def _crop(ink: np.ndarray) -> np.ndarray:
-    """Cuts out the ink, its longer side reduced to at most `_FINE` pixels."""
+    """Crops to the ink and reduces its longer side to at most `_FINE` pixels."""
     rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
     ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     longer = max(ink.shape)
     return ink if longer <= _FINE else _resize(ink, _FINE / longer)
 
 
-_MIN_STROKE = 1.75  # pixels of 20; 95 % of MNIST's test digits have wider strokes
+_MIN_STROKE = 1.75  # pixels at size 20; 95 % of MNIST's test digits have wider strokes
 
 
 def _thicken(ink: np.ndarray) -> np.ndarray:
-    """Widens strokes thinner than MNIST's, which reduction would turn to pale grey."""
-    half = float(ink.max()) / 2  # reduction has made the thinnest strokes pale already
+    """Widens strokes thinner than MNIST's, which would turn pale when reduced."""
+    half = float(ink.max()) / 2  # the thinnest strokes are already pale from `_crop`
     solid = np.pad(ink > half, 1)
     # In a stroke w pixels wide the nearest pixel outside is w/4 + 1/2 away on average.
     inside = ndimage.distance_transform_edt(solid)
@@ -244,21 +244,21 @@ def _thicken(ink: np.ndarray) -> np.ndarray:
 
 
 def _fit_box(ink: np.ndarray) -> np.ndarray:
-    """Fits cropped ink into 20x20, keeping its aspect."""
+    """Resizes cropped ink to fit 20x20, keeping its aspect ratio."""
     return _resize(ink, _BOX / max(ink.shape))
 
 
 def _resize(ink: np.ndarray, factor: float) -> np.ndarray:
-    """Scales ink by a factor, averaging where it shrinks."""
+    """Resizes ink by a factor, averaging when it shrinks."""
     height, width = (max(1, round(side * factor)) for side in ink.shape)
     image = Image.fromarray(np.asarray(ink, np.float32))
     return np.asarray(image.resize((width, height), Image.Resampling.HAMMING))
 
 
 def _centre(ink: np.ndarray) -> np.ndarray:
-    """Sets ink of at most 20x20 into `[28,28] uint8`, its centre of mass in the middle.
+    """Centres ink of at most 20x20 in `[28,28] uint8` by its centre of mass.
 
-    Where that would push ink over the edge, it stays inside.
+    Ink that would cross the edge is shifted inside.
     """
     canvas = np.zeros((28, 28), np.uint8)
     corner = [

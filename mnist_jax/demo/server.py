@@ -1,4 +1,4 @@
-"""A page to draw a digit on, served to this machine alone."""
+"""Web server for the drawing demo, reachable from this machine only."""
 
 import json
 import socketserver
@@ -18,10 +18,10 @@ from mnist_jax.data.user_images import digit_from_bytes
 from mnist_jax.errors import InputError
 
 HOST = "127.0.0.1"
-# The page's drawing takes about 5,000 bytes.
+# In bytes; a drawing sent by the page has about 5,000.
 MAX_BODY = 1_000_000
 
-# What the page may do: run its own script and ask this server.
+# The page may only run its inline script and send requests to this server.
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -30,22 +30,22 @@ _POLICY = (
 
 
 class Predictor(NamedTuple):
-    """A trained network as the page shows it."""
+    """A trained network and its labels on the page."""
 
     name: str
-    note: str  # a few words below the name
+    note: str  # shown below the name
     predict: Callable[[np.ndarray], np.ndarray]  # [1,28,28] uint8 -> [1,10]
 
 
 def make_server(predictors: Sequence[Predictor], port: int) -> ThreadingHTTPServer:
-    """Returns a server of the page, bound to a port but not yet serving.
+    """Returns a server for the page that is bound to a port but not yet serving.
 
     Args:
-        predictors: in the order of the page's columns.
-        port: of 127.0.0.1; 0 takes a free one, see `server_port` of the server.
+        predictors: the networks, in the order of the page's columns.
+        port: port on 127.0.0.1; 0 picks a free one, see the server's `server_port`.
 
     Raises:
-        InputError: the port cannot be had.
+        InputError: the port is not available.
     """
     lock = threading.Lock()
     page = resources.files("mnist_jax.demo").joinpath("page.html").read_bytes()
@@ -60,17 +60,17 @@ def make_server(predictors: Sequence[Predictor], port: int) -> ThreadingHTTPServ
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(
-            f"--port={port} cannot be had: {reason}; give another from 1024 to 65535, "
-            "or 0 for any that is free"
+            f"cannot bind to --port={port}: {reason}; choose another from 1024 to "
+            "65535, or 0 for any free port"
         ) from error
 
 
 def _answer(
     predictors: Sequence[Predictor], lock: threading.Lock, content: bytes
 ) -> dict[str, Any]:
-    """Returns what all networks say of a drawing, as JSON values."""
-    # One drawing at a time: they would only share the same cores, and decoding sets
-    # the process's warnings aside.
+    """Returns the response to a drawing, as JSON values."""
+    # One drawing at a time: parallel ones would share the same cores, and decoding
+    # changes the process-wide warning filters.
     with lock:
         start = time.perf_counter()
         digit = digit_from_bytes(content, "the drawing")
@@ -88,23 +88,23 @@ def _answer(
 
 class _Server(ThreadingHTTPServer):
     def server_bind(self) -> None:
-        # The base class asks the name service for the host's name, which may take long.
+        # The base class looks up the host name, which can be slow.
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = HOST, self.server_address[1]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), ConnectionError):  # the browser went away
+        if not isinstance(sys.exception(), ConnectionError):  # the client disconnected
             super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers one connection; every refusal is one sentence of plain text."""
+    """Handles one connection; every error response is one sentence of plain text."""
 
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "mnist_jax", ""
     error_content_type = "text/plain; charset=utf-8"
     error_message_format = "%(explain)s\n"
-    timeout = 30  # seconds for a client that promises more than it sends
+    timeout = 30  # seconds; a client may send less than its Content-Length
     disable_nagle_algorithm = True
 
     def __init__(
@@ -117,30 +117,29 @@ class _Handler(BaseHTTPRequestHandler):
         super().__init__(*connection)
 
     def do_GET(self) -> None:
-        """Answers with the page or the names of the networks."""
+        """Sends the page, or the names of the networks."""
         if not self._host_is_ours():
             return
         found = self._answers.get(self.path.split("?")[0])
         if found is None:
-            self._refuse(
-                HTTPStatus.NOT_FOUND, "there is nothing here; the page is at /"
-            )
+            self._reject(HTTPStatus.NOT_FOUND, "not found; the page is at /")
         else:
             self._send(*found)
 
     def do_POST(self) -> None:
-        """Answers a drawing with all networks' probabilities."""
+        """Sends the probabilities of all networks for the posted drawing."""
         if not self._host_is_ours():
             return
         if self.path != "/predict":
-            self._refuse(HTTPStatus.NOT_FOUND, "drawings are sent to /predict")
+            self._reject(HTTPStatus.NOT_FOUND, "not found; post drawings to /predict")
             return
-        kind = self.headers.get("Content-Type", "none")
-        if kind not in ("image/png", "image/jpeg"):
-            # Also what no other site's page can make a browser send unasked.
-            self._refuse(
+        content_type = self.headers.get("Content-Type", "none")
+        if content_type not in ("image/png", "image/jpeg"):
+            # These types also keep other sites out: browsers send them across origins
+            # only after a preflight request.
+            self._reject(
                 HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-                f"the Content-Type must be image/png or image/jpeg; got {kind}",
+                f"the Content-Type must be image/png or image/jpeg; got {content_type}",
             )
             return
         content = self._read_body()
@@ -149,69 +148,69 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             answer = self._predict(content)
         except InputError as error:
-            self._refuse(HTTPStatus.UNPROCESSABLE_ENTITY, f"{error}.")
+            self._reject(HTTPStatus.UNPROCESSABLE_ENTITY, f"{error}.")
         else:
             self._send(json.dumps(answer).encode(), "application/json")
 
     def _read_body(self) -> bytes | None:
-        """Reads the body if its length is told and allowed; else refuses."""
+        """Returns the body, or sends an error and returns None for a bad length."""
         length = self.headers.get("Content-Length")
         if length is None or "Transfer-Encoding" in self.headers:
-            self._refuse(HTTPStatus.LENGTH_REQUIRED, "the Content-Length is missing")
+            self._reject(HTTPStatus.LENGTH_REQUIRED, "the Content-Length is missing")
         elif not (length.isascii() and length.isdigit()):
-            self._refuse(
+            self._reject(
                 HTTPStatus.BAD_REQUEST,
-                f"the Content-Length must be a whole number; got {length}",
+                f"the Content-Length must be a non-negative integer; got {length}",
             )
         elif len(length) > 12 or int(length) > MAX_BODY:
-            self._refuse(
+            self._reject(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                f"a drawing may have at most {MAX_BODY:,} bytes; got {length}",
+                f"a drawing must have at most {MAX_BODY:,} bytes; got {length}",
             )
         else:
             content = self.rfile.read(int(length))
             if len(content) == int(length):
                 return content
-            self._refuse(
+            self._reject(
                 HTTPStatus.BAD_REQUEST,
                 f"the body ended after {len(content)} of {length} bytes",
             )
         return None
 
     def _host_is_ours(self) -> bool:
-        """Refuses a request under another name than this machine's own.
+        """Returns whether the Host header names this server; if not, sends an error.
 
-        Another site whose name is made to point to this machine would otherwise count,
-        to a browser, as the origin of the page.
+        Prevents DNS rebinding: a browser would treat another site whose name resolves
+        to this machine as the origin of the page.
         """
         port = self.connection.getsockname()[1]
         allowed = (f"{HOST}:{port}", f"localhost:{port}")
         given = self.headers.get("Host", "none")
         if given in allowed:
             return True
-        self._refuse(
+        self._reject(
             HTTPStatus.FORBIDDEN,
             f"the Host must be {' or '.join(allowed)}; got {given}",
         )
         return False
 
-    def _send(self, content: bytes, kind: str) -> None:
+    def _send(self, content: bytes, content_type: str) -> None:
         self.send_response(HTTPStatus.OK)
-        self.send_header("Content-Type", kind)
+        self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
 
-    def _refuse(self, status: HTTPStatus, sentence: str) -> None:
-        # Ends the connection too: a body may lie unread in it.
-        self.send_error(status, explain=sentence)
+    def _reject(self, status: HTTPStatus, message: str) -> None:
+        # send_error also closes the connection, which may still hold an unread body.
+        self.send_error(status, explain=message)
 
     def end_headers(self) -> None:
-        """Adds the headers that every answer has."""
+        """Adds the headers common to all responses."""
         self.send_header("Cache-Control", "no-store")
         self.send_header("Content-Security-Policy", _POLICY)
         self.send_header("X-Content-Type-Options", "nosniff")
         super().end_headers()
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """Says nothing: the page tells its reader what there is to know."""
+        """Logs nothing: the page shows all errors."""

@@ -1,16 +1,16 @@
-"""Convolution, bias, activation and max pooling in the forms XLA runs fast on CPU.
+"""Fast CPU implementation of convolution, bias, activation and max pooling.
 
-Inside a `lax.scan` XLA:CPU compiles the gradient of a convolution to a naive loop and
-the gradient of `nn.max_pool` to a slow select-and-scatter. Here a whole stage is matrix
-products and elementwise loops, by one of three algorithms (`_choose_algorithm`). Two of
-them see the inputs as overlapping tiles, one tile for each pooled output:
+Inside a `lax.scan`, XLA:CPU compiles the gradient of a convolution to a naive loop and
+the gradient of `nn.max_pool` to a slow select-and-scatter. Here a stage consists of
+matrix products and elementwise loops, in one of three algorithms (`_choose_algorithm`).
+Two of them view the inputs as overlapping tiles, one tile per pooled output:
 
     tiles[p][q] [B,h,w,C] holds x[:, step * i + p, step * j + q], step = strides * pool
-    phase (r,s) is the convolution's output at position (r,s) of every pooling window
+    phase (r,s) is the convolution's output at position (r,s) of each pooling window
     tap (k,l) of phase (r,s) reads tiles[strides * r + k][strides * s + l]
 
-so nothing is computed that pooling would drop. Winograd's tiles are larger and know no
-pooling. The layout is [B,H,W,C] throughout.
+so outputs that pooling would drop are not computed. Winograd's tiles are larger and
+independent of pooling. The layout is [B,H,W,C] throughout.
 """
 
 import functools
@@ -38,7 +38,7 @@ _ACTIVATIONS = {"linear": lambda y: y, "relu": jax.nn.relu, "tanh": jnp.tanh}
 
 
 class _Stage(NamedTuple):
-    """What is fixed at compile time about a stage."""
+    """The static arguments of a stage."""
 
     strides: int
     activation: str
@@ -57,29 +57,29 @@ def conv_pool(
 ) -> jax.Array:
     """Convolves, adds the bias, applies the activation and max-pools.
 
-    Equal to `lax.conv_general_dilated`, the bias, the activation and `nn.max_pool` to
-    float32 rounding, gradients included. Where a window holds equal maxima the first in
-    row order gets the gradient, as in `nn.max_pool`. Pooling comes first here, which
-    changes nothing: bias and activation are monotone and treat a whole window alike.
-    Only unequal values that rounding makes equal, or swaps, may hand the gradient to
-    another position of the window: in `nn.max_pool` two that the bias rounds to the
-    same number, or that both saturate tanh (where ReLU makes them equal, at zero, the
-    gradient is zero).
+    Matches `lax.conv_general_dilated`, bias, activation and `nn.max_pool` up to float32
+    rounding, including gradients. Of equal maxima in a window, the first in row-major
+    order gets the gradient, as in `nn.max_pool`. Pooling runs before bias and
+    activation, with the same result: both are monotone and apply equally to a whole
+    window. Only rounding can send the gradient to another position, by making unequal
+    values equal or swapping them. In `nn.max_pool` this happens to values that the bias
+    rounds to the same number or that both saturate tanh (where ReLU makes them equal,
+    at zero, the gradient is zero).
 
     Args:
-        x: Inputs [B,H,W,C] float32.
-        kernel: Weights [k,k,C,D] float32.
+        x: inputs [B,H,W,C] float32.
+        kernel: [k,k,C,D] float32.
         bias: [D] float32.
-        strides: Step of the convolution in both directions.
+        strides: stride of the convolution in both directions.
         padding: "SAME" or "VALID".
         activation: "relu", "tanh" or "linear".
-        pool: Side and step of the pooling window, without padding; 1 for no pooling.
+        pool: side and stride of the pooling window, without padding; 1 for no pooling.
 
     Returns:
         [B,h,w,D] float32.
 
     Raises:
-        InputError: Padding or activation is unknown, or no output is left.
+        InputError: `padding` or `activation` is unknown, or the output would be empty.
 
     Example:
         >>> x, kernel = jnp.ones((2, 28, 28, 1)), jnp.ones((3, 3, 1, 8))
@@ -88,24 +88,24 @@ def conv_pool(
         (2, 13, 13, 8)
     """
     if padding not in ("SAME", "VALID"):
-        raise InputError(f"Padding is {padding!r}; it must be 'SAME' or 'VALID'.")
+        raise InputError(f"padding must be 'SAME' or 'VALID'; got {padding!r}")
     if activation not in _ACTIVATIONS:
         raise InputError(
-            f"Activation is {activation!r}; it must be one of {list(_ACTIVATIONS)}."
+            f"activation must be one of {list(_ACTIVATIONS)}; got {activation!r}"
         )
     if padding == "SAME":
         x = _pad_same(x, kernel.shape[0], strides)
     stage = _Stage(strides, activation, pool)
     if min(_output_lengths(x, kernel.shape[0], stage)) < 1:
         raise InputError(
-            f"Kernel size {kernel.shape[0]}, strides {strides} and pool {pool} leave"
-            f" nothing of inputs {x.shape[1:3]}; make one of the three smaller."
+            f"kernel size {kernel.shape[0]}, strides {strides} and pool {pool} leave"
+            f" no output for inputs {x.shape[1:3]}; make one of the three smaller"
         )
     return _conv_pool(x, kernel, bias, stage)
 
 
 def _pad_same(x: jax.Array, size: int, strides: int) -> jax.Array:
-    """Adds the zeros of SAME padding, the odd one at the end."""
+    """Zero-pads for SAME padding, with the extra zero of an odd total at the end."""
     pads = [(0, 0, 0)]
     for length in x.shape[1:3]:
         total = max((-(-length // strides) - 1) * strides + size - length, 0)
@@ -114,18 +114,18 @@ def _pad_same(x: jax.Array, size: int, strides: int) -> jax.Array:
 
 
 def _pad(x: jax.Array, pads: Any) -> jax.Array:
-    """Adds zeros of the inputs' own type: 0.0 has 64 bits if they are switched on."""
+    """Pads with zeros of the inputs' dtype: 0.0 would be float64 under x64."""
     return lax.pad(x, x.dtype.type(0), pads)
 
 
 def _choose_algorithm(kernel_shape: tuple[int, ...], stage: _Stage) -> "_Algorithm":
-    """Picks the form of a stage by its time in a training step.
+    """Picks the fastest algorithm for a stage, by its time in a training step.
 
-    Against patches the direct form took 1.3, 2.0 and 2.9 ms less of a step with 8, 16
-    and 32 pooled features (one Zen 5 core, batch 64). Winograd took these shares of the
-    patches' time, forward and backward with 2x2 pooling (one Zen 4 core, [64,13,13,C],
-    n=15, medians): 8 channels to 16 filters 1.2, to 32 0.9, to 64 0.7, 16 channels to
-    16 filters 0.7, to 64 0.45, 32 channels to 64 filters 0.36.
+    Compared with patches, the direct algorithm took 1.3, 2.0 and 2.9 ms less per step
+    with 8, 16 and 32 pooled features (one Zen 5 core, batch 64). Winograd took this
+    fraction of the time of patches, forward and backward with 2x2 pooling (one Zen 4
+    core, [64,13,13,C], n=15, medians): 8 channels to 16 filters 1.2, to 32 0.9, to 64
+    0.7, 16 channels to 16 filters 0.7, to 64 0.45, 32 channels to 64 filters 0.36.
     """
     size, _, channels, filters = kernel_shape
     if channels == 1 and (size * stage.pool) ** 2 <= 100:
@@ -139,14 +139,14 @@ def _choose_algorithm(kernel_shape: tuple[int, ...], stage: _Stage) -> "_Algorit
 def _conv_pool(
     x: jax.Array, kernel: jax.Array, bias: jax.Array, stage: _Stage
 ) -> jax.Array:
-    """Runs a stage on inputs that are padded already."""
+    """Runs a stage on inputs that are already padded."""
     return _conv_pool_fwd(x, kernel, bias, stage)[0]
 
 
 def _conv_pool_fwd(
     x: jax.Array, kernel: jax.Array, bias: jax.Array, stage: _Stage
 ) -> tuple[jax.Array, tuple]:
-    """Returns the outputs and what the gradients need."""
+    """Returns the outputs and the residuals for the backward pass."""
     pooled, saved = _choose_algorithm(kernel.shape, stage).forward(
         x, kernel, bias, stage
     )
@@ -165,17 +165,17 @@ def _conv_pool_bwd(
 _conv_pool.defvjp(_conv_pool_fwd, _conv_pool_bwd)
 
 
-# What the algorithms share.
+# Shared by the algorithms.
 
 
 def _materialize(fn: Callable, *args: Any) -> Any:
-    """Computes `fn(*args)` into arrays that XLA cannot merge with anything outside.
+    """Computes `fn(*args)` into arrays that XLA cannot fuse with anything outside.
 
-    XLA:CPU fuses elementwise work into each of its consumers and so repeats it, here up
-    to 16 times, and `lax.optimization_barrier` is gone before it fuses. A call that may
-    not be inlined stays: the CNN's step takes 5.8 ms so and 11.5 ms without (one Zen 5
-    core, batch 64, two runs). Calls inside `fn`, such as `jnp.where`'s own, may be
-    inlined again.
+    XLA:CPU fuses elementwise operations into each of their consumers and so repeats
+    them, here up to 16 times; `lax.optimization_barrier` is removed before fusion. A
+    non-inlineable call is kept: the CNN's step takes 5.8 ms with it and 11.5 ms without
+    (one Zen 5 core, batch 64, two runs). Calls inside `fn`, such as the one in
+    `jnp.where`, may still be inlined.
     """
 
     def inner(*args: Any) -> Any:
@@ -187,12 +187,12 @@ def _materialize(fn: Callable, *args: Any) -> Any:
 
 
 def _output_lengths(x: jax.Array, size: int, stage: _Stage) -> list[int]:
-    """Returns height and width of a stage's outputs for padded inputs [B,H,W,C]."""
+    """Returns a stage's output height and width for padded inputs [B,H,W,C]."""
     return [((n - size) // stage.strides + 1) // stage.pool for n in x.shape[1:3]]
 
 
 def _tile_inputs(x: jax.Array, size: int, stage: _Stage) -> Tiles:
-    """Slices the inputs [B,H,W,C] of a kernel of this size into tiles [B,h,w,C]."""
+    """Slices inputs [B,H,W,C] into tiles [B,h,w,C] for a kernel of this size."""
     strides, _, pool = stage
     step = strides * pool
     height, width = _output_lengths(x, size, stage)
@@ -206,7 +206,7 @@ def _tile_inputs(x: jax.Array, size: int, stage: _Stage) -> Tiles:
 
 
 def _tap_positions(size: int, stage: _Stage) -> list[list[tuple[int, int]]]:
-    """Lists, for each phase and each of its taps, the position in the tile it reads."""
+    """Lists, for each phase, the position in the tile that each of its taps reads."""
     return [
         [
             (stage.strides * r + k, stage.strides * s + m)
@@ -221,18 +221,18 @@ def _tap_positions(size: int, stage: _Stage) -> list[list[tuple[int, int]]]:
 def _add_patches(
     dpatches: Any, size: int, stage: _Stage, shape: tuple[int, ...]
 ) -> jax.Array:
-    """Adds each phase's gradients of patches [B,h,w,k*k*C] to those of the inputs.
+    """Sums the patch gradients [B,h,w,k*k*C] of all phases into the inputs' gradient.
 
     Args:
-        dpatches: for each phase.
+        dpatches: one array per phase.
         size: side of the kernel, k.
         stage: the stage.
-        shape: of the inputs, [B,H,W,C].
+        shape: shape of the inputs, [B,H,W,C].
     """
     batch, height, width = dpatches[0].shape[:3]
     channels, step = shape[3], stage.strides * stage.pool
-    reach = (stage.strides * (stage.pool - 1) + size - 1) // step  # beyond a tile's own
-    rows, cols = (height + reach) * step, (width + reach) * step
+    overlap = (stage.strides * (stage.pool - 1) + size - 1) // step  # in steps
+    rows, cols = (height + overlap) * step, (width + overlap) * step
 
     def add(dpatches: Any) -> dict:
         tiles: dict[tuple[int, int], jax.Array] = {}
@@ -243,20 +243,20 @@ def _add_patches(
         sums: dict[tuple[int, int], jax.Array] = {}
         for (p, q), tile in tiles.items():
             down, right = p // step, q // step
-            pads = [(down, reach - down, 0), (right, reach - right, 0)]
+            pads = [(down, overlap - down, 0), (right, overlap - right, 0)]
             d = _pad(tile, [(0, 0, 0), *pads, (0, 0, 0)])
             offset = p % step, q % step
             sums[offset] = sums[offset] + d if offset in sums else d
         return sums
 
     def interleave(sums: Any) -> jax.Array:
-        shape_of_sum = batch, height + reach, width + reach, channels
+        shape_of_sum = batch, height + overlap, width + overlap, channels
         zeros = jnp.zeros(shape_of_sum, dpatches[0].dtype)
         rows_of_step = [
             jnp.stack([sums.get((p, q), zeros) for q in range(step)], axis=3)
             for p in range(step)
         ]
-        dx = jnp.stack(rows_of_step, axis=2)  # [B,h+reach,step,w+reach,step,C]
+        dx = jnp.stack(rows_of_step, axis=2)  # [B,h+overlap,step,w+overlap,step,C]
         ends = [(0, shape[1] - rows, 0), (0, shape[2] - cols, 0)]
         dx = dx.reshape(batch, rows, cols, channels)
         return _pad(dx, [(0, 0, 0), *ends, (0, 0, 0)])
@@ -265,7 +265,7 @@ def _add_patches(
 
 
 def _activation_grad(out: jax.Array, g: jax.Array, activation: str) -> jax.Array:
-    """Carries a gradient back through the activation, from its output alone."""
+    """Backpropagates `g` through the activation, given only its output."""
     if activation == "relu":
         return jnp.where(out > 0, g, 0.0)
     return g * (1.0 - out * out) if activation == "tanh" else g
@@ -274,16 +274,16 @@ def _activation_grad(out: jax.Array, g: jax.Array, activation: str) -> jax.Array
 def _pool_phases(
     phases: Any, bias: jax.Array, stage: _Stage, fields: Any = None
 ) -> jax.Array:
-    """Takes the maximum over the phases [B,h,w,D], then adds the bias and activates.
+    """Takes the max over the phases [B,h,w,D], adds the bias, applies the activation.
 
-    Where rounding may make phases differ that are equal by definition, `fields` holds
-    for each phase numbers [B,h,w,1] that are the same where those phases are equal.
+    If rounding can make mathematically equal phases differ, `fields` holds one array
+    [B,h,w,1] per phase: phases are equal where their `fields` are.
 
-    Returns the outputs as real and, for the gradient, the number of the phase that was
-    the first to hold the maximum as imaginary parts; just the outputs if there is no
-    pooling. A loop of XLA:CPU writes one array: two would be computed in two loops, and
-    the convolution before them twice (1.02 of the CNN's step at batch 128, median of 11
-    processes, two Zen 5 cores; none at batch 32).
+    With pooling, the result is complex: the real part is the output, the imaginary part
+    the index of the first phase that holds the max, for the gradient. A loop of XLA:CPU
+    writes one array: two arrays would take two loops, and the convolution before them
+    would run twice (1.02 times the CNN's step at batch 128, median of 11 processes,
+    two Zen 5 cores; no difference at batch 32).
     """
     best = phases[0]
     winner = jnp.zeros(best.shape, best.dtype)
@@ -298,17 +298,17 @@ def _pool_phases(
 
 
 def _outputs(pooled: jax.Array) -> jax.Array:
-    """Returns the outputs from what `_pool_phases` returned."""
+    """Extracts the outputs from the result of `_pool_phases`."""
     return lax.real(pooled) if jnp.iscomplexobj(pooled) else pooled
 
 
 def _winners(pooled: jax.Array) -> jax.Array:
-    """Returns the phases that won, from what `_pool_phases` returned."""
+    """Extracts the index of the max phase from the result of `_pool_phases`."""
     return lax.imag(pooled)
 
 
 def _phase_grads(pooled: jax.Array, g: jax.Array, stage: _Stage) -> list[jax.Array]:
-    """Gives each phase the gradient [B,h,w,D] where it was the winner, else zero."""
+    """Returns each phase's gradient [B,h,w,D], zero where it did not hold the max."""
     g = _activation_grad(_outputs(pooled), g, stage.activation)
     if stage.pool == 1:
         return [g]
@@ -324,8 +324,8 @@ def _rows(x: jax.Array) -> jax.Array:
 def _transpose(matrix: jax.Array) -> jax.Array:
     """Transposes a matrix in memory.
 
-    For a product that contracts the rows of both, XLA leaves its fast library (95
-    against 190 GFLOP/s on one Zen 5 core, [1600,32] by [1600,64]).
+    XLA does not use its fast library for a product that contracts the rows of both
+    operands (95 against 190 GFLOP/s on one Zen 5 core, [1600,32] by [1600,64]).
     """
     return _materialize(jnp.transpose, matrix)
 
@@ -336,7 +336,7 @@ def _transpose(matrix: jax.Array) -> jax.Array:
 def _direct_forward(
     x: jax.Array, kernel: jax.Array, bias: jax.Array, stage: _Stage
 ) -> tuple:
-    """Multiplies, adds, pools and activates in one loop."""
+    """Convolves, pools and applies the activation in one loop."""
     size, pool, strides = kernel.shape[0], stage.pool, stage.strides
 
     def run(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
@@ -364,7 +364,7 @@ def _direct_backward(
     g: jax.Array,
     stage: _Stage,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Multiplies each phase's inputs and ones by its gradient, for kernel and bias."""
+    """Computes kernel and bias gradients in one product, with ones for the bias."""
     size, _, _, channels = kernel.shape
     taps = _tap_positions(size, stage)
 
@@ -386,25 +386,25 @@ def _direct_backward(
     inputs = _materialize(inputs_and_ones, saved)
     products = (inputs.reshape(*inputs.shape[:2], -1) @ phases).sum(0)
     dkernel = products[:-1].reshape(kernel.shape)
-    # Of the first layer nothing asks for dx, and XLA removes the rest of this function.
+    # The first layer's dx is unused, and XLA removes the rest of this function.
     dpatches = phases @ _transpose(_rows(kernel))
     dpatches = list(dpatches.reshape(len(taps), *g.shape[:3], -1))
     dx = _add_patches(dpatches, size, stage, x.shape)
     return dx, dkernel, products[-1]
 
 
-# Algorithm 2, 3x3 kernel, step 1: Winograd's (`mnist_jax/winograd.py`).
+# Algorithm 2, 3x3 kernel, stride 1: Winograd (`mnist_jax/models/winograd.py`).
 
 
 def _mark_fields(x: jax.Array) -> jax.Array:
-    """Returns numbers [B,H-2,W-2,1] that tell which 3x3 fields of inputs are equal.
+    """Returns numbers [B,H-2,W-2,1] that identify equal 3x3 receptive fields.
 
-    Equal fields have equal numbers, and fields of zeros the number zero: on blank parts
-    of an image beside its strokes, one pooling window in nine, outputs are equal or
-    zero by definition, but Winograd's differ by its errors. Pooling and ReLU would
-    route their gradients to other positions than the definition does.
+    Equal fields have equal numbers, and all-zero fields have zero. On blank areas next
+    to strokes (one pooling window in nine), outputs are mathematically equal or zero,
+    but Winograd's differ by rounding errors. Without these numbers, pooling and ReLU
+    would send gradients to other positions than the plain implementation does.
     """
-    weights = jnp.cos(jnp.arange(x.shape[3], dtype=x.dtype)) + 2  # any without pattern
+    weights = jnp.cos(jnp.arange(x.shape[3], dtype=x.dtype)) + 2  # arbitrary values
     pixels = (_rows(x) @ weights).reshape(x.shape[:3])
 
     def add(pixels: jax.Array) -> jax.Array:
@@ -421,10 +421,10 @@ def _mark_fields(x: jax.Array) -> jax.Array:
 def _winograd_forward(
     x: jax.Array, kernel: jax.Array, bias: jax.Array, stage: _Stage
 ) -> tuple:
-    """Transforms, multiplies (i and j index a transformed tile), pools.
+    """Transforms the tiles, multiplies and pools; i and j index a transformed tile.
 
-    An axis that the transforms sum over comes late in what they write, so that they
-    find their inputs in the nearest cache, unless the products need it first.
+    Each result is laid out for the next transform: the axis it sums over comes late, so
+    that its inputs are in the nearest cache, unless the products need that axis first.
     """
     pool = stage.pool
     height, width = (n * pool for n in _output_lengths(x, 3, stage))
@@ -482,7 +482,7 @@ def _winograd_backward(
     g: jax.Array,
     stage: _Stage,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Goes the forward pass's way back, with both gradients' products in its middle."""
+    """Runs the forward pass in reverse, with both gradients' products in between."""
     inputs, weights = saved
     batch, height, width, channels = g.shape
     pool = stage.pool
@@ -572,12 +572,12 @@ def _patches_backward(
     g: jax.Array,
     stage: _Stage,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Adds the patches' gradients to the inputs' tile by tile."""
+    """Sums the gradients of the patches into the inputs' gradient, tile by tile."""
     size = kernel.shape[0]
     spread = functools.partial(_phase_grads, stage=stage)
     phases = [_rows(phase) for phase in _materialize(spread, pooled, g)]
-    # g.T @ p takes half as long as p.T @ g ([576,576] by [576,64], one Zen 5 core), to
-    # which XLA turns it back unless the result is transposed in memory.
+    # g.T @ p takes half as long as p.T @ g ([576,576] by [576,64], one Zen 5 core). XLA
+    # rewrites it to the slow form unless the result is transposed in memory.
     dweights = sum(phase.T @ p for phase, p in zip(phases, saved, strict=True))
     dkernel = _transpose(dweights).reshape(kernel.shape)
     dbias: Any = sum(phase.sum(0) for phase in phases)

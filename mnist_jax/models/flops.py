@@ -1,37 +1,45 @@
-"""Floating-point operations of a network by formula, from its config alone.
+"""Floating-point operations (FLOPs) of a network, by formula or from its jaxpr.
 
-A product counts as two operations, its multiplications and its additions; bias,
-activation, pooling, loss and optimizer, which are elementwise, are not counted.
+A multiply-add counts as two operations. Bias, activation, pooling, loss and optimizer
+are elementwise and not counted.
 """
 
-from mnist_jax.config import TrainConfig, parse_conv_stage
+import functools
+import math
+from typing import Any
 
-SIDE, CLASSES = 28, 10  # of an image, and of the output
+import jax
+import jax.numpy as jnp
+
+from mnist_jax.config import MODELS, TrainConfig, parse_conv_stage
+from mnist_jax.data.types import CLASSES, IMAGE_SHAPE
+from mnist_jax.models.custom import call_options
+from mnist_jax.models.networks import create_model, init_params
 
 
 def products_by_layer(config: TrainConfig) -> list[list[int]]:
     """Counts the multiply-adds of one image's forward pass, layer by layer.
 
-    A convolution counts at every place of its output, also where pooling leaves a
-    border row out, and an LSTM counts its state product at every row, also at the
-    first, where the state is 0: work that a program finds it can leave out makes it
-    faster, not the network smaller.
+    A convolution counts every output position, even where pooling drops a border row.
+    An LSTM counts the product with its state at every row, even the first, where the
+    state is 0. An implementation that skips such work is faster; the network has no
+    fewer FLOPs.
 
     Returns:
-        For each layer, in the order of `models.layer_names`, one number per product:
-        an LSTM has two, with its input and with its state, the other layers one.
+        For each layer, in the order of `networks.layer_names`, one number per matrix
+        product: two for an LSTM (input, state), one for other layers.
 
     >>> products_by_layer(TrainConfig(model="lstm", lstm_units=(128,), hidden=()))
     [[401408, 1835008], [1280]]
     """
-    layers = []
+    layers, rows = [], IMAGE_SHAPE[0]
     if config.model == "lstm":
-        width = SIDE
+        width = IMAGE_SHAPE[1]
         for units in config.lstm_units:
-            layers.append([SIDE * width * 4 * units, SIDE * units * 4 * units])
+            layers.append([rows * width * 4 * units, rows * units * 4 * units])
             width = units
     elif config.model == "cnn":
-        side, channels = SIDE, 1
+        side, channels = rows, 1
         for stage in map(parse_conv_stage, config.conv):
             reach = stage.kernel if stage.padding == "VALID" else 1
             side = (side - reach) // stage.strides + 1
@@ -39,7 +47,7 @@ def products_by_layer(config: TrainConfig) -> list[list[int]]:
             side, channels = side // stage.pool, stage.filters
         width = side**2 * channels
     else:
-        width = SIDE**2
+        width = math.prod(IMAGE_SHAPE)
     for units in (*config.hidden, CLASSES):
         layers.append([width * units])
         width = units
@@ -47,24 +55,62 @@ def products_by_layer(config: TrainConfig) -> list[list[int]]:
 
 
 def multiply_adds(config: TrainConfig) -> list[int]:
-    """Returns the products of `products_by_layer` as one list.
+    """Returns the multiply-adds of each matrix product in one image's forward pass.
 
-    The first entry is the product with the image itself.
+    The first entry is the product with the image.
 
     >>> multiply_adds(TrainConfig(model="mlp", hidden=(128, 128)))
     [100352, 16384, 1280]
     """
+    if config.model not in MODELS:
+        return _traced_products(config)
     return [count for layer in products_by_layer(config) for count in layer]
 
 
-def training_flops(config: TrainConfig) -> int:
-    """Counts the operations of training on one image once.
+@functools.cache
+def _traced_products(config: TrainConfig) -> list[int]:
+    """Counts the products of a network that has no formula, from its jaxpr."""
+    model = create_model(config)
+    options = call_options(model, False)
+    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    image = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), jnp.float32)
+    return _count_products(
+        jax.make_jaxpr(lambda p, x: model.apply({"params": p}, x, **options))(
+            params, image
+        ).jaxpr
+    )
 
-    Each product has two gradients of its own size, so that training is three times the
-    forward pass, less the gradient by the image, which nobody needs.
+
+def _count_products(jaxpr: Any) -> list[int]:
+    """Counts multiply-adds; the body of a `while_loop` counts once."""
+    counts = []
+    for eqn in jaxpr.eqns:
+        out_size = eqn.outvars[0].aval.size if eqn.outvars else 0
+        if eqn.primitive.name == "dot_general":
+            (contracting, _), _ = eqn.params["dimension_numbers"]
+            shape = eqn.invars[0].aval.shape
+            counts.append(out_size * math.prod(shape[axis] for axis in contracting))
+        elif eqn.primitive.name == "conv_general_dilated":
+            kernel = eqn.invars[1].aval
+            filters_axis = eqn.params["dimension_numbers"].rhs_spec[0]
+            counts.append(out_size * kernel.size // kernel.shape[filters_axis])
+        repeats = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+        for value in eqn.params.values():
+            for item in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(item, "jaxpr", item)
+                if hasattr(inner, "eqns"):
+                    counts += [repeats * count for count in _count_products(inner)]
+    return counts
+
+
+def training_flops(config: TrainConfig) -> int:
+    """Counts the FLOPs of one image in one epoch of training.
+
+    Each product has two gradients of the same size, so training takes three times the
+    forward pass, minus the gradient with respect to the image, which is not computed.
 
     >>> training_flops(TrainConfig(model="mlp", hidden=(128, 128)))
     507392
     """
     counts = multiply_adds(config)
-    return 2 * (3 * sum(counts) - counts[0])
+    return 2 * (3 * sum(counts) - sum(counts[:1]))

@@ -1,8 +1,8 @@
-"""The building blocks of the networks, each in a plain and a fast form.
+"""The layers of the networks, in plain and fast implementations.
 
-The plain forms are written with Flax's and lax's own operations: they are the reference
-that tests hold the fast forms to, and what runs on GPUs and TPUs. The fast forms
-(`conv_cpu`, `lstm_cpu`) are for CPUs. Both use the same parameters.
+The plain implementations use the operations of Flax and lax. They run on GPUs and TPUs,
+and tests compare the fast ones with them. The fast implementations (`conv_cpu`,
+`lstm_cpu`) are for CPUs. Both use the same parameters.
 """
 
 from typing import Any
@@ -28,16 +28,16 @@ def conv_pool(
     activation: str,
     pool: int,
 ) -> jax.Array:
-    """Convolves, adds the bias, activates and max-pools: `[B,H,W,C] -> [B,h,w,F]`.
+    """Convolution, bias, activation and max pooling: `[B,H,W,C] -> [B,h,w,F]`.
 
     Args:
-        x: images `[B,H,W,C]`.
+        x: inputs `[B,H,W,C]`.
         kernel: `[k,k,C,F]`.
         bias: `[F]`.
-        strides: of the convolution, in both directions.
+        strides: stride of the convolution in both directions.
         padding: `VALID` or `SAME`.
         activation: `relu`, `tanh` or `linear`.
-        pool: window and stride of the max pooling; 1 is none.
+        pool: side and stride of the pooling window; 1 for no pooling.
     """
     x = lax.conv_general_dilated(
         x,
@@ -51,10 +51,10 @@ def conv_pool(
 
 
 class Dropout(nn.Module):
-    """Dropout whose mask of an image depends on the image's index in the batch alone.
+    """Dropout whose mask for an image depends only on the image's index in the batch.
 
-    So a batch has the same masks on however many devices it is spread. `nn.Dropout`
-    takes as long, and knows only a device's share of the batch.
+    A batch therefore gets the same masks on any number of devices. `nn.Dropout` takes
+    as long, but sees only one device's share of the batch.
     """
 
     rate: float
@@ -63,7 +63,7 @@ class Dropout(nn.Module):
     def __call__(
         self, x: jax.Array, train: bool, batch_offset: jax.Array | int
     ) -> jax.Array:
-        """Drops values of `x [B,...]`, whose first image is number `batch_offset`."""
+        """Drops values of `x [B,...]`, whose first image has index `batch_offset`."""
         if not train or self.rate == 0.0:
             return x
         key, keep = self.make_rng("dropout"), 1.0 - self.rate
@@ -87,7 +87,7 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         stage = self.stage
         shape = (stage.kernel, stage.kernel, x.shape[-1], stage.filters)
-        # The type is named as in Flax's own layers: initializers take the widest.
+        # float32 is explicit, as in Flax's layers: the default is float64 under x64.
         kernel = self.param(
             "kernel", nn.initializers.glorot_uniform(), shape, jnp.float32
         )
@@ -112,18 +112,18 @@ def lstm_cell(
     bias: jax.Array,
     activation: str,
 ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-    """Advances an LSTM by one row: gates in the order input, forget, candidate, output.
+    """Runs one LSTM step; the gates are ordered input, forget, candidate, output.
 
     Args:
-        carry: state and cell `(h, c)`, each `[B,U]`.
+        carry: hidden state and cell state `(h, c)`, each `[B,U]`.
         row: input `[B,D]`.
         kernel: `[D,4U]`.
         recurrent_kernel: `[U,4U]`.
         bias: `[4U]`.
-        activation: of the candidate and of the cell on its way out.
+        activation: for the candidate and the output.
 
     Returns:
-        The new `(h, c)`, and `h` again as the row's output.
+        The new `(h, c)`, and `h` again as the output.
     """
     h, c = carry
     gates = row @ kernel + h @ recurrent_kernel + bias[None, :]
@@ -135,16 +135,17 @@ def lstm_cell(
 
 
 def _forget_ones(key: Any, shape: tuple[int], dtype: Any) -> jax.Array:
-    """Initialises an LSTM's bias: ones for the forget gate, zeros for the others."""
+    """Initializes an LSTM bias: ones for the forget gate, zeros for the others."""
     gate = jnp.arange(shape[0]) // (shape[0] // 4)
     return (gate == 1).astype(dtype)
 
 
 class LSTMLayer(nn.Module):
-    """An LSTM over axis 1: `[B,T,D] -> [B,T,U]`, or `[B,U]` for the last state alone.
+    """An LSTM over axis 1: `[B,T,D] -> [B,T,U]`, or `[B,U]` for the last state only.
 
-    Parameters `kernel [D,4U]` (Glorot uniform), `recurrent_kernel [U,4U]` (orthogonal)
-    and `bias [4U]` (forget gate one) start as in Keras; the initial state is 0.
+    The parameters are initialized as in Keras: `kernel [D,4U]` Glorot uniform,
+    `recurrent_kernel [U,4U]` orthogonal, `bias [4U]` one for the forget gate and zero
+    elsewhere. The initial state is 0.
     """
 
     units: int

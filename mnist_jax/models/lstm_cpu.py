@@ -1,17 +1,17 @@
-"""One LSTM layer over time: the fast form on CPU, equal to the plain cell.
+"""Fast CPU implementation of an LSTM layer.
 
-What makes it fast, against a `lax.scan` over the plain cell that JAX differentiates:
+It is faster than differentiating a `lax.scan` over the plain cell because:
 
 - the product with the inputs is one matmul for all rows, before the loop;
-- sigmoid(z) = tanh(z / 2) / 2 + 1/2, with the first half folded into the weights, so
-  that one tanh over [B,4U] makes all four gates (with relu: one division);
-- the forward loop already computes all that the backward loop multiplies by, and writes
-  it over the row it has just read; the backward loop writes its gradients over that:
-  one [T,B,4U] array serves all three, and no copy of it is made;
+- sigmoid(z) = tanh(z / 2) / 2 + 1/2, with the inner factor folded into the weights, so
+  that one tanh over [B,4U] computes all four gates (with relu: one division);
+- the forward loop also computes the factors for the backward loop, in place of the row
+  it has just read, and the backward loop overwrites them with its gradients: one
+  [T,B,4U] array serves all three and is never copied;
 - the gradients of both kernels and the bias are one matmul after the backward loop.
 
-Inside, time comes first: [T,B,...]. The transposes at entry and exit cancel between
-stacked layers.
+Internally, time is the first axis: [T,B,...]. The transposes at entry and exit cancel
+between stacked layers.
 """
 
 import functools
@@ -24,7 +24,7 @@ import numpy as np
 from jax import lax
 
 ACTIVATIONS: dict[str, Callable] = {"tanh": jnp.tanh, "relu": jax.nn.relu}
-CANDIDATE = 2  # the index of the one gate that is not a sigmoid, of i, f, c, o
+CANDIDATE = 2  # index in i, f, c, o of the only gate that is not a sigmoid
 
 
 class _Row(NamedTuple):
@@ -40,11 +40,11 @@ class _Row(NamedTuple):
 
 
 class _Saved(NamedTuple):
-    """What the backward pass needs of all rows.
+    """The residuals of all rows for the backward pass.
 
     With d_h and d_c the gradients of a row's output and cell state, d_z is `factors`
-    times (d_c, d_c, d_c, d_h), and d_c is d_h * slopes plus what comes from the row
-    after it: that row's d_c * forgets.
+    times (d_c, d_c, d_c, d_h), and d_c is d_h * slopes plus d_c * forgets of the next
+    row.
     """
 
     factors: jax.Array  # [T,B,4U]
@@ -64,28 +64,30 @@ def lstm(
     """Runs one LSTM layer over the rows of `x`, from a zero state.
 
     Args:
-      x: [B,T,D] float32.
-      kernel: [D,4U] float32, gates in the order i, f, c (candidate), o.
-      recurrent_kernel: [U,4U] float32.
-      bias: [4U] float32.
-      activation: "tanh" or "relu", of the candidate and of the output.
-      return_sequences: whether to return the states of all rows or of the last one.
+        x: [B,T,D] float32.
+        kernel: [D,4U] float32, gates in the order i, f, c (candidate), o.
+        recurrent_kernel: [U,4U] float32.
+        bias: [4U] float32.
+        activation: "tanh" or "relu", for the candidate and the output.
+        return_sequences: whether to return the states of all rows or of the last one.
 
     Returns:
-      [B,T,U] float32 if `return_sequences`, else [B,U].
+        [B,T,U] float32 if `return_sequences`, else [B,U].
 
     Raises:
-      ValueError: if `activation` is neither "tanh" nor "relu".
+        ValueError: `activation` is neither "tanh" nor "relu".
 
     Example:
-      >>> x, kernel = jnp.ones((2, 28, 3)), jnp.ones((3, 20))
-      >>> recurrent_kernel, bias = jnp.ones((5, 20)), jnp.zeros(20)
-      >>> static = dict(activation="tanh", return_sequences=False)
-      >>> lstm(x, kernel, recurrent_kernel, bias, **static).shape
-      (2, 5)
+        >>> x, kernel = jnp.ones((2, 28, 3)), jnp.ones((3, 20))
+        >>> recurrent_kernel, bias = jnp.ones((5, 20)), jnp.zeros(20)
+        >>> static = dict(activation="tanh", return_sequences=False)
+        >>> lstm(x, kernel, recurrent_kernel, bias, **static).shape
+        (2, 5)
     """
     if activation not in ACTIVATIONS:
-        raise ValueError(f"activation={activation!r}: must be one of {[*ACTIVATIONS]}")
+        raise ValueError(
+            f"activation must be one of {list(ACTIVATIONS)}; got {activation!r}"
+        )
     return _lstm(x, kernel, recurrent_kernel, bias, activation, return_sequences)
 
 
@@ -98,7 +100,7 @@ def _lstm(
     activation: str,
     return_sequences: bool,
 ) -> jax.Array:
-    """Runs the layer where no gradient is asked for: nothing is saved."""
+    """Runs the layer without saving residuals, for when no gradient is needed."""
     z, recurrent, bias = _project(x, kernel, recurrent_kernel, bias)
 
     def body(carry: tuple, z: jax.Array) -> tuple[tuple, Any]:
@@ -122,12 +124,12 @@ def _lstm_forward(
     activation: str,
     return_sequences: bool,
 ) -> tuple[jax.Array, tuple]:
-    """Runs the layer and saves what the backward pass needs."""
+    """Runs the layer and saves the residuals for the backward pass."""
     z, recurrent, bias = _project(x, kernel, recurrent_kernel, bias)
     no_state = jnp.zeros_like(z[..., : recurrent.shape[0]])  # [T,B,U]
     steps, batch, units = no_state.shape
     inputs = x.shape[-1]
-    # Column (t,b) is (x_t, h_{t-1}, 1): what the weights of row t were multiplied by.
+    # Column (t,b) is (x_t, h_{t-1}, 1), which the weights multiply at row t.
     operands = jnp.concatenate(
         [
             x.transpose(2, 1, 0).reshape(inputs, steps * batch),
@@ -144,7 +146,7 @@ def _lstm_forward(
         h, c, saved, operands, states = carry
         row = _cell(saved.factors[t] + h @ recurrent + bias, c, activation)
         saved = _save(saved, t, row, c, activation)
-        # Transposed while in the cache: 2-3 % of a training step.
+        # Transposed here, while in cache: saves 2-3 % of a training step.
         operands = lax.dynamic_update_slice(operands, h.T, (inputs, t * batch))
         if return_sequences:
             states = _write(states, row.h, t)
@@ -167,12 +169,12 @@ def _lstm_backward(
     steps, batch, width = factors.shape
     inputs = kernel.shape[0]
     d_states = d_outputs.swapaxes(0, 1) if return_sequences else None
-    # Copied once, not transposed in each product: 46 us against 75 us on one core at
-    # B = 64, U = 128.
+    # Transposed once, not in each product: 46 us against 75 us on one core at B = 64,
+    # U = 128.
     transposed = recurrent_kernel.T
 
     def times(d: jax.Array, factor: jax.Array) -> jax.Array:
-        # Where relu is flat the gradient is 0, even of a state that blew up to inf.
+        # Where relu is flat the gradient is 0, even if the state overflowed to inf.
         if activation == "relu":
             return jnp.where(factor == 0, 0, d * factor)
         return d * factor
@@ -208,7 +210,7 @@ _lstm.defvjp(_lstm_forward, _lstm_backward)
 
 
 def _gate_columns(sigmoid: float, candidate: float, units: int) -> np.ndarray:
-    """Returns [1,4U]: one number for the sigmoids' columns, one for the candidate's."""
+    """Returns [1,4U] with one value for the sigmoids and one for the candidate."""
     numbers = np.full(4, sigmoid, np.float32)
     numbers[CANDIDATE] = candidate
     return np.repeat(numbers, units)[None, :]
@@ -217,10 +219,11 @@ def _gate_columns(sigmoid: float, candidate: float, units: int) -> np.ndarray:
 def _project(
     x: jax.Array, kernel: jax.Array, recurrent_kernel: jax.Array, bias: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Multiplies all rows by the kernel, and halves the sigmoids' columns everywhere.
+    """Multiplies all rows by the kernel, and scales the sigmoids' columns by 1/2.
 
     Returns:
-      the product [T,B,4U], the recurrent kernel [U,4U] and the bias [1,4U] to add.
+        The product [T,B,4U], the recurrent kernel [U,4U] and the bias [1,4U], all
+        scaled.
     """
     batch, steps, inputs = x.shape
     scale = _gate_columns(0.5, 1.0, recurrent_kernel.shape[0])
@@ -230,7 +233,7 @@ def _project(
 
 
 def _cell(z: jax.Array, c_before: jax.Array, activation: str) -> _Row:
-    """Computes one row from its scaled sums [B,4U] and the cell state before it."""
+    """Computes a row from scaled pre-activations [B,4U] and the previous cell state."""
     i, f, g, o = jnp.split(_activate_gates(z, activation), 4, axis=-1)
     c = f * c_before + i * g
     y = ACTIVATIONS[activation](c)
@@ -238,12 +241,12 @@ def _cell(z: jax.Array, c_before: jax.Array, activation: str) -> _Row:
 
 
 def _activate_gates(z: jax.Array, activation: str) -> jax.Array:
-    """Returns the gates [B,4U] of scaled sums, as one array that XLA makes only once.
+    """Returns the gates [B,4U] of scaled pre-activations, as one array.
 
-    XLA repeats cheap arithmetic in each of its uses, and uses that read `z` from an
-    array which the same loop writes make it copy all of that array in each turn: 25 ms
-    a training step, not 16, for two layers of 128 at batch 128 on two cores. It repeats
-    no tanh and no division, so one of the two must be the last to read `z`.
+    XLA repeats cheap arithmetic in each consumer. If several consumers read `z` from an
+    array that the same loop writes, XLA copies the whole array in each iteration: 25 ms
+    per training step instead of 16, for two layers of 128 at batch 128 on two cores.
+    XLA does not repeat tanh or division, so one of these must be the last to read `z`.
     """
     units = z.shape[-1] // 4
     if activation == "tanh":
@@ -257,7 +260,7 @@ def _activate_gates(z: jax.Array, activation: str) -> jax.Array:
 def _save(
     saved: _Saved, t: jax.Array | int, row: _Row, c_before: jax.Array, activation: str
 ) -> _Saved:
-    """Writes row `t` of what the backward pass multiplies by."""
+    """Stores the residuals of row `t`."""
     i, f, g, o, _, y, _ = row
     local = (
         g * i * (1 - i),
@@ -265,7 +268,7 @@ def _save(
         _times_slope(i, g, activation),
         y * o * (1 - o),
     )
-    # Four writes in place, as joined and then written a training step is 2-4 % longer.
+    # Four in-place writes: concatenating first makes a training step 2-4 % longer.
     factors = saved.factors
     for gate, factor in enumerate(local):
         factors = _write(factors, factor, t, gate * i.shape[-1])
@@ -274,7 +277,7 @@ def _save(
 
 
 def _times_slope(values: jax.Array, activated: jax.Array, activation: str) -> jax.Array:
-    """Multiplies by the slope of the activation where it has the value `activated`."""
+    """Multiplies by the slope of the activation whose output is `activated`."""
     if activation == "relu":
         return jnp.where(activated > 0, values, 0)
     return values * (1 - activated * activated)
@@ -283,5 +286,5 @@ def _times_slope(values: jax.Array, activated: jax.Array, activation: str) -> ja
 def _write(
     rows: jax.Array, values: jax.Array, t: jax.Array | int, column: int = 0
 ) -> jax.Array:
-    """Writes [B,N] into row `t` of [T,B,M], from `column` on."""
+    """Writes [B,N] into row `t` of [T,B,M], starting at `column`."""
     return lax.dynamic_update_slice(rows, values[None], (t, 0, column))

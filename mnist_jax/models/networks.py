@@ -1,4 +1,4 @@
-"""The networks, `[B,28,28] float32 -> logits [B,10]`, and how a config makes one."""
+"""The networks, `[B,28,28] float32 -> logits [B,10]`, created from a config."""
 
 import functools
 import re
@@ -8,22 +8,20 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mnist_jax.config import ConvStage, TrainConfig, parse_conv_stage
+from mnist_jax.config import MODELS, ConvStage, TrainConfig, parse_conv_stage
+from mnist_jax.data.types import CLASSES, IMAGE_SHAPE
 from mnist_jax.errors import InputError
+from mnist_jax.models.custom import call_options, create_custom, source_sha256
 from mnist_jax.models.layers import Conv, Dropout, LSTMLayer
 
-CLASSES = 10
-IMAGE_SHAPE = (28, 28)
-
-
-# Own names of layers, as pairs of the usual name and the own one.
+# Pairs of a layer's default name and its custom one.
 Names = tuple[tuple[str, str], ...]
 
 
 def _name(names: Names, kind: str, index: int) -> str:
-    """Returns the name of the layer of a kind that comes at an index."""
-    usual = f"{kind}_{index}"
-    return dict(names).get(usual, usual)
+    """Returns the name of the layer of this kind and index."""
+    default = f"{kind}_{index}"
+    return dict(names).get(default, default)
 
 
 def _dense_layers(
@@ -34,7 +32,7 @@ def _dense_layers(
     batch_offset: jax.Array | int,
     names: Names,
 ) -> jax.Array:
-    """Adds hidden dense layers with dropout and the output layer: `[B,D] -> [B,10]`."""
+    """Applies hidden dense layers with dropout, then the output layer: `[B,10]`."""
 
     def dense(width: int, index: int) -> nn.Dense:
         kernel_init = nn.initializers.glorot_uniform()
@@ -48,7 +46,7 @@ def _dense_layers(
 
 
 def _rates(dropout: tuple[float, ...], layers: int) -> tuple[float, ...]:
-    """Gives every layer its dropout rate, where one may stand for all."""
+    """Returns one dropout rate per layer; a single rate is used for all layers."""
     return dropout * layers if len(dropout) == 1 else dropout
 
 
@@ -72,9 +70,9 @@ class MLP(nn.Module):
 
         Args:
             images: `[B,28,28]`.
-            train: whether values are dropped.
-            batch_offset: index of the first image in the whole batch, of which a device
-                may have a share: dropout's masks go by it.
+            train: whether to apply dropout.
+            batch_offset: index of the first image in the whole batch, of which `images`
+                may be one device's share; dropout masks depend on it.
         """
         x = images.reshape(len(images), -1)
         rates = _rates(self.dropout, len(self.hidden))
@@ -82,7 +80,7 @@ class MLP(nn.Module):
 
 
 class LSTM(nn.Module):
-    """LSTM layers over the rows of the image, the last one's last state, dense layers.
+    """LSTM layers over the rows of the image, then dense layers on the last state.
 
     >>> count_params(LSTM(units=(128,), activation="tanh", hidden=()))
     81674
@@ -99,7 +97,7 @@ class LSTM(nn.Module):
     def __call__(
         self, images: jax.Array, train: bool = False, batch_offset: jax.Array | int = 0
     ) -> jax.Array:
-        """Returns the logits `[B,10]`; arguments as of `MLP`."""
+        """Returns the logits `[B,10]`; see `MLP` for the arguments."""
         x, last = images, len(self.units) - 1
         rates = _rates(self.dropout, len(self.units) + len(self.hidden))
         for layer, units in enumerate(self.units):
@@ -134,7 +132,7 @@ class CNN(nn.Module):
     def __call__(
         self, images: jax.Array, train: bool = False, batch_offset: jax.Array | int = 0
     ) -> jax.Array:
-        """Returns the logits `[B,10]`; arguments as of `MLP`."""
+        """Returns the logits `[B,10]`; see `MLP` for the arguments."""
         x = images[..., None]
         for index, stage in enumerate(self.stages):
             name = _name(self.names, "Conv", index)
@@ -145,14 +143,17 @@ class CNN(nn.Module):
 
 
 def resolve_impl(impl: str) -> str:
-    """Decides which form of the layers runs: fast on CPUs, plain elsewhere."""
+    """Resolves "auto" to "fast" on CPUs and to "plain" elsewhere."""
     if impl != "auto":
         return impl
     return "fast" if jax.default_backend() == "cpu" else "plain"
 
 
 def usual_names(config: TrainConfig) -> list[str]:
-    """Returns the names that a config's layers have unless they are given others."""
+    """Returns the default names of a config's layers, in order."""
+    if config.model not in MODELS:
+        model = create_custom(config.model, source_sha256(config.model))
+        return list(jax.eval_shape(lambda: init_params(model, jax.random.key(0))))
     counts = {
         "Conv": len(config.conv) if config.model == "cnn" else 0,
         "LSTMLayer": len(config.lstm_units) if config.model == "lstm" else 0,
@@ -162,18 +163,18 @@ def usual_names(config: TrainConfig) -> list[str]:
 
 
 def layer_names(config: TrainConfig) -> list[str]:
-    """Returns the names of a config's layers in order.
+    """Returns the names of a config's layers, in order.
 
     Raises:
-        InputError: `layer_names` renames a layer that is not there, or one twice, or
-            `freeze` names one that is not there; or two would have one name, dropouts
-            among them.
+        InputError: `layer_names` renames an unknown layer or renames one twice,
+            `freeze` names an unknown layer, or two layers (dropout layers included)
+            would have the same name.
     """
-    usual = usual_names(config)
-    own = dict(pair.split(":") for pair in config.layer_names)
-    names = [own.get(name, name) for name in usual]
+    default = usual_names(config)
+    custom = dict(pair.split(":") for pair in config.layer_names)
+    names = [custom.get(name, name) for name in default]
     for flag, given, known in (
-        ("layer_names", own, usual),
+        ("layer_names", custom, default),
         ("freeze", config.freeze, names),
     ):
         for name in given:
@@ -182,29 +183,35 @@ def layer_names(config: TrainConfig) -> list[str]:
                     f"--{flag}: this network has no layer {name}; its layers are "
                     f"{', '.join(known)}"
                 )
-    if len(own) < len(config.layer_names):
+    if len(custom) < len(config.layer_names):
         raise InputError(
             f"--layer_names={','.join(config.layer_names)} renames a layer twice; give "
-            "it one name"
+            "each layer one name"
         )
-    for name in own.values():
-        if re.fullmatch(r"Dropout_\d+", name):  # Flax names those by itself
+    for name in custom.values():
+        if re.fullmatch(r"Dropout_\d+", name):  # named by Flax
             raise InputError(
-                f"--layer_names: {name} is what a dropout between the layers is "
-                "called; give another name"
+                f"--layer_names: {name} is the name of a dropout layer; give another "
+                "name"
             )
     if len(set(names)) < len(names):
         raise InputError(
-            f"--layer_names={','.join(config.layer_names)} gives two layers one name "
-            f"({', '.join(names)}); use each once"
+            f"--layer_names={','.join(config.layer_names)} gives two layers the same "
+            f"name ({', '.join(names)}); use each name once"
         )
     return names
 
 
 def create_model(config: TrainConfig) -> nn.Module:
-    """Returns the network that a config describes; errors as `layer_names`."""
+    """Returns the network that a config describes.
+
+    Raises:
+        InputError: as `layer_names` and `create_custom`.
+    """
     hidden, dropout = config.hidden, config.dropout
     names = tuple(zip(usual_names(config), layer_names(config), strict=True))
+    if config.model not in MODELS:
+        return create_custom(config.model, source_sha256(config.model))
     if config.model == "mlp":
         return MLP(hidden, dropout, names)
     impl = resolve_impl(config.impl)
@@ -217,13 +224,14 @@ def create_model(config: TrainConfig) -> nn.Module:
 
 def init_params(model: nn.Module, key: jax.Array) -> Any:
     """Returns the initial parameters of a network."""
-    if hasattr(model, "impl"):  # the same parameters, from layers quicker to trace
+    if hasattr(model, "impl"):  # same parameters, faster to trace
         model = model.clone(impl="plain")
-    return model.init(key, jnp.zeros((1, *IMAGE_SHAPE), jnp.float32))["params"]
+    images = jnp.zeros((1, *IMAGE_SHAPE), jnp.float32)
+    return model.init(key, images, **call_options(model, False)).get("params", {})
 
 
 @functools.cache
 def count_params(model: nn.Module) -> int:
-    """Counts a network's parameters without computing any."""
+    """Counts a network's parameters without computing them."""
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))

@@ -1,14 +1,13 @@
-"""Winograd's convolution with kernels of three: matrices, tiles and their overlap.
+"""Winograd convolution with 3x3 kernels: the matrices, and overlapping tiles.
 
-A convolution in one direction turns m + 2 inputs d and three weights k into m outputs y
-by m + 2 multiplications, where the definition has 3 m (Lavin and Gray,
-arXiv:1509.09308):
+In one dimension, a convolution of m + 2 inputs d with three weights k to m outputs y
+takes m + 2 multiplications instead of 3 m (Lavin and Gray, arXiv:1509.09308):
 
     y = outputs @ ((kernel @ k) * (inputs @ d))
 
-with matrices of constants (`Transforms`). In two directions they are applied along rows
-and then along columns, and an m x m tile takes (m + 2)^2 multiplications; with channels
-each of these is a product of matrices.
+with constant matrices (`Transforms`). In two dimensions they are applied along rows and
+then along columns, and an m x m tile takes (m + 2)^2 multiplications; with channels
+each of these is a matrix product.
 """
 
 import functools
@@ -20,16 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-# Where the polynomials behind the matrices are evaluated, besides infinity: small, few
-# powers apart. Outputs' errors are 2, 6, 7 and 17 times 1e-7 of their size (both root
-# mean squares) for tiles of 2 to 5, the definition's 1 times 1e-7 (32 channels,
-# float32).
+# The interpolation points besides infinity: small and few powers of two apart. The
+# relative RMS error of the outputs is 2, 6, 7 and 17 times 1e-7 for tiles of 2 to 5,
+# and 1 times 1e-7 for the plain convolution (32 channels, float32).
 _POINTS = (0.0, 1.0, -1.0, 2.0, -0.5, -2.0)
 LARGEST_TILE = len(_POINTS) - 1
 
 
 class Transforms(NamedTuple):
-    """The matrices for tiles of m outputs."""
+    """The transform matrices for tiles of m outputs."""
 
     inputs: np.ndarray  # [m+2,m+2]
     kernel: np.ndarray  # [m+2,3]
@@ -37,7 +35,7 @@ class Transforms(NamedTuple):
 
 
 class Tiling(NamedTuple):
-    """How outputs are extracted into tiles; the last ones may reach beyond them."""
+    """How the outputs are split into tiles; the last tiles may extend past the edge."""
 
     tile: int  # side of a tile, m
     rows: int  # tiles from top to bottom
@@ -46,7 +44,7 @@ class Tiling(NamedTuple):
 
 @functools.cache
 def make_transforms(tile: int) -> Transforms:
-    """Makes the matrices for tiles of 2 to 5 outputs, by Toom and Cook's method.
+    """Makes the matrices for tiles of 2 to 5 outputs with the Toom-Cook method.
 
     >>> inputs, kernel, outputs = make_transforms(2)
     >>> d, k = np.array([1, 2, 3, 4]), np.array([1, 0, 2])
@@ -69,7 +67,7 @@ def make_transforms(tile: int) -> Transforms:
 def choose_tiling(height: int, width: int) -> Tiling:
     """Returns the tiling of outputs with the fewest multiplications.
 
-    Of equal ones that with the smaller tiles, which round less.
+    Ties go to the smaller tile, which has smaller rounding errors.
 
     >>> choose_tiling(10, 10)
     Tiling(tile=5, rows=2, columns=2)
@@ -84,10 +82,10 @@ def choose_tiling(height: int, width: int) -> Tiling:
 def combine(
     matrix: np.ndarray, arrays: Sequence[jax.Array], axis: int = 0
 ) -> jax.Array:
-    """Multiplies a matrix `[p,q]` with q arrays, its p rows becoming a new axis.
+    """Multiplies a matrix `[p,q]` with q arrays; the p rows become a new axis.
 
-    Written as a sum of products with a vector, since that is one loop; a list of sums
-    is a loop each, and takes several times as long to compile.
+    Written as a sum of column-by-array products, which compiles to one loop; p separate
+    sums compile to a loop each and take several times as long to compile.
     """
     shape = [1] * (arrays[0].ndim + 1)
     shape[axis] = len(matrix)
@@ -99,23 +97,23 @@ def combine(
 
 
 def pad_or_crop(x: jax.Array, length: int, axis: int) -> jax.Array:
-    """Cuts an axis at the end, or adds zeros there."""
+    """Crops or zero-pads an axis at its end to a given length."""
     pads = [(0, 0, 0)] * x.ndim
     pads[axis] = (0, length - x.shape[axis], 0)
     return lax.pad(x, jnp.zeros((), x.dtype), pads)
 
 
 def extract_tiles(x: jax.Array, tile: int, count: int, axis: int) -> list[jax.Array]:
-    """Returns the first, second, ... input of all the tiles along an axis.
+    """Returns the first, second, ... input of all tiles along an axis.
 
     Args:
         x: inputs.
-        tile: outputs of a tile, m.
-        count: tiles.
-        axis: where the inputs lie in a row.
+        tile: outputs per tile, m.
+        count: number of tiles.
+        axis: axis of `x` to split into tiles.
 
     Returns:
-        m + 2 arrays, in which that axis has one index for each tile.
+        m + 2 arrays, with one index per tile along that axis.
     """
     x = pad_or_crop(x, tile * count + 2, axis)
     last = tile * (count - 1) + 1
@@ -126,21 +124,21 @@ def extract_tiles(x: jax.Array, tile: int, count: int, axis: int) -> list[jax.Ar
 
 
 def sum_tiles(tiles: jax.Array, length: int, axis: int) -> jax.Array:
-    """Adds up overlapping tiles: the gradient of what `extract_tiles` extracted.
+    """Sums overlapping tiles; the gradient of `extract_tiles`.
 
     Args:
-        tiles: with an axis of tiles, and the m + 2 inputs of each on the next one.
-        length: of the axis of inputs.
-        axis: of the tiles, and of the inputs in what is returned.
+        tiles: gradients, with an axis of tiles and next to it the m + 2 inputs of each.
+        length: length of the inputs' axis.
+        axis: axis of the tiles, and of the inputs in the result.
     """
     count, inputs = tiles.shape[axis : axis + 2]
     tile = inputs - 2
     main = pad_or_crop(lax.slice_in_dim(tiles, 0, tile, axis=axis + 1), count + 1, axis)
-    over = pad_or_crop(
+    overlap = pad_or_crop(
         lax.slice_in_dim(tiles, tile, inputs, axis=axis + 1), tile, axis + 1
     )
     pads = [(0, 0, 0)] * tiles.ndim
-    pads[axis] = (1, 0, 0)  # they belong to the next tile
-    joined = main + lax.pad(over, jnp.zeros((), tiles.dtype), pads)
+    pads[axis] = (1, 0, 0)  # the overlap belongs to the next tile
+    joined = main + lax.pad(overlap, jnp.zeros((), tiles.dtype), pads)
     shape = (*tiles.shape[:axis], (count + 1) * tile, *tiles.shape[axis + 2 :])
     return pad_or_crop(joined.reshape(shape), length, axis)

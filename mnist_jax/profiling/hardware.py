@@ -1,4 +1,4 @@
-"""The float32 matrix product rate of this machine, by which programs are judged."""
+"""The peak float32 matmul rate of this machine, as a reference for programs."""
 
 import time
 from collections.abc import Callable
@@ -14,7 +14,7 @@ REPEATS = 8
 
 
 def best_gflops(multiply: Callable[[], Any], size: int) -> float:
-    """Returns the highest rate of several products, after one to warm up."""
+    """Returns the highest rate in GFLOP/s of several products, after one warm-up."""
     rates = []
     for _ in range(REPEATS + 1):
         start = time.perf_counter()
@@ -24,10 +24,10 @@ def best_gflops(multiply: Callable[[], Any], size: int) -> float:
 
 
 def matmul_peaks() -> dict[str, float]:
-    """Returns the peak in GFLOP/s of all cores or the device, the best over the sizes.
+    """Returns the peak matmul rate in GFLOP/s over `SIZES`, by NumPy and by XLA.
 
-    By NumPy's BLAS and by XLA, so that a library that fits this processor badly does
-    not make every program look good.
+    NumPy's BLAS uses all cores, XLA the default device. With only one library, a slow
+    one on this processor would lower the peak and make every program look fast.
     """
     xla_matmul = jax.jit(jnp.matmul)
     peaks = {"numpy": 0.0, "xla": 0.0}
@@ -38,8 +38,8 @@ def matmul_peaks() -> dict[str, float]:
         def multiply(x: jax.Array = on_device) -> jax.Array:
             return jax.block_until_ready(xla_matmul(x, x))
 
-        ways: dict[str, Callable[[], Any]]
-        ways = {"numpy": partial(np.matmul, matrix, matrix), "xla": multiply}
-        for name, way in ways.items():
-            peaks[name] = max(peaks[name], best_gflops(way, size))
+        libraries: dict[str, Callable[[], Any]]
+        libraries = {"numpy": partial(np.matmul, matrix, matrix), "xla": multiply}
+        for name, matmul in libraries.items():
+            peaks[name] = max(peaks[name], best_gflops(matmul, size))
     return {name: round(peak, 1) for name, peak in peaks.items()}

@@ -1,4 +1,4 @@
-"""How much memory this process needed; without JAX, to be measured beside others."""
+"""Peak memory of this process; imports no JAX, for use with other frameworks."""
 
 import resource
 import sys
@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 def peak_megabytes() -> float:
-    """Returns the largest resident memory this process had, in MB of 10^6 bytes."""
+    """Returns the peak resident memory of this process in MB (10^6 bytes)."""
     try:
-        # Not getrusage: Linux hands a parent's maximum on to the programs it starts.
+        # Not getrusage: on Linux a child process inherits its parent's maximum.
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
     except (OSError, IndexError):

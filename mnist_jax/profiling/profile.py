@@ -1,4 +1,4 @@
-"""Where the time of training goes: a trace to look at, and its sums as text."""
+"""Profiles training: time per epoch by phase, time per step by scope, a trace."""
 
 import collections
 import re
@@ -22,28 +22,28 @@ from mnist_jax.records.files import make_folder
 from mnist_jax.reporting.tables import markdown_table
 from mnist_jax.training.experiment import Experiment
 
-EPOCHS = 3  # timed as a whole
-TRACED_STEPS = 100  # an LSTM's step has a thousand operations: more fill the trace
-SHOWN = 10
-# Operations that only hold others, whose time would count twice.
-_HOLDERS = {"while", "call", "conditional", "tuple", "get-tuple-element", "parameter"}
-# Parts of a scope's path that JAX and Flax put in.
+EPOCHS = 3  # timed, after one to warm up
+TRACED_STEPS = 100  # more would fill the trace: an LSTM step has 1,000 operations
+SHOWN = 10  # scopes in the printed table
+# Operations that only contain others, whose time would count twice.
+_SKIPPED = {"while", "call", "conditional", "tuple", "get-tuple-element", "parameter"}
+# Components of a scope's path that JAX and Flax add.
 _NOISE = re.compile(r"jit\(.*\)|shard_map|while|body|closed_call|custom_vjp_call|cond")
 
 
 class Profile(NamedTuple):
-    """What a profile found."""
+    """The result of `profile`."""
 
-    seconds: dict[str, float]  # of an epoch, by what the program was doing
-    scopes: pd.DataFrame  # of a step: scope, microseconds, share; most expensive first
-    gflops: float  # by formula, in training
+    seconds: dict[str, float]  # per epoch, by phase
+    scopes: pd.DataFrame  # per step: scope, microseconds, share; largest first
+    gflops: float  # in training steps, by formula
     peak_gflops: float
     peak_megabytes: float
-    device_megabytes: float | None  # of the first device, where it tells
+    device_megabytes: float | None  # of the first device; None if not reported
 
 
 def read_scopes(hlo: str) -> dict[str, str]:
-    """Returns the scope of each operation of a compiled program, by its name.
+    """Maps the operation names of a compiled program (HLO text) to their scopes.
 
     >>> read_scopes('%dot.1 = f32[2]{0} dot(%a, %b), '
     ...             'metadata={op_name="jit(f)/while/body/jvp(MLP)/Dense_0/dot"}')
@@ -56,31 +56,31 @@ def read_scopes(hlo: str) -> dict[str, str]:
             computation = match[1]
         pattern = r"\s*(ROOT )?%?([\w.-]+) = (?:\([^()]*\)|\S+) ([\w-]+)\("
         match = re.match(pattern, line)
-        if not match or match[3] in _HOLDERS:
+        if not match or match[3] in _SKIPPED:
             continue
         name = re.search(r'op_name="([^"]*)"', line)
         called = re.search(r"calls=%?([\w.-]+)", line)
         if name:
-            parts = [part for part in name[1].split("/") if not _NOISE.fullmatch(part)]
-            scopes[match[2]] = "/".join(parts) or match[3]
+            path = [part for part in name[1].split("/") if not _NOISE.fullmatch(part)]
+            scopes[match[2]] = "/".join(path) or match[3]
             if match[1]:
                 roots[computation] = scopes[match[2]]
         elif called:
             unnamed[match[2]] = called[1]
         else:
             scopes[match[2]] = match[3]
-    # A fusion without a name does what the last operation in it is named after.
+    # A fusion without metadata takes the scope of its root operation.
     for fusion, computation in unnamed.items():
         scopes[fusion] = roots.get(computation, "fusion")
     return scopes
 
 
 def sum_by_scope(folder: Path, scopes: Mapping[str, str], steps: int) -> pd.DataFrame:
-    """Sums a trace's operations by scope, in microseconds of a step, largest first."""
+    """Returns the time of a trace by scope, in microseconds per step, largest first."""
     files = sorted(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
     if not files:
         raise InputError(
-            f"the profiler wrote no trace into {folder}; leave --profile out"
+            f"the profiler wrote no trace to {folder}; run without --profile"
         )
     nanoseconds: collections.Counter[str] = collections.Counter()
     for plane in ProfileData.from_file(str(files[-1])).planes:
@@ -101,13 +101,13 @@ def sum_by_scope(folder: Path, scopes: Mapping[str, str], steps: int) -> pd.Data
 
 
 def profile(experiment: Experiment, folder: Path) -> Profile:
-    """Times epochs of one seed part by part, and traces steps of one more.
+    """Times the phases of an epoch, and traces some further training steps.
 
-    The seed's parameters are its own: nothing of a run that went before is touched.
+    Trains new parameters; an earlier run of `experiment` is not affected.
 
     Args:
-        experiment: what `prepare` returned for one seed.
-        folder: for the trace, made if there is none.
+        experiment: as returned by `prepare` for one seed.
+        folder: where to write the trace; created if missing.
 
     Raises:
         InputError: the folder cannot be written.
@@ -137,7 +137,7 @@ def profile(experiment: Experiment, folder: Path) -> Profile:
         ticks.append(time.perf_counter())
         jax.device_get(metrics)
         ticks.append(time.perf_counter())
-        if epoch:  # the first one warms up
+        if epoch:  # the first epoch is a warm-up
             for name, value in zip(names, np.diff(ticks), strict=True):
                 seconds[name].append(float(value))
     steps = min(TRACED_STEPS, len(order))
@@ -164,7 +164,7 @@ def _gflops(config: TrainConfig, images: int, seconds: float) -> float:
 
 
 def format_profile(found: Profile, folder: Path) -> str:
-    """Writes a profile as text."""
+    """Formats a profile as two Markdown tables and a summary."""
     total = sum(found.seconds.values())
     times = pd.DataFrame(
         {
@@ -185,13 +185,13 @@ def format_profile(found: Profile, folder: Path) -> str:
     device = (
         ""
         if found.device_megabytes is None
-        else f", of the device {found.device_megabytes:,.0f} MB"
+        else f", device {found.device_megabytes:,.0f} MB"
     )
     return (
         f"{markdown_table(times)}\n\n{markdown_table(operations)}\n\n"
-        f"{found.gflops:,.1f} GFLOP/s in training steps by formula, "
+        f"training steps: {found.gflops:,.1f} GFLOP/s by formula, "
         f"{found.gflops / found.peak_gflops:.1%} of the {found.peak_gflops:,.0f} "
-        f"that matrix products reach here; peak memory of the process "
-        f"{found.peak_megabytes:,.0f} MB{device}\n"
+        f"GFLOP/s measured for matrix products\n"
+        f"peak memory: process {found.peak_megabytes:,.0f} MB{device}\n"
         f"trace: {folder} (open with https://ui.perfetto.dev or XProf)"
     )

@@ -1,4 +1,4 @@
-"""The machine, the versions and the state of the code that a run is recorded with."""
+"""The machine, package versions and code state recorded with each run."""
 
 import contextlib
 import dataclasses
@@ -18,12 +18,12 @@ from mnist_jax.errors import InputError
 _PACKAGE = Path(__file__).parents[1]
 
 
-_COMPARED = {"compared": True}  # fields that all runs of one table share
+_COMPARED = {"compared": True}  # fields that must be equal within a table of runs
 
 
 @dataclasses.dataclass(frozen=True)
 class Environment:
-    """What it takes to judge timings."""
+    """The conditions a run was timed under."""
 
     device: str = dataclasses.field(metadata=_COMPARED)
     platform: str = dataclasses.field(metadata=_COMPARED)
@@ -38,16 +38,16 @@ class Environment:
     commit: str | None  # None outside a git checkout
     dirty: bool | None  # whether the checkout had uncommitted changes
     date: str
-    load: float  # average over the last minute
+    load: float  # one-minute load average
 
     def compared(self) -> tuple[str | int, ...]:
-        """Returns the values that all runs of one table have in common."""
+        """Returns the values that must be equal within a table of runs."""
         fields = dataclasses.fields(self)
         return tuple(getattr(self, f.name) for f in fields if "compared" in f.metadata)
 
 
 def current_environment() -> Environment:
-    """Returns the environment of this process, as of now."""
+    """Returns the current environment of this process."""
     packages = ("jax", "jaxlib", "flax", "optax", "numpy")
     commit = dirty = None
     with contextlib.suppress(InputError):
@@ -68,31 +68,31 @@ def current_environment() -> Environment:
 
 
 def git(*words: str) -> str:
-    """Returns git's answer about this project's checkout.
+    """Returns the output of a git command in this project's checkout.
 
     Raises:
-        InputError: there is no git or no checkout, or git refuses.
+        InputError: git is not installed, fails, or this is not a checkout.
     """
     root = _PACKAGE.parent
-    if not (root / ".git").exists():  # installed, perhaps inside somebody's repository
-        raise InputError(f"{root} is no git checkout")
-    # Without its locks git also leaves the index alone: asking writes nothing at all.
+    if not (root / ".git").exists():  # installed, maybe inside another repository
+        raise InputError(f"{root} is not a git checkout")
+    # Without optional locks git does not refresh the index, so nothing is written.
     command = ["git", "--no-optional-locks", "-C", str(root), *words]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise InputError(f"git does not answer: {error}") from error
-    if answer.returncode:
-        reason = ["no message", *answer.stderr.strip().splitlines()][-1]
+        raise InputError(f"cannot run git: {error}") from error
+    if result.returncode:
+        reason = ["no message", *result.stderr.strip().splitlines()][-1]
         raise InputError(f"git {' '.join(words)} failed: {reason}")
-    return answer.stdout.strip()
+    return result.stdout.strip()
 
 
 def code_digest(more: Iterable[Path] = ()) -> str:
-    """Returns a digest of the package's code, whether committed or not.
+    """Returns a digest of the package's source files, committed or not.
 
     Args:
-        more: further files to include.
+        more: additional files to include.
     """
     digest = hashlib.sha256()
     for file in (*sorted(_PACKAGE.rglob("*.py")), *more):
@@ -101,22 +101,22 @@ def code_digest(more: Iterable[Path] = ()) -> str:
 
 
 def _cpu_name() -> str:
-    """Returns the processor's name, with the numbers that identify its generation."""
+    """Returns the CPU's name, with the numbers that identify its generation."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    words = (line.partition(":") for line in lines)
-    found = {name.strip(): value.strip() for name, _, value in words}
+    fields = (line.partition(":") for line in lines)
+    found = {name.strip(): value.strip() for name, _, value in fields}
     name = found.get("model name") or platform.processor() or platform.machine()
-    # A virtual machine may hide the model: "AMD EPYC" alone can be any of five.
+    # A virtual machine may hide the model: "AMD EPYC" alone could be any of five.
     if "cpu family" in found and "model" in found:
         return f"{name} (family {found['cpu family']}, model {found['model']})"
     return name
 
 
 def available_cores() -> int:
-    """Counts the cores this process may use: its affinity, and a container's quota."""
+    """Returns the number of cores allowed by CPU affinity and container quota."""
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
     cores = len(os.sched_getaffinity(0))

@@ -1,4 +1,4 @@
-"""Files and lines that are written whole or not at all."""
+"""Atomic file writes and line appends."""
 
 import contextlib
 import fcntl
@@ -15,10 +15,10 @@ from mnist_jax.errors import InputError
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Writes a file atomically: no reader and no crash sees half of it.
+    """Writes a file atomically: readers and crashes never see a partial file.
 
     Raises:
-        OSError: it cannot be written; an earlier file is then still there.
+        OSError: the file cannot be written; an existing file is left unchanged.
     """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -26,7 +26,7 @@ def replace_file(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's is for the user alone
+        os.chmod(temporary, 0o644)  # mkstemp's file is private
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
@@ -34,10 +34,10 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def write_file(path: Path, content: bytes | str) -> None:
-    """Writes a result as `replace_file` does.
+    """Writes bytes or text with `replace_file`.
 
     Raises:
-        InputError: it cannot be written; an earlier file is then still there.
+        InputError: the file cannot be written; an existing file is left unchanged.
     """
     try:
         replace_file(path, content.encode() if isinstance(content, str) else content)
@@ -46,39 +46,39 @@ def write_file(path: Path, content: bytes | str) -> None:
 
 
 def add_checksum(content: bytes) -> bytes:
-    """Returns content followed by its sha256, for `verify_checksum` to verify."""
+    """Returns the content followed by its sha256, for `verify_checksum`."""
     return content + hashlib.sha256(content).digest()
 
 
-def verify_checksum(sealed: bytes) -> memoryview:
-    """Returns the content that `add_checksum` was given.
+def verify_checksum(data: bytes) -> memoryview:
+    """Returns the content passed to `add_checksum`.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the content or its sha256 is damaged.
     """
-    content, digest = memoryview(sealed)[:-32], sealed[-32:]
+    content, digest = memoryview(data)[:-32], data[-32:]
     if hashlib.sha256(content).digest() != digest:
-        raise ValueError("it is damaged, its sha256 is not the one it ends with")
+        raise ValueError("it is damaged (its sha256 does not match its content)")
     return content
 
 
 def append_line(path: Path, line: str) -> None:
-    """Appends a line whole or not at all; many processes may do so at once.
+    """Appends a line atomically; several processes may append at the same time.
 
-    Where a process was killed within its write, the file ends in half a line, which
-    stays as it is: the new one begins below it.
+    A process killed during its write leaves a partial line. It is kept, and the next
+    line starts on a new one.
 
     Args:
-        path: the file, made if there is none.
-        line: the text, without a newline in it.
+        path: the file, created if it does not exist.
+        line: text without a newline.
 
     Raises:
-        InputError: it cannot be written; the file is then as it was.
+        InputError: the line cannot be written; the file is left unchanged.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            # Released by closing the file, hence by the death of the process too.
+            # Released when the file is closed, also by the end of the process.
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             _append(descriptor, line.encode() + b"\n")
         finally:
@@ -88,13 +88,13 @@ def append_line(path: Path, line: str) -> None:
 
 
 def _append(descriptor: int, content: bytes) -> None:
-    """Appends to a file that no other process changes meanwhile."""
+    """Appends to a file that this process has locked."""
     size = os.fstat(descriptor).st_size
     if size and os.pread(descriptor, 1, size - 1) != b"\n":
         content = b"\n" + content
     rest = memoryview(content)
     try:
-        while rest:  # a write may stop half-way, as where the disk gets full
+        while rest:  # a write may be partial, as on a full disk
             rest = rest[os.write(descriptor, rest) :]
         os.fsync(descriptor)
     except BaseException:
@@ -103,12 +103,12 @@ def _append(descriptor: int, content: bytes) -> None:
 
 
 def read_lines(path: Path) -> list[bytes]:
-    """Returns a file's lines, none of which `append_line` is still writing.
+    """Returns a file's lines, or none if it does not exist.
 
-    A file that is not there has none.
+    Waits for any `append_line` in progress.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the file cannot be read.
     """
     try:
         with open(path, "rb") as file:
@@ -128,17 +128,17 @@ def hold_lock(
     on_wait: Callable[[], None],
     check_stopped: Callable[[], None] = lambda: None,
 ) -> Iterator[None]:
-    """Holds a lock file for this process while the context lasts.
+    """Holds a lock file within the context, waiting for it if necessary.
 
-    The system releases it when the process ends, however it ends.
+    The system releases the lock when the process ends, even if it is killed.
 
     Args:
-        path: of the lock file; it and its folder are made if there are none.
-        on_wait: called once if another process holds it.
-        check_stopped: called ten times a second meanwhile; it raises to end the wait.
+        path: lock file; it and its folder are created if they do not exist.
+        on_wait: called once if another process holds the lock.
+        check_stopped: called ten times a second while waiting; raises to stop waiting.
 
     Raises:
-        InputError: it cannot be made or locked.
+        InputError: the file cannot be created or locked.
     """
     make_folder(path.parent)
     lock = filelock.FileLock(path)
@@ -162,10 +162,10 @@ def hold_lock(
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder with its parents.
+    """Creates a folder and its parents.
 
     Raises:
-        InputError: it cannot be made.
+        InputError: the folder cannot be created.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -174,8 +174,8 @@ def make_folder(path: Path) -> None:
 
 
 def write_error(path: Path, error: OSError) -> InputError:
-    """Returns the error that says so, and what to do."""
+    """Returns the error to raise when a file cannot be written."""
     return InputError(
-        f"cannot write {path}: {error.strerror}; give a place on a disk with room that "
-        "this user may write to"
+        f"cannot write {path}: {error.strerror}; give a writable path on a disk with "
+        "free space"
     )

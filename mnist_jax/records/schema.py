@@ -1,4 +1,4 @@
-"""The records of a run: one dataclass each, decoded and validated in one place."""
+"""The records of a run as dataclasses, with JSON encoding and validation."""
 
 import dataclasses
 import json
@@ -14,9 +14,9 @@ from mnist_jax.errors import InputError
 from mnist_jax.records.environment import Environment
 from mnist_jax.records.files import append_line, read_lines, write_file
 
-# Version 1 is what has no `schema_version`. A field with a default may be missing.
+# Records without `schema_version` have version 1. Fields with a default are optional.
 SCHEMA_VERSION = 3
-# The names of fields in earlier versions.
+# Fields that were renamed: from the name in earlier versions.
 _RENAMED = {"kernels": "impl", "place": "index"}
 
 T = TypeVar("T")
@@ -24,10 +24,10 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class EpochRecord:
-    """One epoch: means over the images, seconds of wall-clock.
+    """One epoch: metrics averaged over the images, and wall-clock seconds.
 
-    `loss` and `accuracy` are running means over the training batches of the epoch, each
-    taken before its update, with dropout on; validation is measured after the epoch.
+    `loss` and `accuracy` are running means over the epoch's training batches, each
+    measured before its update, with dropout; validation is measured after the epoch.
     """
 
     epoch: int
@@ -41,7 +41,7 @@ class EpochRecord:
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-    """One finished run. Seconds are wall-clock; compiling is apart from the epochs."""
+    """One finished run. Seconds are wall-clock; epochs do not include compilation."""
 
     config: TrainConfig
     dataset: str
@@ -51,16 +51,16 @@ class RunRecord:
     validation_images: int
     test_images: int
     parameters: int
-    params_sha256: str  # of the trained parameters, as `params.msgpack` holds them
+    params_sha256: str  # of the trained parameters in `params.msgpack`
     impl: str
     devices: int
-    seeds_together: int  # runs trained by one program; seconds are one's share
-    warm_start: bool  # started from another run's parameters
+    seeds_together: int  # seeds trained by one program; seconds are per seed
+    warm_start: bool  # initialized from another run's parameters
     epochs: list[EpochRecord]
     test_loss: float
     test_accuracy: float
-    compile_seconds: float  # of the program, however many seeds it trains
-    compile_cached: bool  # the program came from the compilation cache
+    compile_seconds: float  # of the program, for all of its seeds
+    compile_cached: bool  # the program was in the compilation cache
     first_epoch_seconds: float
     steady_epoch_seconds: float | None  # median of the epochs after the first
     train_images_per_second: float
@@ -68,53 +68,54 @@ class RunRecord:
     evaluate_images_per_second: float
     total_seconds: float
     environment: Environment
-    system: str | None = None  # the published system that the run is of, if any
+    system: str | None = None  # published system that the run reproduces, if any
     pixel_mean: float | None = None  # of the training pixels / 255, if standardized
     pixel_std: float | None = None
+    source_sha256: str | None = None  # of a custom network's source file
     schema_version: int = SCHEMA_VERSION
 
     def table_key(self) -> tuple[str | int, ...]:
-        """Returns what all runs of one table have in common."""
+        """Returns the values that must be equal within a table of runs."""
         return self.checksum, self.dataset_note, *self.environment.compared()
 
     def run_key(self) -> tuple[Any, ...]:
-        """Returns what makes a run the same as another, its seed included."""
+        """Returns the values that identify a run, including its seed."""
         flags = self.environment.xla_flags
-        return self.system, self.config, flags, *self.table_key()
+        return self.system, self.config, self.source_sha256, flags, *self.table_key()
 
 
 @dataclasses.dataclass(frozen=True)
 class MistakeRecord:
-    """A test image that a network gets wrong, and its confidence in that."""
+    """A misclassified test image and the confidence of the prediction."""
 
     index: int  # in the test set
     truth: int
     predicted: int
     probability: float  # of the predicted digit
-    pixels: str  # base64 of the [28,28] uint8 image, so that pictures need no data set
+    pixels: str  # base64 of the [28,28] uint8 image, so that plots need no dataset
 
 
 @dataclasses.dataclass(frozen=True)
 class DetailsRecord:
-    """What pictures of a trained network show; never used to choose anything."""
+    """Data for plots of a trained network; never used for model selection."""
 
-    confusion: list[list[int]]  # test images by truth (row) and prediction (column)
-    worst: list[MistakeRecord]  # the most confidently wrong, most confident first
-    filters: list[list[list[float]]] | None  # a CNN's first [k,k,filters]
+    confusion: list[list[int]]  # test images by true (row) and predicted (column) digit
+    worst: list[MistakeRecord]  # misclassified images, most confident first
+    filters: list[list[list[float]]] | None  # of a CNN's first layer, [k,k,filters]
     schema_version: int = SCHEMA_VERSION
 
 
 def decode(hint: Any, value: Any, name: str = "") -> Any:
-    """Returns a value read from JSON as the type that a field is declared to have.
+    """Converts a value read from JSON to the declared type of a field.
 
     Args:
         hint: a dataclass, `list[...]`, `tuple[X, ...]`, `X | None`, or a plain type.
-        value: what `json.loads` returned.
-        name: where it stands within the record, for messages.
+        value: value returned by `json.loads`.
+        name: path of the value within the record, for error messages.
 
     Raises:
-        ValueError: a field is missing, unknown or of another type; it is named. For an
-            `InputError` of a dataclass's own checks too.
+        ValueError: a field, which the message names, is missing, unknown or of the
+            wrong type, or a dataclass rejects its values with an `InputError`.
 
     >>> decode(tuple[int, ...], [1, 2])
     (1, 2)
@@ -132,26 +133,26 @@ def decode(hint: Any, value: Any, name: str = "") -> Any:
     if origin in (list, tuple) and isinstance(value, list):
         items = (decode(arguments[0], v, f"{name}[{i}]") for i, v in enumerate(value))
         return origin(items)
-    if hint is float:  # JSON has one kind of number; True is none
+    if hint is float:  # JSON has one number type; bool is a subclass of int
         fits = isinstance(value, int | float) and not isinstance(value, bool)
     elif hint is int:
         fits = isinstance(value, int) and not isinstance(value, bool)
     else:
         fits = hint is Any or isinstance(value, origin)
     if not fits:
-        raise ValueError(f"has no usable {name or 'value'}")
+        raise ValueError(f"has an invalid {name or 'value'}")
     return value
 
 
 def _decode_fields(cls: Any, value: Any, name: str) -> Any:
-    """Returns a dataclass made of a JSON object; errors as `decode`."""
+    """Converts a JSON object to a dataclass; raises as `decode`."""
     if not isinstance(value, dict):
-        raise ValueError(f"has no usable {name}" if name else "is no JSON object")
+        raise ValueError(f"has an invalid {name}" if name else "is not a JSON object")
     prefix, hints = f"{name}." if name else "", typing.get_type_hints(cls)
     version = value.get("schema_version", 1)
     if "schema_version" in hints and version != SCHEMA_VERSION:
         if version not in range(1, SCHEMA_VERSION):
-            raise ValueError(f"is of version {version}, and {SCHEMA_VERSION} is known")
+            raise ValueError(f"has version {version}, not 1 to {SCHEMA_VERSION}")
         value = {**value, "schema_version": SCHEMA_VERSION}
     fields = {field.name: field for field in dataclasses.fields(cls)}
     value = {k if k in fields else _RENAMED.get(k, k): v for k, v in value.items()}
@@ -165,37 +166,37 @@ def _decode_fields(cls: Any, value: Any, name: str) -> Any:
         and field.default is field.default_factory is dataclasses.MISSING
     ]
     if missing:
-        raise ValueError(f"lacks {', '.join(missing)}")
+        raise ValueError(f"is missing {', '.join(missing)}")
     decoded = {key: decode(hints[key], v, prefix + key) for key, v in value.items()}
     try:
         return cls(**decoded)
     except InputError as error:
-        raise ValueError(f"has no usable {name or 'value'} ({error})") from error
+        raise ValueError(f"has an invalid {name or 'value'} ({error})") from error
 
 
 def plain(record: Any) -> Any:
-    """Returns a dataclass as plain values for JSON, and what is none as it is."""
+    """Converts a dataclass to plain values for JSON; returns other values unchanged."""
     is_record = dataclasses.is_dataclass(record) and not isinstance(record, type)
     return dataclasses.asdict(record) if is_record else record
 
 
 def write_json(path: Path, record: Any) -> None:
-    """Writes a record as a JSON file, whole or not at all; errors as `write_file`."""
+    """Writes a record as a JSON file atomically; raises as `write_file`."""
     write_file(path, json.dumps(plain(record), indent=1) + "\n")
 
 
 def read_json(cls: type[T], path: Path) -> T:
-    """Reads the record that `write_json` wrote.
+    """Reads a record written by `write_json`.
 
     Raises:
-        InputError: there is none, or it is damaged or of another version.
+        InputError: the file is missing, damaged or of another version.
     """
     try:
         return decode(cls, json.loads(path.read_bytes()))
     except OSError as error:
         raise InputError(
-            f"cannot read {path}: {error.strerror}; give the --run_dir of a run that "
-            "ended"
+            f"cannot read {path}: {error.strerror}; give the --run_dir of a finished "
+            "run"
         ) from error
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error}); train again") from error
@@ -207,19 +208,19 @@ def read_json(cls: type[T], path: Path) -> T:
 
 
 def json_line(record: Any) -> str:
-    """Returns a record, or plain values, as one line of JSON."""
+    """Returns a record or plain values as one line of JSON."""
     return json.dumps(plain(record))
 
 
 def append_jsonl(path: Path, record: Any) -> None:
-    """Appends a record, or plain values, as a line of JSON; errors as `append_line`."""
+    """Appends a record or plain values as a line of JSON; raises as `append_line`."""
     append_line(path, json_line(record))
 
 
 def read_jsonl(cls: type[T], path: Path) -> list[T]:
-    """Returns the records of a JSON-lines file; one that is not there has none.
+    """Returns the records of a JSON-lines file, or none if it does not exist.
 
-    A line that cannot be used is named in a warning, left out and left as it is.
+    Invalid lines are left out with a warning; the file is not changed.
 
     Raises:
         InputError: the file cannot be read.
@@ -234,7 +235,7 @@ def read_jsonl(cls: type[T], path: Path) -> list[T]:
 
 
 def decode_line(cls: type[T], line: bytes) -> T:
-    """Returns the record of a line; raises ValueError as `decode` or if it is torn."""
+    """Returns the record of a line; raises ValueError if it is invalid or damaged."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):

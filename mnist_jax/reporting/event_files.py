@@ -1,4 +1,4 @@
-"""A run's numbers by epoch, written as TensorBoard reads them."""
+"""Writes the metrics of each epoch to TensorBoard event files."""
 
 import contextlib
 import importlib.util
@@ -11,7 +11,7 @@ from mnist_jax.records.schema import EpochRecord
 
 
 def check_tensorboard() -> None:
-    """Makes sure that scalars can be written, before any work is done.
+    """Checks before any work is done that event files can be written.
 
     Raises:
         InputError: tensorboardX is not installed.
@@ -19,7 +19,7 @@ def check_tensorboard() -> None:
     if importlib.util.find_spec("tensorboardX") is None:
         raise InputError(
             "--tensorboard needs the package tensorboardX, which is not installed; "
-            "install it with `pip install '.[tensorboard]'` or leave the flag out"
+            "install it with `pip install '.[tensorboard]'` or omit the flag"
         )
 
 
@@ -27,15 +27,15 @@ def check_tensorboard() -> None:
 def epoch_scalars(
     folders: Sequence[Path], train_images: int
 ) -> Iterator[Callable[[Sequence[EpochRecord]], None]]:
-    """Opens an event file per run and yields the function that writes an epoch of each.
+    """Yields a function that writes one epoch of every run to its event file.
 
-    The files are begun with the first epoch and follow within about a second, so that
-    runs can be watched: `loss` and `accuracy`, each `/training` and, where there is
-    one, `/validation`, and `images_per_second`, with the epoch as the step.
+    Writes `loss` and `accuracy`, each as `/training` and, with a validation set,
+    `/validation`, and `images_per_second`; the step is the epoch. Files are created
+    after the first epoch and flushed every second, so that runs can be watched live.
 
     Args:
         folders: the run directories; TensorBoard names the runs after them.
-        train_images: what an epoch trains on, for the images per second.
+        train_images: number of training images per epoch.
 
     Raises:
         InputError: a file cannot be written.
@@ -46,7 +46,7 @@ def epoch_scalars(
         writers: list[SummaryWriter] = []
 
         def write(epochs: Sequence[EpochRecord]) -> None:
-            for folder in folders[len(writers) :]:  # none but in the first epoch
+            for folder in folders[len(writers) :]:  # in the first epoch only
                 try:
                     writer = SummaryWriter(str(folder), flush_secs=1)
                 except OSError as error:

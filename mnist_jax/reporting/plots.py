@@ -1,4 +1,4 @@
-"""Records, images and predictions -> pictures."""
+"""Plots of records, images and predictions."""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +17,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from mnist_jax.errors import InputError
 from mnist_jax.records.files import write_file
 
-# The colours that Okabe and Ito chose for colour-blind eyes, those first that are easy
-# to see on white paper and on a dark screen; markers and lines differ too, for print.
+# Okabe and Ito's colours, safe for colour-blind readers; first those that stand out on
+# both white and dark backgrounds. Markers and line styles differ too, for print.
 # Source: Okabe & Ito, "Color Universal Design" (2008).
 _STYLES = (
     ("#0072B2", "o", "-"),
@@ -31,7 +31,7 @@ _STYLES = (
 _TRAIN, _VALIDATION = _STYLES[:2]
 FORMATS = (".png", ".svg", ".pdf")
 
-# What a picture's lines and letters look like on a page; the page gives the background.
+# Matplotlib settings for pictures in a page, which provides the background.
 THEMES: Mapping[str, Any] = {
     theme: {
         "text.color": ink,
@@ -42,24 +42,24 @@ THEMES: Mapping[str, Any] = {
         "axes.facecolor": "none",
         "figure.facecolor": "none",
         "savefig.facecolor": "none",
-        # Letters stay letters: a tenth of the bytes of their outlines, and as sharp.
+        # Keep text as text: a tenth of the bytes of outlines, and as sharp.
         "svg.fonttype": "none",
-        "svg.hashsalt": "mnist_jax",  # equal pictures are equal files
+        "svg.hashsalt": "mnist_jax",  # same picture, same bytes
     }
     for theme, ink in (("light", "#1a1a1a"), ("dark", "#e8e8e8"))
 }
-_LABELS = {"loss": "cross-entropy (nats, logarithmic)", "accuracy": "accuracy"}
+_LABELS = {"loss": "cross-entropy (nats, log scale)", "accuracy": "accuracy"}
 
 
 def _plain_ticks(axis: Axis) -> None:
-    """Writes a logarithmic axis in plain numbers: 0.1, 0.2, 0.5, 1, ..."""
+    """Labels a logarithmic axis with plain numbers: 0.1, 0.2, 0.5, 1, ..."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _draw_curves(axes: Axes, history: pd.DataFrame, quantity: str) -> None:
-    """Draws a quantity by epoch: the mean over runs, in the band of all of them."""
+    """Plots a metric by epoch: mean over runs, with a band from min to max."""
     for name, label, (color, marker, line) in (
         (quantity, "training", _TRAIN),
         (f"val_{quantity}", "validation", _VALIDATION),
@@ -80,7 +80,7 @@ def _draw_curves(axes: Axes, history: pd.DataFrame, quantity: str) -> None:
         axes.fill_between(
             mean.index, by_epoch.min(), by_epoch.max(), color=color, alpha=0.2, lw=0
         )
-    if quantity == "loss":  # its first epochs would flatten the rest
+    if quantity == "loss":  # on a linear scale the first epochs would flatten the rest
         axes.set_yscale("log")
         _plain_ticks(axes.yaxis)
     axes.set_xlabel("epoch")
@@ -91,12 +91,12 @@ def _draw_curves(axes: Axes, history: pd.DataFrame, quantity: str) -> None:
 
 
 def history_figure(history: pd.DataFrame, title: str = "") -> Figure:
-    """Draws loss and accuracy by epoch, with validation where there is one.
+    """Plots loss and accuracy by epoch, for training and any validation set.
 
     Args:
-        history: as `history_frame` returns it; of several runs, one below the other,
-            the means are drawn, in a band from the least to the greatest.
-        title: above the picture.
+        history: as returned by `history_frame`; the frames of several runs may be
+            concatenated, to plot their mean with a band from min to max.
+        title: figure title.
     """
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     figure.suptitle(title, fontsize=10)
@@ -106,7 +106,7 @@ def history_figure(history: pd.DataFrame, title: str = "") -> Figure:
 
 
 def curve_figure(history: pd.DataFrame, quantity: str, title: str = "") -> Figure:
-    """Draws one panel of `history_figure`: the `loss` or the `accuracy`."""
+    """Plots one panel of `history_figure`: `quantity` is "loss" or "accuracy"."""
     figure = Figure(figsize=(4.4, 3.3), layout="constrained")
     axes = figure.subplots()
     axes.set_title(title, fontsize=10)
@@ -117,13 +117,13 @@ def curve_figure(history: pd.DataFrame, quantity: str, title: str = "") -> Figur
 def budget_figure(
     runs: Mapping[str, Sequence[pd.DataFrame]], quantity: str, title: str = ""
 ) -> Figure:
-    """Draws accuracy against training time: who is ahead when the time is up.
+    """Plots accuracy against training time, to compare networks at equal time.
 
     Args:
-        runs: by the network's name, for each of its seeds the columns `seconds` and
-            `accuracy`, a row per epoch, as `budget_frame` returns them.
-        quantity: which accuracy it is, for the axis.
-        title: above the picture.
+        runs: for each network name, one frame per seed as returned by `budget_frame`,
+            with columns `seconds` and `accuracy` and a row per epoch.
+        quantity: label of the accuracy axis.
+        title: figure title.
     """
     figure = Figure(figsize=(5.4, 4), layout="constrained")
     axes = figure.subplots()
@@ -143,7 +143,7 @@ def budget_figure(
             markerfacecolor="none",
             markeredgewidth=1.4,
         )
-        # The legend's line carries the marker too.
+        # Empty, for a legend entry with both line and marker.
         axes.plot(
             [],
             [],
@@ -156,7 +156,7 @@ def budget_figure(
         )
     axes.set_xscale("log")
     _plain_ticks(axes.xaxis)
-    axes.set_xlabel("training time (s, logarithmic)")
+    axes.set_xlabel("training time (s, log scale)")
     axes.set_ylabel(quantity)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="lower right")
@@ -164,24 +164,25 @@ def budget_figure(
 
 
 def confusion_figure(counts: np.ndarray, title: str = "") -> Figure:
-    """Draws a confusion matrix, coloured by its mistakes alone.
+    """Plots a confusion matrix; only its mistakes are coloured.
 
     Args:
-        counts: images `[10,10]` by truth (row) and prediction (column).
-        title: above the picture.
+        counts: numbers of images `[10,10]`, by truth (row) and prediction (column).
+        title: figure title.
     """
     counts = np.asarray(counts)
     mistakes = np.where(np.eye(len(counts), dtype=bool), 0, counts)
-    most = max(mistakes.max(), 1)
+    max_count = max(mistakes.max(), 1)
     figure = Figure(figsize=(4.6, 4.5), layout="constrained")
     axes = figure.subplots()
     axes.set_title(title, fontsize=10)
-    # Where there is nothing the page shows through, in whatever colour it has.
+    # Zeros are transparent, to show the page's background in any theme.
     axes.imshow(
         np.ma.masked_equal(mistakes, 0),
         cmap="Blues",
-        vmin=-0.25 * most,  # not so light, nor below so dark, that a page swallows it
-        vmax=1.3 * most,
+        # Neither so light nor so dark that a cell vanishes in the page's background.
+        vmin=-0.25 * max_count,
+        vmax=1.3 * max_count,
         interpolation="none",
     )
     for (row, column), count in np.ndenumerate(counts):
@@ -195,7 +196,7 @@ def confusion_figure(counts: np.ndarray, title: str = "") -> Figure:
             continue
         color = None
         if row != column:
-            color = "white" if count > 0.7 * most else "black"
+            color = "white" if count > 0.7 * max_count else "black"
         axes.text(
             column, row, f"{count}", ha="center", va="center", fontsize=8, color=color
         )
@@ -216,7 +217,7 @@ def digits_figure(
     columns: int = 10,
     title: str = "",
 ) -> Figure:
-    """Draws images `[N,28,28]` in rows of up to `columns`, each under its caption."""
+    """Draws images `[N,28,28]` in rows of up to `columns`, with captions above."""
     columns = min(len(images), columns)
     rows = -(-len(images) // columns)
     lines = max(str(caption).count("\n") for caption in captions) + 1
@@ -233,12 +234,12 @@ def digits_figure(
 
 
 def filters_figure(filters: np.ndarray, title: str = "") -> Figure:
-    """Draws the first filters `[k,k,F]` of a convolutional network on one scale."""
+    """Draws the filters `[k,k,F]` of a first convolution on a common colour scale."""
     filters = np.asarray(filters)
     count = filters.shape[-1]
     columns = min(count, 8)
     rows = -(-count // columns)
-    most = np.abs(filters).max() or 1.0
+    limit = np.abs(filters).max() or 1.0
     figure = Figure(figsize=(4.4, 0.55 * rows + 1), layout="constrained")
     figure.suptitle(title, fontsize=10)
     grid = figure.subplots(rows, columns, squeeze=False)
@@ -247,12 +248,12 @@ def filters_figure(filters: np.ndarray, title: str = "") -> Figure:
         axes.axis("off")
     for axes, index in zip(grid.ravel(), range(count), strict=False):
         axes.axis("on")
-        # Orange and purple stay apart for colour-blind eyes; 0 is white.
+        # Orange and purple are safe for colour-blind readers; 0 is white.
         picture = axes.imshow(
             filters[..., index],
             cmap="PuOr",
-            vmin=-most,
-            vmax=most,
+            vmin=-limit,
+            vmax=limit,
             interpolation="none",
         )
     figure.colorbar(
@@ -267,12 +268,12 @@ def filters_figure(filters: np.ndarray, title: str = "") -> Figure:
 
 
 def predictions_figure(images: np.ndarray, predictions: pd.DataFrame) -> Figure:
-    """Draws each image `[N,28,28]` beside its ten probabilities.
+    """Draws each image beside its ten probabilities.
 
     Args:
-        images: uint8.
-        predictions: as `prediction_frame` returns them, indexed by the image's index
-            in the test set, or by the name of its file where its truth is not known.
+        images: `[N,28,28] uint8`.
+        predictions: as returned by `prediction_frame`, indexed by the image's index in
+            the test set, or by its file name if its truth is unknown.
     """
     count = len(images)
     figure = Figure(figsize=(5, 1.8 * count), layout="constrained")
@@ -294,13 +295,13 @@ def predictions_figure(images: np.ndarray, predictions: pd.DataFrame) -> Figure:
 
 
 def _short(path: object) -> str:
-    """Returns a file's name, cut in the middle where it is long."""
+    """Returns a file's name, shortened in the middle if it is long."""
     name = Path(str(path)).name
     return name if len(name) <= 24 else f"{name[:12]}…{name[-11:]}"
 
 
 def themed_svg(draw: Callable[[], Figure], theme: str) -> bytes:
-    """Returns a picture as SVG without background, for a page in one of `THEMES`."""
+    """Returns a picture as SVG with a transparent background, in one of `THEMES`."""
     file = io.BytesIO()
     with matplotlib.rc_context(THEMES[theme]):
         draw().savefig(file, format="svg", metadata={"Date": None})
@@ -308,14 +309,14 @@ def themed_svg(draw: Callable[[], Figure], theme: str) -> bytes:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a picture in the form that its name's ending says.
+    """Writes a figure in the format given by the file's suffix.
 
     Raises:
-        InputError: the ending is none of `FORMATS`, or the file cannot be written.
+        InputError: the suffix is not in `FORMATS`, or the file cannot be written.
     """
     if path.suffix not in FORMATS:
         raise InputError(
-            f"a picture's name must end in one of {', '.join(FORMATS)}; got {path}"
+            f"a picture's file name must end in one of {', '.join(FORMATS)}; got {path}"
         )
     picture = io.BytesIO()
     figure.savefig(picture, dpi=150, format=path.suffix[1:])

@@ -1,22 +1,22 @@
-"""A trained network's predictions: probabilities, confusion counts, worst mistakes."""
+"""Predictions of a trained network: probabilities, confusion matrix, mistakes."""
 
 import base64
 
 import numpy as np
 import pandas as pd
 
-from mnist_jax.data.types import Split
-from mnist_jax.models.networks import CLASSES, IMAGE_SHAPE, layer_names
+from mnist_jax.data.types import CLASSES, IMAGE_SHAPE, Split
+from mnist_jax.models.networks import layer_names
 from mnist_jax.records.schema import DetailsRecord, MistakeRecord
 from mnist_jax.training.run_dir import TrainedRun
 
-_WORST = 12  # wrong images that a record keeps
+_WORST = 12  # misclassified images kept in a record
 
 
 def prediction_frame(
     probabilities: np.ndarray, labels: np.ndarray | None = None
 ) -> pd.DataFrame:
-    """Returns one row per image: ten probabilities, the arg max and any known truth.
+    """Returns one row per image: ten probabilities, their arg max, the truth if given.
 
     >>> prediction_frame(np.eye(10)[[3]], np.array([5]))[["predicted", "truth"]]
        predicted  truth
@@ -40,7 +40,7 @@ def confusion_counts(truths: np.ndarray, predicted: np.ndarray) -> np.ndarray:
 
 
 def _worst_mistakes(probabilities: np.ndarray, split: Split) -> list[MistakeRecord]:
-    """Returns the wrong images, those of the highest probability first."""
+    """Returns the most confidently misclassified images, most confident first."""
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     wrong = np.flatnonzero(predicted != split.labels)
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:_WORST]
@@ -60,18 +60,18 @@ def mistake_image(pixels: str) -> np.ndarray:
     """Returns the image `[28,28] uint8` of a `MistakeRecord`.
 
     Raises:
-        ValueError: the text is not that of such an image.
+        ValueError: `pixels` does not encode such an image.
     """
     image = np.frombuffer(base64.b64decode(pixels, validate=True), np.uint8)
     return image.reshape(IMAGE_SHAPE)
 
 
 def run_details(run: TrainedRun, test: Split) -> DetailsRecord:
-    """Returns what pictures of a trained network show.
+    """Returns the data for the pictures of a trained network.
 
     Args:
-        run: as `load_run` returned it.
-        test: the test set of the run, on the host.
+        run: as returned by `load_run`.
+        test: the run's test set, as NumPy arrays.
     """
     probabilities = run.predict(test.images)
     counts = confusion_counts(test.labels, probabilities.argmax(axis=1))

@@ -1,4 +1,4 @@
-"""What is printed while a run trains."""
+"""Prints the progress of training."""
 
 import itertools
 import statistics
@@ -13,25 +13,25 @@ from mnist_jax.models.networks import count_params
 from mnist_jax.records.schema import EpochRecord, RunRecord
 from mnist_jax.training.experiment import Experiment
 from mnist_jax.training.fit import Callbacks, Progress
+from mnist_jax.training.sweep import Observer
 
 OnEpoch = Callable[[Sequence[EpochRecord]], None]
 
-_HEADER = "epoch   loss    acc   val loss  val acc  train s  images/s   left s"
+_HEADER = "epoch   loss    acc   val loss  val acc  train s  images/s    ETA s"
 
-
-# A chunk of an epoch is about a second: in a file, one line in this many is enough.
+# Between progress lines without a terminal. A chunk takes about a second.
 _CHUNKS_PER_LINE = 30
 
 
 def _announce(experiment: Experiment) -> None:
-    """Prints what is about to be trained, on what."""
+    """Prints the network, the data and the devices of a run, and the table header."""
     config, dataset = experiment.config, experiment.dataset
     sizes = [len(dataset.train.labels), len(dataset.test.labels)]
     validation = len(dataset.validation.labels) if dataset.validation else 0
     cached = " (cached)" if experiment.compile_cached else ""
     together = f", {experiment.seeds} seeds together" if experiment.seeds > 1 else ""
     print(
-        f"{config.model}: {count_params(experiment.model):,} parameters, "
+        f"{config.name}: {count_params(experiment.model):,} parameters, "
         f"{dataset.name} {sizes[0]:,} train / {validation:,} validation / "
         f"{sizes[1]:,} test images, {experiment.programs.mesh.size} "
         f"{experiment.programs.mesh.devices.flat[0].platform} devices{together}, "
@@ -45,7 +45,7 @@ def _mean(records: Sequence[EpochRecord], field: str) -> float:
 
 
 def _row(experiment: Experiment, records: Sequence[EpochRecord]) -> str:
-    """Writes an epoch: means over the seeds, seconds of all of them together."""
+    """Formats an epoch: metrics are means over seeds, seconds are for all seeds."""
     epochs, size = experiment.config.epochs, len(experiment.dataset.train.labels)
     seeds, first = len(records), records[0]
     validation = f"{'-':>8} {'-':>8}"
@@ -53,18 +53,18 @@ def _row(experiment: Experiment, records: Sequence[EpochRecord]) -> str:
         means = _mean(records, "val_loss"), _mean(records, "val_accuracy")
         validation = f"{means[0]:8.4f} {means[1]:8.4f}"
     seconds = first.train_seconds * seeds
-    left = (epochs - first.epoch) * (seconds + first.eval_seconds * seeds)
+    eta = (epochs - first.epoch) * (seconds + first.eval_seconds * seeds)
     return (
         f"{first.epoch:2d}/{epochs:<2d} {_mean(records, 'loss'):7.4f} "
         f"{_mean(records, 'accuracy'):.4f}  {validation} {seconds:8.2f} "
-        f"{size * seeds / seconds:9,.0f} {left:8.1f}"
+        f"{size * seeds / seconds:9,.0f} {eta:8.1f}"
     )
 
 
-class ProgressPrinter:
-    """Prints the progress of training, and ends it once the program is to stop.
+class ProgressPrinter(Observer):
+    """Prints the progress of training, and stops training when requested.
 
-    It never ends between the last chunk of an epoch and the epoch's checkpoint.
+    It never stops between the last chunk of an epoch and the epoch's checkpoint.
     """
 
     def __init__(
@@ -76,30 +76,34 @@ class ProgressPrinter:
         """Creates a printer.
 
         Args:
-            quiet: print results only.
-            check_stopped: raises if the program is to end.
-            write_epochs: given the run directories and the number of training images,
-                returns what is to be called with the records of each epoch too.
+            quiet: print final results only.
+            check_stopped: called after each chunk and epoch; raises to stop training.
+            write_epochs: takes the run directories and the number of training images;
+                returns a function to call with the records of each epoch.
         """
-        self.quiet, self.check_stopped = quiet, check_stopped
+        self.quiet, self._check_stopped = quiet, check_stopped
         self.write_epochs = write_epochs
+
+    def check_stopped(self) -> None:
+        """Raises if the program should end."""
+        self._check_stopped()
 
     def report(self, message: str) -> None:
         """Prints a line."""
         print(message, flush=True)
 
     def compiling(self, config: TrainConfig) -> None:
-        """Prints what is being compiled, since that can take some seconds."""
+        """Prints that a network is being compiled, which can take several seconds."""
         if not self.quiet:
-            print(f"{config.model}: compiling ...", flush=True)
+            print(f"{config.name}: compiling ...", flush=True)
 
     def training(
         self, experiment: Experiment, folders: Mapping[int, Path]
     ) -> Callbacks:
-        """Announces a run and returns what prints its progress.
+        """Prints the header of a run and returns callbacks that print its progress.
 
-        That is a row after each epoch and, within it, a live line on a terminal, a
-        plain line about twice a minute elsewhere. When quiet, nothing.
+        They print a row after each epoch. Within an epoch they update a progress bar on
+        a terminal, or print a line about twice a minute elsewhere.
         """
         if not self.quiet:
             _announce(experiment)
@@ -107,12 +111,12 @@ class ProgressPrinter:
         if self.write_epochs is not None:
             size = len(experiment.dataset.train.labels)
             write = self.write_epochs(list(folders.values()), size)
-        # It writes to a terminal only, into one line that it clears.
+        # disable=None shows the bar on a terminal only.
         bar = tqdm(
             disable=True if self.quiet else None,
             file=sys.stderr,
             leave=False,
-            delay=1e-3,  # any: else it shows an empty bar at once
+            delay=1e-3,  # any delay: otherwise an empty bar is shown at once
             bar_format="{percentage:3.0f}%|{bar:20}| {desc}",
         )
         chunks = itertools.count(1)
@@ -134,17 +138,17 @@ class ProgressPrinter:
         return Callbacks(on_epoch, on_chunk)
 
     def finished(self, record: RunRecord) -> None:
-        """Prints what a run ended with."""
+        """Prints the results of a run."""
         print(
             f"seed {record.config.seed}: test accuracy {record.test_accuracy:.4f}, "
             f"loss {record.test_loss:.4f} ({record.test_images:,} images); "
-            f"{record.total_seconds:.1f} s in all",
+            f"{record.total_seconds:.1f} s total",
             flush=True,
         )
 
 
 def _show(progress: Progress, bar: tqdm, number: int) -> None:
-    """Shows how far an epoch is, after the chunk of this number."""
+    """Shows the progress of an epoch after chunk `number` of the run."""
     text = (
         f"loss {progress.loss:.4f}, accuracy {progress.accuracy:.4f}, "
         f"{progress.images_per_second:,.0f} images/s, "
@@ -155,4 +159,4 @@ def _show(progress: Progress, bar: tqdm, number: int) -> None:
         bar.set_description_str(f"epoch {progress.epoch}, {text}")
     elif number % _CHUNKS_PER_LINE == 0:
         percent = 100 * progress.step // progress.steps
-        print(f"epoch {progress.epoch}, {percent} %: {text}", flush=True)
+        print(f"epoch {progress.epoch}, {percent}%: {text}", flush=True)

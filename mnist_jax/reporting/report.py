@@ -1,4 +1,4 @@
-"""Recorded runs -> one self-contained HTML page, and its pictures as files."""
+"""Writes recorded runs as a self-contained HTML page, and its pictures as files."""
 
 import base64
 import json
@@ -32,6 +32,7 @@ from mnist_jax.reporting.predictions import mistake_image
 from mnist_jax.reporting.tables import (
     budget_frame,
     comparison_frame,
+    format_comparison,
     group_by_row,
     group_by_table,
     history_frame,
@@ -45,21 +46,21 @@ from mnist_jax.training.sweep import find_runs, read_runs
 RESULTS = "compare.jsonl"
 PAGE, PICTURES = "report.html", "pictures"
 
-_DRAWN = 6  # networks of a table that have pictures of their own: 3 MB are the limit
+_DRAWN = 6  # networks per table with their own pictures; the page must stay below 3 MB
 
 
 class Picture(NamedTuple):
-    """A picture of the page, and of a file."""
+    """A picture in the page, also written to a file."""
 
-    name: str  # of the file
-    heading: str  # where it stands alone: the network and how many runs
+    name: str  # stem of the file
+    heading: str  # title in the file: the network and the number of runs
     alt: str
     caption: str
-    draw: Callable[[str], Figure]  # from its title
+    draw: Callable[[str], Figure]  # takes the title
 
 
 class Network(NamedTuple):
-    """What the page shows of the runs of one row."""
+    """The page's content for one row of a table."""
 
     name: str
     result: str
@@ -67,20 +68,20 @@ class Network(NamedTuple):
 
 
 class Section(NamedTuple):
-    """What the page shows of the runs of one data set and machine."""
+    """The page's content for one dataset and machine."""
 
     title: str
-    note: str  # empty, or that the data stand in for MNIST
+    note: str  # empty, or a warning that the data is not MNIST
     columns: list[str]
-    rows: list[list[tuple[str, float | str]]]  # cells: the text, and what sorts it
+    rows: list[list[tuple[str, float | str]]]  # cells: text and sort key
     budget: Picture
     networks: list[Network]
-    hints: list[str]  # what is missing, and why
+    hints: list[str]  # which pictures are missing, and why
     provenance: list[str]
 
 
 def _sort_value(text: str) -> float | str:
-    """Returns what a cell is sorted by: its first number, if it begins with one.
+    """Returns the sort key of a cell: its leading number, or else its text.
 
     >>> _sort_value("93,322"), _sort_value("0.9935 ± 0.0002 (n=3)"), _sort_value("cnn")
     (93322.0, 0.9935, 'cnn')
@@ -90,20 +91,20 @@ def _sort_value(text: str) -> float | str:
 
 
 def _runs(count: int) -> str:
-    """Writes how many runs a picture rests on."""
+    """Formats the number of runs."""
     return "1 run" if count == 1 else f"{count} runs with different seeds"
 
 
 def _budget_picture(
     number: int, rows: Sequence[Sequence[RunRecord]], comparison: pd.DataFrame
 ) -> Picture:
-    """Returns accuracy against training time for all networks of a section."""
+    """Returns a plot of accuracy against training time for all networks."""
     runs = {
         name: [budget_frame(run) for run in row]
         for name, row in zip(row_names(rows), rows, strict=True)
     }
     validated = all(run.validation_images for row in rows for run in row)
-    if not validated:  # then only what all have is drawn
+    if not validated:  # plot the test accuracy, which all runs have
         runs = {
             name: [
                 frame.iloc[-1:].assign(accuracy=run.test_accuracy)
@@ -111,8 +112,8 @@ def _budget_picture(
             ]
             for name, row in zip(runs, rows, strict=True)
         }
-    which = "validation" if validated else "test"
-    images = getattr(rows[0][0], f"{which}_images")
+    split = "validation" if validated else "test"
+    images = getattr(rows[0][0], f"{split}_images")
     when = "after each epoch" if validated else "at the end"
     compiling = ", ".join(
         f"{name} {seconds}"
@@ -123,24 +124,24 @@ def _budget_picture(
         f"{number}-accuracy-by-time",
         f"all networks (n={n})",
         "Accuracy against training time, one line per network",
-        f"Accuracy on the {images:,} {which} images {when}, against seconds of "
-        f"training. Each point is a seed, each line the mean (n={n}). Compiling comes "
-        f"once before it and is left out (seconds: {compiling}).",
-        lambda title: budget_figure(runs, f"{which} accuracy", title),
+        f"Accuracy on the {images:,} {split} images {when}, against training time. "
+        f"Points are seeds, lines are means (n={n}). Compile time is "
+        f"excluded (seconds: {compiling}).",
+        lambda title: budget_figure(runs, f"{split} accuracy", title),
     )
 
 
 def _curve_pictures(name: str, row: Sequence[RunRecord]) -> list[Picture]:
-    """Returns loss and accuracy by epoch of the runs of one row."""
+    """Returns plots of loss and accuracy by epoch for the runs of one row."""
     history = pd.concat([history_frame(run) for run in row])
-    band = "; the band reaches from the lowest to the highest" if len(row) > 1 else ""
+    band = "; the band spans min to max" if len(row) > 1 else ""
     return [
         Picture(
             quantity,
             f"{name} (n={len(row)})",
             f"{quantity.capitalize()} of {name} by epoch",
             f"{quantity.capitalize()} by epoch, mean of {_runs(len(row))}{band}. "
-            "Training is measured while the epoch goes on, validation after it.",
+            "Training metrics are measured during the epoch, validation after it.",
             lambda title, quantity=quantity: curve_figure(  # type: ignore[misc]
                 history, quantity, title
             ),
@@ -152,13 +153,13 @@ def _curve_pictures(name: str, row: Sequence[RunRecord]) -> list[Picture]:
 def detail_pictures(
     name: str, seed: int, details: Sequence[DetailsRecord]
 ) -> list[Picture]:
-    """Returns confusion matrix, worst mistakes and filters of runs of one network.
+    """Returns the confusion matrix, worst mistakes and filters of one network.
 
     Args:
-        name: of the network.
-        seed: of the first run.
-        details: of each run. Counts are summed over the runs; images and filters are
-            of the first.
+        name: name of the network.
+        seed: seed of the first run.
+        details: details of each run. Confusion counts are summed over the runs; images
+            and filters are from the first run.
 
     Raises:
         InputError: a matrix or an image is damaged.
@@ -169,11 +170,11 @@ def detail_pictures(
         images = np.array([mistake_image(wrong.pixels) for wrong in first.worst])
         filters = None if first.filters is None else np.array(first.filters)
         if counts.shape != (10, 10) or (filters is not None and filters.ndim != 3):
-            raise ValueError("another shape than 10 by 10, or filters that are none")
+            raise ValueError("confusion matrix is not 10x10, or filters are not 3-D")
     except ValueError as error:
         raise InputError(
-            f"the details of {name} are damaged ({error}); remove the {DETAILS} of its "
-            "run directories, and benchmarks.compare writes them again"
+            f"the details of {name} are damaged ({error}); delete {DETAILS} in its run "
+            "directories and rerun benchmarks.compare to rewrite it"
         ) from error
     wrong = int(counts.sum() - np.trace(counts))
     pictures = [
@@ -182,13 +183,13 @@ def detail_pictures(
             f"{name} (n={len(details)})",
             f"Confusion matrix of {name}",
             f"Test images by true and predicted digit, {_runs(len(details))}: "
-            f"{wrong:,} of {counts.sum():,} wrong, coloured by how many.",
+            f"{wrong:,} of {counts.sum():,} wrong; darker is more mistakes.",
             lambda title: confusion_figure(counts, title),
         )
     ]
     if len(images):
         captions = [
-            f"{w.truth} taken for {w.predicted}\n{w.probability:.1%} sure"
+            f"true {w.truth}, pred {w.predicted}\n{w.probability:.1%}"
             for w in first.worst
         ]
         indices = ", ".join(str(w.index) for w in first.worst)
@@ -196,9 +197,9 @@ def detail_pictures(
             Picture(
                 "worst",
                 f"{name}, seed {seed}",
-                f"Test images that {name} gets wrong most confidently",
-                "Most confidently wrong test images: the true digit, the predicted one "
-                f"and its probability; seed {seed}, test images {indices}.",
+                f"Most confidently misclassified test images of {name}",
+                "Most confidently misclassified test images: true digit, predicted "
+                f"digit and its probability; seed {seed}, test images {indices}.",
                 lambda title: digits_figure(images, captions, 4, title),
             )
         )
@@ -209,8 +210,8 @@ def detail_pictures(
                 "filters",
                 f"{name}, seed {seed}",
                 f"First filters of {name}",
-                f"The {count} filters of the first convolution, {size}x{size}, on one "
-                f"scale; seed {seed}.",
+                f"The {count} {size}x{size} filters of the first convolution, on a "
+                f"common scale; seed {seed}.",
                 lambda title: filters_figure(filters, title),
             )
         )
@@ -220,37 +221,37 @@ def detail_pictures(
 def _section(
     number: int,
     records: Sequence[RunRecord],
-    known: Mapping[tuple[Any, ...], DetailsRecord],
+    details_by_run: Mapping[tuple[Any, ...], DetailsRecord],
 ) -> Section:
-    """Returns what the page shows of the records of one data set and machine."""
+    """Returns the page's content for the records of one dataset and machine."""
     rows = group_by_row(records)
-    frame = comparison_frame(records)
+    frame = format_comparison(comparison_frame(records))
     networks, hints = [], []
     named = zip(row_names(rows), rows, strict=True)
     for row_number, (name, row) in enumerate(list(named)[:_DRAWN], start=1):
         pictures = _curve_pictures(name, row)
-        runs = [run for run in row if run.run_key() in known]
+        runs = [run for run in row if run.run_key() in details_by_run]
         if runs:
-            details = [known[run.run_key()] for run in runs]
+            details = [details_by_run[run.run_key()] for run in runs]
             pictures += detail_pictures(name, runs[0].config.seed, details)
         else:
             hints.append(
-                f"{name}: no confusion matrix and no images, since its runs were "
+                f"{name}: no confusion matrix or images, because its runs were "
                 f"recorded without them ({DETAILS}); benchmarks.compare with another "
                 "--out records them."
             )
-        prefix = f"{number}-{row_number}-{row[0].config.model}"
+        prefix = f"{number}-{row_number}-{row[0].config.name}"
         result = (
-            f"{frame['test accuracy'].iloc[row_number - 1]} of "
-            f"{row[0].test_images:,} test images right, "
+            f"test accuracy {frame['test accuracy'].iloc[row_number - 1]} on "
+            f"{row[0].test_images:,} images, "
             f"{row[0].parameters:,} parameters"
         )
         pictures = [p._replace(name=f"{prefix}-{p.name}") for p in pictures]
         networks.append(Network(name, result, pictures))
     if len(rows) > _DRAWN:
         hints.append(
-            f"Of {len(rows)} networks the {_DRAWN} most accurate have pictures of "
-            "their own."
+            f"Only the {_DRAWN} most accurate of {len(rows)} networks have their own "
+            "pictures."
         )
     return Section(
         title(records[0]),
@@ -265,9 +266,9 @@ def _section(
 
 
 def read_details(out: Path) -> dict[tuple[Any, ...], DetailsRecord]:
-    """Returns the details of the runs below a folder, by `RunRecord.run_key`."""
+    """Returns the details of all runs under a folder, by `RunRecord.run_key`."""
     details = {}
-    # What version 1 of the records wrote: to be dropped with the release after next.
+    # Written by version 1 of the records; to be removed in the release after next.
     for number, line in enumerate(read_lines(out / "details.jsonl"), start=1):
         try:
             value = json.loads(line)
@@ -275,7 +276,7 @@ def read_details(out: Path) -> dict[tuple[Any, ...], DetailsRecord]:
             machine = decode(Environment, value["environment"])
             data = value["checksum"], value["dataset_note"]
             names = ("confusion", "worst", "filters")
-            key = (None, config, machine.xla_flags, *data, *machine.compared())
+            key = (None, config, None, machine.xla_flags, *data, *machine.compared())
             details[key] = decode(DetailsRecord, {name: value[name] for name in names})
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             message = "%s line %d is damaged and is left out (%s)"
@@ -287,18 +288,18 @@ def read_details(out: Path) -> dict[tuple[Any, ...], DetailsRecord]:
 
 
 def read_sections(out: Path) -> list[Section]:
-    """Reads what `benchmarks.compare` left in a folder.
+    """Reads the output folder of `benchmarks.compare`.
 
-    Lines that are damaged are left out, as `read_jsonl` does.
+    Damaged lines are skipped with a warning, as by `read_jsonl`.
 
     Raises:
-        InputError: no run is left, or the details of one contradict themselves.
+        InputError: there is no usable run, or the details of a run are damaged.
     """
     records = read_runs(out, RESULTS)
     if not records or not all(record.epochs for record in records):
         raise InputError(
             f"--out={out} holds no usable run in {RESULTS}; run `python -m "
-            f"benchmarks.compare --out={out}` first, or give the folder that it filled"
+            f"benchmarks.compare --out={out}` first, or give its output folder"
         )
     details = read_details(out)
     return [
@@ -308,7 +309,7 @@ def read_sections(out: Path) -> list[Section]:
 
 
 class _Image(NamedTuple):
-    """A picture as the page holds it: data URIs by theme, size in CSS pixels."""
+    """A picture embedded in the page: data URIs by theme, size in CSS pixels."""
 
     sources: dict[str, str]
     width: int
@@ -316,10 +317,10 @@ class _Image(NamedTuple):
 
 
 def _image(picture: Picture) -> _Image:
-    """Draws a picture for light and for dark pages."""
+    """Draws a picture in the light and the dark theme."""
     drawn = {theme: themed_svg(lambda: picture.draw(""), theme) for theme in THEMES}
     points = re.search(rb'width="([\d.]+)pt" height="([\d.]+)pt"', drawn["light"])
-    assert points is not None  # Matplotlib's first line has them
+    assert points is not None  # always present in Matplotlib's SVG
     width, height = (round(float(side) * 96 / 72) for side in points.groups())
     sources = {
         theme: f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
@@ -329,7 +330,7 @@ def _image(picture: Picture) -> _Image:
 
 
 def format_page(sections: Sequence[Section]) -> str:
-    """Writes the page: HTML with everything in it, no other file and no network."""
+    """Returns the page as self-contained HTML, without links to other resources."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mnist_jax.reporting", ""),
         autoescape=True,
@@ -341,21 +342,23 @@ def format_page(sections: Sequence[Section]) -> str:
 
 
 def write_report(out: Path) -> Path:
-    """Writes the page of a folder's records, and its pictures as PNG and SVG.
+    """Writes the page for a folder's records, and its pictures as PNG and SVG.
 
     Returns:
-        The page's path.
+        The path of the page.
 
     Raises:
-        InputError: as `read_sections`, or a file cannot be written.
+        InputError: see `read_sections`, or a file cannot be written.
     """
     sections = read_sections(out)
     make_folder(out / PICTURES)
     for section in sections:
-        own = [picture for network in section.networks for picture in network.pictures]
-        for picture in (section.budget, *own):
+        pictures = [
+            picture for network in section.networks for picture in network.pictures
+        ]
+        for picture in (section.budget, *pictures):
             figure = picture.draw(f"{picture.heading}, {section.title}")
-            for ending in (".png", ".svg"):
-                save_figure(figure, out / PICTURES / f"{picture.name}{ending}")
+            for suffix in (".png", ".svg"):
+                save_figure(figure, out / PICTURES / f"{picture.name}{suffix}")
     write_file(out / PAGE, format_page(sections))
     return out / PAGE

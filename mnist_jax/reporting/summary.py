@@ -1,4 +1,4 @@
-"""Tables that describe a network's layers and a data set's arrays."""
+"""Tables of a network's layers and a dataset's arrays."""
 
 import dataclasses
 from typing import Any
@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import pandas as pd
 
-from mnist_jax.config import ConvStage, TrainConfig, parse_conv_stage
+from mnist_jax.config import MODELS, ConvStage, TrainConfig, parse_conv_stage
 from mnist_jax.data.datasets import Dataset
-from mnist_jax.models.flops import products_by_layer, training_flops
+from mnist_jax.models.custom import call_options
+from mnist_jax.models.flops import multiply_adds, products_by_layer, training_flops
 from mnist_jax.models.networks import (
     IMAGE_SHAPE,
     create_model,
@@ -19,7 +20,7 @@ from mnist_jax.models.networks import (
 
 
 def _stage_settings(stage: ConvStage) -> str:
-    """Writes a convolution stage in words."""
+    """Formats the settings of a convolution stage."""
     pool = f", max pool {stage.pool}" if stage.pool > 1 else ""
     return (
         f"{stage.kernel}x{stage.kernel}, stride {stage.strides}, "
@@ -28,7 +29,7 @@ def _stage_settings(stage: ConvStage) -> str:
 
 
 def _settings(config: TrainConfig, usual_name: str) -> str:
-    """Writes a layer's settings in words."""
+    """Formats the settings of a layer."""
     kind, number = usual_name.split("_")
     index = int(number)
     if kind == "Conv":
@@ -45,62 +46,70 @@ def _settings(config: TrainConfig, usual_name: str) -> str:
 
 
 def layer_frame(config: TrainConfig) -> pd.DataFrame:
-    """Returns a row per layer: name, kind, settings, shape, sizes, frozen or not.
+    """Returns one row per layer: name, kind, settings, output shape, sizes, frozen.
 
-    Computes no parameter. The output shape leaves the batch out; a convolution's is
-    that after its pooling. `multiply-adds` are those of one image's forward pass; see
-    `flops` for what counts.
+    Computes no parameter values. The output shape omits the batch dimension and
+    includes a convolution's pooling. `multiply-adds` are per image and forward pass;
+    see `flops` for what is counted. A custom network's layers have no settings and
+    multiply-adds.
 
     >>> layer_frame(TrainConfig(model="mlp", hidden=(32,)))["parameters"].tolist()
     [25120, 330]
     """
     model = create_model(dataclasses.replace(config, impl="plain"))
+    options = call_options(model, False)
 
     def run(images: jax.Array) -> tuple[Any, Any]:
-        params = model.init(jax.random.key(0), images)["params"]
+        params = model.init(jax.random.key(0), images, **options)["params"]
         _, state = model.apply(
             {"params": params},
             images,
             capture_intermediates=True,
             mutable=["intermediates"],
+            **options,
         )
         return params, state["intermediates"]
 
     params, outputs = jax.eval_shape(run, jnp.zeros((1, *IMAGE_SHAPE), jnp.float32))
-    return pd.DataFrame(
+    frame = pd.DataFrame(
         {
             "layer": name,
             "kind": usual.split("_")[0],
-            "settings": _settings(config, usual),
-            "output shape": outputs[name]["__call__"][0].shape[1:],
+            "output shape": _output_shape(outputs.get(name, {})),
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(params[name])),
-            "multiply-adds": sum(products),
             "frozen": "yes" if name in config.freeze else "no",
         }
-        for usual, name, products in zip(
-            usual_names(config),
-            layer_names(config),
-            products_by_layer(config),
-            strict=True,
-        )
+        for usual, name in zip(usual_names(config), layer_names(config), strict=True)
     )
+    if config.model in MODELS:
+        settings = [_settings(config, usual) for usual in usual_names(config)]
+        counts = [sum(products) for products in products_by_layer(config)]
+        frame.insert(2, "settings", settings)
+        frame.insert(5, "multiply-adds", counts)
+    return frame
+
+
+def _output_shape(outputs: Any) -> Any:
+    """Returns the shape of a layer's first output, if it is an array."""
+    first, *_ = outputs.get("__call__", [None])
+    return first.shape[1:] if hasattr(first, "shape") else "-"
 
 
 def format_totals(config: TrainConfig, layers: pd.DataFrame) -> str:
-    """Writes the sums over a config's `layer_frame`, and what training costs."""
+    """Formats the totals of a config's `layer_frame`, and the cost of training."""
     total = layers["parameters"].sum()
     frozen = layers.loc[layers["frozen"] == "yes", "parameters"].sum()
-    unfrozen = " (were no layer frozen)" if frozen else ""
+    unfrozen = " (as if no layer were frozen)" if frozen else ""
     return (
         f"total {total:,}, trainable {total - frozen:,}, frozen {frozen:,} parameters\n"
-        f"per image: {layers['multiply-adds'].sum():,} multiply-adds forward, "
-        f"{training_flops(config):,} floating-point operations to train on it once"
+        f"per image: {sum(multiply_adds(config)):,} multiply-adds in the forward "
+        f"pass, {training_flops(config):,} floating-point operations in training"
         f"{unfrozen}"
     )
 
 
 def data_frame(dataset: Dataset) -> pd.DataFrame:
-    """Returns a row per array of a data set: shape, type, least and greatest value."""
+    """Returns one row per array of a dataset: shape, dtype, min and max."""
     splits = {
         "train": dataset.train,
         "validation": dataset.validation,
@@ -111,8 +120,8 @@ def data_frame(dataset: Dataset) -> pd.DataFrame:
             "array": f"{name} {field}",
             "shape": array.shape,
             "dtype": str(array.dtype),
-            "least": array.min(),
-            "greatest": array.max(),
+            "min": array.min(),
+            "max": array.max(),
         }
         for name, split in splits.items()
         if split is not None

@@ -1,6 +1,7 @@
-"""Records -> comparison tables."""
+"""Comparison tables of recorded runs."""
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 
@@ -11,20 +12,22 @@ from mnist_jax.records.environment import Environment
 from mnist_jax.records.schema import RunRecord
 
 
-def _settings(config: TrainConfig) -> str:
-    """Returns what a run was given beyond its model's defaults, apart from the seed."""
-    default = TrainConfig(model=config.model)
+def _settings(record: RunRecord) -> str:
+    """Formats the settings that differ from the model's defaults, without the seed."""
+    config, default = record.config, TrainConfig(model=record.config.model)
     changes = {
         field.name: value
         for field in dataclasses.fields(config)
         if field.name not in ("model", "seed", "dataset")
         and (value := getattr(config, field.name)) != getattr(default, field.name)
     }
+    if record.source_sha256 is not None:
+        changes["source"] = record.source_sha256[:8]  # other code is another network
     return " ".join(f"{name}={as_text(value)}" for name, value in changes.items())
 
 
 def median_and_range(values: Sequence[float], digits: int = 0) -> str:
-    """Writes the median and, in brackets, the range; "-" if there are no values.
+    """Formats the median with the range in brackets; "-" if there are no values.
 
     >>> median_and_range([1000.0, 3000.0, 2000.0])
     '2,000 [1,000, 3,000]'
@@ -39,7 +42,7 @@ def median_and_range(values: Sequence[float], digits: int = 0) -> str:
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
-    """Writes mean ± standard deviation (n), or the value alone for one run.
+    """Formats the mean ± standard deviation (n), or just the mean if n is 1.
 
     >>> mean_and_spread([0.97, 0.98])
     '0.9750 ± 0.0071 (n=2)'
@@ -50,20 +53,19 @@ def mean_and_spread(values: Sequence[float]) -> str:
 
 
 def row_key(record: RunRecord) -> tuple[str, str, str, int]:
-    """Returns what runs of one row have in common: all but the seed."""
-    config = record.config
-    return config.model, _settings(config), record.impl, record.devices
+    """Returns the key shared by the runs of one row, which differ in the seed."""
+    return record.config.model, _settings(record), record.impl, record.devices
 
 
 def row_names(rows: Sequence[Sequence[RunRecord]]) -> list[str]:
-    """Names rows: the model, with the settings that are not the model's defaults.
+    """Names each row by its model and the settings that differ from the defaults.
 
-    Rows that are alike in these also have their devices and layers named.
+    Names that would not be unique include the implementation and number of devices.
     """
     keys = [row_key(row[0]) for row in rows]
     names = [" ".join(filter(None, key[:2])) for key in keys]
     return [
-        f"{name} ({impl} layers, {devices} devices)" if names.count(name) > 1 else name
+        f"{name} (impl={impl}, devices={devices})" if names.count(name) > 1 else name
         for name, (_, _, impl, devices) in zip(names, keys, strict=True)
     ]
 
@@ -71,7 +73,7 @@ def row_names(rows: Sequence[Sequence[RunRecord]]) -> list[str]:
 def group_by_row(records: Iterable[RunRecord]) -> list[list[RunRecord]]:
     """Groups records of one table by model and settings, best mean accuracy first.
 
-    Of two runs with the same settings and seed the later one counts.
+    If a seed was recorded twice with the same settings, the later run counts.
     """
     groups: dict[tuple[str, str, str, int], dict[int, RunRecord]] = {}
     for record in records:
@@ -82,70 +84,98 @@ def group_by_row(records: Iterable[RunRecord]) -> list[list[RunRecord]]:
     )
 
 
-def _compile_seconds(records: Sequence[RunRecord]) -> str:
-    """Formats the median seconds of compiling, of cached programs only if need be."""
-    cold = [r.compile_seconds for r in records if not r.compile_cached]
-    if cold:
-        return f"{statistics.median(cold):.2f}"
-    cached = [r.compile_seconds for r in records]
-    return f"{statistics.median(cached):.2f} (cached)"
-
-
 def comparison_frame(records: Iterable[RunRecord]) -> pd.DataFrame:
     """Returns one row per model and settings, best mean test accuracy first.
 
     Args:
-        records: run records of one table (see `format_markdown`); of two runs with the
-            same settings and seed the later one counts.
+        records: run records of one table (see `group_by_table`). If a seed was recorded
+            twice with the same settings, the later run counts.
 
     Returns:
-        The columns below; `settings` only if any run had some, `seeds together` only if
-        any were. Accuracies are means over seeds, seconds are medians over seeds, of
-        seeds trained together each one's share.
+        The columns below. `seeds` is their number, `test_accuracy_std` is NaN for one
+        seed, and the rest are named as in `RunRecord`. Accuracy and loss are means over
+        seeds, times are medians over seeds; a seed trained together with others counts
+        its share of the time. Compile times are of cached programs only if
+        `compile_cached`, and `seeds_together` is the largest of its runs.
     """
     rows = []
     for runs in group_by_row(records):
         model, settings, _, devices = row_key(runs[0])
-        together = sorted({run.seeds_together for run in runs})
+        accuracies = [run.test_accuracy for run in runs]
+        cold = [run for run in runs if not run.compile_cached]
         steady = [s for run in runs if (s := run.steady_epoch_seconds) is not None]
 
-        def median(name: str, digits: int, runs: list[RunRecord] = runs) -> str:
-            values = [getattr(run, name) for run in runs]
-            return f"{statistics.median(values):,.{digits}f}"
+        def median(name: str, runs: list[RunRecord] = runs) -> float:
+            return statistics.median(getattr(run, name) for run in runs)
 
         rows.append(
             {
                 "model": model,
                 "settings": settings,
-                "parameters": f"{runs[0].parameters:,}",
+                "parameters": runs[0].parameters,
                 "devices": devices,
-                "seeds together": ", ".join(map(str, together)),
-                "test accuracy": mean_and_spread([run.test_accuracy for run in runs]),
-                "test loss": f"{statistics.fmean(run.test_loss for run in runs):.4f}",
-                "compile s": _compile_seconds(runs),
-                "first epoch s": median("first_epoch_seconds", 2),
-                "steady s/epoch": f"{statistics.median(steady):.2f}" if steady else "-",
-                "train images/s": median("train_images_per_second", 0),
-                "step ms": median("step_milliseconds", 2),
-                "evaluate images/s": median("evaluate_images_per_second", 0),
-                "total s": median("total_seconds", 1),
+                "seeds": len(runs),
+                "seeds_together": max(run.seeds_together for run in runs),
+                "test_accuracy": statistics.fmean(accuracies),
+                "test_accuracy_std": pd.Series(accuracies).std(),
+                "test_loss": statistics.fmean(run.test_loss for run in runs),
+                "compile_seconds": median("compile_seconds", cold or runs),
+                "compile_cached": not cold,
+                "first_epoch_seconds": median("first_epoch_seconds"),
+                "steady_epoch_seconds": statistics.median(steady or [math.nan]),
+                "train_images_per_second": median("train_images_per_second"),
+                "step_milliseconds": median("step_milliseconds"),
+                "evaluate_images_per_second": median("evaluate_images_per_second"),
+                "total_seconds": median("total_seconds"),
             }
         )
-    frame = pd.DataFrame(rows)
-    same = {"settings": "", "seeds together": "1"}  # what then needs no column
-    return frame.drop(columns=[name for name in same if all(frame[name] == same[name])])
+    return pd.DataFrame(rows)
+
+
+def format_comparison(frame: pd.DataFrame) -> pd.DataFrame:
+    """Formats a `comparison_frame` for printing, without columns that say nothing."""
+
+    def accuracy(row: pd.Series) -> str:
+        std = f" ± {row['test_accuracy_std']:.4f}" if row["seeds"] > 1 else ""
+        return f"{row['test_accuracy']:.4f}{std} (n={row['seeds']})"
+
+    cached = frame["compile_cached"].map({True: " (cached)", False: ""})
+    table = pd.DataFrame(
+        {
+            "model": frame["model"],
+            "settings": frame["settings"],
+            "parameters": frame["parameters"].map("{:,}".format),
+            "devices": frame["devices"],
+            "seeds together": frame["seeds_together"],
+            "test accuracy": frame.apply(accuracy, axis=1),
+            "test loss": frame["test_loss"].map("{:.4f}".format),
+            "compile s": frame["compile_seconds"].map("{:.2f}".format) + cached,
+            "first epoch s": frame["first_epoch_seconds"].map("{:.2f}".format),
+            "steady s/epoch": frame["steady_epoch_seconds"]
+            .map("{:.2f}".format)
+            .replace("nan", "-"),
+            "train images/s": frame["train_images_per_second"].map("{:,.0f}".format),
+            "step ms": frame["step_milliseconds"].map("{:.2f}".format),
+            "evaluate images/s": frame["evaluate_images_per_second"].map(
+                "{:,.0f}".format
+            ),
+            "total s": frame["total_seconds"].map("{:.1f}".format),
+        }
+    )
+    defaults = {"settings": "", "seeds together": 1}
+    return table.drop(columns=[c for c, v in defaults.items() if all(table[c] == v)])
 
 
 def history_frame(record: RunRecord) -> pd.DataFrame:
-    """Returns one row per epoch of a run: losses, accuracies, seconds."""
+    """Returns one row per epoch of a run, with the fields of `EpochRecord`."""
     return pd.DataFrame(record.epochs)
 
 
 def budget_frame(record: RunRecord) -> pd.DataFrame:
-    """Returns a run's `seconds` of training and its `accuracy` after each epoch.
+    """Returns `seconds` of training so far and `accuracy` after each epoch of a run.
 
-    Seconds leave compiling and evaluation out. The accuracy is that of the validation
-    set; where there was none, a single row has the test accuracy at the end.
+    Seconds exclude compiling and evaluation. The accuracy is on the validation set;
+    without one, a single row holds the final test accuracy.
     """
     history = history_frame(record)
     seconds = history["train_seconds"].cumsum()
@@ -156,7 +186,7 @@ def budget_frame(record: RunRecord) -> pd.DataFrame:
 
 
 def markdown_table(frame: pd.DataFrame) -> str:
-    """Writes a frame as a Markdown table, padded to read as plain text too."""
+    """Formats a frame as a Markdown table, padded to be readable as plain text."""
     cells = [list(map(str, frame.columns)), *frame.astype(str).to_numpy().tolist()]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [f"| {' | '.join(map(str.ljust, row, widths))} |" for row in cells]
@@ -165,7 +195,7 @@ def markdown_table(frame: pd.DataFrame) -> str:
 
 
 def group_by_table(records: Iterable[RunRecord]) -> list[list[RunRecord]]:
-    """Groups records by data set, machine and versions, in order of appearance."""
+    """Groups records by dataset, machine and versions, in order of appearance."""
     groups: dict[tuple[str | int, ...], list[RunRecord]] = {}
     for record in records:
         groups.setdefault(record.table_key(), []).append(record)
@@ -173,7 +203,7 @@ def group_by_table(records: Iterable[RunRecord]) -> list[list[RunRecord]]:
 
 
 def title(record: RunRecord) -> str:
-    """Names the data set and the machine; a stand-in for MNIST loudly."""
+    """Returns a table's title: dataset, device, cores; marks data that is not MNIST."""
     machine = record.environment
     data = record.dataset.upper()
     if record.dataset_note:
@@ -182,19 +212,19 @@ def title(record: RunRecord) -> str:
 
 
 def format_versions(environment: Environment) -> str:
-    """Returns the versions of Python and of the packages that compute."""
+    """Formats the versions of Python and of the numerical packages."""
     names = ("python", "jax", "jaxlib", "flax", "optax", "numpy")
     return ", ".join(f"{name} {getattr(environment, name)}" for name in names)
 
 
 def format_commit(environment: Environment) -> str:
-    """Returns the commit and whether the checkout was changed."""
+    """Formats the commit, and whether the checkout had uncommitted changes."""
     changed = " with uncommitted changes" if environment.dirty else ""
     return f"{(environment.commit or 'not a checkout')[:14]}{changed}"
 
 
 def provenance_items(records: Sequence[RunRecord]) -> list[str]:
-    """Returns what the numbers of a table rest on, a sentence for each thing."""
+    """Returns the provenance of a table: data, device, versions, commit, dates."""
     first, machine = records[0], records[0].environment
     environments = [record.environment for record in records]
     commits = dict.fromkeys(map(format_commit, environments))
@@ -209,21 +239,21 @@ def provenance_items(records: Sequence[RunRecord]) -> list[str]:
         f"date: {dates[0]} to {dates[-1]}; load average at start "
         f"{min(loads)} to {max(loads)}",
         "accuracy: mean ± standard deviation over seeds; times: medians over seeds; "
-        "a steady epoch is any after the first; compiling is in none of them",
+        "a steady epoch is any after the first; epoch times exclude compiling",
     ]
 
 
 def provenance(records: Sequence[RunRecord]) -> str:
-    """Writes what the numbers of a table rest on, below it."""
+    """Formats the provenance of a table as a Markdown list."""
     note = records[0].dataset_note
     items = [f"**{note}**"] if note else []
     return "\n".join(f"- {item}" for item in [*items, *provenance_items(records)])
 
 
 def format_markdown(records: Iterable[RunRecord]) -> str:
-    """Formats a title, table and provenance for each data set and machine."""
+    """Formats the title, table and provenance of each group of `group_by_table`."""
     return "\n\n".join(
-        f"**{title(group[0])}**\n\n{markdown_table(comparison_frame(group))}\n\n"
+        f"**{title(group[0])}**\n\n{markdown_table(format_comparison(comparison_frame(group)))}\n\n"
         f"{provenance(group)}"
         for group in group_by_table(records)
     )

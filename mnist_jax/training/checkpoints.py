@@ -1,7 +1,8 @@
-"""Parameters and checkpoints on disk, in Flax's msgpack form, verified by a sha256.
+"""Saves and loads parameters and checkpoints in Flax's msgpack format.
 
-A checkpoint is one file in a run directory's folder `checkpoints`: all that the rest of
-a run depends on, so that it resumes bit for bit.
+A checkpoint is one file in the `checkpoints` folder of a run directory. It holds
+everything that the rest of the run depends on, so that it resumes bit for bit. Every
+file is verified by its sha256.
 """
 
 import hashlib
@@ -30,26 +31,26 @@ from mnist_jax.training.optimizers import create_optimizer
 from mnist_jax.training.steps import TrainState, init_state
 
 FOLDER = "checkpoints"  # in a run directory
-_SEEDS = "seeds.json"  # in that folder: the seeds that are trained together
-KEEP = 3  # checkpoints that stay, the newest ones
+_SEEDS = "seeds.json"  # in that folder: the seeds trained together
+KEEP = 3  # number of newest checkpoints to keep
 
 
 class Checkpoint(NamedTuple):
-    """All that the rest of a run depends on, between two epochs."""
+    """Everything that the rest of a run depends on, after an epoch."""
 
-    states: TrainState  # of each seed, stacked
+    states: TrainState  # of all seeds, stacked
     histories: list[list[EpochRecord]]  # by seed, then by epoch
 
     @property
     def epoch(self) -> int:
-        """Epochs that are done."""
+        """The number of finished epochs."""
         return len(self.histories[0])
 
 
 class Origin(NamedTuple):
-    """What a checkpoint is only valid for; an empty text is not compared."""
+    """The data and code a checkpoint is valid for; empty strings match anything."""
 
-    checksum: str = ""  # of the data set, which `--dataset=auto` leaves open
+    checksum: str = ""  # of the dataset, which `--dataset=auto` does not fix
     code: str = ""  # see `code_digest`
 
 
@@ -57,12 +58,12 @@ ANY_ORIGIN = Origin()
 
 
 def params_sha256(params: Any) -> str:
-    """Returns the sha256 of the file that `save_params` writes for parameters."""
+    """Returns the sha256 of the file that `save_params` writes."""
     return hashlib.sha256(_to_bytes(params)).hexdigest()
 
 
 def save_params(path: Path, params: Any) -> None:
-    """Writes parameters whole or not at all.
+    """Writes parameters to a file atomically.
 
     Raises:
         InputError: the file cannot be written.
@@ -75,51 +76,51 @@ def _to_bytes(params: Any) -> bytes:
 
 
 def load_params(path: Path, like: Any, sha256: str) -> Any:
-    """Reads parameters for a network.
+    """Loads parameters for a network.
 
     Args:
-        path: what `save_params` wrote.
-        like: the network's own parameters, or their shapes.
-        sha256: what `params_sha256` gave for them.
+        path: file written by `save_params`.
+        like: the network's parameters, or their shapes.
+        sha256: expected sha256, as returned by `params_sha256`.
 
     Raises:
-        InputError: the file is missing, damaged or of another network.
+        InputError: the file is missing, damaged or does not fit the network.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(
-            f"cannot read {path}: {error.strerror}; give the directory of a run that "
-            "ended"
+            f"cannot read {path}: {error.strerror}; give the directory of a finished "
+            "run"
         ) from error
     if (found_sha256 := hashlib.sha256(content).hexdigest()) != sha256:
         raise InputError(
             f"{path} is damaged: its {len(content)} bytes have the sha256 "
-            f"{found_sha256}, and the run's record names {sha256}; train again"
+            f"{found_sha256}, but the run's record has {sha256}; train again"
         )
     try:
         params = serialization.msgpack_restore(content)
         found = {"/".join(key): leaf for key, leaf in flatten_dict(params).items()}
-        wanted = {"/".join(key): leaf for key, leaf in flatten_dict(like).items()}
-        different = _different_leaf(wanted, found)
-    except Exception as error:  # msgpack's own errors are of many unrelated types
+        expected = {"/".join(key): leaf for key, leaf in flatten_dict(like).items()}
+        mismatch = _find_mismatch(expected, found)
+    except Exception as error:  # msgpack raises unrelated exception types
         raise InputError(f"{path} is damaged ({error}); train again") from error
-    if different is not None:
-        name, here, there = different
+    if mismatch is not None:
+        name, expected_shape, found_shape = mismatch
         raise InputError(
-            f"{path} does not fit this network: {name} is {here} here and {there} in "
-            "the file; use the flags of the run that wrote it"
+            f"{path} does not fit this network: {name} is {expected_shape} here and "
+            f"{found_shape} in the file; use the flags of the run that wrote it"
         )
     return params
 
 
-def _different_leaf(
-    wanted: Mapping[str, Any], found: Mapping[str, Any]
+def _find_mismatch(
+    expected: Mapping[str, Any], found: Mapping[str, Any]
 ) -> tuple[Any, ...] | None:
-    """Returns the first leaf of other shapes, by name, with its shape in both trees."""
-    for name in sorted(wanted.keys() | found.keys()):
+    """Returns the first leaf whose shapes differ: its name and both shapes."""
+    for name in sorted(expected.keys() | found.keys()):
         shapes = [
-            np.shape(t[name]) if name in t else "missing" for t in (wanted, found)
+            np.shape(t[name]) if name in t else "missing" for t in (expected, found)
         ]
         if shapes[0] != shapes[1]:
             return name, *shapes
@@ -127,14 +128,14 @@ def _different_leaf(
 
 
 def begin_checkpoints(folders: Mapping[int, Path]) -> None:
-    """Notes in each run directory which seeds are trained together."""
+    """Writes to each run directory which seeds are trained together."""
     for folder in folders.values():
         make_folder(folder / FOLDER)
         write_file(folder / FOLDER / _SEEDS, json_line(list(folders)))
 
 
 def seeds_together(folder: Path) -> list[int]:
-    """Returns what `begin_checkpoints` noted in a run directory; empty without it."""
+    """Returns the seeds that `begin_checkpoints` wrote to a run directory, if any."""
     try:
         return decode(list[int], json.loads((folder / FOLDER / _SEEDS).read_bytes()))
     except (OSError, ValueError):
@@ -147,10 +148,10 @@ def save_checkpoint(
     keep: int = KEEP,
     origin: Origin = ANY_ORIGIN,
 ) -> None:
-    """Writes a checkpoint of each seed into its run directory, and keeps the newest.
+    """Writes each seed's checkpoint to its run directory, keeping the newest `keep`.
 
     Raises:
-        InputError: a file cannot be written; earlier ones are then still there.
+        InputError: a file cannot be written; existing files are left unchanged.
     """
     leaves = _named_leaves(jax.device_get(checkpoint.states))
     for index, (seed, folder) in enumerate(folders.items()):
@@ -173,12 +174,12 @@ def save_checkpoint(
 def load_checkpoint(
     folders: Mapping[int, Path], config: TrainConfig, origin: Origin = ANY_ORIGIN
 ) -> Checkpoint | None:
-    """Returns the newest sound checkpoint that all seeds have; None if they have none.
+    """Loads the newest valid checkpoint that all seeds have, or None if none exists.
 
-    Unsound ones, and those of another origin, are named in a warning.
+    Damaged checkpoints and those of another origin are skipped with a warning.
 
     Raises:
-        InputError: there are checkpoints, but none is sound.
+        InputError: there are checkpoints, but none is valid.
     """
     model = create_model(config)
     like = jax.eval_shape(
@@ -201,7 +202,7 @@ def load_checkpoint(
     if common:
         names = ", ".join(str(folder / FOLDER) for folder in folders.values())
         raise InputError(
-            f"no checkpoint in {names} is sound; train again with --overwrite in place "
+            f"no checkpoint in {names} is valid; train again with --overwrite instead "
             "of --resume"
         )
     return None
@@ -218,7 +219,7 @@ def remove_checkpoints(folder: Path) -> None:
 
 
 def has_checkpoints(folder: Path) -> bool:
-    """Returns whether a run directory holds checkpoints, sound or not."""
+    """Returns whether a run directory contains checkpoints, valid or not."""
     return bool(_epochs(folder))
 
 
@@ -227,14 +228,14 @@ def _path(folder: Path, epoch: int) -> Path:
 
 
 def _epochs(folder: Path) -> set[int]:
-    """Returns after which epochs a run directory holds a checkpoint."""
+    """Returns the epochs that have a checkpoint in a run directory."""
     paths = (folder / FOLDER).glob("epoch*.msgpack")
-    words = [path.stem.removeprefix("epoch") for path in paths]
-    return {int(word) for word in words if word.isascii() and word.isdigit()}
+    numbers = [path.stem.removeprefix("epoch") for path in paths]
+    return {int(text) for text in numbers if text.isascii() and text.isdigit()}
 
 
 def _named_leaves(tree: Any) -> dict[str, Any]:
-    """Returns a tree's leaves by their paths, in order."""
+    """Returns a tree's leaves by path, in order."""
     leaves = jax.tree.leaves_with_path(tree)
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
@@ -242,11 +243,11 @@ def _named_leaves(tree: Any) -> dict[str, Any]:
 def _load(
     folder: Path, epoch: int, seed: int, like: TrainState, origin: Origin
 ) -> tuple[TrainState, list[EpochRecord]]:
-    """Reads a checkpoint of one seed.
+    """Loads the checkpoint of one seed.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is damaged, or of another network, seed, epoch, data set or code.
+        OSError: the file cannot be read.
+        ValueError: it is damaged, or from another network, seed, epoch, data or code.
     """
     content = bytes(verify_checksum(_path(folder, epoch).read_bytes()))
     try:
@@ -254,19 +255,21 @@ def _load(
         found_seed, leaves = int(values["seed"]), dict(values["states"])
         found = Origin(*(values.get(name) or "" for name in Origin._fields))
         history = decode(list[EpochRecord], json.loads(values["history"]))
-    except Exception as error:  # msgpack's own errors are of many unrelated types
-        raise ValueError(f"it is of another version ({error})") from error
+    except Exception as error:  # msgpack raises unrelated exception types
+        raise ValueError(f"it has another format ({error})") from error
     if found_seed != seed:
-        raise ValueError(f"it is of seed {found_seed}, not {seed}")
+        raise ValueError(f"it is from seed {found_seed}, not {seed}")
     if origin.checksum and found.checksum not in ("", origin.checksum):
-        raise ValueError(f"it is of other data, sha256 {found.checksum}")
+        raise ValueError(f"it is from other data (sha256 {found.checksum})")
     if origin.code not in ("", found.code):
-        raise ValueError("it is of another version of the code")
+        raise ValueError("it is from another version of the code")
     if len(history) != epoch:
-        raise ValueError(f"it is of epoch {len(history)}, not {epoch}")
-    wanted = _named_leaves(like)
-    if (different := _different_leaf(wanted, leaves)) is not None:
-        name, here, there = different
-        raise ValueError(f"it is of another network, {name} is {there}, not {here}")
-    ordered = [leaves[name] for name in wanted]
+        raise ValueError(f"it is from epoch {len(history)}, not {epoch}")
+    expected = _named_leaves(like)
+    if (mismatch := _find_mismatch(expected, leaves)) is not None:
+        name, expected_shape, shape = mismatch
+        raise ValueError(
+            f"it is from another network ({name} is {shape}, not {expected_shape})"
+        )
+    ordered = [leaves[name] for name in expected]
     return jax.tree.unflatten(jax.tree.structure(like), ordered), history

@@ -1,4 +1,4 @@
-"""The compilation cache on disk, and a clock that knows whether it was used."""
+"""The compilation cache on disk, and a timer that reports whether it was used."""
 
 import hashlib
 import platform
@@ -16,10 +16,10 @@ _REQUEST = "/jax/compilation_cache/compile_requests_use_cache"
 
 
 def compile_cache_dir() -> Path:
-    """Returns the folder of programs compiled by this jaxlib for this CPU.
+    """Returns the folder for programs compiled by this jaxlib on this type of CPU.
 
-    XLA compiles for the very instructions that the CPU has; a program from another type
-    may crash.
+    XLA compiles for the exact instruction set of the CPU; a program compiled on another
+    type may crash.
     """
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -32,18 +32,18 @@ def compile_cache_dir() -> Path:
 
 
 def use_compile_cache() -> None:
-    """Lets JAX keep all compiled programs on disk and take them from there."""
+    """Enables JAX's persistent compilation cache for all programs."""
     jax.config.update("jax_compilation_cache_dir", str(compile_cache_dir()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 class CompileClock:
-    """Measures what is compiled inside a `with` block.
+    """Times the compilation inside a `with` block.
 
     Attributes:
-        seconds: wall-clock of the block.
-        cached: programs came from the cache on disk, and none had to be compiled.
+        seconds: wall-clock time of the block.
+        cached: whether programs were loaded from the cache and none were compiled.
     """
 
     def __enter__(self) -> "CompileClock":

@@ -1,7 +1,7 @@
-"""One pass over a split on the device mesh: the only home of loop, jit and sharding.
+"""Jitted training and evaluation over a split, sharded over a device mesh.
 
-Several seeds of one network can be trained together: states, keys and orders of images
-then have a first axis of seeds, which is there for a single one too.
+Several seeds of one network can be trained together: states, keys and image orders have
+a leading axis of seeds, even for a single seed.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from mnist_jax.data.pixels import Preprocess
 from mnist_jax.data.types import Split
+from mnist_jax.models.custom import call_options
 from mnist_jax.training.mesh import (
     BATCH,
     SEEDS,
@@ -37,15 +38,15 @@ from mnist_jax.training.steps import (
     train_step,
 )
 
-# A device takes its share of a batch in microbatches of at most so many images: large
-# arrays that are kept for the gradient leave its caches (docs/performance.md).
+# A device splits its share of a batch into microbatches of at most this many images, so
+# that the arrays kept for the gradient stay in its caches (docs/performance.md).
 TRAIN_CHUNK = 64
 
 
 def gather(split: Split, indices: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns images `[B,28,28] uint8`, labels and mask `[B]` for indices `[B]`.
 
-    An index of -1 is padding: its mask is 0, so that it counts nowhere.
+    An index of -1 is padding: its mask is 0, so that it is not counted.
     """
     images = jnp.take(split.images, indices, axis=0, mode="clip")
     labels = jnp.take(split.labels, indices, axis=0, mode="clip")
@@ -53,7 +54,7 @@ def gather(split: Split, indices: jax.Array) -> tuple[jax.Array, jax.Array, jax.
 
 
 def count_microbatches(model: nn.Module, images: int) -> int:
-    """Returns in how many microbatches a device takes so many images of a batch."""
+    """Returns the number of microbatches for a device's `images` of a batch."""
     if getattr(model, "impl", "plain") != "fast":  # an MLP, or not on a CPU
         return 1
     return -(-images // TRAIN_CHUNK)
@@ -71,21 +72,21 @@ def train_epoch(
     preprocess: Preprocess,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """Runs steps of an epoch, on one device's share of each batch.
+    """Runs steps of an epoch on one device's share of each batch.
 
     Args:
         state: parameters and optimizer state of one seed.
         split: the training images and labels.
-        indices: `[steps,B]`, rows of `epoch_indices` or this device's share of them.
-        key: of the epoch; step `i` has `fold_in(key, i)`.
-        bounds: `[2]`, the first step to run and the one to stop before.
+        indices: `[steps,B]`, from `epoch_indices`, or this device's share of them.
+        key: key of the epoch; step `i` uses `fold_in(key, i)`.
+        bounds: `[2]`, first step and stop (exclusive).
         model: as for `train_step`.
         tx: optimizer.
-        preprocess: pixels uint8 to float32.
+        preprocess: converts uint8 pixels to float32.
         axis_name: as for `train_step`.
 
     Returns:
-        The new state and the metrics of each step `[steps]`, 0 for those not run.
+        The new state and the metrics of each step `[steps]`, 0 for steps not run.
     """
     microbatches = count_microbatches(model, indices.shape[1])
 
@@ -128,7 +129,7 @@ def evaluate(
 ) -> Metrics:
     """Returns the metrics of one seed's parameters over images of a split.
 
-    Rows of `indices [n,chunk]` that hold only -1 come last and cost nothing: one
+    Rows of `indices [n,chunk]` that hold only -1 come last and are skipped, so that one
     program serves sets of any size.
     """
     rows = jnp.sum(jnp.any(indices >= 0, axis=1))
@@ -146,22 +147,22 @@ def evaluate(
 def _over_seeds(
     function: "partial[Any]", mesh: Mesh, in_axes: Sequence[int | None]
 ) -> Callable[..., Any]:
-    """Lets a function of one seed's arrays take several seeds', where an axis is 0."""
+    """Maps a function of one seed over the arguments whose `in_axes` is 0."""
     if mesh.devices.flat[0].platform != "cpu":
         # Small networks leave most of an accelerator idle.
         return jax.vmap(function, tuple(in_axes))
 
-    # On a CPU one seed after the other is faster (docs/performance.md).
+    # On a CPU, one seed after the other is faster (docs/performance.md).
     def one_by_one(*arguments: Any) -> Any:
         pairs = list(zip(arguments, in_axes, strict=True))
 
         def run(stacked: list[Any]) -> Any:
-            own = iter(stacked)
-            return function(*(a if axis is None else next(own) for a, axis in pairs))
+            mapped = iter(stacked)
+            return function(*(a if axis is None else next(mapped) for a, axis in pairs))
 
         return lax.map(run, [a for a, axis in pairs if axis == 0])
 
-    one_by_one.__name__ = function.func.__name__  # in traces, and of cached programs
+    one_by_one.__name__ = function.func.__name__  # shown in traces and the cache
     return one_by_one
 
 
@@ -169,8 +170,8 @@ def _over_seeds(
 class Programs:
     """A network's programs for the devices of a mesh, jitted or compiled.
 
-    An epoch may be run in chunks of any size, so that a caller can report how far it
-    is: the chunks together are the same steps with the same keys as the whole.
+    An epoch may be run in chunks of any size, so that a caller can report progress: the
+    chunks run the same steps with the same keys as the whole epoch.
     """
 
     mesh: Mesh
@@ -179,7 +180,7 @@ class Programs:
     evaluate: Any  # params [seeds,...], split, `eval_indices` -> metrics [seeds]
 
     def init_run(self, seeds: Sequence[int]) -> tuple[TrainState, jax.Array]:
-        """Returns each seed's fresh state and the key of its run: `[seeds,...]`."""
+        """Returns each seed's initial state and run key: `[seeds,...]`."""
         init_keys, run_keys = jax.vmap(jax.random.split, out_axes=1)(seed_keys(seeds))
         return shard_seeds(self.init(init_keys), self.mesh), run_keys
 
@@ -189,7 +190,7 @@ class Programs:
         return shard_seeds(keys, self.mesh)
 
     def shard(self, orders: np.ndarray) -> jax.Array:
-        """Puts each seed's `epoch_indices`, `[seeds,steps,B]`, on the devices."""
+        """Puts the `epoch_indices` of all seeds, `[seeds,steps,B]`, on the devices."""
         return shard_indices(orders, self.mesh)
 
     def run_steps(
@@ -201,16 +202,16 @@ class Programs:
         start: int = 0,
         stop: int | None = None,
     ) -> tuple[TrainState, Metrics]:
-        """Runs the steps `start` to `stop`, exclusive (default: to the epoch's end).
+        """Runs steps `start` to `stop`, exclusive (default: to the end of the epoch).
 
         The states are donated: bind the result to the same name. The split is
-        replicated, `indices` come from `shard` and `keys` from `epoch_keys`. Wait for
-        the metrics before the next call where a CPU is several devices: they wait for
-        each other at every step, and with two calls under way XLA:CPU's threads can all
-        end up waiting.
+        replicated, `indices` come from `shard` and `keys` from `epoch_keys`. With
+        several host devices, wait for the metrics before the next call: the devices
+        synchronize at every step, and two calls in flight can deadlock XLA:CPU's
+        threads.
 
         Returns:
-            The new states and each step's metrics `[seeds,steps]`, 0 if it was not run.
+            The new states and each step's metrics `[seeds,steps]`, 0 for steps not run.
         """
         stop = indices.shape[1] if stop is None else stop
         bounds = step_bounds(start, stop, self.mesh)
@@ -219,7 +220,7 @@ class Programs:
     def compile(
         self, orders: np.ndarray, train: Split, held_out: Split, eval_rows: jax.Array
     ) -> "Programs":
-        """Compiles for arguments of these shapes, ahead of time."""
+        """Compiles the programs ahead of time for arguments of these shapes."""
         keys = seed_keys(range(len(orders)))
         init = self.init.lower(keys).compile()
         states, keys = shard_seeds((init(keys), keys), self.mesh)
@@ -238,7 +239,7 @@ def make_programs(
 ) -> Programs:
     """Returns the jitted programs of a network on a mesh.
 
-    Each row of the mesh trains its share of the seeds. Arguments are those of
+    Each row of the mesh trains its share of the seeds. Arguments are as for
     `train_epoch`.
     """
     # A sum over one device would still copy every gradient: 12 % of an MLP's step.
@@ -246,8 +247,8 @@ def make_programs(
     shared: dict[str, Any] = dict(
         model=model, preprocess=preprocess, axis_name=axis_name
     )
-    # With the check on, a gradient by replicated parameters is summed over the mesh
-    # before `train_step` sums it.
+    # With check_vma, gradients with respect to replicated parameters are already summed
+    # over the mesh before `train_step` sums them.
     over_mesh = partial(jax.shard_map, mesh=mesh, out_specs=P(SEEDS), check_vma=False)
     run = over_mesh(
         _over_seeds(partial(train_epoch, tx=tx, **shared), mesh, (0, None, 0, 0, None)),
@@ -257,9 +258,9 @@ def make_programs(
         _over_seeds(partial(evaluate, **shared), mesh, (0, None, None)),
         in_specs=(P(SEEDS), P(), P(None, BATCH)),
     )
-    # The initial values take no time that a higher level could save: 0.3 s of compiling
-    # in place of 1.4 s for the CNN, with the same bits (the LSTM's orthogonal kernels:
-    # to their last digit).
+    # Initialization is too fast to gain from a higher level. For the CNN it compiles in
+    # 0.3 s instead of 1.4 s, with the same bits (the LSTM's orthogonal kernels: up to
+    # their last digit).
     quick = {"xla_backend_optimization_level": "0"}
     return Programs(
         mesh,
@@ -277,7 +278,8 @@ def make_predict(
 
     @jax.jit
     def predict(params: Any, images: jax.Array) -> jax.Array:
-        logits: Any = model.apply({"params": params}, preprocess(images))
+        options = call_options(model, False)
+        logits: Any = model.apply({"params": params}, preprocess(images), **options)
         return jax.nn.softmax(logits)
 
     return predict

@@ -1,4 +1,4 @@
-"""From a config and a data set to compiled programs with their data on the devices."""
+"""Prepares training: compiled programs and data on the devices, from a config."""
 
 import dataclasses
 
@@ -22,16 +22,16 @@ from mnist_jax.training.optimizers import create_optimizer
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A config's data on the devices and its compiled programs, for so many seeds."""
+    """The compiled programs of a config and its data on the devices."""
 
     config: TrainConfig
-    seeds: int  # trained together, in one program
+    seeds: int  # number of seeds trained together, in one program
     dataset: Dataset
     model: nn.Module
     preprocess: Preprocess
     programs: Programs
     train: Split
-    held_out: Split  # validation images, then test images; once if they are the same
+    held_out: Split  # validation, then test images; stored once if equal
     validation: jax.Array | None  # indices of the validation images in `held_out`
     test: jax.Array
     compile_seconds: float
@@ -41,13 +41,13 @@ class Experiment:
 def prepare(
     config: TrainConfig, dataset: Dataset, seeds: int = 1, mesh: Mesh | None = None
 ) -> Experiment:
-    """Splits the data, puts it on the devices and compiles what runs need.
+    """Splits the data, puts it on the devices and compiles the programs of a run.
 
     Args:
-        config: what to run; its seed plays no part yet.
-        dataset: as `load_dataset` returned it.
-        seeds: runs that `fit` is to train together.
-        mesh: devices that share them (default: `choose_mesh`).
+        config: the run's settings; its seed is not used.
+        dataset: as returned by `load_dataset`.
+        seeds: number of seeds that `fit` will train together.
+        mesh: devices to use (default: `choose_mesh`).
 
     Raises:
         InputError: the config asks for more images than there are.
@@ -57,7 +57,7 @@ def prepare(
     if config.batch_size > size:
         raise InputError(
             f"--batch_size must be at most the {size} training images; got "
-            f"{config.batch_size}; give a smaller one"
+            f"{config.batch_size}; give a smaller batch size"
         )
     mesh = mesh or choose_mesh(config, seeds)
     model, preprocess = create_model(config), make_preprocess(config, dataset.train)
@@ -88,10 +88,10 @@ def prepare(
 def _hold_out(
     dataset: Dataset, mesh: Mesh
 ) -> tuple[Split, jax.Array | None, jax.Array]:
-    """Puts validation and test images into one split, so that one program serves both.
+    """Joins validation and test images, so that one program evaluates both.
 
     Returns:
-        The split on the devices and the indices of validation and test images in it.
+        The joint split on the devices, and the validation and test indices in it.
     """
     test, validation = dataset.test, dataset.validation
     size = len(test.labels)

@@ -1,4 +1,4 @@
-"""The epoch loop and the clock."""
+"""Training runs: the loop over epochs and its timing."""
 
 import dataclasses
 import statistics
@@ -12,6 +12,7 @@ import numpy as np
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.batches import epoch_indices
 from mnist_jax.errors import InputError
+from mnist_jax.models.custom import network_sha256
 from mnist_jax.models.networks import count_params, resolve_impl
 from mnist_jax.records.environment import Environment, current_environment
 from mnist_jax.records.schema import EpochRecord, RunRecord
@@ -20,36 +21,36 @@ from mnist_jax.training.experiment import Experiment
 from mnist_jax.training.mesh import shard_seeds
 from mnist_jax.training.steps import Metrics, TrainState
 
-# How long a chunk of an epoch takes, after which the program can report its progress
-# and is told to stop. A chunk costs about a millisecond.
+# Duration of a chunk of an epoch. Between chunks, the program reports progress and can
+# be stopped. Each chunk adds about a millisecond.
 CHUNK_SECONDS = 1.0
 
 
 class Progress(NamedTuple):
-    """How far an epoch is, in the mean over the seeds."""
+    """Progress within an epoch, averaged over the seeds."""
 
     epoch: int
     step: int  # steps done in this epoch
     steps: int
-    loss: float  # means over the epoch's images so far
+    loss: float  # mean over the epoch's images so far, as is accuracy
     accuracy: float
     images_per_second: float  # of all seeds together
-    seconds_left: float  # of training, to the end of the last epoch
+    seconds_left: float  # of training, until the last epoch ends
 
 
 class Callbacks(NamedTuple):
-    """What `fit` calls while it runs; each may raise to end it."""
+    """Functions that `fit` calls; each may raise to stop training."""
 
-    on_epoch: Callable[[Sequence[EpochRecord]], None]  # the seeds' records of an epoch
-    on_chunk: Callable[[Progress], None]  # about once a second, and at an epoch's end
+    on_epoch: Callable[[Sequence[EpochRecord]], None]  # one record per seed
+    on_chunk: Callable[[Progress], None]  # about every second, and after an epoch
 
 
 SILENT = Callbacks(lambda records: None, lambda progress: None)
 
 
 def _means(metrics: Metrics) -> list[tuple[float, float]]:
-    """Fetches metrics `[seeds,...]`: each seed's mean loss and accuracy over images."""
-    # In 64 bit, since a float32 sum over all losses of an epoch would lose digits.
+    """Returns each seed's mean loss and accuracy, from metrics `[seeds,...]`."""
+    # In float64: a float32 sum over all losses of an epoch would lose digits.
     loss_sums, correct, images = (
         np.asarray(leaf, np.float64).reshape(len(leaf), -1).sum(axis=1)
         for leaf in metrics
@@ -61,7 +62,7 @@ def _means(metrics: Metrics) -> list[tuple[float, float]]:
 def _evaluate(
     experiment: Experiment, params: Any, indices: jax.Array
 ) -> tuple[list[tuple[float, float]], float]:
-    """Returns each seed's mean loss and accuracy, and the seconds all of them took."""
+    """Returns each seed's mean loss and accuracy, and the total seconds."""
     start = time.perf_counter()
     metrics = experiment.programs.evaluate(params, experiment.held_out, indices)
     return _means(metrics), time.perf_counter() - start
@@ -70,16 +71,22 @@ def _evaluate(
 def check_finite(
     losses: Any, config: TrainConfig, seed: int, epochs: Sequence[EpochRecord]
 ) -> None:
-    """Raises InputError for a loss that is NaN or infinite, with what to change.
+    """Raises InputError if a loss is NaN or infinite.
 
-    `losses` are those of each step of an epoch `[steps]`, or one of an evaluation.
+    Args:
+        losses: loss of each step of an epoch `[steps]`, or one evaluation loss.
+        config: the run's settings.
+        seed: seed of the run.
+        epochs: the run's finished epochs.
     """
     losses = np.asarray(losses)
     bad = np.flatnonzero(~np.isfinite(losses))
     if not bad.size:
         return
-    where = f"step {bad[0] + 1} of {losses.size}" if losses.ndim else "the evaluation"
-    before = "no epoch was finished before"
+    where = "in the evaluation"
+    if losses.ndim:
+        where = f"at step {bad[0] + 1} of {losses.size}"
+    before = "no epoch finished before it"
     if epochs:
         last = epochs[-1]
         before = (
@@ -87,7 +94,7 @@ def check_finite(
             f"{last.accuracy:.4f}"
         )
     raise InputError(
-        f"{config.model}, seed {seed}: the loss is {losses.flat[bad[0]]} at {where} "
+        f"{config.name}, seed {seed}: the loss is {losses.flat[bad[0]]} {where} "
         f"of epoch {min(len(epochs) + 1, config.epochs)}; {before}; try a "
         f"--learning_rate below {config.learning_rate:g} or --clip_norm=1"
     )
@@ -104,8 +111,8 @@ def _train_epoch(
 ) -> tuple[TrainState, Metrics, int]:
     """Runs the epoch after `histories` in chunks of about `CHUNK_SECONDS`.
 
-    Returns the states, the metrics of each step `[seeds,steps]` on the host, and how
-    many steps the next chunk should have; errors as `check_finite`.
+    Returns the states, the metrics of each step `[seeds,steps]` on the host, and the
+    number of steps for the next chunk; raises as `check_finite`.
     """
     config, programs, epoch = experiment.config, experiment.programs, len(histories[0])
     size = len(experiment.dataset.train.labels)
@@ -122,7 +129,7 @@ def _train_epoch(
             states, experiment.train, indices, keys, start, stop
         )
         chunk = jax.device_get(metrics)
-        # Losses of steps that are not of this chunk are 0.
+        # Losses of steps outside this chunk are 0.
         for seed, losses, history in zip(seeds, chunk.loss_sum, histories, strict=True):
             check_finite(losses, config, seed, history)
         chunks.append(Metrics(*(leaf[:, start:stop] for leaf in chunk)))
@@ -162,18 +169,18 @@ def fit(
     """Trains the seeds together and evaluates each on the test set at the end.
 
     Args:
-        experiment: what `prepare` returned, for as many seeds.
-        seeds: of initial parameters, order of the images and dropout, one for each run.
-        callbacks: called while it runs.
-        start_params: each run's parameters to start from, instead of fresh ones.
-        on_checkpoint: called after each epoch with all that the rest depends on, before
-            `on_epoch`, so that no epoch is reported that could not be resumed after.
-        resume: what `on_checkpoint` was given by a run that stopped: its rest is run.
+        experiment: returned by `prepare` for the same number of seeds.
+        seeds: seeds of the initial parameters, shuffling and dropout, one per run.
+        callbacks: called during training.
+        start_params: initial parameters of each run, instead of random ones.
+        on_checkpoint: called after each epoch with a checkpoint, before `on_epoch`, so
+            that training can be resumed after every reported epoch.
+        resume: checkpoint to resume from.
 
     Returns:
-        Each seed's record and trained parameters (on the devices). Seconds are the
-        seed's share: wall-clock over the number of seeds. Of a resumed run the total
-        holds the epochs before the stop, and the last compiling only.
+        Each seed's record and trained parameters (on the devices). Seconds are per
+        seed: wall-clock divided by the number of seeds. The total of a resumed run
+        includes the epochs before the stop, but only the last compilation.
 
     Raises:
         InputError: a loss became NaN or infinite.
@@ -191,7 +198,7 @@ def fit(
         states = states._replace(params=stacked)
     states, resumed = shard_seeds(states, programs.mesh), len(histories[0])
     steps = -(-len(experiment.dataset.train.labels) // config.batch_size)
-    chunk_steps = max(1, steps // 16)  # a first guess, since nothing is timed yet
+    chunk_steps = max(1, steps // 16)  # a first guess: nothing has been timed yet
     for epoch in range(resumed, config.epochs):
         start = time.perf_counter()
         keys = programs.epoch_keys(run_keys, epoch)
@@ -287,4 +294,5 @@ def _run_record(
         environment=environment,
         pixel_mean=experiment.preprocess.mean if standardized else None,
         pixel_std=experiment.preprocess.std if standardized else None,
+        source_sha256=network_sha256(config),
     )

@@ -1,4 +1,4 @@
-"""Optax transformations and learning-rate schedules, as a config names them."""
+"""Optax optimizers and learning rate schedules for a config."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ def scale_by_keras_adam(
 ) -> optax.GradientTransformation:
     """Adam as Keras computes it: epsilon is added before the bias correction.
 
-    The update is `sqrt(1-b2^t)/(1-b1^t) * m / (sqrt(v)+eps)`, where `optax.adam` has
+    The update is `sqrt(1-b2^t)/(1-b1^t) * m / (sqrt(v)+eps)`. In `optax.adam` it is
     `m/(1-b1^t) / (sqrt(v/(1-b2^t))+eps)`; with raw pixels the two diverge within
     30 steps. Source: keras/src/optimizers/adam.py (Keras 3.15).
     """
@@ -41,10 +41,10 @@ def scale_by_keras_adam(
 
 
 def create_schedule(config: TrainConfig, steps: int) -> optax.Schedule:
-    """Returns the learning rate as a function of the step, for a run of so many.
+    """Returns the learning rate schedule for a run of `steps` steps.
 
     Raises:
-        InputError: the run is too long for a schedule, which counts in 32 bits.
+        InputError: there are too many steps for a schedule's 32-bit counter.
     """
     peak = config.learning_rate
     if config.schedule == "constant":
@@ -52,21 +52,21 @@ def create_schedule(config: TrainConfig, steps: int) -> optax.Schedule:
     if steps >= 2**31:
         raise InputError(
             f"--epochs={config.epochs} with --batch_size={config.batch_size} makes "
-            f"{steps} steps, and --schedule={config.schedule} counts to 2147483647; "
-            "give fewer epochs or --schedule=constant"
+            f"{steps} steps, but --schedule={config.schedule} allows at most "
+            "2147483647; give fewer epochs or --schedule=constant"
         )
-    # Both schedules divide by the length of their parts: each needs a step of its own.
+    # Both schedules divide by the length of each phase: each needs at least one step.
     steps = max(steps, 3)
     warmup = min(max(round(config.warmup_fraction * steps), 1), steps - 2)
     if config.schedule == "cosine":
         return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps)
-    # Half a step more, since optax cuts the product down to a whole number.
+    # Plus half a step, since optax truncates the product to an integer.
     fraction = (warmup + 0.5) / steps
     return optax.cosine_onecycle_schedule(steps, peak, pct_start=fraction)
 
 
 def create_optimizer(config: TrainConfig, steps: int) -> optax.GradientTransformation:
-    """Returns the optimizer of a config for a run of so many steps."""
+    """Returns the optimizer of a config for a run of `steps` steps."""
     transforms = []
     if config.clip_norm is not None:
         transforms.append(optax.clip_by_global_norm(config.clip_norm))

@@ -1,8 +1,8 @@
-"""A run directory: the one home of a run, written, resumed and loaded.
+"""Run directories: writing, resuming and loading runs.
 
-It holds `config.json`, `metrics.jsonl` (a line per epoch), `params.msgpack` and
-`record.json` once the run has ended, and `checkpoints/` where they were asked for. A
-run is finished if there is a record, unfinished if there are checkpoints and no record.
+A run directory contains `config.json`, `metrics.jsonl` (a line per epoch),
+`params.msgpack` and `record.json` of a finished run, and `checkpoints/` if requested. A
+run with a record is finished; one with checkpoints but no record is unfinished.
 """
 
 import dataclasses
@@ -20,7 +20,9 @@ from mnist_jax.config import TrainConfig, as_text
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.pixels import Preprocess, make_preprocess
 from mnist_jax.data.splits import split_dataset
+from mnist_jax.data.types import Dataset
 from mnist_jax.errors import InputError
+from mnist_jax.models.custom import network_sha256
 from mnist_jax.models.networks import create_model, init_params
 from mnist_jax.records.environment import code_digest
 from mnist_jax.records.files import make_folder, write_file
@@ -52,10 +54,10 @@ CONFIG, METRICS, RECORD, PARAMS, DETAILS = FILES = (
     "metrics.jsonl",
     "record.json",
     "params.msgpack",
-    "details.json",  # what pictures show, derived from the parameters
+    "details.json",  # data for plots, computed from the parameters
 )
-_EVENTS = "events.out.tfevents.*"  # of TensorBoard, which would draw both runs as one
-_PREDICT_CHUNK = 1_000  # images at a time: of each, a CNN's layers keep about 100 kB
+_EVENTS = "events.out.tfevents.*"  # TensorBoard would merge two runs' files
+_PREDICT_CHUNK = 1_000  # images per call; a CNN keeps about 100 kB for each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +75,7 @@ class TrainedRun:
         return create_model(self.config)
 
     def predict(self, images: np.ndarray) -> np.ndarray:
-        """Returns the probabilities `[N,10] float32` of images `[N,28,28] uint8`."""
+        """Returns class probabilities `[N,10] float32` for `[N,28,28] uint8` images."""
         predict = make_predict(self.model, self.preprocess)
         starts = range(0, len(images), _PREDICT_CHUNK)
         chunks = [images[start : start + _PREDICT_CHUNK] for start in starts]
@@ -87,8 +89,8 @@ def load_run(
 
     Args:
         folder: the run directory.
-        data_dir: as for `load_dataset`; only used for a run with standardized pixels
-            whose record is of version 1, which lacks their mean and deviation.
+        data_dir: as for `load_dataset`; only used for runs with standardized pixels
+            whose record has version 1, without the mean and standard deviation.
 
     Raises:
         InputError: a file is missing, damaged or of another version.
@@ -96,6 +98,7 @@ def load_run(
     folder = Path(folder)
     config = read_json(TrainConfig, folder / CONFIG)
     record = read_json(RunRecord, folder / RECORD)
+    _check_source(folder, record)
     preprocess = Preprocess(config.pixels)
     if record.pixel_mean is not None and record.pixel_std is not None:
         preprocess = Preprocess(config.pixels, record.pixel_mean, record.pixel_std)
@@ -106,12 +109,28 @@ def load_run(
     return TrainedRun(config, record, jax.device_put(params), preprocess)
 
 
+def _check_source(folder: Path, record: RunRecord) -> None:
+    """Raises InputError if a custom network's source changed since it was trained."""
+    current = network_sha256(record.config)
+    if current != record.source_sha256:
+        raise InputError(
+            f"the source of {record.config.model} has changed since {folder} was "
+            f"trained (sha256 {record.source_sha256}, now {current}); restore it or "
+            "train again"
+        )
+
+
+def current_origin(dataset: Dataset, config: TrainConfig) -> Origin:
+    """Returns the origin of checkpoints written by this code."""
+    return Origin(dataset.checksum, code_digest() + (network_sha256(config) or ""))
+
+
 def load_run_params(folder: Path, model: nn.Module) -> Any:
-    """Returns the trained parameters of a finished run, for a network.
+    """Loads the trained parameters of a finished run for a network.
 
     Raises:
-        InputError: there are none, they are not those of the run's record, or do not
-            fit the network: the leaf is named.
+        InputError: the parameters are missing, do not match the run's record, or do not
+            fit the network (the message names the leaf).
     """
     return _load_params(folder, model, read_json(RunRecord, folder / RECORD))
 
@@ -122,28 +141,29 @@ def _load_params(folder: Path, model: nn.Module, record: RunRecord) -> Any:
 
 
 def check_run_dir(folder: Path, overwrite: bool) -> None:
-    """Makes sure that a run may be written into a folder, before any work is done.
+    """Checks that a run can be written to a folder, and creates the folder.
 
     Raises:
-        InputError: it holds a run and may not be overwritten, or cannot be made.
+        InputError: the folder contains a run that may not be overwritten, or cannot be
+            created.
     """
-    held = [name for name in FILES if (folder / name).exists()]
-    if held and not overwrite:
+    found = [name for name in FILES if (folder / name).exists()]
+    if found and not overwrite:
         raise InputError(
-            f"--run_dir={folder} already holds a run ({', '.join(held)}); give another "
-            "directory, or --overwrite to replace that run"
+            f"--run_dir={folder} already holds a run ({', '.join(found)}); give "
+            "another directory, or --overwrite to replace that run"
         )
     make_folder(folder)
 
 
 def is_finished(folder: Path, config: TrainConfig) -> bool:
-    """Returns whether a directory holds the finished run of a config.
+    """Returns whether a folder contains the finished run of a config.
 
-    More epochs than before may be asked for: the run is then to be resumed.
+    The config may have more epochs than the run, which can then be resumed.
 
     Raises:
-        InputError: it holds a run of another config, whose fields are named, or one
-            that ended and left no checkpoint to prolong it from.
+        InputError: the run's config differs in other fields (the message names them),
+            or the run is shorter and has no checkpoint to resume from.
     """
     if not (folder / CONFIG).exists():
         return False
@@ -156,20 +176,22 @@ def is_finished(folder: Path, config: TrainConfig) -> bool:
     ]
     if different:
         raise InputError(
-            f"--resume: the run in {folder} has another config: "
+            f"--resume: the run in {folder} has a different config: "
             f"{'; '.join(different)}; give its flags, or another --run_dir"
         )
     if not (folder / RECORD).exists():
         return False
-    # A run that was prolonged and then stopped still has its earlier record.
-    ended = read_json(RunRecord, folder / RECORD).config
-    if ended != config and not has_checkpoints(folder):
+    # A run that was extended and then stopped still has its earlier record.
+    record = read_json(RunRecord, folder / RECORD)
+    _check_source(folder, record)
+    recorded = record.config
+    if recorded != config and not has_checkpoints(folder):
         raise InputError(
-            f"--resume: the run in {folder} ended after {ended.epochs} epochs and left "
-            "no checkpoint to prolong it from; give another --run_dir, or --overwrite "
-            "to replace that run"
+            f"--resume: the run in {folder} finished after {recorded.epochs} epochs "
+            "and has no checkpoint to resume from; give another --run_dir, or "
+            "--overwrite to replace that run"
         )
-    return ended == config
+    return recorded == config
 
 
 def fit_into(
@@ -184,28 +206,27 @@ def fit_into(
     recorded: Collection[int] = (),
     system: str | None = None,
 ) -> list[RunRecord]:
-    """Trains seeds together and writes each run into its own directory.
+    """Trains seeds together and writes each run to its own directory.
 
-    An earlier run there is removed first: ask `check_run_dir` before.
+    Unless resuming, existing runs there are removed first; see `check_run_dir`.
 
     Args:
-        experiment: what `prepare` returned.
-        folders: the run directory of each seed.
+        experiment: returned by `prepare`.
+        folders: run directory of each seed.
         callbacks: as for `fit`.
         start_params: as for `fit`.
-        checkpoint_every: epochs from one checkpoint to the next; 0 writes none.
-        keep: how many checkpoints stay.
-        resume: a checkpoint of these runs.
-        recorded: seeds that are finished and only trained along, since they were
-            trained together before: all that is written of them is checkpoints.
-        system: the published system that the runs are of, if any.
+        checkpoint_every: epochs between checkpoints; 0 writes none.
+        keep: number of newest checkpoints to keep.
+        resume: checkpoint of these runs to resume from.
+        recorded: seeds that are already finished, and trained again only because they
+            were trained together with the others; only their checkpoints are written.
+        system: published system that the runs reproduce, if any.
 
     Returns:
-        The records of all seeds but those recorded before.
+        The records of all seeds except `recorded`.
     """
-    own = {seed: folder for seed, folder in folders.items() if seed not in recorded}
     for index, (seed, folder) in enumerate(folders.items()):
-        if seed not in own:
+        if seed in recorded:
             continue
         make_folder(folder)
         if resume is None:
@@ -220,7 +241,7 @@ def fit_into(
         write_json(folder / CONFIG, config)
     if checkpoint_every:
         begin_checkpoints(folders)
-    origin = Origin(experiment.dataset.checksum, code_digest())
+    origin = current_origin(experiment.dataset, experiment.config)
 
     def save(checkpoint: Checkpoint) -> None:
         last = checkpoint.epoch == experiment.config.epochs
@@ -229,7 +250,7 @@ def fit_into(
 
     def write_and_report(epochs: Sequence[EpochRecord]) -> None:
         for (seed, folder), epoch in zip(folders.items(), epochs, strict=True):
-            if seed in own:
+            if seed not in recorded:
                 append_jsonl(folder / METRICS, epoch)
         callbacks.on_epoch(epochs)
 
@@ -243,7 +264,7 @@ def fit_into(
     )
     records = []
     for (seed, folder), (record, params) in zip(folders.items(), runs, strict=True):
-        if seed in own:
+        if seed not in recorded:
             record = dataclasses.replace(record, system=system)
             save_params(folder / PARAMS, params)
             write_json(folder / RECORD, record)

@@ -1,4 +1,4 @@
-"""One batch: loss, gradient, update; sums and counts. Pure functions, not jitted."""
+"""Loss, gradients, update and metrics of one batch, as pure functions (not jitted)."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -9,18 +9,20 @@ import optax
 from flax import linen as nn
 from jax import lax
 
-from mnist_jax.models.networks import CLASSES, init_params
+from mnist_jax.data.types import CLASSES
+from mnist_jax.models.custom import call_options
+from mnist_jax.models.networks import init_params
 
 
 class TrainState(NamedTuple):
-    """What a step changes: arrays only, so that runs of other seeds need no retrace."""
+    """The state that a step updates: arrays only, so that new seeds need no retrace."""
 
     params: Any
     opt_state: Any
 
 
 class Metrics(NamedTuple):
-    """Sums over images, so that batches of any size add up to exact means."""
+    """Sums over images, so that batches of any size combine to exact means."""
 
     loss_sum: jax.Array
     correct: jax.Array
@@ -32,7 +34,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
     Args:
         logits: `[B,10]`.
-        labels: integers `[B]`, or one-hot `[B,10]` with the same result.
+        labels: `[B]` integers, or `[B,10]` one-hot with the same result.
     """
     if labels.ndim == 1:
         labels = jax.nn.one_hot(labels, CLASSES, dtype=logits.dtype)
@@ -42,7 +44,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 def batch_metrics(
     logits: jax.Array, labels: jax.Array, mask: jax.Array
 ) -> tuple[jax.Array, Metrics]:
-    """Returns the sum of the losses, to differentiate, and the metrics of a batch.
+    """Returns the summed loss, to differentiate, and the metrics of a batch.
 
     Args:
         logits: `[B,10]`.
@@ -58,7 +60,7 @@ def batch_metrics(
 def init_state(
     model: nn.Module, tx: optax.GradientTransformation, key: jax.Array
 ) -> TrainState:
-    """Returns fresh parameters and optimizer state."""
+    """Returns the initial parameters and optimizer state."""
     params = init_params(model, key)
     return TrainState(params, tx.init(params))
 
@@ -66,25 +68,25 @@ def init_state(
 def init_states(
     model: nn.Module, tx: optax.GradientTransformation, keys: jax.Array
 ) -> TrainState:
-    """Returns a fresh state for each of the keys `[seeds]`, stacked."""
+    """Returns the initial state for each of the keys `[seeds]`, stacked."""
     return lax.map(partial(init_state, model, tx), keys)
 
 
 def _sum_over_devices(tree: Any, axis_name: str) -> Any:
     """Sums each array of a tree over a mesh axis.
 
-    As one array: XLA:CPU adds up the arrays of a tuple far slower, by 0.6 ms a step of
-    the CNN. Written leaf by leaf, the largest first: XLA:CPU fuses the sums that make
-    biases' gradients into `concatenate` and into the first write, which is a `pad`, and
-    recomputes them for each element of all (an LSTM's step: 27 ms, not 3).
+    The arrays are packed into one: XLA:CPU sums a tuple of arrays far more slowly, by
+    0.6 ms per step of the CNN. They are written leaf by leaf, the largest first, since
+    XLA:CPU fuses the sums that compute bias gradients into a `concatenate` or the first
+    write (a `pad`), and recomputes them for every element (27 ms per LSTM step, not 3).
     """
     leaves, treedef = jax.tree.flatten(tree)
     flat = jnp.zeros(sum(leaf.size for leaf in leaves), jnp.result_type(*leaves))
-    starts, free = {}, 0
+    starts, end = {}, 0
     for i in sorted(range(len(leaves)), key=lambda i: -leaves[i].size):
         values = leaves[i].ravel().astype(flat.dtype)
-        flat = lax.dynamic_update_slice(flat, values, (free,))
-        starts[i], free = free, free + leaves[i].size
+        flat = lax.dynamic_update_slice(flat, values, (end,))
+        starts[i], end = end, end + leaves[i].size
     flat = lax.psum(flat, axis_name)
     sums = [
         flat[starts[i] : starts[i] + leaf.size].reshape(leaf.shape).astype(leaf.dtype)
@@ -102,18 +104,18 @@ def batch_gradients(
     model: nn.Module,
     batch_offset: jax.Array | int | None = None,
 ) -> tuple[Any, Metrics]:
-    """Returns the gradient of the sum of a batch's losses, and its metrics.
+    """Returns the gradients of a batch's summed loss, and its metrics.
 
-    Arguments are those of `train_step`; `batch_offset` is the index of the first image
-    in the whole batch, or None if the model is not to be given one.
+    Arguments are as for `train_step`; `batch_offset` is the index of the first image in
+    the whole batch, or None to call the model without it.
     """
-    offset: dict[str, Any] = (
-        {} if batch_offset is None else {"batch_offset": batch_offset}
-    )
+    options = call_options(model, True, batch_offset)
+    if batch_offset is not None and "batch_offset" not in options:
+        key = jax.random.fold_in(key, batch_offset)  # other masks on each device
 
     def loss_fn(params: Any) -> tuple[jax.Array, Metrics]:
         logits: Any = model.apply(
-            {"params": params}, images, train=True, rngs={"dropout": key}, **offset
+            {"params": params}, images, rngs={"dropout": key}, **options
         )
         return batch_metrics(logits, labels, mask)
 
@@ -130,7 +132,7 @@ def accumulate_gradients(
     batch_offset: jax.Array | int,
     microbatches: int,
 ) -> tuple[Any, Metrics]:
-    """Returns what `batch_gradients` does, from microbatches taken one by one.
+    """Returns the same as `batch_gradients`, accumulated over microbatches.
 
     Their arrays are smaller, so that they stay in a device's caches.
     """
@@ -141,11 +143,11 @@ def accumulate_gradients(
         for array in (images, labels, mask)
     ]
 
-    def add(number: jax.Array, total: tuple[Any, Metrics]) -> tuple[Any, Metrics]:
-        start = number * size
-        cut = [lax.dynamic_slice_in_dim(array, start, size) for array in batch]
+    def add(i: jax.Array, total: tuple[Any, Metrics]) -> tuple[Any, Metrics]:
+        start = i * size
+        chunk = [lax.dynamic_slice_in_dim(array, start, size) for array in batch]
         gradients = batch_gradients(
-            params, cut[0], cut[1], cut[2], key, model, batch_offset + start
+            params, chunk[0], chunk[1], chunk[2], key, model, batch_offset + start
         )
         return jax.tree.map(jnp.add, total, gradients)
 
@@ -165,21 +167,21 @@ def train_step(
     axis_name: str | None = None,
     microbatches: int = 1,
 ) -> tuple[TrainState, Metrics]:
-    """Updates the state by one batch and returns the batch's metrics before it.
+    """Updates the state on one batch; returns it and the metrics before the update.
 
     Args:
         state: parameters and optimizer state.
         images: `[B,28,28] float32`.
         labels: `[B]` integers, or `[B,10]` one-hot.
         mask: `[B]`, 1 for an image and 0 for padding.
-        key: of this step's dropout.
-        model: any module with `apply(variables, images, train=...) -> [B,10]`; where
-            the batch is sharded or in microbatches also with `batch_offset=`, the index
-            of its first image in the whole batch, since the key is the same for all.
+        key: dropout key of this step.
+        model: any module with `apply(variables, images, train=...) -> [B,10]`. If the
+            batch is sharded or split into microbatches, it also takes `batch_offset=`,
+            the index of its first image in the whole batch, since all share one key.
         tx: optimizer.
-        axis_name: mesh axis over which the batch is sharded, if it is.
-        microbatches: how many to cut the batch into and take one after the other,
-            adding up their gradients: the same update from smaller arrays.
+        axis_name: mesh axis over which the batch is sharded, if any.
+        microbatches: number of microbatches to split the batch into. Their gradients
+            are accumulated: the same update with smaller arrays.
     """
     batch, offset = (images, labels, mask, key, model), None
     if axis_name is not None:
@@ -205,6 +207,7 @@ def eval_step(
     *,
     model: nn.Module,
 ) -> Metrics:
-    """Returns the metrics of a batch without changing anything; arguments as above."""
-    logits: Any = model.apply({"params": params}, images)
+    """Returns the metrics of a batch; arguments are as for `train_step`."""
+    options = call_options(model, False)
+    logits: Any = model.apply({"params": params}, images, **options)
     return batch_metrics(logits, labels, mask)[1]

@@ -1,14 +1,15 @@
-"""Many runs: which are finished, which are to be resumed, which are still to start.
+"""Sweeps: trains the missing runs of a set, resuming unfinished ones.
 
-Every program that trains into run directories does it here, so that no run is repeated,
-no two processes train the same one, and a stop at any moment loses nothing.
+Every program that trains into run directories goes through `train_runs`, so that no run
+is repeated, no two processes train the same run, and stopping at any moment loses
+nothing.
 """
 
 import dataclasses
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from absl import logging
 from flax import linen as nn
@@ -16,7 +17,8 @@ from flax import linen as nn
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Dataset
 from mnist_jax.errors import InputError
-from mnist_jax.records.environment import code_digest, current_environment
+from mnist_jax.models.custom import network_sha256
+from mnist_jax.records.environment import current_environment
 from mnist_jax.records.files import hold_lock, read_lines, write_file
 from mnist_jax.records.schema import (
     RunRecord,
@@ -35,63 +37,140 @@ from mnist_jax.training.checkpoints import (
     seeds_together,
 )
 from mnist_jax.training.experiment import Experiment, prepare
-from mnist_jax.training.fit import Callbacks
-from mnist_jax.training.run_dir import CONFIG, RECORD, fit_into
+from mnist_jax.training.fit import SILENT, Callbacks
+from mnist_jax.training.run_dir import (
+    CONFIG,
+    RECORD,
+    check_run_dir,
+    current_origin,
+    fit_into,
+    is_finished,
+    load_run_params,
+)
 
 HOW_TO_RESUME = "the same command resumes where this one stopped"
 _RUNS, _LOCK = "runs", ".lock"
 
 
 class Plan(NamedTuple):
-    """What to train into run directories, and how."""
+    """One config with its seeds and run directories."""
 
-    name: str  # of what is trained, for messages
-    config: TrainConfig  # its seed plays no part
-    folders: Mapping[int, Path]  # the run directory of each seed
-    root: Path  # the folder of all of them, which is locked meanwhile
-    find_finished: Callable[[], Collection[int]]  # asked once the lock is held
+    name: str  # shown in messages
+    config: TrainConfig  # its seed is ignored
+    folders: Mapping[int, Path]  # seed -> run directory
+    root: Path  # parent of the run directories, locked during training
+    find_finished: Callable[[], Collection[int]]  # called while the lock is held
     sweep: bool = True  # see `train_runs`
-    resume: bool = True  # whether unfinished runs in the folders are to be resumed
+    resume: bool = True  # whether to resume unfinished runs
     checkpoint_every: int = 1
     keep: int = KEEP
-    system: str | None = None  # the published system that the runs are of, if any
-    start_params: Callable[[int, nn.Module], Any] | None = None  # of a seed
+    system: str | None = None  # name of the published system, if any
+    start_params: Callable[[int, nn.Module], Any] | None = None  # (seed, model) -> tree
 
 
-class Observer(Protocol):
-    """What is told of the training; `reporting/progress.py` has one that prints."""
+class Observer:
+    """Receives the progress of training; this one ignores it.
 
-    def report(self, message: str) -> None: ...
+    `reporting/progress.py` has one that prints.
+    """
 
-    def compiling(self, config: TrainConfig) -> None: ...
+    def report(self, message: str) -> None:
+        """Receives a message for the user."""
+
+    def compiling(self, config: TrainConfig) -> None:
+        """Called before a config is compiled."""
 
     def training(
         self, experiment: Experiment, folders: Mapping[int, Path]
-    ) -> Callbacks: ...
+    ) -> Callbacks:
+        """Returns the callbacks of the training that starts now."""
+        return SILENT
 
-    def finished(self, record: RunRecord) -> None: ...
+    def finished(self, record: RunRecord) -> None:
+        """Called with the record of each finished run."""
 
-    def check_stopped(self) -> None: ...
+    def check_stopped(self) -> None:
+        """Raises `Stopped` if the program should end."""
+
+
+def plan_runs(
+    config: TrainConfig,
+    seeds: Sequence[int],
+    root: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    checkpoint_every: int = 0,
+    keep: int = KEEP,
+    init_from: Path | None = None,
+) -> Plan:
+    """Returns the plan to train into a directory that the user chose.
+
+    One seed trains into `root` itself, several into `root/seed0`, `root/seed1`, ...
+
+    Args:
+        config: what to train; its seed is ignored.
+        seeds: seeds of the runs, trained together.
+        root: the directory.
+        resume: keep finished runs and resume unfinished ones.
+        overwrite: replace runs that the directory holds.
+        checkpoint_every: epochs between checkpoints; 0 writes none.
+        keep: how many checkpoints to keep.
+        init_from: run directory whose parameters to start from.
+
+    Raises:
+        InputError: the directory holds a run and neither `resume` nor `overwrite` is
+            set, or it cannot be written.
+    """
+    folders = {seed: root / f"seed{seed}" for seed in seeds}
+    if len(seeds) == 1:
+        folders = {seeds[0]: root}
+    for folder in folders.values():
+        check_run_dir(folder, resume or overwrite)
+
+    def find_finished() -> set[int]:
+        return {
+            seed
+            for seed, folder in folders.items()
+            if resume and is_finished(folder, dataclasses.replace(config, seed=seed))
+        }
+
+    def start_params(seed: int, model: nn.Module) -> Any:
+        assert init_from is not None
+        return load_run_params(init_from, model)
+
+    return Plan(
+        name=config.name,
+        config=config,
+        folders=folders,
+        root=root,
+        find_finished=find_finished,
+        sweep=False,
+        resume=resume,
+        checkpoint_every=checkpoint_every,
+        keep=keep,
+        start_params=start_params if init_from else None,
+    )
 
 
 class Study(NamedTuple):
-    """A folder of results: runs below it, and a JSON-lines file of their records."""
+    """A results folder: run directories and a JSON-lines export of their records."""
 
     out: Path
     export: str  # name of the JSON-lines file
-    dataset: Dataset  # as `load_dataset` returned it
+    dataset: Dataset
     seeds: Sequence[int]
 
     def folders(
         self, name: str, config: TrainConfig, system: str | None = None
     ) -> dict[int, Path]:
-        """Returns the directory of each seed's run of a config.
+        """Returns the run directory of each seed.
 
-        Its name ends in a digest of all that makes two runs the same but for their
-        seeds: config, data, machine, versions, `XLA_FLAGS`. The commit is not among
-        them: who changes the code and wants other numbers gives another folder.
+        Its name ends in a digest of the config, data, machine, versions and
+        `XLA_FLAGS`. The commit is not included: to measure changed code, use another
+        folder.
         """
-        key = self._keys(config, system, [0])[0]
+        key = self.run_keys(config, system, [0])[0]
         digest = hashlib.sha256(repr(key).encode()).hexdigest()[:12]
         folder = self.out / _RUNS / f"{name}-{digest}"
         return {seed: folder / f"seed{seed}" for seed in self.seeds}
@@ -103,9 +182,9 @@ class Study(NamedTuple):
         system: str | None = None,
         need_folders: bool = False,
     ) -> Plan:
-        """Returns what it takes to have the runs of a config.
+        """Returns the plan for the runs of a config.
 
-        Runs that only the export holds count as finished, unless `need_folders`.
+        A run that is only in the export counts as finished, unless `need_folders`.
         """
         folders = self.folders(name, config, system)
 
@@ -113,7 +192,7 @@ class Study(NamedTuple):
             recorded = {run.run_key() for run in read_runs(self.out, self.export)}
             return {
                 seed
-                for seed, key in self._keys(config, system, self.seeds).items()
+                for seed, key in self.run_keys(config, system).items()
                 if key in recorded
                 and ((folders[seed] / RECORD).exists() or not need_folders)
             }
@@ -121,20 +200,26 @@ class Study(NamedTuple):
         root = folders[self.seeds[0]].parent
         return Plan(name, config, folders, root, find_finished, system=system)
 
-    def _keys(
-        self, config: TrainConfig, system: str | None, seeds: Sequence[int]
+    def run_keys(
+        self,
+        config: TrainConfig,
+        system: str | None = None,
+        seeds: Sequence[int] | None = None,
     ) -> dict[int, tuple[Any, ...]]:
-        """Returns the `run_key` that the record of each run to come will have."""
+        """Returns the `run_key` of each seed, known before it is trained."""
         machine, data = current_environment(), self.dataset
-        shared = machine.xla_flags, data.checksum, data.note, *machine.compared()
-        configs = [dataclasses.replace(config, seed=seed) for seed in seeds]
+        source, data_key = network_sha256(config), (data.checksum, data.note)
+        shared = source, machine.xla_flags, *data_key, *machine.compared()
+        configs = [
+            dataclasses.replace(config, seed=seed) for seed in seeds or self.seeds
+        ]
         return {config.seed: (system, config, *shared) for config in configs}
 
 
 def find_runs(out: Path) -> dict[Path, RunRecord]:
-    """Returns the records of the finished runs below a folder, by their directories.
+    """Returns the records of the finished runs in a results folder, by directory.
 
-    One that cannot be used is named in a warning and left out.
+    An unreadable record is skipped with a warning.
     """
     records = {}
     for path in sorted((out / _RUNS).glob(f"*/*/{RECORD}")):
@@ -150,10 +235,10 @@ def _oldest_first(runs: Iterable[RunRecord]) -> list[RunRecord]:
 
 
 def read_runs(out: Path, name: str) -> list[RunRecord]:
-    """Returns the records of the runs below a folder.
+    """Returns the records of the runs in a results folder.
 
-    First come those that only its JSON-lines file of that name holds: version 1 of the
-    records had nothing else. Damaged ones are named in a warning and left out.
+    Records that are only in its JSON-lines file come first: version 1 wrote no run
+    directories. Damaged records are skipped with a warning.
     """
     found = {record.run_key(): record for record in find_runs(out).values()}
     exported = read_jsonl(RunRecord, out / name)
@@ -162,10 +247,9 @@ def read_runs(out: Path, name: str) -> list[RunRecord]:
 
 
 def export_runs(out: Path, name: str) -> None:
-    """Writes the records of all runs below a folder as a JSON-lines file.
+    """Writes the records of all runs in a results folder to a JSON-lines file.
 
-    A line that the file holds already stays where it is: as it is, unless a directory
-    has its run.
+    Existing lines keep their position; a line is updated if its run has a directory.
 
     Raises:
         InputError: the file cannot be read or written.
@@ -176,7 +260,7 @@ def export_runs(out: Path, name: str) -> None:
         for line in read_lines(out / name):
             record = found.pop(_key(line), None)
             lines.append(_line(record) if record else line)
-        if lines and not lines[-1].endswith(b"\n"):  # torn by a kill, and left so
+        if lines and not lines[-1].endswith(b"\n"):  # cut off by a kill
             lines.append(b"\n")
         lines += map(_line, _oldest_first(found.values()))
         write_file(out / name, b"".join(lines))
@@ -194,29 +278,30 @@ def _key(line: bytes) -> tuple[Any, ...]:
 
 
 def train_runs(plan: Plan, dataset: Dataset, observer: Observer) -> Experiment | None:
-    """Trains what a plan's run directories lack, as many seeds together as can be.
+    """Trains the missing runs of a plan, with as many seeds together as possible.
 
-    Seeds that were stopped together are resumed together, even where some of them were
-    recorded before the stop: alone they might be rounded otherwise.
+    Seeds that were stopped together are resumed together, even if some of them had
+    already been recorded: trained alone, they might round differently.
 
-    A plan that is no sweep is of directories that the user named. There another process
-    that trains into them, or checkpoints of which none is sound, are errors. A sweep
-    waits for such a process and finds its runs recorded; it starts over where there is
-    no sound checkpoint of the same data and code; and it removes the checkpoints of
-    runs once all are finished.
+    Without `plan.sweep` the user chose the directories: it is then an error if another
+    process trains into them, or if no checkpoint is intact. A sweep waits for the other
+    process and uses its runs; without an intact checkpoint of the same data and code it
+    starts over; and it removes the checkpoints once all runs are finished.
 
     Returns:
-        The experiment that was trained last; None if nothing was left to train.
+        The experiment trained last; None if all runs were finished.
     """
     experiment = None
 
     def wait() -> None:
         if not plan.sweep:
             raise InputError(
-                f"another process is training in {plan.root}; wait for it to end, or "
-                "give another --run_dir"
+                f"another process is training in {plan.root}; wait until it ends, or "
+                "use another --run_dir"
             )
-        observer.report(f"{plan.name}: waiting for the process that trains the same")
+        observer.report(
+            f"{plan.name}: waiting for another process that trains these runs"
+        )
 
     with hold_lock(plan.root / _LOCK, wait, observer.check_stopped):
         finished = plan.find_finished()
@@ -251,7 +336,7 @@ def train_runs(plan: Plan, dataset: Dataset, observer: Observer) -> Experiment |
 def _groups(
     plan: Plan, dataset: Dataset, finished: Collection[int], observer: Observer
 ) -> list[tuple[list[int], Checkpoint | None]]:
-    """Returns the seeds to train together, each group with what to resume it from."""
+    """Returns groups of seeds to train together, each with a checkpoint or None."""
     missing = [seed for seed in plan.folders if seed not in finished]
     if not plan.resume:
         return [(missing, None)]
@@ -276,12 +361,12 @@ def _groups(
 def _checkpoint(
     plan: Plan, dataset: Dataset, seeds: Sequence[int]
 ) -> Checkpoint | None:
-    """Returns the checkpoint to resume seeds from; errors as `load_checkpoint`."""
+    """Returns the checkpoint to resume from; raises as `load_checkpoint`."""
     folders = {seed: plan.folders[seed] for seed in seeds}
     if not plan.sweep:
         return load_checkpoint(folders, plan.config, Origin(dataset.checksum))
     try:
-        origin = Origin(dataset.checksum, code_digest())
+        origin = current_origin(dataset, plan.config)
         return load_checkpoint(folders, plan.config, origin)
-    except InputError:  # none of them is sound: each was named in a warning
+    except InputError:  # none is intact; each has been named in a warning
         return None

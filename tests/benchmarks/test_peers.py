@@ -1,4 +1,4 @@
-"""The side-by-side benchmark: its operation counts, tables, workers and program."""
+"""Tests of the peers benchmark: FLOP counts, tables, workers and program."""
 
 import dataclasses
 import importlib.util
@@ -77,7 +77,7 @@ def test_multiply_adds_of_padding_strides_and_kernels_by_hand():
 
 
 def test_training_flops_by_hand():
-    # Three products of the forward pass's size, two of them for the first layer.
+    # Three matmuls of the forward pass's size per layer, two for the first layer.
     cnn = 6 * (2_230_272 + 331_776 + 36_864 + 640) + 4 * 194_688
     assert training_flops(peer_config(Job("cnn", 128, 1))) == cnn == 16_376_064
     assert training_flops(TrainConfig(model="mlp", hidden=())) == 4 * 7_840
@@ -116,7 +116,7 @@ ENVIRONMENT = Environment(
 def record(
     framework: str, number: int, seconds: float, model: str = "mlp", **changes
 ) -> PeerRecord:
-    """Returns a made-up measurement whose steady epochs have the given median."""
+    """Returns a measurement whose steady epochs have the given median."""
     values = dict(
         round=number,
         framework=framework,
@@ -169,12 +169,12 @@ def test_records_are_read_as_they_were_written(tmp_path):
     assert not dataclasses.replace(MADE_UP[0], disturbed=True).is_valid
 
 
-def test_ratio_is_of_each_round_and_against_the_fastest_peer():
+def test_speedup_is_per_round_over_the_fastest_peer():
     row = ratio_frame(MADE_UP).iloc[0]
     assert row["fastest peer"] == FRAMEWORKS["torch_malloc"].label
-    assert row["times faster"] == "2.25 [2.00, 2.50] (n=3)"
+    assert row["speedup"] == "2.25 [2.00, 2.50] (n=3)"
     assert row["as installed"] == FRAMEWORKS["torch"].label
-    assert row["times faster than that"] == "3.00 [2.40, 4.00] (n=3)"
+    assert row["speedup as installed"] == "3.00 [2.40, 4.00] (n=3)"
 
 
 def test_fastest_peer_is_never_ours_or_the_baseline():
@@ -184,9 +184,9 @@ def test_fastest_peer_is_never_ours_or_the_baseline():
     assert best_peer({name: by_framework[name] for name in ("ours", "flax")}) is None
 
 
-def test_rounds_that_lack_one_of_both_do_not_count():
+def test_rounds_without_both_measurements_do_not_count():
     (row,) = ratio_frame(MADE_UP[1:2] + MADE_UP[3:6]).to_dict("records")
-    assert row["times faster"] == "2.40 [2.40, 2.40] (n=1)"
+    assert row["speedup"] == "2.40 [2.40, 2.40] (n=1)"
     assert len(ratio_frame(MADE_UP[3:])) == 0
     assert "no pair to compare" in format_ratios(MADE_UP[3:])
 
@@ -198,7 +198,7 @@ def test_tables_show_time_peak_accuracy_and_failures():
     text = format_tables([*MADE_UP, peak, failed])
     assert "300 GFLOP/s" in text and "0.9700 ± 0.0000 (n=3)" in text
     (ours,) = [line for line in text.splitlines() if "| ours " in line]
-    # 507,392 operations x 60,000 images in 0.2 s at 300 GFLOP/s.
+    # 507,392 FLOPs x 60,000 images in 0.2 s, of 300 GFLOP/s.
     assert "| 50.7 " in ours and "0.200 [0.200, 0.250] (n=3)" in ours
     assert "- **failed**: torch_compile mlp 128: no compiler" in text
     again = format_tables([*MADE_UP, failed, record("torch_compile", 1, 0.5)])
@@ -207,7 +207,7 @@ def test_tables_show_time_peak_accuracy_and_failures():
     assert "nothing was measured" in format_ratios([failed])
 
 
-def test_ratios_fit_a_page_and_say_what_they_are():
+def test_speedups_fit_a_page_and_are_explained():
     text = format_ratios(read_jsonl(PeerRecord, RESULTS))
     assert max(len(line) for line in text.splitlines() if line[:1] == "|") <= 110
     assert "n: rounds in which both were measured" in text
@@ -217,14 +217,14 @@ def test_ratios_fit_a_page_and_say_what_they_are():
 def test_disturbed_measurements_do_not_count():
     disturbed = record("torch_malloc", 4, 0.001, disturbed=True)
     (row,) = ratio_frame([*MADE_UP, disturbed]).to_dict("records")
-    assert row["times faster"] == "2.25 [2.00, 2.50] (n=3)"
+    assert row["speedup"] == "2.25 [2.00, 2.50] (n=3)"
     text = format_tables([*MADE_UP, disturbed])
-    assert "1 measurements that others disturbed are left out" in text
+    assert "1 measurements disturbed by other programs excluded" in text
 
 
 @pytest.fixture(scope="module")
 def toy(digits: Dataset) -> Arrays:
-    """The small digits, few of them: two batches of 32 and a last one of 8."""
+    """72 of the small digits: two batches of 32 and a last one of 8."""
     train, test = digits.train, digits.test
     return Arrays(
         train.images[:72], train.labels[:72], test.images[:40], test.labels[:40]
@@ -254,7 +254,7 @@ def test_plain_flax_starts_its_lstm_as_keras_does():
     for number, inputs in enumerate((28, 128)):
         cell = params[f"OptimizedLSTMCell_{number}"]
         kernel = np.concatenate([cell[f"i{gate}"]["kernel"] for gate in "ifgo"], axis=1)
-        limit = np.sqrt(6 / (inputs + 512))  # Glorot's, of the whole kernel
+        limit = np.sqrt(6 / (inputs + 512))  # of glorot_uniform, whole kernel
         assert kernel.shape == (inputs, 512)
         assert 0.99 * limit < np.abs(kernel).max() <= limit
         recurrent = [cell[f"h{gate}"]["kernel"] for gate in "ifgo"]
@@ -330,7 +330,7 @@ def test_peers_end_to_end_and_resumed(tmp_path):
     assert results.read_text().startswith(before)
     assert " flax " in process.stdout and "1/1  mlp    32 ours" not in process.stdout
 
-    assert "1 of 3 measurements to make" in process.stdout
+    assert "1 of 3 measurements to run" in process.stdout
 
     peak, *measured = read_jsonl(PeerRecord, results)
     assert peak.cell == PEAK_CELL and min(peak.result.values()) > 0
@@ -345,7 +345,7 @@ def test_peers_end_to_end_and_resumed(tmp_path):
 BAD_FLAGS = {
     "--frameworks=theano": "--frameworks must be one or more of ours, torch",
     "--models=vit": "--models must be one or more of mlp, lstm, cnn; got vit",
-    "--batches=0": "--batches must be whole numbers from 1; got 0",
+    "--batches=0": "--batches must be positive integers; got 0",
     "--others_limit=nan": "--others_limit must be a number; got nan",
     "--train_size=9999": "to the 1437 training images; got 9999",
 }
@@ -359,7 +359,7 @@ def test_bad_input_is_one_sentence(flag, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_framework_is_named_with_the_way_to_get_it(monkeypatch):
+def test_a_missing_framework_is_reported_with_how_to_install_it(monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util,

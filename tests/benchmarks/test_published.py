@@ -1,4 +1,4 @@
-"""The published systems: presets, the runner, verdicts and claims."""
+"""Tests of the published systems: presets, the runner, verdicts and claims."""
 
 import dataclasses
 import shutil
@@ -64,13 +64,13 @@ def test_preset_headers_name_source_figures_and_command():
         assert f"--flagfile=experiments/presets/{name}.cfg" in header
 
 
-def test_controls_change_what_they_say():
+def test_controls_change_the_named_fields():
     assert read_preset("fj_fc_adam")[0].optimizer == "keras_adam"
     assert read_preset("fj_cnn_stride_b512")[0].batch_size == 512
     assert len(CONTROLS) == 5
 
 
-def test_intervals_are_students():
+def test_intervals_equal_those_of_scipy():
     values = [0.9, 0.92, 0.95, 0.91]
     mean, std = np.mean(values), np.std(values, ddof=1)
     want = stats.t.interval(0.95, 3, loc=mean, scale=std * np.sqrt(1 + 1 / 4))
@@ -86,7 +86,7 @@ def test_intervals_are_students():
 
 
 def with_seconds(record, *seconds):
-    """Returns a record whose epochs took these seconds of training."""
+    """Returns a record with the given training seconds per epoch."""
     epochs = [
         dataclasses.replace(epoch, train_seconds=time)
         for epoch, time in zip(make_epochs(len(seconds)), seconds, strict=True)
@@ -123,7 +123,7 @@ def test_verdicts_follow_the_prediction_interval():
 
 
 def verdicts(runs):
-    """Returns the verdicts of the claims that runs suffice to test."""
+    """Returns the verdicts of the claims that the runs can test."""
     return {
         claim.claim: claim.verdict
         for claim in check_claims(runs)
@@ -160,7 +160,7 @@ def test_runs_of_one_epoch_have_no_steady_seconds():
     assert faster not in verdicts(runs)
 
 
-def test_seconds_of_seeds_together_count_once():
+def test_epochs_of_seeds_trained_together_count_once():
     runs = {name: make_runs([0.9] * 5) for name in ("fj_fc", "fj_cnn_stride")}
 
     def take(name, *seconds):
@@ -190,7 +190,7 @@ def test_runner_chains_warm_starts_resumes_and_writes_tables(tmp_path):
         f"--out={tmp_path}",
     )
     first = run(*command, "--systems=ml10_mlp", "--seeds=2")
-    # What it starts from comes first.
+    # The run that provides its initial parameters comes first.
     assert first.stdout.index("ml10_mlp_raw\nmlp:") < first.stdout.index("mlp\nmlp:")
     assert "2 seeds together" in first.stdout
     records = read_jsonl(RunRecord, tmp_path / "published.jsonl")
@@ -227,12 +227,12 @@ def test_a_run_that_another_starts_from_is_repeated_without_its_directory(
     train("ml10_mlp")
     assert [run.warm_start for run in read_runs(tmp_path, RESULTS)][2:] == [True, True]
     shutil.rmtree(tmp_path / "runs")
-    train("ml10_mlp_raw")  # nothing is to start from it any more
+    train("ml10_mlp_raw")  # no untrained system starts from it
     assert not list(tmp_path.rglob("params.msgpack"))
     assert len(read_runs(tmp_path, RESULTS)) == 4
 
 
-def test_preset_that_needs_a_run_says_which_commands_to_run():
+def test_preset_that_needs_a_run_names_the_commands_to_run():
     process = run(
         "experiments.train", f"--flagfile={PRESETS / 'ml10_mlp.cfg'}", ok=False
     )
@@ -240,6 +240,7 @@ def test_preset_that_needs_a_run_says_which_commands_to_run():
     assert "--init_from=runs/ml10_mlp_raw" in process.stderr
 
 
-def test_unknown_system_is_refused():
+def test_unknown_system_is_rejected():
     process = run("benchmarks.published", "--systems=av_rnn", ok=False)
-    assert "--systems must be some of" in process.stderr and "av_rnn" in process.stderr
+    assert "--systems must be one or more of" in process.stderr
+    assert "got av_rnn" in process.stderr

@@ -1,9 +1,13 @@
-"""The README and the presets agree with the records; their names and commands exist."""
+"""The documents agree with the records and the code: tables, files, flags, links."""
 
+import dataclasses
 import re
+import string
+import tomllib
 from pathlib import Path
 
 import pytest
+from helpers.documents import PAGES, inline_code, programs, prose, without_blocks
 from helpers.programs import flags_of
 
 from benchmarks.published.systems import PRESETS, SYSTEMS
@@ -14,10 +18,20 @@ from benchmarks.readme import (
     preset_with_figures,
     with_tables,
 )
+from mnist_jax.config import MODELS, TrainConfig, as_text
 from mnist_jax.records.schema import read_jsonl
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+FOLDERS = ("mnist_jax", "experiments", "benchmarks", "tests", "docs", "constraints")
+# Files that the programs write, and examples of the user's own.
+WRITTEN = {
+    *("metrics.jsonl", "compare.jsonl", "compare.md", "throughput.jsonl"),
+    *("published.jsonl", "published.md", "peers.jsonl", "report.html"),
+    *("digits.png", "first_digits.png", "my7.png", "seen.png"),
+}
+OTHER_FLAGS = {"logdir", "help", "flagfile"}  # of TensorBoard and absl
+
+every_page = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
@@ -25,10 +39,12 @@ def test_tables_are_those_of_the_records(path):
     assert with_tables(path.read_text()) == path.read_text()
 
 
-def test_every_block_has_its_place():
+def test_every_block_is_on_one_page():
     texts = [path.read_text() for path in DOCUMENTS]
     for name in BLOCKS:
         assert sum(text.count(f"<!-- {name} -->") for text in texts) == 1, name
+    for path in set(PAGES) - set(DOCUMENTS):
+        assert "<!--" not in path.read_text(), path
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -47,26 +63,99 @@ def test_records_are_of_real_mnist_and_name_their_machine():
             assert getattr(record, "dataset", "mnist") == "mnist", path
 
 
-def test_every_named_file_exists():
-    names = re.findall(r"`([\w/]+\.(?:py|cfg|md|jsonl))`", README)
-    folders = [ROOT / name for name in ("mnist_jax", "experiments", "benchmarks")]
-    known = {path.name for folder in folders for path in folder.rglob("*.*")}
-    missing = {name for name in names if name not in known}
-    assert {name for name in missing if not (ROOT / name).exists()} <= {"metrics.jsonl"}
+@every_page
+def test_every_named_file_exists(path):
+    files = [file for name in FOLDERS for file in (ROOT / name).rglob("*")]
+    files += ROOT.glob("*")
+    known = {file.name for file in files} | WRITTEN
+    text = path.read_text()
+    ending = r"\.(?:py|cfg|md|jsonl|toml|txt|html|png|yml|yaml|cff)"
+    names = set(re.findall(rf"`([\w./-]+{ending})`", text))
+    names |= set(re.findall(rf"`((?:{'|'.join(FOLDERS)})/[\w/-]*)`", text))
+    missing = {name for name in names if not (ROOT / name).exists()}
+    assert {name for name in missing if "/" in name or name not in known} == set()
 
 
-def test_every_flag_in_a_command_is_a_flag_of_the_program():
-    commands = re.findall(r"python -m ([\w.]+)((?: --[\w]+=?\S*)*)", README)
-    assert len(commands) > 5
-    for program in {program for program, _ in commands}:
-        known = flags_of(program)
-        for _, flags in [command for command in commands if command[0] == program]:
-            for flag in re.findall(r"--(\w+)", flags):
-                assert flag in [*known, "flagfile"], (program, flag)
+@every_page
+def test_every_flag_of_a_command_is_a_flag_of_the_program(path):
+    for program, flags in programs(path.read_text()):
+        known = {*flags_of(program), "flagfile", "help"}
+        assert set(flags) <= known, program
 
 
-def test_the_example_of_an_own_network_runs():
-    [code] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    names: dict = {}
-    exec(code, names)  # the README's own text
-    names["test_linear"]()
+@every_page
+def test_every_flag_in_the_text_is_a_flag_of_some_program(path):
+    known = OTHER_FLAGS.copy()
+    for folder in ("experiments", "benchmarks"):
+        for file in (ROOT / folder).glob("*.py"):
+            if "\ndef run()" in file.read_text():
+                known |= set(flags_of(f"{folder}.{file.stem}"))
+    known |= {*flags_of("benchmarks.published"), *flags_of("benchmarks.peers")}
+    for code in inline_code(path.read_text()):
+        for flag in re.findall(r"(?<![\w-])--(\w+)", code):
+            assert flag in known or flag.startswith("xla_"), code
+
+
+def test_the_tables_of_flags_are_complete_and_have_the_defaults():
+    text = (ROOT / "docs" / "command_line.md").read_text()
+    rows = dict(re.findall(r"^\| `--(\w+)` \| ([^|]*) \|", text, re.MULTILINE))
+    configs = {model: TrainConfig(model=model) for model in MODELS}
+    for field in dataclasses.fields(TrainConfig):
+        values = {
+            model: as_text(getattr(config, field.name)) or "none"
+            for model, config in configs.items()
+        }
+        if field.name == "model":
+            values = {"mlp": "mlp"}
+        default = ", ".join(f"{value} ({model})" for model, value in values.items())
+        if len(set(values.values())) == 1:
+            [default] = set(values.values())
+        assert rows[field.name] == default, field.name
+    assert set(flags_of("experiments.train")) - {"kernels"} <= set(rows)
+
+
+def _slugs(path: Path) -> set[str]:
+    """Returns the anchors of a page's headings, as GitHub makes them."""
+    slugs = set()
+    for heading in re.findall(r"^#+ (.*)$", prose(path.read_text()), re.MULTILINE):
+        kept = string.ascii_lowercase + string.digits + "-_ "
+        slug = "".join(c for c in heading.lower() if c in kept).replace(" ", "-")
+        assert slug not in slugs, f"{path} has two headings {heading!r}"
+        slugs.add(slug)
+    return slugs
+
+
+@every_page
+def test_every_link_leads_to_a_file_and_a_heading(path):
+    text = re.sub(r"`[^`]*`", "", prose(path.read_text()))
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"https?://", target):
+            continue
+        file, _, anchor = target.partition("#")
+        linked = path.parent / file if file else path
+        assert linked.exists(), target
+        assert not anchor or anchor in _slugs(linked), target
+
+
+@every_page
+def test_no_path_of_a_local_machine(path):
+    pattern = r"(?<![\w.:/])/(?:home|root|Users|work|tmp|mnt)/\S*"
+    assert re.findall(pattern, path.read_text()) == []
+
+
+@every_page
+def test_lines_and_tables_fit_a_screen(path):
+    text = path.read_text()
+    # The generated tables of the other pages are as wide as their records need.
+    text = prose(text) if path.name == "README.md" else without_blocks(text)
+    for line in text.splitlines():
+        if line.startswith("|"):
+            # The probes of performance.md are described in sentences.
+            assert len(line) <= 110 or path.name == "performance.md", line
+        else:
+            assert len(line) <= 120, line
+
+
+def test_the_citation_has_the_version():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()

@@ -1,4 +1,4 @@
-"""The comparison of two commits' speed."""
+"""Tests of the speed comparison of two commits."""
 
 import json
 from pathlib import Path
@@ -36,28 +36,28 @@ def test_a_commit_is_timed_against_the_checkout(tmp_path: Path):
     process = run(
         "benchmarks.regress",
         *("--models=mlp", "--dataset=digits", "--rounds=2", f"--out={out}"),
-        ok=None,  # at toy size either may be the slower one
+        ok=None,  # at this size either commit may be slower
     )
-    assert process.returncode in (0, 3) and "here over there" in process.stdout
+    assert process.returncode in (0, 3) and "here/there" in process.stdout
     [record] = map(json.loads, out.read_text().splitlines())
     assert [len(seconds) for seconds in record["seconds"].values()] == [2, 2]
     assert len(record["against"]) == 40
 
 
-def test_the_worker_of_a_checkout_from_before_the_folders_is_found(tmp_path: Path):
+def test_the_worker_of_an_old_commit_is_found(tmp_path: Path):
     assert _worker(ROOT) == "benchmarks.peers.our_worker"
     assert _worker(tmp_path) == "benchmarks.peer_ours"
 
 
 @needs_git
-def test_an_unknown_commit_is_refused(tmp_path: Path):
+def test_an_unknown_commit_is_rejected(tmp_path: Path):
     process = run("benchmarks.regress", "--against=no-such", ok=False)
     assert "no-such" in process.stderr and "--against" in process.stderr
     assert "no message" not in process.stderr
 
 
 @needs_git
-def test_a_checkout_that_cannot_be_timed_tells_why(tmp_path: Path):
+def test_a_checkout_that_cannot_be_timed_reports_why(tmp_path: Path):
     process = run(
         "benchmarks.regress",
         *("--models=mlp", "--dataset=digits", "--rounds=2", "--batch_size=9999"),

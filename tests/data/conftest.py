@@ -1,4 +1,4 @@
-"""What several tests of data sets share."""
+"""Fixtures shared by the tests of datasets."""
 
 import hashlib
 from pathlib import Path
@@ -11,15 +11,15 @@ from mnist_jax.data.download import FILES
 
 
 @pytest.fixture
-def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gives a test a cache folder of its own and no standing data folder."""
+def isolated_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gives a test its own cache folder and unsets MNIST_JAX_DATA_DIR."""
     monkeypatch.setenv("MNIST_JAX_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("MNIST_JAX_DATA_DIR", raising=False)
 
 
 @pytest.fixture
 def small_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
-    """Replaces the files of all published sets by small ones; returns their folders."""
+    """Replaces all published sets with small ones and returns their folders."""
     folders = {}
     for seed, name in enumerate(datasets.SHA256):
         folders[name] = tmp_path / "small" / name

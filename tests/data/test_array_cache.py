@@ -1,4 +1,4 @@
-"""The cache of decoded arrays: when it is used, damaged, shared or not there."""
+"""The cache of decoded arrays: hits, damage, concurrency and permissions."""
 
 import hashlib
 import io
@@ -16,7 +16,7 @@ from mnist_jax.data import datasets
 from mnist_jax.data.array_cache import cache_dir
 from mnist_jax.data.datasets import SHA256, load_dataset
 
-pytestmark = pytest.mark.usefixtures("own_folders")
+pytestmark = pytest.mark.usefixtures("isolated_folders")
 
 
 def test_cache_dir_follows_the_environment(monkeypatch):
@@ -29,7 +29,7 @@ def test_cache_dir_follows_the_environment(monkeypatch):
     assert cache_dir() == Path("/home/someone/.cache/mnist_jax")
 
 
-def test_a_second_start_decodes_nothing(small_sets, monkeypatch):
+def test_a_second_load_decodes_nothing(small_sets, monkeypatch):
     first = load_dataset("mnist", small_sets["mnist"], no_call)
     monkeypatch.setattr(datasets.idx, "read_images", no_call)
     monkeypatch.setattr(datasets.idx, "read_labels", no_call)
@@ -37,14 +37,14 @@ def test_a_second_start_decodes_nothing(small_sets, monkeypatch):
 
 
 def entry_with_digest(array):
-    """Returns a whole cache entry of an array that does not belong there."""
+    """Returns a valid cache entry of an unexpected array."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=True)
     return with_digest(buffer.getvalue())
 
 
 def with_digest(npy):
-    """Returns a file's bytes with their sha256 behind them, as an entry has it."""
+    """Appends the sha256 to a file's bytes, as in a cache entry."""
     return npy + hashlib.sha256(npy).digest()
 
 
@@ -79,7 +79,7 @@ def test_a_damaged_cache_entry_is_rebuilt(small_sets, caplog, damage):
 
 
 @pytest.mark.parametrize("obstacle", ["file", "read-only folder"])
-def test_a_cache_that_cannot_be_written_costs_one_warning(
+def test_an_unwritable_cache_gives_one_warning(
     small_sets, monkeypatch, tmp_path, obstacle
 ):
     if obstacle == "file":
@@ -88,7 +88,7 @@ def test_a_cache_that_cannot_be_written_costs_one_warning(
         (tmp_path / "cache").mkdir()
         (tmp_path / "cache").chmod(stat.S_IRUSR | stat.S_IXUSR)
         if os.access(tmp_path / "cache", os.W_OK):
-            pytest.skip("this user may write everywhere")
+            pytest.skip("this user may write to any folder")
     warnings = []
     monkeypatch.setattr(
         logging, "log_first_n", lambda level, text, n, *args: warnings.append(n)
@@ -99,7 +99,7 @@ def test_a_cache_that_cannot_be_written_costs_one_warning(
     assert set(warnings) == {1}
 
 
-def test_an_interrupted_write_leaves_nothing_behind(small_sets, monkeypatch):
+def test_an_interrupted_write_leaves_no_file(small_sets, monkeypatch):
     def interrupt(descriptor):
         raise KeyboardInterrupt
 
@@ -109,11 +109,11 @@ def test_an_interrupted_write_leaves_nothing_behind(small_sets, monkeypatch):
     assert list((cache_dir() / "arrays").iterdir()) == []
 
 
-# Loads the small set as if it were new.
+# Loads the small set with an empty cache.
 LOAD = """
 import shutil, sys, time
 from pathlib import Path
-import sklearn.datasets  # once, not in each of the processes
+import sklearn.datasets  # once, not in each process
 from mnist_jax.data.datasets import FILES, SHA256, load_dataset
 
 source, calls = map(Path, sys.argv[1:3])
@@ -133,13 +133,11 @@ def work(process):
 """
 
 
-def test_eight_processes_fill_a_new_cache_and_one_of_them_downloads(
-    small_sets, tmp_path
-):
+def test_eight_processes_fill_an_empty_cache_with_one_download(small_sets, tmp_path):
     calls = tmp_path / "calls"
     run_at_once(LOAD, small_sets["mnist"], calls, *SHA256["mnist"])
     assert calls.read_text() == "x"
-    # Four downloads, four arrays and scikit-learn's digits; nothing half-written.
+    # Four downloads, four arrays and scikit-learn's digits; no partial files.
     assert len(files_below(cache_dir())) == 9
     expected = load_dataset("mnist", small_sets["mnist"], no_call)
     assert_equal_sets(load_dataset("mnist", download=no_call), expected)

@@ -1,4 +1,4 @@
-"""The order in which an epoch takes the images."""
+"""The order of the images in an epoch."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def test_an_epoch_has_every_index_once_and_pads_the_end(size, batch_size):
     assert (flat[size:] == -1).all()
 
 
-def test_epochs_differ_and_each_can_be_had_alone():
+def test_epochs_differ_and_do_not_depend_on_earlier_ones():
     orders = {
         (seed, epoch): epoch_indices(seed, epoch, 200, 50).tobytes()
         for seed in (0, 1, 2**64 - 1)
@@ -27,7 +27,7 @@ def test_epochs_differ_and_each_can_be_had_alone():
     }
     assert len(set(orders.values())) == 9
     assert epoch_indices(1, 2, 200, 50).tobytes() == orders[1, 2]
-    # Frozen, so that a record's seed still means the same after an update of NumPy.
+    # Fixed, so that a recorded seed gives the same order after a NumPy update.
     assert epoch_indices(0, 1, 8, 4).tolist() == [
         [5, 3, 7, 2],
         [4, 1, 0, 6],
@@ -44,6 +44,6 @@ def test_the_order_of_an_epoch_is_uniform():
 @pytest.mark.parametrize(
     "arguments", [(-1, 0, 10, 2), (0, -1, 10, 2), (0, 0, 0, 2), (0, 0, 10, 0)]
 )
-def test_impossible_epochs_are_refused(arguments):
+def test_values_out_of_range_are_rejected(arguments):
     with pytest.raises(InputError, match="is out of range"):
         epoch_indices(*arguments)

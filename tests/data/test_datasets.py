@@ -1,4 +1,4 @@
-"""Data sets: where files are looked for, what is downloaded, what is refused."""
+"""Data sets: the search for files, downloads, and errors."""
 
 import hashlib
 import os
@@ -27,11 +27,11 @@ DATA_DIR = os.environ.get("MNIST_JAX_DATA_DIR")
 needs_mnist = pytest.mark.skipif(
     not DATA_DIR, reason="needs MNIST in MNIST_JAX_DATA_DIR"
 )
-pytestmark = pytest.mark.usefixtures("own_folders")
+pytestmark = pytest.mark.usefixtures("isolated_folders")
 
 
 def snapshot(folder):
-    """Returns names, contents and times of all files below a folder."""
+    """Returns names, contents and times of all files in a folder."""
     return {
         path: (path.read_bytes() if path.is_file() else None, path.stat().st_mtime_ns)
         for path in [folder, *folder.rglob("*")]
@@ -41,7 +41,7 @@ def snapshot(folder):
 # Where the files come from
 
 
-def test_files_come_out_decoded_and_nothing_is_written_beside_them(small_sets):
+def test_files_are_decoded_and_nothing_is_written_next_to_them(small_sets):
     before = snapshot(small_sets["mnist"])
     dataset = load_dataset("mnist", small_sets["mnist"], no_call)
     assert (dataset.name, dataset.validation, dataset.note) == ("mnist", None, "")
@@ -49,7 +49,7 @@ def test_files_come_out_decoded_and_nothing_is_written_beside_them(small_sets):
     assert dataset.test.images.shape == (20, 28, 28)
     assert dataset.train.images.dtype == np.uint8
     assert dataset.train.labels.dtype == np.int32
-    rng = np.random.RandomState(0)  # as write_small_set draws
+    rng = np.random.RandomState(0)  # as in write_small_set
     np.testing.assert_array_equal(
         dataset.train.images, rng.randint(0, 256, (50, 28, 28))
     )
@@ -59,7 +59,7 @@ def test_files_come_out_decoded_and_nothing_is_written_beside_them(small_sets):
     assert dataset.checksum == checksum
 
 
-def test_data_dir_wins_over_the_environment_and_that_over_downloads(
+def test_data_dir_precedes_the_environment_which_precedes_downloads(
     small_sets, tmp_path, monkeypatch
 ):
     elsewhere = tmp_path / "elsewhere"
@@ -100,7 +100,7 @@ def test_auto_is_mnist_from_a_folder_or_a_download(small_sets):
     assert calls == ["mnist"]
 
 
-def test_the_environment_may_lack_a_set_and_then_it_is_downloaded(
+def test_a_set_missing_from_the_environment_folder_is_downloaded(
     small_sets, monkeypatch
 ):
     monkeypatch.setenv("MNIST_JAX_DATA_DIR", str(small_sets["mnist"]))
@@ -118,20 +118,20 @@ def test_a_given_folder_without_the_files_is_an_error(small_sets, tmp_path):
             assert FILES[0] in str(caught.value)
 
 
-def test_a_mistyped_environment_is_an_error(tmp_path, monkeypatch):
+def test_a_missing_environment_folder_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setenv("MNIST_JAX_DATA_DIR", str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match="MNIST_JAX_DATA_DIR=.*is not a folder"):
         load_dataset("auto", download=no_call)
 
 
-def test_an_incomplete_folder_is_an_error_naming_what_is_missing(
+def test_an_incomplete_folder_is_an_error_naming_the_missing_file(
     small_sets, monkeypatch
 ):
     (small_sets["mnist"] / FILES[3]).unlink()
-    with pytest.raises(InputError, match=f"lacks {FILES[3]} beside"):
+    with pytest.raises(InputError, match=f"lacks {FILES[3]}, and"):
         load_dataset("auto", small_sets["mnist"], no_call)
     monkeypatch.setenv("MNIST_JAX_DATA_DIR", str(small_sets["mnist"]))
-    with pytest.raises(InputError, match=f"lacks {FILES[3]} beside"):
+    with pytest.raises(InputError, match=f"lacks {FILES[3]}, and"):
         load_dataset("auto", download=no_call)
 
 
@@ -163,12 +163,12 @@ def test_an_unreadable_file_is_an_error(small_sets):
     path = small_sets["mnist"] / FILES[0]
     path.chmod(0)
     if os.access(path, os.R_OK):
-        pytest.skip("this user may read everything")
-    with pytest.raises(InputError, match="can't be read"):
+        pytest.skip("this user may read any file")
+    with pytest.raises(InputError, match="cannot read a file"):
         load_dataset("mnist", small_sets["mnist"], no_call)
 
 
-def test_unknown_names_are_refused():
+def test_unknown_names_are_rejected():
     with pytest.raises(InputError, match="--dataset=cifar is unknown.*kmnist"):
         load_dataset("cifar", download=no_call)
 
@@ -185,7 +185,7 @@ def test_a_download_is_kept_and_not_repeated(small_sets):
 
 
 @pytest.mark.parametrize("damage", ["flipped", "missing"])
-def test_a_corrupted_download_is_refused_and_not_kept(small_sets, damage):
+def test_a_corrupted_download_is_rejected_and_not_kept(small_sets, damage):
     def download(name, folder):
         copy_from(small_sets)(name, folder)
         path = folder / FILES[2]
@@ -210,7 +210,7 @@ def test_a_kept_download_that_was_damaged_is_downloaded_again(small_sets):
     assert_equal_sets(load_dataset("mnist", download=no_call), first)
 
 
-def test_no_network_is_an_error_that_says_what_to_do():
+def test_a_missing_network_is_an_error_with_instructions():
     for name in ("mnist", "fashion_mnist", "kmnist"):
         with pytest.raises(InputError) as caught:
             load_dataset(name, download=no_network)
@@ -218,7 +218,7 @@ def test_no_network_is_an_error_that_says_what_to_do():
             assert phrase in str(caught.value)
 
 
-def test_auto_without_mnist_is_the_loudly_named_digits():
+def test_auto_without_mnist_is_the_digits_with_a_note():
     dataset = load_dataset("auto", download=no_network)
     assert dataset.name == "digits"
     assert dataset.note.startswith("NOT MNIST")
@@ -226,8 +226,8 @@ def test_auto_without_mnist_is_the_loudly_named_digits():
         assert phrase in dataset.note
 
 
-def test_neither_import_nor_load_import_tfds_or_start_a_device(small_sets):
-    load_dataset("digits")  # so that the child finds it in the cache
+def test_loading_does_not_import_tfds_or_initialize_a_device(small_sets):
+    load_dataset("digits")  # so that the child process finds them in the cache
     script = (
         "import sys\n"
         "from mnist_jax.data.datasets import load_dataset\n"
@@ -244,7 +244,7 @@ def test_neither_import_nor_load_import_tfds_or_start_a_device(small_sets):
 # The published sets
 
 
-def test_checksums_are_those_that_tfds_records():
+def test_checksums_equal_those_in_tfds():
     from tensorflow_datasets.core.download import checksums
 
     records = checksums.get_all_url_infos()
@@ -254,7 +254,7 @@ def test_checksums_are_those_that_tfds_records():
 
 
 @needs_mnist
-def test_mnist_is_what_everybody_knows():
+def test_mnist_has_its_known_contents():
     dataset = load_dataset("mnist", DATA_DIR, no_call)
     assert dataset.train.images.shape == (60_000, 28, 28)
     assert dataset.test.images.shape == (10_000, 28, 28)
@@ -267,7 +267,7 @@ def test_mnist_is_what_everybody_knows():
 
 
 @needs_mnist
-def test_a_warm_start_with_mnist_is_quick():
+def test_loading_mnist_from_the_cache_is_fast():
     load_dataset("mnist", DATA_DIR, no_call)
     seconds = []
     for _ in range(5):

@@ -1,4 +1,4 @@
-"""Scikit-learn's digits in MNIST's form."""
+"""scikit-learn's digits in MNIST's format."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from helpers.small_sets import assert_equal_sets, no_call
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.digits import upsample_digits
 
-pytestmark = pytest.mark.usefixtures("own_folders")
+pytestmark = pytest.mark.usefixtures("isolated_folders")
 
 
 def test_digits_look_like_mnist_and_are_split_by_class():
@@ -24,7 +24,7 @@ def test_digits_look_like_mnist_and_are_split_by_class():
         assert not margin.any()
         share = np.bincount(split.labels) / size
         np.testing.assert_allclose(share, 0.1, atol=0.005)
-    # The bytes and the split are the same everywhere.
+    # The bytes and the split are the same on every machine.
     assert dataset.checksum == (
         "63233e9347e4ea2ea272cf4f8c284518a64027653c872af7952374c968ea312d"
     )

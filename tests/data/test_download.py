@@ -1,4 +1,4 @@
-"""The download through TFDS, with local servers in place of the data hosts."""
+"""Downloads through TFDS, with local servers instead of the data hosts."""
 
 import contextlib
 import http.server
@@ -19,13 +19,13 @@ DATA_DIR = os.environ.get("MNIST_JAX_DATA_DIR")
 
 
 class Proxy(http.server.BaseHTTPRequestHandler):
-    """Answers any plain request with rubbish, and serves `files` behind CONNECT."""
+    """Answers plain HTTP with a login page, and serves `files` through CONNECT."""
 
     files: Path | None = None
     context: ssl.SSLContext | None = None
 
     def do_GET(self):
-        """Answers like a captive portal, or with the file of that name."""
+        """Answers like a captive portal, or with the requested file."""
         if self.files is None:
             body = b"<html>please log in</html>"
         else:
@@ -36,7 +36,7 @@ class Proxy(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def do_CONNECT(self):
-        """Plays the host that the client wants to talk to through TLS."""
+        """Acts as the TLS host that the client wants to connect to."""
         self.send_response(200)
         self.end_headers()
         connection = self.context.wrap_socket(self.connection, server_side=True)
@@ -47,7 +47,7 @@ class Proxy(http.server.BaseHTTPRequestHandler):
         self.close_connection = True
 
     def log_message(self, *args):
-        """Keeps the test output clean."""
+        """Logs nothing."""
 
 
 @contextlib.contextmanager
@@ -63,24 +63,24 @@ def serve(handler):
 
 
 def use_proxy(monkeypatch, address):
-    """Sends all requests of child processes to one address."""
+    """Routes all requests of child processes to one address."""
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, address)
     for name in ("no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
 
 
-def test_a_refused_connection_is_found_out_at_once(tmp_path, monkeypatch):
+def test_a_refused_connection_fails_at_once(tmp_path, monkeypatch):
     with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))  # bound, not listening: nobody else takes it
+        unused.bind(("127.0.0.1", 0))  # bound, not listening: reserves the port
         use_proxy(monkeypatch, f"http://127.0.0.1:{unused.getsockname()[1]}")
         start = time.monotonic()
         with pytest.raises(download.DownloadError, match="refused"):
             download.download_files("kmnist", tmp_path, patience=30.0)
-    assert time.monotonic() - start < 29  # it does not wait for `patience`
+    assert time.monotonic() - start < 29  # does not wait for `patience`
 
 
-def test_a_silent_network_is_given_up_and_leaves_no_process(tmp_path, monkeypatch):
+def test_a_silent_network_times_out_and_leaves_no_process(tmp_path, monkeypatch):
     children = []
     popen = subprocess.Popen
     monkeypatch.setattr(
@@ -93,14 +93,14 @@ def test_a_silent_network_is_given_up_and_leaves_no_process(tmp_path, monkeypatc
         silent.listen()
         use_proxy(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}")
         start = time.monotonic()
-        with pytest.raises(download.DownloadError, match="no byte came for 3 s"):
+        with pytest.raises(download.DownloadError, match="no data arrived for 3 s"):
             download.download_files("kmnist", tmp_path, patience=3.0)
     assert 3 <= time.monotonic() - start < 30
     assert children[0].returncode is not None
     assert download.PATIENCE_SECONDS < 20
 
 
-def test_a_captive_portal_does_not_pass_for_the_files(tmp_path, monkeypatch):
+def test_the_answer_of_a_captive_portal_is_rejected(tmp_path, monkeypatch):
     with serve(Proxy) as address:
         use_proxy(monkeypatch, address)
         with pytest.raises(download.DownloadError, match="NonMatchingChecksumError"):
@@ -110,7 +110,7 @@ def test_a_captive_portal_does_not_pass_for_the_files(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not DATA_DIR, reason="needs MNIST in MNIST_JAX_DATA_DIR")
 @pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl for a key")
-def test_tfds_delivers_the_files_under_their_names(tmp_path, monkeypatch):
+def test_tfds_downloads_the_files_under_their_names(tmp_path, monkeypatch):
     key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "certificate.pem")
     subject = "/CN=storage.googleapis.com"
     subprocess.run(
@@ -135,7 +135,7 @@ def test_tfds_delivers_the_files_under_their_names(tmp_path, monkeypatch):
         assert (folder / file).read_bytes() == (files / file).read_bytes()
 
 
-def test_addresses_are_those_of_the_tfds_builders():
+def test_urls_equal_those_of_the_tfds_builders():
     from tensorflow_datasets.image_classification import mnist
 
     builders = {

@@ -1,4 +1,4 @@
-"""The IDX reader: right files give their arrays, all others an IdxError."""
+"""The IDX reader: valid files give their arrays, all others an IdxError."""
 
 import gzip
 import json
@@ -27,7 +27,7 @@ def write(folder, content):
     return path
 
 
-def test_well_formed_files_give_their_arrays(tmp_path):
+def test_valid_files_give_their_arrays(tmp_path):
     images = idx.read_images(write(tmp_path, gzip.compress(IMAGES_IDX)))
     assert images.dtype == np.uint8
     np.testing.assert_array_equal(images, IMAGES)
@@ -39,18 +39,18 @@ def test_well_formed_files_give_their_arrays(tmp_path):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "starts with 0x;"),
-        (IMAGES_IDX, "0x00000803; 0x00000801 is right"),
+        (b"", "starts with 0x,"),
+        (IMAGES_IDX, "starts with 0x00000803, not 0x00000801"),
         (LABELS_IDX[:6], "header is cut off"),
-        (LABELS_IDX[:-1], "holds 3 bytes of items and announces 4"),
+        (LABELS_IDX[:-1], "holds 3 bytes of items, not the declared 4"),
         (LABELS_IDX + b"\0", "bytes follow the 4"),
-        (LABELS_IDX[:-1] + b"\x0a", "label 3 is 10, where 0..9 is allowed"),
-        (struct.pack(">II", 0x801, 0), "announces 0 items, where 1..100000"),
-        (struct.pack(">Ii", 0x801, -1) + bytes(9), "announces 4294967295 items"),
-        (struct.pack(">II", 0x801, 100_001) + bytes(100_001), "announces 100001 items"),
+        (LABELS_IDX[:-1] + b"\x0a", "label 3 is 10, not in 0..9"),
+        (struct.pack(">II", 0x801, 0), "declares 0 items, not 1..100000"),
+        (struct.pack(">Ii", 0x801, -1) + bytes(9), "declares 4294967295 items"),
+        (struct.pack(">II", 0x801, 100_001) + bytes(100_001), "declares 100001 items"),
     ],
 )
-def test_malformed_labels_are_refused_with_the_reason(tmp_path, content, reason):
+def test_malformed_labels_are_rejected_with_the_reason(tmp_path, content, reason):
     path = write(tmp_path, gzip.compress(content))
     with pytest.raises(idx.IdxError) as caught:
         idx.read_labels(path)
@@ -61,20 +61,20 @@ def test_malformed_labels_are_refused_with_the_reason(tmp_path, content, reason)
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (LABELS_IDX, "0x00000801; 0x00000803 is right"),
+        (LABELS_IDX, "starts with 0x00000801, not 0x00000803"),
         (struct.pack(">IIII", 0x803, 1, 28, 27) + bytes(756), "have shape [28, 27]"),
         (struct.pack(">IIII", 0x803, 1, -1 % 2**32, 28), "have shape [4294967295, 28]"),
-        (IMAGES_IDX[:-784], "holds 1568 bytes of items and announces 2352"),
+        (IMAGES_IDX[:-784], "holds 1568 bytes of items, not the declared 2352"),
         (IMAGES_IDX + IMAGES_IDX, "bytes follow the 2352"),
     ],
 )
-def test_malformed_images_are_refused_with_the_reason(tmp_path, content, reason):
+def test_malformed_images_are_rejected_with_the_reason(tmp_path, content, reason):
     with pytest.raises(idx.IdxError) as caught:
         idx.read_images(write(tmp_path, gzip.compress(content)))
     assert reason in str(caught.value)
 
 
-def test_damaged_gzip_is_refused(tmp_path):
+def test_damaged_gzip_is_rejected(tmp_path):
     whole = gzip.compress(LABELS_IDX)
     wrong_crc = whole[:-8] + bytes([whole[-8] ^ 1]) + whole[-7:]
     for content in (b"", LABELS_IDX, whole[:-1], whole[:12], whole + b"x", wrong_crc):
@@ -83,14 +83,14 @@ def test_damaged_gzip_is_refused(tmp_path):
             idx.read_labels(path)
 
 
-def test_a_file_that_cannot_be_opened_is_refused(tmp_path):
+def test_a_file_that_cannot_be_opened_is_rejected(tmp_path):
     for path in (tmp_path, tmp_path / "missing.gz"):
-        with pytest.raises(idx.IdxError, match="can't be read"):
+        with pytest.raises(idx.IdxError, match="cannot be read"):
             idx.read_labels(path)
 
 
-def test_a_gzip_bomb_is_refused_in_little_memory(tmp_path):
-    # 200 MB of zeros behind an honest count, in 200 kB of file.
+def test_a_gzip_bomb_is_rejected_in_little_memory(tmp_path):
+    # 200 MB of zeros after a correct count, in a file of 200 kB.
     bomb = write(tmp_path, gzip.compress(LABELS_IDX + bytes(200_000_000), 1))
     tracemalloc.start()
     try:
@@ -101,16 +101,16 @@ def test_a_gzip_bomb_is_refused_in_little_memory(tmp_path):
         tracemalloc.stop()
 
 
-def test_a_thousand_damaged_files_raise_nothing_but_idx_error(tmp_path):
+def test_a_thousand_damaged_files_raise_only_idx_errors(tmp_path):
     counts, slowest = fuzz(1_000, 0, tmp_path)
-    assert all(refused for kind, (refused, _) in counts.items() if kind != "right")
-    refused, read = counts["right"]
-    assert refused == 0 and read > 0
+    assert all(rejected for kind, (rejected, _) in counts.items() if kind != "valid")
+    rejected, read = counts["valid"]
+    assert rejected == 0 and read > 0
     assert slowest < 10
 
 
 @pytest.mark.faults
-def test_a_hundred_thousand_damaged_files_cost_little(record_property):
+def test_a_hundred_thousand_damaged_files_take_little_time_and_memory(record_property):
     command = [
         sys.executable,
         "tests/helpers/fuzz_idx.py",
@@ -121,8 +121,8 @@ def test_a_hundred_thousand_damaged_files_cost_little(record_property):
     process = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     result = json.loads(process.stdout)
-    for kind, (refused, read) in result["counts"].items():
-        print(f"{kind}: {refused:,} refused, {read:,} read")
+    for kind, (rejected, read) in result["counts"].items():
+        print(f"{kind}: {rejected:,} rejected, {read:,} read")
     files = sum(map(sum, result["counts"].values()))
     record_property("mutated files", files)
     record_property("mutated files: gzip bombs", sum(result["counts"]["gzip bomb"]))

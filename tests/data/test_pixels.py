@@ -1,4 +1,4 @@
-"""Pixel scalings and statistics against plain NumPy."""
+"""Pixel scalings and statistics, compared with plain NumPy."""
 
 import jax
 import numpy as np
@@ -9,12 +9,12 @@ from mnist_jax.data.pixels import pixel_statistics, scale_pixels
 from mnist_jax.errors import InputError
 
 PICTURES = np.random.RandomState(0).randint(0, 256, (3, 28, 28)).astype(np.uint8)
-PICTURES[0, :, 5] = 0  # a column without a norm
+PICTURES[0, :, 5] = 0  # a column with norm zero
 PICTURES[1] = 0
 
 
 def plain_scaling(images, pixels):
-    """The definitions, one image and column at a time, in float64."""
+    """Scales by the definitions, one image and column at a time, in float64."""
     if pixels == "l2":
         out = np.zeros(images.shape)
         for n, image in enumerate(images):
@@ -52,7 +52,7 @@ def test_l2_columns_have_norm_one_or_zero():
     np.testing.assert_allclose(norms, np.where(blank, 0.0, 1.0), atol=1e-6)
 
 
-def test_an_unknown_scaling_is_refused():
+def test_an_unknown_scaling_is_rejected():
     with pytest.raises(InputError, match="--pixels=grey is unknown.*standardized"):
         scale_pixels(PICTURES, "grey")
 

@@ -1,4 +1,4 @@
-"""Splits: the official one, scikit-learn's, Keras's validation set; refusals."""
+"""Splits: the official one, scikit-learn's, Keras's validation set, and errors."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from mnist_jax.errors import InputError
 
 @pytest.fixture
 def small():
-    """A data set of 60 training and 10 test images, each image its own number."""
+    """A dataset of 60 training and 10 test images, filled with their indices."""
     images = np.repeat(np.arange(70, dtype=np.uint8), 784).reshape(70, 28, 28)
     labels = np.arange(70, dtype=np.int32) % 10
     return Dataset(
@@ -25,12 +25,12 @@ def small():
 
 
 def cut(dataset, **fields):
-    """Splits a data set as a config of these fields says, by default unvalidated."""
+    """Splits a dataset with the given config fields, by default no validation."""
     return split_dataset(dataset, TrainConfig(**{"validation": "none", **fields}))
 
 
-def numbers(split):
-    """Returns the numbers of a split's images, which its labels must agree with."""
+def indices(split):
+    """Returns the indices of a split's images; checks its labels against them."""
     found = split.images[:, 0, 0].astype(int)
     np.testing.assert_array_equal(found % 10, split.labels)
     return found.tolist()
@@ -38,29 +38,29 @@ def numbers(split):
 
 def test_the_default_split_is_the_official_one(small):
     got = cut(small)
-    assert numbers(got.train) == list(range(60))
-    assert numbers(got.test) == list(range(60, 70))
+    assert indices(got.train) == list(range(60))
+    assert indices(got.test) == list(range(60, 70))
     assert got.validation is None
     assert (got.name, got.checksum, got.note) == ("mnist", "c", "n")
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**32 - 1])
-def test_the_shuffled_split_is_that_of_scikit_learn(small, seed):
+def test_the_shuffled_split_equals_scikit_learn(small, seed):
     from sklearn.model_selection import train_test_split
 
     train, test = train_test_split(
         np.arange(70), test_size=1 / 7, random_state=np.random.RandomState(seed)
     )
     got = cut(small, split="shuffled", split_seed=seed)
-    assert numbers(got.train) == train.tolist()
-    assert numbers(got.test) == test.tolist()
+    assert indices(got.train) == train.tolist()
+    assert indices(got.test) == test.tolist()
 
 
 def test_the_validation_fraction_is_the_end_of_the_training_set(small):
     got = cut(small, validation="fraction", validation_fraction=0.2)
-    assert numbers(got.train) == list(range(48))
-    assert numbers(got.validation) == list(range(48, 60))
-    assert numbers(got.test) == list(range(60, 70))
+    assert indices(got.train) == list(range(48))
+    assert indices(got.validation) == list(range(48, 60))
+    assert indices(got.test) == list(range(60, 70))
 
 
 @pytest.mark.parametrize("fraction", [0.02, 0.1, 0.3, 0.35, 0.58, 0.9, 0.98])
@@ -70,19 +70,19 @@ def test_the_validation_fraction_rounds_as_in_keras(small, fraction):
     assert len(got.train.labels) + len(got.validation.labels) == 60
 
 
-def test_the_test_set_may_serve_as_validation_set(small):
+def test_the_test_set_can_be_the_validation_set(small):
     got = cut(small, validation="test")
-    assert numbers(got.validation) == numbers(got.test) == list(range(60, 70))
+    assert indices(got.validation) == indices(got.test) == list(range(60, 70))
 
 
-def test_train_size_takes_the_first_before_validation_is_cut_off(small):
+def test_train_size_is_applied_before_the_validation_split(small):
     got = cut(small, validation="fraction", validation_fraction=0.2, train_size=20)
-    assert numbers(got.train) == list(range(16))
-    assert numbers(got.validation) == list(range(16, 20))
+    assert indices(got.train) == list(range(16))
+    assert indices(got.validation) == list(range(16, 20))
     shuffled = cut(small, split="shuffled", train_size=20)
     whole = cut(small, split="shuffled")
-    assert numbers(shuffled.train) == numbers(whole.train)[:20]
-    assert numbers(shuffled.test) == numbers(whole.test)
+    assert indices(shuffled.train) == indices(whole.train)[:20]
+    assert indices(shuffled.test) == indices(whole.test)
 
 
 @pytest.mark.parametrize(
@@ -90,14 +90,14 @@ def test_train_size_takes_the_first_before_validation_is_cut_off(small):
     [
         ({"split": "random"}, "--split must be one of official, shuffled; got random"),
         ({"validation": "some"}, "--validation must be one of none, fraction, test; "),
-        ({"split": "shuffled", "split_seed": -1}, "--split_seed must be a whole"),
+        ({"split": "shuffled", "split_seed": -1}, "--split_seed must be an integer"),
         ({"split": "shuffled", "split_seed": 2**32}, "4294967295; got 4294967296"),
-        ({"train_size": 0}, "--train_size must be a whole number from 1; got 0"),
-        ({"train_size": 61}, "--train_size=61 is out of range: 1..60"),
+        ({"train_size": 0}, "--train_size must be a positive integer; got 0"),
+        ({"train_size": 61}, "61 is out of range; choose a number in 1..60"),
         *(
             (
                 {"validation": "fraction", "validation_fraction": value},
-                f"must be a number above 0 and below 1; got {value}",
+                f"must be a number > 0 and < 1; got {value}",
             )
             for value in (0.0, 1.0, -0.5, 1.5, float("nan"))
         ),
@@ -105,7 +105,7 @@ def test_train_size_takes_the_first_before_validation_is_cut_off(small):
         ({"validation": "fraction", "train_size": 1}, "of 1 training images"),
     ],
 )
-def test_impossible_splits_are_refused(small, fields, phrase):
+def test_invalid_splits_are_rejected(small, fields, phrase):
     with pytest.raises(InputError) as caught:
         cut(small, **fields)
     assert phrase in str(caught.value)
@@ -113,5 +113,5 @@ def test_impossible_splits_are_refused(small, fields, phrase):
 
 def test_a_split_is_not_split_again(small):
     once = cut(small, validation="fraction", validation_fraction=0.2)
-    with pytest.raises(InputError, match="was given with a validation set of 12"):
+    with pytest.raises(InputError, match="already has a validation set of 12"):
         cut(once)

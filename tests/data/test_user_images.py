@@ -1,4 +1,4 @@
-"""Pictures of any kind come out as MNIST's digits do, or are refused in a sentence."""
+"""Images of digits are converted to MNIST's format or rejected with a message."""
 
 import dataclasses
 import io
@@ -46,23 +46,23 @@ def as_file(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 
 def with_alpha(ink: int) -> Image.Image:
-    """Draws the seven in a grey on nothing; the nothing has the other grey."""
+    """Draws the seven in `ink` on transparency, whose hidden grey is the opposite."""
     alpha = seven().point(lambda value: 255 - value)
-    nothing = Image.new("L", alpha.size, 255 - ink)
-    grey = Image.composite(Image.new("L", alpha.size, ink), nothing, alpha)
+    hidden = Image.new("L", alpha.size, 255 - ink)
+    grey = Image.composite(Image.new("L", alpha.size, ink), hidden, alpha)
     return Image.merge("LA", (grey, alpha)).convert("RGBA")
 
 
-def slanted_light() -> Image.Image:
-    """Draws the seven on paper half of which lies in the shade, with grain."""
+def uneven_light() -> Image.Image:
+    """Draws the seven on unevenly lit paper, with noise."""
     light = np.linspace(0.9, 0.5, 240) * np.linspace(1.0, 0.8, 300)[:, None]
     grain = np.random.default_rng(0).normal(0, 5, light.shape)
     picture = light * (40 + np.asarray(seven()) * (215 / 255)) + grain
     return Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
 
 
-def turned() -> bytes:
-    """Returns the seven as a camera held upright saves it: lying, and told so."""
+def rotated() -> bytes:
+    """Returns the seven rotated, with the EXIF orientation of an upright camera."""
     exif = Image.Exif()
     exif[0x0112] = 6
     return as_file(seven().rotate(90, expand=True), "JPEG", exif=exif)
@@ -74,14 +74,14 @@ def sixteen_bit() -> Image.Image:
 
 
 def specked() -> Image.Image:
-    """Draws the seven with a speck of dust in two corners."""
+    """Draws the seven with specks of dust in two corners."""
     page = seven()
     for corner in ((3, 3), (230, 290)):
         ImageDraw.Draw(page).ellipse([*corner, corner[0] + 4, corner[1] + 4], 0)
     return page
 
 
-PICTURES: dict[str, Callable[[], bytes]] = {
+IMAGES: dict[str, Callable[[], bytes]] = {
     "light on dark": lambda: as_file(seven().point(lambda value: 255 - value)),
     "small": lambda: as_file(seven(0.2)),
     "large": lambda: as_file(seven(12), "JPEG"),
@@ -89,27 +89,27 @@ PICTURES: dict[str, Callable[[], bytes]] = {
     "black and white": lambda: as_file(seven().convert("1")),
     "palette": lambda: as_file(seven().quantize(4)),
     "16 bit": lambda: as_file(sixteen_bit()),
-    "dark on nothing": lambda: as_file(with_alpha(0)),
-    "light on nothing": lambda: as_file(with_alpha(255)),
+    "dark on transparency": lambda: as_file(with_alpha(0)),
+    "light on transparency": lambda: as_file(with_alpha(255)),
     "transparent colour": lambda: as_file(
         seven().convert("RGB"), transparency=(9,) * 3
     ),
     "CMYK": lambda: as_file(seven().convert("CMYK"), "JPEG"),
-    "turned by a camera": turned,
-    "slanted light": lambda: as_file(slanted_light(), "JPEG", quality=80),
+    "rotated by a camera": rotated,
+    "slanted light": lambda: as_file(uneven_light(), "JPEG", quality=80),
     "dust": lambda: as_file(specked()),
 }
 
 
-@pytest.mark.parametrize("kind", PICTURES)
-def test_one_digit_comes_out_alike_from_all_kinds_of_pictures(kind):
-    digit = digit_from_bytes(PICTURES[kind](), kind).astype(float)
+@pytest.mark.parametrize("kind", IMAGES)
+def test_all_kinds_of_images_give_the_same_digit(kind):
+    digit = digit_from_bytes(IMAGES[kind](), kind).astype(float)
     expected = normalize_digit(np.asarray(seven())).astype(float)
-    # Edges differ by resampling; moved by a pixel it would differ by half its ink.
+    # Resampling changes edges; a shift by one pixel would change half of the ink.
     assert np.abs(digit - expected).sum() < 0.2 * expected.sum()
 
 
-def test_a_digit_has_the_size_and_position_of_those_in_mnist():
+def test_a_digit_has_the_size_and_position_of_mnist_digits():
     digit = normalize_digit(np.asarray(seven()))
     assert digit.shape == (28, 28) and digit.dtype == np.uint8 and digit.max() > 240
     assert np.ptp(np.flatnonzero(digit.any(axis=1))) == 19
@@ -119,13 +119,13 @@ def test_a_digit_has_the_size_and_position_of_those_in_mnist():
 
 
 @pytest.mark.parametrize("pen", [1, 3, 60])
-def test_pens_of_any_width_leave_strokes_of_full_ink(pen):
+def test_pens_of_any_width_give_strokes_of_full_ink(pen):
     digit = normalize_digit(np.asarray(seven(pen=pen)))
     assert (digit > 128).any(axis=1).sum() >= 18 and digit.max() > 200
 
 
 @pytest.mark.parametrize("shape", [(1, 2), (2, 1), (1, 60), (60, 1), (3, 3), (2, 500)])
-def test_tiny_pictures_are_digits_or_blank_but_no_crash(shape):
+def test_tiny_images_are_converted_or_blank(shape):
     grey = np.zeros(shape)
     grey[0, 0] = 255
     try:
@@ -134,7 +134,7 @@ def test_tiny_pictures_are_digits_or_blank_but_no_crash(shape):
         assert "is blank" in str(error)
 
 
-def test_digits_of_mnist_stay_what_they_are(mnist: Dataset):
+def test_mnist_digits_are_almost_unchanged(mnist: Dataset):
     images = mnist.test.images[:200]
     digits = np.stack([normalize_digit(image) for image in images])
     same = [
@@ -145,7 +145,7 @@ def test_digits_of_mnist_stay_what_they_are(mnist: Dataset):
 
 
 def test_a_cnn_reads_redrawn_digits_as_well_as_plain_ones(mnist: Dataset):
-    images, labels = (part[:500] for part in mnist.test)
+    images, labels = (array[:500] for array in mnist.test)
     few = dataclasses.replace(mnist, test=Split(images, labels))
     config = TrainConfig(
         model="cnn",
@@ -168,7 +168,7 @@ def test_a_cnn_reads_redrawn_digits_as_well_as_plain_ones(mnist: Dataset):
 
 
 def header(width: int, height: int) -> bytes:
-    """Returns a PNG that promises a size and ends where its pixels would begin."""
+    """Returns a PNG that declares a size and ends before its pixels."""
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n\0\0\0\r"
@@ -179,25 +179,25 @@ def header(width: int, height: int) -> bytes:
 
 
 WHITE = Image.new("RGB", (300, 200), "white")
-REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
+REJECTED: dict[str, tuple[Callable[[], bytes], str]] = {
     "white": (lambda: as_file(WHITE), "is blank"),
-    "nothing but transparency": (lambda: as_file(with_alpha(0).point(lambda _: 0)), ""),
+    "fully transparent": (lambda: as_file(with_alpha(0).point(lambda _: 0)), ""),
     "text": (lambda: b"seven\n", "neither a PNG nor a JPEG"),
-    "nothing": (lambda: b"", "neither a PNG nor a JPEG"),
+    "empty": (lambda: b"", "neither a PNG nor a JPEG"),
     "another format": (lambda: as_file(WHITE, "BMP"), "neither a PNG nor a JPEG"),
-    "half a PNG": (lambda: as_file(slanted_light())[:9_000], "is damaged"),
+    "half a PNG": (lambda: as_file(uneven_light())[:9_000], "is damaged"),
     "half a JPEG": (lambda: as_file(seven(), "JPEG")[:1_500], "is damaged"),
     "start of a PNG": (lambda: b"\x89PNG\r\n\x1a\n", "is damaged"),
-    "wide": (lambda: header(20_000, 10), "20,000 pixels wide.*10,000 on a side"),
-    "bomb": (lambda: header(9_999, 9_999), "50,000,000 in all"),
-    "huge bomb": (lambda: header(2**31 - 1, 2**31 - 1), "on a side"),
+    "wide": (lambda: header(20_000, 10), "20,000 pixels wide.*10,000 per side"),
+    "bomb": (lambda: header(9_999, 9_999), "50,000,000 in total"),
+    "huge bomb": (lambda: header(2**31 - 1, 2**31 - 1), "per side"),
     "long": (lambda: b"\x89PNG\r\n\x1a\n" + bytes(MAX_BYTES), "50,000,000 bytes"),
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_is_no_picture_of_a_digit_is_refused(case, tmp_path: Path):
-    make, message = REFUSED[case]
+@pytest.mark.parametrize("case", REJECTED)
+def test_files_without_a_digit_are_rejected(case, tmp_path: Path):
+    make, message = REJECTED[case]
     path = tmp_path / "seven.png"
     path.write_bytes(make())
     with pytest.raises(InputError, match=f"seven.png .*{message}"):

@@ -1,4 +1,4 @@
-"""The page to draw on: the server's manners over HTTP, the page in a real browser."""
+"""Tests of the drawing demo: the server over HTTP and the page in a browser."""
 
 import http.client
 import io
@@ -40,7 +40,7 @@ def run_dir(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def serve(*predictors: Predictor) -> Iterator[int]:
-    """Runs a server of networks within a `with` block; gives its port."""
+    """Runs a server inside a `with` block and yields its port."""
     with make_server(predictors, port=0) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
@@ -49,34 +49,34 @@ def serve(*predictors: Predictor) -> Iterator[int]:
         thread.join()
 
 
-def says_3(name: str, note: str) -> Predictor:
-    """Returns a network that knows only 3."""
+def always_3(name: str, note: str) -> Predictor:
+    """Returns a network that always predicts 3."""
     return Predictor(name, note, lambda images: np.eye(10)[[3]])
 
 
 @pytest.fixture(scope="module")
 def port(run_dir: Path) -> Iterator[int]:
-    """Where a server of two networks listens: a real one, and one that knows only 3."""
+    """The port of a server with two networks: a trained one and one for `always_3`."""
     with serve(
-        load_predictor(run_dir, "mlp0", None), says_3("three", "says 3")
+        load_predictor(run_dir, "mlp0", None), always_3("three", "always 3")
     ) as port:
         yield port
 
 
 def drawing(white: bool = False) -> bytes:
-    """Returns a PNG of a vertical line, or of nothing."""
-    page = Image.new("L", (280, 280), 255)
+    """Returns a PNG of a vertical line, or a blank one if `white`."""
+    image = Image.new("L", (280, 280), 255)
     if not white:
-        ImageDraw.Draw(page).line([140, 40, 140, 240], 0, 22)
+        ImageDraw.Draw(image).line([140, 40, 140, 240], 0, 22)
     file = io.BytesIO()
-    page.save(file, "PNG")
+    image.save(file, "PNG")
     return file.getvalue()
 
 
 def ask(
     port: int, method: str, path: str, body: bytes | None = None, **headers: str | None
 ) -> tuple[int, http.client.HTTPMessage, bytes]:
-    """Sends a request with exactly these headers: status, headers and body."""
+    """Sends a request with exactly these headers; returns status, headers, body."""
     with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as client:
         client.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
         given = {"Host": f"127.0.0.1:{port}", **headers}
@@ -89,12 +89,12 @@ def ask(
 
 
 def send(port: int, body: bytes, **headers: str | None):
-    """Sends a drawing as the page does, but for these headers."""
+    """Sends a drawing like the page does, with some headers replaced."""
     usual = {"Content_Type": "image/png", "Content_Length": str(len(body))}
     return ask(port, "POST", "/predict", body, **{**usual, **headers})
 
 
-def test_a_drawing_is_answered_by_every_network(port: int):
+def test_every_network_classifies_a_drawing(port: int):
     status, headers, body = send(port, drawing())
     answer = json.loads(body)
     assert status == 200 and headers["Content-Type"] == "application/json"
@@ -106,7 +106,7 @@ def test_a_drawing_is_answered_by_every_network(port: int):
     assert answer["milliseconds"] > 0
 
 
-def test_the_page_needs_nothing_from_elsewhere(port: int):
+def test_the_page_is_self_contained(port: int):
     status, headers, body = ask(port, "GET", "/")
     assert status == 200 and headers["Content-Type"] == "text/html; charset=utf-8"
     assert "default-src 'none'" in headers["Content-Security-Policy"]
@@ -117,29 +117,29 @@ def test_the_page_needs_nothing_from_elsewhere(port: int):
 
 
 PNG = {"Content_Type": "image/png"}
-REFUSED = {
+BAD_REQUESTS = {
     "no length": (dict(Content_Length=None), 411, "Content-Length is missing"),
     "chunks": (dict(Transfer_Encoding="chunked"), 411, "Content-Length is missing"),
-    "length in words": (dict(Content_Length="ten"), 400, "whole number; got ten"),
-    "negative length": (dict(Content_Length="-1"), 400, "whole number; got -1"),
+    "length in words": (dict(Content_Length="ten"), 400, "integer; got ten"),
+    "negative length": (dict(Content_Length="-1"), 400, "non-negative integer; got -1"),
     "too long": (dict(Content_Length=str(MAX_BODY + 1)), 413, "1,000,000 bytes"),
     "absurdly long": (dict(Content_Length="9" * 5_000), 413, "1,000,000 bytes"),
     "another type": (dict(Content_Type="text/plain"), 415, "got text/plain"),
-    "rebound name": (dict(Host="evil.example:80"), 403, "got evil.example:80"),
+    "DNS rebinding": (dict(Host="evil.example:80"), 403, "got evil.example:80"),
     "no host": (dict(Host=None), 403, "got none"),
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_bad_requests_are_refused_unread_in_one_sentence(port: int, case):
-    headers, expected, sentence = REFUSED[case]
+@pytest.mark.parametrize("case", BAD_REQUESTS)
+def test_bad_requests_get_one_sentence_without_reading_the_body(port: int, case):
+    headers, expected, message = BAD_REQUESTS[case]
     status, answered, body = send(port, b"", **headers)
-    assert status == expected and sentence in body.decode()
+    assert status == expected and message in body.decode()
     assert answered["Content-Type"].startswith("text/plain")
     assert body.count(b"\n") == 1
 
 
-def test_bodies_that_are_no_drawing_are_refused(port: int):
+def test_invalid_drawings_are_rejected(port: int):
     status, _, body = send(port, drawing(white=True))
     assert status == 422 and b"the drawing is blank" in body
     status, _, body = send(port, b"<script>")
@@ -149,29 +149,29 @@ def test_bodies_that_are_no_drawing_are_refused(port: int):
 @pytest.mark.parametrize(
     "path", ["/demo.py", "/../pyproject.toml", "/%2e%2e/pyproject.toml", "//etc/passwd"]
 )
-def test_no_path_leads_to_a_file(port: int, path):
+def test_no_path_serves_a_file(port: int, path):
     assert ask(port, "GET", path)[0] == 404
     assert ask(port, "POST", path, b"", **PNG, Content_Length="0")[0] == 404
 
 
-def test_another_name_gets_no_page_and_localhost_does(port: int):
+def test_localhost_is_an_allowed_host_and_other_names_are_not(port: int):
     assert ask(port, "GET", "/", Host="evil.example")[0] == 403
     assert ask(port, "GET", "/", Host=f"localhost:{port}")[0] == 200
 
 
 @pytest.mark.parametrize("wrong", [99_999, -1])
-def test_a_port_that_cannot_be_had_is_an_input_error(wrong):
-    with pytest.raises(InputError, match=f"--port={wrong} cannot be had"):
+def test_an_invalid_port_is_an_input_error(wrong):
+    with pytest.raises(InputError, match=f"cannot bind to --port={wrong}"):
         make_server([], wrong)
 
 
 def test_a_port_in_use_is_an_input_error(port: int):
-    with pytest.raises(InputError, match=f"--port={port} cannot be had.*in use"):
+    with pytest.raises(InputError, match=f"cannot bind to --port={port}.*in use"):
         make_server([], port)
 
 
-def test_the_program_serves_until_it_is_interrupted(run_dir: Path):
-    # Where the tests run in the background, their children ignore an interrupt.
+def test_the_program_serves_until_interrupted(run_dir: Path):
+    # If the tests run as a background job, child processes inherit an ignored SIGINT.
     code = (
         "import runpy, signal\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
@@ -190,9 +190,9 @@ def test_the_program_serves_until_it_is_interrupted(run_dir: Path):
         found = re.search(r"http://127.0.0.1:(\d+)/", line)
         assert found, line + process.communicate()[1]
         names = json.loads(ask(int(found[1]), "GET", "/models")[2])
-        # Two runs of one name are told apart by their paths.
+        # Runs with the same name are listed with their paths.
         assert [model["name"] for model in names] == [str(run_dir)] * 2
-        # Not on any address but this machine's own.
+        # The server listens on 127.0.0.1 only.
         with pytest.raises(OSError), socket.create_connection(("127.0.0.2", found[1])):
             pass
         process.send_signal(signal.SIGINT)
@@ -201,27 +201,27 @@ def test_the_program_serves_until_it_is_interrupted(run_dir: Path):
 
 
 def stroke(browser: Browser) -> list[tuple[float, float]]:
-    """Returns points of a vertical line down the page's canvas."""
+    """Returns the points of a vertical line on the page's canvas."""
     script = "const b = document.getElementById('pad').getBoundingClientRect();"
     x, y, side = browser.run(script + "return [b.x, b.y, b.width]")
-    return [(x + side / 2, y + side * part) for part in (0.15, 0.4, 0.6, 0.85)]
+    return [(x + side / 2, y + side * fraction) for fraction in (0.15, 0.4, 0.6, 0.85)]
 
 
-def answered(browser: Browser) -> list[list[str]]:
-    """Waits until all requests are answered; returns the text of each row's cells."""
+def predicted(browser: Browser) -> list[list[str]]:
+    """Waits for all responses and returns the text of the table's cells by row."""
     return browser.run(
         """
         return new Promise((resolve, reject) => {
-          const until = performance.now() + 60000;
-          (function look() {
-            const words = document.getElementById("status").textContent;
-            if (!asking && !changed && words.includes(" ms.")) {
+          const deadline = performance.now() + 60000;
+          (function poll() {
+            const text = document.getElementById("status").textContent;
+            if (!requesting && !changed && text.includes(" ms.")) {
               resolve([...document.querySelectorAll("tbody tr")].map(
                 row => [...row.querySelectorAll("td")].map(cell => cell.textContent)));
-            } else if (performance.now() > until) {
-              reject(new Error("no answer after 60 s; the page says: " + words));
+            } else if (performance.now() > deadline) {
+              reject(new Error("no response after 60 s; page status: " + text));
             } else {
-              setTimeout(look, 20);
+              setTimeout(poll, 20);
             }
           })();
         });
@@ -236,19 +236,19 @@ def test_a_stroke_shows_probabilities(browser: Browser, port, pointer, width, da
     browser.prefer_dark(dark)
     browser.open(f"http://127.0.0.1:{port}/")
     browser.drag(stroke(browser), pointer)
-    rows = answered(browser)
+    rows = predicted(browser)
     assert len(rows) == 10 and all(len(row) == 2 for row in rows)
-    assert [row[1] for row in rows] == ["0.0 %"] * 3 + ["100.0 %"] + ["0.0 %"] * 6
-    assert sum(float(row[0][:-2]) for row in rows) == pytest.approx(100, abs=0.6)
-    guesses = browser.run(
-        "return [...document.querySelectorAll('.guess')].map(g => g.textContent)"
+    assert [row[1] for row in rows] == ["0.0%"] * 3 + ["100.0%"] + ["0.0%"] * 6
+    assert sum(float(row[0][:-1]) for row in rows) == pytest.approx(100, abs=0.6)
+    predictions = browser.run(
+        "return [...document.querySelectorAll('.prediction')].map(g => g.textContent)"
     )
-    assert guesses[1] == "3" and guesses[0] in "0123456789"
+    assert predictions[1] == "3" and predictions[0] in "0123456789"
     ink = "seen.getContext('2d').getImageData(0, 0, 28, 28).data"
     assert browser.run(f"return {ink}.filter((v, n) => n % 4 == 3 && v > 200).length")
-    # Nothing sticks out of the page, also on a phone.
-    wide = "document.documentElement.scrollWidth"
-    assert browser.run(f"return {wide}") <= width
+    # Nothing overflows the page, even on a phone.
+    scroll_width = "document.documentElement.scrollWidth"
+    assert browser.run(f"return {scroll_width}") <= width
     browser.run("document.getElementById('clear').click()")
     assert browser.run("return document.querySelector('td').textContent") == ""
     assert browser.console() == []
@@ -256,12 +256,12 @@ def test_a_stroke_shows_probabilities(browser: Browser, port, pointer, width, da
 
 def test_a_phone_shows_three_networks_without_scrolling(browser: Browser):
     browser.resize(360, 740)
-    models = [says_3(f"lstm{n}", "LSTM, test accuracy 98.86%") for n in range(3)]
+    models = [always_3(f"lstm{n}", "LSTM, test accuracy 98.86%") for n in range(3)]
     with serve(*models) as port:
         browser.open(f"http://127.0.0.1:{port}/")
         browser.drag(stroke(browser), "touch")
-        assert len(answered(browser)[0]) == 3
+        assert len(predicted(browser)[0]) == 3
     sizes = "const all = document.documentElement; return [all.scrollWidth, "
     width, height = browser.run(sizes + "all.scrollHeight]")
     assert width <= 360 and height <= 740
-    assert browser.run("return pad.clientWidth") >= 220  # still large enough to draw on
+    assert browser.run("return pad.clientWidth") >= 220  # large enough to draw on

@@ -1,6 +1,6 @@
-"""A real Chromium for tests of pages, driven over the WebDriver protocol.
+"""Runs Chromium over the WebDriver protocol, for tests of web pages.
 
-The few commands that the tests need are plain HTTP with JSON, so no package is needed.
+The few commands needed are plain HTTP with JSON, so no package is required.
 https://www.w3.org/TR/webdriver2/
 """
 
@@ -21,14 +21,14 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 
 def find_programs() -> tuple[str, str] | None:
-    """Returns the paths of a driver and a browser; None where either is missing."""
+    """Returns the paths of a driver and a browser, or None if either is missing."""
     driver = next(filter(None, map(shutil.which, DRIVERS)), None)
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     return (driver, browser) if driver and browser else None
 
 
 class Browser:
-    """A window of a headless Chromium."""
+    """A headless Chromium window."""
 
     def __init__(self, port: int, session: str) -> None:
         self._port, self._session = port, session
@@ -42,18 +42,16 @@ class Browser:
         return self._send("POST", "/goog/cdp/execute", body)
 
     def open(self, url: str) -> None:
-        """Loads a page and waits until its load event is over.
-
-        The console then holds what this page wrote, and nothing older.
-        """
+        """Loads a page, waits for its load event, and discards older console output."""
         self.console()
         self._send("POST", "/url", {"url": url})
 
     def run(self, script: str, *arguments: Any) -> Any:
-        """Returns what a script's `return` gives, waiting for a promise.
+        """Runs a script and returns its value; a promise is awaited.
 
         Args:
-            script: the body of a function; `arguments` are its arguments, as JSON.
+            script: function body in JavaScript.
+            *arguments: the function's arguments, encoded as JSON.
         """
         body = {"script": script, "args": list(arguments)}
         return self._send("POST", "/execute/sync", body)
@@ -61,14 +59,14 @@ class Browser:
     def console(self) -> list[str]:
         """Returns the console's errors and warnings since the last call.
 
-        Failed requests and uncaught exceptions are among them.
+        They include failed requests and uncaught exceptions.
         """
         entries = self._send("POST", "/se/log", {"type": "browser"})
-        loud = ("SEVERE", "WARNING")
-        return [entry["message"] for entry in entries if entry["level"] in loud]
+        levels = ("SEVERE", "WARNING")
+        return [entry["message"] for entry in entries if entry["level"] in levels]
 
     def resize(self, width: int, height: int) -> None:
-        """Gives the page a viewport of so many CSS pixels, also below a window's."""
+        """Sets the viewport size in CSS pixels, also below the minimum of a window."""
         self._devtools(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -78,7 +76,7 @@ class Browser:
         )
 
     def prefer_dark(self, dark: bool) -> None:
-        """Says whether the user prefers dark pages."""
+        """Sets the preferred color scheme to dark or light."""
         scheme = {
             "name": "prefers-color-scheme",
             "value": "dark" if dark else "light",
@@ -89,7 +87,7 @@ class Browser:
         """Draws a line with a pressed pointer.
 
         Args:
-            points: of the viewport, in CSS pixels from its upper left corner.
+            points: `(x, y)` in CSS pixels from the viewport's top left corner.
             pointer: "mouse", "touch" or "pen".
         """
         moves = [
@@ -111,10 +109,10 @@ class Browser:
 
 
 def send(port: int, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-    """Sends the driver a command and returns its value.
+    """Sends a command to the driver and returns its result.
 
     Raises:
-        RuntimeError: the driver answers with an error.
+        RuntimeError: the driver returns an error.
     """
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
     with contextlib.closing(connection):
@@ -128,10 +126,10 @@ def send(port: int, method: str, path: str, body: dict[str, Any] | None = None) 
 
 @contextlib.contextmanager
 def open_browser(driver: str, browser: str) -> Iterator[Browser]:
-    """Starts a browser with a profile of its own and ends it."""
+    """Starts a browser with a temporary profile, and closes it on exit."""
     arguments = ["--headless=new", "--disable-gpu", "--disable-dev-shm-usage"]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
-        arguments.append("--no-sandbox")  # without it Chromium refuses to run as root
+        arguments.append("--no-sandbox")  # as root, Chromium needs this flag
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile,
         subprocess.Popen(
@@ -162,9 +160,9 @@ def open_browser(driver: str, browser: str) -> Iterator[Browser]:
 
 
 def _port_of(process: subprocess.Popen[str]) -> int:
-    """Reads from the driver's first lines which port it took."""
+    """Returns the port that the driver prints at startup."""
     assert process.stdout is not None
     for line in process.stdout:
         if found := re.search(r"started successfully on port (\d+)", line):
             return int(found[1])
-    raise RuntimeError("the driver ended before it told its port")
+    raise RuntimeError("the driver exited before it printed its port")

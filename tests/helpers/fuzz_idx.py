@@ -1,4 +1,4 @@
-"""Feeds the IDX reader damaged and forged files, and measures what they cost it.
+"""Fuzzes the IDX reader with damaged and forged files; measures time and memory.
 
 python tests/helpers/fuzz_idx.py --files=100000
 """
@@ -25,72 +25,72 @@ BOMB_SHARE = 0.001
 
 
 def _header(magic: int, *sizes: int) -> bytes:
-    """Writes a header; counts are signed in the format."""
+    """Returns a header; counts are signed in the format."""
     return struct.pack(f">{1 + len(sizes)}i", magic, *sizes)
 
 
-def _whole(rng: random.Random, images: bool) -> bytes:
-    """Returns a right file before compression."""
+def _valid(rng: random.Random, images: bool) -> bytes:
+    """Returns a valid file before compression."""
     count = rng.randint(1, 4)
     if images:
         return _header(0x803, count, 28, 28) + rng.randbytes(784 * count)
     return _header(0x801, count) + bytes(rng.randrange(10) for _ in range(count))
 
 
-def _mutate(rng: random.Random, content: bytes, reach: int) -> bytes:
-    """Changes, inserts or removes bytes at one to three places before `reach`."""
+def _mutate(rng: random.Random, content: bytes, end: int) -> bytes:
+    """Changes, inserts or removes bytes at one to three positions before `end`."""
     mutated = bytearray(content)
     for _ in range(rng.randint(1, 3)):
-        place = rng.randrange(max(1, min(reach, len(mutated))))
+        position = rng.randrange(max(1, min(end, len(mutated))))
         kind = rng.randrange(3)
         if kind == 0:
-            mutated[place : place + 1] = rng.randbytes(1)
+            mutated[position : position + 1] = rng.randbytes(1)
         elif kind == 1:
-            mutated[place:place] = rng.randbytes(rng.randint(1, 4))
+            mutated[position:position] = rng.randbytes(rng.randint(1, 4))
         else:
-            del mutated[place : place + rng.randint(1, 4)]
+            del mutated[position : position + rng.randint(1, 4)]
     return bytes(mutated)
 
 
 def _wrong_magic(rng: random.Random, images: bool) -> bytes:
-    content = _header(rng.choice(MAGICS)) + _whole(rng, images)[4:]
+    content = _header(rng.choice(MAGICS)) + _valid(rng, images)[4:]
     return gzip.compress(content, 1)
 
 
 def _wrong_count(rng: random.Random, images: bool) -> bytes:
-    content = _whole(rng, images)
+    content = _valid(rng, images)
     sizes = struct.pack(">i", rng.choice((*COUNTS, rng.getrandbits(31))))
-    place = rng.choice((4, 8, 12)) if images else 4
-    return gzip.compress(content[:place] + sizes + content[place + 4 :], 1)
+    position = rng.choice((4, 8, 12)) if images else 4
+    return gzip.compress(content[:position] + sizes + content[position + 4 :], 1)
 
 
 def _short(rng: random.Random, images: bool) -> bytes:
-    content = _whole(rng, images)
+    content = _valid(rng, images)
     return gzip.compress(content[: rng.randrange(len(content))], 1)
 
 
 def _trailing(rng: random.Random, images: bool) -> bytes:
-    return gzip.compress(_whole(rng, images) + rng.randbytes(rng.randint(1, 900)), 1)
+    return gzip.compress(_valid(rng, images) + rng.randbytes(rng.randint(1, 900)), 1)
 
 
 def _header_changed(rng: random.Random, images: bool) -> bytes:
-    return gzip.compress(_mutate(rng, _whole(rng, images), 16), 1)
+    return gzip.compress(_mutate(rng, _valid(rng, images), 16), 1)
 
 
 def _items_changed(rng: random.Random, images: bool) -> bytes:
-    return gzip.compress(_mutate(rng, _whole(rng, images), 10**9), 1)
+    return gzip.compress(_mutate(rng, _valid(rng, images), 10**9), 1)
 
 
 def _gzip_changed(rng: random.Random, images: bool) -> bytes:
-    return _mutate(rng, gzip.compress(_whole(rng, images), 1), 10**9)
+    return _mutate(rng, gzip.compress(_valid(rng, images), 1), 10**9)
 
 
 def _gzip_header_changed(rng: random.Random, images: bool) -> bytes:
-    return _mutate(rng, gzip.compress(_whole(rng, images), 1), 12)
+    return _mutate(rng, gzip.compress(_valid(rng, images), 1), 12)
 
 
 def _gzip_cut(rng: random.Random, images: bool) -> bytes:
-    content = gzip.compress(_whole(rng, images), 1)
+    content = gzip.compress(_valid(rng, images), 1)
     return content[: rng.randrange(len(content))]
 
 
@@ -99,7 +99,7 @@ def _no_gzip(rng: random.Random, images: bool) -> bytes:
 
 
 KINDS: dict[str, Callable[[random.Random, bool], bytes]] = {
-    "right": lambda rng, images: gzip.compress(_whole(rng, images), 1),
+    "valid": lambda rng, images: gzip.compress(_valid(rng, images), 1),
     "wrong magic": _wrong_magic,
     "wrong count": _wrong_count,
     "short body": _short,
@@ -114,36 +114,36 @@ KINDS: dict[str, Callable[[random.Random, bool], bytes]] = {
 
 
 def make_bombs() -> list[bytes]:
-    """Returns small files that unpack to hundreds of megabytes or announce them."""
-    most, zeros = idx.MAX_ITEMS, io.BytesIO()
+    """Returns small files that decompress to, or declare, hundreds of megabytes."""
+    max_items, zeros = idx.MAX_ITEMS, io.BytesIO()
     with gzip.open(zeros, "wb", 1) as stream:
         for _ in range(300):
             stream.write(bytes(1_000_000))
     headers = [
         _header(0x801, 4),
-        _header(0x801, most),
+        _header(0x801, max_items),
         _header(0x801, -1),
         _header(0x803, 1, 28, 28),
-        _header(0x803, most, 28, 28),
+        _header(0x803, max_items, 28, 28),
         _header(0x803, 2**31 - 1, 28, 28),
         _header(0x803, 1, 2**31 - 1, 2**31 - 1),
         b"",
     ]
-    # Two members of one gzip stream, which the reader sees as one.
+    # Two members of one gzip file, which the reader concatenates.
     return [gzip.compress(header) + zeros.getvalue() for header in headers]
 
 
 def fuzz(files: int, seed: int, folder: Path) -> tuple[dict[str, list[int]], float]:
-    """Reads so many files and checks that only IdxError comes out.
+    """Reads random files and checks that only IdxError is raised.
 
     Args:
-        files: how many; about a thousandth of them are gzip bombs.
-        seed: of all that is drawn.
-        folder: for the file that is read.
+        files: number of files; about a thousandth of them are gzip bombs.
+        seed: seed of the random generator.
+        folder: folder for the file that is read.
 
     Returns:
-        By kind, how many files were refused and how many read; the longest time that a
-        file took, in seconds of the processor.
+        For each kind, the numbers of files rejected and read; the longest time for a
+        file, in seconds of CPU time.
     """
     rng, bombs = random.Random(seed), make_bombs()
     counts = {kind: [0, 0] for kind in (*KINDS, "gzip bomb")}
@@ -168,7 +168,7 @@ def fuzz(files: int, seed: int, folder: Path) -> tuple[dict[str, list[int]], flo
 
 
 def main() -> None:
-    """Prints what was tried and what it took, as JSON in one line."""
+    """Prints the counts, the slowest time and the memory growth as a line of JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--files", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)

@@ -12,8 +12,8 @@ import numpy as np
 from benchmarks.published.systems import read_preset
 from mnist_jax.config import TrainConfig
 
-# Parameters and layers of each system; `k` is keras.layers. The dropout of av_lstm has
-# rate 0 here, since no two frameworks drop the same units.
+# Parameter count and layers of each system; `k` is keras.layers. The dropout of av_lstm
+# has rate 0 here, since frameworks do not draw the same masks.
 SYSTEMS: dict[str, tuple[int, Callable[[Any], list[Any]]]] = {
     "av_dnn": (
         118_282,
@@ -111,13 +111,13 @@ ONE_HOT = {"cv_cnn"}
 
 @contextlib.contextmanager
 def keras_rules(keras: Any, dtype: str = "float32") -> Iterator[None]:
-    """Lets Keras compute in a precision, and add its biases with rank promotion.
+    """Sets Keras's precision, and allows rank promotion for its biases.
 
     In float32 it compiles without most optimizations, in a third of the time; float64
-    needs them, since XLA writes its convolutions as plain loops.
+    needs them, since XLA compiles its convolutions to naive loops.
     """
-    keras.config.set_floatx(dtype)  # of losses and the optimizer's settings
-    keras.config.set_dtype_policy(dtype)  # of layers
+    keras.config.set_floatx(dtype)  # for losses and the optimizer's settings
+    keras.config.set_dtype_policy(dtype)  # for layers
     jax.config.update("jax_disable_most_optimizations", dtype == "float32")
     try:
         with jax.enable_x64(dtype == "float64"), jax.numpy_rank_promotion("allow"):
@@ -132,12 +132,12 @@ def read_system(name: str, impl: str = "auto") -> TrainConfig:
 
 
 def build_keras(keras: Any, name: str, blank: bool = False) -> Any:
-    """Returns the tutorial's network with its own initial weights, compiled.
+    """Returns the tutorial's network with its initial weights, compiled.
 
     Args:
         keras: the package.
-        name: of the system.
-        blank: whether the weights are zero, where others are written over them.
+        name: the name of the system.
+        blank: whether to initialize the weights to zero, if they are replaced anyway.
     """
     keras.utils.set_random_seed(1)
     config = read_system(name)
@@ -154,7 +154,7 @@ def build_keras(keras: Any, name: str, blank: bool = False) -> Any:
         )
     image = (28, 28, 1) if config.model == "cnn" else (28, 28)
     model = keras.Sequential([keras.layers.Input(image), *SYSTEMS[name][1](layers)])
-    optimizer: Any = keras.optimizers.Adam()  # with Keras's own defaults
+    optimizer: Any = keras.optimizers.Adam()  # with Keras's defaults
     if name == "fj_fc":
         optimizer = keras.optimizers.SGD(learning_rate=1e-3)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

@@ -1,4 +1,4 @@
-"""Runs programs by forking a process that has imported them: a start takes no second.
+"""Runs programs in forks of a process that has imported them, which is fast.
 
 python tests/helpers/program_server.py < requests as JSON lines > outcomes as JSON lines
 """
@@ -12,13 +12,13 @@ import tempfile
 import traceback
 from typing import Any
 
-SECONDS = 240  # of computing, after which a program counts as hung
+SECONDS = 240  # CPU time after which a program counts as hung
 PROGRAMS = [
     *(f"experiments.{name}" for name in "train predict demo plot summary data".split()),
     *(f"benchmarks.{name}" for name in "compare report throughput redrawn".split()),
     *("benchmarks.published.table", "benchmarks.regress"),
 ]
-# Programs that are folders, and what their `__main__` runs.
+# Programs that are packages, and the module that their `__main__` runs.
 MAINS = {
     "benchmarks.published": "benchmarks.published.table",
     "benchmarks.peers": "benchmarks.peers.race",
@@ -36,7 +36,7 @@ def flags_of(program: Any) -> list[str]:
 
 
 def run_child(request: dict[str, Any], out: int, err: int) -> None:
-    """Runs a program in this process, and ends the process."""
+    """Runs a program in this process, then exits."""
     os.setsid()
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -65,7 +65,7 @@ def run_child(request: dict[str, Any], out: int, err: int) -> None:
 
 
 def outcome(request: dict[str, Any]) -> dict[str, Any]:
-    """Runs a program in a fork: exit status and what it printed."""
+    """Runs a program in a fork and returns its exit status and output."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = os.fork()
         if child == 0:
@@ -83,7 +83,7 @@ def outcome(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Answers requests until there are no more."""
+    """Answers requests until the end of the input."""
     sys.path.insert(0, os.getcwd())
     for program in PROGRAMS:
         importlib.import_module(program)

@@ -1,4 +1,4 @@
-"""Runs the project's programs as a user would, and returns what they printed."""
+"""Runs the project's programs as a user would, and returns their output."""
 
 import atexit
 import functools
@@ -14,7 +14,7 @@ DIGITS = ("--dataset=digits", "--hidden=16", "--epochs=2", "--batch_size=64")
 
 
 class Finished(NamedTuple):
-    """A program that has ended."""
+    """The exit status and output of a program."""
 
     returncode: int
     stdout: str
@@ -22,13 +22,13 @@ class Finished(NamedTuple):
 
 
 def run(*arguments: object, ok: bool | None = True, **environment: str) -> Finished:
-    """Runs `python -m` of a program in the checkout; see `program_server`.
+    """Runs a program of the checkout in the `program_server`.
 
     Args:
         *arguments: the program's module, then its command line.
-        ok: whether it must succeed; None for either.
-        **environment: variables to set. What JAX reads when it is imported takes a
-            process of its own, but for JAX_ENABLE_X64.
+        ok: whether it must succeed; None if either is allowed.
+        **environment: variables to set. JAX's, which are read at import, start a
+            separate process, except JAX_ENABLE_X64.
     """
     program, *words = map(str, arguments)
     variables = {"MNIST_JAX_DATA_DIR": "", **environment}
@@ -45,7 +45,7 @@ def run(*arguments: object, ok: bool | None = True, **environment: str) -> Finis
 
 
 def run_process(*arguments: str, **environment: str) -> Finished:
-    """Runs `python -m` in a process of its own."""
+    """Runs `python -m` in a separate process."""
     process = subprocess.run(
         [sys.executable, "-m", *arguments],
         cwd=ROOT,
@@ -58,7 +58,7 @@ def run_process(*arguments: str, **environment: str) -> Finished:
 
 
 def start(words: list[str]) -> subprocess.Popen[str]:
-    """Starts a command in the checkout whose output is read while it runs."""
+    """Starts a command in the checkout, for reading its output while it runs."""
     environment = {**os.environ, "MNIST_JAX_DATA_DIR": ""}
     pipe = subprocess.PIPE
     return subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Compiles what a test needs once in less time, or as it is compiled for users."""
+"""Compiles programs quickly for tests, or with the options that users get."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -6,14 +6,13 @@ from typing import Any
 
 import jax
 
-# Neither changes what is computed but for rounding: LLVM without its optimizations, and
-# XLA's older way to write fusions. Together they compile a stage of a convolution and
-# its gradients in 0.1 s of CPU time, not 0.7 s.
+# LLVM without optimizations, and XLA's older fusion code. Results differ only by
+# rounding. A convolution stage and its gradients compile in 0.1 s of CPU time, not 0.7.
 _QUICK = {
     "xla_backend_optimization_level": "0",
     "xla_cpu_use_fusion_emitters": "False",
 }
-# XLA's defaults, which `conftest.py` has changed.
+# XLA's defaults, which `conftest.py` changes.
 _USERS = {
     "xla_backend_optimization_level": "3",
     "xla_cpu_use_fusion_emitters": "True",
@@ -22,7 +21,7 @@ _USERS = {
 
 @functools.cache
 def _known_options(users: bool) -> Mapping[str, str]:
-    """Returns those of the options that this jaxlib has."""
+    """Returns the options that this jaxlib supports."""
     known = {}
     for name, value in (_USERS if users else _QUICK).items():
         try:
@@ -36,16 +35,16 @@ def _known_options(users: bool) -> Mapping[str, str]:
 def quick_jit(
     function: Callable[..., Any], optimize: bool = False, **arguments: Any
 ) -> Any:
-    """Returns `jax.jit` of a function, to be called by no other jitted function.
+    """Returns `jax.jit` of a function with options that compile quickly.
 
-    For references, and for formulas that other tests hold to the definition as users
-    compile them.
+    For references, and for code that other tests check as compiled for users. The
+    result must not be called in another jitted function.
 
     Args:
-        function: to compile.
-        optimize: leaves LLVM its optimizations, for a program that runs long: XLA
-            writes convolutions in float64 as plain loops, 17 times slower without.
-        **arguments: of `jax.jit`.
+        function: the function to compile.
+        optimize: enables LLVM's optimizations, for long-running programs: XLA compiles
+            float64 convolutions to plain loops, 17 times slower without them.
+        **arguments: arguments of `jax.jit`.
     """
     options = dict(_known_options(users=False))
     if optimize:
@@ -54,7 +53,7 @@ def quick_jit(
 
 
 def users_options() -> dict[str, str]:
-    """Returns the compiler options that programs have for users."""
+    """Returns the compiler options that users get."""
     return dict(_known_options(users=True))
 
 

@@ -1,4 +1,4 @@
-"""Makes complete records for tests of files, tables and pages."""
+"""Creates complete records for tests of files, tables and reports."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ SIZES = dict(train_images=54_000, validation_images=6_000, test_images=10_000)
 
 
 def make_environment(**changes: Any) -> Environment:
-    """Returns the environment of a machine that does not exist."""
+    """Returns the environment of a fictitious machine."""
     names = ("python", "jax", "jaxlib", "flax", "optax", "numpy")
     values: dict[str, Any] = dict(
         device="CPU A",
@@ -28,7 +28,7 @@ def make_environment(**changes: Any) -> Environment:
 
 
 def make_epochs(count: int, seconds: float = 1.0) -> list[EpochRecord]:
-    """Returns epochs that improve, the first half a second longer than the others."""
+    """Returns improving epochs; the first takes half a second longer than the rest."""
     return [
         EpochRecord(
             epoch=epoch,
@@ -50,13 +50,13 @@ def make_record(
     device: str = "CPU A",
     **config_changes: Any,
 ) -> RunRecord:
-    """Returns the record of a run on MNIST that nobody made.
+    """Returns the record of a fictitious run on MNIST.
 
     Args:
-        model: of the config.
-        seed: of the config; the seconds of a steady epoch grow with it.
-        accuracy: on the test set.
-        device: that the run was on.
+        model: field of the config.
+        seed: field of the config; steady epochs take `1 + seed` seconds.
+        accuracy: test accuracy.
+        device: device of the run.
         **config_changes: other fields of the config.
     """
     config = TrainConfig(model=model, seed=seed, **config_changes)

@@ -1,4 +1,4 @@
-"""Small runs that stop, and damages to what they write."""
+"""Small runs that can be stopped, and ways to damage their files."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ CONFIGS = {
 
 
 def flip(content: bytes) -> bytes:
-    """Returns content with one bit in its middle flipped."""
+    """Flips one bit in the middle of the content."""
     index = len(content) // 2
     return content[:index] + bytes([content[index] ^ 1]) + content[index + 1 :]
 
@@ -42,12 +42,12 @@ DAMAGES: Mapping[str, Callable[[bytes], bytes]] = {
 
 
 def on_epoch(function: Callable[[Sequence[EpochRecord]], None]) -> Callbacks:
-    """Returns callbacks with one for epochs only."""
+    """Returns callbacks with only `on_epoch` set."""
     return SILENT._replace(on_epoch=function)
 
 
 def stop_after(epoch: int) -> Callbacks:
-    """Returns callbacks that end training after an epoch, as a signal does."""
+    """Returns callbacks that stop training after an epoch, as a signal does."""
 
     def stop(epochs: Sequence[EpochRecord]) -> None:
         if epochs[0].epoch == epoch:
@@ -60,7 +60,7 @@ _prepared: dict[tuple[TrainConfig, int, str], Experiment] = {}
 
 
 def prepare_once(config: TrainConfig, dataset: Dataset, seeds: int = 1) -> Experiment:
-    """Returns what `prepare` does, compiled once for all tests of a process."""
+    """Returns the result of `prepare`, cached for all tests of a process."""
     key = dataclasses.replace(config, seed=0), seeds, dataset.checksum
     if key not in _prepared:
         _prepared[key] = prepare(config, dataset, seeds)
@@ -70,7 +70,7 @@ def prepare_once(config: TrainConfig, dataset: Dataset, seeds: int = 1) -> Exper
 def stopped_run(
     digits: Dataset, folder: Path, config: TrainConfig = CONFIGS["mlp"], keep: int = 3
 ) -> Experiment:
-    """Leaves a run that stopped after its third epoch of four."""
+    """Creates a run that stopped after the third of four epochs."""
     experiment = prepare_once(dataclasses.replace(config, epochs=4), digits)
     with pytest.raises(Stopped):
         fit_into(experiment, {0: folder}, stop_after(3), checkpoint_every=1, keep=keep)
@@ -80,7 +80,7 @@ def stopped_run(
 def resumable(
     folders: Mapping[int, Path], config: TrainConfig, checksum: str = ""
 ) -> tuple[bool, Checkpoint | None]:
-    """Returns whether runs are finished, else the checkpoint to resume them from."""
+    """Returns whether runs are finished, and otherwise their checkpoint."""
     if all(
         is_finished(folder, dataclasses.replace(config, seed=seed))
         for seed, folder in folders.items()
@@ -90,7 +90,7 @@ def resumable(
 
 
 def outcome(record: RunRecord, folder: Path) -> tuple:
-    """Returns what must not depend on stops: all but times."""
+    """Returns the results that must not depend on stops: all except times."""
     lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
     for line in lines:
         del line["train_seconds"], line["eval_seconds"]

@@ -1,4 +1,4 @@
-"""Small data sets in the form of the published ones, and downloads of them."""
+"""Small datasets in the format of the published ones, and their downloaders."""
 
 import gzip
 import shutil
@@ -13,7 +13,7 @@ from mnist_jax.data.types import Dataset
 
 
 def write_small_set(folder: Path, seed: int) -> None:
-    """Writes 50 training and 20 test images as a set of four files."""
+    """Writes 50 training and 20 test images as the four files of a set."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.RandomState(seed)
     for file in FILES:
@@ -28,13 +28,13 @@ def write_small_set(folder: Path, seed: int) -> None:
 
 
 def no_network(name: str, folder: Path) -> None:
-    """Downloads nothing, as without a network."""
+    """Fails as a download without a network does."""
     raise DownloadError("no network")
 
 
 def no_call(name: str, folder: Path) -> None:
-    """Fails the test: nothing is to be downloaded in it."""
-    raise AssertionError("a download was tried")
+    """Fails the test, which must not download anything."""
+    raise AssertionError("a download was attempted")
 
 
 def copy_from(
@@ -52,12 +52,12 @@ def copy_from(
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Returns the files below a folder, but for the empty ones that are locked."""
+    """Returns the files in a folder and below, without lock files."""
     return [p for p in folder.rglob("*") if p.is_file() and p.name != ".lock"]
 
 
 def assert_equal_sets(one: Dataset, other: Dataset) -> None:
-    """Compares two data sets, arrays included."""
+    """Compares two datasets, arrays included."""
     assert (one.name, one.checksum, one.note) == (
         other.name,
         other.checksum,

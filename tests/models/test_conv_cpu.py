@@ -1,4 +1,4 @@
-"""Every fast stage equals lax.conv_general_dilated, bias, activation, nn.max_pool."""
+"""Fast stages equal lax.conv_general_dilated, bias, activation and nn.max_pool."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ LAST = dict(strides=1, padding="VALID", activation="relu", pool=1)
 
 
 def value_and_grads(fn, stage, arrays, jit=users_jit):
-    """Outputs and the gradients of inputs, kernel and bias for a random cotangent."""
+    """Returns outputs and gradients of inputs, kernel and bias, random cotangent."""
 
     def run(*arrays):
         y, pull = jax.vjp(lambda *a: fn(*a, **stage), *arrays)
@@ -31,7 +31,7 @@ def value_and_grads(fn, stage, arrays, jit=users_jit):
 
 
 def assert_same(stage, arrays, atol=1e-5, jit=users_jit):
-    """Compares with the definition, relative to each array's largest; returns ours."""
+    """Compares with plain, relative to each array's max; returns the fast results."""
     want = value_and_grads(plain_conv_pool, stage, arrays, quick_jit)
     got = value_and_grads(conv_pool, stage, arrays, jit)
     for name, a, b in zip(("y", "x", "kernel", "bias"), got, want, strict=True):
@@ -56,7 +56,7 @@ def random_arrays(height, width, size, channels, features, batch=3):
 
 
 def blank_images(background):
-    """Images [8,28,28,1] with one random stroke each, all else one value."""
+    """Returns images [8,28,28,1], one random stroke each on a constant background."""
     rng = np.random.default_rng(0)
     images = np.zeros((8, 28, 28, 1), np.float32)
     for image in images:
@@ -66,7 +66,7 @@ def blank_images(background):
 
 
 # (kernel, strides, padding, channels, pool, activation): each pair of values at least
-# once, kernel sizes 1 to 7, all three forms.
+# once, kernel sizes 1 to 7, all three algorithms.
 CASES = [
     (1, 1, "SAME", 2, 2, "relu"),
     (1, 2, "SAME", 1, 1, "linear"),
@@ -97,10 +97,10 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
-def test_equals_the_definition(case):
+def test_equals_the_plain_implementation(case):
     size, strides, padding, channels, pool, activation = case
     stage = dict(strides=strides, padding=padding, activation=activation, pool=pool)
-    # Winograd's transforms of 32 channels round off by up to 1.01e-5 (jax 0.12).
+    # With 32 channels, Winograd's rounding errors reach 1.01e-5 (jax 0.12).
     atol = 2e-5 if channels == 32 else 1e-5
     assert_same(stage, random_arrays(15, 18, size, channels, 8), atol, quick_jit)
 
@@ -108,7 +108,7 @@ def test_equals_the_definition(case):
 @pytest.mark.parametrize(
     "size, channels, padding", [(3, 1, "SAME"), (3, 32, "SAME"), (5, 2, "VALID")]
 )
-def test_32_bits_stay_32_where_jax_has_64(size, channels, padding):
+def test_float32_stays_float32_under_x64(size, channels, padding):
     arrays = random_arrays(15, 18, size, channels, 8)
     stage = {**FIRST, "padding": padding}
     with jax.enable_x64(True):
@@ -116,7 +116,7 @@ def test_32_bits_stay_32_where_jax_has_64(size, channels, padding):
             assert array.dtype == jnp.float32
 
 
-def test_cases_cover_all_forms():
+def test_cases_cover_all_algorithms():
     stages = [conv_cpu._Stage(c[1], c[5], c[4] or 1) for c in CASES]
     shapes = [(c[0], c[0], c[3], 8) for c in CASES]
     algorithms = set(map(conv_cpu._choose_algorithm, shapes, stages))
@@ -134,7 +134,7 @@ def test_ties_on_blank_areas_go_to_the_first_maximum(background, channels, size)
 
 @pytest.fixture(scope="module")
 def network_gradients():
-    """The gradients of a network's parameters: by the definition, and by ours."""
+    """Gradients of a network's parameters: the plain and the fast implementation."""
 
     def make(stage_fn):
         def loss(params, x):
@@ -159,7 +159,7 @@ def test_whole_network_has_the_same_gradients_on_real_digits(
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * np.max(np.abs(b)))
 
 
-def test_equal_maxima_of_real_images_go_to_the_first_one(digits):
+def test_ties_on_real_images_go_to_the_first_maximum(digits):
     images = jnp.asarray(digits.train.images[:64, :, :, None], jnp.float32) / 255 - 0.13
     (kernel, bias), (kernel_2, _), _ = epoch_arguments()[0]
     x = plain_conv_pool(images, kernel, bias + 0.1, **FIRST)
@@ -198,9 +198,9 @@ def test_vmap_over_parameters_equals_a_loop():
 
 
 def make_epoch(stage_fn):
-    """Three plain gradient steps of a three-stage CNN in a scan, one compiled program.
+    """Returns three SGD steps of a three-stage CNN in a scan, as one function.
 
-    The stages take all three forms; `params` is a list of (kernel, bias).
+    The stages use all three algorithms; `params` is a list of (kernel, bias).
     """
 
     def logits(params, images):
@@ -230,7 +230,7 @@ def epoch_arguments():
 
 @pytest.fixture(scope="module")
 def sharded_epoch():
-    """The compiled epoch of a mesh with one device."""
+    """The compiled epoch on a mesh with one device."""
     mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
     replicated = PartitionSpec()
     epoch = jax.shard_map(
@@ -243,7 +243,7 @@ def sharded_epoch():
     return users_jit(epoch).lower(*epoch_arguments()).compile()
 
 
-def test_training_in_a_sharded_scan_equals_the_definition(sharded_epoch):
+def test_training_in_a_sharded_scan_equals_the_plain_implementation(sharded_epoch):
     args = epoch_arguments()
     want = quick_jit(make_epoch(plain_conv_pool))(*args)
     got = sharded_epoch(*args)
@@ -251,16 +251,16 @@ def test_training_in_a_sharded_scan_equals_the_definition(sharded_epoch):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_compiled_epoch_holds_dots_only(sharded_epoch):
+def test_compiled_epoch_has_no_convolutions(sharded_epoch):
     text = sharded_epoch.as_text()
     assert " while(" in text
     assert "convolution(" not in text
     assert "select-and-scatter" not in text
-    # The boundaries that stop XLA:CPU from repeating elementwise work are still there.
+    # The calls that keep XLA:CPU from repeating elementwise operations are kept.
     assert " call(" in text
 
 
-def test_no_gradient_of_the_images_is_computed_unasked():
+def test_unused_gradient_of_the_images_is_not_computed():
     arrays = random_arrays(28, 28, 3, 1, 8, batch=4)
 
     def compiled(argnums):
@@ -275,6 +275,6 @@ def test_no_gradient_of_the_images_is_computed_unasked():
 @pytest.mark.parametrize(
     "change", [{"padding": "FULL"}, {"activation": "gelu"}, {"pool": 27}]
 )
-def test_refuses_what_it_cannot_do(change):
+def test_invalid_arguments_are_rejected(change):
     with pytest.raises(InputError, match=str(*change.values())):
         conv_pool(*random_arrays(28, 28, 3, 1, 8), **(FIRST | change))

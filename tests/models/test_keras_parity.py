@@ -1,8 +1,8 @@
-"""The published systems against Keras, the framework that their tutorials used.
+"""The published systems compared with Keras, the framework of their tutorials.
 
-Each preset is held to the network that its tutorial builds (without the softmax, whose
-cross-entropy clips probabilities on Keras's JAX backend): weights copied over give the
-same logits, and 30 training steps on the same batches the same losses.
+Each preset is compared with the network that its tutorial builds (without the softmax,
+whose cross-entropy clips probabilities on Keras's JAX backend): copied weights give the
+same logits, and 30 training steps on the same batches give the same losses.
 """
 
 import dataclasses
@@ -40,21 +40,21 @@ from mnist_jax.training.steps import TrainState, cross_entropy, train_step
 
 pytestmark = pytest.mark.slow
 
-# Training steps to compare, and how closely their losses must agree. The equations are
-# compared in float64, where 30 steps agree to 2e-14. In float32 rounding grows with the
-# steps, since Adam divides a gradient by its own size, and one that is little more than
-# rounding gives a step that is too. On MNIST and the digits, with two seeds, 4 steps
-# agreed to 2e-7; of 30 steps those of most systems did to 1e-6, but av_lstm's to 2e-2
-# only, where another form of its own layers stayed at 1e-7.
+# Number of training steps and relative tolerance of their losses. The equations are
+# compared in float64, where 30 steps agree to 2e-14. In float32 rounding errors grow
+# with the steps: Adam divides a gradient by its own size, so one that is mostly
+# rounding error gives a step that is too. On MNIST and the digits, with two seeds, 4
+# steps agreed to 2e-7; 30 steps agreed to 1e-6 for most systems, but only to 2e-2 for
+# av_lstm, where its other implementation stayed at 1e-7.
 STEPS = {"float64": 30, "float32": 4}
 RTOL = {"float64": 1e-10, "float32": 1e-5}
-# Few images in float64, whose convolutions XLA:CPU writes as plain loops.
+# Small in float64, where XLA:CPU compiles convolutions to naive loops.
 BATCH_SIZES = {"float64": 8, "float32": 32}
 
 
 @pytest.fixture(scope="module")
 def keras(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Keras on its JAX backend, with its settings file outside the user's home."""
+    """Keras on its JAX backend, with its config file outside the user's home."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KERAS_BACKEND", "jax")
         patch.setenv("KERAS_HOME", str(tmp_path_factory.mktemp("keras")))
@@ -65,35 +65,35 @@ def keras(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="module")
 def real(request: pytest.FixtureRequest) -> Dataset:
-    """MNIST where its files are at hand, otherwise the digits."""
-    at_hand = os.environ.get("MNIST_JAX_DATA_DIR")
-    return request.getfixturevalue("mnist" if at_hand else "digits")
+    """MNIST if its files are available, otherwise the digits."""
+    data_dir = os.environ.get("MNIST_JAX_DATA_DIR")
+    return request.getfixturevalue("mnist" if data_dir else "digits")
 
 
 class KerasRun(NamedTuple):
-    """What Keras made of a system, and what it was given."""
+    """The inputs and results of training a system in Keras."""
 
     images: np.ndarray  # [steps,B,28,28]
     labels: np.ndarray  # [steps,B] or one-hot [steps,B,10]
     losses: np.ndarray  # [steps], each before its step
-    params: tuple[Any, Any]  # before and after the training
+    params: tuple[Any, Any]  # before and after training
 
 
 class System:
-    """A published system in Keras and in ours, built and trained at most once."""
+    """A published system in Keras and mnist_jax, built and trained at most once."""
 
     def __init__(self, name: str, keras: Any, real: Dataset) -> None:
         self.name, self.keras, self.real = name, keras, real
-        # The forms of the layers that can differ: dense layers have one form.
+        # Dense layers have only one implementation.
         is_mlp = read_system(name).model == "mlp"
-        self.forms = ("auto",) if is_mlp else ("plain", "fast")
+        self.impls = ("auto",) if is_mlp else ("plain", "fast")
         with keras_rules(keras):
             self.model = build_keras(keras, name)
             self.initial = params_from_keras(self.model)
 
     @functools.cached_property
     def ours(self) -> Any:
-        """Our own initial parameters."""
+        """The initial parameters in mnist_jax."""
         init = quick_jit(partial(init_params, create_model(read_system(self.name))))
         return jax.tree.map(np.asarray, init(jax.random.key(0)))
 
@@ -124,11 +124,11 @@ class System:
 
 @pytest.fixture(scope="module", params=SYSTEMS)
 def system(request: pytest.FixtureRequest, keras: Any, real: Dataset) -> System:
-    """Each system in turn; all tests of one run before those of the next."""
+    """Each system in turn; pytest runs all tests of one system before the next."""
     return System(request.param, keras, real)
 
 
-def test_parameters_have_the_published_number_and_cross_unchanged(system):
+def test_parameter_counts_match_and_conversion_is_lossless(system):
     ours, theirs, model = system.ours, system.initial, system.model
     with keras_rules(system.keras):
         params_to_keras(ours, model)
@@ -142,14 +142,14 @@ def test_parameters_have_the_published_number_and_cross_unchanged(system):
     assert count == model.count_params() == SYSTEMS[system.name][0]
 
 
-def test_logits_equal_those_of_keras(system):
-    """Before training, and after some steps, when no bias is zero any more."""
+def test_logits_equal_keras(system):
+    """Before training and after some steps, when biases are no longer zero."""
     run, model = system.train("float32"), system.model
     pixels = read_system(system.name).pixels
     images = np.asarray(scale_pixels(system.real.test.images[:256], pixels))
     ours = {
         impl: quick_jit(create_model(read_system(system.name, impl)).apply)
-        for impl in system.forms
+        for impl in system.impls
     }
     for params in run.params:
         params_to_keras(params, model)
@@ -163,12 +163,12 @@ def test_logits_equal_those_of_keras(system):
 
 
 @pytest.mark.parametrize("dtype", STEPS)
-def test_losses_of_training_equal_those_of_keras(system, dtype):
+def test_training_losses_equal_keras(system, dtype):
     run = system.train(dtype)
     mask, key = np.ones(BATCH_SIZES[dtype], dtype), jax.random.key(0)
-    for impl in system.forms:
+    for impl in system.impls:
         config, losses = read_system(system.name, impl), []
-        # Rounding is compared as users compile, the equations by a quicker program.
+        # The fast layers in float32 compile as for users, the others quickly.
         jit = partial(quick_jit, optimize=dtype == "float64" and impl == "plain")
         if dtype == "float32" and impl == "fast":
             jit = users_jit
@@ -205,7 +205,7 @@ def test_initial_parameters_are_distributed_as_in_keras(system):
 
 
 def numbered(train: int, test: int) -> Dataset:
-    """Returns a data set of blank images whose labels are their positions."""
+    """Returns a dataset of blank images whose labels are their indices."""
     images = np.broadcast_to(np.uint8(0), (train + test, 1, 1))
     labels = np.arange(train + test, dtype=np.int32)
     return Dataset(
@@ -221,8 +221,8 @@ def numbered(train: int, test: int) -> Dataset:
 @pytest.mark.parametrize(
     "size, fraction", [(60_000, 0.2), (60_000, 0.1), (1_437, 0.2), (10, 0.7), (7, 0.01)]
 )
-def test_validation_images_are_those_of_keras(size, fraction, keras):
-    """Also where the cut is not a whole number, or is one but for its rounding."""
+def test_validation_split_equals_keras(size, fraction, keras):
+    """Includes cuts that are not whole numbers, or are so only up to rounding."""
     from keras.src.trainers.data_adapters import array_slicing
 
     want = array_slicing.train_validation_split(np.arange(size), fraction)
@@ -233,7 +233,7 @@ def test_validation_images_are_those_of_keras(size, fraction, keras):
     np.testing.assert_array_equal(cut.validation.labels, want[1])
 
 
-def test_shuffled_split_is_that_of_scikit_learn():
+def test_shuffled_split_equals_scikit_learn():
     want_train, want_test = train_test_split(
         np.arange(70_000), test_size=1 / 7, random_state=0
     )
@@ -244,7 +244,7 @@ def test_shuffled_split_is_that_of_scikit_learn():
     np.testing.assert_array_equal(cut.test.labels, want_test)
 
 
-def test_scaled_pixels_are_those_of_the_tutorials(keras, real):
+def test_scaled_pixels_equal_the_tutorials(keras, real):
     images = real.test.images[:500]
     wants = {
         "av_dnn": keras.utils.normalize(images, axis=1),
@@ -259,8 +259,8 @@ def test_scaled_pixels_are_those_of_the_tutorials(keras, real):
 
 
 @pytest.mark.parametrize("dtype, rtol", [("float32", 1e-5), ("float64", 1e-12)])
-def test_adam_steps_equal_those_of_keras(dtype, rtol, keras):
-    """Gradients from far below epsilon to far above it, and none at all."""
+def test_adam_steps_equal_keras(dtype, rtol, keras):
+    """With gradients from far below epsilon to far above it, and zero."""
     rng = np.random.default_rng(0)
     sizes = np.append(0.0, np.logspace(-12, 3, 16))
     grads = (rng.normal(size=(50, len(sizes))) * sizes).astype(dtype)
@@ -275,13 +275,13 @@ def test_adam_steps_equal_those_of_keras(dtype, rtol, keras):
             updates, state = tx.update(jnp.asarray(grad), state)
             params = params - updates
             want = np.asarray(variable.value)
-            # The way so far is what a sum of updates rounds relative to.
+            # A sum of updates has rounding errors relative to its partial sums.
             np.testing.assert_allclose(params, want, rtol=rtol, atol=rtol * 1e-3)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
-def test_both_forms_of_the_loss_equal_those_of_keras(scale, keras):
-    """Also for logits as large as raw pixels make them."""
+def test_losses_of_integer_and_one_hot_labels_equal_keras(scale, keras):
+    """Includes logits as large as those from raw pixels."""
     rng = np.random.default_rng(0)
     logits = (scale * rng.normal(size=(64, 10))).astype(np.float32)
     labels = rng.integers(0, 10, 64)

@@ -69,7 +69,7 @@ def make_inputs(batch, steps, inputs, units, *, seed=0, scale=1.0):
 
 
 def value_and_gradients(layer, **static):
-    """Returns a function: inputs -> outputs and the four gradients."""
+    """Returns a function from inputs to outputs and the four gradients."""
 
     def weighted_sum(*inputs):
         outputs = layer(*inputs, **static)
@@ -87,13 +87,13 @@ def value_and_gradients(layer, **static):
 
 @functools.cache
 def fast(**static):
-    """Returns `value_and_gradients` of our layer, compiled as users compile it."""
+    """Returns `value_and_gradients` of the fast layer, compiled as for users."""
     return users_jit(value_and_gradients(lstm, **static))
 
 
 @functools.cache
 def plain(**static):
-    """Returns `value_and_gradients` of the textbook's layer."""
+    """Returns `value_and_gradients` of the plain layer."""
     return quick_jit(value_and_gradients(plain_scan, **static))
 
 
@@ -106,7 +106,7 @@ def assert_close(actual, expected, tolerance=1e-5):
         assert np.abs(a - b).max() <= tolerance * (np.abs(b).max() + 1e-6)
 
 
-# D < U and D > U, one row, one image.
+# D < U and D > U, a single row, a single image.
 @each_static
 @pytest.mark.parametrize("shape", [SMALL, (2, 1, 3, 4), (1, 6, 7, 5)])
 def test_equals_plain_scan_and_loop(shape, static):
@@ -123,7 +123,7 @@ def test_equals_plain_scan_and_loop(shape, static):
 
 @functools.cache
 def compiled_for_images(**static):
-    """Returns inputs of the 28 rows of images, and our program for them."""
+    """Returns inputs of the shape of images, and the compiled fast layer."""
     inputs = make_inputs(16, 28, 28, 32)
     return inputs, fast(**static).lower(*inputs).compile()
 
@@ -137,8 +137,8 @@ def test_equals_plain_scan_on_images(static):
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="about XLA on CPU")
 @each_static
 def test_loops_copy_no_array_of_all_rows(static):
-    # Such copies, two in each turn of a loop, are what is slow about writing in place
-    # where XLA cannot see that nothing else still reads.
+    # XLA makes such copies, two per iteration, if it cannot prove that nothing else
+    # reads an array that is written in place. They are slow.
     program = compiled_for_images(**static)[1].as_text()
     assert "f32[28,16,128]" in program
     assert not re.search(r"= f32\[28,16,128\]\S* copy\(", program)
@@ -163,14 +163,14 @@ def test_vmap_over_stacked_params(static):
 
 
 def two_layers(layer, activation, x, params):
-    """Runs a full sequence into a second layer's last state."""
+    """Runs a layer over the sequence, then a second one; returns its last state."""
     static = {"activation": activation}
     x = layer(x, *params[0], **static, return_sequences=True)
     return layer(x, *params[1], **static, return_sequences=False)
 
 
 def make_train(layer, activation, axis=None):
-    """Returns (params, batches) -> the losses of Adam steps inside a scan."""
+    """Returns a function from (params, batches) to the losses of Adam in a scan."""
     tx = optax.adam(1e-2)
 
     def loss(params, batch):
@@ -192,7 +192,7 @@ def make_train(layer, activation, axis=None):
 
 
 def make_task(batch):
-    """Returns two layers' params and 20 steps' batches."""
+    """Returns the params of two layers and the batches of 20 steps."""
     params = [make_inputs(1, 1, 4, 8)[1:], make_inputs(1, 1, 8, 6, seed=1)[1:]]
     rng = np.random.default_rng(2)
     shapes = [(20, batch, 7, 4), (20, batch, 6)]
@@ -202,7 +202,7 @@ def make_task(batch):
 
 @functools.cache
 def plain_losses(activation):
-    """Returns the losses of training the plain layers on the task."""
+    """Returns the losses of training the plain layers."""
     return quick_jit(make_train(plain_scan, activation))(*make_task(batch=8))
 
 
@@ -227,7 +227,7 @@ def test_training_on_two_devices_equals_one():
 
 
 @pytest.mark.parametrize("return_sequences", [True, False])
-def test_relu_that_blows_up_gives_no_nan_where_plain_gives_numbers(return_sequences):
+def test_relu_overflow_gives_no_nan_where_plain_is_finite(return_sequences):
     static = {"activation": "relu", "return_sequences": return_sequences}
     mixed = 0
     for seed in range(40):
@@ -243,13 +243,13 @@ def test_relu_that_blows_up_gives_no_nan_where_plain_gives_numbers(return_sequen
 
 
 @each_static
-def test_large_sums_saturate_like_plain(static):
+def test_large_pre_activations_saturate_like_plain(static):
     inputs = make_inputs(*SMALL, scale=30.0)
     assert_close(fast(**static)(*inputs), plain(**static)(*inputs), 1e-4)
 
 
-def test_refuses_another_activation():
-    with pytest.raises(ValueError, match="activation='gelu'.*tanh.*relu"):
+def test_unknown_activation_is_rejected():
+    with pytest.raises(ValueError, match="activation must be .*tanh.*relu.*got 'gelu'"):
         lstm(
             *make_inputs(1, 1, 2, 2),
             activation="gelu",

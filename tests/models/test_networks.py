@@ -1,4 +1,4 @@
-"""Parameter counts, shapes and the LSTM against a loop over rows."""
+"""Parameter counts, shapes, dropout, and the LSTM compared with a loop."""
 
 from functools import partial
 
@@ -55,7 +55,7 @@ COUNTS = {
 
 
 def quick_params(model, seed=0):
-    """Returns a network's initial parameters, by a program that compiles quickly."""
+    """Returns a network's initial parameters, with a program that compiles quickly."""
     return quick_jit(lambda key: init_params(model, key))(jax.random.key(seed))
 
 
@@ -102,7 +102,7 @@ def test_scan_lstm_equals_loop_over_rows(digits: Dataset, activation, return_seq
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
-def test_lstm_starts_as_keras_starts_it():
+def test_lstm_is_initialized_as_in_keras():
     layer = LSTMLayer(8, "tanh")
     init = quick_jit(layer.init)
     params = init(jax.random.key(1), jnp.zeros((1, 3, 5)))["params"]
@@ -114,15 +114,15 @@ def test_lstm_starts_as_keras_starts_it():
 
 
 @pytest.mark.parametrize("model", ["lstm", "cnn"])
-def test_fast_and_plain_kernels_agree_on_real_digits(digits: Dataset, model):
-    # With the first 32 digits an input of a ReLU is 1e-7, whose sign rounding decides.
+def test_fast_and_plain_implementations_agree_on_real_digits(digits: Dataset, model):
+    # In the first 32 digits a ReLU input is 1e-7, whose sign depends on rounding.
     images = jnp.asarray(digits.train.images[32:64] / np.float32(255))
     labels = jnp.asarray(digits.train.labels[32:64])
     plain = create_model(TrainConfig(model=model, impl="plain"))
     fast = create_model(TrainConfig(model=model, impl="fast"))
     params = quick_params(plain)
     blank = jnp.zeros((1, *IMAGE_SHAPE))
-    # Not by `init_params`, which takes the plain form's own for both.
+    # Not `init_params`, which uses the plain implementation for both.
     shapes = jax.eval_shape(fast.init, jax.random.key(0), blank)["params"]
     assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, params)
 
@@ -154,7 +154,7 @@ def test_dropout_acts_in_training_only():
     np.testing.assert_array_equal(logits(False, 0), logits(False, 1))
 
 
-def test_dropout_keeps_its_share_and_the_mean():
+def test_dropout_has_its_rate_and_keeps_the_mean():
     ones = jnp.ones((64, 1000))
 
     @quick_jit
@@ -165,7 +165,7 @@ def test_dropout_keeps_its_share_and_the_mean():
     values, counts = np.unique(dropped, return_counts=True)
     np.testing.assert_array_equal(values, np.float32([0, 1.25]))
     assert abs(counts[0] / ones.size - 0.2) < 0.01
-    # No two images have one mask: they agree in 0.8 * 0.8 + 0.2 * 0.2 of their values.
+    # Images have independent masks, which agree in 0.8 * 0.8 + 0.2 * 0.2 of values.
     agree = [np.mean(dropped[0] == other) for other in dropped[1:]]
     assert 0.6 < min(agree) and max(agree) < 0.76
 
@@ -178,7 +178,7 @@ def test_dropout_keeps_its_share_and_the_mean():
     ],
     ids=["mlp", "lstm"],
 )
-def test_microbatches_have_the_masks_of_the_whole_batch(model):
+def test_microbatches_have_the_dropout_masks_of_the_whole_batch(model):
     params = quick_params(model)
     images = jax.random.uniform(jax.random.key(1), (6, 28, 28))
 
@@ -200,6 +200,6 @@ def test_microbatches_have_the_masks_of_the_whole_batch(model):
     assert np.abs(logits(images[4:], 0) - microbatches[1]).max() > 1e-3
 
 
-def test_stages_that_leave_no_pixel_are_refused():
+def test_stages_that_leave_no_pixel_are_rejected():
     with pytest.raises(InputError, match="stage 3 .* leaves no pixel"):
         TrainConfig(model="cnn", conv=("8:pool3", "8:pool3", "8:k5"))

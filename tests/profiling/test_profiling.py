@@ -1,4 +1,4 @@
-"""The profile: scopes by name, sums of a trace, where the time goes."""
+"""Tests of the profile: operation scopes, trace sums, time per phase."""
 
 import json
 import re
@@ -27,12 +27,12 @@ HLO = """
 """
 
 
-def test_scopes_are_those_of_the_program_without_what_jax_adds():
+def test_scopes_omit_what_jax_adds():
     scopes = read_scopes(HLO)
     assert scopes == {"dot.7": "A/dot", "fusion.3": "A/dot", "pair.2": "B/add"}
 
 
-def test_a_profile_names_layers_and_adds_up(digits: Dataset, tmp_path, monkeypatch):
+def test_profile_lists_layers_and_adds_up(digits: Dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(hardware, "SIZES", (256,))
     config = TrainConfig(model="mlp", dataset="digits", hidden=(64,), batch_size=64)
     found = profile(prepare(config, digits), tmp_path)

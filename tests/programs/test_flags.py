@@ -1,4 +1,4 @@
-"""Every flag of every program refuses what it must; a new flag needs a row here."""
+"""Tests that every flag rejects invalid values; a new flag needs a row here."""
 
 import dataclasses
 from pathlib import Path
@@ -11,8 +11,8 @@ from mnist_jax.data.types import Dataset
 from mnist_jax.training.experiment import prepare
 from mnist_jax.training.run_dir import fit_into
 
-# By flag, command lines that are wrong because of it: wrong type, out of range, without
-# meaning beside another. The first goes to every program that has the flag.
+# Invalid command lines by flag: wrong type, out of range, conflict with another flag.
+# The first one is tested with every program that has the flag.
 CONFIG = {
     "model": ["--model=vit"],
     "hidden": ["--hidden=a", "--hidden=0", "--hidden=100001"],
@@ -104,11 +104,12 @@ DATA_FLAGS = (
 
 
 def first_of(*without: str) -> dict[str, list[str]]:
-    """Returns the first row of each config flag, but for those left out."""
+    """Returns the first row of each config flag, except those in `without`."""
     return {name: rows[:1] for name, rows in CONFIG.items() if name not in without}
 
 
-# By program: what stands before each wrong flag, and the rows. RUN is a finished run.
+# By program: arguments that precede each invalid flag, and the rows. RUN is a finished
+# run.
 PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
     "experiments.train": (
         "--dataset=digits",
@@ -266,27 +267,22 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
         },
     ),
 }
-VALUES = {
-    "out",
-    "picture",
-    "run_dir",
-    "init_preset",
-    "image",
-}  # of which the value is named
-# Flags for which nothing is wrong, and why.
+# Flags whose errors quote the value, not the flag.
+VALUES = {"out", "picture", "run_dir", "init_preset", "image"}
+# Flags without invalid values, and why.
 ANYTHING = {
-    ("experiments.summary", "init_preset"),  # presets set it; nothing starts here
-    ("experiments.predict", "data_dir"),  # the run's data set, here the digits, decides
+    ("experiments.summary", "init_preset"),  # set by presets; unused here
+    ("experiments.predict", "data_dir"),  # unused: the run's dataset is digits
     ("experiments.demo", "data_dir"),
     ("experiments.plot", "data_dir"),
     ("benchmarks.redrawn", "data_dir"),
-    ("benchmarks.throughput", "data_dir"),  # makes its own images
+    ("benchmarks.throughput", "data_dir"),  # unused: generates its images
 }
 
 
 def test_every_field_of_the_config_has_a_row():
     fields = {field.name for field in dataclasses.fields(TrainConfig)}
-    assert set(CONFIG) == {*fields, "kernels"}  # the old name of --impl
+    assert set(CONFIG) == {*fields, "kernels"}  # old name of --impl
 
 
 @pytest.fixture(scope="module")
@@ -299,7 +295,7 @@ def run_dir(digits: Dataset, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_wrong_flags_are_one_sentence_without_traceback(
+def test_invalid_flags_print_one_sentence_without_traceback(
     program, run_dir: Path, tmp_path
 ):
     before, rows = PROGRAMS[program]
@@ -316,15 +312,15 @@ def test_wrong_flags_are_one_sentence_without_traceback(
     assert set(flags_of(program)) == set(rows) | allowed
     for name, command in zip(names, commands, strict=True):
         outcome = run(program, *command, ok=False)
-        told = f"{command}: {outcome}"
-        assert outcome.returncode in (1, 2), told
-        assert "Traceback" not in outcome.stderr, told
+        message = f"{command}: {outcome}"
+        assert outcome.returncode in (1, 2), message
+        assert "Traceback" not in outcome.stderr, message
         value = "".join(command[-1:]).partition("=")[2] if name in VALUES else ""
-        assert (value or f"--{name}") in outcome.stderr, told
-        assert "test accuracy" not in outcome.stdout, told
+        assert (value or f"--{name}") in outcome.stderr, message
+        assert "test accuracy" not in outcome.stdout, message
         [sentence] = [
             line
             for line in outcome.stderr.splitlines()
             if line.startswith(("error: ", "FATAL Flags parsing error:"))
         ]
-        assert sentence, told
+        assert sentence, message

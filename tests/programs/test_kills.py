@@ -1,4 +1,4 @@
-"""Real programs that are killed or stopped by a signal, and resumed."""
+"""Tests of programs that are killed or stopped by a signal, and resumed."""
 
 import json
 import random
@@ -28,8 +28,8 @@ TRAIN = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keeps what a kill may leave half-written out of the other tests' cache."""
+def separate_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps half-written files of killed programs out of the other tests' cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MNIST_JAX_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -44,12 +44,12 @@ def command(name: str, folder: Path) -> list[str]:
 
 
 def kill_and_resume(name: str, kills: int, rng: random.Random, tmp_path: Path) -> None:
-    """Kills a run at random moments and resumes it: it must end as if alone."""
-    alone, killed = tmp_path / "alone", tmp_path / "killed"
-    assert subprocess.run(command(name, alone), cwd=ROOT, timeout=300).returncode == 0
+    """Kills and resumes a run at random times; it must match an uninterrupted run."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert subprocess.run(command(name, whole), cwd=ROOT, timeout=300).returncode == 0
     for number in range(kills):
         process = start([*command(name, killed), *(["--resume"] if number else [])])
-        # Most after the first row, since starting takes longer than training.
+        # Mostly after the first row: starting takes longer than training.
         if rng.random() < 0.8:
             for line in process.stdout:
                 if re.match(r" ?\d+/", line):
@@ -65,13 +65,13 @@ def kill_and_resume(name: str, kills: int, rng: random.Random, tmp_path: Path) -
     process = start([*command(name, killed), "--resume"])
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    records = [json.loads((f / "record.json").read_text()) for f in (alone, killed)]
+    records = [json.loads((f / "record.json").read_text()) for f in (whole, killed)]
     assert records[0]["params_sha256"] == records[1]["params_sha256"]
-    rows = [len((f / METRICS).read_text().splitlines()) for f in (alone, killed)]
+    rows = [len((f / METRICS).read_text().splitlines()) for f in (whole, killed)]
     assert rows == [EPOCHS, EPOCHS]
 
 
-def test_a_run_killed_at_random_moments_ends_as_if_alone(tmp_path):
+def test_a_run_killed_at_random_times_matches_an_uninterrupted_run(tmp_path):
     kill_and_resume("mlp", 5, random.Random(0), tmp_path)
 
 
@@ -83,7 +83,7 @@ def test_runs_of_every_network_survive_many_kills(name, tmp_path, record_propert
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_a_run_that_can_be_resumed(number, tmp_path):
+def test_a_signal_stops_a_run_and_prints_how_to_resume_it(number, tmp_path):
     words = command("mlp", tmp_path)
     words[words.index(f"--epochs={EPOCHS}")] = "--epochs=100000"
     process = start(words)
@@ -98,8 +98,8 @@ def test_a_signal_stops_a_run_that_can_be_resumed(number, tmp_path):
     assert list((tmp_path / FOLDER).glob("epoch*"))
 
 
-# A program that never asks whether it is to stop.
-DEAF = """
+# A program that never checks whether it should stop.
+UNRESPONSIVE = """
 import signal, time
 from mnist_jax.cli.main import run_program, stop_between_chunks
 def main():
@@ -108,7 +108,7 @@ def main():
     print("ready", flush=True)
     for _ in range(3000):
         if signal.getsignal(signal.SIGTERM) != before:
-            print("one has come", flush=True)
+            print("signal received", flush=True)
             time.sleep(600)
         time.sleep(0.01)
 run_program(main)
@@ -119,17 +119,17 @@ run_program(main)
     "number, status", [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)]
 )
 def test_a_second_signal_stops_at_once(number, status):
-    process = start([sys.executable, "-c", DEAF])
+    process = start([sys.executable, "-c", UNRESPONSIVE])
     for line in process.stdout:  # until it sleeps
         process.send_signal(number)
-        if line == "one has come\n":
+        if line == "signal received\n":
             break
     _, errors = process.communicate(timeout=300)
     assert process.returncode == status, errors
     assert "Traceback" not in errors
 
 
-def test_resume_says_where_it_starts_and_that_a_run_is_finished(tmp_path):
+def test_resume_prints_where_it_starts_and_that_a_run_is_finished(tmp_path):
     words = command("mlp", tmp_path)[2:]
     words[words.index(f"--epochs={EPOCHS}")] = "--epochs=2"
     first = run(*words, "--resume", "--quiet")
@@ -154,7 +154,7 @@ SWEEPS = {
 
 
 def outcomes(out: Path, program: str) -> list[tuple]:
-    """Returns what the records of a sweep hold, but for times."""
+    """Returns the content of a sweep's records, except times."""
     return sorted(
         (
             str(run.system or run.config.model),
@@ -170,10 +170,10 @@ def outcomes(out: Path, program: str) -> list[tuple]:
 
 @pytest.mark.parametrize("program", SWEEPS)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_sweep_resumes_and_ends_as_if_alone(program, number, tmp_path):
-    alone, killed = tmp_path / "alone", tmp_path / "killed"
+def test_a_killed_sweep_resumes_with_the_same_results(program, number, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
     arguments = ("--dataset=digits", *SWEEPS[program], "--seeds=2")
-    run(f"benchmarks.{program}", *arguments, f"--out={alone}")
+    run(f"benchmarks.{program}", *arguments, f"--out={whole}")
     command = [sys.executable, "-m", f"benchmarks.{program}", *arguments]
     process = start([*command, f"--out={killed}"])
     headers = 0
@@ -195,12 +195,12 @@ def test_a_killed_sweep_resumes_and_ends_as_if_alone(program, number, tmp_path):
     rows = [int(row) for row in re.findall(r"^ ?(\d+)/30 ", after, re.MULTILINE)]
     assert rows == list(range(int(before) + 1, 31))
     assert not list(killed.rglob("checkpoints/*.msgpack"))
-    both = [outcomes(folder, program) for folder in (alone, killed)]
+    both = [outcomes(folder, program) for folder in (whole, killed)]
     assert both[0] == both[1] and len(both[0]) == 4
 
 
 @pytest.mark.parametrize("program", SWEEPS)
-def test_a_signal_ends_a_sweep_that_waits_for_another(program, tmp_path):
+def test_a_signal_stops_a_sweep_that_waits_for_another_process(program, tmp_path):
     command = [
         *(sys.executable, "-m", f"benchmarks.{program}", "--dataset=digits"),
         *(*SWEEPS[program], "--epochs=100000", f"--out={tmp_path}"),
@@ -211,7 +211,7 @@ def test_a_signal_ends_a_sweep_that_waits_for_another(program, tmp_path):
             assert processes[0].poll() is None
         for number in (signal.SIGINT, signal.SIGTERM):
             processes.append(process := start(command))
-            while "waiting for the process" not in process.stdout.readline():
+            while "waiting for another process" not in process.stdout.readline():
                 assert process.poll() is None
             process.send_signal(number)
             _, errors = process.communicate(timeout=300)

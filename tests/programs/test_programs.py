@@ -1,4 +1,4 @@
-"""The command lines, end to end on the small digits, and how they refuse bad input."""
+"""End-to-end tests of the command lines on the digits dataset, and of their errors."""
 
 import hashlib
 import json
@@ -59,7 +59,7 @@ def test_train_of_several_seeds_gives_each_a_directory(tmp_path):
         assert record["config"]["seed"] == seed and record["seeds_together"] == 2
 
 
-def test_compiled_programs_are_kept_unless_that_is_off(tmp_path):
+def test_compiled_programs_are_cached_unless_disabled(tmp_path):
     def compiled(flag: str) -> bool:
         folder = {"MNIST_JAX_CACHE_DIR": str(tmp_path / "cache")}
         out = tmp_path / str(len(list(tmp_path.iterdir())))
@@ -67,27 +67,27 @@ def test_compiled_programs_are_kept_unless_that_is_off(tmp_path):
         return not json.loads((out / "record.json").read_text())["compile_cached"]
 
     assert compiled("--compile_cache=off")
-    kept = tmp_path / "cache" / "compiled"
-    assert not kept.exists()
+    cache = tmp_path / "cache" / "compiled"
+    assert not cache.exists()
     assert compiled("--compile_cache=on")
-    assert kept.exists()
+    assert cache.exists()
     assert not compiled("--compile_cache=on")
 
 
-def test_half_written_compiled_programs_are_compiled_again(tmp_path):
+def test_truncated_cache_entries_are_recompiled(tmp_path):
     cache = tmp_path / "cache"
 
     def train(name: str) -> tuple[dict, str]:
-        """Returns the record, and what was warned of."""
+        """Returns the record and the warnings."""
         folder = tmp_path / name
         command = ("experiments.train", *DIGITS, f"--run_dir={folder}")
         errors = run(*command, MNIST_JAX_CACHE_DIR=str(cache)).stderr
         return json.loads((folder / "record.json").read_text()), errors
 
-    whole, _ = train("fills the cache")
+    whole, _ = train("empty cache")
     for path in cache.glob("compiled/*/*-cache"):
         path.write_bytes(path.read_bytes()[:1000])
-    record, errors = train("finds halves")
+    record, errors = train("truncated cache")
     assert not record["compile_cached"] and "for 'jit_train_epoch'" in errors
     assert record["params_sha256"] == whole["params_sha256"]
 
@@ -113,16 +113,16 @@ def test_train_runs_every_model(model, tmp_path):
 
 
 @pytest.mark.parametrize("model", ["mlp", "lstm", "cnn"])
-def test_train_runs_where_jax_has_64_bits(model, tmp_path):
+def test_train_runs_with_jax_enable_x64(model, tmp_path):
     flags = *DIGITS, *SMALL[model], f"--model={model}", "--dropout=0.1"
-    wide = dict(JAX_ENABLE_X64="1")
-    run("experiments.train", *flags, f"--run_dir={tmp_path}", **wide)
+    x64 = dict(JAX_ENABLE_X64="1")
+    run("experiments.train", *flags, f"--run_dir={tmp_path}", **x64)
     if model == "cnn":
-        run("experiments.predict", f"--run_dir={tmp_path}", **wide)
-        run("experiments.summary", *flags, **wide)
+        run("experiments.predict", f"--run_dir={tmp_path}", **x64)
+        run("experiments.summary", *flags, **x64)
 
 
-def test_a_run_directory_is_not_overwritten_unasked(run_dir: Path):
+def test_a_run_directory_is_not_overwritten_by_default(run_dir: Path):
     before = {path: path.read_bytes() for path in run_dir.iterdir()}
     command = ("experiments.train", *DIGITS, f"--run_dir={run_dir}")
     assert "already holds a run" in run(*command, ok=False).stderr
@@ -145,13 +145,13 @@ def test_predict_prints_probabilities_arg_max_and_truth(run_dir: Path):
     header, *rows = run(*command).stdout.strip().splitlines()
     assert header.split()[-2:] == ["predicted", "truth"]
     for row, index in zip(rows, (20, 3), strict=True):
-        place, *probabilities, predicted, truth = row.split()
-        assert int(place) == index and 0 <= int(truth) <= 9
+        name, *probabilities, predicted, truth = row.split()
+        assert int(name) == index and 0 <= int(truth) <= 9
         values = [float(p) for p in probabilities]
         assert abs(sum(values) - 1) < 1e-3 and values[int(predicted)] == max(values)
 
 
-def test_compare_adds_rows_and_writes_all_forms(tmp_path):
+def test_compare_adds_rows_and_writes_all_formats(tmp_path):
     command = ("benchmarks.compare", *DIGITS, f"--out={tmp_path}")
     run(*command, "--models=mlp", "--seeds=2")
     process = run(*command, "--models=lstm", "--lstm_units=8", "--report")
@@ -161,17 +161,17 @@ def test_compare_adds_rows_and_writes_all_forms(tmp_path):
     assert "(n=2)" in markdown and "lstm" in markdown and "DIGITS" in markdown
     assert len((tmp_path / "compare.csv").read_text().splitlines()) == 3
     page = (tmp_path / "report.html").read_text()
-    assert "of 720 wrong" in page and "NOT MNIST" not in page  # as the user chose
+    assert "of 720 wrong" in page and "NOT MNIST" not in page  # --dataset=digits
     shutil.rmtree(tmp_path / "runs")
     (tmp_path / "compare.jsonl").write_text('{"config": 1}\n')
     error = run("benchmarks.report", f"--out={tmp_path}", ok=False).stderr
-    assert "compare.jsonl line 1 lacks" in error and "holds no usable run" in error
+    assert "compare.jsonl line 1 is missing" in error and "holds no usable run" in error
 
 
 @pytest.mark.faults
 def test_eight_programs_share_a_cold_cache_and_one_table(tmp_path, record_property):
     environment = {**os.environ, "MNIST_JAX_CACHE_DIR": str(tmp_path / "cache")}
-    out = tmp_path / "results" / "of eight"  # neither folder is there yet
+    out = tmp_path / "results" / "of eight"  # neither folder exists yet
     command = [sys.executable, "-m", "benchmarks.compare", *DIGITS, "--models=mlp"]
     processes = [
         subprocess.Popen(
@@ -204,10 +204,10 @@ def test_compare_resumes_where_it_stopped(tmp_path):
     command = ("benchmarks.compare", *DIGITS, "--models=mlp", f"--out={tmp_path}")
     run(*command)
     whole = results.read_text()
-    results.write_text(whole + whole[:1000])  # killed within the write of a record
+    results.write_text(whole + whole[:1000])  # as if killed while writing a record
     process = run(*command, "--seeds=2")
     assert "mlp, seed 0: already recorded\n" in process.stdout
-    assert process.stdout.count("test accuracy 0.") == 1  # of seed 1
+    assert process.stdout.count("test accuracy 0.") == 1  # seed 1
     assert "compare.jsonl line 2 is damaged" in process.stderr
     first, torn, second = results.read_text().splitlines()
     assert f"{first}\n" == whole and torn == whole[:1000]
@@ -218,8 +218,8 @@ def test_compare_resumes_where_it_stopped(tmp_path):
     assert len(results.read_text().splitlines()) == 3
 
 
-def test_auto_without_mnist_is_announced_everywhere(tmp_path):
-    # A proxy that refuses at once stands for an unreachable host.
+def test_the_fallback_from_mnist_is_announced_everywhere(tmp_path):
+    # A proxy that refuses connections simulates an unreachable host.
     blocked = {name: "http://127.0.0.1:9" for name in ("https_proxy", "http_proxy")}
     blocked |= {name.upper(): value for name, value in blocked.items()}
     blocked["MNIST_JAX_CACHE_DIR"] = str(tmp_path / "cache")
@@ -230,7 +230,7 @@ def test_auto_without_mnist_is_announced_everywhere(tmp_path):
         f"--out={tmp_path}",
         **blocked,
     )
-    assert process.stdout.count("NOT MNIST") >= 3  # announced, in the title, below it
+    assert process.stdout.count("NOT MNIST") >= 3  # startup, title, provenance
     record = json.loads((tmp_path / "compare.jsonl").read_text())
     assert record["dataset"] == "digits" and "NOT MNIST" in record["dataset_note"]
     process = run("experiments.train", "--dataset=mnist", ok=False, **blocked)
@@ -255,7 +255,7 @@ def test_throughput_reports_step_epoch_and_evaluation(tmp_path):
     assert len(lines) == 2 and len(json.loads(lines[0])["epoch"]) == 2
 
 
-def test_throughput_times_starts_with_an_empty_and_a_full_cache(tmp_path):
+def test_throughput_measures_startup_with_a_cold_and_a_warm_cache(tmp_path):
     process = run(
         "benchmarks.throughput",
         *("--models=mlp", "--hidden=16", "--batch_sizes=16", "--images=64"),
@@ -286,7 +286,7 @@ BAD_COMMANDS = {
     "unknown model": (["--model=vit"], "model"),
     "unknown dataset": (["--dataset=cifar"], "dataset"),
     "unknown optimizer": (["--optimizer=lion"], "optimizer"),
-    "unknown scaling": (["--pixels=log"], "pixels"),
+    "unknown preprocessing": (["--pixels=log"], "pixels"),
     "batch size 0": (["--batch_size=0"], "--batch_size must be .*; got 0"),
     "batch above the data": (
         ["--batch_size=2000"],
@@ -311,7 +311,7 @@ BAD_COMMANDS = {
 
 
 @pytest.mark.parametrize("case", BAD_COMMANDS)
-def test_bad_input_is_one_sentence_without_traceback(case):
+def test_bad_input_prints_one_sentence_without_traceback(case):
     arguments, message = BAD_COMMANDS[case]
     process = run("experiments.train", "--dataset=digits", *arguments, ok=False)
 
@@ -321,24 +321,24 @@ def test_bad_input_is_one_sentence_without_traceback(case):
 
 @pytest.mark.parametrize("program", ["compare", "throughput"])
 @pytest.mark.parametrize("models", ["", "mlp,vit"])
-def test_unknown_or_no_models_are_refused(program, models):
+def test_unknown_or_missing_models_are_errors(program, models):
     process = run(f"benchmarks.{program}", f"--models={models}", ok=False)
     assert "--models must be one or more of mlp, lstm, cnn" in process.stderr
 
 
 @pytest.mark.parametrize("index", ["360", "-1", "x", "1.5"])
-def test_an_index_out_of_range_is_refused(run_dir: Path, index):
+def test_an_index_out_of_range_is_an_error(run_dir: Path, index):
     process = run(
         "experiments.predict", f"--run_dir={run_dir}", f"--index={index}", ok=False
     )
     assert "--index must be" in process.stderr and index in process.stderr
 
 
-def test_predict_names_what_is_wrong_with_a_run(run_dir: Path, tmp_path):
+def test_predict_reports_what_is_wrong_with_a_run(run_dir: Path, tmp_path):
     def error(folder: Path) -> str:
         return run("experiments.predict", f"--run_dir={folder}", ok=False).stderr
 
-    assert "is no folder" in error(tmp_path / "none")
+    assert "is not a folder" in error(tmp_path / "none")
     assert "config.json" in error(tmp_path)
     for path in run_dir.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -351,7 +351,7 @@ def test_predict_names_what_is_wrong_with_a_run(run_dir: Path, tmp_path):
     assert "Dense_0/bias is (17,) here and (16,) in the file" in error(tmp_path)
 
 
-def test_summary_data_and_plot_show_what_they_are_asked(run_dir: Path, tmp_path):
+def test_summary_data_and_plot(run_dir: Path, tmp_path):
     preset = "--flagfile=experiments/presets/ml10_cnn.cfg"
     stdout = run("experiments.summary", preset, "--freeze=Dense_0").stdout
     assert "total 93,322, trainable 56,394, frozen 36,928 parameters" in stdout
@@ -362,30 +362,30 @@ def test_summary_data_and_plot_show_what_they_are_asked(run_dir: Path, tmp_path)
     for path in ("record.json", "config.json", "params.msgpack"):
         (tmp_path / path).write_bytes((run_dir / path).read_bytes())
     stdout = run("experiments.plot", f"--run_dir={tmp_path}").stdout
-    assert "val_accuracy" in stdout and "Most confidently wrong" in stdout
+    assert "val_accuracy" in stdout and "Most confidently misclassified" in stdout
     for name in ("history", "confusion", "worst"):
         assert (tmp_path / f"{name}.svg").exists() and (
             tmp_path / f"{name}.png"
         ).exists()
 
 
-def test_predictions_of_test_images_and_own_pictures_are_drawn(run_dir: Path, tmp_path):
-    own, picture = tmp_path / "my one.png", tmp_path / "prediction.png"
-    page = np.full((90, 60), 255, np.uint8)
-    page[10:80, 25:35] = 0
-    Image.fromarray(page).save(own)
+def test_predict_draws_test_images_and_user_images(run_dir: Path, tmp_path):
+    image, picture = tmp_path / "my one.png", tmp_path / "prediction.png"
+    pixels = np.full((90, 60), 255, np.uint8)
+    pixels[10:80, 25:35] = 0
+    Image.fromarray(pixels).save(image)
     command = ("experiments.predict", f"--run_dir={run_dir}")
-    process = run(*command, "--index=3", f"--image={own}", f"--picture={picture}")
-    header, test, ours = process.stdout.splitlines()[:3]
+    process = run(*command, "--index=3", f"--image={image}", f"--picture={picture}")
+    header, test, user = process.stdout.splitlines()[:3]
     assert header.split()[-2:] == ["predicted", "truth"]
-    assert test.startswith("3 ") and ours.startswith(str(own))
-    assert test.split()[-1].isdigit() and ours.split()[-1] == "-"
+    assert test.startswith("3 ") and user.startswith(str(image))
+    assert test.split()[-1].isdigit() and user.split()[-1] == "-"
     assert picture.stat().st_size > 2_000
-    process = run(*command, f"--image={own}", f"--image={__file__}", ok=False)
+    process = run(*command, f"--image={image}", f"--image={__file__}", ok=False)
     assert "test_programs.py is neither a PNG nor a JPEG image" in process.stderr
 
 
-def test_training_starts_from_another_run(run_dir: Path):
+def test_training_starts_from_the_parameters_of_another_run(run_dir: Path):
     command = ("experiments.train", *DIGITS, f"--init_from={run_dir}")
     losses = [
         float(re.search(r"^ 1/2 +([\d.]+)", run(*arguments).stdout, re.MULTILINE)[1])

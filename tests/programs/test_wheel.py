@@ -1,4 +1,4 @@
-"""What is installed: the wheel alone, in an environment without the checkout."""
+"""Tests of the installed wheel, in an environment without the checkout."""
 
 import shutil
 import subprocess
@@ -17,9 +17,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory) -> Path:
-    """An environment with the wheel, and of this one only the dependencies."""
+    """An environment with the wheel and the dependencies of the current one."""
     folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"  # since a build leaves files in its tree
+    source = folder / "source"  # a copy, because a build writes into its source tree
     for name in ("mnist_jax", "experiments", "benchmarks"):
         skip = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, source / name, ignore=skip)
@@ -34,8 +34,8 @@ def environment(tmp_path_factory) -> Path:
     [wheel] = folder.glob("*.whl")
     install = [f"--python={new / 'bin' / 'python'}", "install", "--no-deps", str(wheel)]
     subprocess.run([*pip, *install], check=True, cwd=folder)
-    # A folder that a .pth file names has its own .pth files left alone, among them the
-    # one that leads to the checkout.
+    # Python ignores .pth files in a directory that was itself added by a .pth file: so
+    # the one that points to the checkout has no effect.
     [packages] = (new / "lib").glob("python*/site-packages")
     here = sysconfig.get_path("purelib")
     (packages / "dependencies.pth").write_text(f"{here}\n")
@@ -54,14 +54,14 @@ def run_script(environment: Path, name: str, *arguments: str) -> str:
     return process.stdout
 
 
-def test_every_folder_and_file_of_the_package_is_in_the_wheel(environment: Path):
+def test_the_wheel_has_every_file_of_the_package(environment: Path):
     [installed] = (environment / "lib").glob("python*/site-packages/mnist_jax")
     for name in ("mnist_jax", "mnist_jax.experiments", "mnist_jax.benchmarks"):
         source = ROOT / name.split(".")[-1]
-        there = installed.parent.joinpath(*name.split("."))
+        target = installed.parent.joinpath(*name.split("."))
         for path in source.rglob("*"):
             if path.suffix in (".py", ".html", ".cfg", ".typed"):
-                assert (there / path.relative_to(source)).exists(), path
+                assert (target / path.relative_to(source)).exists(), path
 
 
 def test_the_console_scripts_run(environment: Path, tmp_path):
@@ -91,6 +91,6 @@ def test_the_console_scripts_run(environment: Path, tmp_path):
     assert "train epoch images/s" in outputs["mnist-jax-throughput"]
 
 
-def test_installed_programs_know_no_checkout(environment: Path, tmp_path):
+def test_installed_programs_record_no_commit(environment: Path, tmp_path):
     run_script(environment, "mnist-jax-train", *DIGITS, f"--run_dir={tmp_path}")
     assert '"commit": null' in (tmp_path / "record.json").read_text()

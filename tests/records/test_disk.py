@@ -1,4 +1,4 @@
-"""Full disks, folders that vanish: one sentence, and what was there stays there."""
+"""Full disks and deleted folders: a clear error, and no existing file is lost."""
 
 import contextlib
 import json
@@ -26,14 +26,14 @@ from mnist_jax.training.experiment import prepare
 from mnist_jax.training.run_dir import fit_into
 
 ROOT = Path(__file__).parents[2]
-ROOM = 5_000  # bytes that a file may have
+ROOM = 5_000  # maximum size of a file in bytes
 
 
 @contextlib.contextmanager
 def little_room() -> Iterator[None]:
-    """Makes the system refuse what would make a file larger than `ROOM`.
+    """Limits the size of files to `ROOM`.
 
-    A write that begins below the limit writes up to it, as on a disk that gets full.
+    A write that begins below the limit is partial, as on a disk that fills up.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (ROOM, hard))
@@ -49,7 +49,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def drawing() -> Figure:
-    """Returns a picture of more than `ROOM` bytes."""
+    """Returns a figure of more than `ROOM` bytes."""
     figure = Figure()
     figure.add_subplot()
     return figure
@@ -66,7 +66,7 @@ WRITERS = {
 
 @pytest.mark.parametrize("existed", [False, True])
 @pytest.mark.parametrize("writer", WRITERS)
-def test_a_full_disk_leaves_the_earlier_file(tmp_path, writer, existed):
+def test_a_full_disk_leaves_the_existing_file(tmp_path, writer, existed):
     path = tmp_path / "file.svg"
     path.write_text("earlier\n" if existed else "")
     before = contents(tmp_path)
@@ -76,7 +76,7 @@ def test_a_full_disk_leaves_the_earlier_file(tmp_path, writer, existed):
     assert contents(tmp_path) == before
 
 
-def test_a_cache_without_room_costs_a_warning_and_keeps_its_entries(tmp_path):
+def test_a_cache_on_a_full_disk_warns_and_keeps_its_entries(tmp_path):
     path = tmp_path / "entry.npy"
     small = np.arange(100, dtype=np.uint8)
     cache.write_entry(path, small)
@@ -87,9 +87,7 @@ def test_a_cache_without_room_costs_a_warning_and_keeps_its_entries(tmp_path):
     np.testing.assert_array_equal(cache.read_entry(path, ()), small)
 
 
-def test_a_run_that_the_disk_has_no_room_for_keeps_what_it_had(
-    digits: Dataset, tmp_path
-):
+def test_a_run_on_a_full_disk_keeps_the_files_it_has_written(digits: Dataset, tmp_path):
     config = TrainConfig(model="mlp", hidden=(8,), epochs=2, batch_size=256)
     experiment = prepare(config, digits)
     with (
@@ -103,7 +101,7 @@ def test_a_run_that_the_disk_has_no_room_for_keeps_what_it_had(
     ] == [1, 2]
 
 
-def test_a_folder_that_vanishes_ends_a_run_with_one_sentence(digits: Dataset, tmp_path):
+def test_a_deleted_folder_ends_a_run_with_an_error(digits: Dataset, tmp_path):
     config = TrainConfig(model="mlp", hidden=(8,), epochs=2, batch_size=256)
     folder = tmp_path / "run"
     folder.mkdir()
@@ -115,7 +113,7 @@ def test_a_folder_that_vanishes_ends_a_run_with_one_sentence(digits: Dataset, tm
         )
 
 
-def test_output_that_cannot_be_written_is_one_sentence():
+def test_output_that_cannot_be_written_is_a_one_line_error():
     with open("/dev/full", "w") as full:
         process = subprocess.run(
             [sys.executable, "-m", "experiments.summary", "--model=mlp"],
@@ -127,12 +125,12 @@ def test_output_that_cannot_be_written_is_one_sentence():
         )
     assert process.returncode == 1
     [line] = process.stderr.splitlines()
-    assert line.startswith("error: the system refused: [Errno 28] No space left")
+    assert line.startswith("error: [Errno 28] No space left")
 
 
 @pytest.fixture
 def small_disk(tmp_path) -> Iterator[Path]:
-    """A file system of its own of 64 kB; the test is skipped where none is allowed."""
+    """A 64 kB file system; the test is skipped if none can be mounted."""
     folder = tmp_path / "disk"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]

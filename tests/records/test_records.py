@@ -1,4 +1,4 @@
-"""Records on disk: their types, torn lines, many writers at once."""
+"""Records on disk: types, damaged lines, concurrent writers."""
 
 import errno
 import json
@@ -61,19 +61,19 @@ from pathlib import Path
 from mnist_jax.records.schema import append_jsonl
 
 random.seed(0)
-told, tell = os.pipe()
-os.set_blocking(told, False)
+reader, writer = os.pipe()
+os.set_blocking(reader, False)
 for process in range(200):
     if (child := os.fork()) == 0:
         for number in range(1000):
             line = {"process": process, "number": number, "pad": "x" * 300_000}
             append_jsonl(Path(sys.argv[1]), line)
-            os.write(tell, f"{process} {number}\\n".encode())
+            os.write(writer, f"{process} {number}\\n".encode())
     time.sleep(random.uniform(0.0, 0.1))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     try:
-        print(os.read(told, 60_000).decode(), end="")
+        print(os.read(reader, 60_000).decode(), end="")
     except BlockingIOError:
         pass  # killed before its first line
 """
@@ -96,10 +96,10 @@ def test_killed_processes_lose_no_line_that_was_written(tmp_path, record_propert
     torn = len(read_lines(path)) - len(lines)
     record_property("kills: torn lines", torn)
     assert written
-    path.unlink()  # some hundred megabytes
+    path.unlink()  # several hundred megabytes
 
 
-def test_a_line_that_stops_half_way_is_finished_or_taken_back(tmp_path, monkeypatch):
+def test_a_partial_write_is_completed_or_rolled_back(tmp_path, monkeypatch):
     path = tmp_path / "lines.jsonl"
     append_jsonl(path, {"a": 1})
     before, write = path.read_bytes(), os.write
@@ -122,7 +122,7 @@ def test_a_line_that_stops_half_way_is_finished_or_taken_back(tmp_path, monkeypa
 DAMAGED = [
     b'{"a": ',  # torn
     b"",
-    b"\0" * 40,  # what a crash of the machine may leave
+    b"\0" * 40,  # possible after a machine crash
     b'"text"',
     b"[1]",
     b'{"a": "\xff"}',
@@ -131,13 +131,13 @@ DAMAGED = [
 
 
 @pytest.mark.parametrize("damaged", DAMAGED)
-def test_a_damaged_line_is_named_and_left_out_and_left_alone(tmp_path, caplog, damaged):
+def test_a_damaged_line_is_named_and_skipped_but_not_removed(tmp_path, caplog, damaged):
     path = tmp_path / "lines.jsonl"
     content = b'{"a": 1}\n' + damaged + b'\n{"a": 3}\n'
     path.write_bytes(content)
     assert read_jsonl(dict, path) == [{"a": 1}, {"a": 3}]
     [message] = caplog.messages
-    reason = "has no usable value" if damaged in (b'"text"', b"[1]") else "is damaged"
+    reason = "has an invalid value" if damaged in (b'"text"', b"[1]") else "is damaged"
     assert message == f"{path} line 2 {reason} and is left out"
     append_jsonl(path, {"a": 4})
     assert path.read_bytes() == content + b'{"a": 4}\n'
@@ -151,29 +151,29 @@ def test_a_line_after_a_torn_one_is_read(tmp_path, caplog):
     assert "line 2 is damaged" in caplog.text
 
 
-def test_a_record_that_lacks_a_field_is_named_and_left_out(tmp_path, caplog):
+def test_a_record_with_a_missing_field_is_named_and_left_out(tmp_path, caplog):
     path = tmp_path / "runs.jsonl"
-    optional = {"system", "pixel_mean", "pixel_std", "schema_version"}
+    optional = {"system", "pixel_mean", "pixel_std", "schema_version", "source_sha256"}
     whole = plain(make_record())
-    needed = [name for name in whole if name not in optional]
+    required = [name for name in whole if name not in optional]
     nested = ("environment.load", "environment.device", "epochs[1].val_loss")
-    for name in (*needed, *nested):
+    for name in (*required, *nested):
         record = json.loads(json.dumps(whole))
         *parents, last = re.split(r"\[|\]?\.", name)
-        within = record
+        parent_record = record
         for parent in parents:
-            within = within[int(parent) if parent.isdigit() else parent]
-        del within[last]
+            parent_record = parent_record[int(parent) if parent.isdigit() else parent]
+        del parent_record[last]
         path.write_text("")
         append_jsonl(path, record)
         append_jsonl(path, make_record(seed=1))
         caplog.clear()
         records = read_jsonl(RunRecord, path)
         assert [record.config.seed for record in records] == [1]
-        assert caplog.messages == [f"{path} line 1 lacks {name} and is left out"]
+        assert caplog.messages == [f"{path} line 1 is missing {name} and is left out"]
 
 
-# By the name of a field, what it may not be.
+# Invalid values by field name.
 WRONG = {
     "config": ["mlp", None, {"model": "vit"}, {"hidden": [16, "x"]}, {"colour": 1}],
     "dataset": [None, 7],
@@ -189,7 +189,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_field_of_another_type_or_version_is_named_and_left_out(
+def test_a_field_of_the_wrong_type_or_version_is_named_and_left_out(
     tmp_path, caplog, name
 ):
     path = tmp_path / "runs.jsonl"
@@ -215,7 +215,7 @@ def test_records_of_earlier_versions_are_read_under_the_new_names(tmp_path):
 @pytest.mark.parametrize(
     "record", [make_record("cnn"), make_record("lstm", epochs=1), make_epochs(1)[0]]
 )
-def test_records_survive_json(record, tmp_path):
+def test_records_round_trip_through_json(record, tmp_path):
     write_json(tmp_path / "record.json", record)
     assert read_json(type(record), tmp_path / "record.json") == record
     append_jsonl(tmp_path / "records.jsonl", record)
@@ -232,10 +232,10 @@ def test_a_damaged_file_is_refused_by_name(tmp_path):
             read_json(RunRecord, path)
 
 
-def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
+def test_a_failed_write_leaves_the_existing_file(tmp_path):
     file = tmp_path / "file"
     write_file(file, "old")
-    below = file / "x.json"  # a path below a regular file can never be made
+    below = file / "x.json"  # a path below a regular file cannot be created
     with pytest.raises(InputError, match="cannot write"):
         write_json(below, {})
     with pytest.raises(InputError, match="cannot write"):

@@ -1,4 +1,4 @@
-"""Event files: read back by TensorBoard's own message types; the flag's refusals."""
+"""Tests of event files, read back with TensorBoard's message types."""
 
 import importlib.util
 import struct
@@ -19,7 +19,7 @@ from mnist_jax.training.run_dir import fit_into
 
 
 def read_scalars(folder: Path) -> dict[tuple[str, int], float]:
-    """Returns the values of the folder's only event file by tag and step.
+    """Returns the scalars of the only event file in a folder, by tag and step.
 
     A record is its length (8 bytes), a checksum (4), an event, a checksum (4):
     https://www.tensorflow.org/tutorials/load_data/tfrecord
@@ -35,7 +35,7 @@ def read_scalars(folder: Path) -> dict[tuple[str, int], float]:
     return scalars
 
 
-def test_scalars_are_those_of_each_run_and_only_of_the_last(digits: Dataset, tmp_path):
+def test_each_run_has_the_scalars_of_its_last_training(digits: Dataset, tmp_path):
     config = TrainConfig(model="mlp", hidden=(), epochs=2, batch_size=100)
     experiment = prepare(config, digits, 2, mesh=make_mesh(1))
     folders = {seed: tmp_path / f"seed{seed}" for seed in range(2)}
@@ -55,9 +55,9 @@ def test_scalars_are_those_of_each_run_and_only_of_the_last(digits: Dataset, tmp
     assert read_scalars(folders[0]).keys() == expected.keys()
 
 
-def test_validation_may_be_missing(tmp_path):
+def test_validation_scalars_are_optional(tmp_path):
     with epoch_scalars([tmp_path], 100) as write:
-        assert list(tmp_path.iterdir()) == []  # a run that fails first leaves nothing
+        assert list(tmp_path.iterdir()) == []  # no file before the first epoch
         write([EpochRecord(1, 0.5, 0.75, None, None, 0.5, 0.0)])
     assert read_scalars(tmp_path) == {
         ("loss/training", 1): 0.5,
@@ -66,7 +66,7 @@ def test_validation_may_be_missing(tmp_path):
     }
 
 
-def test_a_missing_package_is_named(monkeypatch):
+def test_missing_tensorboardx_is_an_error_with_instructions(monkeypatch):
     check_tensorboard()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install '\.\[tensorboard\]'"):

@@ -1,4 +1,4 @@
-"""What is printed while a run goes on: rows, a live line, plain lines, nothing."""
+"""Tests of the printed progress: rows, progress bar, plain lines, quiet."""
 
 import io
 import sys
@@ -17,7 +17,7 @@ RECORD = EpochRecord(1, 0.5, 0.75, 0.25, 0.875, 2.0, 0.5)
 
 
 def chunk(step: int) -> Progress:
-    """Returns how far an epoch of a hundred steps is after a step."""
+    """Returns the progress after `step` of the 100 steps of an epoch."""
     return Progress(1, step, 100, 0.5, 0.75, 1234.0, 56.0)
 
 
@@ -26,9 +26,7 @@ def experiment(digits: Dataset) -> Experiment:
     return prepare(TrainConfig(model="mlp", dataset="digits", hidden=(4,)), digits)
 
 
-def test_a_long_epoch_is_printed_in_few_plain_lines_where_there_is_no_terminal(
-    experiment, capsys
-):
+def test_without_a_terminal_a_long_epoch_prints_a_few_lines(experiment, capsys):
     callbacks = ProgressPrinter().training(experiment, {})
     for step in range(1, 101):
         callbacks.on_chunk(chunk(step))
@@ -36,14 +34,12 @@ def test_a_long_epoch_is_printed_in_few_plain_lines_where_there_is_no_terminal(
     text = capsys.readouterr().out
     lines = [line for line in text.splitlines() if line.startswith("epoch 1, ")]
     assert len(lines) == 3 and lines[0] == (
-        "epoch 1, 30 %: loss 0.5000, accuracy 0.7500, 1,234 images/s, 56 s left"
+        "epoch 1, 30%: loss 0.5000, accuracy 0.7500, 1,234 images/s, 56 s left"
     )
     assert text.splitlines()[-1].startswith(" 1/5   0.5000 0.7500    0.2500   0.8750")
 
 
-def test_a_terminal_gets_a_live_line_that_the_row_replaces(
-    experiment, capsys, monkeypatch
-):
+def test_on_a_terminal_the_row_replaces_a_progress_bar(experiment, capsys, monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -68,28 +64,28 @@ def test_quiet_prints_nothing(experiment, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_seeds_together_share_a_row_of_means_and_sums(experiment, capsys):
+def test_a_row_has_mean_metrics_and_total_seconds_over_seeds(experiment, capsys):
     other = EpochRecord(1, 1.5, 0.25, 0.75, 0.625, 2.0, 0.5)
     ProgressPrinter().training(experiment, {}).on_epoch([RECORD, other])
     row = capsys.readouterr().out.splitlines()[-1].split()
     assert row[:6] == ["1/5", "1.0000", "0.5000", "0.5000", "0.7500", "4.00"]
 
 
-def test_a_run_ends_between_chunks_but_never_before_the_checkpoint_of_an_epoch(
+def test_training_stops_between_chunks_but_not_before_the_checkpoint_of_an_epoch(
     experiment, capsys, monkeypatch
 ):
     monkeypatch.setattr(progress, "_CHUNKS_PER_LINE", 1)
-    printed, ends = [], []
+    printed, checks = [], []
 
     def check_stopped() -> None:
         printed.extend(capsys.readouterr().out.splitlines())
-        ends.append(len(printed))
+        checks.append(len(printed))
 
     callbacks = ProgressPrinter(check_stopped=check_stopped).training(experiment, {})
     capsys.readouterr()
     for step in (50, 99, 100):
         callbacks.on_chunk(chunk(step))
-    assert ends == [1, 2]
+    assert checks == [1, 2]
     callbacks.on_epoch([RECORD])
-    assert ends == [1, 2, 3]
-    assert printed[1].startswith("epoch 1, 99 %") and printed[2].startswith(" 1/5")
+    assert checks == [1, 2, 3]
+    assert printed[1].startswith("epoch 1, 99%") and printed[2].startswith(" 1/5")

@@ -1,4 +1,4 @@
-"""The report: what it shows, what it refuses, and how it behaves in a real browser."""
+"""Tests of the report: its content, its errors, and its behaviour in a browser."""
 
 import base64
 import dataclasses
@@ -35,13 +35,13 @@ from mnist_jax.reporting.report import DETAILS, PICTURES, RESULTS, write_report
 from mnist_jax.reporting.tables import budget_frame, history_frame
 from mnist_jax.training.run_dir import RECORD, TrainedRun
 
-DETAILS_1 = "details.jsonl"  # of version 1 of the records
+DETAILS_1 = "details.jsonl"  # in version 1 of the records
 PIXELS = base64.b64encode(bytes(range(196)) * 4).decode()
 WRONG = MistakeRecord(index=8, truth=5, predicted=6, probability=0.998, pixels=PIXELS)
 
 
 def details_of(record: RunRecord) -> DetailsRecord:
-    """Returns details such as a run of that record would have."""
+    """Returns plausible details for the run of a record."""
     confusion = (np.eye(10, dtype=int) * 980 + np.eye(10, k=3, dtype=int)).tolist()
     filters = np.linspace(-1, 1, 72).reshape(3, 3, 8).tolist()
     is_cnn = record.config.model == "cnn"
@@ -49,7 +49,7 @@ def details_of(record: RunRecord) -> DetailsRecord:
 
 
 def details_1_of(record: RunRecord) -> dict[str, Any]:
-    """Returns details as version 1 of the records wrote them, a line for each run."""
+    """Returns details in version 1 of the records, a line of `details.jsonl`."""
     names = ("config", "dataset", "dataset_note", "checksum", "impl", "devices")
     identity = {name: plain(getattr(record, name)) for name in names}
     details = plain(details_of(record))
@@ -62,7 +62,7 @@ def details_1_of(record: RunRecord) -> dict[str, Any]:
 
 
 def write_run(out: Path, record: RunRecord, details: DetailsRecord) -> None:
-    """Writes what the report reads of a run directory below a folder of results."""
+    """Writes the files of a run directory that the report reads, under `out`."""
     folder = out / "runs" / record.config.model / f"seed{record.config.seed}"
     make_folder(folder)
     write_json(folder / RECORD, record)
@@ -70,7 +70,7 @@ def write_run(out: Path, record: RunRecord, details: DetailsRecord) -> None:
 
 
 def write_lines(path: Path, values: list) -> None:
-    """Writes values as lines of JSON."""
+    """Writes values as JSON lines."""
     path.write_text("".join(json.dumps(plain(value)) + "\n" for value in values))
 
 
@@ -94,15 +94,15 @@ def test_the_page_is_one_file_with_every_picture(out: Path):
     page = (out / "report.html").read_text()
     assert len(page) < 3e6
     assert not re.search(r'(?:src|srcset|href)="(?!data:)', page)
-    # One picture of all networks, four of each, and the CNN's filters; light and dark.
+    # One picture of all networks, four per network, and the CNN's filters; two themes.
     names = sorted(path.name for path in (out / PICTURES).iterdir())
     assert page.count("data:image/svg+xml") == len(names) == 2 * (1 + 3 * 4 + 1)
     assert "1-1-cnn-filters.png" in names and "1-accuracy-by-time.svg" in names
-    assert "21 of 29,421 wrong" in page  # of three seeds
+    assert "21 of 29,421 wrong" in page  # three seeds
     assert "NOT MNIST" not in page and "sha256" in page
 
 
-def test_a_report_without_details_says_what_is_missing(tmp_path, records):
+def test_a_report_without_details_lists_the_missing_pictures(tmp_path, records):
     config = dataclasses.replace(records[0].config, freeze=("<img src=x>",))
     note = "<b>NOT MNIST</b>"
     stand_in = dict(dataset="digits", dataset_note=note, checksum="", config=config)
@@ -112,16 +112,14 @@ def test_a_report_without_details_says_what_is_missing(tmp_path, records):
     assert "&lt;b&gt;NOT MNIST" in page and "&lt;img src=x&gt;" in page
 
 
-def test_details_of_version_1_are_shown_too(tmp_path, records):
+def test_details_of_version_1_are_shown(tmp_path, records):
     write_lines(tmp_path / RESULTS, records[:1])
     write_lines(tmp_path / DETAILS_1, [details_1_of(records[0])])
     page = write_report(tmp_path).read_text()
     assert "7 of 9,807 wrong" in page and "recorded without them" not in page
 
 
-def test_sorting_works_by_click_and_tells_assistive_technology(
-    out: Path, browser: Browser
-):
+def test_a_click_on_a_header_sorts_and_sets_aria_sort(out: Path, browser: Browser):
     browser.open((out / "report.html").as_uri())
     state = (
         "return [[...document.querySelectorAll('tbody tr')].map(r => r.cells[0]"
@@ -160,24 +158,24 @@ def test_the_page_fits_a_phone_and_every_picture_loads(
 
 
 def damaged(record: RunRecord, **changes: object) -> dict[str, Any]:
-    """Returns a record's plain values with changes; `...` leaves a field out."""
+    """Returns a record's plain values with changes; `...` omits a field."""
     return {k: v for k, v in (plain(record) | changes).items() if v is not ...}
 
 
 DAMAGES = {
     "empty folder": (None, ""),
     "empty file": ([], ""),
-    "no object": ([[1]], "compare.jsonl line 1 is no JSON object"),
-    "field missing": ([dict(test_accuracy=...)], "line 1 lacks test_accuracy"),
-    "other type": ([dict(test_loss="low")], "line 1 has no usable test_loss"),
-    "epochs": ([dict(epochs=[{"epoch": 1}])], "line 1 lacks epochs[0].loss"),
+    "no object": ([[1]], "compare.jsonl line 1 is not a JSON object"),
+    "field missing": ([dict(test_accuracy=...)], "line 1 is missing test_accuracy"),
+    "other type": ([dict(test_loss="low")], "line 1 has an invalid test_loss"),
+    "epochs": ([dict(epochs=[{"epoch": 1}])], "line 1 is missing epochs[0].loss"),
     "no epoch": ([dict(epochs=[])], ""),
-    "machine": ([dict(environment={"device": 3})], "lacks environment.platform"),
+    "machine": ([dict(environment={"device": 3})], "is missing environment.platform"),
 }
 
 
 @pytest.mark.parametrize("case", DAMAGES)
-def test_without_a_usable_run_one_sentence_says_so(case, records, tmp_path, caplog):
+def test_no_usable_run_is_an_input_error(case, records, tmp_path, caplog):
     lines, warning = DAMAGES[case]
     if lines is not None:
         values = [damaged(records[0], **r) if isinstance(r, dict) else r for r in lines]
@@ -188,7 +186,7 @@ def test_without_a_usable_run_one_sentence_says_so(case, records, tmp_path, capl
     assert not (tmp_path / "report.html").exists()
 
 
-def test_a_damaged_line_is_named_and_left_out(records, tmp_path, caplog):
+def test_a_damaged_line_is_reported_and_skipped(records, tmp_path, caplog):
     whole, torn = (json.dumps(plain(record)) for record in records[:2])
     (tmp_path / RESULTS).write_text(f"{torn[:500]}\n{whole}\n")
     details = details_1_of(records[0])
@@ -196,8 +194,8 @@ def test_a_damaged_line_is_named_and_left_out(records, tmp_path, caplog):
     write_lines(tmp_path / DETAILS_1, [details])
     assert "(n=1)" in write_report(tmp_path).read_text()
     assert "compare.jsonl line 1 is damaged" in caplog.text
-    named = r"details.jsonl line 1 is damaged and is left out \(.*filters"
-    assert re.search(named, caplog.text)
+    message = r"details.jsonl line 1 is damaged and is left out \(.*filters"
+    assert re.search(message, caplog.text)
 
 
 @pytest.mark.parametrize(
@@ -207,14 +205,14 @@ def test_a_damaged_line_is_named_and_left_out(records, tmp_path, caplog):
         dict(worst=[dataclasses.replace(WRONG, pixels="AAAA")]),
     ],
 )
-def test_details_that_are_no_matrix_or_image_are_refused(change, records, tmp_path):
+def test_invalid_matrices_and_images_are_input_errors(change, records, tmp_path):
     details = dataclasses.replace(details_of(records[0]), **change)
     write_run(tmp_path, records[0], details)
     with pytest.raises(InputError, match="details of mlp are damaged"):
         write_report(tmp_path)
 
 
-def test_details_count_every_test_image_and_show_the_surest_mistakes(digits: Dataset):
+def test_details_count_all_test_images_and_rank_mistakes(digits: Dataset):
     record = make_record("cnn", conv=("4:pool2",), hidden=())
     config, preprocess = record.config, Preprocess(record.config.pixels)
     model = create_model(config)
@@ -226,8 +224,8 @@ def test_details_count_every_test_image_and_show_the_surest_mistakes(digits: Dat
     logits = model.apply({"params": params}, preprocess(digits.test.images))
     right = np.argmax(logits, axis=1) == digits.test.labels
     assert np.trace(counts) == right.sum()
-    sureness = [wrong.probability for wrong in details.worst]
-    assert sureness == sorted(sureness, reverse=True)
+    confidences = [wrong.probability for wrong in details.worst]
+    assert confidences == sorted(confidences, reverse=True)
     for wrong in details.worst:
         assert wrong.truth == digits.test.labels[wrong.index] != wrong.predicted
         image = mistake_image(wrong.pixels)
@@ -237,7 +235,7 @@ def test_details_count_every_test_image_and_show_the_surest_mistakes(digits: Dat
     json.dumps(dataclasses.asdict(details))
 
 
-def test_curves_show_means_and_budgets_show_every_seed(records):
+def test_curves_plot_means_and_budgets_plot_every_seed(records):
     mlp = [record for record in records if record.config.model == "mlp"]
     frames = [history_frame(record) for record in mlp]
     line = history_figure(pd.concat(frames)).axes[0].lines[0]

@@ -1,4 +1,4 @@
-"""Layer and data tables, pictures, frozen and named layers, warm starts."""
+"""Tests of layer and data tables, plots, frozen and named layers, warm starts."""
 
 import dataclasses
 
@@ -37,7 +37,7 @@ def trained(digits: Dataset):
     return experiment, record, params
 
 
-def test_layer_table_tells_shapes_settings_and_frozen_layers():
+def test_layer_table_lists_shapes_settings_and_frozen_layers():
     config = TrainConfig(
         model="cnn",
         conv=("4:same:s2:tanh:pool2", "8:k5"),
@@ -62,7 +62,7 @@ def test_layer_table_adds_up_to_the_network(model):
     assert f"{training_flops(config):,} floating" in format_totals(config, layers)
 
 
-def test_layers_take_their_own_names():
+def test_layers_take_custom_names():
     names = ("LSTMLayer_0:rows", "Dense_0:digits")
     config = TrainConfig(model="lstm", layer_names=names)
     params = jax.eval_shape(
@@ -80,17 +80,17 @@ def test_layers_take_their_own_names():
             "no layer Dense_9; its layers are Dense_0, Dense_1",
         ),
         (dict(layer_names=("Conv_0:a",)), "no layer Conv_0; its layers are Dense_0"),
-        (dict(layer_names=("Dense_0:Dense_1",)), "two layers one name"),
+        (dict(layer_names=("Dense_0:Dense_1",)), "two layers the same name"),
         (dict(layer_names=("Dense_0:a",), freeze=("Dense_0",)), "no layer Dense_0"),
     ],
 )
-def test_wrong_layer_names_are_answered_with_the_right_ones(changes, message):
+def test_errors_for_unknown_layers_list_the_valid_names(changes, message):
     with pytest.raises(InputError, match=message):
         create_model(TrainConfig(model="mlp", **changes))
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_frozen_layers_stay_bit_identical_and_others_move(digits, optimizer):
+def test_frozen_layers_stay_bit_identical_and_others_change(digits, optimizer):
     config = dataclasses.replace(SMALL, freeze=("Dense_0",), optimizer=optimizer)
     experiment = prepare(config, digits, mesh=make_mesh(2))
     states, _ = experiment.programs.init_run([3])
@@ -102,31 +102,31 @@ def test_frozen_layers_stay_bit_identical_and_others_move(digits, optimizer):
             assert (a.tobytes() == b.tobytes()) == same, (name, leaf)
 
 
-def test_warm_start_begins_where_the_other_run_ended(trained):
+def test_warm_start_continues_from_the_given_parameters(trained):
     experiment, record, params = trained
     [(again, _)] = fit(experiment, [1], start_params=[params])
     assert again.warm_start and not record.warm_start
     assert again.epochs[0].loss < record.epochs[1].loss
 
 
-def test_history_is_a_frame_and_a_picture(trained, tmp_path):
+def test_history_is_tabulated_and_plotted(trained, tmp_path):
     _, record, _ = trained
     history = history_frame(record)
     assert history["epoch"].tolist() == [1, 2]
     assert {"loss", "accuracy", "val_loss", "val_accuracy"} <= set(history)
-    for ending in (".png", ".svg"):
-        save_figure(history_figure(history, "title"), tmp_path / f"history{ending}")
-        assert (tmp_path / f"history{ending}").stat().st_size > 5_000
+    for suffix in (".png", ".svg"):
+        save_figure(history_figure(history, "title"), tmp_path / f"history{suffix}")
+        assert (tmp_path / f"history{suffix}").stat().st_size > 5_000
 
 
-def test_history_without_validation_is_drawn():
+def test_history_without_validation_is_plotted():
     epoch = EpochRecord(1, 1.0, 0.5, None, None, 1.0, 0.0)
     record = dataclasses.replace(make_record(), epochs=[epoch])
     figure = history_figure(history_frame(record))
     assert [len(axes.lines) for axes in figure.axes] == [1, 1]
 
 
-def test_digits_and_predictions_are_drawn(digits: Dataset, tmp_path):
+def test_digits_and_predictions_are_plotted(digits: Dataset, tmp_path):
     images, labels = digits.test.images[:12], digits.test.labels[:12]
     assert len(digits_figure(images, labels).axes) == 20  # two rows of ten
     frame = prediction_frame(np.full((2, 10), 0.1), labels[:2])
@@ -134,7 +134,7 @@ def test_digits_and_predictions_are_drawn(digits: Dataset, tmp_path):
     assert (tmp_path / "p.png").stat().st_size > 2_000
 
 
-def test_pictures_that_cannot_be_written_are_refused(tmp_path):
+def test_invalid_figure_paths_are_input_errors(tmp_path):
     figure = digits_figure(np.zeros((1, 28, 28)), ["0"])
     with pytest.raises(InputError, match="must end in one of .png"):
         save_figure(figure, tmp_path / "picture.bmp")
@@ -142,8 +142,8 @@ def test_pictures_that_cannot_be_written_are_refused(tmp_path):
         save_figure(figure, tmp_path / "missing" / "picture.png")
 
 
-def test_data_table_tells_shapes_and_ranges(digits: Dataset):
+def test_data_table_lists_shapes_and_ranges(digits: Dataset):
     frame = data_frame(digits).set_index("array")
     assert frame.loc["train images", "shape"] == (1437, 28, 28)
-    assert frame.loc["test labels", ["least", "greatest"]].tolist() == [0, 9]
+    assert frame.loc["test labels", ["min", "max"]].tolist() == [0, 9]
     assert set(frame["dtype"]) == {"uint8", "int32"}

@@ -1,4 +1,4 @@
-"""The tables made of records."""
+"""Tests of the tables of run records."""
 
 import dataclasses
 
@@ -7,6 +7,7 @@ from helpers.records import make_record
 
 from mnist_jax.reporting.tables import (
     comparison_frame,
+    format_comparison,
     format_markdown,
     group_by_table,
     markdown_table,
@@ -22,21 +23,23 @@ def test_table_has_means_over_seeds_best_first():
     ]
     frame = comparison_frame(records)
     assert frame["model"].tolist() == ["cnn", "mlp"]
-    assert frame["test accuracy"].tolist() == ["0.9900 (n=1)", "0.9700 ± 0.0141 (n=2)"]
-    assert frame["steady s/epoch"].tolist() == ["1.00", "1.50"]
+    assert frame["test_accuracy"].tolist() == [0.99, 0.97]
+    table = format_comparison(frame)
+    assert table["test accuracy"].tolist() == ["0.9900 (n=1)", "0.9700 ± 0.0141 (n=2)"]
+    assert table["steady s/epoch"].tolist() == ["1.00", "1.50"]
 
 
-def test_a_repeated_seed_counts_once_and_the_later_wins():
+def test_of_a_repeated_seed_only_the_later_run_counts():
     frame = comparison_frame([make_record(accuracy=0.5), make_record(accuracy=0.9)])
-    assert frame["test accuracy"].tolist() == ["0.9000 (n=1)"]
+    assert frame["test_accuracy"].tolist() == [0.9] and frame["seeds"].tolist() == [1]
 
 
-def test_other_settings_are_other_rows():
+def test_different_settings_are_different_rows():
     frame = comparison_frame([make_record(), make_record(batch_size=32)])
     assert sorted(frame["settings"]) == ["", "batch_size=32"]
 
 
-def test_other_machines_and_data_are_other_tables():
+def test_different_machines_and_datasets_are_different_tables():
     small = dataclasses.replace(
         make_record(), checksum="def", dataset="digits", dataset_note="small stand-in"
     )
@@ -47,22 +50,23 @@ def test_other_machines_and_data_are_other_tables():
     assert "DIGITS, NOT MNIST" in text and "**small stand-in**" in text
 
 
-def test_one_epoch_has_no_steady_time():
+def test_a_run_of_one_epoch_has_no_steady_time():
     frame = comparison_frame([make_record(epochs=1)])
-    assert frame["steady s/epoch"].tolist() == ["-"]
+    assert frame["steady_epoch_seconds"].isna().all()
+    assert format_comparison(frame)["steady s/epoch"].tolist() == ["-"]
 
 
-def test_markdown_is_aligned():
+def test_markdown_columns_are_aligned():
     text = markdown_table(pd.DataFrame({"a": ["long cell", "b"], "number": [1, 20]}))
     assert len({len(line) for line in text.splitlines()}) == 1
     assert text.splitlines()[0] == "| a         | number |"
 
 
-def test_rows_that_differ_in_devices_alone_have_names_of_their_own():
+def test_rows_that_differ_only_in_devices_have_unique_names():
     one = dataclasses.replace(make_record(), devices=1)
     names = row_names([[make_record()], [one], [make_record("cnn")]])
     assert names == [
-        "mlp (fast layers, 2 devices)",
-        "mlp (fast layers, 1 devices)",
+        "mlp (impl=fast, devices=2)",
+        "mlp (impl=fast, devices=1)",
         "cnn",
     ]

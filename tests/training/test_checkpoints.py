@@ -1,4 +1,4 @@
-"""Runs that stop and resume: checkpoints and what damages them."""
+"""Checkpoints: stopping, resuming, and damaged files."""
 
 import dataclasses
 import hashlib
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.slow
 
 
 def resume(experiment: Experiment, folders: dict[int, Path]) -> list[RunRecord]:
-    """Resumes runs and trains to their end."""
+    """Resumes runs and trains them to the end."""
     finished, checkpoint = resumable(folders, experiment.config)
     assert not finished and checkpoint is not None
     return fit_into(experiment, folders, checkpoint_every=1, resume=checkpoint)
@@ -60,14 +60,16 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / FOLDER).glob("epoch*"))
 
 
-def test_only_the_newest_checkpoints_stay_and_a_new_run_removes_them(digits, tmp_path):
+def test_only_the_newest_checkpoints_are_kept_and_a_new_run_removes_them(
+    digits, tmp_path
+):
     experiment = stopped_run(digits, tmp_path, keep=2)
     assert names(tmp_path) == ["epoch00002.msgpack", "epoch00003.msgpack"]
     fit_into(experiment, {0: tmp_path})
     assert names(tmp_path) == []
 
 
-def test_the_last_epoch_has_a_checkpoint_so_that_a_run_can_be_prolonged(
+def test_the_last_epoch_has_a_checkpoint_so_that_a_run_can_be_extended(
     digits, tmp_path
 ):
     fit_into(prepare_once(CONFIGS["mlp"], digits), {0: tmp_path}, checkpoint_every=2)
@@ -77,10 +79,10 @@ def test_the_last_epoch_has_a_checkpoint_so_that_a_run_can_be_prolonged(
 def test_epochs_after_the_checkpoint_are_run_again(digits, tmp_path):
     experiment = stopped_run(digits, tmp_path)
     (tmp_path / FOLDER / "epoch00003.msgpack").unlink()
-    told = []
+    reported = []
     _, checkpoint = resumable({0: tmp_path}, experiment.config)
-    fit_into(experiment, {0: tmp_path}, on_epoch(told.extend), resume=checkpoint)
-    assert [record.epoch for record in told] == [3, 4]
+    fit_into(experiment, {0: tmp_path}, on_epoch(reported.extend), resume=checkpoint)
+    assert [record.epoch for record in reported] == [3, 4]
     lines = (tmp_path / METRICS).read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3, 4]
 
@@ -94,17 +96,17 @@ def test_the_total_of_a_resumed_run_is_the_sum_over_its_stops(
         record.train_seconds + record.eval_seconds for record in checkpoint.histories[0]
     ]
     assert len(before) == 3 and min(before) > 0
-    # Each time that the clock is asked, another hour has passed.
+    # Each call to the clock is an hour after the previous one.
     hours = itertools.count()
     clock = SimpleNamespace(perf_counter=lambda: 3600.0 * next(hours))
     monkeypatch.setattr(fit, "time", clock)
     [record] = fit_into(experiment, {0: tmp_path}, resume=checkpoint)
-    # Its first answer was 0.
+    # The first call returned 0.
     rest = 3600 * (next(hours) - 1) + experiment.compile_seconds
     assert record.total_seconds == pytest.approx(sum(before) + rest, abs=1e-6)
 
 
-def test_a_prolonged_run_that_stops_is_not_taken_for_finished(digits, tmp_path):
+def test_an_extended_run_that_stops_is_not_finished(digits, tmp_path):
     fit_into(prepare_once(CONFIGS["mlp"], digits), {0: tmp_path})
     assert resumable({0: tmp_path}, CONFIGS["mlp"]) == (True, None)
     shutil.rmtree(tmp_path / FOLDER, ignore_errors=True)
@@ -129,7 +131,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     assert str(newest) in caplog.text and "damaged" in caplog.text
     for path in {*(tmp_path / FOLDER).glob("epoch*")} - {newest}:
         path.write_bytes(DAMAGES[damage](path.read_bytes()))
-    with pytest.raises(InputError, match="no checkpoint in .* is sound"):
+    with pytest.raises(InputError, match="no checkpoint in .* is valid"):
         resumable({0: tmp_path}, experiment.config)
 
 
@@ -139,7 +141,7 @@ def test_a_checkpoint_that_cannot_be_read_is_named_and_the_one_before_used(
     experiment = stopped_run(digits, tmp_path)
     newest = tmp_path / FOLDER / "epoch00003.msgpack"
     newest.unlink()
-    newest.mkdir()  # whose content even root cannot read
+    newest.mkdir()  # a directory, which even root cannot read
     assert resumable({0: tmp_path}, experiment.config)[1].epoch == 2
     assert f"{newest} is not used" in caplog.text
 
@@ -156,7 +158,7 @@ def test_a_checkpoint_of_another_network_or_seed_is_not_used(digits, tmp_path, c
     (other / FOLDER / newest).unlink()
     with pytest.raises(InputError, match="no checkpoint"):
         resumable({1: other}, experiment.config)
-    assert "it is of seed 0, not 1" in caplog.text
+    assert "it is from seed 0, not 1" in caplog.text
 
 
 def test_checkpoints_of_other_data_are_not_used(digits, tmp_path, caplog):
@@ -165,7 +167,7 @@ def test_checkpoints_of_other_data_are_not_used(digits, tmp_path, caplog):
     assert not finished and checkpoint is not None
     with pytest.raises(InputError, match="--overwrite"):
         resumable({0: tmp_path}, config, "0" * 64)
-    assert f"it is of other data, sha256 {digits.checksum}" in caplog.text
+    assert f"it is from other data (sha256 {digits.checksum})" in caplog.text
 
 
 def test_a_checkpoint_of_another_epoch_is_not_used(digits, tmp_path, caplog):
@@ -173,34 +175,32 @@ def test_a_checkpoint_of_another_epoch_is_not_used(digits, tmp_path, caplog):
     folder = tmp_path / FOLDER
     shutil.copy(folder / "epoch00001.msgpack", folder / "epoch00003.msgpack")
     assert resumable({0: tmp_path}, experiment.config)[1].epoch == 2
-    assert "epoch00003.msgpack is not used: it is of epoch 1, not 3" in caplog.text
+    assert "epoch00003.msgpack is not used: it is from epoch 1, not 3" in caplog.text
 
 
-# What a file may hold whose sha256 is right.
+# Unusable contents with a valid sha256.
 FORGED = {
-    "no msgpack": b"\xc1",
-    "no map": msgpack.packb(["seed"]),
+    "not msgpack": b"\xc1",
+    "not a map": msgpack.packb(["seed"]),
     "no states": msgpack.packb({"seed": "0", "history": "[{}]"}),
-    "states of another form": msgpack.packb(
-        {"seed": "0", "history": "[]", "states": 5}
-    ),
-    "another history": msgpack.packb(
+    "invalid states": msgpack.packb({"seed": "0", "history": "[]", "states": 5}),
+    "invalid history": msgpack.packb(
         {"seed": "0", "history": '[{"epok": 1}]', "states": {}}
     ),
 }
 
 
 @pytest.mark.parametrize("forged", FORGED)
-def test_a_checkpoint_of_another_version_is_not_used(forged, tmp_path, caplog):
+def test_a_checkpoint_of_another_format_is_not_used(forged, tmp_path, caplog):
     path = tmp_path / FOLDER / "epoch00001.msgpack"
     path.parent.mkdir()
     path.write_bytes(FORGED[forged] + hashlib.sha256(FORGED[forged]).digest())
-    with pytest.raises(InputError, match="no checkpoint in .* is sound"):
+    with pytest.raises(InputError, match="no checkpoint in .* is valid"):
         load_checkpoint({0: tmp_path}, CONFIGS["mlp"])
-    assert f"{path} is not used: it is of another version" in caplog.text
+    assert f"{path} is not used: it has another format" in caplog.text
 
 
-def test_another_config_is_refused_by_its_fields_but_for_more_epochs(digits, tmp_path):
+def test_another_config_is_refused_except_for_more_epochs(digits, tmp_path):
     config = stopped_run(digits, tmp_path).config
     other = dataclasses.replace(config, learning_rate=0.5, batch_size=7)
     with pytest.raises(InputError) as error:
@@ -225,15 +225,15 @@ def test_seeds_together_resume_from_the_last_epoch_that_all_have(
         fit_into(experiment, halves, stop_after(2), checkpoint_every=1)
     (halves[8] / FOLDER / "epoch00002.msgpack").unlink()
     got = resume(experiment, halves)
-    assert "not used" not in caplog.text  # what is not there is not damaged
+    assert "not used" not in caplog.text  # a missing file is not damaged
     for seed, record, other in zip((3, 8), got, want, strict=True):
         assert outcome(record, halves[seed]) == outcome(other, whole[seed])
 
 
 def random_damage(content: bytes, rng: random.Random) -> bytes:
     """Flips a bit, cuts off the end, or removes, inserts or zeroes some bytes."""
-    place = rng.randrange(len(content))
-    before, after = content[:place], content[place:]
+    position = rng.randrange(len(content))
+    before, after = content[:position], content[position:]
     damaged = rng.choice(
         [
             before + bytes([after[0] ^ 1 << rng.randrange(8)]) + after[1:],
@@ -247,7 +247,7 @@ def random_damage(content: bytes, rng: random.Random) -> bytes:
 
 
 @pytest.mark.faults
-def test_every_damaged_file_of_hundreds_is_refused(
+def test_hundreds_of_damaged_files_are_refused(
     digits, tmp_path, caplog, record_property
 ):
     stopped, finished = tmp_path / "stopped", tmp_path / "finished"
@@ -256,25 +256,25 @@ def test_every_damaged_file_of_hundreds_is_refused(
     model, entry = create_model(config), tmp_path / "entry.npy"
     cache.write_entry(entry, digits.test.images[:50])
 
-    def refused_checkpoint() -> bool:
+    def refuses_checkpoint() -> bool:
         return load_checkpoint({0: stopped}, config).epoch == 2
 
-    def refused_parameters() -> bool:
+    def refuses_parameters() -> bool:
         with pytest.raises(InputError, match="params.msgpack is damaged"):
             load_run_params(finished, model)
         return True
 
     rng, tried = random.Random(0), 0
-    for path, refused in (
-        (stopped / FOLDER / "epoch00003.msgpack", refused_checkpoint),
-        (finished / "params.msgpack", refused_parameters),
+    for path, refuses in (
+        (stopped / FOLDER / "epoch00003.msgpack", refuses_checkpoint),
+        (finished / "params.msgpack", refuses_parameters),
         (entry, lambda: cache.read_entry(entry, (28, 28)) is None),
     ):
         content = path.read_bytes()
         for _ in range(200):
             caplog.clear()
             path.write_bytes(random_damage(content, rng))
-            assert refused()
+            assert refuses()
             assert path == finished / "params.msgpack" or str(path) in caplog.text
             tried += 1
         path.write_bytes(content)

@@ -36,7 +36,7 @@ from mnist_jax.training.steps import batch_metrics
 
 pytestmark = pytest.mark.slow
 
-STAGES = (ConvStage(8, pool=2), ConvStage(32))  # direct, then Winograd's
+STAGES = (ConvStage(8, pool=2), ConvStage(32))  # direct, then Winograd
 MODELS = {
     "mlp": MLP(hidden=(16,)),
     "lstm": LSTM((8,), "tanh", (), impl="fast"),
@@ -59,7 +59,7 @@ def test_sharded_epoch_equals_a_loop_of_steps(devices, batch_size):
     check_epoch_equals_steps(MLP(hidden=(16,), dropout=(0.5,)), devices, batch_size)
 
 
-# Shares of 24 and 11 images in microbatches of at most 5: five of 5 and three of 4,
+# Shares of 24 and 11 images in microbatches of at most 5: five of 5, and three of 4,
 # padded.
 @pytest.mark.parametrize("name", ["lstm", "cnn"])
 @pytest.mark.parametrize("devices, batch_size", [(1, 24), (2, 22)])
@@ -71,7 +71,7 @@ def test_epoch_in_microbatches_equals_a_loop_of_whole_steps(
     check_epoch_equals_steps(model, devices, batch_size)
 
 
-def test_large_shares_of_a_batch_are_taken_in_microbatches():
+def test_large_shares_of_a_batch_are_split_into_microbatches():
     cnn = MODELS["cnn"]
     assert [epochs.count_microbatches(cnn, size) for size in (1, 64, 65, 129)] == [
         1,
@@ -84,7 +84,7 @@ def test_large_shares_of_a_batch_are_taken_in_microbatches():
 
 
 def make_inputs(model, tx, split, mesh, seed=0, epoch=0, batch_size=16):
-    """Returns the arguments of a train epoch of one seed."""
+    """Returns the arguments of a training epoch of one seed."""
     states = make_programs(model, tx, preprocess, mesh).init(seed_keys([seed]))
     indices = epoch_indices(seed, epoch, len(split.labels), batch_size)
     return (
@@ -97,7 +97,7 @@ def make_inputs(model, tx, split, mesh, seed=0, epoch=0, batch_size=16):
 
 
 class CountTraces(MLP):
-    """An MLP that remembers how often it was traced."""
+    """An MLP that records its traces."""
 
     traces = []
 
@@ -134,7 +134,7 @@ def test_epoch_donates_its_state_and_transfers_nothing(devices):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_an_epoch_in_chunks_is_bit_for_bit_the_whole(name):
+def test_an_epoch_in_chunks_is_bit_for_bit_the_whole_epoch(name):
     model, tx, mesh = MODELS[name], optax.adam(1e-3), make_mesh(2)
     train_epoch = make_programs(model, tx, preprocess, mesh).train
     arguments = make_inputs(model, tx, make_split(80), mesh)  # 5 steps
@@ -170,7 +170,7 @@ def test_evaluation_counts_every_image_once(digits: Dataset, devices, size):
 
 
 @pytest.mark.parametrize("size, batch_size", [(10, 3), (64, 64), (60_000, 128)])
-def test_eval_and_train_indices_hold_each_image_once(size, batch_size):
+def test_eval_and_train_indices_contain_each_image_once(size, batch_size):
     mesh = make_mesh(4)
     train = shard_indices(epoch_indices(0, 0, size, batch_size)[None], mesh)
     for sharded in (train, eval_indices(range(size), mesh)):
@@ -187,7 +187,7 @@ def compiled_epoch(model, images=64):
     return lowered.compile(users_options()).as_text()
 
 
-# What XLA:CPU runs as naive loops; it turns select-and-scatter into scatter.
+# XLA:CPU runs these as naive loops; it turns select-and-scatter into scatter.
 SLOW = {"convolution", "select-and-scatter", "scatter", "reduce-window"}
 
 
@@ -196,12 +196,12 @@ def test_compiled_fast_cnn_epoch_has_no_slow_operation(impl, slow):
     stages = ConvStage(32, pool=2), ConvStage(64, pool=2), ConvStage(64)  # the default
     text = compiled_epoch(CNN(stages, (64,), impl=impl))
     operations = set(re.findall(r" ([a-z][a-z-]+)\(", text))
-    assert "while" in operations  # the scan itself
+    assert "while" in operations  # the loop over steps
     assert bool(operations & SLOW) == slow
 
 
-@pytest.mark.parametrize("images", [16, 64])  # of one step and of four
-def test_no_sum_is_repeated_for_every_gradient(images):
+@pytest.mark.parametrize("images", [16, 64])  # one step and four
+def test_no_sum_is_recomputed_for_every_gradient(images):
     text = compiled_epoch(MODELS["lstm"], images)
     fusions = re.findall(r"^%fused_.*?^}", text, re.MULTILINE | re.DOTALL)
     assert any(" reduce(" in fusion for fusion in fusions)
@@ -212,13 +212,13 @@ def test_no_sum_is_repeated_for_every_gradient(images):
 @pytest.mark.parametrize(
     "model, changes, devices",
     [
-        ("mlp", {}, 1),  # few operations for each parameter: sharing costs more
+        ("mlp", {}, 1),  # few operations per parameter: sharding costs more
         ("cnn", {}, 8),
         ("cnn", dict(batch_size=4), 2),
         ("mlp", dict(cpu_devices=3), 3),
     ],
 )
-def test_a_batch_is_shared_by_as_many_devices_as_pay(model, changes, devices):
+def test_a_batch_uses_as_many_devices_as_speed_it_up(model, changes, devices):
     mesh = choose_mesh(TrainConfig(model=model, **changes))
     assert dict(mesh.shape) == {"seeds": 1, "batch": devices}
 
@@ -226,12 +226,12 @@ def test_a_batch_is_shared_by_as_many_devices_as_pay(model, changes, devices):
 @pytest.mark.parametrize(
     "model, seeds, shape", [("cnn", 2, (2, 4)), ("mlp", 10, (2, 1)), ("mlp", 3, (1, 1))]
 )
-def test_seeds_are_spread_evenly_before_batches(model, seeds, shape):
+def test_seeds_are_sharded_evenly_before_batches(model, seeds, shape):
     assert choose_mesh(TrainConfig(model=model), seeds).devices.shape == shape
 
 
 @pytest.mark.parametrize("devices", range(1, 9))
-def test_no_device_that_was_asked_for_is_left_out(devices):
+def test_all_requested_devices_are_used(devices):
     config = TrainConfig(model="cnn", cpu_devices=devices)
     for seeds in range(1, 9):
         mesh = choose_mesh(config, seeds)

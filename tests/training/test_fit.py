@@ -1,4 +1,4 @@
-"""The epoch loop: seeds trained together, devices, what ends a run early."""
+"""The training loop: seeds trained together, devices, and diverging runs."""
 
 import dataclasses
 import functools
@@ -32,7 +32,7 @@ from mnist_jax.training.steps import cross_entropy
 pytestmark = pytest.mark.slow
 
 
-def test_a_run_that_diverges_ends_with_what_to_change(digits: Dataset):
+def test_a_diverging_run_ends_with_what_to_change(digits: Dataset):
     config = TrainConfig(
         model="mlp",
         hidden=(8,),
@@ -40,18 +40,18 @@ def test_a_run_that_diverges_ends_with_what_to_change(digits: Dataset):
         schedule="constant",
         batch_size=256,
     )
-    told: list[Sequence[EpochRecord]] = []
+    reported: list[Sequence[EpochRecord]] = []
     chunks: list[Progress] = []
     with pytest.raises(InputError) as error:
-        fit(prepare(config, digits), [0], Callbacks(told.append, chunks.append))
+        fit(prepare(config, digits), [0], Callbacks(reported.append, chunks.append))
     message = str(error.value)
     assert (
         "mlp, seed 0: the loss is " in message
         and " of 6 of epoch 1; no epoch" in message
     )
     assert "--learning_rate below 1e+30 or --clip_norm=1" in message
-    assert told == []
-    # It ended with the chunk of the bad loss, not with the epoch.
+    assert reported == []
+    # The run ended after the chunk with the bad loss, not after the epoch.
     assert all(np.isfinite(c.loss) and c.step < c.steps for c in chunks)
 
 
@@ -69,13 +69,13 @@ def test_the_first_bad_step_and_the_last_good_epoch_are_named(bad):
     )
 
 
-def test_a_bad_evaluation_is_named_as_such():
-    with pytest.raises(InputError, match="nan at the evaluation of epoch 1; no epoch"):
+def test_a_bad_evaluation_loss_is_named():
+    with pytest.raises(InputError, match="nan in the evaluation of epoch 1; no epoch"):
         check_finite(float("nan"), TrainConfig(model="cnn"), 7, [])
 
 
 @pytest.mark.parametrize("good, message", [(0, "no epoch"), (1, "epoch 1 ended")])
-def test_an_evaluation_that_is_no_number_ends_the_run(
+def test_a_nan_evaluation_loss_ends_the_run(
     good, message, digits: Dataset, monkeypatch
 ):
     evaluate, calls = fit_module._evaluate, itertools.count()
@@ -88,11 +88,11 @@ def test_an_evaluation_that_is_no_number_ends_the_run(
 
     monkeypatch.setattr(fit_module, "_evaluate", spoil)
     config = dataclasses.replace(SMALL["mlp"], epochs=1)
-    with pytest.raises(InputError, match=f"at the evaluation of epoch 1; {message}"):
+    with pytest.raises(InputError, match=f"in the evaluation of epoch 1; {message}"):
         fit(prepare(config, digits), [0])
 
 
-# A rate at which Adam does not yet turn rounding into other steps.
+# At this learning rate, Adam does not yet amplify rounding into different steps.
 SMALL = {
     name: TrainConfig(
         model=model, learning_rate=5e-4, hidden=(16,), batch_size=100, **more
@@ -109,7 +109,7 @@ SMALL = {
 
 @functools.cache
 def programs_of(name: str, shape: tuple[int, int]) -> tuple[Split, Programs]:
-    """Returns the digits to train on and the programs of a config on a mesh."""
+    """Returns the training digits and the programs of a config on a mesh."""
     config = SMALL[name]
     split = split_dataset(load_dataset("digits"), config).train
     tx = create_optimizer(config, 100)
@@ -142,43 +142,43 @@ def step_losses(
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_seeds_together_take_the_steps_of_each_seed_alone(name):
+def test_seeds_trained_together_match_each_seed_alone(name):
     together = step_losses(name, (3, 5), (1, 2))
     for seed, losses in zip([3, 5], together, strict=True):
         alone = step_losses(name, (seed,), (1, 1))[0]
         np.testing.assert_allclose(losses, alone, rtol=1e-4, atol=1e-4)
-    assert np.abs(together[0] - together[1]).max() > 0.01  # other seeds, other runs
+    assert np.abs(together[0] - together[1]).max() > 0.01  # different seeds differ
 
 
 # 8 devices do not divide a batch of 100.
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("devices", [2, 4, 8])
-def test_any_number_of_devices_takes_the_same_steps(name, devices):
+def test_any_number_of_devices_gives_the_same_losses(name, devices):
     want = step_losses(name, (3,), (1, 1))
     got = step_losses(name, (3,), (devices, 1))
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
-def test_seeds_and_batches_can_be_spread_at_once():
+def test_seeds_and_batches_can_both_be_sharded():
     want = [step_losses("mlp", (seed,), (1, 1))[0] for seed in (3, 5, 3, 5)]
     got = step_losses("mlp", (3, 5, 3, 5), (4, 2))
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
-def test_seeds_have_the_keys_that_jax_gives_them():
+def test_seed_keys_equal_jax_random_key():
     seeds = [0, 1, 2**31, 2**32 - 1]
     expected = [jax.random.key_data(jax.random.key(seed)) for seed in seeds]
     np.testing.assert_array_equal(jax.random.key_data(seed_keys(seeds)), expected)
     assert seed_keys(seeds).dtype == jax.random.key(0).dtype
 
 
-def test_records_of_seeds_together_are_each_their_own(digits: Dataset):
+def test_seeds_trained_together_have_separate_records(digits: Dataset):
     config = dataclasses.replace(SMALL["mlp"], epochs=2)
-    told: list[Sequence[EpochRecord]] = []
-    together = fit(prepare(config, digits, 2), [4, 9], on_epoch(told.append))
+    reported: list[Sequence[EpochRecord]] = []
+    together = fit(prepare(config, digits, 2), [4, 9], on_epoch(reported.append))
     assert [record.config.seed for record, _ in together] == [4, 9]
     assert [record.seeds_together for record, _ in together] == [2, 2]
-    assert [len(epochs) for epochs in told] == [2, 2]
+    assert [len(epochs) for epochs in reported] == [2, 2]
     for record, params in together:
         [(alone, params_alone)] = fit(prepare(config, digits), [record.config.seed])
         assert record.test_accuracy == pytest.approx(alone.test_accuracy, abs=0.01)
@@ -186,7 +186,7 @@ def test_records_of_seeds_together_are_each_their_own(digits: Dataset):
         assert record.params_sha256 == params_sha256(params)
 
 
-def test_a_validation_set_is_evaluated_apart_from_the_test_set(digits: Dataset):
+def test_validation_and_test_sets_are_evaluated_separately(digits: Dataset):
     for validation in ("fraction", "test"):
         config = dataclasses.replace(SMALL["mlp"], validation=validation, epochs=1)
         [(record, params)] = fit(prepare(config, digits), [0])

@@ -1,4 +1,4 @@
-"""Parameters on disk: damage and those of other networks are named."""
+"""Parameter files: damaged files and other networks are refused."""
 
 import hashlib
 
@@ -15,13 +15,13 @@ PARAMS = init_params(MLP(hidden=(16,)), jax.random.key(0))
 
 @pytest.fixture
 def path(tmp_path):
-    """The file of some parameters."""
+    """A file with parameters."""
     path = tmp_path / "params.msgpack"
     save_params(path, PARAMS)
     return path
 
 
-def test_parameters_come_back_and_their_sha256_is_the_files(path):
+def test_parameters_round_trip_and_their_sha256_is_the_files(path):
     sha256 = params_sha256(PARAMS)
     assert hashlib.sha256(path.read_bytes()).hexdigest() == sha256
     jax.tree.map(
@@ -60,7 +60,7 @@ def test_parameters_of_another_network_are_refused_by_leaf(path):
 @pytest.mark.parametrize(
     "content", [b"", b"\x01", b"\x80", b"\xc1", b"\x81\x01\x02", b"\x81\xa1a\x02"]
 )
-def test_a_file_that_is_no_parameters_is_refused(path, content):
+def test_a_file_without_parameters_is_refused(path, content):
     path.write_bytes(content)
     with pytest.raises(InputError, match="params.msgpack"):
         load_params(path, PARAMS, hashlib.sha256(content).hexdigest())

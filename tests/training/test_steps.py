@@ -1,4 +1,4 @@
-"""One batch: learning, hand-computed metrics, optimizers and schedules."""
+"""Training steps: learning, hand-computed metrics, optimizers and schedules."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from mnist_jax.training.steps import (
 
 pytestmark = pytest.mark.slow
 
-STAGES = (ConvStage(8, pool=2), ConvStage(32, pool=2))  # direct, then Winograd's
+STAGES = (ConvStage(8, pool=2), ConvStage(32, pool=2))  # direct, then Winograd
 MODELS = {
     "mlp": MLP(hidden=(16,)),
     "mlp_dropout": MLP(hidden=(32,), dropout=(0.2,)),
@@ -43,8 +43,8 @@ def test_steps_learn_and_change_every_leaf(name):
 def test_hand_made_logits_give_hand_computed_metrics():
     logits = np.full((4, 10), -1e9, np.float32)
     logits[0, 3] = 0.0  # certain and right: loss 0
-    logits[1, [1, 2]] = 0.0  # half and half, arg max the first: loss log 2, right
-    logits[2, [1, 2]] = 0.0  # the same, label the second: loss log 2, wrong
+    logits[1, [1, 2]] = 0.0  # a tie, argmax is the first: loss log 2, right
+    logits[2, [1, 2]] = 0.0  # a tie, the label is the second: loss log 2, wrong
     logits[3, 5] = 0.0  # padding
     labels = jnp.array([3, 1, 2, 0])
     mask = jnp.array([1.0, 1.0, 1.0, 0.0])

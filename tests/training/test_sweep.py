@@ -1,4 +1,4 @@
-"""Sweeps that are stopped in the middle of a run resume there, and repeat nothing."""
+"""Sweeps that are stopped in the middle of a run resume there and repeat nothing."""
 
 import dataclasses
 import json
@@ -20,6 +20,7 @@ from mnist_jax.records.files import hold_lock
 from mnist_jax.records.schema import RunRecord, append_jsonl, plain, write_json
 from mnist_jax.reporting.progress import ProgressPrinter
 from mnist_jax.training import run_dir, sweep
+from mnist_jax.training.checkpoints import Origin
 from mnist_jax.training.run_dir import PARAMS, RECORD, load_run
 from mnist_jax.training.sweep import Plan, Study, export_runs, read_runs, train_runs
 
@@ -30,19 +31,19 @@ RESULTS = "compare.jsonl"
 
 
 class Printer(ProgressPrinter):
-    """Remembers the epochs that were run, and may stop after one."""
+    """Records the epochs that were run, and can stop after one."""
 
     def __init__(self, stop: int) -> None:
         super().__init__(quiet=True)
-        self.told, self.stop = [], stop
+        self.epochs, self.stop = [], stop
 
     def training(self, experiment, folders):
-        def remember(epochs):
-            self.told.append(epochs[0].epoch)
+        def record(epochs):
+            self.epochs.append(epochs[0].epoch)
             if epochs[0].epoch == self.stop:
                 raise Stopped(2, "")
 
-        return on_epoch(remember)
+        return on_epoch(record)
 
 
 Train = Callable[..., list[int]]
@@ -50,13 +51,13 @@ Train = Callable[..., list[int]]
 
 @pytest.fixture
 def train(digits: Dataset, monkeypatch) -> Train:
-    """Returns what trains the missing seeds as compare does, and may be stopped."""
+    """Returns a function that trains the missing seeds as compare does."""
     monkeypatch.setattr(sweep, "prepare", prepare_once)
 
     def train(
         out: Path, seeds: int = 2, stop: int = 0, config: TrainConfig = CONFIG
     ) -> list[int]:
-        """Stops after an epoch, if one is given; returns the epochs that were run."""
+        """Trains, stopping after epoch `stop` if not 0; returns the epochs run."""
         printer = Printer(stop)
         study = Study(out, RESULTS, digits, range(config.seed, config.seed + seeds))
         plan = study.plan(config.model, config)
@@ -64,15 +65,15 @@ def train(digits: Dataset, monkeypatch) -> Train:
             train_runs(plan, digits, printer)
             assert not stop
         except Stopped:
-            assert printer.told[-1] == stop
+            assert printer.epochs[-1] == stop
         export_runs(out, RESULTS)
-        return printer.told
+        return printer.epochs
 
     return train
 
 
 def outcomes(out: Path) -> list[tuple]:
-    """Returns what records hold, but for times."""
+    """Returns the contents of all records, except times."""
     return sorted(
         (
             run.config.seed,
@@ -90,7 +91,9 @@ def checkpoints(out: Path) -> list[Path]:
     return sorted(out.rglob("checkpoints/*.msgpack"))
 
 
-def test_a_stopped_sweep_resumes_and_ends_as_if_alone(train, tmp_path, capsys):
+def test_a_stopped_sweep_resumes_and_ends_like_an_unstopped_one(
+    train, tmp_path, capsys
+):
     alone, halves = tmp_path / "alone", tmp_path / "halves"
     assert train(alone) == [1, 2, 3]
     assert train(halves, stop=2) == [1, 2]
@@ -102,7 +105,9 @@ def test_a_stopped_sweep_resumes_and_ends_as_if_alone(train, tmp_path, capsys):
     assert train(halves) == [] and len(outcomes(halves)) == 2
 
 
-def test_a_sweep_killed_among_its_records_writes_the_rest(train, tmp_path, monkeypatch):
+def test_a_sweep_killed_between_its_records_writes_the_rest(
+    train, tmp_path, monkeypatch
+):
     alone, halves = tmp_path / "alone", tmp_path / "halves"
     train(alone, seeds=3)
 
@@ -124,20 +129,21 @@ def test_a_sweep_killed_among_its_records_writes_the_rest(train, tmp_path, monke
 
 
 def test_checkpoints_of_another_config_or_code_are_not_used(
-    train, tmp_path, monkeypatch
+    train, tmp_path, monkeypatch, digits
 ):
     train(tmp_path, stop=2)
     for field, value in (("epochs", 2), ("learning_rate", 0.5)):
         config = dataclasses.replace(CONFIG, **{field: value})
         assert train(tmp_path, stop=1, config=config) == [1]
     with monkeypatch.context() as patch:
-        patch.setattr(sweep, "code_digest", lambda: "another")
+        other = Origin(digits.checksum, "another")
+        patch.setattr(sweep, "current_origin", lambda *_: other)
         assert train(tmp_path, stop=1) == [1]
     assert train(tmp_path, stop=3) == [2, 3]
     assert len(list((tmp_path / "runs").iterdir())) == 3
 
 
-def test_seeds_that_were_stopped_together_resume_beside_new_ones(train, tmp_path):
+def test_seeds_that_were_stopped_together_resume_alongside_new_ones(train, tmp_path):
     alone, more = tmp_path / "alone", tmp_path / "more"
     train(alone)
     train(more, stop=2)
@@ -146,7 +152,7 @@ def test_seeds_that_were_stopped_together_resume_beside_new_ones(train, tmp_path
     assert outcomes(more)[:2] == outcomes(alone)
 
 
-def test_the_digest_of_the_code_is_that_of_its_files(tmp_path, monkeypatch):
+def test_the_code_digest_depends_on_the_files(tmp_path, monkeypatch):
     monkeypatch.setattr(environment_module, "_PACKAGE", tmp_path)
     (tmp_path / "training").mkdir()
     file = tmp_path / "training" / "fit.py"
@@ -170,7 +176,7 @@ def test_damaged_checkpoints_are_named_and_the_sweep_starts_over(
         path.write_bytes(DAMAGES[damage](path.read_bytes()))
     assert train(halves, stop=1) == [1]
     assert "starting from the beginning" in capsys.readouterr().out
-    # Not the later ones of before, which would be taken for the newest.
+    # The earlier run's later checkpoints, which would be the newest, are gone.
     assert {path.name for path in checkpoints(halves)} == {"epoch00001.msgpack"}
     for path in paths:
         assert f"{path} is not used: it is damaged" in caplog.text
@@ -178,10 +184,10 @@ def test_damaged_checkpoints_are_named_and_the_sweep_starts_over(
     assert outcomes(halves) == outcomes(alone)
 
 
-def test_a_sweep_killed_within_its_first_checkpoint_trains_every_seed(train, tmp_path):
+def test_a_sweep_killed_during_its_first_checkpoint_trains_every_seed(train, tmp_path):
     train(tmp_path, stop=1)
-    [of_second] = tmp_path.glob("runs/*/seed1")
-    shutil.rmtree(of_second)
+    [second] = tmp_path.glob("runs/*/seed1")
+    shutil.rmtree(second)
     assert train(tmp_path) == [1, 2, 3]
     assert [run[0] for run in outcomes(tmp_path)] == [0, 1]
 
@@ -195,29 +201,29 @@ def test_a_damaged_record_is_named_and_its_run_trained_again(train, tmp_path, ca
     assert train(tmp_path) == [1, 2, 3]
     assert f"{record} is damaged" in caplog.text
     after = outcomes(tmp_path)
-    assert [run[4] for run in after] == [2, 1]  # the second alone, so rounded otherwise
+    assert [run[4] for run in after] == [2, 1]  # the second alone: other rounding
     assert after[0] == before[0] and after[1][3] == pytest.approx(before[1][3], abs=0.1)
 
 
-def test_two_processes_never_train_the_same(train, tmp_path, digits, capsys):
+def test_two_processes_never_train_the_same_run(train, tmp_path, digits, capsys):
     alone, both = tmp_path / "alone", tmp_path / "both"
     train(alone)
     root = Study(both, RESULTS, digits, [0]).plan("mlp", CONFIG).root
-    told = []
+    trained_epochs = []
     with hold_lock(root / ".lock", lambda: None):
-        other = threading.Thread(target=lambda: told.append(train(both)))
+        other = threading.Thread(target=lambda: trained_epochs.append(train(both)))
         other.start()
-        while "mlp: waiting for the process" not in capsys.readouterr().out:
+        while "mlp: waiting for another process" not in capsys.readouterr().out:
             other.join(0.01)
             assert other.is_alive()
         [trained] = (alone / "runs").iterdir()
         shutil.copytree(trained, root, dirs_exist_ok=True)
     other.join()
-    assert told == [[]]  # what the first has recorded is not run again
+    assert trained_epochs == [[]]  # the first process has recorded the runs
     assert outcomes(both) == outcomes(alone)
 
 
-def test_a_directory_in_which_another_process_trains_is_refused(digits, tmp_path):
+def test_a_directory_used_by_another_process_is_refused(digits, tmp_path):
     plan = Plan("mlp", CONFIG, {0: tmp_path}, tmp_path, set, sweep=False)
     with (
         hold_lock(tmp_path / ".lock", lambda: None),
@@ -227,18 +233,18 @@ def test_a_directory_in_which_another_process_trains_is_refused(digits, tmp_path
 
 
 @pytest.mark.parametrize("kind", ["file", "link"])
-def test_what_is_no_folder_is_not_waited_for(kind, tmp_path):
+def test_a_path_that_is_not_a_folder_is_not_waited_for(kind, tmp_path):
     folder = tmp_path / "folder"
     folder.touch() if kind == "file" else folder.symlink_to(tmp_path / "nowhere")
     with pytest.raises(InputError), hold_lock(folder / ".lock", lambda: None):
         pass
 
 
-# The export, and what version 1 of the records left.
+# The export, and records of version 1.
 
 
 def version_1(record: RunRecord) -> dict:
-    """Returns a record as version 1 wrote it."""
+    """Returns a record in the format of version 1."""
     values = plain(record)
     for name in ("schema_version", "system", "pixel_mean", "pixel_std"):
         del values[name]
@@ -247,7 +253,7 @@ def version_1(record: RunRecord) -> dict:
     return json.loads(json.dumps(values))
 
 
-def test_lines_without_a_directory_stay_where_they_are(train, tmp_path, digits):
+def test_lines_without_a_run_directory_are_kept(train, tmp_path, digits):
     old = version_1(make_record(seed=7))
     append_jsonl(tmp_path / RESULTS, old)
     with open(tmp_path / RESULTS, "a") as file:
@@ -261,7 +267,7 @@ def test_lines_without_a_directory_stay_where_they_are(train, tmp_path, digits):
     assert (tmp_path / RESULTS).read_text().splitlines() == lines
 
 
-def test_runs_that_only_the_export_holds_are_not_run_again(train, tmp_path):
+def test_runs_that_exist_only_in_the_export_are_not_run_again(train, tmp_path):
     train(tmp_path / "first")
     runs = read_runs(tmp_path / "first", RESULTS)
     (tmp_path / "second").mkdir()
@@ -273,7 +279,7 @@ def test_runs_that_only_the_export_holds_are_not_run_again(train, tmp_path):
     assert seeds == [0, 1, 2]
 
 
-def test_recorded_runs_are_known_by_all_that_decides_them(
+def test_recorded_runs_are_identified_by_everything_that_determines_them(
     digits, tmp_path, monkeypatch
 ):
     config = TrainConfig()
@@ -315,7 +321,7 @@ def test_recorded_runs_are_known_by_all_that_decides_them(
         assert recorded(records=[record]) == set()
 
 
-def test_a_run_is_loaded_with_all_that_prediction_needs(digits, tmp_path, train):
+def test_a_run_is_loaded_with_everything_that_prediction_needs(digits, tmp_path, train):
     config = dataclasses.replace(CONFIG, pixels="standardized", epochs=1)
     train(tmp_path, seeds=1, config=config)
     [folder] = tmp_path.glob("runs/*/seed0")
@@ -325,7 +331,7 @@ def test_a_run_is_loaded_with_all_that_prediction_needs(digits, tmp_path, train)
     accuracy = (probabilities.argmax(axis=1) == digits.test.labels).mean()
     assert accuracy == pytest.approx(run.record.test_accuracy)
     assert run.config == config and run.preprocess.mean == run.record.pixel_mean > 0
-    # A record of version 1 lacks mean and deviation: its data set has them.
+    # Version 1 lacks mean and deviation; they are computed from the dataset.
     write_json(folder / RECORD, version_1(run.record))
     assert load_run(folder).preprocess == run.preprocess
     (folder / PARAMS).write_bytes(b"")

@@ -1,0 +1,179 @@
+"""The functions that `import mnist_jax` offers: train and compare from Python."""
+
+import contextlib
+import os
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import jax
+import pandas as pd
+
+from mnist_jax.config import TrainConfig
+from mnist_jax.data.datasets import load_dataset
+from mnist_jax.data.types import Dataset
+from mnist_jax.errors import InputError
+from mnist_jax.records.environment import available_cores
+from mnist_jax.records.files import make_folder
+from mnist_jax.reporting.comparison import train_configs, write_tables
+from mnist_jax.reporting.progress import ProgressPrinter
+from mnist_jax.reporting.report import RESULTS
+from mnist_jax.reporting.tables import comparison_frame
+from mnist_jax.training.run_dir import TrainedRun, load_run
+from mnist_jax.training.sweep import (
+    Observer,
+    Study,
+    plan_runs,
+    read_runs,
+    train_runs,
+)
+
+Folder = str | os.PathLike[str]
+
+
+def train(
+    config: TrainConfig,
+    seeds: int | Sequence[int] = 1,
+    *,
+    dataset: Dataset | None = None,
+    run_dir: Folder | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    checkpoint_every: int = 0,
+    init_from: Folder | None = None,
+    quiet: bool = False,
+) -> list[TrainedRun]:
+    """Trains a config over several seeds and tests each run at the end.
+
+    Does what `python -m experiments.train` does. Call `setup` first.
+
+    Args:
+        config: network, data and training.
+        seeds: number of seeds, counted from `config.seed`, or the seeds. They are
+            trained together, and times are each seed's share.
+        dataset: what `load_dataset` returned; default: `load_dataset(config.dataset)`.
+        run_dir: where to keep the runs; one seed is written to the directory itself,
+            several to its subdirectories `seed0`, `seed1`, ... Default: nowhere.
+        resume: keep finished runs in `run_dir` and resume unfinished ones.
+        overwrite: replace runs in `run_dir`.
+        checkpoint_every: epochs between checkpoints in `run_dir`; 0 writes none.
+        init_from: run directory of a finished run to take the initial parameters from.
+        quiet: print nothing.
+
+    Returns:
+        One run per seed, in the order of the seeds.
+
+    Raises:
+        InputError: the data cannot be found, `run_dir` holds a run and neither `resume`
+            nor `overwrite` is set, or the loss is not finite.
+
+    >>> config = TrainConfig(dataset="digits", epochs=1, hidden=(16,))
+    >>> [run] = train(config, quiet=True)
+    >>> run.record.test_images, run.predict(load_dataset("digits").test.images).shape
+    (360, (360, 10))
+    """
+    _warn_of_one_device([config])
+    seeds = _seeds(seeds, config.seed)
+    with _folder_or_temporary(run_dir) as root:
+        plan = plan_runs(
+            config,
+            seeds,
+            root,
+            resume=resume,
+            overwrite=overwrite,
+            checkpoint_every=checkpoint_every,
+            init_from=None if init_from is None else Path(init_from),
+        )
+        dataset = dataset or load_dataset(config.dataset)
+        train_runs(plan, dataset, _observer(quiet))
+        return [load_run(plan.folders[seed]) for seed in seeds]
+
+
+def compare(
+    configs: Iterable[TrainConfig],
+    seeds: int | Sequence[int] = 1,
+    *,
+    dataset: Dataset | None = None,
+    out: Folder | None = None,
+    quiet: bool = False,
+) -> pd.DataFrame:
+    """Trains several configs over the same seeds and returns their comparison.
+
+    Does what `python -m benchmarks.compare` does. Call `setup` first.
+
+    Args:
+        configs: what to compare, on one dataset.
+        seeds: as for `train`; counted from the seed of the first config.
+        dataset: as for `train`.
+        out: folder for the runs and their tables. Runs that it holds are not trained
+            again. Default: nothing is kept.
+        quiet: print nothing.
+
+    Returns:
+        One row per config, best mean test accuracy first; see `comparison_frame`.
+
+    Raises:
+        InputError: the configs name several datasets, or as for `train`.
+
+    >>> configs = [TrainConfig(dataset="digits", hidden=h) for h in [(), (64,)]]
+    >>> compare(configs, quiet=True)[["model", "settings", "parameters"]]
+      model   settings  parameters
+    0   mlp  hidden=64       50890
+    1   mlp    hidden=        7850
+    """
+    configs = list(configs)
+    if len(names := {config.dataset for config in configs}) != 1:
+        raise InputError(
+            f"compare() needs configs of one dataset; got {', '.join(sorted(names)) or 'none'}"
+        )
+    _warn_of_one_device(configs)
+    seeds = _seeds(seeds, configs[0].seed)
+    with _folder_or_temporary(out) as folder:
+        make_folder(folder)
+        dataset = dataset or load_dataset(configs[0].dataset)
+        study = Study(folder, RESULTS, dataset, seeds)
+        train_configs(study, configs, _observer(quiet))
+        write_tables(folder)
+        keys = {key for config in configs for key in study.run_keys(config).values()}
+        return comparison_frame(
+            run for run in read_runs(folder, RESULTS) if run.run_key() in keys
+        )
+
+
+def _seeds(seeds: int | Sequence[int], first: int) -> list[int]:
+    """Returns the seeds as a list."""
+    chosen = list(range(first, first + seeds) if isinstance(seeds, int) else seeds)
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise InputError(
+            f"seeds must be a number from 1 or distinct seeds; got {seeds!r}"
+        )
+    for seed in chosen:
+        TrainConfig(seed=seed)  # checks its range
+    return chosen
+
+
+def _observer(quiet: bool) -> Observer:
+    return Observer() if quiet else ProgressPrinter()
+
+
+@contextlib.contextmanager
+def _folder_or_temporary(path: Folder | None) -> Iterator[Path]:
+    """Returns the folder, or a temporary one that is removed afterwards."""
+    with contextlib.ExitStack() as stack:
+        if path is None:
+            path = stack.enter_context(tempfile.TemporaryDirectory())
+        yield Path(path).expanduser()
+
+
+def _warn_of_one_device(configs: Sequence[TrainConfig]) -> None:
+    """Warns if JAX has not been set up to use the cores of a CPU."""
+    slower = any(c.model != "mlp" and not c.cpu_devices for c in configs)
+    one_device = jax.default_backend() == "cpu" and jax.device_count() == 1
+    if slower and one_device and available_cores() > 1:
+        warnings.warn(
+            f"JAX uses {available_cores()} CPU cores as one device, on which the LSTM "
+            "and CNN train more slowly: call mnist_jax.setup() before any other use of "
+            "JAX, or set cpu_devices=1 if this is intended",
+            stacklevel=3,
+        )

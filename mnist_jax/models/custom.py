@@ -1,0 +1,163 @@
+"""Custom networks: Flax modules given as `path/to/file.py:Class` or `module:Class`."""
+
+import functools
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mnist_jax.config import MODELS, TrainConfig
+from mnist_jax.data.types import CLASSES, IMAGE_SHAPE
+from mnist_jax.errors import InputError
+
+
+def source_sha256(spec: str) -> str:
+    """Returns the sha256 of the source of a custom network.
+
+    It covers the file that defines the class, not what that file imports.
+
+    Raises:
+        InputError: the file or module cannot be found.
+    """
+    target, _, name = spec.rpartition(":")
+    if not target.endswith(".py"):
+        module = _import_module(spec, target)
+        if not (file := getattr(module, "__file__", None)):  # a notebook
+            source = inspect.getsource(getattr(module, name))
+            return hashlib.sha256(source.encode()).hexdigest()
+        target = file
+    return hashlib.sha256(_read(spec, Path(target))).hexdigest()
+
+
+def network_sha256(config: TrainConfig) -> str | None:
+    """Returns `source_sha256` of a custom network, None for the built-in ones."""
+    return None if config.model in MODELS else source_sha256(config.model)
+
+
+@functools.lru_cache(maxsize=16)
+def create_custom(spec: str, sha256: str) -> nn.Module:
+    """Returns an instance of a custom network with the defaults of its fields.
+
+    Args:
+        spec: file or module, and class.
+        sha256: `source_sha256` of it, so that changed code is loaded again.
+
+    Raises:
+        InputError: the class cannot be loaded, or does not map `[B,28,28] float32` to
+            logits `[B,10]`.
+    """
+    target, _, name = spec.rpartition(":")
+    if target.endswith(".py"):
+        module = _load_file(spec, Path(target), sha256)
+    else:
+        module = _import_module(spec, target)
+    cls = getattr(module, name, None)
+    if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
+        modules = [
+            key
+            for key, value in vars(module).items()
+            if inspect.isclass(value) and issubclass(value, nn.Module)
+        ]
+        raise InputError(
+            f"--model={spec}: {target} has no flax.linen module {name}; it has "
+            f"{', '.join(modules) or 'none'}"
+        )
+    try:
+        model = cls()
+        hash(model)
+    except TypeError as error:
+        raise InputError(
+            f"--model={spec}: {name}() failed ({error}); give every field of the class "
+            "a hashable default"
+        ) from error
+    _check(spec, model)
+    return model
+
+
+def _check(spec: str, model: nn.Module) -> None:
+    """Raises InputError unless a model maps images to logits with parameters alone."""
+    images = jax.ShapeDtypeStruct((2, *IMAGE_SHAPE), jnp.float32)
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    options = call_options(model, train=False)
+    try:
+        logits, variables = jax.eval_shape(
+            lambda x: model.init_with_output(keys, x, **options), images
+        )
+    except Exception as error:  # whatever the user's code raises
+        message = (str(error) or repr(error)).splitlines()[0]
+        raise InputError(
+            f"--model={spec}: calling it on images [2,28,28] float32 failed with "
+            f"{type(error).__name__}: {message}"
+        ) from error
+    if set(variables) - {"params"}:
+        raise InputError(
+            f"--model={spec} has variables {', '.join(sorted(set(variables)))}; only "
+            "params are supported, so use LayerNorm or GroupNorm instead of BatchNorm"
+        )
+    shape = getattr(logits, "shape", None)
+    if shape != (2, CLASSES) or not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise InputError(
+            f"--model={spec} returns {shape or type(logits).__name__} for images "
+            f"[2,28,28]; it must return logits (2, {CLASSES}) of a float type"
+        )
+
+
+def call_options(
+    model: nn.Module, train: bool, batch_offset: Any = None
+) -> dict[str, Any]:
+    """Returns `train` and `batch_offset` as keyword arguments, if the model takes them.
+
+    Args:
+        model: any linen module.
+        train: whether it is called for training.
+        batch_offset: index of the first image in the whole batch, or None.
+    """
+    options = {"train": train, "batch_offset": batch_offset}
+    taken = inspect.signature(model.__call__).parameters
+    return {k: v for k, v in options.items() if k in taken and v is not None}
+
+
+def _read(spec: str, path: Path) -> bytes:
+    try:
+        return path.expanduser().read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"--model={spec}: cannot read {path} ({error.strerror}); give the path of "
+            "a Python file, relative to the working directory"
+        ) from error
+
+
+def _load_file(spec: str, path: Path, sha256: str) -> ModuleType:
+    """Imports a file as a module of its own name."""
+    loading = importlib.util.spec_from_file_location(
+        f"{path.stem}_{sha256[:12]}", path.expanduser()
+    )
+    assert loading is not None and loading.loader is not None
+    module = importlib.util.module_from_spec(loading)
+    sys.modules[loading.name] = module  # dataclasses look their module up
+    try:
+        loading.loader.exec_module(module)
+    except Exception as error:
+        raise InputError(
+            f"--model={spec}: importing {path} failed with {type(error).__name__}: "
+            f"{error}"
+        ) from error
+    return module
+
+
+def _import_module(spec: str, name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise InputError(
+            f"--model={spec}: importing {name} failed with {type(error).__name__}: "
+            f"{error}; give an installed module or the path of a Python file"
+        ) from error

@@ -1,0 +1,55 @@
+"""A comparison of several configs: their runs, details and tables in one folder."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from mnist_jax.config import TrainConfig
+from mnist_jax.data.splits import split_dataset
+from mnist_jax.records.files import write_file
+from mnist_jax.records.schema import write_json
+from mnist_jax.reporting.predictions import run_details
+from mnist_jax.reporting.report import RESULTS
+from mnist_jax.reporting.tables import comparison_frame, format_markdown, group_by_table
+from mnist_jax.training.run_dir import DETAILS, PARAMS, load_run
+from mnist_jax.training.sweep import (
+    Observer,
+    Study,
+    export_runs,
+    read_runs,
+    train_runs,
+)
+
+
+def train_configs(
+    study: Study, configs: Iterable[TrainConfig], observer: Observer
+) -> None:
+    """Trains the missing runs of each config and writes the details of all runs."""
+    for config in configs:
+        plan = study.plan(config.name, config)
+        train_runs(plan, study.dataset, observer)
+        test = split_dataset(study.dataset, config).test
+        for folder in plan.folders.values():
+            if (folder / PARAMS).exists() and not (folder / DETAILS).exists():
+                write_json(folder / DETAILS, run_details(load_run(folder), test))
+
+
+def write_tables(out: Path) -> str:
+    """Exports the runs of a results folder as JSON lines, Markdown and CSV.
+
+    Returns:
+        The Markdown.
+    """
+    export_runs(out, RESULTS)
+    records = read_runs(out, RESULTS)
+    markdown = format_markdown(records)
+    write_file(out / "compare.md", markdown + "\n")
+    frames = [
+        comparison_frame(group).assign(
+            dataset=group[0].dataset, device=group[0].environment.device
+        )
+        for group in group_by_table(records)
+    ]
+    write_file(out / "compare.csv", pd.concat(frames).to_csv(index=False))
+    return markdown

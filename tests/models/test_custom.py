@@ -1,0 +1,202 @@
+"""Custom networks given as `file.py:Class`."""
+
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from mnist_jax.config import TrainConfig
+from mnist_jax.data.types import Dataset
+from mnist_jax.errors import InputError
+from mnist_jax.models.custom import call_options
+from mnist_jax.models.flops import _count_products as count_products
+from mnist_jax.models.flops import multiply_adds, products_by_layer
+from mnist_jax.models.networks import create_model, init_params
+from mnist_jax.reporting.summary import layer_frame
+from mnist_jax.testing import check_model
+from mnist_jax.training.experiment import prepare
+from mnist_jax.training.fit import fit
+from mnist_jax.training.run_dir import fit_into, is_finished, load_run
+from mnist_jax.training.steps import batch_gradients, eval_step
+
+NETWORKS = """
+import dataclasses
+from flax import linen as nn
+
+
+class Linear(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        return nn.Dense(10)(images.reshape(len(images), -1))
+
+
+class Dropped(nn.Module):
+    rate: float = 0.5
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = nn.Dense(32)(images.reshape(len(images), -1))
+        return nn.Dense(10)(nn.Dropout(self.rate, deterministic=not train)(x))
+
+
+class Recurrent(nn.Module):
+    @nn.compact
+    def __call__(self, images, train=False):
+        return nn.Dense(10)(nn.RNN(nn.GRUCell(8))(images)[:, -1])
+
+
+class Normalized(nn.Module):
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = images.reshape(len(images), -1)
+        return nn.Dense(10)(nn.BatchNorm(use_running_average=not train)(x))
+
+
+class PerRow(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        return nn.Dense(10)(images)
+
+
+class Required(nn.Module):
+    width: int
+
+    @nn.compact
+    def __call__(self, images):
+        return nn.Dense(10)(images)
+
+
+class Unhashable(Linear):
+    widths: list = dataclasses.field(default_factory=list)
+
+
+class Broken(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        return nn.Dense(10)(images @ images[:, :5])
+
+
+class NotAModule:
+    pass
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "networks.py"
+    path.write_text(NETWORKS)
+    return path
+
+
+def config_of(file: Path, name: str, **changes: object) -> TrainConfig:
+    changes = {"dataset": "digits", "epochs": 1, **changes}
+    return TrainConfig(model=f"{file}:{name}", **changes)
+
+
+@pytest.mark.parametrize("name", ["Linear", "Dropped", "Recurrent"])
+@pytest.mark.parametrize("devices", [1, 2])
+def test_custom_networks_train(file, digits: Dataset, name, devices):
+    experiment = prepare(config_of(file, name, cpu_devices=devices, epochs=3), digits)
+    [(record, _)] = fit(experiment, [0])
+    assert record.config.name == name and record.devices == devices
+    assert record.epochs[-1].loss < record.epochs[0].loss
+    assert len(record.source_sha256) == 64
+
+
+def test_a_module_can_be_named_instead_of_a_file(file, monkeypatch):
+    monkeypatch.syspath_prepend(file.parent)
+    try:
+        model = create_model(TrainConfig(model="networks:Linear"))
+        assert type(model).__name__ == "Linear"
+    finally:
+        sys.modules.pop("networks", None)
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("Normalized", "batch_stats"),
+        ("PerRow", r"returns \(2, 28, 10\)"),
+        ("Required", "width"),
+        ("Unhashable", "hashable"),
+        ("Broken", "failed with TypeError"),
+        ("NotAModule", "has no flax.linen module NotAModule; it has Linear"),
+        ("Missing", "has no flax.linen module Missing"),
+    ],
+)
+def test_unusable_networks_are_refused(file, name, message):
+    with pytest.raises(InputError, match=message):
+        create_model(config_of(file, name))
+
+
+@pytest.mark.parametrize(
+    "model, message",
+    [
+        ("/nonexistent/net.py:Net", "cannot read"),
+        ("nonexistent.module:Net", "No module named"),
+        ("vit", "must be mlp, lstm, cnn, or a Flax module"),
+    ],
+)
+def test_missing_sources_are_refused(model, message):
+    with pytest.raises(InputError, match=message):
+        create_model(TrainConfig(model=model))
+
+
+def test_a_file_that_cannot_be_imported_is_refused(file):
+    file.write_text("import nonexistent")
+    with pytest.raises(InputError, match="importing .* ModuleNotFoundError"):
+        create_model(config_of(file, "Linear"))
+
+
+def test_dropout_of_custom_networks_is_off_in_evaluation_and_differs_by_device(file):
+    model = create_model(config_of(file, "Dropped"))
+    assert call_options(model, True, 8) == {"train": True}
+    params = init_params(model, jax.random.key(0))
+    images, labels = np.ones((4, 28, 28), np.float32), np.zeros(4, np.int32)
+    batch = images, labels, np.ones(4, np.float32)
+    losses = eval_step(params, *batch, model=model).loss_sum
+    again = eval_step(params, *(array[:1] for array in batch), model=model).loss_sum
+    np.testing.assert_allclose(losses, 4 * again, rtol=1e-5)
+    key = jax.random.key(1)
+    one, two, one_again = (
+        batch_gradients(params, *batch, key, model, offset)[1].loss_sum
+        for offset in (0, 4, 0)
+    )
+    assert one == one_again != two
+
+
+def test_a_changed_source_is_noticed(file, digits: Dataset, tmp_path):
+    config, folder = config_of(file, "Linear"), tmp_path / "run"
+    fit_into(prepare(config, digits), {0: folder})
+    assert is_finished(folder, config)
+    assert load_run(folder).predict(digits.test.images[:3]).shape == (3, 10)
+    file.write_text(NETWORKS.replace("nn.Dense(10)", "nn.Dense(10, use_bias=False)"))
+    for read in (load_run, lambda folder: is_finished(folder, config)):
+        with pytest.raises(InputError, match="has changed since"):
+            read(folder)
+    assert set(init_params(create_model(config), jax.random.key(0))["Dense_0"]) == {
+        "kernel"
+    }  # the new source is loaded
+
+
+@pytest.mark.parametrize("model", ["mlp", "lstm", "cnn"])
+def test_traced_products_equal_the_formula(model):
+    config = TrainConfig(model=model, impl="plain")
+    network = create_model(config)
+    params = jax.eval_shape(lambda: init_params(network, jax.random.key(0)))
+    image = jax.ShapeDtypeStruct((1, 28, 28), np.float32)
+    jaxpr = jax.make_jaxpr(lambda p, x: network.apply({"params": p}, x))(params, image)
+    assert sum(count_products(jaxpr.jaxpr)) == sum(map(sum, products_by_layer(config)))
+
+
+def test_summary_of_a_custom_network(file):
+    layers = layer_frame(config_of(file, "Dropped"))
+    assert layers["layer"].tolist() == ["Dense_0", "Dense_1"]
+    assert layers["parameters"].tolist() == [25_120, 330]
+    assert multiply_adds(config_of(file, "Dropped")) == [25_088, 320]
+
+
+def test_check_model_takes_networks_without_a_train_argument(file):
+    check_model(create_model(config_of(file, "Linear")))

@@ -1,0 +1,128 @@
+"""Every command and every Python example of the documents runs, in the order given.
+
+A page is read from its top in an empty folder, on the small digits: what one command
+writes, a later one may use. The Python examples of a page share their names, and run
+after its commands.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.documents import PAGES, ROOT, code_blocks, commands
+from helpers.programs import flags_of, run
+from PIL import Image, ImageDraw
+
+pytestmark = pytest.mark.slow
+
+# Programs whose commands are only parsed, and why.
+PARSED_ONLY = {
+    "experiments.demo": "serves until it is stopped; see tests/demo",
+    "benchmarks.peers": "needs PyTorch, Keras, TensorFlow and an hour; see test_peers",
+    "benchmarks.readme": "rewrites the documents in the checkout; see test_readme",
+    "benchmarks.regress": "trains with two commits for minutes; see test_regress",
+}
+NEEDS_HARDWARE = ("--platform=gpu", "--platform=tpu")
+# Appended to each command whose program has the flag, so that it takes seconds.
+QUICK = {
+    "dataset": "digits",
+    "epochs": "1",
+    "images": "256",
+    "models": "mlp",
+    "repeats": "1",
+    "starts": "0",
+    "systems": "av_dnn",
+}
+SEEDS = 2  # in place of the number that a command gives
+# Lets `load_dataset` return the digits, whatever dataset it is asked for.
+SMALL_DATA = """
+from mnist_jax.data import datasets
+_digits = datasets.load_dataset("digits")
+datasets._find_files = lambda name, data_dir: name
+datasets._decode_files = lambda name, folder: _digits
+"""
+PATHS = ("run_dir", "init_from", "out", "picture", "image")
+
+
+def quick_arguments(words: list[str], folder: Path) -> list[str]:
+    """Returns a command's arguments for little work, with its paths in a folder."""
+    program, *arguments = words[words.index("-m") + 1 :]
+    known = flags_of(program)
+    quick = []
+    for argument in arguments:
+        name, _, value = argument.removeprefix("--").partition("=")
+        if name in PATHS:
+            argument = f"--{name}={folder / value}"
+        elif name == "seeds":
+            argument = f"--seeds={SEEDS}"
+        quick.append(argument)
+    quick += [
+        f"--{name}={value}"
+        for name, value in QUICK.items()
+        if name in known and not (name == "models" and "examples/" in " ".join(words))
+    ]
+    if "out" in known and not any(word.startswith("--out=") for word in arguments):
+        quick.append(f"--out={folder / 'results'}")
+    return quick
+
+
+def run_command(words: list[str], folder: Path) -> None:
+    """Runs a documented command, or parses it only."""
+    program = words[words.index("-m") + 1]
+    arguments = quick_arguments(words, folder)
+    if program in PARSED_ONLY or any(word in arguments for word in NEEDS_HARDWARE):
+        arguments.append("--only_check_args")
+    run(program, *arguments)
+
+
+def draw_seven(path: Path) -> None:
+    """Draws the picture that the user of the documents has."""
+    image = Image.new("L", (300, 400), 235)
+    line = [(80, 90), (220, 90), (130, 320)]
+    ImageDraw.Draw(image).line(line, fill=30, width=22, joint="curve")
+    image.save(path)
+
+
+def run_python(code: str, folder: Path) -> None:
+    """Runs Python code in a process of its own, which JAX has not started in yet."""
+    environment = {**os.environ, "MNIST_JAX_DATA_DIR": "", "PYTHONPATH": str(ROOT)}
+    process = subprocess.run(
+        [sys.executable, "-c", SMALL_DATA + code],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_commands_then_examples_run_in_order(path, tmp_path):
+    draw_seven(tmp_path / "my7.png")
+    blocks = code_blocks(path.read_text())
+    for block in blocks:
+        for words in commands(block):
+            run_command(words, tmp_path)
+    code = "\n".join(block.text for block in blocks if block.language == "python")
+    if code:
+        tests = re.findall(r"^def (test_\w+)\(\)", code, re.MULTILINE)
+        run_python(code + "".join(f"\n{name}()" for name in tests), tmp_path)
+
+
+def test_there_are_commands_and_examples_to_run():
+    blocks = [block for path in PAGES for block in code_blocks(path.read_text())]
+    found = [words for block in blocks for words in commands(block)]
+    programs = {words[words.index("-m") + 1] for words in found}
+    assert set(PARSED_ONLY) < programs and len(found) > 30
+    files = [*(ROOT / "experiments").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
+    documented = {
+        f"{path.parent.name}.{path.stem}"
+        for path in files
+        if "\ndef run()" in path.read_text() and "_worker" not in path.stem
+    }
+    assert documented | {"benchmarks.published", "benchmarks.peers"} == programs
+    assert any(block.language == "python" for block in blocks)

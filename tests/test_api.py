@@ -1,0 +1,133 @@
+"""What `import mnist_jax` offers."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import pandas as pd
+import pytest
+from helpers.programs import run
+
+import mnist_jax
+from mnist_jax import InputError, TrainConfig, api
+from mnist_jax.data.types import Dataset
+
+CONFIG = TrainConfig(
+    dataset="digits", hidden=(8,), epochs=1, batch_size=64, cpu_devices=1
+)
+
+
+def python(code: str) -> str:
+    """Runs code in a process of its own and returns what it printed."""
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+def test_importing_imports_nothing_else():
+    code = (
+        "import sys, mnist_jax; from importlib.metadata import version\n"
+        "heavy = {'jax', 'flax', 'numpy', 'pandas', 'absl'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "assert mnist_jax.__version__ == version('mnist-jax')\n"
+    )
+    python(code)
+
+
+def test_every_name_is_there():
+    assert set(mnist_jax.__all__) <= set(dir(mnist_jax))
+    for name in mnist_jax.__all__:
+        assert callable(getattr(mnist_jax, name))
+    with pytest.raises(AttributeError, match="no attribute 'fit'"):
+        mnist_jax.fit  # noqa: B018
+
+
+@pytest.mark.slow
+def test_setup_uses_every_core_and_may_be_repeated():
+    code = (
+        "import json, jax, mnist_jax\n"
+        "from mnist_jax.records.environment import available_cores\n"
+        "mnist_jax.setup(compile_cache=False); mnist_jax.setup(compile_cache=False)\n"
+        "assert jax.config.jax_compilation_cache_dir is None\n"
+        "mnist_jax.setup()\n"
+        "assert jax.config.jax_compilation_cache_dir is not None\n"
+        "assert jax.device_count() == available_cores(), jax.devices()\n"
+        "errors = []\n"
+        "for settings in dict(cpu_devices=64), dict(platform='tpu'):\n"
+        "    try: mnist_jax.setup(**settings)\n"
+        "    except mnist_jax.InputError as error: errors.append(str(error))\n"
+        "print(json.dumps(errors))\n"
+    )
+    devices, platform = json.loads(python(code))
+    assert "already running with" in devices and "before any other use" in devices
+    assert "platform to tpu" in platform and "running on cpu" in platform
+
+
+def test_setup_refuses_an_unknown_platform():
+    with pytest.raises(InputError, match="--platform=fpga is unknown; use one of cpu"):
+        mnist_jax.setup("fpga")
+
+
+@pytest.mark.slow
+def test_train_gives_the_parameters_of_the_program(tmp_path):
+    flags = ["--dataset=digits", "--hidden=8", "--epochs=1", "--batch_size=64"]
+    run("experiments.train", *flags, "--cpu_devices=1", f"--run_dir={tmp_path}/run")
+    code = (
+        "import mnist_jax\n"
+        f"config = mnist_jax.TrainConfig(**{vars(CONFIG)})\n"
+        "[run] = mnist_jax.train(config, quiet=True)\n"
+        "print(run.record.params_sha256)\n"
+    )
+    loaded = mnist_jax.load_run(tmp_path / "run")
+    assert loaded.config == CONFIG
+    assert python(code).strip() == loaded.record.params_sha256
+
+
+def test_train_keeps_resumes_and_overwrites(tmp_path, capsys):
+    folder, settings = tmp_path / "runs", {"checkpoint_every": 1, "quiet": True}
+    runs = mnist_jax.train(CONFIG, [3, 5], run_dir=folder, **settings)
+    assert [run.config.seed for run in runs] == [3, 5]
+    assert capsys.readouterr().out == ""
+    with pytest.raises(InputError, match="already holds a run"):
+        mnist_jax.train(CONFIG, [3, 5], run_dir=folder, quiet=True)
+    again = mnist_jax.train(CONFIG, [3, 5, 7], run_dir=folder, resume=True, **settings)
+    dates = [run.record.environment.date for run in again]
+    assert dates[:2] == [run.record.environment.date for run in runs]
+    settings = {"overwrite": True, "init_from": folder / "seed5"}
+    [new] = mnist_jax.train(CONFIG, [3], run_dir=folder / "seed3", **settings)
+    assert new.record.warm_start and "test accuracy" in capsys.readouterr().out
+
+
+def test_compare_returns_numbers_and_keeps_runs(tmp_path, digits: Dataset):
+    configs = [CONFIG, TrainConfig(**{**vars(CONFIG), "hidden": (16,)})]
+    first = mnist_jax.compare(configs, 2, dataset=digits, out=tmp_path, quiet=True)
+    assert first["seeds"].tolist() == [2, 2] and first["test_accuracy"].dtype == float
+    again = mnist_jax.compare(configs[:1], 2, dataset=digits, out=tmp_path, quiet=True)
+    [row] = again.index
+    same = first[first["settings"] == again["settings"][row]].reset_index(drop=True)
+    pd.testing.assert_frame_equal(same, again)
+    assert (tmp_path / "compare.md").exists()
+
+
+@pytest.mark.parametrize("seeds", [0, -1, [], [1, 1], [-1], [2**32]])
+def test_wrong_seeds_are_refused(seeds):
+    with pytest.raises(InputError, match="seed"):
+        mnist_jax.train(CONFIG, seeds)
+
+
+def test_configs_of_several_datasets_are_refused():
+    with pytest.raises(InputError, match="digits, mnist"):
+        mnist_jax.compare([CONFIG, TrainConfig(dataset="mnist")])
+    with pytest.raises(InputError, match="got none"):
+        mnist_jax.compare([])
+
+
+def test_one_device_for_several_cores_is_warned_of(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    monkeypatch.setattr(api, "available_cores", lambda: 8)
+    api._warn_of_one_device([CONFIG, TrainConfig(model="cnn", cpu_devices=1)])
+    with pytest.warns(UserWarning, match=r"mnist_jax.setup\(\)"):
+        api._warn_of_one_device([TrainConfig(model="cnn")])

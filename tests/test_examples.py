@@ -1,0 +1,59 @@
+"""The quickstart, as a script and as an executed notebook."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.documents import code_blocks
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "examples" / "quickstart.py"
+NOTEBOOK = SCRIPT.with_suffix(".ipynb")
+
+
+def script_cells() -> list[tuple[str, str]]:
+    """Returns the kind and the text of each cell of the script."""
+    cells = []
+    for text in SCRIPT.read_text().split("# %%")[1:]:
+        head, _, body = text.partition("\n")
+        if "[markdown]" in head:
+            lines = [line.removeprefix("#")[1:] for line in body.split("\n")]
+            cells.append(("markdown", "\n".join(lines).strip()))
+        else:
+            cells.append(("code", body.strip()))
+    return cells
+
+
+def test_the_notebook_is_the_script():
+    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    found = [(cell["cell_type"], "".join(cell["source"]).strip()) for cell in cells]
+    assert found == script_cells()
+
+
+def test_the_notebook_was_executed_on_mnist():
+    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    assert not [o for o in outputs if o["output_type"] == "error"]
+    text = "".join("".join(o.get("text", [])) for o in outputs)
+    assert "10,000 test images" in text and "test_accuracy" in text
+    assert sum("image/png" in o.get("data", {}) for o in outputs) == 2
+    assert str(Path.home()) not in NOTEBOOK.read_text()
+
+
+@pytest.mark.slow
+def test_the_quickstart_runs(tmp_path):
+    code = SCRIPT.read_text().replace('DATASET = "auto"', 'DATASET = "digits"')
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
+    assert (tmp_path / "mistakes.png").stat().st_size > 5_000
+    assert "steady_epoch_seconds" in process.stdout
+
+
+def test_the_network_of_the_readme_is_the_example():
+    blocks = code_blocks((ROOT / "README.md").read_text())
+    [block] = [block.text for block in blocks if "class ResidualMLP" in block.text]
+    assert block in (ROOT / "examples" / "residual_mlp.py").read_text()
