@@ -124,9 +124,8 @@ def compare(
     """
     configs = list(configs)
     if len(names := {config.dataset for config in configs}) != 1:
-        raise InputError(
-            f"compare() needs configs of one dataset; got {', '.join(sorted(names)) or 'none'}"
-        )
+        given = ", ".join(sorted(names)) or "none"
+        raise InputError(f"compare() needs configs of one dataset; got {given}")
     _warn_of_one_device(configs)
     seeds = _seeds(seeds, configs[0].seed)
     with _folder_or_temporary(out) as folder:

@@ -51,6 +51,15 @@ THEMES: Mapping[str, Any] = {
 _LABELS = {"loss": "cross-entropy (nats, log scale)", "accuracy": "accuracy"}
 
 
+class NotebookFigure(Figure):
+    """A figure that notebooks show without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png")
+        return buffer.getvalue()
+
+
 def _plain_ticks(axis: Axis) -> None:
     """Labels a logarithmic axis with plain numbers: 0.1, 0.2, 0.5, 1, ..."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -98,7 +107,7 @@ def history_figure(history: pd.DataFrame, title: str = "") -> Figure:
             concatenated, to plot their mean with a band from min to max.
         title: figure title.
     """
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    figure = NotebookFigure(figsize=(8, 3.2), layout="constrained")
     figure.suptitle(title, fontsize=10)
     for axes, quantity in zip(figure.subplots(1, 2), _LABELS, strict=True):
         _draw_curves(axes, history, quantity)
@@ -107,7 +116,7 @@ def history_figure(history: pd.DataFrame, title: str = "") -> Figure:
 
 def curve_figure(history: pd.DataFrame, quantity: str, title: str = "") -> Figure:
     """Plots one panel of `history_figure`: `quantity` is "loss" or "accuracy"."""
-    figure = Figure(figsize=(4.4, 3.3), layout="constrained")
+    figure = NotebookFigure(figsize=(4.4, 3.3), layout="constrained")
     axes = figure.subplots()
     axes.set_title(title, fontsize=10)
     _draw_curves(axes, history, quantity)
@@ -125,7 +134,7 @@ def budget_figure(
         quantity: label of the accuracy axis.
         title: figure title.
     """
-    figure = Figure(figsize=(5.4, 4), layout="constrained")
+    figure = NotebookFigure(figsize=(5.4, 4), layout="constrained")
     axes = figure.subplots()
     axes.set_title(title, fontsize=10)
     for number, (name, seeds) in enumerate(runs.items()):
@@ -173,7 +182,7 @@ def confusion_figure(counts: np.ndarray, title: str = "") -> Figure:
     counts = np.asarray(counts)
     mistakes = np.where(np.eye(len(counts), dtype=bool), 0, counts)
     max_count = max(mistakes.max(), 1)
-    figure = Figure(figsize=(4.6, 4.5), layout="constrained")
+    figure = NotebookFigure(figsize=(4.6, 4.5), layout="constrained")
     axes = figure.subplots()
     axes.set_title(title, fontsize=10)
     # Zeros are transparent, to show the page's background in any theme.
@@ -222,7 +231,9 @@ def digits_figure(
     rows = -(-len(images) // columns)
     lines = max(str(caption).count("\n") for caption in captions) + 1
     height = 1.15 + 0.14 * lines
-    figure = Figure(figsize=(1.1 * columns, height * rows), layout="constrained")
+    figure = NotebookFigure(
+        figsize=(1.1 * columns, height * rows), layout="constrained"
+    )
     figure.suptitle(title, fontsize=10)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
@@ -240,7 +251,7 @@ def filters_figure(filters: np.ndarray, title: str = "") -> Figure:
     columns = min(count, 8)
     rows = -(-count // columns)
     limit = np.abs(filters).max() or 1.0
-    figure = Figure(figsize=(4.4, 0.55 * rows + 1), layout="constrained")
+    figure = NotebookFigure(figsize=(4.4, 0.55 * rows + 1), layout="constrained")
     figure.suptitle(title, fontsize=10)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.ravel():
@@ -276,7 +287,7 @@ def predictions_figure(images: np.ndarray, predictions: pd.DataFrame) -> Figure:
             the test set, or by its file name if its truth is unknown.
     """
     count = len(images)
-    figure = Figure(figsize=(5, 1.8 * count), layout="constrained")
+    figure = NotebookFigure(figsize=(5, 1.8 * count), layout="constrained")
     grid = figure.subplots(count, 2, squeeze=False, width_ratios=(1, 2))
     for (left, right), image, (index, row) in zip(
         grid, images, predictions.iterrows(), strict=True
