@@ -31,7 +31,7 @@ FLAGS = flags.FLAGS
 
 
 def main() -> None:
-    """Compares as the flags say."""
+    """Trains the networks given by the flags and prints their table."""
     configs = [
         config_from_flags(FLAGS, model=model) for model in chosen_models(custom=True)
     ]

@@ -83,8 +83,8 @@ def format_summary(records: Sequence[PeerRecord]) -> str:
         f"{run.dataset.upper()} on {machine.cores} cores of an {machine.device}, "
         f"float32.\nAccuracy: {run.config.epochs} epochs, mean ± standard deviation "
         f"over {frame['seeds'].iloc[0]} seeds. Speed: batches of 128, "
-        "median of\nn rounds; PyTorch as installed, in eager mode; the LSTM of the "
-        f"race has two layers ({lstm:,} parameters)."
+        "median of\nn rounds; PyTorch as installed, in eager mode; the timed LSTM "
+        f"has two layers ({lstm:,} parameters)."
     )
 
 

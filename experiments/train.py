@@ -57,15 +57,10 @@ def _check_flags() -> None:
             f"--profile works with one seed only; got --seeds={FLAGS.seeds}; leave one "
             "of them out"
         )
-    if FLAGS.resume and FLAGS.overwrite:
-        raise InputError(
-            "--resume continues the run in --run_dir and --overwrite replaces it; "
-            "give one of them"
-        )
 
 
 def main() -> None:
-    """Trains as the flags say; without `--run_dir` nothing is kept."""
+    """Trains a config from the flags; without `--run_dir` nothing is kept."""
     config = config_from_flags(FLAGS)
     seeds = chosen_seeds(config.seed, FLAGS.seeds)
     _check_flags()

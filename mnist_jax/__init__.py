@@ -11,13 +11,18 @@ if TYPE_CHECKING:
     from mnist_jax.api import compare, train
     from mnist_jax.config import TrainConfig
     from mnist_jax.data.datasets import load_dataset
+    from mnist_jax.data.types import Dataset, Split
     from mnist_jax.errors import InputError
     from mnist_jax.testing import check_model
     from mnist_jax.training.run_dir import TrainedRun, load_run
     from mnist_jax.training.setup import setup
 
+    __version__: str
+
 __all__ = [
+    "Dataset",
     "InputError",
+    "Split",
     "TrainConfig",
     "TrainedRun",
     "check_model",
@@ -29,6 +34,8 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Dataset": "data.types",
+    "Split": "data.types",
     "InputError": "errors",
     "TrainConfig": "config",
     "TrainedRun": "training.run_dir",
@@ -41,15 +48,17 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        return importlib.import_module("importlib.metadata").version("mnist-jax")
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # so that type checkers find names that do not exist
+
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            return importlib.import_module("importlib.metadata").version("mnist-jax")
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__})

@@ -1,6 +1,8 @@
 """The functions that `import mnist_jax` offers: train and compare from Python."""
 
 import contextlib
+import dataclasses
+import operator
 import os
 import tempfile
 import warnings
@@ -44,14 +46,14 @@ def train(
     init_from: Folder | None = None,
     quiet: bool = False,
 ) -> list[TrainedRun]:
-    """Trains a config over several seeds and tests each run at the end.
+    """Trains a config over several seeds and evaluates each run on the test set.
 
-    Does what `python -m experiments.train` does. Call `setup` first.
+    The Python counterpart of `python -m experiments.train`. Call `setup` first.
 
     Args:
         config: network, data and training.
-        seeds: number of seeds, counted from `config.seed`, or the seeds. They are
-            trained together, and times are each seed's share.
+        seeds: number of seeds, counted from `config.seed`, or a sequence of seeds. They
+            are trained together, and times are each seed's share.
         dataset: what `load_dataset` returned; default: `load_dataset(config.dataset)`.
         run_dir: where to keep the runs; one seed is written to the directory itself,
             several to its subdirectories `seed0`, `seed1`, ... Default: nowhere.
@@ -59,22 +61,30 @@ def train(
         overwrite: replace runs in `run_dir`.
         checkpoint_every: epochs between checkpoints in `run_dir`; 0 writes none.
         init_from: run directory of a finished run to take the initial parameters from.
-        quiet: print nothing.
+        quiet: print no progress and no results; warnings are still logged.
 
     Returns:
         One run per seed, in the order of the seeds.
 
     Raises:
-        InputError: the data cannot be found, `run_dir` holds a run and neither `resume`
-            nor `overwrite` is set, or the loss is not finite.
+        InputError: the data cannot be found; `run_dir` holds a run and neither `resume`
+            nor `overwrite` is set, or the run to resume has another config; another
+            process trains there; or the loss is not finite.
 
     >>> config = TrainConfig(dataset="digits", epochs=1, hidden=(16,))
     >>> [run] = train(config, quiet=True)
     >>> run.record.test_images, run.predict(load_dataset("digits").test.images).shape
     (360, (360, 10))
     """
+    _check_configs("train", [config])
     _warn_of_one_device([config])
-    seeds = _seeds(seeds, config.seed)
+    seeds, observer = _seeds(seeds, config.seed), _observer(quiet)
+    if run_dir is None and (resume or overwrite or checkpoint_every):
+        raise InputError("resume, overwrite and checkpoint_every need run_dir; give it")
+    if not isinstance(checkpoint_every, int) or checkpoint_every < 0:
+        raise InputError(
+            f"checkpoint_every must be an integer from 0; got {checkpoint_every!r}"
+        )
     with _folder_or_temporary(run_dir) as root:
         plan = plan_runs(
             config,
@@ -83,15 +93,14 @@ def train(
             resume=resume,
             overwrite=overwrite,
             checkpoint_every=checkpoint_every,
-            init_from=None if init_from is None else Path(init_from),
+            init_from=None if init_from is None else Path(init_from).expanduser(),
         )
-        dataset = dataset or load_dataset(config.dataset)
-        train_runs(plan, dataset, _observer(quiet))
+        train_runs(plan, dataset or _load(config, observer), observer)
         return [load_run(plan.folders[seed]) for seed in seeds]
 
 
 def compare(
-    configs: Iterable[TrainConfig],
+    configs: TrainConfig | Iterable[TrainConfig],
     seeds: int | Sequence[int] = 1,
     *,
     dataset: Dataset | None = None,
@@ -100,7 +109,7 @@ def compare(
 ) -> pd.DataFrame:
     """Trains several configs over the same seeds and returns their comparison.
 
-    Does what `python -m benchmarks.compare` does. Call `setup` first.
+    The Python counterpart of `python -m benchmarks.compare`. Call `setup` first.
 
     Args:
         configs: what to compare, on one dataset.
@@ -108,7 +117,7 @@ def compare(
         dataset: as for `train`.
         out: folder for the runs and their tables. Runs that it holds are not trained
             again. Default: nothing is kept.
-        quiet: print nothing.
+        quiet: print no progress and no results; warnings are still logged.
 
     Returns:
         One row per config, best mean test accuracy first; see `comparison_frame`.
@@ -122,17 +131,23 @@ def compare(
     0   mlp  hidden=64       50890
     1   mlp    hidden=        7850
     """
-    configs = list(configs)
+    configs = [configs] if isinstance(configs, TrainConfig) else list(configs)
+    _check_configs("compare", configs)
     if len(names := {config.dataset for config in configs}) != 1:
         given = ", ".join(sorted(names)) or "none"
         raise InputError(f"compare() needs configs of one dataset; got {given}")
+    if len({dataclasses.replace(c, seed=0) for c in configs}) < len(configs):
+        raise InputError(
+            "compare() got two configs that are equal but for the seed; give seeds= "
+            "instead"
+        )
     _warn_of_one_device(configs)
-    seeds = _seeds(seeds, configs[0].seed)
+    seeds, observer = _seeds(seeds, configs[0].seed), _observer(quiet)
     with _folder_or_temporary(out) as folder:
         make_folder(folder)
-        dataset = dataset or load_dataset(configs[0].dataset)
+        dataset = dataset or _load(configs[0], observer)
         study = Study(folder, RESULTS, dataset, seeds)
-        train_configs(study, configs, _observer(quiet))
+        train_configs(study, configs, observer)
         write_tables(folder)
         keys = {key for config in configs for key in study.run_keys(config).values()}
         return comparison_frame(
@@ -140,12 +155,29 @@ def compare(
         )
 
 
+def _check_configs(name: str, configs: Sequence[TrainConfig]) -> None:
+    """Raises InputError for what is not a config, such as a model's name."""
+    for config in configs:
+        if not isinstance(config, TrainConfig):
+            raise InputError(
+                f'{name}() takes a config such as TrainConfig(model="cnn"); got '
+                f"{config!r}"
+            )
+
+
 def _seeds(seeds: int | Sequence[int], first: int) -> list[int]:
     """Returns the seeds as a list."""
-    chosen = list(range(first, first + seeds) if isinstance(seeds, int) else seeds)
+    try:
+        if isinstance(seeds, Iterable):
+            chosen = [operator.index(seed) for seed in seeds]
+        else:
+            chosen = list(range(first, first + operator.index(seeds)))
+    except TypeError:
+        chosen = []
     if not chosen or len(set(chosen)) < len(chosen):
         raise InputError(
-            f"seeds must be a number from 1 or distinct seeds; got {seeds!r}"
+            "seeds must be a positive integer or a sequence of distinct integers; got "
+            f"{seeds!r}"
         )
     for seed in chosen:
         TrainConfig(seed=seed)  # checks its range
@@ -156,9 +188,17 @@ def _observer(quiet: bool) -> Observer:
     return Observer() if quiet else ProgressPrinter()
 
 
+def _load(config: TrainConfig, observer: Observer) -> Dataset:
+    """Loads a config's dataset and reports if it is a substitute for MNIST."""
+    dataset = load_dataset(config.dataset)
+    if dataset.note:
+        observer.report(f"\n*** {dataset.note} ***\n")
+    return dataset
+
+
 @contextlib.contextmanager
 def _folder_or_temporary(path: Folder | None) -> Iterator[Path]:
-    """Returns the folder, or a temporary one that is removed afterwards."""
+    """Yields the folder, or a temporary one that is removed afterwards."""
     with contextlib.ExitStack() as stack:
         if path is None:
             path = stack.enter_context(tempfile.TemporaryDirectory())

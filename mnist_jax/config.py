@@ -2,7 +2,10 @@
 
 import dataclasses
 import math
+import numbers
 import re
+import types
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -245,7 +248,7 @@ class TrainConfig:
     )
     learning_rate: float = _option(
         {"mlp": 3e-3, "lstm": 5e-3, "cnn": 3e-3, "custom": 3e-3},
-        "learning rate; the peak rate under a schedule",
+        "learning rate, or its peak under a schedule; chosen for Adam",
         check=lambda value: 0.0 < value < math.inf,
         allowed="a finite number > 0",
     )
@@ -306,11 +309,13 @@ class TrainConfig:
         return self.model.rpartition(":")[2]
 
     def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
-            by_model = field.metadata["by_model"]
-            if by_model and getattr(self, field.name) is None:
-                model = self.model if self.model in MODELS else "custom"
-                object.__setattr__(self, field.name, by_model[model])
+            by_model, value = field.metadata["by_model"], getattr(self, field.name)
+            if by_model and value is None:
+                value = by_model[self.model if self.model in MODELS else "custom"]
+            value = _convert(field.name, hints[field.name], value)
+            object.__setattr__(self, field.name, value)
             check, value = field.metadata["check"], getattr(self, field.name)
             needs = field.metadata["needs"]
             if needs and getattr(self, needs[0]) not in needs[1]:
@@ -333,6 +338,26 @@ class TrainConfig:
                 f"--dropout must be one rate, or one for each of the {layers} LSTM and "
                 f"hidden dense layers; got {as_text(self.dropout)}"
             )
+
+
+def _convert(name: str, hint: Any, value: Any) -> Any:
+    """Returns a value as the type of its field; raises InputError if it has another.
+
+    Lists become tuples and integers become floats where the field is one.
+    """
+    if isinstance(hint, types.UnionType):
+        return None if value is None else _convert(name, hint.__args__[0], value)
+    if typing.get_origin(hint) is tuple:
+        item = typing.get_args(hint)[0]
+        if isinstance(value, list | tuple):
+            return tuple(_convert(name, item, v) for v in value)
+        kind = f"tuple of {item.__name__}"
+    else:
+        kind = hint.__name__
+        accepted = {int: numbers.Integral, float: numbers.Real}.get(hint, hint)
+        if isinstance(value, accepted) and isinstance(value, bool) == (hint is bool):
+            return hint(value)
+    raise InputError(f"--{name} must be of type {kind}; got {value!r}")
 
 
 def _check_stages(stages: Sequence[str]) -> None:

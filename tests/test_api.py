@@ -1,17 +1,19 @@
 """What `import mnist_jax` offers."""
 
+import dataclasses
 import json
 import subprocess
 import sys
 
 import jax
+import numpy as np
 import pandas as pd
 import pytest
 from helpers.programs import run
 
 import mnist_jax
 from mnist_jax import InputError, TrainConfig, api
-from mnist_jax.data.types import Dataset
+from mnist_jax.data.types import Dataset, Split
 
 CONFIG = TrainConfig(
     dataset="digits", hidden=(8,), epochs=1, batch_size=64, cpu_devices=1
@@ -19,7 +21,7 @@ CONFIG = TrainConfig(
 
 
 def python(code: str) -> str:
-    """Runs code in a process of its own and returns what it printed."""
+    """Runs code in a new process and returns what it printed."""
     process = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=300
     )
@@ -67,7 +69,7 @@ def test_setup_uses_every_core_and_may_be_repeated():
 
 
 def test_setup_refuses_an_unknown_platform():
-    with pytest.raises(InputError, match="--platform=fpga is unknown; use one of cpu"):
+    with pytest.raises(InputError, match="platform=fpga is unknown; use one of cpu"):
         mnist_jax.setup("fpga")
 
 
@@ -112,7 +114,78 @@ def test_compare_returns_numbers_and_keeps_runs(tmp_path, digits: Dataset):
     assert (tmp_path / "compare.md").exists()
 
 
-@pytest.mark.parametrize("seeds", [0, -1, [], [1, 1], [-1], [2**32]])
+def test_predict_takes_unscaled_images_only(digits: Dataset):
+    [trained] = mnist_jax.train(CONFIG, dataset=digits, quiet=True)
+    images = digits.test.images[:3]
+    assert trained.predict(images[:0]).shape == (0, 10)
+    for wrong in (images / 255, images[0], images[..., None], images.reshape(3, -1)):
+        with pytest.raises(InputError, match="not scaled; got"):
+            trained.predict(wrong)
+    assert len(repr(trained)) < 2_000 and trained != dataclasses.replace(trained)
+
+
+@pytest.mark.parametrize(
+    "images, labels, message",
+    [
+        (np.zeros((3, 28, 28)), [0, 1, 2], "images must be .* got .* float64"),
+        (np.zeros((3, 32, 32), np.uint8), [0, 1, 2], r"must be \[3,28,28\]"),
+        (np.zeros((3, 28, 28), np.uint8), [0, 1], r"must be \[2,28,28\]"),
+        (np.zeros((3, 28, 28), np.uint8), [0, 1, 10], "labels must be .* 0..10"),
+        (np.zeros((3, 28, 28), np.uint8), [0, 1, -1], "labels must be"),
+        (np.zeros((0, 28, 28), np.uint8), [], "empty"),
+    ],
+)
+def test_invalid_datasets_are_refused(digits: Dataset, images, labels, message):
+    split = Split(images, np.array(labels, np.int32))
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(digits, test=split)
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        *[("hidden", 64), ("hidden", "64,64"), ("hidden", (1.5,)), ("dropout", 0.2)],
+        *[("learning_rate", "0.1"), ("epochs", 2.0), ("seed", True), ("nesterov", 1)],
+        *[("train_size", "9"), ("model", 3), ("conv", "32"), ("freeze", "Dense_0")],
+    ],
+)
+def test_fields_of_another_type_are_refused(field, value):
+    with pytest.raises(InputError, match=f"--{field} must be of type"):
+        TrainConfig(**{field: value})
+
+
+def test_lists_and_numpy_numbers_are_converted():
+    config = TrainConfig(hidden=[8, 8], learning_rate=1, batch_size=np.int64(5))
+    assert config == TrainConfig(hidden=(8, 8), learning_rate=1.0, batch_size=5)
+    assert hash(config)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: mnist_jax.train("cnn"), "takes a config"),
+        (lambda: mnist_jax.compare(["mlp", "cnn"]), "takes a config"),
+        (lambda: mnist_jax.train(CONFIG, resume=True), "need run_dir"),
+        (
+            lambda: mnist_jax.compare([CONFIG, dataclasses.replace(CONFIG, seed=3)]),
+            "equal but for the seed",
+        ),
+    ],
+)
+def test_wrong_arguments_are_refused(call, message):
+    with pytest.raises(InputError, match=message):
+        call()
+
+
+def test_resume_and_overwrite_exclude_each_other(tmp_path):
+    settings = {"run_dir": tmp_path, "resume": True, "overwrite": True}
+    with pytest.raises(InputError, match="give one of them"):
+        mnist_jax.train(CONFIG, **settings)
+    with pytest.raises(InputError, match="checkpoint_every must be"):
+        mnist_jax.train(CONFIG, run_dir=tmp_path, checkpoint_every=-1)
+
+
+@pytest.mark.parametrize("seeds", [0, -1, [], [1, 1], [-1], [2**32], "12", 2.0, [0.5]])
 def test_wrong_seeds_are_refused(seeds):
     with pytest.raises(InputError, match="seed"):
         mnist_jax.train(CONFIG, seeds)

@@ -16,7 +16,7 @@ FLAGS = flags.FLAGS
 
 
 def start_jax() -> None:
-    """Sets JAX up as the flags say; errors as `setup`."""
+    """Sets JAX up from the flags; raises as `setup`."""
     # Objects created by imports stay alive. Scanning them in every collection would
     # take a tenth of the time of tracing and lowering.
     gc.freeze()

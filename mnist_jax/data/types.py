@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mnist_jax.errors import InputError
+
 IMAGE_SHAPE = (28, 28)
 CLASSES = 10
 
@@ -18,7 +20,11 @@ class Split(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """A dataset as a run uses it, with what its record says about it."""
+    """A dataset with its splits and metadata.
+
+    Raises:
+        InputError: a split has the wrong shape, dtype or labels, or is empty.
+    """
 
     name: str  # one of DATASETS without "auto"
     train: Split
@@ -26,3 +32,23 @@ class Dataset:
     test: Split
     checksum: str  # sha256 of the files' sha256 digests, or of the digits' arrays
     note: str  # empty, or one sentence to print with all results
+
+    def __post_init__(self) -> None:
+        for name in ("train", "validation", "test"):
+            split: Split | None = getattr(self, name)
+            if split is None:
+                continue
+            images, labels = split
+            if images.dtype != np.uint8 or images.shape != (len(labels), *IMAGE_SHAPE):
+                raise InputError(
+                    f"the {name} images must be [{len(labels)},28,28] uint8, one for "
+                    f"each label; got {list(images.shape)} {images.dtype}"
+                )
+            if not len(labels):
+                raise InputError(f"the {name} split is empty; give at least one image")
+            low, high = labels.min(), labels.max()
+            if labels.dtype.kind not in "iu" or low < 0 or high >= CLASSES:
+                raise InputError(
+                    f"the {name} labels must be integers 0..{CLASSES - 1}; got "
+                    f"{labels.dtype} {low}..{high}"
+                )

@@ -30,11 +30,17 @@ def source_sha256(spec: str) -> str:
     target, _, name = spec.rpartition(":")
     if not target.endswith(".py"):
         module = _import_module(spec, target)
-        if not (file := getattr(module, "__file__", None)):  # a notebook
-            source = inspect.getsource(getattr(module, name))
-            return hashlib.sha256(source.encode()).hexdigest()
-        target = file
+        if file := getattr(module, "__file__", None):
+            return _module_sha256(file)
+        source = inspect.getsource(getattr(module, name))  # of a notebook
+        return hashlib.sha256(source.encode()).hexdigest()
     return hashlib.sha256(_read(spec, Path(target))).hexdigest()
+
+
+@functools.cache
+def _module_sha256(file: str) -> str:
+    """Hashes a module's file once: editing it does not change what was imported."""
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 def network_sha256(config: TrainConfig) -> str | None:
@@ -136,7 +142,7 @@ def _read(spec: str, path: Path) -> bytes:
 
 
 def _load_file(spec: str, path: Path, sha256: str) -> ModuleType:
-    """Imports a file as a module of its own name."""
+    """Imports a file under a name unique to its content."""
     loading = importlib.util.spec_from_file_location(
         f"{path.stem}_{sha256[:12]}", path.expanduser()
     )

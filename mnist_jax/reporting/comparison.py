@@ -46,9 +46,7 @@ def write_tables(out: Path) -> str:
     markdown = format_markdown(records)
     write_file(out / "compare.md", markdown + "\n")
     frames = [
-        comparison_frame(group).assign(
-            dataset=group[0].dataset, device=group[0].environment.device
-        )
+        comparison_frame(group).assign(device=group[0].environment.device)
         for group in group_by_table(records)
     ]
     write_file(out / "compare.csv", pd.concat(frames).to_csv(index=False))

@@ -30,11 +30,13 @@ def _announce(experiment: Experiment) -> None:
     validation = len(dataset.validation.labels) if dataset.validation else 0
     cached = " (cached)" if experiment.compile_cached else ""
     together = f", {experiment.seeds} seeds together" if experiment.seeds > 1 else ""
+    mesh = experiment.programs.mesh
+    plural = "s" if mesh.size > 1 else ""
+    devices = f"{mesh.size} {mesh.devices.flat[0].platform} device{plural}"
     print(
         f"{config.name}: {count_params(experiment.model):,} parameters, "
         f"{dataset.name} {sizes[0]:,} train / {validation:,} validation / "
-        f"{sizes[1]:,} test images, {experiment.programs.mesh.size} "
-        f"{experiment.programs.mesh.devices.flat[0].platform} devices{together}, "
+        f"{sizes[1]:,} test images, {devices}{together}, "
         f"compiled in {experiment.compile_seconds:.1f} s{cached}\n{_HEADER}",
         flush=True,
     )

@@ -112,6 +112,7 @@ def comparison_frame(records: Iterable[RunRecord]) -> pd.DataFrame:
             {
                 "model": model,
                 "settings": settings,
+                "dataset": runs[0].dataset,
                 "parameters": runs[0].parameters,
                 "devices": devices,
                 "seeds": len(runs),
@@ -133,7 +134,7 @@ def comparison_frame(records: Iterable[RunRecord]) -> pd.DataFrame:
 
 
 def format_comparison(frame: pd.DataFrame) -> pd.DataFrame:
-    """Formats a `comparison_frame` for printing, without columns that say nothing."""
+    """Formats a `comparison_frame` for printing, without columns that are constant."""
 
     def accuracy(row: pd.Series) -> str:
         std = f" ± {row['test_accuracy_std']:.4f}" if row["seeds"] > 1 else ""

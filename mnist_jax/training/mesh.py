@@ -39,7 +39,7 @@ def choose_mesh(config: TrainConfig, seeds: int = 1) -> Mesh:
     if config.cpu_devices > devices:
         raise InputError(
             f"--cpu_devices must be at most the {devices} JAX was started with; got "
-            f"{config.cpu_devices}; set jax_num_cpu_devices first or use fewer"
+            f"{config.cpu_devices}; call mnist_jax.setup first or use fewer"
         )
     devices = config.cpu_devices or devices
     seed_devices = math.gcd(seeds, devices)

@@ -20,7 +20,7 @@ from mnist_jax.config import TrainConfig, as_text
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.pixels import Preprocess, make_preprocess
 from mnist_jax.data.splits import split_dataset
-from mnist_jax.data.types import Dataset
+from mnist_jax.data.types import CLASSES, IMAGE_SHAPE, Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.models.custom import network_sha256
 from mnist_jax.models.networks import create_model, init_params
@@ -60,14 +60,14 @@ _EVENTS = "events.out.tfevents.*"  # TensorBoard would merge two runs' files
 _PREDICT_CHUNK = 1_000  # images per call; a CNN keeps about 100 kB for each
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class TrainedRun:
     """A finished run: its config, its record and its trained parameters."""
 
     config: TrainConfig
-    record: RunRecord
-    params: Any
-    preprocess: Preprocess
+    record: RunRecord = dataclasses.field(repr=False)
+    params: Any = dataclasses.field(repr=False)
+    preprocess: Preprocess = dataclasses.field(repr=False)
 
     @functools.cached_property
     def model(self) -> nn.Module:
@@ -75,7 +75,22 @@ class TrainedRun:
         return create_model(self.config)
 
     def predict(self, images: np.ndarray) -> np.ndarray:
-        """Returns class probabilities `[N,10] float32` for `[N,28,28] uint8` images."""
+        """Returns class probabilities `[N,10] float32`.
+
+        Args:
+            images: `[N,28,28] uint8`, pixels 0..255 as in the dataset.
+
+        Raises:
+            InputError: the images have another shape or dtype.
+        """
+        images = np.asarray(images)
+        if images.shape[1:] != IMAGE_SHAPE or images.dtype != np.uint8:
+            raise InputError(
+                "predict() takes images [N,28,28] uint8, not scaled; got "
+                f"{list(images.shape)} {images.dtype}"
+            )
+        if not len(images):
+            return np.empty((0, CLASSES), np.float32)
         predict = make_predict(self.model, self.preprocess)
         starts = range(0, len(images), _PREDICT_CHUNK)
         chunks = [images[start : start + _PREDICT_CHUNK] for start in starts]
@@ -95,7 +110,7 @@ def load_run(
     Raises:
         InputError: a file is missing, damaged or of another version.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     config = read_json(TrainConfig, folder / CONFIG)
     record = read_json(RunRecord, folder / RECORD)
     _check_source(folder, record)

@@ -14,30 +14,46 @@ def setup(
 ) -> None:
     """Sets JAX up as the programs do: a device per CPU core, a compilation cache.
 
-    By itself JAX uses all cores of a CPU as one device, on which the CNN trains at
-    about half the speed. Call it before any other use of JAX.
+    By default JAX uses all cores of a CPU as one device, on which the CNN trains at
+    about half the speed. Call `setup` before any other use of JAX.
 
     Args:
         platform: "cpu", "gpu" or "tpu"; default: what JAX finds.
         cpu_devices: host devices on a CPU; 0 for one per available core.
-        compile_cache: whether to keep compiled programs in the user's cache folder.
+        compile_cache: whether to keep compiled programs in the user's cache folder;
+            False does not turn off a cache that is already on.
 
     Raises:
         InputError: JAX finds no such platform, or already runs with other devices.
     """
     if platform not in (None, *PLATFORMS):
         raise InputError(
-            f"--platform={platform} is unknown; use one of {', '.join(PLATFORMS)}"
+            f"platform={platform} is unknown; use one of {', '.join(PLATFORMS)}"
         )
+    if not isinstance(cpu_devices, int) or not 0 <= cpu_devices <= 1024:
+        raise InputError(
+            f"cpu_devices must be an integer from 0 to 1024; got {cpu_devices!r}"
+        )
+    before = jax.config.values["jax_platforms"]
     if platform:
         jax.config.update("jax_platforms", PLATFORMS[platform])
+    try:
+        _start(platform, cpu_devices or available_cores())
+    except InputError:
+        jax.config.update("jax_platforms", before)
+        raise
     if compile_cache:
         use_compile_cache()
-    cpu_devices = cpu_devices or available_cores()
+
+
+def _start(platform: str | None, cpu_devices: int) -> None:
+    """Starts JAX's backends; raises InputError if they cannot be as asked."""
     try:
         if cpu_devices != jax.config.values["jax_num_cpu_devices"]:
             jax.config.update("jax_num_cpu_devices", cpu_devices)
     except RuntimeError as error:
+        if jax.local_device_count("cpu") == cpu_devices:
+            return
         raise InputError(
             f"setup() cannot change the number of CPU devices to {cpu_devices}: JAX is "
             f"already running with {jax.local_device_count('cpu')}; call setup() "

@@ -1,8 +1,8 @@
 """Sweeps: trains the missing runs of a set, resuming unfinished ones.
 
 Every program that trains into run directories goes through `train_runs`, so that no run
-is repeated, no two processes train the same run, and stopping at any moment loses
-nothing.
+is repeated, no two processes train the same run, and a stop loses at most the work
+since the last checkpoint.
 """
 
 import dataclasses
@@ -69,7 +69,7 @@ class Plan(NamedTuple):
 
 
 class Observer:
-    """Receives the progress of training; this one ignores it.
+    """Receives the progress of training; this base class does nothing.
 
     `reporting/progress.py` has one that prints.
     """
@@ -122,6 +122,11 @@ def plan_runs(
         InputError: the directory holds a run and neither `resume` nor `overwrite` is
             set, or it cannot be written.
     """
+    if resume and overwrite:
+        raise InputError(
+            "--resume continues the run in --run_dir and --overwrite replaces it; "
+            "give one of them"
+        )
     folders = {seed: root / f"seed{seed}" for seed in seeds}
     if len(seeds) == 1:
         folders = {seeds[0]: root}

@@ -37,7 +37,7 @@ QUICK = {
     "systems": "av_dnn",
 }
 SMALL_CNN = "4:pool2", "4"  # stages that compile in half the time
-SEEDS = 2  # in place of the number that a command gives
+SEEDS = 2  # instead of the number that a command gives
 # Lets `load_dataset` return the digits, whatever dataset it is asked for.
 SMALL_DATA = """
 from mnist_jax.data import datasets
@@ -90,7 +90,7 @@ def draw_seven(path: Path) -> None:
 
 
 def run_python(code: str, folder: Path) -> None:
-    """Runs Python code in a process of its own, which JAX has not started in yet."""
+    """Runs Python code in a new process, where JAX has not started yet."""
     code = code.replace('model="cnn"', f'model="cnn", conv={SMALL_CNN}')
     environment = {**os.environ, "MNIST_JAX_DATA_DIR": "", "PYTHONPATH": str(ROOT)}
     process = subprocess.run(
