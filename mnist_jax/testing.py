@@ -15,6 +15,7 @@ from flax import linen as nn
 from mnist_jax.data.batches import epoch_indices
 from mnist_jax.data.pixels import Preprocess
 from mnist_jax.data.types import Split
+from mnist_jax.models.custom import check_network
 from mnist_jax.training.epochs import gather, make_programs
 from mnist_jax.training.mesh import make_mesh, replicate, seed_keys, shard_seeds
 from mnist_jax.training.steps import TrainState, train_step
@@ -104,6 +105,12 @@ def check_same_tree(got: TrainState | Any, want: TrainState | Any, rtol: float) 
 
 
 def check_model(model: nn.Module) -> None:
-    """Runs all of the above checks on a network."""
+    """Runs every check above on a network.
+
+    Raises:
+        InputError: as `check_network`.
+        AssertionError: a check fails.
+    """
+    check_network(type(model).__name__, model)
     check_step_learns(model)
     check_epoch_equals_steps(model)

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -66,7 +67,9 @@ def create_custom(spec: str, sha256: str) -> nn.Module:
     else:
         module = _import_module(spec, target)
     cls = getattr(module, name, None)
-    if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
+    if cls is not None and not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
+        raise InputError(f"--model={spec}: {name} is not a flax.linen module class")
+    if cls is None:
         modules = [
             key
             for key, value in vars(module).items()
@@ -84,36 +87,66 @@ def create_custom(spec: str, sha256: str) -> nn.Module:
             f"--model={spec}: {name}() failed ({error}); give every field of the class "
             "a hashable default"
         ) from error
-    _check(spec, model)
+    check_network(f"--model={spec}", model)
     return model
 
 
-def _check(spec: str, model: nn.Module) -> None:
-    """Raises InputError unless a model maps images to logits with parameters alone."""
+def check_network(name: str, model: nn.Module) -> None:
+    """Checks that a model maps images to logits, in evaluation and in training.
+
+    Args:
+        name: of the model, for messages.
+        model: a linen module.
+
+    Raises:
+        InputError: it is not a linen module, calling it fails, it has no parameters or
+            other collections than `params`, or its outputs are not logits `[B,10]`.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{name} must be a flax.linen module; got {model!r}")
+    parameters = inspect.signature(model.__call__).parameters
+    if flags := {"deterministic", "training"} & parameters.keys():
+        raise InputError(
+            f"{name} takes the argument {flags.pop()}, which is never passed; name it "
+            "train (True in training, False in evaluation)"
+        )
     images = jax.ShapeDtypeStruct((2, *IMAGE_SHAPE), jnp.float32)
-    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
-    options = call_options(model, train=False)
-    try:
-        logits, variables = jax.eval_shape(
-            lambda x: model.init_with_output(keys, x, **options), images
-        )
-    except Exception as error:  # whatever the user's code raises
-        message = (str(error) or repr(error)).splitlines()[0]
-        raise InputError(
-            f"--model={spec}: calling it on images [2,28,28] float32 failed with "
-            f"{type(error).__name__}: {message}"
-        ) from error
-    if set(variables) - {"params"}:
-        raise InputError(
-            f"--model={spec} has variables {', '.join(sorted(set(variables)))}; only "
-            "params are supported, so use LayerNorm or GroupNorm instead of BatchNorm"
-        )
-    shape = getattr(logits, "shape", None)
-    if shape != (2, CLASSES) or not jnp.issubdtype(logits.dtype, jnp.floating):
-        raise InputError(
-            f"--model={spec} returns {shape or type(logits).__name__} for images "
-            f"[2,28,28]; it must return logits (2, {CLASSES}) of a float type"
-        )
+    dropout = {"dropout": jax.random.key(1)}
+
+    def run(images: jax.Array, train: bool) -> Any:
+        options, evaluation = call_options(model, train), call_options(model, False)
+        variables = model.init(jax.random.key(0), images, **evaluation)
+        params = {"params": variables.get("params", {})}
+        if set(variables) - {"params"}:
+            return variables, None
+        rngs = dropout if train else {}
+        return variables, model.apply(params, images, rngs=rngs, **options)
+
+    for train in (False, True):
+        try:
+            variables, logits = jax.eval_shape(partial(run, train=train), images)
+        except Exception as error:  # whatever the user's code raises
+            message = (str(error) or repr(error)).splitlines()[0]
+            phase = "training" if train else "evaluation"
+            raise InputError(
+                f"{name}: calling it on images [2,28,28] float32 in {phase} failed "
+                f"with {type(error).__name__}: {message} (the only random key is "
+                "dropout, in training)"
+            ) from error
+        if set(variables) - {"params"}:
+            raise InputError(
+                f"{name} has variables {', '.join(sorted(variables))}; only params are "
+                "supported, so use LayerNorm or GroupNorm instead of BatchNorm"
+            )
+        if not variables:
+            raise InputError(f"{name} has no parameters; there is nothing to train")
+        shape = getattr(logits, "shape", None)
+        if shape != (2, CLASSES) or not jnp.issubdtype(logits.dtype, jnp.floating):
+            given = type(logits).__name__ if shape is None else logits
+            raise InputError(
+                f"{name} returns {given} for images [2,28,28]; it must return logits "
+                f"(2, {CLASSES}) of a float type"
+            )
 
 
 def call_options(

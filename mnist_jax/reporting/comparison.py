@@ -7,6 +7,7 @@ import pandas as pd
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.splits import split_dataset
+from mnist_jax.models.networks import create_model
 from mnist_jax.records.files import write_file
 from mnist_jax.records.schema import write_json
 from mnist_jax.reporting.predictions import run_details
@@ -26,6 +27,9 @@ def train_configs(
     study: Study, configs: Iterable[TrainConfig], observer: Observer
 ) -> None:
     """Trains the missing runs of each config and writes the details of all runs."""
+    configs = list(configs)
+    for config in configs:
+        create_model(config)  # raises InputError before anything is trained
     for config in configs:
         plan = study.plan(config.name, config)
         train_runs(plan, study.dataset, observer)

@@ -52,6 +52,7 @@ class Origin(NamedTuple):
 
     checksum: str = ""  # of the dataset, which `--dataset=auto` does not fix
     code: str = ""  # see `code_digest`
+    source: str = ""  # sha256 of a custom network's source
 
 
 ANY_ORIGIN = Origin()
@@ -261,6 +262,8 @@ def _load(
         raise ValueError(f"it is from seed {found_seed}, not {seed}")
     if origin.checksum and found.checksum not in ("", origin.checksum):
         raise ValueError(f"it is from other data (sha256 {found.checksum})")
+    if origin.source and found.source != origin.source:
+        raise ValueError("it is from another version of the custom network's source")
     if origin.code not in ("", found.code):
         raise ValueError("it is from another version of the code")
     if len(history) != epoch:

@@ -137,7 +137,7 @@ def _check_source(folder: Path, record: RunRecord) -> None:
 
 def current_origin(dataset: Dataset, config: TrainConfig) -> Origin:
     """Returns the origin of checkpoints written by this code."""
-    return Origin(dataset.checksum, code_digest() + (network_sha256(config) or ""))
+    return Origin(dataset.checksum, code_digest(), network_sha256(config) or "")
 
 
 def load_run_params(folder: Path, model: nn.Module) -> Any:

@@ -30,7 +30,6 @@ from mnist_jax.records.schema import (
 from mnist_jax.training.checkpoints import (
     KEEP,
     Checkpoint,
-    Origin,
     has_checkpoints,
     load_checkpoint,
     remove_checkpoints,
@@ -369,7 +368,8 @@ def _checkpoint(
     """Returns the checkpoint to resume from; raises as `load_checkpoint`."""
     folders = {seed: plan.folders[seed] for seed in seeds}
     if not plan.sweep:
-        return load_checkpoint(folders, plan.config, Origin(dataset.checksum))
+        origin = current_origin(dataset, plan.config)._replace(code="")
+        return load_checkpoint(folders, plan.config, origin)
     try:
         origin = current_origin(dataset, plan.config)
         return load_checkpoint(folders, plan.config, origin)

@@ -1,12 +1,15 @@
 """Custom networks given as `file.py:Class`."""
 
+import dataclasses
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+import mnist_jax
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Dataset
 from mnist_jax.errors import InputError
@@ -80,6 +83,39 @@ class Broken(nn.Module):
 
 class NotAModule:
     pass
+
+
+class AlwaysDropping(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        x = nn.Dropout(0.5, deterministic=False)(images.reshape(len(images), -1))
+        return nn.Dense(10)(x)
+
+
+class OtherKey(nn.Module):
+    @nn.compact
+    def __call__(self, images, train=False):
+        if train:
+            self.make_rng("noise")
+        return nn.Dense(10)(images.reshape(len(images), -1))
+
+
+class Deterministic(nn.Module):
+    @nn.compact
+    def __call__(self, images, deterministic=True):
+        return nn.Dense(10)(images.reshape(len(images), -1))
+
+
+class Empty(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        return images[:, 0, :10]
+
+
+class Classes(Linear):
+    @nn.compact
+    def __call__(self, images):
+        return nn.Dense(10)(images.reshape(len(images), -1)).argmax(-1)
 """
 
 
@@ -118,12 +154,17 @@ def test_a_module_can_be_named_instead_of_a_file(file, monkeypatch):
     "name, message",
     [
         ("Normalized", "batch_stats"),
-        ("PerRow", r"returns \(2, 28, 10\)"),
+        ("PerRow", r"returns .*2,\s?28,\s?10"),
         ("Required", "width"),
         ("Unhashable", "hashable"),
         ("Broken", "failed with TypeError"),
-        ("NotAModule", "has no flax.linen module NotAModule; it has Linear"),
-        ("Missing", "has no flax.linen module Missing"),
+        ("NotAModule", "NotAModule is not a flax.linen module"),
+        ("AlwaysDropping", "in evaluation failed with InvalidRngError"),
+        ("OtherKey", "in training failed with InvalidRngError"),
+        ("Deterministic", "name it train"),
+        ("Empty", "no parameters"),
+        ("Classes", "must return logits"),
+        ("Missing", "has no flax.linen module Missing; it has Linear, Dropped"),
     ],
 )
 def test_unusable_networks_are_refused(file, name, message):
@@ -179,6 +220,20 @@ def test_a_changed_source_is_noticed(file, digits: Dataset, tmp_path):
     assert set(init_params(create_model(config), jax.random.key(0))["Dense_0"]) == {
         "kernel"
     }  # the new source is loaded
+
+
+def test_a_run_is_not_resumed_with_a_changed_source(file, digits: Dataset, tmp_path):
+    config = config_of(file, "Linear", epochs=2)
+    train = partial(mnist_jax.train, dataset=digits, run_dir=tmp_path / "run")
+    train(config, quiet=True, checkpoint_every=1)
+    longer = dataclasses.replace(config, epochs=3)
+    file.write_text(NETWORKS.replace("import dataclasses", "import dataclasses\n"))
+    (tmp_path / "run" / "record.json").unlink()  # as if it had been stopped
+    with pytest.raises(InputError, match="no checkpoint .* is valid"):
+        train(longer, quiet=True, resume=True)
+    file.write_text(NETWORKS)
+    [run] = train(longer, quiet=True, resume=True)
+    assert len(run.record.epochs) == 3
 
 
 @pytest.mark.parametrize("model", ["mlp", "lstm", "cnn"])
