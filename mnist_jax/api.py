@@ -95,7 +95,7 @@ def train(
             checkpoint_every=checkpoint_every,
             init_from=None if init_from is None else Path(init_from).expanduser(),
         )
-        train_runs(plan, dataset or _load(config, observer), observer)
+        train_runs(plan, _load(config, dataset, observer), observer)
         return [load_run(plan.folders[seed]) for seed in seeds]
 
 
@@ -145,7 +145,7 @@ def compare(
     seeds, observer = _seeds(seeds, configs[0].seed), _observer(quiet)
     with _folder_or_temporary(out) as folder:
         make_folder(folder)
-        dataset = dataset or _load(configs[0], observer)
+        dataset = _load(configs[0], dataset, observer)
         study = Study(folder, RESULTS, dataset, seeds)
         train_configs(study, configs, observer)
         write_tables(folder)
@@ -188,8 +188,11 @@ def _observer(quiet: bool) -> Observer:
     return Observer() if quiet else ProgressPrinter()
 
 
-def _load(config: TrainConfig, observer: Observer) -> Dataset:
-    """Loads a config's dataset and reports if it is a substitute for MNIST."""
+def _load(config: TrainConfig, dataset: Dataset | None, observer: Observer) -> Dataset:
+    """Returns the user's dataset, or else loads the one that the config names."""
+    if dataset is not None:
+        dataset.check()
+        return dataset
     dataset = load_dataset(config.dataset)
     if dataset.note:
         observer.report(f"\n*** {dataset.note} ***\n")

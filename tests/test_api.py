@@ -138,7 +138,7 @@ def test_predict_takes_unscaled_images_only(digits: Dataset):
 def test_invalid_datasets_are_refused(digits: Dataset, images, labels, message):
     split = Split(images, np.array(labels, np.int32))
     with pytest.raises(InputError, match=message):
-        dataclasses.replace(digits, test=split)
+        mnist_jax.train(CONFIG, dataset=dataclasses.replace(digits, test=split))
 
 
 @pytest.mark.parametrize(

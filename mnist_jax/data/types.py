@@ -20,11 +20,7 @@ class Split(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """A dataset with its splits and metadata.
-
-    Raises:
-        InputError: a split has the wrong shape, dtype or labels, or is empty.
-    """
+    """A dataset with its splits and metadata."""
 
     name: str  # one of DATASETS without "auto"
     train: Split
@@ -33,7 +29,8 @@ class Dataset:
     checksum: str  # sha256 of the files' sha256 digests, or of the digits' arrays
     note: str  # empty, or one sentence to print with all results
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raises InputError if a split is empty or has wrong shapes, dtypes or labels."""
         for name in ("train", "validation", "test"):
             split: Split | None = getattr(self, name)
             if split is None:
