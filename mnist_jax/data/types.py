@@ -30,7 +30,7 @@ class Dataset:
     note: str  # empty, or one sentence to print with all results
 
     def check(self) -> None:
-        """Raises InputError if a split is empty or has wrong shapes, dtypes or labels."""
+        """Raises InputError if a split is empty or does not match `Split`."""
         for name in ("train", "validation", "test"):
             split: Split | None = getattr(self, name)
             if split is None:
