@@ -316,8 +316,7 @@ class TrainConfig:
                 value = by_model[self.model if self.model in MODELS else "custom"]
             value = _convert(field.name, hints[field.name], value)
             object.__setattr__(self, field.name, value)
-            check, value = field.metadata["check"], getattr(self, field.name)
-            needs = field.metadata["needs"]
+            check, needs = field.metadata["check"], field.metadata["needs"]
             if needs and getattr(self, needs[0]) not in needs[1]:
                 continue
             if check is not None and not check(value):

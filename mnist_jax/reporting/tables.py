@@ -48,8 +48,12 @@ def mean_and_spread(values: Sequence[float]) -> str:
     '0.9750 ± 0.0071 (n=2)'
     """
     series = pd.Series(values)
-    spread = f" ± {series.std():.4f}" if len(series) > 1 else ""
-    return f"{series.mean():.4f}{spread} (n={len(series)})"
+    return _format_mean(series.mean(), series.std(), len(series))
+
+
+def _format_mean(mean: float, std: float, n: int) -> str:
+    spread = f" ± {std:.4f}" if n > 1 else ""
+    return f"{mean:.4f}{spread} (n={n})"
 
 
 def row_key(record: RunRecord) -> tuple[str, str, str, int]:
@@ -136,31 +140,29 @@ def comparison_frame(records: Iterable[RunRecord]) -> pd.DataFrame:
 def format_comparison(frame: pd.DataFrame) -> pd.DataFrame:
     """Formats a `comparison_frame` for printing, without columns that are constant."""
 
-    def accuracy(row: pd.Series) -> str:
-        std = f" ± {row['test_accuracy_std']:.4f}" if row["seeds"] > 1 else ""
-        return f"{row['test_accuracy']:.4f}{std} (n={row['seeds']})"
+    def column(name: str, form: str) -> pd.Series:
+        return frame[name].map(form.format).replace("nan", "-")
 
+    accuracies = frame[["test_accuracy", "test_accuracy_std", "seeds"]]
     cached = frame["compile_cached"].map({True: " (cached)", False: ""})
     table = pd.DataFrame(
         {
             "model": frame["model"],
             "settings": frame["settings"],
-            "parameters": frame["parameters"].map("{:,}".format),
+            "parameters": column("parameters", "{:,}"),
             "devices": frame["devices"],
             "seeds together": frame["seeds_together"],
-            "test accuracy": frame.apply(accuracy, axis=1),
-            "test loss": frame["test_loss"].map("{:.4f}".format),
-            "compile s": frame["compile_seconds"].map("{:.2f}".format) + cached,
-            "first epoch s": frame["first_epoch_seconds"].map("{:.2f}".format),
-            "steady s/epoch": frame["steady_epoch_seconds"]
-            .map("{:.2f}".format)
-            .replace("nan", "-"),
-            "train images/s": frame["train_images_per_second"].map("{:,.0f}".format),
-            "step ms": frame["step_milliseconds"].map("{:.2f}".format),
-            "evaluate images/s": frame["evaluate_images_per_second"].map(
-                "{:,.0f}".format
-            ),
-            "total s": frame["total_seconds"].map("{:.1f}".format),
+            "test accuracy": [
+                _format_mean(*row) for row in accuracies.itertuples(index=False)
+            ],
+            "test loss": column("test_loss", "{:.4f}"),
+            "compile s": column("compile_seconds", "{:.2f}") + cached,
+            "first epoch s": column("first_epoch_seconds", "{:.2f}"),
+            "steady s/epoch": column("steady_epoch_seconds", "{:.2f}"),
+            "train images/s": column("train_images_per_second", "{:,.0f}"),
+            "step ms": column("step_milliseconds", "{:.2f}"),
+            "evaluate images/s": column("evaluate_images_per_second", "{:,.0f}"),
+            "total s": column("total_seconds", "{:.1f}"),
         }
     )
     defaults = {"settings": "", "seeds together": 1}
