@@ -147,9 +147,9 @@ def compare(
         make_folder(folder)
         dataset = _load(configs[0], dataset, observer)
         study = Study(folder, RESULTS, dataset, seeds)
+        keys = {key for config in configs for key in study.run_keys(config).values()}
         train_configs(study, configs, observer)
         write_tables(folder)
-        keys = {key for config in configs for key in study.run_keys(config).values()}
         return comparison_frame(
             run for run in read_runs(folder, RESULTS) if run.run_key() in keys
         )

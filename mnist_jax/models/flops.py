@@ -10,11 +10,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from mnist_jax.config import MODELS, TrainConfig, parse_conv_stage
 from mnist_jax.data.types import CLASSES, IMAGE_SHAPE
 from mnist_jax.models.custom import call_options
-from mnist_jax.models.networks import create_model, init_params
+from mnist_jax.models.networks import create_model, param_shapes
 
 
 def products_by_layer(config: TrainConfig) -> list[list[int]]:
@@ -63,22 +64,17 @@ def multiply_adds(config: TrainConfig) -> list[int]:
     [100352, 16384, 1280]
     """
     if config.model not in MODELS:
-        return _traced_products(config)
+        return _traced_products(create_model(config))
     return [count for layer in products_by_layer(config) for count in layer]
 
 
 @functools.cache
-def _traced_products(config: TrainConfig) -> list[int]:
+def _traced_products(model: nn.Module) -> list[int]:
     """Counts the products of a network that has no formula, from its jaxpr."""
-    model = create_model(config)
     options = call_options(model, False)
-    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     image = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), jnp.float32)
-    return _count_products(
-        jax.make_jaxpr(lambda p, x: model.apply({"params": p}, x, **options))(
-            params, image
-        ).jaxpr
-    )
+    trace = jax.make_jaxpr(lambda p, x: model.apply({"params": p}, x, **options))
+    return _count_products(trace(param_shapes(model), image).jaxpr)
 
 
 def _count_products(jaxpr: Any) -> list[int]:

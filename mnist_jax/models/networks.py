@@ -152,8 +152,7 @@ def resolve_impl(impl: str) -> str:
 def usual_names(config: TrainConfig) -> list[str]:
     """Returns the default names of a config's layers, in order."""
     if config.model not in MODELS:
-        model = create_custom(config.model, source_sha256(config.model))
-        return list(jax.eval_shape(lambda: init_params(model, jax.random.key(0))))
+        return list(param_shapes(_create_custom(config)))
     counts = {
         "Conv": len(config.conv) if config.model == "cnn" else 0,
         "LSTMLayer": len(config.lstm_units) if config.model == "lstm" else 0,
@@ -211,7 +210,7 @@ def create_model(config: TrainConfig) -> nn.Module:
     hidden, dropout = config.hidden, config.dropout
     names = tuple(zip(usual_names(config), layer_names(config), strict=True))
     if config.model not in MODELS:
-        return create_custom(config.model, source_sha256(config.model))
+        return _create_custom(config)
     if config.model == "mlp":
         return MLP(hidden, dropout, names)
     impl = resolve_impl(config.impl)
@@ -222,16 +221,24 @@ def create_model(config: TrainConfig) -> nn.Module:
     return CNN(stages, hidden, dropout, impl, names)
 
 
+def _create_custom(config: TrainConfig) -> nn.Module:
+    return create_custom(config.model, source_sha256(config.model))
+
+
 def init_params(model: nn.Module, key: jax.Array) -> Any:
     """Returns the initial parameters of a network."""
-    if hasattr(model, "impl"):  # same parameters, faster to trace
+    if isinstance(model, LSTM | CNN):  # same parameters, faster to trace
         model = model.clone(impl="plain")
     images = jnp.zeros((1, *IMAGE_SHAPE), jnp.float32)
     return model.init(key, images, **call_options(model, False)).get("params", {})
 
 
 @functools.cache
+def param_shapes(model: nn.Module) -> Any:
+    """Returns the shapes and dtypes of a network's parameters."""
+    return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+
+
 def count_params(model: nn.Module) -> int:
     """Counts a network's parameters without computing them."""
-    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    return sum(leaf.size for leaf in jax.tree.leaves(param_shapes(model)))

@@ -13,6 +13,7 @@ from mnist_jax.data.pixels import Preprocess, make_preprocess
 from mnist_jax.data.splits import split_dataset
 from mnist_jax.data.types import Dataset, Split
 from mnist_jax.errors import InputError
+from mnist_jax.models.custom import network_sha256
 from mnist_jax.models.networks import create_model
 from mnist_jax.training.compile_cache import CompileClock
 from mnist_jax.training.epochs import Programs, make_programs
@@ -28,6 +29,7 @@ class Experiment:
     seeds: int  # number of seeds trained together, in one program
     dataset: Dataset
     model: nn.Module
+    source_sha256: str | None  # of a custom network, when its model was created
     preprocess: Preprocess
     programs: Programs
     train: Split
@@ -60,6 +62,7 @@ def prepare(
             f"{config.batch_size}; give a smaller batch size"
         )
     mesh = mesh or choose_mesh(config, seeds)
+    source_sha256 = network_sha256(config)
     model, preprocess = create_model(config), make_preprocess(config, dataset.train)
     orders = np.stack([epoch_indices(0, 0, size, config.batch_size)] * seeds)
     tx = create_optimizer(config, orders.shape[1] * config.epochs)
@@ -74,6 +77,7 @@ def prepare(
         seeds=seeds,
         dataset=dataset,
         model=model,
+        source_sha256=source_sha256,
         preprocess=preprocess,
         programs=programs,
         train=train,

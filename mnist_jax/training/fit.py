@@ -12,7 +12,6 @@ import numpy as np
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.batches import epoch_indices
 from mnist_jax.errors import InputError
-from mnist_jax.models.custom import network_sha256
 from mnist_jax.models.networks import count_params, resolve_impl
 from mnist_jax.records.environment import Environment, current_environment
 from mnist_jax.records.schema import EpochRecord, RunRecord
@@ -294,5 +293,5 @@ def _run_record(
         environment=environment,
         pixel_mean=experiment.preprocess.mean if standardized else None,
         pixel_std=experiment.preprocess.std if standardized else None,
-        source_sha256=network_sha256(config),
+        source_sha256=experiment.source_sha256,
     )

@@ -23,7 +23,7 @@ from mnist_jax.data.splits import split_dataset
 from mnist_jax.data.types import CLASSES, IMAGE_SHAPE, Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.models.custom import network_sha256
-from mnist_jax.models.networks import create_model, init_params
+from mnist_jax.models.networks import create_model, param_shapes
 from mnist_jax.records.environment import code_digest
 from mnist_jax.records.files import make_folder, write_file
 from mnist_jax.records.schema import (
@@ -135,9 +135,9 @@ def _check_source(folder: Path, record: RunRecord) -> None:
         )
 
 
-def current_origin(dataset: Dataset, config: TrainConfig) -> Origin:
+def current_origin(dataset: Dataset, source_sha256: str | None) -> Origin:
     """Returns the origin of checkpoints written by this code."""
-    return Origin(dataset.checksum, code_digest(), network_sha256(config) or "")
+    return Origin(dataset.checksum, code_digest(), source_sha256 or "")
 
 
 def load_run_params(folder: Path, model: nn.Module) -> Any:
@@ -151,7 +151,7 @@ def load_run_params(folder: Path, model: nn.Module) -> Any:
 
 
 def _load_params(folder: Path, model: nn.Module, record: RunRecord) -> Any:
-    like = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    like = param_shapes(model)
     return load_params(folder / PARAMS, like, record.params_sha256)
 
 
@@ -256,7 +256,7 @@ def fit_into(
         write_json(folder / CONFIG, config)
     if checkpoint_every:
         begin_checkpoints(folders)
-    origin = current_origin(experiment.dataset, experiment.config)
+    origin = current_origin(experiment.dataset, experiment.source_sha256)
 
     def save(checkpoint: Checkpoint) -> None:
         last = checkpoint.epoch == experiment.config.epochs

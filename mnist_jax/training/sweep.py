@@ -367,11 +367,10 @@ def _checkpoint(
 ) -> Checkpoint | None:
     """Returns the checkpoint to resume from; raises as `load_checkpoint`."""
     folders = {seed: plan.folders[seed] for seed in seeds}
+    origin = current_origin(dataset, network_sha256(plan.config))
     if not plan.sweep:
-        origin = current_origin(dataset, plan.config)._replace(code="")
-        return load_checkpoint(folders, plan.config, origin)
+        return load_checkpoint(folders, plan.config, origin._replace(code=""))
     try:
-        origin = current_origin(dataset, plan.config)
         return load_checkpoint(folders, plan.config, origin)
     except InputError:  # none is intact; each has been named in a warning
         return None

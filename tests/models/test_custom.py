@@ -13,10 +13,10 @@ import mnist_jax
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Dataset
 from mnist_jax.errors import InputError
-from mnist_jax.models.custom import call_options
+from mnist_jax.models.custom import call_options, network_sha256
 from mnist_jax.models.flops import _count_products as count_products
 from mnist_jax.models.flops import multiply_adds, products_by_layer
-from mnist_jax.models.networks import create_model, init_params
+from mnist_jax.models.networks import create_model, init_params, param_shapes
 from mnist_jax.reporting.summary import layer_frame
 from mnist_jax.testing import check_model
 from mnist_jax.training.experiment import prepare
@@ -213,6 +213,7 @@ def test_a_changed_source_is_noticed(file, digits: Dataset, tmp_path):
     fit_into(prepare(config, digits), {0: folder})
     assert is_finished(folder, config)
     assert load_run(folder).predict(digits.test.images[:3]).shape == (3, 10)
+    assert multiply_adds(config_of(file, "Dropped")) == [25_088, 320]
     file.write_text(NETWORKS.replace("nn.Dense(10)", "nn.Dense(10, use_bias=False)"))
     for read in (load_run, lambda folder: is_finished(folder, config)):
         with pytest.raises(InputError, match="has changed since"):
@@ -220,6 +221,26 @@ def test_a_changed_source_is_noticed(file, digits: Dataset, tmp_path):
     assert set(init_params(create_model(config), jax.random.key(0))["Dense_0"]) == {
         "kernel"
     }  # the new source is loaded
+    file.write_text(NETWORKS.replace("nn.Dense(32)", "nn.Dense(16)"))
+    assert multiply_adds(config_of(file, "Dropped")) == [12_544, 160]
+
+
+def test_the_record_has_the_source_that_was_trained(file, digits: Dataset):
+    experiment = prepare(config_of(file, "Linear"), digits)
+    trained = network_sha256(experiment.config)
+    file.write_text(NETWORKS + "\n")
+    [(record, _)] = fit(experiment, [0])
+    assert record.source_sha256 == trained != network_sha256(experiment.config)
+
+
+def test_a_field_called_impl_stays_as_it_is(file):
+    source = NETWORKS.replace(
+        "rate: float = 0.5", 'rate: float = 0.5\n    impl: str = "a"'
+    )
+    width = 'nn.Dense(32 if self.impl == "a" else 16)'
+    file.write_text(source.replace("nn.Dense(32)", width))
+    params = init_params(create_model(config_of(file, "Dropped")), jax.random.key(0))
+    assert params["Dense_0"]["kernel"].shape == (784, 32)
 
 
 def test_a_run_is_not_resumed_with_a_changed_source(file, digits: Dataset, tmp_path):
@@ -240,7 +261,7 @@ def test_a_run_is_not_resumed_with_a_changed_source(file, digits: Dataset, tmp_p
 def test_traced_products_equal_the_formula(model):
     config = TrainConfig(model=model, impl="plain")
     network = create_model(config)
-    params = jax.eval_shape(lambda: init_params(network, jax.random.key(0)))
+    params = param_shapes(network)
     image = jax.ShapeDtypeStruct((1, 28, 28), np.float32)
     jaxpr = jax.make_jaxpr(lambda p, x: network.apply({"params": p}, x))(params, image)
     assert sum(count_products(jaxpr.jaxpr)) == sum(map(sum, products_by_layer(config)))
