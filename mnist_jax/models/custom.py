@@ -1,5 +1,6 @@
 """Custom networks: Flax modules given as `path/to/file.py:Class` or `module:Class`."""
 
+import dataclasses
 import functools
 import hashlib
 import importlib
@@ -42,6 +43,20 @@ def source_sha256(spec: str) -> str:
 def _module_sha256(file: str) -> str:
     """Hashes a module's file once: editing it does not change what was imported."""
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+
+def find_network(config: TrainConfig, folder: Path) -> TrainConfig:
+    """Returns a run's config with the file of its custom network, wherever that is.
+
+    A relative path is looked up in the working directory, then in the folders above the
+    run directory, since the run may be read from elsewhere than where it was trained.
+    """
+    target, _, name = config.model.rpartition(":")
+    if target.endswith(".py") and not Path(target).expanduser().exists():
+        for parent in folder.resolve().parents:
+            if (parent / target).exists():
+                return dataclasses.replace(config, model=f"{parent / target}:{name}")
+    return config
 
 
 def network_sha256(config: TrainConfig) -> str | None:
@@ -170,18 +185,24 @@ def _read(spec: str, path: Path) -> bytes:
     except OSError as error:
         raise InputError(
             f"--model={spec}: cannot read {path} ({error.strerror}); give the path of "
-            "a Python file, relative to the working directory"
+            "a Python file, relative to the working directory (or, for a finished run, "
+            "to a folder above its run directory)"
         ) from error
 
 
 def _load_file(spec: str, path: Path, sha256: str) -> ModuleType:
-    """Imports a file under a name unique to its content."""
-    loading = importlib.util.spec_from_file_location(
-        f"{path.stem}_{sha256[:12]}", path.expanduser()
-    )
+    """Imports a file under a name unique to its content.
+
+    The file can import the modules beside it. They are forgotten afterwards, since
+    another folder may have modules of the same names.
+    """
+    path = path.expanduser().absolute()
+    loading = importlib.util.spec_from_file_location(f"{path.stem}_{sha256[:12]}", path)
     assert loading is not None and loading.loader is not None
     module = importlib.util.module_from_spec(loading)
     sys.modules[loading.name] = module  # dataclasses look their module up
+    before = set(sys.modules)
+    sys.path.insert(0, str(path.parent))
     try:
         loading.loader.exec_module(module)
     except Exception as error:
@@ -189,6 +210,12 @@ def _load_file(spec: str, path: Path, sha256: str) -> ModuleType:
             f"--model={spec}: importing {path} failed with {type(error).__name__}: "
             f"{error}"
         ) from error
+    finally:
+        sys.path.remove(str(path.parent))
+        for name in sys.modules.keys() - before:
+            file = getattr(sys.modules[name], "__file__", None)
+            if file and Path(file).parent == path.parent:
+                del sys.modules[name]
     return module
 
 

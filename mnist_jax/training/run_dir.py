@@ -22,7 +22,7 @@ from mnist_jax.data.pixels import Preprocess, make_preprocess
 from mnist_jax.data.splits import split_dataset
 from mnist_jax.data.types import CLASSES, IMAGE_SHAPE, Dataset
 from mnist_jax.errors import InputError
-from mnist_jax.models.custom import network_sha256
+from mnist_jax.models.custom import find_network, network_sha256
 from mnist_jax.models.networks import create_model, param_shapes
 from mnist_jax.records.environment import code_digest
 from mnist_jax.records.files import make_folder, write_file
@@ -111,9 +111,9 @@ def load_run(
         InputError: a file is missing, damaged or of another version.
     """
     folder = Path(folder).expanduser()
-    config = read_json(TrainConfig, folder / CONFIG)
+    config = find_network(read_json(TrainConfig, folder / CONFIG), folder)
     record = read_json(RunRecord, folder / RECORD)
-    _check_source(folder, record)
+    _check_source(folder, config, record)
     preprocess = Preprocess(config.pixels)
     if record.pixel_mean is not None and record.pixel_std is not None:
         preprocess = Preprocess(config.pixels, record.pixel_mean, record.pixel_std)
@@ -124,12 +124,12 @@ def load_run(
     return TrainedRun(config, record, jax.device_put(params), preprocess)
 
 
-def _check_source(folder: Path, record: RunRecord) -> None:
+def _check_source(folder: Path, config: TrainConfig, record: RunRecord) -> None:
     """Raises InputError if a custom network's source changed since it was trained."""
-    current = network_sha256(record.config)
+    current = network_sha256(config)
     if current != record.source_sha256:
         raise InputError(
-            f"the source of {record.config.model} has changed since {folder} was "
+            f"the source of {config.model} has changed since {folder} was "
             f"trained (sha256 {record.source_sha256}, now {current}); restore it or "
             "train again"
         )
@@ -198,7 +198,7 @@ def is_finished(folder: Path, config: TrainConfig) -> bool:
         return False
     # A run that was extended and then stopped still has its earlier record.
     record = read_json(RunRecord, folder / RECORD)
-    _check_source(folder, record)
+    _check_source(folder, config, record)
     recorded = record.config
     if recorded != config and not has_checkpoints(folder):
         raise InputError(

@@ -267,6 +267,39 @@ def test_traced_products_equal_the_formula(model):
     assert sum(count_products(jaxpr.jaxpr)) == sum(map(sum, products_by_layer(config)))
 
 
+def test_files_import_the_modules_beside_them(tmp_path):
+    for width in (10, 20):
+        folder = tmp_path / str(width)
+        folder.mkdir()
+        (folder / "beside.py").write_text(f"WIDTH = {width}\n")
+        source = NETWORKS.replace("nn.Dense(32)", "nn.Dense(WIDTH)")
+        (folder / "net.py").write_text(f"from beside import WIDTH\n{source}")
+        params = init_params(
+            create_model(config_of(folder / "net.py", "Dropped")), jax.random.key(0)
+        )
+        assert params["Dense_0"]["bias"].shape == (width,)
+    assert "beside" not in sys.modules and str(folder) not in sys.path
+
+
+def test_a_run_is_loaded_from_another_working_directory(
+    file, digits: Dataset, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    config = config_of(Path(file.name), "Linear")
+    fit_into(prepare(config, digits), {0: tmp_path / "runs" / "linear"})
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    run = load_run("../runs/linear")
+    assert run.record.config == config and run.config.model == f"{file}:Linear"
+    assert run.predict(digits.test.images[:3]).shape == (3, 10)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    home = dataclasses.replace(config, model="~/networks.py:Linear")
+    assert network_sha256(home) == run.record.source_sha256
+    file.unlink()
+    with pytest.raises(InputError, match="cannot read networks.py .* above its run"):
+        load_run("../runs/linear")
+
+
 def test_summary_of_a_custom_network(file):
     layers = layer_frame(config_of(file, "Dropped"))
     assert layers["layer"].tolist() == ["Dense_0", "Dense_1"]
