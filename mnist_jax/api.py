@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import pandas as pd
 
-from mnist_jax.config import TrainConfig
+from mnist_jax.config import TrainConfig, check_used
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.types import Dataset
 from mnist_jax.errors import InputError
@@ -156,13 +156,14 @@ def compare(
 
 
 def _check_configs(name: str, configs: Sequence[TrainConfig]) -> None:
-    """Raises InputError for what is not a config, such as a model's name."""
+    """Raises InputError for fields without effect, and for what is not a config."""
     for config in configs:
         if not isinstance(config, TrainConfig):
             raise InputError(
                 f'{name}() takes a config such as TrainConfig(model="cnn"); got '
                 f"{config!r}"
             )
+        check_used(config)
 
 
 def _seeds(seeds: int | Sequence[int], first: int) -> list[int]:

@@ -4,9 +4,10 @@ import dataclasses
 import math
 import numbers
 import re
+import sys
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mnist_jax.errors import InputError
@@ -355,8 +356,40 @@ def _convert(name: str, hint: Any, value: Any) -> Any:
         kind = hint.__name__
         accepted = {int: numbers.Integral, float: numbers.Real}.get(hint, hint)
         if isinstance(value, accepted) and isinstance(value, bool) == (hint is bool):
+            if (
+                hint is float and not abs(value) <= sys.float_info.max
+            ):  # or not a number
+                raise InputError(f"--{name} must be a finite number; got {value}")
             return hint(value)
     raise InputError(f"--{name} must be of type {kind}; got {value!r}")
+
+
+def check_used(config: TrainConfig, given: Collection[str] | None = None) -> None:
+    """Raises InputError if a field that the user chose has no effect with the others.
+
+    Args:
+        config: the settings.
+        given: names of those fields; default: those whose value is no model's default.
+    """
+    for field in dataclasses.fields(config):
+        name, value = field.name, getattr(config, field.name)
+        by_model, needs = field.metadata["by_model"], field.metadata["needs"]
+        if given is None:
+            chosen = value not in (by_model.values() if by_model else [field.default])
+        else:
+            chosen = name in given
+        if chosen and needs and getattr(config, needs[0]) not in needs[1]:
+            other, values = needs
+            raise InputError(
+                f"--{name}={as_text(value)} only applies with "
+                f"--{other}={' or '.join(values)}; got "
+                f"--{other}={getattr(config, other)}; leave one of them out"
+            )
+    if any(config.dropout) and not config.hidden and config.model != "lstm":
+        raise InputError(
+            f"--dropout={as_text(config.dropout)} applies after hidden dense layers, "
+            "but --hidden is empty; leave one of them out"
+        )
 
 
 def _check_stages(stages: Sequence[str]) -> None:

@@ -127,6 +127,8 @@ BAD = [
     ("hidden", (0,)),
     ("clip_norm", 0.0),
     ("clip_norm", float("nan")),
+    ("momentum", float("nan")),  # also where it has no effect
+    ("weight_decay", 10**400),
     ("validation_fraction", 1.0),
     ("validation_fraction", 0.0),
 ]

@@ -7,7 +7,7 @@ from typing import Any
 
 from absl import flags, logging
 
-from mnist_jax.config import TrainConfig, as_text
+from mnist_jax.config import TrainConfig, as_text, check_used
 from mnist_jax.errors import InputError
 
 flags.disclaim_key_flags()  # so that --help of the program lists them
@@ -111,8 +111,8 @@ def config_from_flags(
                 f"--kernels={old} is the old name of --impl={given['impl']}; give "
                 "--impl only"
             )
-    needs = {name: field.metadata["needs"] for name, field in _FIELDS.items()}
     if model is not None:
+        needs = {name: field.metadata["needs"] for name, field in _FIELDS.items()}
         given = {
             name: value
             for name, value in given.items()
@@ -120,19 +120,5 @@ def config_from_flags(
         }
         given["model"] = model
     config = TrainConfig(**{**given, **changes})
-    for name in given:
-        if not needs[name]:
-            continue
-        other, values = needs[name]
-        if getattr(config, other) not in values:
-            raise InputError(
-                f"--{name}={as_text(given[name])} only applies with "
-                f"--{other}={' or '.join(values)}; got "
-                f"--{other}={getattr(config, other)}; leave one of them out"
-            )
-    if any(config.dropout) and not config.hidden and config.model != "lstm":
-        raise InputError(
-            f"--dropout={as_text(config.dropout)} applies after hidden dense layers, "
-            "but --hidden is empty; leave one of them out"
-        )
+    check_used(config, given)
     return config

@@ -109,7 +109,8 @@ def decode(hint: Any, value: Any, name: str = "") -> Any:
     """Converts a value read from JSON to the declared type of a field.
 
     Args:
-        hint: a dataclass, `list[...]`, `tuple[X, ...]`, `X | None`, or a plain type.
+        hint: a dataclass, `list[...]`, `tuple[X, ...]`, `dict[str, X]`, `X | None`, or
+            a plain type.
         value: value returned by `json.loads`.
         name: path of the value within the record, for error messages.
 
@@ -133,10 +134,13 @@ def decode(hint: Any, value: Any, name: str = "") -> Any:
     if origin in (list, tuple) and isinstance(value, list):
         items = (decode(arguments[0], v, f"{name}[{i}]") for i, v in enumerate(value))
         return origin(items)
-    if hint is float:  # JSON has one number type; bool is a subclass of int
-        fits = isinstance(value, int | float) and not isinstance(value, bool)
+    if origin is dict and arguments and isinstance(value, dict):
+        return {k: decode(arguments[1], v, f"{name}.{k}") for k, v in value.items()}
+    number = isinstance(value, int) and not isinstance(value, bool)
+    if hint is float:  # JSON has one number type, without limits
+        fits = isinstance(value, float) or (number and abs(value) < 2**1023)
     elif hint is int:
-        fits = isinstance(value, int) and not isinstance(value, bool)
+        fits = number
     else:
         fits = hint is Any or isinstance(value, origin)
     if not fits:
@@ -151,7 +155,7 @@ def _decode_fields(cls: Any, value: Any, name: str) -> Any:
     prefix, hints = f"{name}." if name else "", typing.get_type_hints(cls)
     version = value.get("schema_version", 1)
     if "schema_version" in hints and version != SCHEMA_VERSION:
-        if version not in range(1, SCHEMA_VERSION):
+        if type(version) is not int or version not in range(1, SCHEMA_VERSION):
             raise ValueError(f"has version {version}, not 1 to {SCHEMA_VERSION}")
         value = {**value, "schema_version": SCHEMA_VERSION}
     fields = {field.name: field for field in dataclasses.fields(cls)}

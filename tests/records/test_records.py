@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import re
 
@@ -175,15 +176,16 @@ def test_a_record_with_a_missing_field_is_named_and_left_out(tmp_path, caplog):
 
 # Invalid values by field name.
 WRONG = {
-    "config": ["mlp", None, {"model": "vit"}, {"hidden": [16, "x"]}, {"colour": 1}],
+    "config": ["mlp", None, {"model": "vit"}, {"hidden": [16, "x"]}, {"colour": 1}]
+    + [{"learning_rate": 10**400}, {"momentum": math.nan}, {"epochs": True}],
     "dataset": [None, 7],
-    "parameters": ["7", 7.5, True, None],
+    "parameters": ["7", 7.5, True, None, [7], {}],
     "compile_cached": [1, "yes"],
-    "test_accuracy": ["0.97", None, [0.97], True],
+    "test_accuracy": ["0.97", None, [0.97], True, 10**400],
     "steady_epoch_seconds": ["1.0"],
     "epochs": [{}, [1], [{"epoch": 1}]],
     "environment": [[], "CPU", {"device": 7}],
-    "schema_version": [4, 0, "2"],
+    "schema_version": [4, 0, "2", True, 1.0],
     "colour": ["blue"],
 }
 
