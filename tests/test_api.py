@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import runpy
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from helpers.programs import run
 
 import mnist_jax
 from mnist_jax import InputError, TrainConfig, api
+from mnist_jax.config import check_used
 from mnist_jax.data.types import Dataset, Split
 
 CONFIG = TrainConfig(
@@ -204,3 +206,18 @@ def test_one_device_for_several_cores_is_warned_of(monkeypatch):
     api._warn_of_one_device([CONFIG, TrainConfig(model="cnn", cpu_devices=1)])
     with pytest.warns(UserWarning, match=r"mnist_jax.setup\(\)"):
         api._warn_of_one_device([TrainConfig(model="cnn")])
+
+
+def test_fields_without_effect_are_refused_before_training():
+    config = TrainConfig(conv=("8",))
+    for start in mnist_jax.train, mnist_jax.compare:
+        with pytest.raises(InputError, match="--conv=8 only applies with --model=cnn"):
+            start(config)
+    # Not those that another model's config brings along.
+    check_used(dataclasses.replace(TrainConfig(model="cnn"), model="a.py:B"))
+
+
+def test_importing_on_windows_is_refused_with_one_sentence(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(ImportError, match="runs on Linux and macOS"):
+        runpy.run_path(mnist_jax.__file__)

@@ -113,9 +113,10 @@ class ProgressPrinter(Observer):
         if self.write_epochs is not None:
             size = len(experiment.dataset.train.labels)
             write = self.write_epochs(list(folders.values()), size)
-        # disable=None shows the bar on a terminal only.
+        # disable=None shows the bar on a terminal only; without a console, as in a
+        # windowed application, there is no stderr.
         bar = tqdm(
-            disable=True if self.quiet else None,
+            disable=True if self.quiet or sys.stderr is None else None,
             file=sys.stderr,
             leave=False,
             delay=1e-3,  # any delay: otherwise an empty bar is shown at once

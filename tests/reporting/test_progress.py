@@ -57,6 +57,11 @@ def test_on_a_terminal_the_row_replaces_a_progress_bar(experiment, capsys, monke
     assert "epoch 1, " not in capsys.readouterr().out
 
 
+def test_there_may_be_no_stderr(experiment, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    ProgressPrinter().training(experiment, {}).on_chunk(chunk(40))
+
+
 def test_quiet_prints_nothing(experiment, capsys):
     callbacks = ProgressPrinter(quiet=True).training(experiment, {})
     callbacks.on_chunk(chunk(50))
