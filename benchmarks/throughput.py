@@ -27,6 +27,7 @@ from mnist_jax.cli.flags import (
     chosen_models,
     define_machine_flags,
     define_models_flag,
+    define_path_flag,
     define_profile_flag,
     define_seeds_flag,
 )
@@ -131,13 +132,13 @@ def measure_starts(
     for _ in range(count):
         with tempfile.TemporaryDirectory(prefix="mnist_jax-start-") as folder:
             cache = {"MNIST_JAX_CACHE_DIR": folder, "JAX_PLATFORMS": ""}
+            cache["JAX_COMPILATION_CACHE_DIR"] = ""  # which would not be empty
             # The first start is not recorded: it fills the cache of decoded data.
             for compile_cache in ("off", "on", "on"):
                 settings |= {"compile_cache": compile_cache, "began": time.time()}
                 command = [f"--{name}={value}" for name, value in settings.items()]
                 process = subprocess.run(
                     [sys.executable, "-m", f"{__package__}.start_worker", *command],
-                    cwd=Path(__file__).parent.parent,
                     env={**os.environ, **cache},
                     stdout=subprocess.PIPE,
                     text=True,
@@ -270,7 +271,7 @@ def run() -> None:
     flags.DEFINE_integer(
         "starts", 1, "timed starts with each cache; 0 for none", lower_bound=0
     )
-    flags.DEFINE_string("out", None, "directory of the throughput.jsonl to append to")
+    define_path_flag("out", None, "directory of the throughput.jsonl to append to")
     run_program(main)
 
 

@@ -1,14 +1,18 @@
 """Prints a network's layers: names, settings, shapes, parameters, multiply-adds.
 
-python -m experiments.summary --flagfile=experiments/presets/ml10_cnn.cfg
+python -m experiments.summary --preset=ml10_cnn
 """
+
+from pathlib import Path
 
 from absl import flags
 
 from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
+from mnist_jax.cli.flags import define_preset_flag
 from mnist_jax.cli.main import run_program
 from mnist_jax.reporting.summary import format_totals, layer_frame
 from mnist_jax.reporting.tables import markdown_table
+from mnist_jax.training.setup import setup
 
 FLAGS = flags.FLAGS
 
@@ -16,6 +20,7 @@ FLAGS = flags.FLAGS
 def main() -> None:
     """Prints the layers of the network selected by the flags."""
     config = config_from_flags(FLAGS)
+    setup("cpu", compile_cache=False)  # shapes need no other device
     layers = layer_frame(config)
     counts = layers.select_dtypes("integer").map("{:,}".format)
     print(markdown_table(layers.assign(**counts)))
@@ -25,6 +30,7 @@ def main() -> None:
 def run() -> None:
     """Entry point."""
     define_config_flags()
+    define_preset_flag(Path(__file__).parent / "presets")
     flags.DEFINE_string("init_preset", None, "set by presets; has no effect here")
     run_program(main)
 

@@ -1,6 +1,7 @@
 """The compilation cache on disk, and a timer that reports whether it was used."""
 
 import hashlib
+import os
 import platform
 import time
 from pathlib import Path
@@ -32,10 +33,20 @@ def compile_cache_dir() -> Path:
 
 
 def use_compile_cache() -> None:
-    """Enables JAX's persistent compilation cache for all programs."""
-    jax.config.update("jax_compilation_cache_dir", str(compile_cache_dir()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    """Enables JAX's persistent compilation cache for all programs.
+
+    It is in JAX_COMPILATION_CACHE_DIR, if JAX has been given one, and JAX's variables
+    for what is kept there apply.
+    """
+    folder = jax.config.values["jax_compilation_cache_dir"] or str(compile_cache_dir())
+    settings = {
+        "jax_compilation_cache_dir": folder,
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in settings.items():
+        if not os.environ.get(name.upper()):
+            jax.config.update(name, value)
 
 
 class CompileClock:

@@ -19,6 +19,7 @@ from mnist_jax.training.compile_cache import CompileClock
 from mnist_jax.training.epochs import Programs, make_programs
 from mnist_jax.training.mesh import choose_mesh, eval_indices, replicate
 from mnist_jax.training.optimizers import create_optimizer
+from mnist_jax.training.setup import check_jax_settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +53,10 @@ def prepare(
         mesh: devices to use (default: `choose_mesh`).
 
     Raises:
-        InputError: the config asks for more images than there are.
+        InputError: the config asks for more images than there are, or JAX has a setting
+            with which it cannot train.
     """
+    check_jax_settings()
     dataset = split_dataset(dataset, config)
     size = len(dataset.train.labels)
     if config.batch_size > size:
