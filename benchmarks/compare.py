@@ -16,6 +16,7 @@ from mnist_jax.cli.flags import (
     chosen_seeds,
     define_machine_flags,
     define_models_flag,
+    define_path_flag,
     define_quiet_flag,
     define_seeds_flag,
     load_data,
@@ -54,7 +55,7 @@ def run() -> None:
     define_models_flag("compare")
     define_seeds_flag(1)
     define_quiet_flag()
-    flags.DEFINE_string("out", "results", "folder for the runs and their tables")
+    define_path_flag("out", "results", "folder for the runs and their tables")
     flags.DEFINE_boolean(
         "report", False, "also write report.html and its pictures to --out"
     )

@@ -18,6 +18,7 @@ from PIL import Image
 
 from mnist_jax.cli.flags import (
     define_machine_flags,
+    define_path_flag,
     define_run_dir_flag,
     existing_folder,
     load_data,
@@ -136,7 +137,7 @@ def run() -> None:
     define_run_dir_flag()
     flags.DEFINE_integer("images", 2_000, "use the first N test images", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "seed of the redrawing", lower_bound=0)
-    flags.DEFINE_string("out", None, "directory of the redrawn.jsonl to append to")
+    define_path_flag("out", None, "directory of the redrawn.jsonl to append to")
     run_program(main)
 
 

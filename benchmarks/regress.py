@@ -26,6 +26,7 @@ from mnist_jax.cli.flags import (
     chosen_models,
     define_machine_flags,
     define_models_flag,
+    define_path_flag,
     load_data,
 )
 from mnist_jax.cli.main import run_program, start_jax
@@ -179,7 +180,7 @@ def run() -> None:
     flags.DEFINE_integer("rounds", 8, "repetitions of all measurements", lower_bound=2)
     flags.DEFINE_integer("batch_size", 128, "images per step", lower_bound=1)
     flags.DEFINE_string("dataset", "mnist", "name of the dataset")
-    flags.DEFINE_string("out", str(HISTORY), "file to append the comparison to")
+    define_path_flag("out", str(HISTORY), "file to append the comparison to")
     run_program(main)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from absl import flags
 
+from mnist_jax.cli.flags import define_path_flag
 from mnist_jax.cli.main import run_program
 from mnist_jax.reporting.report import PICTURES, write_report
 
@@ -21,7 +22,7 @@ def main() -> None:
 
 def run() -> None:
     """Entry point."""
-    flags.DEFINE_string("out", "results", "directory written by benchmarks.compare")
+    define_path_flag("out", "results", "directory written by benchmarks.compare")
     run_program(main)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from absl import flags
 
 from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
-from mnist_jax.cli.flags import define_data_dir_flag, load_data
+from mnist_jax.cli.flags import define_data_dir_flag, define_path_flag, load_data
 from mnist_jax.cli.main import run_program
 from mnist_jax.data.splits import split_dataset
 from mnist_jax.errors import InputError
@@ -45,7 +45,7 @@ def run() -> None:
     """Entry point."""
     define_config_flags(only=_CONFIG_FLAGS)
     define_data_dir_flag()
-    flags.DEFINE_string("picture", None, "file to draw the first training digits to")
+    define_path_flag("picture", None, "file to draw the first training digits to")
     flags.DEFINE_integer(
         "count", 20, "number of digits in --picture", lower_bound=1, upper_bound=500
     )

@@ -8,7 +8,11 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from mnist_jax.cli.flags import define_machine_flags, existing_folder
+from mnist_jax.cli.flags import (
+    define_machine_flags,
+    define_path_flag,
+    existing_folder,
+)
 from mnist_jax.cli.main import run_program, start_jax
 from mnist_jax.data.types import IMAGE_SHAPE
 from mnist_jax.demo.server import HOST, Predictor, make_server
@@ -51,11 +55,12 @@ def main() -> None:
 def run() -> None:
     """Entry point."""
     define_machine_flags()
-    flags.DEFINE_multi_string(
+    define_path_flag(
         "run_dir",
         None,
         "directory of a finished run; repeat the flag for more networks",
         required=True,
+        repeated=True,
     )
     flags.DEFINE_integer("port", 8000, "port on 127.0.0.1; 0 picks a free one")
     run_program(main)

@@ -12,6 +12,7 @@ from absl import flags
 
 from mnist_jax.cli.flags import (
     define_machine_flags,
+    define_path_flag,
     define_run_dir_flag,
     existing_folder,
     load_data,
@@ -40,7 +41,7 @@ def _indices(words: list[str], size: int) -> list[int]:
 def main() -> None:
     """Predicts the images selected by the flags."""
     folder = existing_folder(FLAGS.run_dir, "run_dir")
-    user_images = [read_digit(Path(path)) for path in FLAGS.image]
+    user_images = [read_digit(Path(path)) for path in FLAGS.image or []]
     start_jax()
     run = load_run(folder, FLAGS.data_dir)
     words = FLAGS.index or ([] if user_images else ["0"])
@@ -79,13 +80,14 @@ def run() -> None:
         None,
         "comma-separated indices of test images; default 0, or none with --image",
     )
-    flags.DEFINE_multi_string(
+    define_path_flag(
         "image",
-        [],
+        None,
         "PNG or JPEG file with a single digit on a plain background; repeat the flag "
         "for more images",
+        repeated=True,
     )
-    flags.DEFINE_string(
+    define_path_flag(
         "picture", None, "file to draw the images and their probabilities to"
     )
     run_program(main)

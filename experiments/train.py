@@ -13,6 +13,8 @@ from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
 from mnist_jax.cli.flags import (
     chosen_seeds,
     define_machine_flags,
+    define_path_flag,
+    define_preset_flag,
     define_profile_flag,
     define_quiet_flag,
     define_seeds_flag,
@@ -35,10 +37,10 @@ def _check_flags() -> None:
     """Raises InputError for flags that exclude or require each other."""
     if FLAGS.init_preset and not FLAGS.init_from:
         raise InputError(
-            f"this preset starts from the parameters of {FLAGS.init_preset}; first "
-            f"run `python -m experiments.train --flagfile=experiments/presets/"
-            f"{FLAGS.init_preset}.cfg --run_dir=runs/{FLAGS.init_preset}`, then this "
-            f"command again with --init_from=runs/{FLAGS.init_preset}"
+            f"this preset starts from the parameters of {FLAGS.init_preset}; first run "
+            f"`python -m experiments.train --preset={FLAGS.init_preset} "
+            f"--run_dir=runs/{FLAGS.init_preset}`, then this command again with "
+            f"--init_from=runs/{FLAGS.init_preset}"
         )
     if FLAGS.tensorboard:
         check_tensorboard()
@@ -107,14 +109,15 @@ def run() -> None:
     """Entry point of `mnist-jax-train`."""
     define_config_flags()
     define_machine_flags()
-    flags.DEFINE_string(
+    define_preset_flag(Path(__file__).parent / "presets")
+    define_path_flag(
         "run_dir",
         None,
         "directory for the config, metrics, record and parameters; with several seeds, "
         "each has its own subdirectory seed0, seed1, ...",
     )
     define_seeds_flag(1)
-    flags.DEFINE_string(
+    define_path_flag(
         "init_from",
         None,
         "run directory of a finished run; training starts from its parameters",

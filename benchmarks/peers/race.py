@@ -28,6 +28,7 @@ from mnist_jax.cli.flags import (
     chosen_models,
     define_data_dir_flag,
     define_models_flag,
+    define_path_flag,
     load_data,
 )
 from mnist_jax.cli.main import run_program
@@ -279,6 +280,6 @@ def run() -> None:
     )
     flags.DEFINE_string("dataset", "mnist", "name of the dataset")
     define_data_dir_flag()
-    flags.DEFINE_string("out", "results/peers", "directory for the results")
+    define_path_flag("out", "results/peers", "directory for the results")
     flags.DEFINE_boolean("overwrite", False, "first delete peers.jsonl in --out")
     run_program(main)

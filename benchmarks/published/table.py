@@ -15,6 +15,7 @@ from absl import flags
 
 from mnist_jax.cli.flags import (
     define_machine_flags,
+    define_path_flag,
     define_quiet_flag,
     define_seeds_flag,
     load_data,
@@ -200,7 +201,7 @@ def run() -> None:
     )
     define_seeds_flag(5)
     define_quiet_flag()
-    flags.DEFINE_string("out", "results/published", "directory for tables and runs")
+    define_path_flag("out", "results/published", "directory for tables and runs")
     flags.DEFINE_enum(
         "dataset", "mnist", ["mnist", "digits"], "dataset; digits is for quick trials"
     )

@@ -1,6 +1,7 @@
 """The absl flags shared by several programs, and helpers that read them."""
 
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -14,9 +15,58 @@ FLAGS = flags.FLAGS
 flags.disclaim_key_flags()  # so that --help of the program lists them
 
 
+class _PathParser(flags.ArgumentParser):
+    """Expands `~` in a path, which shells do not in `--name=~/file`."""
+
+    def parse(self, argument: str) -> str:
+        try:
+            # An empty path stays one, rather than to become ".".
+            return argument and str(Path(argument).expanduser())
+        except RuntimeError:  # ~name of no user
+            raise ValueError("a path below the home of an existing user") from None
+
+
+class _PresetParser(flags.EnumParser):
+    """Returns the flag file of a preset."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        super().__init__(sorted(path.stem for path in folder.glob("*.cfg")))
+
+    def parse(self, argument: str) -> str:
+        return str(self.folder / f"{super().parse(argument)}.cfg")
+
+
+def define_path_flag(
+    name: str,
+    default: str | None,
+    help: str,
+    *,
+    required: bool = False,
+    repeated: bool = False,
+) -> None:
+    """Defines a flag for a file or folder, or for a list of them if `repeated`."""
+    options: dict[str, Any] = {"required": required}
+    if repeated:
+        to_text: flags.ArgumentSerializer[str] = flags.ArgumentSerializer()
+        flags.DEFINE_multi(_PathParser(), to_text, name, default, help, **options)
+    else:
+        flags.DEFINE(_PathParser(), name, default, help, **options)
+
+
+def define_preset_flag(folder: Path) -> None:
+    """Defines `--preset`, which sets the flags of a preset's file in the folder."""
+    parser = _PresetParser(folder)
+    help = (
+        f"published system: {', '.join(parser.enum_values)}; sets the flags of its "
+        "file, which other flags override"
+    )
+    flags.DEFINE(parser, "preset", None, help)
+
+
 def define_data_dir_flag() -> None:
     """Defines `--data_dir`."""
-    flags.DEFINE_string(
+    define_path_flag(
         "data_dir",
         None,
         "folder with the four files of the dataset; default: $MNIST_JAX_DATA_DIR, "
@@ -26,9 +76,7 @@ def define_data_dir_flag() -> None:
 
 def define_run_dir_flag() -> None:
     """Defines `--run_dir` for programs that read one run."""
-    flags.DEFINE_string(
-        "run_dir", None, "run directory of a finished run", required=True
-    )
+    define_path_flag("run_dir", None, "run directory of a finished run", required=True)
 
 
 def define_machine_flags() -> None:

@@ -1,15 +1,18 @@
 """Start-up, signal handling and error messages of the programs."""
 
 import gc
-import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
+import jax
 from absl import app, flags, logging
 
+from mnist_jax.cli.parsing import parse_flags
+from mnist_jax.cli.streams import output_error, protect_streams
 from mnist_jax.errors import InputError, Stopped
+from mnist_jax.records.environment import with_commands
 from mnist_jax.training.setup import setup
 
 FLAGS = flags.FLAGS
@@ -20,10 +23,13 @@ def start_jax() -> None:
     # Objects created by imports stay alive. Scanning them in every collection would
     # take a tenth of the time of tracing and lowering.
     gc.freeze()
+    use_cache = FLAGS.compile_cache == "on"
+    if not use_cache:  # nor the one of JAX_COMPILATION_CACHE_DIR
+        jax.config.update("jax_enable_compilation_cache", False)
     setup(
         FLAGS.platform,
         (FLAGS.cpu_devices if "cpu_devices" in FLAGS else None) or 0,
-        "compile_cache" in FLAGS and FLAGS.compile_cache == "on",
+        use_cache,
     )
 
 
@@ -56,43 +62,36 @@ def stop_between_chunks(message: str) -> Callable[[], None]:
 
 
 def run_program(main: Callable[[], None]) -> None:
-    """Parses the flags and runs a program; bad input exits with a one-line error.
+    """Parses the flags, runs a program and exits; an error is one sentence.
 
     Args:
         main: function without arguments. `--help` shows its module's docstring and
             flags.
     """
+    protect_streams()
+    module = sys.modules[main.__module__]
     if main.__module__ != "__main__":  # a console script or a package
         sys.argv[0] = main.__module__
-        sys.modules["__main__"].__doc__ = sys.modules[main.__module__].__doc__
+    sys.modules["__main__"].__doc__ = with_commands(module.__doc__ or "")
 
-    def checked(argv: Sequence[str]) -> None:
+    def checked(_: None) -> None:
         logging.set_verbosity(logging.WARNING)  # JAX logs every backend that is missing
-        try:
-            if len(argv) > 1:
-                raise InputError(
-                    f"unexpected argument {argv[1]!r}; flags are written --name=value; "
-                    "see --help"
-                )
-            main()
-            sys.stdout.flush()
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(1)
-        except OSError as error:
-            # For example standard output on a full disk. Discard what is buffered, or
-            # the interpreter fails again when it flushes at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            print(
-                f"error: {error}; fix this and run the command again",
-                file=sys.stderr,
+        main()
+        if error := output_error():
+            raise InputError(
+                f"cannot write the output: {error.strerror}; give it a place with free "
+                "space (the files that the program wrote are complete)"
             )
-            sys.exit(1)
-        except Stopped as stopped:
-            print(f"stopped: {stopped}", file=sys.stderr)
-            sys.exit(128 + stopped.number)
-        except KeyboardInterrupt:
-            print("\ninterrupted", file=sys.stderr)
-            sys.exit(130)
 
-    app.run(checked)
+    try:
+        app.run(checked, flags_parser=parse_flags)
+    except InputError as error:
+        message, status = f"error: {error}", 1
+    except OSError as error:
+        message, status = f"error: {error}; fix this and run the command again", 1
+    except Stopped as stopped:
+        message, status = f"stopped: {stopped}", 128 + stopped.number
+    except KeyboardInterrupt:
+        message, status = "\ninterrupted", 130
+    print(with_commands(message), file=sys.stderr)
+    sys.exit(status)

@@ -61,7 +61,7 @@ def test_preset_headers_name_source_figures_and_command():
         assert f'# Source: "{system.source}"' in header
         if system.accuracy is not None:
             assert f"{system.accuracy:.4f}" in header
-        assert f"--flagfile=experiments/presets/{name}.cfg" in header
+        assert f"--preset={name}" in header
 
 
 def test_controls_change_the_named_fields():
@@ -233,10 +233,8 @@ def test_a_run_that_another_starts_from_is_repeated_without_its_directory(
 
 
 def test_preset_that_needs_a_run_names_the_commands_to_run():
-    process = run(
-        "experiments.train", f"--flagfile={PRESETS / 'ml10_mlp.cfg'}", ok=False
-    )
-    assert "presets/ml10_mlp_raw.cfg --run_dir=runs/ml10_mlp_raw" in process.stderr
+    process = run("experiments.train", "--preset=ml10_mlp", ok=False)
+    assert "--preset=ml10_mlp_raw --run_dir=runs/ml10_mlp_raw" in process.stderr
     assert "--init_from=runs/ml10_mlp_raw" in process.stderr
 
 

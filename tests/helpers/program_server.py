@@ -25,14 +25,15 @@ MAINS = {
 }
 
 
-def flags_of(program: Any) -> list[str]:
-    """Returns the names of the flags that a program defines."""
+def flags_of(program: Any) -> dict[str, str]:
+    """Returns the flags that a program defines, each with the class of its parser."""
     from absl import flags
 
     before = set(flags.FLAGS)
     program.run_program = lambda main: None
     program.run()
-    return sorted(set(flags.FLAGS) - before)
+    names = sorted(set(flags.FLAGS) - before)
+    return {name: type(flags.FLAGS[name].parser).__name__ for name in names}
 
 
 def run_child(request: dict[str, Any], out: int, err: int) -> None:

@@ -66,8 +66,8 @@ def start(words: list[str]) -> subprocess.Popen[str]:
     )
 
 
-def flags_of(program: str) -> list[str]:
-    """Returns the names of the flags that a program defines."""
+def flags_of(program: str) -> dict[str, str]:
+    """Returns the flags that a program defines, each with the class of its parser."""
     return json.loads(_request(program, [], {}, flags=True).stdout)
 
 

@@ -67,6 +67,11 @@ def test_the_wheel_has_every_file_of_the_package(environment: Path):
 def test_the_console_scripts_run(environment: Path, tmp_path):
     scripts = set(PROJECT["project"]["scripts"])
     run_dir, out = tmp_path / "run", tmp_path / "out"
+    help = run_script(environment, "mnist-jax-train", "--help")
+    assert "\npython -m mnist_jax.experiments.train --model=cnn" in help
+    module = "-m", "mnist_jax.experiments.summary"  # as of every program
+    summary = run_script(environment, "python", *module, "--preset=ml10_cnn")
+    assert "total 93,322" in summary
     outputs = {
         "mnist-jax-train": run_script(
             environment, "mnist-jax-train", *DIGITS, f"--run_dir={run_dir}"
@@ -85,12 +90,8 @@ def test_the_console_scripts_run(environment: Path, tmp_path):
     }
     assert set(outputs) == scripts
     assert "test accuracy" in outputs["mnist-jax-train"]
+    assert '"commit": null' in (run_dir / "record.json").read_text()
     assert "predicted" in outputs["mnist-jax-predict"]
     assert "**DIGITS on" in outputs["mnist-jax-compare"]
     assert (out / "report.html").stat().st_size > 100_000
     assert "train epoch images/s" in outputs["mnist-jax-throughput"]
-
-
-def test_installed_programs_record_no_commit(environment: Path, tmp_path):
-    run_script(environment, "mnist-jax-train", *DIGITS, f"--run_dir={tmp_path}")
-    assert '"commit": null' in (tmp_path / "record.json").read_text()
