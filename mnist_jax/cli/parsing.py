@@ -17,8 +17,13 @@ def parse_flags(argv: list[str]) -> None:
 
     Raises:
         InputError: a flag is unknown, lacks a value or has an invalid one, a flag file
-            cannot be read, or an argument is not a flag.
+            cannot be read, or an argument is not a flag or not text.
     """
+    for argument in argv:
+        # Python reads bytes that are not UTF-8 as surrogates, which neither JAX nor
+        # pyarrow takes, some of them only after training.
+        if re.search("[\ud800-\udfff]", argument):
+            raise InputError(f"{argument} is not UTF-8 text; rename the file or folder")
     try:
         rest = FLAGS(argv)
         if "preset" in FLAGS and FLAGS.preset:

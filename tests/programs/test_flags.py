@@ -331,7 +331,7 @@ TEXTS = {"against", "dataset", "init_preset", "model"}
 def test_every_path_flag_expands_the_home_folder(program):
     parsers = flags_of(program)
     assert {n for n, parser in parsers.items() if parser == "ArgumentParser"} <= TEXTS
-    for name in parsers.keys() & {"data_dir", "run_dir", "out", "image", "picture"}:
+    for name in parsers.keys() & {"data_dir", "run_dir", "init_from", "out", "image"}:
         assert parsers[name] == "_PathParser"
 
 

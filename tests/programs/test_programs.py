@@ -310,6 +310,7 @@ BAD_COMMANDS = {
     "wrong type": (["--epochs=x"], "--epochs=x must be an integer$"),
     "no user": (["--run_dir=~no such user/x"], "home of an existing user"),
     "no flag file": (["--flagfile=/nonexistent"], "--flagfile=/nonexistent: No such"),
+    "undecodable path": (["--run_dir=\udcff"], r"--run_dir=\\udcff is not UTF-8 text"),
     "binary flag file": ([f"--flagfile={sys.executable}"], "--flagfile: .* not UTF-8"),
 }
 
