@@ -356,9 +356,8 @@ def _convert(name: str, hint: Any, value: Any) -> Any:
         kind = hint.__name__
         accepted = {int: numbers.Integral, float: numbers.Real}.get(hint, hint)
         if isinstance(value, accepted) and isinstance(value, bool) == (hint is bool):
-            if (
-                hint is float and not abs(value) <= sys.float_info.max
-            ):  # or not a number
+            # The comparison is also false for NaN.
+            if hint is float and not abs(value) <= sys.float_info.max:
                 raise InputError(f"--{name} must be a finite number; got {value}")
             return hint(value)
     raise InputError(f"--{name} must be of type {kind}; got {value!r}")

@@ -20,7 +20,7 @@ class _PathParser(flags.ArgumentParser):
 
     def parse(self, argument: str) -> str:
         try:
-            # An empty path stays one, rather than to become ".".
+            # An empty path stays empty instead of becoming ".".
             return argument and str(Path(argument).expanduser())
         except RuntimeError:  # ~name of no user
             raise ValueError("a path below the home of an existing user") from None

@@ -98,7 +98,8 @@ def with_commands(text: str) -> str:
     >>> with_commands("run `python -m experiments.train`")  # in the checkout
     'run `python -m experiments.train`'
     """
-    if Path.cwd() == _PACKAGE.parent:
+    here = Path(_PACKAGE.name)
+    if here.exists() and here.samefile(_PACKAGE):
         return text
     return re.sub(r"python -m (?=experiments|benchmarks)", r"\g<0>mnist_jax.", text)
 

@@ -280,9 +280,7 @@ def test_help_is_readable_and_unknown_flags_are_errors(program):
     assert f"python -m {program}" in process.stdout
     assert "--data_dir" in process.stdout and "--platform" in process.stdout
     error = run(program, "--platfrm=cpu", ok=False).stderr
-    assert (
-        error == "error: unknown flag --platfrm; did you mean --platform? see --help\n"
-    )
+    assert error.startswith("error: unknown flag --platfrm; did you mean --platform?")
 
 
 BAD_COMMANDS = {
