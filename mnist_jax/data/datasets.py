@@ -15,40 +15,27 @@ from absl import logging
 from mnist_jax.config import DATASETS
 from mnist_jax.data import idx
 from mnist_jax.data.array_cache import cache_dir, load_or_build, warn_unwritable
+from mnist_jax.data.checksums import SHA256, published_sha256
+from mnist_jax.data.data_folder import (
+    FILES_PHRASE,
+    Files,
+    holds_dataset,
+    no_files_error,
+    search_folder,
+)
 from mnist_jax.data.digits import load_digits
 from mnist_jax.data.download import FILES, URLS, DownloadError, download_files
 from mnist_jax.data.types import IMAGE_SHAPE, Dataset, Split
 from mnist_jax.errors import InputError
 from mnist_jax.records.files import hold_lock
 
-# The checksums recorded in TFDS (a test compares them), in the order of FILES. Copied
-# here so that TFDS is imported only for a download.
-SHA256 = {
-    "mnist": (
-        "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-        "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-        "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-        "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
-    ),
-    "fashion_mnist": (
-        "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
-        "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
-        "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-        "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
-    ),
-    "kmnist": (
-        "51467d22d8cc72929e2a028a0428f2086b092bb31cfb79c69cc0a90ce135fde4",
-        "e38f9ebcd0f3ebcdec7fc8eabdcdaef93bb0df8ea12bee65224341c8183d8e17",
-        "edd7a857845ad6bb1d0ba43fe7e794d164fe2dce499a1694695a792adfac43c5",
-        "20bb9a0ef54c7db3efc55a92eef5582c109615df22683c380526788f98e42a1c",
-    ),
-}
 FALLBACK_NOTE = (
     "NOT MNIST: these are scikit-learn's 1,797 handwritten digits, resized from 8x8 to"
     " 28x28 pixels, used because MNIST was not found and could not be downloaded; for"
     " MNIST set --data_dir or MNIST_JAX_DATA_DIR to a folder with its four files or"
     f" allow access to {urlsplit(URLS['mnist']).hostname}."
 )
+_VARIABLE = "MNIST_JAX_DATA_DIR"
 
 Downloader = Callable[[str, Path], None]
 
@@ -63,14 +50,16 @@ def load_dataset(
 ) -> Dataset:
     """Loads a dataset with its official split and no validation set.
 
-    The four files are read from `data_dir` (or its sub-folder named after the set). By
+    The files are read from `data_dir` (or its sub-folder named after the set). By
     default they are read from the folder `MNIST_JAX_DATA_DIR` or from earlier downloads
-    in `cache_dir()`, or else downloaded. Their sha256 is verified each time. Nothing is
-    written outside `cache_dir()`.
+    in `cache_dir()`, or else downloaded. docs/command_line.md lists the forms that are
+    read. The sha256 of their content is verified each time. Nothing is written outside
+    `cache_dir()`.
 
     Args:
         name: one of `DATASETS`. "auto" is MNIST if available, otherwise the digits with
-            a `note`. "digits" needs no files and ignores `data_dir`.
+            a `note`, unless a data folder is set. "digits" needs no files and ignores
+            `data_dir`.
         data_dir: a folder that must hold the files; None or empty to search elsewhere.
         download: puts the four files of a set into a folder or raises `DownloadError`.
 
@@ -88,16 +77,20 @@ def load_dataset(
     if name == "digits":
         return _digits_dataset(note="")
     files_name = "mnist" if name == "auto" else name
-    folder = _find_files(files_name, data_dir)
-    if folder is not None:
-        return _decode_files(files_name, folder)
+    files = _find_files(files_name, data_dir)
+    if files is not None:
+        return _decode_files(files_name, files)
     try:
         with _one_at_a_time(files_name):
             # Another process may have downloaded it while this one waited.
-            if (folder := _find_download(files_name)) is not None:
-                return _decode_files(files_name, folder)
+            if (files := _find_download(files_name)) is not None:
+                return _decode_files(files_name, files)
             return _download_dataset(files_name, download)
     except DownloadError as error:
+        if environment_dir := _environment_dir():
+            raise DownloadError(
+                f"{error}; {_VARIABLE}={environment_dir} holds other datasets only"
+            ) from None
         if name != "auto":
             raise
         logging.warning("%s; using scikit-learn's digits instead", error)
@@ -114,93 +107,40 @@ def _digits_dataset(note: str) -> Dataset:
     return Dataset("digits", train, None, test, checksum, note)
 
 
-def _find_files(name: str, data_dir: str | os.PathLike[str] | None) -> Path | None:
-    """Returns the folder of a set's verified files, or None to download them."""
+def _find_files(name: str, data_dir: str | os.PathLike[str] | None) -> Files | None:
+    """Returns a set's verified files, or None to download them."""
     if data_dir:
         folder = Path(os.path.expanduser(data_dir))
-        if (found := _search_folder(folder, "--data_dir", name)) is None:
-            raise InputError(
-                f"--data_dir={folder} holds no files of {name}; put {_files_phrase()}"
-                f" there or in its sub-folder {name}, or leave --data_dir out"
-            )
+        if (found := search_folder(folder, "--data_dir", name)) is None:
+            raise no_files_error(folder, "--data_dir", name)
         return found
-    # The variable applies to all datasets, so its folder may lack this one.
-    if env_dir := os.environ.get("MNIST_JAX_DATA_DIR"):
-        folder = Path(os.path.expanduser(env_dir))
-        if (found := _search_folder(folder, "MNIST_JAX_DATA_DIR", name)) is not None:
+    if environment_dir := _environment_dir():
+        if (found := search_folder(environment_dir, _VARIABLE, name)) is not None:
             return found
+        # The variable applies to all datasets, so its folder may lack this one.
+        if not holds_dataset(environment_dir):
+            raise no_files_error(environment_dir, _VARIABLE, name)
     return _find_download(name)
 
 
-def _find_download(name: str) -> Path | None:
-    """Returns the folder of an earlier download of a set, or None."""
+def _environment_dir() -> Path | None:
+    """Returns the folder in `MNIST_JAX_DATA_DIR`, or None if it is not set."""
+    folder = os.environ.get(_VARIABLE)
+    return Path(os.path.expanduser(folder)) if folder else None
+
+
+def _find_download(name: str) -> Files | None:
+    """Returns the files of an earlier download of a set, or None."""
     downloads = _downloads_dir(name)
+    files = tuple(downloads / file for file in FILES)
     try:
-        if _hash_files(downloads) == SHA256[name]:
-            return downloads
+        if tuple(map(published_sha256, files)) == SHA256[name]:
+            return files
     except OSError:
         return None  # nothing was downloaded yet
     message = "the files in %s are damaged; downloading them again"
     logging.log_first_n(logging.WARNING, message, 1, downloads)
     return None
-
-
-def _search_folder(folder: Path, setting: str, name: str) -> Path | None:
-    """Returns the folder or sub-folder that holds a set's verified files, or None.
-
-    All sets use the same file names, so intact files of another set are skipped.
-    """
-    if not folder.is_dir():
-        raise InputError(
-            f"{setting}={folder} is not a folder; give one that holds"
-            f" {_files_phrase()}, or leave {setting} out"
-        )
-    for candidate in (folder / name, folder):
-        missing = [file for file in FILES if not os.path.isfile(candidate / file)]
-        if len(missing) == len(FILES):
-            continue
-        if missing:
-            raise InputError(
-                f"{candidate} lacks {' and '.join(missing)}, and {_files_phrase()} are"
-                " needed; copy the missing files there"
-            )
-        try:
-            digests = _hash_files(candidate)
-        except OSError as error:
-            raise InputError(
-                f"cannot read a file in {candidate} ({error}); make it readable or"
-                f" give another folder with {setting}"
-            ) from None
-        if digests == SHA256[name]:
-            return candidate
-        if digests not in SHA256.values():
-            file, got, expected = _find_damage(name, digests)
-            raise InputError(
-                f"{candidate / file} is truncated or damaged: its"
-                f" {os.path.getsize(candidate / file)} bytes have the sha256 {got}, not"
-                f" {name}'s {expected}; delete it or replace it with the published file"
-            )
-    return None
-
-
-def _hash_files(folder: Path) -> tuple[str, ...]:
-    """Returns the sha256 of the four files in a folder, in the order of FILES."""
-    digests = []
-    for file in FILES:
-        with open(folder / file, "rb") as stream:
-            digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
-    return tuple(digests)
-
-
-def _find_damage(name: str, digests: tuple[str, ...]) -> tuple[str, str, str]:
-    """Returns the first file with a wrong sha256, that sha256 and the expected one."""
-    rows = zip(FILES, digests, SHA256[name], strict=True)
-    return next(row for row in rows if row[1] != row[2])
-
-
-def _files_phrase() -> str:
-    """Returns the four file names joined for a message."""
-    return f"{', '.join(FILES[:-1])} and {FILES[-1]}"
 
 
 def _downloads_dir(name: str) -> Path:
@@ -232,17 +172,18 @@ def _download_dataset(name: str, download: Downloader) -> Dataset:
         folder = Path(scratch)
         try:
             download(name, folder)
-            digests = _hash_files(folder)
-            if digests != SHA256[name]:
-                file, got, expected = _find_damage(name, digests)
-                raise DownloadError(f"{file} has sha256 {got} instead of {expected}")
+            for file, expected in zip(FILES, SHA256[name], strict=True):
+                if (got := published_sha256(folder / file)) != expected:
+                    raise DownloadError(
+                        f"{file} has sha256 {got} instead of {expected}"
+                    )
         except (DownloadError, OSError) as error:
             raise DownloadError(
                 f"{name} was not found and could not be downloaded from {URLS[name]}"
                 f" ({error}); set --data_dir or MNIST_JAX_DATA_DIR to a folder that"
-                f" holds {_files_phrase()}, or allow access to {host}"
+                f" holds {FILES_PHRASE}, or allow access to {host}"
             ) from None
-        dataset = _decode_files(name, folder)
+        dataset = _decode_files(name, tuple(folder / file for file in FILES))
         _keep_downloads(name, folder)
     return dataset
 
@@ -266,16 +207,16 @@ def _keep_downloads(name: str, folder: Path) -> None:
         warn_unwritable(error)
 
 
-def _decode_files(name: str, folder: Path) -> Dataset:
-    """Decodes a folder of verified files, or loads the arrays from the cache."""
+def _decode_files(name: str, files: Files) -> Dataset:
+    """Decodes verified files, or loads the arrays from the cache."""
     arrays = []
     item_shape: tuple[int, ...]
-    for file, digest in zip(FILES, SHA256[name], strict=True):
-        if "images" in file:
+    for file, kind, digest in zip(files, FILES, SHA256[name], strict=True):
+        if "images" in kind:
             read, item_shape = idx.read_images, IMAGE_SHAPE
         else:
             read, item_shape = idx.read_labels, ()
-        build = functools.partial(read, folder / file)
+        build = functools.partial(read, file)
         arrays.append(load_or_build(digest, item_shape, build))
     train_images, train_labels, test_images, test_labels = arrays
     return Dataset(

@@ -1,10 +1,19 @@
-"""Read gzipped IDX files, the format in which MNIST and its siblings are published."""
+"""Read IDX files, the format in which MNIST and its siblings are published.
 
+Three kinds of files are read, recognized by their first bytes: gzipped IDX files, plain
+ones, and NumPy arrays, which are converted to the IDX file with the same items.
+"""
+
+import contextlib
 import gzip
-import os
+import hashlib
+import io
+import struct
+import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import numpy as np
 
@@ -14,17 +23,31 @@ from mnist_jax.errors import InputError
 MAX_ITEMS = 100_000  # 78 MB of images: limits what a forged header can make us read
 _IMAGES_MAGIC = b"\x00\x00\x08\x03"  # 08: unsigned bytes, 03: three dimensions
 _LABELS_MAGIC = b"\x00\x00\x08\x01"
+_MAX_BYTES = 16 + MAX_ITEMS * IMAGE_SHAPE[0] * IMAGE_SHAPE[1]
+
+File = Path | zipfile.Path  # on disk or in a NumPy archive
+READ_ERRORS = (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError)
 
 
 class IdxError(InputError):
-    """A file is not a valid gzipped IDX file of 28x28 images or of labels 0..9."""
+    """A file is not a valid IDX file of 28x28 images or of labels 0..9."""
 
 
-def read_images(path: str | os.PathLike[str]) -> np.ndarray:
-    """Reads the images of one gzipped IDX file.
+def content_sha256(file: File) -> str:
+    """Returns the sha256 of a file's IDX content, the same for all kinds of files.
+
+    Raises:
+        IdxError: the file cannot be read or decompressed.
+    """
+    with _open(file) as stream:
+        return hashlib.sha256(stream.read(_MAX_BYTES + 1)).hexdigest()
+
+
+def read_images(file: File) -> np.ndarray:
+    """Reads the images of one file.
 
     Args:
-        path: a file such as `train-images-idx3-ubyte.gz`.
+        file: a file such as `train-images-idx3-ubyte.gz`.
 
     Returns:
         `[N,28,28] uint8`, 0 is the background.
@@ -32,14 +55,15 @@ def read_images(path: str | os.PathLike[str]) -> np.ndarray:
     Raises:
         IdxError: the file cannot be read or is not a valid IDX file of images.
     """
-    return _read_array(Path(path), _IMAGES_MAGIC, IMAGE_SHAPE)
+    with _open(file) as stream:
+        return _decode(file, stream, _IMAGES_MAGIC, IMAGE_SHAPE)
 
 
-def read_labels(path: str | os.PathLike[str]) -> np.ndarray:
-    """Reads the labels of one gzipped IDX file.
+def read_labels(file: File) -> np.ndarray:
+    """Reads the labels of one file.
 
     Args:
-        path: a file such as `train-labels-idx1-ubyte.gz`.
+        file: a file such as `train-labels-idx1-ubyte.gz`.
 
     Returns:
         `[N] uint8`, each 0..9.
@@ -47,26 +71,52 @@ def read_labels(path: str | os.PathLike[str]) -> np.ndarray:
     Raises:
         IdxError: the file cannot be read or is not a valid IDX file of labels.
     """
-    labels = _read_array(Path(path), _LABELS_MAGIC, ())
+    with _open(file) as stream:
+        labels = _decode(file, stream, _LABELS_MAGIC, ())
     if labels.max() >= CLASSES:
         index = int(np.argmax(labels >= CLASSES))
-        raise _error(path, f"label {index} is {labels[index]}, not in 0..9")
+        raise _error(file, f"label {index} is {labels[index]}, not in 0..9")
     return labels
 
 
-def _read_array(path: Path, magic: bytes, item_shape: tuple[int, ...]) -> np.ndarray:
-    """Decodes one file; every failure becomes an IdxError."""
+def open_bytes(file: File) -> io.BufferedReader:
+    """Opens the bytes of a file as they are."""
+    return cast(io.BufferedReader, file.open("rb"))  # a zipfile.Path has peek() too
+
+
+@contextlib.contextmanager
+def _open(file: File) -> Iterator[IO[bytes] | gzip.GzipFile]:
+    """Opens the IDX content of a file; every failure to read it becomes an IdxError."""
     try:
-        with gzip.open(path) as stream:
-            return _decode(path, stream, magic, item_shape)
-    except EOFError:
-        raise _error(path, "its gzip stream ends too early") from None
-    except (OSError, zlib.error) as error:
-        raise _error(path, f"it cannot be read ({error})") from None
+        with open_bytes(file) as stream:
+            start = stream.peek(len(np.lib.format.MAGIC_PREFIX))
+            if start.startswith(b"\x1f\x8b"):
+                with gzip.GzipFile(fileobj=stream) as content:
+                    yield content
+            elif start.startswith(np.lib.format.MAGIC_PREFIX):
+                yield _convert_array(file, stream)
+            else:
+                yield stream
+    except READ_ERRORS as error:
+        raise _error(file, f"it cannot be read ({error})") from None
+
+
+def _convert_array(file: File, stream: IO[bytes]) -> io.BytesIO:
+    """Returns the IDX content with the items of a NumPy array."""
+    try:
+        np.lib.format.read_magic(stream)
+        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
+    except Exception as error:  # NumPy's parser raises many types
+        raise _error(file, f"its header is damaged ({error})") from None
+    sizes_fit = 1 <= len(shape) <= 3 and all(0 < size < 2**32 for size in shape)
+    if dtype != np.uint8 or fortran_order or not sizes_fit:
+        raise _error(file, f"it is an array of {dtype}, shape {list(shape)}")
+    header = struct.pack(f">{1 + len(shape)}I", 0x800 + len(shape), *shape)
+    return io.BytesIO(header + stream.read(_MAX_BYTES))
 
 
 def _decode(
-    path: Path,
+    file: File,
     stream: IO[bytes] | gzip.GzipFile,
     magic: bytes,
     item_shape: tuple[int, ...],
@@ -74,32 +124,31 @@ def _decode(
     """Decodes header and items; reads at most one byte past them."""
     got = stream.read(4)
     if got != magic:
-        raise _error(path, f"it starts with 0x{got.hex()}, not 0x{magic.hex()}")
+        raise _error(file, f"it starts with 0x{got.hex()}, not 0x{magic.hex()}")
     header = stream.read(4 * (1 + len(item_shape)))
     if len(header) != 4 * (1 + len(item_shape)):
-        raise _error(path, "its header is cut off")
+        raise _error(file, "its header is cut off")
     # Counts are signed in the format; read as unsigned, a negative one is too large.
     count, *shape = (int(size) for size in np.frombuffer(header, ">u4"))
     if tuple(shape) != item_shape:
-        raise _error(path, f"its images have shape {shape}, not [28, 28]")
+        raise _error(file, f"its images have shape {shape}, not [28, 28]")
     if not 1 <= count <= MAX_ITEMS:
-        raise _error(path, f"its header declares {count} items, not 1..{MAX_ITEMS}")
+        raise _error(file, f"its header declares {count} items, not 1..{MAX_ITEMS}")
 
     expected = count * int(np.prod(item_shape, dtype=int))
     items = stream.read(expected)
     if len(items) != expected:
         raise _error(
-            path, f"it holds {len(items)} bytes of items, not the declared {expected}"
+            file, f"it holds {len(items)} bytes of items, not the declared {expected}"
         )
     # Reading to the end of the stream also makes gzip check its CRC.
     if stream.read(1):
-        raise _error(path, f"bytes follow the {expected} that its header declares")
+        raise _error(file, f"bytes follow the {expected} that its header declares")
     return np.frombuffer(items, np.uint8).reshape(count, *item_shape)
 
 
-def _error(path: str | os.PathLike[str], reason: str) -> IdxError:
+def _error(file: File, reason: str) -> IdxError:
     """Returns the error for one file, including what to do about it."""
     return IdxError(
-        f"{os.fspath(path)} is not a usable IDX file: {reason}; replace it with the"
-        " published file"
+        f"{file} is not a usable IDX file: {reason}; replace it with the published file"
     )

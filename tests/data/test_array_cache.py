@@ -14,7 +14,8 @@ from helpers.small_sets import assert_equal_sets, copy_from, files_below, no_cal
 
 from mnist_jax.data import datasets
 from mnist_jax.data.array_cache import cache_dir
-from mnist_jax.data.datasets import SHA256, load_dataset
+from mnist_jax.data.checksums import SHA256
+from mnist_jax.data.datasets import load_dataset
 
 pytestmark = pytest.mark.usefixtures("isolated_folders")
 
@@ -114,7 +115,8 @@ LOAD = """
 import shutil, sys, time
 from pathlib import Path
 import sklearn.datasets  # once, not in each process
-from mnist_jax.data.datasets import FILES, SHA256, load_dataset
+from mnist_jax.data.checksums import SHA256
+from mnist_jax.data.datasets import FILES, load_dataset
 
 source, calls = map(Path, sys.argv[1:3])
 SHA256["mnist"] = tuple(sys.argv[3:])

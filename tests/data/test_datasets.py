@@ -18,7 +18,9 @@ from helpers.small_sets import (
 
 from mnist_jax.data import datasets
 from mnist_jax.data.array_cache import cache_dir
-from mnist_jax.data.datasets import SHA256, load_dataset
+from mnist_jax.data.checksums import SHA256
+from mnist_jax.data.data_folder import SUBFOLDERS
+from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.download import FILES, URLS, DownloadError
 from mnist_jax.data.pixels import pixel_statistics
 from mnist_jax.errors import InputError
@@ -64,30 +66,33 @@ def test_data_dir_precedes_the_environment_which_precedes_downloads(
 ):
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(small_sets["mnist"], elsewhere / "mnist")
-    hashed = []
-    hash_files = datasets._hash_files
-    monkeypatch.setattr(
-        datasets, "_hash_files", lambda path: hashed.append(path) or hash_files(path)
-    )
+    folders = []
+    decode_files = datasets._decode_files
+
+    def decode(name, files):
+        folders.append(files[0].parent)
+        return decode_files(name, files)
+
+    monkeypatch.setattr(datasets, "_decode_files", decode)
     load_dataset("mnist", download=copy_from(small_sets))
-    hashed.clear()
     load_dataset("mnist", download=no_call)
-    assert hashed == [cache_dir() / "downloads" / "mnist"]
-    hashed.clear()
     monkeypatch.setenv("MNIST_JAX_DATA_DIR", str(small_sets["mnist"]))
     load_dataset("mnist", download=no_call)
-    assert hashed == [small_sets["mnist"]]
-    hashed.clear()
     load_dataset("mnist", elsewhere, no_call)
-    assert hashed == [elsewhere / "mnist"]
+    downloads = cache_dir() / "downloads" / "mnist"
+    assert folders[1:] == [downloads, small_sets["mnist"], elsewhere / "mnist"]
 
 
-def test_one_folder_serves_all_sets_from_sub_folders(small_sets):
+def test_one_folder_serves_all_sets_from_sub_folders(small_sets, tmp_path):
     parent = small_sets["mnist"].parent
     for name in small_sets:
         dataset = load_dataset(name, str(parent), no_call)
         assert dataset.name == name
         assert_equal_sets(dataset, load_dataset(name, small_sets[name], no_call))
+        for subfolder in SUBFOLDERS[name]:
+            shutil.copytree(small_sets[name], tmp_path / "one" / subfolder)
+            assert_equal_sets(load_dataset(name, tmp_path / "one", no_call), dataset)
+            shutil.rmtree(tmp_path / "one" / subfolder)
 
 
 def test_auto_is_mnist_from_a_folder_or_a_download(small_sets):
@@ -107,6 +112,9 @@ def test_a_set_missing_from_the_environment_folder_is_downloaded(
     calls = []
     dataset = load_dataset("kmnist", download=copy_from(small_sets, calls))
     assert (dataset.name, calls) == ("kmnist", ["kmnist"])
+    monkeypatch.setenv("MNIST_JAX_DATA_DIR", str(small_sets["kmnist"]))
+    with pytest.raises(InputError, match="not found.*no network.*other datasets only"):
+        load_dataset("auto", download=no_network)  # not the digits
 
 
 def test_a_given_folder_without_the_files_is_an_error(small_sets, tmp_path):
@@ -151,7 +159,7 @@ def test_a_damaged_file_is_an_error_even_if_it_was_decoded_before(
     }[damage]
     path.write_bytes(changed)
     for name in ("auto", "mnist"):
-        with pytest.raises(InputError, match="truncated or damaged") as caught:
+        with pytest.raises(InputError, match="truncated, damaged or") as caught:
             load_dataset(name, small_sets["mnist"], no_call)
         message = str(caught.value)
         assert str(path) in message
@@ -164,7 +172,7 @@ def test_an_unreadable_file_is_an_error(small_sets):
     path.chmod(0)
     if os.access(path, os.R_OK):
         pytest.skip("this user may read any file")
-    with pytest.raises(InputError, match="cannot read a file"):
+    with pytest.raises(InputError, match=f"cannot read .*{FILES[0]}"):
         load_dataset("mnist", small_sets["mnist"], no_call)
 
 

@@ -95,7 +95,13 @@ def _gzip_cut(rng: random.Random, images: bool) -> bytes:
 
 
 def _no_gzip(rng: random.Random, images: bool) -> bytes:
-    return rng.randbytes(rng.randint(0, 2000))
+    return _mutate(rng, _valid(rng, images), 16)
+
+
+def _numpy_changed(rng: random.Random, images: bool) -> bytes:
+    stream, content = io.BytesIO(), _valid(rng, images)
+    np.save(stream, np.frombuffer(content[16 if images else 8 :], np.uint8))
+    return _mutate(rng, stream.getvalue(), 128)
 
 
 KINDS: dict[str, Callable[[random.Random, bool], bytes]] = {
@@ -110,6 +116,7 @@ KINDS: dict[str, Callable[[random.Random, bool], bytes]] = {
     "gzip header changed": _gzip_header_changed,
     "gzip cut": _gzip_cut,
     "no gzip": _no_gzip,
+    "numpy changed": _numpy_changed,
 }
 
 
