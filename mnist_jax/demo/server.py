@@ -1,5 +1,6 @@
 """Web server for the drawing demo, reachable from this machine only."""
 
+import ipaddress
 import json
 import socketserver
 import sys
@@ -84,6 +85,24 @@ def _answer(
         "seen": digit.ravel().tolist(),
         "milliseconds": milliseconds,
     }
+
+
+def _is_address(host: str) -> bool:
+    """Returns whether a Host header is localhost or an IP address, with any port.
+
+    >>> [_is_address(h) for h in ("localhost:9000", "[::1]", "127.0.0.1.evil.example")]
+    [True, True, False]
+    """
+    name, _, port = host.rpartition(":")
+    if not (port.isascii() and port.isdigit()):
+        name = host
+    if name.lower() == "localhost":
+        return True
+    try:
+        ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return True
 
 
 class _Server(ThreadingHTTPServer):
@@ -181,16 +200,15 @@ class _Handler(BaseHTTPRequestHandler):
         """Returns whether the Host header names this server; if not, sends an error.
 
         Prevents DNS rebinding: a browser would treat another site whose name resolves
-        to this machine as the origin of the page.
+        to this machine as the origin of the page. An address resolves to nothing, and
+        its port may be that of a tunnel or proxy.
         """
-        port = self.connection.getsockname()[1]
-        allowed = (f"{HOST}:{port}", f"localhost:{port}")
         given = self.headers.get("Host", "none")
-        if given in allowed:
+        if _is_address(given):
             return True
         self._reject(
             HTTPStatus.FORBIDDEN,
-            f"the Host must be {' or '.join(allowed)}; got {given}",
+            f"the Host must be localhost or an IP address, with any port; got {given}",
         )
         return False
 

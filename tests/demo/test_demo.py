@@ -126,6 +126,7 @@ BAD_REQUESTS = {
     "absurdly long": (dict(Content_Length="9" * 5_000), 413, "1,000,000 bytes"),
     "another type": (dict(Content_Type="text/plain"), 415, "got text/plain"),
     "DNS rebinding": (dict(Host="evil.example:80"), 403, "got evil.example:80"),
+    "rebinding of an address": (dict(Host="127.0.0.1.evil.example"), 403, "IP address"),
     "no host": (dict(Host=None), 403, "got none"),
 }
 
@@ -154,9 +155,12 @@ def test_no_path_serves_a_file(port: int, path):
     assert ask(port, "POST", path, b"", **PNG, Content_Length="0")[0] == 404
 
 
-def test_localhost_is_an_allowed_host_and_other_names_are_not(port: int):
-    assert ask(port, "GET", "/", Host="evil.example")[0] == 403
-    assert ask(port, "GET", "/", Host=f"localhost:{port}")[0] == 200
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]", "192.168.0.7"])
+def test_the_server_may_be_behind_a_tunnel(port: int, host):
+    for given in (host, f"{host}:{port}", f"{host}:9000"):
+        assert ask(port, "GET", "/", Host=given)[0] == 200
+    for evil in ("evil.example", f"{host}.evil.example:{port}", f"evil@{host}", ""):
+        assert ask(port, "GET", "/", Host=evil)[0] == 403
 
 
 @pytest.mark.parametrize("wrong", [99_999, -1])
