@@ -111,6 +111,7 @@ def load_run(
         InputError: a file is missing, damaged or of another version.
     """
     folder = Path(folder).expanduser()
+    _check_one_run(folder)
     config = find_network(read_json(TrainConfig, folder / CONFIG), folder)
     record = read_json(RunRecord, folder / RECORD)
     _check_source(folder, config, record)
@@ -122,6 +123,22 @@ def load_run(
         preprocess = make_preprocess(config, split_dataset(dataset, config).train)
     params = _load_params(folder, create_model(config), record)
     return TrainedRun(config, record, jax.device_put(params), preprocess)
+
+
+def _check_one_run(folder: Path) -> None:
+    """Raises InputError if a folder holds runs in its sub-folders instead of one."""
+    if (folder / CONFIG).exists():
+        return
+    # Of several seeds, or of several networks, or of a sweep.
+    patterns = f"*/{RECORD}", f"*/*/{RECORD}", f"runs/*/*/{RECORD}"
+    found = [path.parent for pattern in patterns for path in folder.glob(pattern)]
+    if found:
+        listing = ", ".join(map(str, sorted(found)[:5]))
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        raise InputError(
+            f"{folder} is not a run directory, but it holds {listing}{more}; give one "
+            "of them"
+        )
 
 
 def _check_source(folder: Path, config: TrainConfig, record: RunRecord) -> None:
