@@ -5,12 +5,14 @@ python -m experiments.data --dataset=mnist --picture=digits.png
 
 from pathlib import Path
 
+import numpy as np
 from absl import flags
 
 from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
 from mnist_jax.cli.flags import define_data_dir_flag, define_path_flag, load_data
 from mnist_jax.cli.main import run_program
 from mnist_jax.data.splits import split_dataset
+from mnist_jax.data.types import class_names
 from mnist_jax.errors import InputError
 from mnist_jax.reporting.plots import digits_figure, save_figure
 from mnist_jax.reporting.summary import data_frame
@@ -37,7 +39,8 @@ def main() -> None:
     print(markdown_table(data_frame(dataset)))
     if FLAGS.picture:
         images, labels = (array[: FLAGS.count] for array in dataset.train)
-        save_figure(digits_figure(images, labels), Path(FLAGS.picture))
+        captions = np.array(class_names(dataset.name))[labels]
+        save_figure(digits_figure(images, captions), Path(FLAGS.picture))
         print(f"\nwritten: {FLAGS.picture}")
 
 

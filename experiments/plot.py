@@ -33,7 +33,9 @@ def main() -> None:
     name, seed = f"{run.config.name} on {run.record.dataset}", run.config.seed
     figures = {"history": history_figure(history, f"{name}, one run, seed {seed}")}
     dataset = split_dataset(load_data(run.record.dataset), run.config)
-    for picture in detail_pictures(name, seed, [run_details(run, dataset.test)]):
+    for picture in detail_pictures(
+        name, seed, [run_details(run, dataset.test)], dataset.name
+    ):
         figures[picture.name] = picture.draw(picture.heading)
         print(picture.caption)
     for stem, figure in figures.items():

@@ -9,6 +9,20 @@ from mnist_jax.errors import InputError
 
 IMAGE_SHAPE = (28, 28)
 CLASSES = 10
+DIGITS = tuple("0123456789")
+# The classes of the sets that are not digits, in the order of their labels.
+CLASS_NAMES = {
+    "fashion_mnist": (
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    ),
+    "kmnist": ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
+}
+
+
+def class_names(dataset: str) -> tuple[str, ...]:
+    """Returns the names of a dataset's ten classes, in the order of its labels."""
+    return CLASS_NAMES.get(dataset, DIGITS)
 
 
 class Split(NamedTuple):

@@ -1,6 +1,7 @@
 """Plots of records, images and predictions."""
 
 import io
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from mnist_jax.data.types import DIGITS
 from mnist_jax.errors import InputError
 from mnist_jax.records.files import write_file
 
@@ -29,6 +31,8 @@ _STYLES = (
     ("#56B4E9", "P", "--"),
 )
 _TRAIN, _VALIDATION = _STYLES[:2]
+MAX_NAMED = 12  # networks in a plot that are told apart
+MAX_PREDICTIONS = 20  # images in a plot; each takes 0.1 s to draw
 FORMATS = (".png", ".svg", ".pdf")
 
 # Matplotlib settings for pictures in a page, which provides the background.
@@ -58,6 +62,17 @@ class NotebookFigure(Figure):
         buffer = io.BytesIO()
         self.savefig(buffer, format="png")
         return buffer.getvalue()
+
+
+def _set_title(figure: Figure, title: str) -> None:
+    """Sets the title of a figure, on as many lines as its width needs."""
+    # At 10 points an inch has room for 12 characters.
+    figure.suptitle(_wrap(title, round(12 * figure.get_figwidth())), fontsize=10)
+
+
+def _wrap(text: str, width: int) -> str:
+    """Breaks a text into lines, but not numbers such as 1e-3."""
+    return textwrap.fill(text, width, break_on_hyphens=False)
 
 
 def _plain_ticks(axis: Axis) -> None:
@@ -108,7 +123,7 @@ def history_figure(history: pd.DataFrame, title: str = "") -> Figure:
         title: figure title.
     """
     figure = NotebookFigure(figsize=(8, 3.2), layout="constrained")
-    figure.suptitle(title, fontsize=10)
+    _set_title(figure, title)
     for axes, quantity in zip(figure.subplots(1, 2), _LABELS, strict=True):
         _draw_curves(axes, history, quantity)
     return figure
@@ -118,7 +133,7 @@ def curve_figure(history: pd.DataFrame, quantity: str, title: str = "") -> Figur
     """Plots one panel of `history_figure`: `quantity` is "loss" or "accuracy"."""
     figure = NotebookFigure(figsize=(4.4, 3.3), layout="constrained")
     axes = figure.subplots()
-    axes.set_title(title, fontsize=10)
+    _set_title(figure, title)
     _draw_curves(axes, history, quantity)
     return figure
 
@@ -130,61 +145,73 @@ def budget_figure(
 
     Args:
         runs: for each network name, one frame per seed as returned by `budget_frame`,
-            with columns `seconds` and `accuracy` and a row per epoch.
+            with columns `seconds` and `accuracy` and a row per epoch. Only the first
+            `MAX_NAMED` are named, the others are grey.
         quantity: label of the accuracy axis.
         title: figure title.
     """
-    figure = NotebookFigure(figsize=(5.4, 4), layout="constrained")
+    named = {name: _wrap(name, 75) for name in list(runs)[:MAX_NAMED]}
+    outside = len(runs) > 3  # the legend would cover the curves
+    lines = sum(label.count("\n") + 1 for label in named.values())
+    height = 4 + outside * 0.17 * (lines + 1)
+    figure = NotebookFigure(figsize=(5.4, height), layout="constrained")
     axes = figure.subplots()
-    axes.set_title(title, fontsize=10)
+    _set_title(figure, title)
     for number, (name, seeds) in enumerate(runs.items()):
-        color, marker, line = _STYLES[number % len(_STYLES)]
         points = pd.concat(seeds)
         means = points.groupby(level=0).mean()
-        axes.plot(means["seconds"], means["accuracy"], color=color, linestyle=line)
-        axes.plot(
-            points["seconds"],
-            points["accuracy"],
-            linestyle="none",
-            marker=marker,
-            markersize=6,
-            color=color,
-            markerfacecolor="none",
-            markeredgewidth=1.4,
-        )
+        if name not in named:
+            axes.plot(means["seconds"], means["accuracy"], color="#808080", alpha=0.4)
+            continue
+        style = _style(number)
+        axes.plot(means["seconds"], means["accuracy"], **style | {"marker": ""})
+        axes.plot(points["seconds"], points["accuracy"], **style | {"linestyle": ""})
         # Empty, for a legend entry with both line and marker.
-        axes.plot(
-            [],
-            [],
-            color=color,
-            linestyle=line,
-            marker=marker,
-            markerfacecolor="none",
-            markeredgewidth=1.4,
-            label=name,
-        )
+        axes.plot([], [], label=named[name], **style)
+    if others := len(runs) - len(named):
+        axes.plot([], [], label=f"{others} others", color="#808080", alpha=0.4)
     axes.set_xscale("log")
     _plain_ticks(axes.xaxis)
     axes.set_xlabel("training time (s, log scale)")
     axes.set_ylabel(quantity)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, loc="lower right")
+    if outside:
+        figure.legend(frameon=False, loc="outside lower left", fontsize=8)
+    else:
+        axes.legend(frameon=False, loc="lower right")
     return figure
 
 
-def confusion_figure(counts: np.ndarray, title: str = "") -> Figure:
+def _style(number: int) -> dict[str, Any]:
+    """Returns the style of a curve; those of `MAX_NAMED` curves differ."""
+    repeat, index = divmod(number, len(_STYLES))
+    return {
+        "color": _STYLES[index][0],
+        # A repeated colour has another marker and another line.
+        "marker": _STYLES[(index + 3 * repeat) % len(_STYLES)][1],
+        "linestyle": _STYLES[(index + repeat) % len(_STYLES)][2],
+        "markersize": 6,
+        "markerfacecolor": "none",
+        "markeredgewidth": 1.4,
+    }
+
+
+def confusion_figure(
+    counts: np.ndarray, title: str = "", classes: Sequence[str] = DIGITS
+) -> Figure:
     """Plots a confusion matrix; only its mistakes are coloured.
 
     Args:
         counts: numbers of images `[10,10]`, by truth (row) and prediction (column).
         title: figure title.
+        classes: names of the ten classes.
     """
     counts = np.asarray(counts)
     mistakes = np.where(np.eye(len(counts), dtype=bool), 0, counts)
     max_count = max(mistakes.max(), 1)
     figure = NotebookFigure(figsize=(4.6, 4.5), layout="constrained")
     axes = figure.subplots()
-    axes.set_title(title, fontsize=10)
+    _set_title(figure, title)
     # Zeros are transparent, to show the page's background in any theme.
     axes.imshow(
         np.ma.masked_equal(mistakes, 0),
@@ -209,15 +236,20 @@ def confusion_figure(counts: np.ndarray, title: str = "") -> Figure:
         axes.text(
             column, row, f"{count}", ha="center", va="center", fontsize=8, color=color
         )
-    digits = range(len(counts))
-    axes.set(
-        xticks=digits, yticks=digits, xlabel="predicted digit", ylabel="true digit"
-    )
+    _label_classes(axes, classes)
+    axes.set_yticks(range(len(classes)), classes)
+    axes.set(xlabel="predicted class", ylabel="true class")
     axes.set_xticks(np.arange(len(counts) - 1) + 0.5, minor=True)
     axes.set_yticks(np.arange(len(counts) - 1) + 0.5, minor=True)
     axes.grid(which="minor", alpha=0.3, linewidth=0.5)
     axes.tick_params(which="both", length=0)
     return figure
+
+
+def _label_classes(axes: Axes, classes: Sequence[str]) -> None:
+    """Labels the horizontal axis with the names of the classes."""
+    rotation = 0 if classes == DIGITS else 90
+    axes.set_xticks(range(len(classes)), classes, rotation=rotation)
 
 
 def digits_figure(
@@ -234,7 +266,7 @@ def digits_figure(
     figure = NotebookFigure(
         figsize=(1.1 * columns, height * rows), layout="constrained"
     )
-    figure.suptitle(title, fontsize=10)
+    _set_title(figure, title)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.axis("off")
@@ -252,7 +284,7 @@ def filters_figure(filters: np.ndarray, title: str = "") -> Figure:
     rows = -(-count // columns)
     limit = np.abs(filters).max() or 1.0
     figure = NotebookFigure(figsize=(4.4, 0.55 * rows + 1), layout="constrained")
-    figure.suptitle(title, fontsize=10)
+    _set_title(figure, title)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.ravel():
         axes.set(xticks=[], yticks=[])
@@ -278,14 +310,18 @@ def filters_figure(filters: np.ndarray, title: str = "") -> Figure:
     return figure
 
 
-def predictions_figure(images: np.ndarray, predictions: pd.DataFrame) -> Figure:
-    """Draws each image beside its ten probabilities.
+def predictions_figure(
+    images: np.ndarray, predictions: pd.DataFrame, classes: Sequence[str] = DIGITS
+) -> Figure:
+    """Draws the first `MAX_PREDICTIONS` images beside their ten probabilities.
 
     Args:
         images: `[N,28,28] uint8`.
         predictions: as returned by `prediction_frame`, indexed by the image's index in
             the test set, or by its file name if its truth is unknown.
+        classes: names of the ten classes.
     """
+    images, predictions = images[:MAX_PREDICTIONS], predictions[:MAX_PREDICTIONS]
     count = len(images)
     figure = NotebookFigure(figsize=(5, 1.8 * count), layout="constrained")
     grid = figure.subplots(count, 2, squeeze=False, width_ratios=(1, 2))
@@ -295,13 +331,14 @@ def predictions_figure(images: np.ndarray, predictions: pd.DataFrame) -> Figure:
         left.imshow(image, cmap="gray_r", vmin=0, vmax=255)
         left.axis("off")
         if pd.notna(row.get("truth")):
-            caption = f"test image {index}, a {row['truth']:.0f}"
+            caption = f"test image {index}\ntrue {classes[int(row['truth'])]}"
         else:
             caption = _short(index)
         left.set_title(caption, fontsize=9, parse_math=False)
         right.bar(range(10), [row[f"p{digit}"] for digit in range(10)], color=_TRAIN[0])
-        right.set(xticks=range(10), ylim=(0, 1), ylabel="probability")
-        right.set_title(f"predicted {row['predicted']:.0f}", fontsize=9)
+        right.set(ylim=(0, 1), ylabel="probability")
+        _label_classes(right, classes)
+        right.set_title(f"predicted {classes[int(row['predicted'])]}", fontsize=9)
     return figure
 
 

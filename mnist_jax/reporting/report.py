@@ -14,11 +14,13 @@ from absl import logging
 from matplotlib.figure import Figure
 
 from mnist_jax.config import TrainConfig
+from mnist_jax.data.types import class_names
 from mnist_jax.errors import InputError
 from mnist_jax.records.environment import Environment
 from mnist_jax.records.files import make_folder, read_lines, write_file
 from mnist_jax.records.schema import DetailsRecord, RunRecord, decode, read_json
 from mnist_jax.reporting.plots import (
+    MAX_NAMED,
     THEMES,
     budget_figure,
     confusion_figure,
@@ -115,18 +117,22 @@ def _budget_picture(
     split = "validation" if validated else "test"
     images = getattr(rows[0][0], f"{split}_images")
     when = "after each epoch" if validated else "at the end"
-    compiling = ", ".join(
-        f"{name} {seconds}"
-        for name, seconds in zip(runs, comparison["compile s"], strict=True)
-    )
+    compiling = ""
+    if len(runs) <= _DRAWN:  # the table has them all
+        named = zip(runs, comparison["compile s"], strict=True)
+        listing = ", ".join(f"{name} {seconds}" for name, seconds in named)
+        compiling = f" (seconds: {listing})"
     n = " or ".join(map(str, sorted({len(row) for row in rows})))
+    unnamed = ""
+    if len(runs) > MAX_NAMED:
+        unnamed = f" Grey are all but the {MAX_NAMED} most accurate networks."
     return Picture(
         f"{number}-accuracy-by-time",
         f"all networks (n={n})",
         "Accuracy against training time, one line per network",
         f"Accuracy on the {images:,} {split} images {when}, against training time. "
-        f"Points are seeds, lines are means (n={n}). Compile time is "
-        f"excluded (seconds: {compiling}).",
+        f"Points are seeds, lines are means (n={n}).{unnamed} Compile time is "
+        f"excluded{compiling}.",
         lambda title: budget_figure(runs, f"{split} accuracy", title),
     )
 
@@ -151,7 +157,7 @@ def _curve_pictures(name: str, row: Sequence[RunRecord]) -> list[Picture]:
 
 
 def detail_pictures(
-    name: str, seed: int, details: Sequence[DetailsRecord]
+    name: str, seed: int, details: Sequence[DetailsRecord], dataset: str
 ) -> list[Picture]:
     """Returns the confusion matrix, worst mistakes and filters of one network.
 
@@ -160,6 +166,7 @@ def detail_pictures(
         seed: seed of the first run.
         details: details of each run. Confusion counts are summed over the runs; images
             and filters are from the first run.
+        dataset: name of the dataset, for the names of its classes.
 
     Raises:
         InputError: a matrix or an image is damaged.
@@ -177,19 +184,20 @@ def detail_pictures(
             "directories and rerun benchmarks.compare to rewrite it"
         ) from error
     wrong = int(counts.sum() - np.trace(counts))
+    classes = class_names(dataset)
     pictures = [
         Picture(
             "confusion",
             f"{name} (n={len(details)})",
             f"Confusion matrix of {name}",
-            f"Test images by true and predicted digit, {_runs(len(details))}: "
+            f"Test images by true and predicted class, {_runs(len(details))}: "
             f"{wrong:,} of {counts.sum():,} wrong; darker is more mistakes.",
-            lambda title: confusion_figure(counts, title),
+            lambda title: confusion_figure(counts, title, classes),
         )
     ]
     if len(images):
         captions = [
-            f"true {w.truth}, pred {w.predicted}\n{w.probability:.1%}"
+            f"true {classes[w.truth]}, pred {classes[w.predicted]}\n{w.probability:.1%}"
             for w in first.worst
         ]
         indices = ", ".join(str(w.index) for w in first.worst)
@@ -233,7 +241,9 @@ def _section(
         runs = [run for run in row if run.run_key() in details_by_run]
         if runs:
             details = [details_by_run[run.run_key()] for run in runs]
-            pictures += detail_pictures(name, runs[0].config.seed, details)
+            pictures += detail_pictures(
+                name, runs[0].config.seed, details, row[0].dataset
+            )
         else:
             hints.append(
                 f"{name}: no confusion matrix or images, because its runs were "

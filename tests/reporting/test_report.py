@@ -31,7 +31,14 @@ from mnist_jax.records.schema import (
 )
 from mnist_jax.reporting.plots import budget_figure, confusion_figure, history_figure
 from mnist_jax.reporting.predictions import mistake_image, run_details
-from mnist_jax.reporting.report import DETAILS, PICTURES, RESULTS, write_report
+from mnist_jax.reporting.report import (
+    DETAILS,
+    PICTURES,
+    RESULTS,
+    detail_pictures,
+    read_sections,
+    write_report,
+)
 from mnist_jax.reporting.tables import budget_frame, history_frame
 from mnist_jax.training.run_dir import RECORD, TrainedRun
 
@@ -253,6 +260,47 @@ def test_curves_plot_means_and_budgets_plot_every_seed(records):
     assert accuracy == mlp[0].test_accuracy
 
 
+def test_the_plot_of_a_sweep_is_legible(records, tmp_path):
+    sweep = [
+        dataclasses.replace(
+            records[0],
+            test_accuracy=0.99 - 0.001 * number,
+            config=dataclasses.replace(
+                records[0].config,
+                **dict(optimizer="adamw", weight_decay=0.1, hidden=(512, 256, 128)),
+                **dict(dropout=(0.1,), learning_rate=1e-3 * (1 + number)),
+            ),
+        )
+        for number in range(14)
+    ]
+    write_lines(tmp_path / RESULTS, sweep)
+    [section] = read_sections(tmp_path)
+    assert "Grey are all but the 12 most accurate networks" in section.budget.caption
+    figure = section.budget.draw("all networks, " + section.title * 3)
+    figure.draw_without_rendering()
+    [axes], [legend] = figure.axes, figure.legends
+    boxes = [part.get_window_extent() for part in (figure, figure._suptitle, legend)]
+    assert not legend.get_window_extent().overlaps(axes.get_tightbbox())
+    for box in boxes[1:]:
+        assert box.x0 >= 0 and box.x1 <= boxes[0].x1 and box.y0 >= 0
+    *named, others = legend.get_lines()
+    names = [text.get_text() for text in legend.get_texts()]
+    assert len(named) == 12 and names[-1] == "2 others"
+    assert "learning_rate=0.001" in names[0] and len(set(names)) == 13
+    styles = {(line.get_color(), line.get_linestyle()) for line in named}
+    marks = {(line.get_color(), line.get_marker()) for line in named}
+    assert len(styles) == len(marks) == 12
+
+
 def test_a_matrix_without_mistakes_is_drawn():
     figure = confusion_figure(np.eye(10, dtype=int))
     assert [text.get_text() for text in figure.axes[0].texts] == ["1"] * 10
+
+
+def test_pictures_of_other_data_show_its_class_names(records):
+    confusion, worst = detail_pictures(
+        "mlp", 0, [dataclasses.replace(details_of(records[0]), filters=None)], "kmnist"
+    )
+    axes = confusion.draw("").axes[0]
+    assert [text.get_text() for text in axes.get_yticklabels()][:3] == ["o", "ki", "su"]
+    assert worst.draw("").axes[0].get_title().startswith("true ha, pred ma")

@@ -8,11 +8,12 @@ import pytest
 from helpers.records import make_record
 
 from mnist_jax.config import TrainConfig
-from mnist_jax.data.types import Dataset
+from mnist_jax.data.types import Dataset, class_names
 from mnist_jax.errors import InputError
 from mnist_jax.models.flops import multiply_adds, training_flops
 from mnist_jax.models.networks import count_params, create_model, init_params
 from mnist_jax.records.schema import EpochRecord
+from mnist_jax.reporting import plots
 from mnist_jax.reporting.plots import (
     digits_figure,
     history_figure,
@@ -132,6 +133,18 @@ def test_digits_and_predictions_are_plotted(digits: Dataset, tmp_path):
     frame = prediction_frame(np.full((2, 10), 0.1), labels[:2])
     save_figure(predictions_figure(images[:2], frame), tmp_path / "p.png")
     assert (tmp_path / "p.png").stat().st_size > 2_000
+
+
+def test_predictions_of_many_images_are_drawn_in_part(digits: Dataset, monkeypatch):
+    # 100 images would take 10 s to draw.
+    assert plots.MAX_PREDICTIONS <= 20
+    monkeypatch.setattr(plots, "MAX_PREDICTIONS", 2)
+    frame = prediction_frame(np.eye(10)[[7, 7, 7]], np.array([9, 9, 9]))
+    names = class_names("fashion_mnist")
+    figure = predictions_figure(digits.test.images[:3], frame, names)
+    left, right, *others = (axes.get_title() for axes in figure.axes)
+    assert left == "test image 0\ntrue Ankle boot" and right == "predicted Sneaker"
+    assert len(others) == 2
 
 
 def test_invalid_figure_paths_are_input_errors(tmp_path):
