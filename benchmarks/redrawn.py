@@ -76,7 +76,8 @@ def redrawn_digits(images: np.ndarray, seed: int) -> np.ndarray:
     """Redraws images `[N,28,28] uint8`, each with its own seed, and reads them back."""
     rngs = [np.random.default_rng((seed, index)) for index in range(len(images))]
     drawings = map(redraw, images, rngs)
-    return np.stack([digit_from_bytes(d, f"image {i}") for i, d in enumerate(drawings)])
+    digits = (digit_from_bytes(d, f"image {i}") for i, d in enumerate(drawings))
+    return np.stack([digit.pixels for digit in digits])
 
 
 def measure(run: TrainedRun, test: Split, seed: int) -> dict[str, float]:

@@ -14,7 +14,7 @@ from mnist_jax.cli.flags import (
     existing_folder,
 )
 from mnist_jax.cli.main import run_program, start_jax
-from mnist_jax.data.types import IMAGE_SHAPE
+from mnist_jax.data.types import CLASS_NAMES, IMAGE_SHAPE, class_names
 from mnist_jax.demo.server import HOST, Predictor, make_server
 from mnist_jax.training.run_dir import load_run
 
@@ -27,7 +27,9 @@ def load_predictor(folder: Path, name: str, data_dir: str | None) -> Predictor:
     run.predict(np.zeros((1, *IMAGE_SHAPE), np.uint8))
     accuracy = run.record.test_accuracy
     note = f"{run.config.name.upper()}, test accuracy {accuracy:.2%}"
-    return Predictor(name, note, run.predict)
+    if (dataset := run.record.dataset) in CLASS_NAMES:
+        note += f"; trained on {dataset}, so drawings of digits mean nothing to it"
+    return Predictor(name, note, run.predict, class_names(dataset))
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from absl import flags
+from absl import flags, logging
 
 from mnist_jax.cli.flags import (
     define_machine_flags,
@@ -19,11 +19,16 @@ from mnist_jax.cli.flags import (
 )
 from mnist_jax.cli.main import run_program, start_jax
 from mnist_jax.data.splits import split_dataset
-from mnist_jax.data.user_images import read_digit
+from mnist_jax.data.types import CLASS_NAMES, DIGITS, class_names
+from mnist_jax.data.user_images import UserDigit, read_digit
 from mnist_jax.errors import InputError
-from mnist_jax.reporting.plots import predictions_figure, save_figure
+from mnist_jax.reporting.plots import (
+    MAX_PREDICTIONS,
+    predictions_figure,
+    save_figure,
+)
 from mnist_jax.reporting.predictions import prediction_frame
-from mnist_jax.training.run_dir import load_run
+from mnist_jax.training.run_dir import TrainedRun, load_run
 
 FLAGS = flags.FLAGS
 
@@ -41,10 +46,11 @@ def _indices(words: list[str], size: int) -> list[int]:
 def main() -> None:
     """Predicts the images selected by the flags."""
     folder = existing_folder(FLAGS.run_dir, "run_dir")
-    user_images = [read_digit(Path(path)) for path in FLAGS.image or []]
+    user_digits = [read_digit(Path(path)) for path in FLAGS.image or []]
     start_jax()
     run = load_run(folder, FLAGS.data_dir)
-    words = FLAGS.index or ([] if user_images else ["0"])
+    classes = class_names(run.record.dataset)
+    words = FLAGS.index or ([] if user_digits else ["0"])
     images: list[np.ndarray] = []
     frames: list[pd.DataFrame] = []
     if words:
@@ -55,20 +61,45 @@ def main() -> None:
         frame.index = pd.Index(indices, dtype=object)
         images.extend(test_images)
         frames.append(frame)
-    if user_images:
-        frame = prediction_frame(run.predict(np.stack(user_images)))
+    if user_digits:
+        pixels = [digit.pixels for digit in user_digits]
+        frame = prediction_frame(run.predict(np.stack(pixels)))
         frame.index = pd.Index(FLAGS.image, dtype=object)
-        images.extend(user_images)
+        images.extend(pixels)
         frames.append(frame)
+        _warn(user_digits, run)
     frame = pd.concat(frames)
-    # The user's images have no truth, so pandas stores that column as floats.
-    formatters = {"truth": "{:.0f}".format}
+
+    def name_class(label: float) -> str:  # pandas stores labels with gaps as floats
+        return classes[int(label)]
+
+    formatters = {"predicted": name_class, "truth": name_class}
     print(
         frame.to_string(formatters=formatters, float_format="{:.4f}".format, na_rep="-")
     )
+    if classes != DIGITS:
+        names = ", ".join(f"p{label} {name}" for label, name in enumerate(classes))
+        print(f"\nclasses of {run.record.dataset}: {names}")
     if FLAGS.picture:
-        save_figure(predictions_figure(np.stack(images), frame), Path(FLAGS.picture))
-        print(f"\nwritten: {FLAGS.picture}")
+        figure = predictions_figure(np.stack(images), frame, classes)
+        save_figure(figure, Path(FLAGS.picture))
+        drawn = ""
+        if len(images) > MAX_PREDICTIONS:
+            drawn = f" (the first {MAX_PREDICTIONS} of {len(images)} images)"
+        print(f"\nwritten: {FLAGS.picture}{drawn}")
+
+
+def _warn(digits: list[UserDigit], run: TrainedRun) -> None:
+    """Warns of pictures, and of a network, whose prediction may mean nothing."""
+    for digit in digits:
+        if digit.warning:
+            logging.warning("%s", digit.warning)
+    if (dataset := run.record.dataset) in CLASS_NAMES:
+        logging.warning(
+            "the network was trained on %s, so pictures of digits mean nothing to it; "
+            "give the --run_dir of a network trained on mnist",
+            dataset,
+        )
 
 
 def run() -> None:
@@ -83,12 +114,14 @@ def run() -> None:
     define_path_flag(
         "image",
         None,
-        "PNG or JPEG file with a single digit on a plain background; repeat the flag "
+        "PNG or JPEG file with a single digit on an even background; repeat the flag "
         "for more images",
         repeated=True,
     )
     define_path_flag(
-        "picture", None, "file to draw the images and their probabilities to"
+        "picture",
+        None,
+        f"file to draw the first {MAX_PREDICTIONS} images and their probabilities to",
     )
     run_program(main)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 from helpers.browser import Browser, find_programs, open_browser
+from helpers.programs import DIGITS, run
 
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.types import Dataset
@@ -84,6 +85,14 @@ def mnist(cache_folder: Path) -> Dataset:
     if not os.environ.get("MNIST_JAX_DATA_DIR"):
         pytest.skip("MNIST_JAX_DATA_DIR is not set: no MNIST files available")
     return load_dataset("mnist")
+
+
+@pytest.fixture(scope="session")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of a small MLP, trained by the program; not to be changed."""
+    folder = tmp_path_factory.mktemp("runs") / "mlp0"
+    run("experiments.train", *DIGITS, f"--run_dir={folder}")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mnist_jax.data.types import DIGITS
 from mnist_jax.data.user_images import digit_from_bytes
 from mnist_jax.errors import InputError
 
@@ -36,6 +37,7 @@ class Predictor(NamedTuple):
     name: str
     note: str  # shown below the name
     predict: Callable[[np.ndarray], np.ndarray]  # [1,28,28] uint8 -> [1,10]
+    classes: Sequence[str] = DIGITS
 
 
 def make_server(predictors: Sequence[Predictor], port: int) -> ThreadingHTTPServer:
@@ -50,7 +52,10 @@ def make_server(predictors: Sequence[Predictor], port: int) -> ThreadingHTTPServ
     """
     lock = threading.Lock()
     page = resources.files("mnist_jax.demo").joinpath("page.html").read_bytes()
-    models = [{"name": each.name, "note": each.note} for each in predictors]
+    models = [
+        {"name": each.name, "note": each.note, "classes": each.classes}
+        for each in predictors
+    ]
     answers = {
         "/": (page, "text/html; charset=utf-8"),
         "/models": (json.dumps(models).encode(), "application/json"),
@@ -75,14 +80,16 @@ def _answer(
     with lock:
         start = time.perf_counter()
         digit = digit_from_bytes(content, "the drawing")
+        images = digit.pixels[None]
         models = [
-            {"name": each.name, "probabilities": each.predict(digit[None])[0].tolist()}
+            {"name": each.name, "probabilities": each.predict(images)[0].tolist()}
             for each in predictors
         ]
         milliseconds = 1e3 * (time.perf_counter() - start)
     return {
         "models": models,
-        "seen": digit.ravel().tolist(),
+        "seen": digit.pixels.ravel().tolist(),
+        "warning": digit.warning,
         "milliseconds": milliseconds,
     }
 

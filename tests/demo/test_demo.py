@@ -4,6 +4,7 @@ import http.client
 import io
 import json
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -63,11 +64,11 @@ def port(run_dir: Path) -> Iterator[int]:
         yield port
 
 
-def drawing(white: bool = False) -> bytes:
-    """Returns a PNG of a vertical line, or a blank one if `white`."""
+def drawing(lines: tuple[int, ...] = (140,)) -> bytes:
+    """Returns a PNG of vertical lines."""
     image = Image.new("L", (280, 280), 255)
-    if not white:
-        ImageDraw.Draw(image).line([140, 40, 140, 240], 0, 22)
+    for x in lines:
+        ImageDraw.Draw(image).line([x, 40, x, 240], 0, 22)
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()
@@ -103,7 +104,7 @@ def test_every_network_classifies_a_drawing(port: int):
         assert len(model["probabilities"]) == 10
         assert sum(model["probabilities"]) == pytest.approx(1, abs=1e-5)
     assert len(answer["seen"]) == 784 and max(answer["seen"]) == 255
-    assert answer["milliseconds"] > 0
+    assert answer["milliseconds"] > 0 and answer["warning"] == ""
 
 
 def test_the_page_is_self_contained(port: int):
@@ -140,8 +141,22 @@ def test_bad_requests_get_one_sentence_without_reading_the_body(port: int, case)
     assert body.count(b"\n") == 1
 
 
+def test_a_network_of_other_data_shows_its_classes_and_a_note(run_dir, tmp_path):
+    shutil.copytree(run_dir, tmp_path, dirs_exist_ok=True)
+    record = json.loads((tmp_path / "record.json").read_text())
+    changed = json.dumps(record | {"dataset": "fashion_mnist"})
+    (tmp_path / "record.json").write_text(changed)
+    predictor = load_predictor(tmp_path, "fashion", None)
+    with serve(predictor) as port:
+        [model] = json.loads(ask(port, "GET", "/models")[2])
+        answer = json.loads(send(port, drawing(lines=(70, 210)))[2])
+    assert model["classes"][9] == "Ankle boot"
+    assert "trained on fashion_mnist, so drawings of digits mean" in model["note"]
+    assert "the drawing may show several digits" in answer["warning"]
+
+
 def test_invalid_drawings_are_rejected(port: int):
-    status, _, body = send(port, drawing(white=True))
+    status, _, body = send(port, drawing(lines=()))
     assert status == 422 and b"the drawing is blank" in body
     status, _, body = send(port, b"<script>")
     assert status == 422 and b"neither a PNG nor a JPEG" in body

@@ -9,10 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from helpers.programs import DIGITS, ROOT, run
-from PIL import Image
 
 pytestmark = pytest.mark.slow
 
@@ -21,14 +19,6 @@ SMALL = {
     "lstm": ("--lstm_units=8,8",),
     "cnn": ("--conv=4:pool2,8:same:s2",),
 }
-
-
-@pytest.fixture(scope="module")
-def run_dir(tmp_path_factory) -> Path:
-    """A finished run of a small MLP."""
-    folder = tmp_path_factory.mktemp("runs") / "mlp0"
-    run("experiments.train", *DIGITS, f"--run_dir={folder}")
-    return folder
 
 
 def test_train_writes_config_metrics_record_and_parameters(run_dir: Path):
@@ -138,17 +128,6 @@ def test_overwrite_replaces_a_run(tmp_path):
     run(*command)
     run(*command, "--overwrite", "--epochs=1")
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
-
-
-def test_predict_prints_probabilities_arg_max_and_truth(run_dir: Path):
-    command = ("experiments.predict", f"--run_dir={run_dir}", "--index=20,3")
-    header, *rows = run(*command).stdout.strip().splitlines()
-    assert header.split()[-2:] == ["predicted", "truth"]
-    for row, index in zip(rows, (20, 3), strict=True):
-        name, *probabilities, predicted, truth = row.split()
-        assert int(name) == index and 0 <= int(truth) <= 9
-        values = [float(p) for p in probabilities]
-        assert abs(sum(values) - 1) < 1e-3 and values[int(predicted)] == max(values)
 
 
 def test_compare_adds_rows_and_writes_all_formats(tmp_path):
@@ -328,31 +307,6 @@ def test_unknown_or_missing_models_are_errors(program, models):
     assert "--models must be one or more of mlp, lstm, cnn" in process.stderr
 
 
-@pytest.mark.parametrize("index", ["360", "-1", "x", "1.5"])
-def test_an_index_out_of_range_is_an_error(run_dir: Path, index):
-    process = run(
-        "experiments.predict", f"--run_dir={run_dir}", f"--index={index}", ok=False
-    )
-    assert "--index must be" in process.stderr and index in process.stderr
-
-
-def test_predict_reports_what_is_wrong_with_a_run(run_dir: Path, tmp_path):
-    def error(folder: Path) -> str:
-        return run("experiments.predict", f"--run_dir={folder}", ok=False).stderr
-
-    assert "is not a folder" in error(tmp_path / "none")
-    assert "config.json" in error(tmp_path)
-    for path in run_dir.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    params = tmp_path / "params.msgpack"
-    params.write_bytes(params.read_bytes()[:-100])
-    assert "params.msgpack is damaged" in error(tmp_path)
-    config = tmp_path / "config.json"
-    config.write_text(config.read_text().replace("16", "17"))
-    params.write_bytes((run_dir / "params.msgpack").read_bytes())
-    assert "Dense_0/bias is (17,) here and (16,) in the file" in error(tmp_path)
-
-
 def test_summary_data_and_plot(run_dir: Path, tmp_path):
     flags = "--freeze=Dense_0", "--preset=ml10_cnn"
     # It needs no device but the CPU.
@@ -370,22 +324,6 @@ def test_summary_data_and_plot(run_dir: Path, tmp_path):
         assert (tmp_path / f"{name}.svg").exists() and (
             tmp_path / f"{name}.png"
         ).exists()
-
-
-def test_predict_draws_test_images_and_user_images(run_dir: Path, tmp_path):
-    image, picture = tmp_path / "my one.png", tmp_path / "prediction.png"
-    pixels = np.full((90, 60), 255, np.uint8)
-    pixels[10:80, 25:35] = 0
-    Image.fromarray(pixels).save(image)
-    command = ("experiments.predict", f"--run_dir={run_dir}")
-    process = run(*command, "--index=3", f"--image={image}", f"--picture={picture}")
-    header, test, user = process.stdout.splitlines()[:3]
-    assert header.split()[-2:] == ["predicted", "truth"]
-    assert test.startswith("3 ") and user.startswith(str(image))
-    assert test.split()[-1].isdigit() and user.split()[-1] == "-"
-    assert picture.stat().st_size > 2_000
-    process = run(*command, f"--image={image}", f"--image={__file__}", ok=False)
-    assert "test_programs.py is neither a PNG nor a JPEG image" in process.stderr
 
 
 def test_training_starts_from_the_parameters_of_another_run(run_dir: Path):

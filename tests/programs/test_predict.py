@@ -1,0 +1,87 @@
+"""End-to-end tests of `experiments.predict`."""
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.programs import run
+from PIL import Image
+
+pytestmark = pytest.mark.slow
+
+
+def test_it_prints_probabilities_arg_max_and_truth(run_dir: Path):
+    command = ("experiments.predict", f"--run_dir={run_dir}", "--index=20,3")
+    header, *rows = run(*command).stdout.strip().splitlines()
+    assert header.split()[-2:] == ["predicted", "truth"]
+    for row, index in zip(rows, (20, 3), strict=True):
+        name, *probabilities, predicted, truth = row.split()
+        assert int(name) == index and 0 <= int(truth) <= 9
+        values = [float(p) for p in probabilities]
+        assert abs(sum(values) - 1) < 1e-3 and values[int(predicted)] == max(values)
+
+
+@pytest.mark.parametrize("index", ["360", "-1", "x", "1.5"])
+def test_an_index_out_of_range_is_an_error(run_dir: Path, index):
+    process = run(
+        "experiments.predict", f"--run_dir={run_dir}", f"--index={index}", ok=False
+    )
+    assert "--index must be" in process.stderr and index in process.stderr
+
+
+def test_it_reports_what_is_wrong_with_a_run(run_dir: Path, tmp_path):
+    def error(folder: Path) -> str:
+        return run("experiments.predict", f"--run_dir={folder}", ok=False).stderr
+
+    assert "is not a folder" in error(tmp_path / "none")
+    assert "config.json" in error(tmp_path)
+    (tmp_path / "runs" / "sweep" / "seed0").mkdir(parents=True)
+    (tmp_path / "runs" / "sweep" / "seed0" / "record.json").touch()
+    assert f"not a run directory, but it holds {run_dir}" in error(run_dir.parent)
+    for folder in (tmp_path, tmp_path / "runs", tmp_path / "runs" / "sweep"):
+        assert f"it holds {tmp_path}/runs/sweep/seed0; give" in error(folder)
+    shutil.copytree(run_dir, tmp_path, dirs_exist_ok=True)
+    params = tmp_path / "params.msgpack"
+    params.write_bytes(params.read_bytes()[:-100])
+    assert "params.msgpack is damaged" in error(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace("16", "17"))
+    params.write_bytes((run_dir / "params.msgpack").read_bytes())
+    assert "Dense_0/bias is (17,) here and (16,) in the file" in error(tmp_path)
+
+
+def test_it_draws_test_images_and_user_images(run_dir: Path, tmp_path):
+    image, picture = tmp_path / "my one.png", tmp_path / "prediction.png"
+    pixels = np.full((90, 60), 255, np.uint8)
+    pixels[10:80, 25:35] = 0
+    Image.fromarray(pixels).save(image)
+    command = ("experiments.predict", f"--run_dir={run_dir}")
+    process = run(*command, "--index=3", f"--image={image}", f"--picture={picture}")
+    header, test, user = process.stdout.splitlines()[:3]
+    assert header.split()[-2:] == ["predicted", "truth"]
+    assert test.startswith("3 ") and user.startswith(str(image))
+    assert test.split()[-1].isdigit() and user.split()[-1] == "-"
+    assert picture.stat().st_size > 2_000
+    process = run(*command, f"--image={image}", f"--image={__file__}", ok=False)
+    assert "test_predict.py is neither a PNG nor a JPEG image" in process.stderr
+
+
+def test_it_warns_of_unsuitable_pictures_and_networks(run_dir: Path, tmp_path):
+    image = tmp_path / "eleven.png"
+    pixels = np.full((90, 120), 255, np.uint8)
+    pixels[10:80, 25:35] = pixels[10:80, 85:95] = 0
+    Image.fromarray(pixels).save(image)
+    run_of_fashion = tmp_path / "fashion"
+    shutil.copytree(run_dir, run_of_fashion)
+    record = run_of_fashion / "record.json"
+    record.write_text(record.read_text().replace('"digits"', '"fashion_mnist"'))
+    process = run(
+        "experiments.predict", f"--run_dir={run_of_fashion}", f"--image={image}"
+    )
+    assert "eleven.png may show several digits" in process.stderr
+    assert "trained on fashion_mnist, so pictures of digits mean" in process.stderr
+    assert "classes of fashion_mnist: p0 T-shirt/top, p1 Trouser" in process.stdout
+    predicted = process.stdout.splitlines()[1].split("1.0000")[-1]
+    assert re.search("[A-Z][a-z]+", predicted)
