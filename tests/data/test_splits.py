@@ -99,8 +99,9 @@ def test_train_size_is_applied_before_the_validation_split(small):
                 {"validation": "fraction", "validation_fraction": value},
                 f"must be a number > 0 and < 1; got {value}",
             )
-            for value in (0.0, 1.0, -0.5, 1.5, float("nan"))
+            for value in (0.0, 1.0, -0.5, 1.5)
         ),
+        ({"validation_fraction": float("nan")}, "must be a finite number; got nan"),
         ({"validation": "fraction", "validation_fraction": 0.999}, "=0.999 of 60"),
         ({"validation": "fraction", "train_size": 1}, "of 1 training images"),
     ],
