@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.errors import InvalidRngError
 
 from mnist_jax.config import MODELS, TrainConfig
 from mnist_jax.data.types import CLASSES, IMAGE_SHAPE
@@ -83,7 +84,8 @@ def create_custom(spec: str, sha256: str) -> nn.Module:
         module = _import_module(spec, target)
     cls = getattr(module, name, None)
     if cls is not None and not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
-        raise InputError(f"--model={spec}: {name} is not a flax.linen module class")
+        kind = "is a flax.nnx module, " if _is_nnx(cls) else "is "
+        raise InputError(f"--model={spec}: {name} {kind}not a flax.linen module class")
     if cls is None:
         modules = [
             key
@@ -114,18 +116,19 @@ def check_network(name: str, model: nn.Module) -> None:
         model: a linen module.
 
     Raises:
-        InputError: it is not a linen module, calling it fails, it has no parameters or
-            other collections than `params`, or its outputs are not logits `[B,10]`.
+        InputError: it is not a linen module, calling it fails, it needs another random
+            key than `dropout` in training, it has no parameters or other collections
+            than `params`, or its outputs are not logits `[B,10]`.
     """
     if not isinstance(model, nn.Module):
-        raise InputError(f"{name} must be a flax.linen module; got {model!r}")
+        given = "a flax.nnx module" if _is_nnx(type(model)) else repr(model)
+        raise InputError(f"{name} must be a flax.linen module; got {given}")
     parameters = inspect.signature(model.__call__).parameters
     if flags := {"deterministic", "training"} & parameters.keys():
         raise InputError(
             f"{name} takes the argument {flags.pop()}, which is never passed; name it "
             "train (True in training, False in evaluation)"
         )
-    images = jax.ShapeDtypeStruct((2, *IMAGE_SHAPE), jnp.float32)
     dropout = {"dropout": jax.random.key(1)}
 
     def run(images: jax.Array, train: bool) -> Any:
@@ -137,31 +140,55 @@ def check_network(name: str, model: nn.Module) -> None:
         rngs = dropout if train else {}
         return variables, model.apply(params, images, rngs=rngs, **options)
 
-    for train in (False, True):
+    for size, train in ((2, False), (1, False), (2, True)):
+        images = jax.ShapeDtypeStruct((size, *IMAGE_SHAPE), jnp.float32)
         try:
             variables, logits = jax.eval_shape(partial(run, train=train), images)
+        except InvalidRngError as error:
+            needed = _first_line(error).replace("None needs", "it needs")
+            if train:
+                raise InputError(
+                    f"{name}: in training {needed}, but dropout is the only random "
+                    'key there; use make_rng("dropout")'
+                ) from error
+            raise InputError(
+                f"{name}: in evaluation {needed}, but nothing may be random there; "
+                "turn dropout off, as in nn.Dropout(0.1, deterministic=not train)"
+            ) from error
         except Exception as error:  # whatever the user's code raises
-            message = (str(error) or repr(error)).splitlines()[0]
             phase = "training" if train else "evaluation"
             raise InputError(
-                f"{name}: calling it on images [2,28,28] float32 in {phase} failed "
-                f"with {type(error).__name__}: {message} (the only random key is "
-                "dropout, in training)"
+                f"{name}: calling it on images [{size},28,28] float32 in {phase} "
+                f"failed with {type(error).__name__}: {_first_line(error)}"
             ) from error
-        if set(variables) - {"params"}:
+        if others := sorted(set(variables) - {"params"}):
+            hint = ""
+            if "batch_stats" in others:
+                hint = "; use LayerNorm or GroupNorm instead of BatchNorm"
             raise InputError(
-                f"{name} has variables {', '.join(sorted(variables))}; only params are "
-                "supported, so use LayerNorm or GroupNorm instead of BatchNorm"
+                f"{name} has the variables {', '.join(others)}, but only params are "
+                f"supported{hint}"
             )
         if not variables:
             raise InputError(f"{name} has no parameters; there is nothing to train")
         shape = getattr(logits, "shape", None)
-        if shape != (2, CLASSES) or not jnp.issubdtype(logits.dtype, jnp.floating):
+        if shape != (size, CLASSES) or not jnp.issubdtype(logits.dtype, jnp.floating):
             given = type(logits).__name__ if shape is None else logits
             raise InputError(
-                f"{name} returns {given} for images [2,28,28]; it must return logits "
-                f"(2, {CLASSES}) of a float type"
+                f"{name} returns {given} for images [{size},28,28]; it must return "
+                f"logits ({size}, {CLASSES}) of a float type"
             )
+
+
+def _first_line(error: Exception) -> str:
+    """Returns what an error says, without Flax's links to its documentation."""
+    return (str(error) or repr(error)).splitlines()[0].partition(" (https://")[0]
+
+
+def _is_nnx(cls: Any) -> bool:
+    """Returns whether an object is a class of Flax NNX, without importing NNX."""
+    bases = getattr(cls, "__mro__", ())
+    return any(base.__module__.startswith("flax.nnx") for base in bases)
 
 
 def call_options(

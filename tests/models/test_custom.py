@@ -1,6 +1,8 @@
 """Custom networks given as `file.py:Class`."""
 
+import ast
 import dataclasses
+import inspect
 import sys
 from functools import partial
 from pathlib import Path
@@ -8,8 +10,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 import mnist_jax
+from mnist_jax import testing
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Dataset
 from mnist_jax.errors import InputError
@@ -18,7 +22,7 @@ from mnist_jax.models.flops import _count_products as count_products
 from mnist_jax.models.flops import multiply_adds, products_by_layer
 from mnist_jax.models.networks import create_model, init_params, param_shapes
 from mnist_jax.reporting.summary import layer_frame
-from mnist_jax.testing import check_model
+from mnist_jax.testing import check_model, check_same_tree
 from mnist_jax.training.experiment import prepare
 from mnist_jax.training.fit import fit
 from mnist_jax.training.run_dir import fit_into, is_finished, load_run
@@ -26,7 +30,9 @@ from mnist_jax.training.steps import batch_gradients, eval_step
 
 NETWORKS = """
 import dataclasses
-from flax import linen as nn
+
+import jax
+from flax import linen as nn, nnx
 
 
 class Linear(nn.Module):
@@ -116,6 +122,65 @@ class Classes(Linear):
     @nn.compact
     def __call__(self, images):
         return nn.Dense(10)(images.reshape(len(images), -1)).argmax(-1)
+
+
+class Squeezed(Linear):
+    @nn.compact
+    def __call__(self, images):
+        return nn.Dense(10)(images.reshape(len(images), -1)).squeeze()
+
+
+class TrainingOnly(nn.Module):
+    @nn.compact
+    def __call__(self, images, train=False):
+        if not train:
+            raise NotImplementedError("no evaluation")
+        return nn.Dense(10)(images.reshape(len(images), -1))
+
+
+class Nnx(nnx.Module):
+    pass
+
+
+class Probabilities(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        dense = nn.Dense(10, kernel_init=nn.initializers.zeros)
+        return nn.softmax(dense(images.reshape(len(images), -1)))
+
+
+class Mixed(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        x = images.reshape(len(images), -1)
+        return nn.Dense(10, kernel_init=nn.initializers.zeros)(x - x.mean(0)[None])
+
+
+class MixedInTraining(nn.Module):
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = images.reshape(len(images), -1)
+        return nn.Dense(10)(x - train * x.mean(0)[None])
+
+
+class Noisy(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        x = images.reshape(len(images), -1)
+        return nn.Dense(10)(x * jax.random.bernoulli(jax.random.key(0), 0.5, x.shape))
+
+
+class NotFinite(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        return nn.Dense(10)(1 / (images.reshape(len(images), -1) * 0))
+
+
+class Detached(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        x = jax.lax.stop_gradient(nn.Dense(8)(images.reshape(len(images), -1)))
+        return nn.Dense(10)(x)
 """
 
 
@@ -153,14 +218,18 @@ def test_a_module_can_be_named_instead_of_a_file(file, monkeypatch):
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("Normalized", "batch_stats"),
+        ("Normalized", "variables batch_stats, but .* instead of BatchNorm"),
         ("PerRow", r"returns .*2,\s?28,\s?10"),
         ("Required", "width"),
         ("Unhashable", "hashable"),
         ("Broken", "failed with TypeError"),
         ("NotAModule", "NotAModule is not a flax.linen module"),
-        ("AlwaysDropping", "in evaluation failed with InvalidRngError"),
-        ("OtherKey", "in training failed with InvalidRngError"),
+        ("AlwaysDropping", 'in evaluation Dropout_0 needs PRNG for "dropout", but'),
+        ("OtherKey", 'in training it needs PRNG for "noise", but dropout is the only'),
+        ("TrainingOnly", "in evaluation failed with NotImplementedError: no eval"),
+        ("Squeezed", r"returns .*\(10,\).* for images \[1,28,28\]"),
+        ("jax", "jax is not a flax.linen module class"),
+        ("Nnx", "Nnx is a flax.nnx module, not a flax.linen module"),
         ("Deterministic", "name it train"),
         ("Empty", "no parameters"),
         ("Classes", "must return logits"),
@@ -309,3 +378,41 @@ def test_summary_of_a_custom_network(file):
 
 def test_check_model_takes_networks_without_a_train_argument(file):
     check_model(create_model(config_of(file, "Linear")))
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("Probabilities", "probabilities, which add up to 1; return logits"),
+        ("Mixed", "in evaluation the logits of an image depend on the other images"),
+        ("MixedInTraining", "in training the logits of an image depend on the other"),
+        ("Noisy", "in evaluation the logits of an image depend on its index in the"),
+        ("NotFinite", "logits in evaluation are not finite"),
+        ("Detached", r"\['Dense_0'\]\['bias'\] did not change in 12 steps"),
+    ],
+)
+def test_check_model_names_what_is_wrong(file, name, message):
+    with pytest.raises(AssertionError, match=message):
+        check_model(create_model(config_of(file, name)))
+
+
+@pytest.mark.parametrize("model", ["mlp", nnx.Linear(1, 1, rngs=nnx.Rngs(0))])
+def test_check_model_takes_linen_modules_only(model):
+    with pytest.raises(InputError, match="must be .*; got ('mlp'|a flax.nnx module)$"):
+        check_model(model)
+
+
+def test_the_checks_also_run_without_assert_statements():  # python -O
+    tree = ast.parse(inspect.getsource(testing))
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+
+
+def test_rounding_errors_of_a_gradient_that_is_zero_are_not_compared():
+    one = {"key bias": np.float32([2e-9, -1e-9]), "kernel": np.float32([0.5])}
+    other = {**one, "key bias": np.float32([-1e-9, 1e-9])}
+    check_same_tree(other, one, 1e-4)
+    for name, wrong in (("key bias", [1e-6, -1e-9]), ("kernel", [0.5001])):
+        with pytest.raises(AssertionError, match=name):
+            check_same_tree({**one, name: np.float32(wrong)}, one, 1e-4)
+    with pytest.raises(AssertionError, match="key bias"):
+        check_same_tree(other, one, 0)
