@@ -253,7 +253,10 @@ def main() -> None:
 def run() -> None:
     """Entry point of `mnist-jax-throughput`."""
     define_config_flags(
-        exclude=("model", "batch_size", "dataset", "train_size", "validation")
+        exclude=(
+            *("model", "batch_size", "dataset", "train_size"),
+            *("validation", "patience"),  # it validates nothing
+        )
     )
     define_machine_flags()
     define_models_flag("time")

@@ -284,6 +284,14 @@ class TrainConfig:
         check=lambda epochs: epochs >= 1,
         allowed="a positive integer",
     )
+    patience: int | None = _option(
+        None,
+        "stop after N epochs without a lower validation loss, and keep the parameters "
+        "of the epoch with the lowest",
+        check=lambda epochs: epochs is None or epochs >= 1,
+        allowed="a positive integer",
+        needs=("validation", ("fraction",)),
+    )
     seed: int = _option(
         0,
         "seed of the initial parameters, shuffling and dropout",
@@ -329,6 +337,12 @@ class TrainConfig:
             raise InputError(
                 "--nesterov needs --momentum above 0; got --momentum=0.0; give a value "
                 "such as --momentum=0.9"
+            )
+        if self.patience is not None and self.validation != "fraction":
+            raise InputError(
+                f"--patience={self.patience} needs a validation set from the training "
+                f"set; got --validation={self.validation}; give --validation=fraction "
+                "or leave --patience out"
             )
         if self.model == "cnn":
             _check_stages(self.conv)

@@ -72,6 +72,7 @@ class RunRecord:
     pixel_mean: float | None = None  # of the training pixels / 255, if standardized
     pixel_std: float | None = None
     source_sha256: str | None = None  # of a custom network's source file
+    best_epoch: int | None = None  # whose parameters were kept, with `patience`
     schema_version: int = SCHEMA_VERSION
 
     def table_key(self) -> tuple[str | int, ...]:

@@ -142,9 +142,12 @@ class ProgressPrinter(Observer):
 
     def finished(self, record: RunRecord) -> None:
         """Prints the results of a run."""
+        kept = ""
+        if record.best_epoch is not None:
+            kept = f", parameters of epoch {record.best_epoch} of {len(record.epochs)}"
         print(
             f"seed {record.config.seed}: test accuracy {record.test_accuracy:.4f}, "
-            f"loss {record.test_loss:.4f} ({record.test_images:,} images); "
+            f"loss {record.test_loss:.4f} ({record.test_images:,} images){kept}; "
             f"{record.total_seconds:.1f} s total",
             flush=True,
         )

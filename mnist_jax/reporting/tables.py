@@ -98,9 +98,10 @@ def comparison_frame(records: Iterable[RunRecord]) -> pd.DataFrame:
     Returns:
         The columns below. `seeds` is their number, `test_accuracy_std` is NaN for one
         seed, and the rest are named as in `RunRecord`. Accuracy and loss are means over
-        seeds, times are medians over seeds; a seed trained together with others counts
-        its share of the time. Compile times are of cached programs only if
-        `compile_cached`, and `seeds_together` is the largest of its runs.
+        seeds, times and the number of epochs that ran are medians over seeds; a seed
+        trained together with others counts its share of the time. Compile times are of
+        cached programs only if `compile_cached`, and `seeds_together` is the largest of
+        its runs.
     """
     rows = []
     for runs in group_by_row(records):
@@ -128,6 +129,7 @@ def comparison_frame(records: Iterable[RunRecord]) -> pd.DataFrame:
                 "compile_cached": not cold,
                 "first_epoch_seconds": median("first_epoch_seconds"),
                 "steady_epoch_seconds": statistics.median(steady or [math.nan]),
+                "epochs": statistics.median(len(run.epochs) for run in runs),
                 "train_images_per_second": median("train_images_per_second"),
                 "step_milliseconds": median("step_milliseconds"),
                 "evaluate_images_per_second": median("evaluate_images_per_second"),
@@ -159,6 +161,7 @@ def format_comparison(frame: pd.DataFrame) -> pd.DataFrame:
             "compile s": column("compile_seconds", "{:.2f}") + cached,
             "first epoch s": column("first_epoch_seconds", "{:.2f}"),
             "steady s/epoch": column("steady_epoch_seconds", "{:.2f}"),
+            "epochs": column("epochs", "{:g}"),
             "train images/s": column("train_images_per_second", "{:,.0f}"),
             "step ms": column("step_milliseconds", "{:.2f}"),
             "evaluate images/s": column("evaluate_images_per_second", "{:,.0f}"),

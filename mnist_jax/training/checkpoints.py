@@ -40,11 +40,20 @@ class Checkpoint(NamedTuple):
 
     states: TrainState  # of all seeds, stacked
     histories: list[list[EpochRecord]]  # by seed, then by epoch
+    best_params: Any = None  # of all seeds, stacked; with `patience`
 
     @property
     def epoch(self) -> int:
         """The number of finished epochs."""
         return len(self.histories[0])
+
+
+class _Saved(NamedTuple):
+    """The arrays of one seed's checkpoint; leaves are saved by their names here."""
+
+    params: Any
+    opt_state: Any
+    best_params: Any  # None, without leaves, unless there is `patience`
 
 
 class Origin(NamedTuple):
@@ -154,7 +163,9 @@ def save_checkpoint(
     Raises:
         InputError: a file cannot be written; existing files are left unchanged.
     """
-    leaves = _named_leaves(jax.device_get(checkpoint.states))
+    states = checkpoint.states
+    saved = _Saved(states.params, states.opt_state, checkpoint.best_params)
+    leaves = _named_leaves(jax.device_get(saved))
     for index, (seed, folder) in enumerate(folders.items()):
         content = serialization.msgpack_serialize(
             {
@@ -183,9 +194,11 @@ def load_checkpoint(
         InputError: there are checkpoints, but none is valid.
     """
     model = create_model(config)
-    like = jax.eval_shape(
+    state = jax.eval_shape(
         lambda: init_state(model, create_optimizer(config, 3), jax.random.key(0))
     )
+    best_params = None if config.patience is None else state.params
+    like = _Saved(state.params, state.opt_state, best_params)
     common = set.intersection(*(_epochs(folder) for folder in folders.values()))
     for epoch in sorted(common, reverse=True):
         loaded = []
@@ -196,10 +209,12 @@ def load_checkpoint(
                 path = _path(folder, epoch)
                 logging.warning("%s is not used: %s", path, error)
         if len(loaded) == len(folders):
-            states = jax.tree.map(
-                lambda *leaves: np.stack(leaves), *[state for state, _ in loaded]
+            saved = jax.tree.map(
+                lambda *leaves: np.stack(leaves), *[saved for saved, _ in loaded]
             )
-            return Checkpoint(states, [history for _, history in loaded])
+            states = TrainState(saved.params, saved.opt_state)
+            histories = [history for _, history in loaded]
+            return Checkpoint(states, histories, saved.best_params)
     if common:
         names = ", ".join(str(folder / FOLDER) for folder in folders.values())
         raise InputError(
@@ -242,8 +257,8 @@ def _named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def _load(
-    folder: Path, epoch: int, seed: int, like: TrainState, origin: Origin
-) -> tuple[TrainState, list[EpochRecord]]:
+    folder: Path, epoch: int, seed: int, like: _Saved, origin: Origin
+) -> tuple[_Saved, list[EpochRecord]]:
     """Loads the checkpoint of one seed.
 
     Raises:

@@ -1,12 +1,14 @@
 """Training runs: the loop over epochs and its timing."""
 
 import dataclasses
+import operator
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mnist_jax.config import TrainConfig
@@ -65,6 +67,20 @@ def _evaluate(
     start = time.perf_counter()
     metrics = experiment.programs.evaluate(params, experiment.held_out, indices)
     return _means(metrics), time.perf_counter() - start
+
+
+def _best_epoch(epochs: Sequence[EpochRecord]) -> int:
+    """Returns the epoch with the lowest validation loss, the first of equal ones."""
+    return min(epochs, key=operator.attrgetter("val_loss")).epoch
+
+
+def is_over(config: TrainConfig, epochs: Sequence[EpochRecord]) -> bool:
+    """Returns whether a run ends after these epochs: by their number, or `patience`."""
+    if len(epochs) >= config.epochs:
+        return True
+    if config.patience is None or not epochs:
+        return False
+    return len(epochs) - _best_epoch(epochs) >= config.patience
 
 
 def check_finite(
@@ -169,7 +185,8 @@ def fit(
 
     Args:
         experiment: returned by `prepare` for the same number of seeds.
-        seeds: seeds of the initial parameters, shuffling and dropout, one per run.
+        seeds: seeds of the initial parameters, shuffling and dropout, one per run. With
+            `patience` there is only one, since each seed stops after another epoch.
         callbacks: called during training.
         start_params: initial parameters of each run, instead of random ones.
         on_checkpoint: called after each epoch with a checkpoint, before `on_epoch`, so
@@ -177,8 +194,9 @@ def fit(
         resume: checkpoint to resume from.
 
     Returns:
-        Each seed's record and trained parameters (on the devices). Seconds are per
-        seed: wall-clock divided by the number of seeds. The total of a resumed run
+        Each seed's record and trained parameters (on the devices), with `patience`
+        those of the epoch with the lowest validation loss. Seconds are per seed:
+        wall-clock divided by the number of seeds. The total of a resumed run
         includes the epochs before the stop, but only the last compilation.
 
     Raises:
@@ -187,6 +205,9 @@ def fit(
     config, programs = experiment.config, experiment.programs
     if len(seeds) != experiment.seeds:
         raise ValueError(f"prepared for {experiment.seeds} seeds; got {len(seeds)}")
+    early = config.patience is not None
+    if early and len(seeds) > 1:
+        raise ValueError(f"with patience, seeds train one by one; got {len(seeds)}")
     environment, began = current_environment(), time.perf_counter()
     states, run_keys = programs.init_run(seeds)
     histories: list[list[EpochRecord]] = [[] for _ in seeds]
@@ -196,9 +217,11 @@ def fit(
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *start_params)
         states = states._replace(params=stacked)
     states, resumed = shard_seeds(states, programs.mesh), len(histories[0])
+    best_params = shard_seeds(resume.best_params, programs.mesh) if resume else None
     steps = -(-len(experiment.dataset.train.labels) // config.batch_size)
     chunk_steps = max(1, steps // 16)  # a first guess: nothing has been timed yet
-    for epoch in range(resumed, config.epochs):
+    while not is_over(config, histories[0]):
+        epoch = len(histories[0])
         start = time.perf_counter()
         keys = programs.epoch_keys(run_keys, epoch)
         states, metrics, chunk_steps = _train_epoch(
@@ -222,9 +245,12 @@ def fit(
         ]
         for history, epoch_record in zip(histories, records, strict=True):
             history.append(epoch_record)
-        on_checkpoint(Checkpoint(states, histories))
+        if early and _best_epoch(histories[0]) == epoch + 1:
+            best_params = jax.tree.map(jnp.copy, states.params)  # states are donated
+        on_checkpoint(Checkpoint(states, histories, best_params))
         callbacks.on_epoch(records)
-    tests = [_evaluate(experiment, states.params, experiment.test) for _ in range(3)]
+    trained = best_params if early else states.params
+    tests = [_evaluate(experiment, trained, experiment.test) for _ in range(3)]
     eval_seconds = statistics.median(seconds for _, seconds in tests) / len(seeds)
     seconds = experiment.compile_seconds + time.perf_counter() - began
     runs = []
@@ -232,7 +258,7 @@ def fit(
     seconds += len(seeds) * sum(e.train_seconds + e.eval_seconds for e in earlier)
     for number, (seed, test) in enumerate(zip(seeds, tests[0][0], strict=True)):
         check_finite(test[0], config, seed, histories[number])
-        params = jax.tree.map(lambda leaf, number=number: leaf[number], states.params)
+        params = jax.tree.map(lambda leaf, number=number: leaf[number], trained)
         record = _run_record(
             experiment,
             seed,
@@ -294,4 +320,5 @@ def _run_record(
         pixel_mean=experiment.preprocess.mean if standardized else None,
         pixel_std=experiment.preprocess.std if standardized else None,
         source_sha256=experiment.source_sha256,
+        best_epoch=None if config.patience is None else _best_epoch(epochs),
     )

@@ -47,7 +47,7 @@ from mnist_jax.training.checkpoints import (
 )
 from mnist_jax.training.epochs import make_predict
 from mnist_jax.training.experiment import Experiment
-from mnist_jax.training.fit import SILENT, Callbacks, fit
+from mnist_jax.training.fit import SILENT, Callbacks, fit, is_over
 
 CONFIG, METRICS, RECORD, PARAMS, DETAILS = FILES = (
     "config.json",
@@ -219,7 +219,7 @@ def is_finished(folder: Path, config: TrainConfig) -> bool:
     recorded = record.config
     if recorded != config and not has_checkpoints(folder):
         raise InputError(
-            f"--resume: the run in {folder} finished after {recorded.epochs} epochs "
+            f"--resume: the run in {folder} finished after {len(record.epochs)} epochs "
             "and has no checkpoint to resume from; give another --run_dir, or "
             "--overwrite to replace that run"
         )
@@ -276,7 +276,7 @@ def fit_into(
     origin = current_origin(experiment.dataset, experiment.source_sha256)
 
     def save(checkpoint: Checkpoint) -> None:
-        last = checkpoint.epoch == experiment.config.epochs
+        last = is_over(experiment.config, checkpoint.histories[0])
         if checkpoint_every and (last or checkpoint.epoch % checkpoint_every == 0):
             save_checkpoint(checkpoint, folders, keep, origin)
 

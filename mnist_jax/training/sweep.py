@@ -284,6 +284,8 @@ def _key(line: bytes) -> tuple[Any, ...]:
 def train_runs(plan: Plan, dataset: Dataset, observer: Observer) -> Experiment | None:
     """Trains the missing runs of a plan, with as many seeds together as possible.
 
+    With `patience`, seeds train one by one, since each stops after another epoch.
+
     Seeds that were stopped together are resumed together, even if some of them had
     already been recorded: trained alone, they might round differently.
 
@@ -342,14 +344,17 @@ def _groups(
 ) -> list[tuple[list[int], Checkpoint | None]]:
     """Returns groups of seeds to train together, each with a checkpoint or None."""
     missing = [seed for seed in plan.folders if seed not in finished]
+    one_by_one = plan.config.patience is not None
     if not plan.resume:
-        return [(missing, None)]
+        return [([s], None) for s in missing] if one_by_one else [(missing, None)]
     held = [seed for seed in missing if has_checkpoints(plan.folders[seed])]
     groups: list[tuple[list[int], Checkpoint | None]] = []
     resumed: set[int] = set()
     for seed in held:
         noted = [s for s in seeds_together(plan.folders[seed]) if s in plan.folders]
         seeds = noted if seed in noted else held
+        if one_by_one:
+            seeds = [seed]
         if seed not in resumed and (checkpoint := _checkpoint(plan, dataset, seeds)):
             observer.report(f"{plan.name}: resuming after epoch {checkpoint.epoch}")
             groups.append((seeds, checkpoint))
@@ -358,7 +363,7 @@ def _groups(
         missed = "no checkpoint to resume from, starting from the beginning"
         if any((plan.folders[seed] / CONFIG).exists() for seed in fresh):
             observer.report(f"{plan.name}: {missed}")
-        groups.append((fresh, None))
+        groups += [([s], None) for s in fresh] if one_by_one else [(fresh, None)]
     return groups
 
 

@@ -81,6 +81,10 @@ CONFIG = {
         "--epochs=x",
         "--schedule=cosine --batch_size=1 --epochs=10000000",
     ],
+    "patience": [
+        *("--patience=0", "--patience=x"),
+        *("--validation=none --patience=3", "--validation=test --patience=3"),
+    ],
     "seed": ["--seed=-1", "--seed=4294967296", "--seed=x"],
     "impl": ["--impl=slow"],
     "kernels": ["--kernels=slow", "--kernels=fast --impl=plain"],
@@ -188,7 +192,10 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
     "benchmarks.throughput": (
         "--images=64 --repeats=1 --batch_sizes=16",
         {
-            **first_of("model", "batch_size", "dataset", "train_size", "validation"),
+            **first_of(
+                *("model", "batch_size", "dataset", "train_size"),
+                *("validation", "patience"),
+            ),
             "platform": PLATFORM,
             "models": MODELS,
             "batch_sizes": [f"--batch_sizes={word}" for word in ("0", "x", "65", "")],

@@ -1,0 +1,115 @@
+"""Early stopping: where a run ends, what it keeps, and that it resumes bit for bit."""
+
+import dataclasses
+from functools import partial
+
+import pytest
+from helpers.runs import outcome, prepare_once, resumable, stop_after
+
+import mnist_jax
+from mnist_jax.config import TrainConfig
+from mnist_jax.data.types import Dataset
+from mnist_jax.errors import InputError, Stopped
+from mnist_jax.records.schema import EpochRecord
+from mnist_jax.reporting.tables import comparison_frame, format_comparison
+from mnist_jax.training import sweep
+from mnist_jax.training.fit import fit, is_over
+from mnist_jax.training.run_dir import fit_into, is_finished, load_run
+
+pytestmark = pytest.mark.slow
+
+# Its validation loss rises again after a few epochs.
+CONFIG = TrainConfig(
+    dataset="digits",
+    hidden=(16,),
+    batch_size=64,
+    learning_rate=0.03,
+    schedule="constant",
+    epochs=40,
+    patience=2,
+)
+
+
+@pytest.mark.parametrize(
+    "losses, over",
+    [
+        ([], False),
+        ([3.0, 2.0, 2.5], False),
+        ([3.0, 2.0, 2.5, 2.0], True),  # equal is not lower
+        ([3.0, 2.0, 2.5, 1.9, 1.9], False),
+        ([5.0, 4.0, 3.0, 2.0, 1.0, 0.5], True),  # all epochs
+    ],
+)
+def test_a_run_is_over_after_epochs_without_a_lower_validation_loss(losses, over):
+    config = dataclasses.replace(CONFIG, epochs=6)
+    epochs = [
+        EpochRecord(number, 0.0, 1.0, loss, 0.5, 1.0, 0.1)
+        for number, loss in enumerate(losses, start=1)
+    ]
+    assert is_over(config, epochs) == over
+    whole = dataclasses.replace(config, patience=None)
+    assert is_over(whole, epochs) == (len(epochs) == 6)
+
+
+def test_the_parameters_of_the_best_epoch_are_kept(digits: Dataset):
+    [(record, _)] = fit(prepare_once(CONFIG, digits), [0])
+    losses = [epoch.val_loss for epoch in record.epochs]
+    best = record.best_epoch
+    assert losses[best - 1] == min(losses)
+    assert 1 < best and len(losses) == best + CONFIG.patience < CONFIG.epochs
+    # The same as a run that ends after the best epoch.
+    config = dataclasses.replace(CONFIG, patience=None, epochs=best)
+    [(alone, _)] = fit(prepare_once(config, digits), [0])
+    assert alone.params_sha256 == record.params_sha256 and alone.best_epoch is None
+    assert alone.test_loss == record.test_loss
+    # Also if the epochs end before patience does.
+    config = dataclasses.replace(CONFIG, epochs=best + 1)
+    [(ended, _)] = fit(prepare_once(config, digits), [0])
+    assert len(ended.epochs) == best + 1 and ended.best_epoch == best
+    assert ended.params_sha256 == record.params_sha256
+    assert format_comparison(comparison_frame([record]))["epochs"].tolist() == [
+        str(len(losses))
+    ]
+
+
+def test_it_resumes_bit_for_bit_and_extending_it_trains_nothing(
+    digits: Dataset, tmp_path
+):
+    experiment, whole = prepare_once(CONFIG, digits), tmp_path / "whole"
+    [want] = fit_into(experiment, {0: whole})
+    for stop in (want.best_epoch - 1, want.best_epoch + 1):
+        folder = tmp_path / str(stop)
+        with pytest.raises(Stopped):
+            fit_into(experiment, {0: folder}, stop_after(stop), checkpoint_every=1)
+        _, checkpoint = resumable({0: folder}, CONFIG)
+        [got] = fit_into(experiment, {0: folder}, checkpoint_every=3, resume=checkpoint)
+        assert outcome(got, folder) == outcome(want, whole)
+        assert got.best_epoch == want.best_epoch and is_finished(folder, CONFIG)
+        assert load_run(folder).record == got
+    longer = dataclasses.replace(CONFIG, epochs=50)
+    _, checkpoint = resumable({0: folder}, longer)
+    assert checkpoint.epoch == len(want.epochs)  # the last epoch has a checkpoint
+    [more] = fit_into(prepare_once(longer, digits), {0: folder}, resume=checkpoint)
+    assert outcome(more, folder) == outcome(want, whole)
+
+
+def test_each_seed_stops_by_itself(digits: Dataset, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "prepare", prepare_once)
+    alone = [fit(prepare_once(CONFIG, digits), [seed])[0][0] for seed in (0, 1)]
+    train = partial(mnist_jax.train, CONFIG, dataset=digits)
+    assert len(alone[0].epochs) != len(alone[1].epochs)
+    together = train(2, run_dir=tmp_path, checkpoint_every=1)
+    (tmp_path / "seed1" / "record.json").unlink()  # as if it had been stopped
+    again = train(2, run_dir=tmp_path, resume=True)
+    for runs in (together, again):
+        for run, record in zip(runs, alone, strict=True):
+            assert run.record.params_sha256 == record.params_sha256
+            assert run.record.best_epoch == record.best_epoch
+    printed = f"parameters of epoch {alone[1].best_epoch} of {len(alone[1].epochs)};"
+    assert printed in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("validation", ["none", "test"])
+def test_it_needs_a_validation_set_from_the_training_set(validation):
+    with pytest.raises(InputError, match=f"--patience=3 .*--validation={validation};"):
+        TrainConfig(patience=3, validation=validation)
