@@ -186,7 +186,9 @@ def _configs() -> list[TrainConfig]:
             "--profile needs a results directory; set --out or leave --profile out"
         )
     return [
-        config_from_flags(FLAGS, model=model, batch_size=int(word), validation="none")
+        config_from_flags(
+            FLAGS, model=model, batch_size=int(word), validation="none"
+        ).for_dataset("mnist")
         for model in chosen_models(custom=True)
         for word in FLAGS.batch_sizes
     ]

@@ -125,11 +125,13 @@ def compare(
     Raises:
         InputError: the configs name several datasets, or as for `train`.
 
-    >>> configs = [TrainConfig(dataset="digits", hidden=h) for h in [(), (64,)]]
+    >>> configs = [
+    ...     TrainConfig(dataset="digits", hidden=h, epochs=5) for h in [(), (64,)]
+    ... ]
     >>> compare(configs, quiet=True)[["model", "settings", "parameters"]]
-      model   settings  parameters
-    0   mlp  hidden=64       50890
-    1   mlp    hidden=        7850
+      model            settings  parameters
+    0   mlp  hidden=64 epochs=5       50890
+    1   mlp    hidden= epochs=5        7850
     """
     configs = [configs] if isinstance(configs, TrainConfig) else list(configs)
     _check_configs("compare", configs)

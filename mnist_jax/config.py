@@ -81,14 +81,15 @@ def _option(
     check: Callable[[Any], bool] | None = None,
     allowed: str = "",
     needs: tuple[str, tuple[str, ...]] | None = None,
+    by: str = "model",
 ) -> Any:
     """Declares a field: its default, help text, allowed values and dependency.
 
-    `default` is a mapping by model if it depends on the model. `needs` names another
-    field and its values for which this field is used. Setting this field's flag with
-    any other value of that field is an error.
+    `default` is a mapping if it depends on the field `by`, model or dataset. `needs`
+    names another field and its values for which this field is used. Setting this
+    field's flag with any other value of that field is an error.
     """
-    by_model = default if isinstance(default, Mapping) else {}
+    mapping = default if isinstance(default, Mapping) else {}
     if choices:
         check, allowed = (
             (lambda value: value in choices),
@@ -100,9 +101,10 @@ def _option(
         check=check,
         allowed=allowed,
         needs=needs,
-        by_model=by_model,
+        by_model=mapping if by == "model" else {},
+        by_dataset=mapping if by == "dataset" else {},
     )
-    return dataclasses.field(default=None if by_model else default, metadata=metadata)
+    return dataclasses.field(default=None if mapping else default, metadata=metadata)
 
 
 def _is_width(value: int) -> bool:
@@ -114,12 +116,16 @@ class TrainConfig:
     """Everything that determines a run's results; each field is a flag.
 
     The defaults work well for five epochs of MNIST on a CPU; some depend on the model.
+    `epochs` depends on the dataset: with `dataset="auto"` it is None until the dataset
+    is loaded.
 
     Raises:
         InputError: a value is out of range, or two values conflict.
 
     >>> TrainConfig(model="cnn").hidden, TrainConfig(model="lstm").hidden
     ((64,), ())
+    >>> TrainConfig(dataset="mnist").epochs, TrainConfig(dataset="digits").epochs
+    (5, 40)
 
     >>> TrainConfig(model="cnn", batch_size=0)
     Traceback (most recent call last):
@@ -279,10 +285,11 @@ class TrainConfig:
         allowed="a positive integer",
     )
     epochs: int = _option(
-        5,
+        {"mnist": 5, "fashion_mnist": 5, "kmnist": 5, "digits": 40},
         "passes over the training set",
         check=lambda epochs: epochs >= 1,
         allowed="a positive integer",
+        by="dataset",
     )
     patience: int | None = _option(
         None,
@@ -317,12 +324,30 @@ class TrainConfig:
         """Short name of the network: the model, or the class of a custom one."""
         return self.model.rpartition(":")[2]
 
+    def for_dataset(self, name: str) -> "TrainConfig":
+        """Returns the config with the defaults that `dataset="auto"` left open.
+
+        Args:
+            name: of the dataset; one that is none of `DATASETS` has MNIST's defaults.
+        """
+        defaults = {
+            field.name: by_dataset.get(name, by_dataset["mnist"])
+            for field in dataclasses.fields(self)
+            if (by_dataset := field.metadata["by_dataset"])
+            and getattr(self, field.name) is None
+        }
+        return dataclasses.replace(self, **defaults)
+
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
             by_model, value = field.metadata["by_model"], getattr(self, field.name)
             if by_model and value is None:
                 value = by_model[self.model if self.model in MODELS else "custom"]
+            if (by_dataset := field.metadata["by_dataset"]) and value is None:
+                if self.dataset == "auto":
+                    continue
+                value = by_dataset[self.dataset]
             value = _convert(field.name, hints[field.name], value)
             object.__setattr__(self, field.name, value)
             check, needs = field.metadata["check"], field.metadata["needs"]

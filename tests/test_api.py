@@ -5,6 +5,7 @@ import json
 import runpy
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ import mnist_jax
 from mnist_jax import InputError, TrainConfig, api
 from mnist_jax.config import check_used
 from mnist_jax.data.types import Dataset, Split
+from mnist_jax.reporting.tables import comparison_frame
 
 CONFIG = TrainConfig(
     dataset="digits", hidden=(8,), epochs=1, batch_size=64, cpu_devices=1
@@ -114,6 +116,19 @@ def test_compare_returns_numbers_and_keeps_runs(tmp_path, digits: Dataset):
     same = first[first["settings"] == again["settings"][row]].reset_index(drop=True)
     pd.testing.assert_frame_equal(same, again)
     assert (tmp_path / "compare.md").exists()
+
+
+def test_the_dataset_that_auto_finds_decides_the_epochs(tmp_path, digits: Dataset):
+    config = TrainConfig(hidden=(4,), batch_size=256)
+    epochs = TrainConfig(dataset="digits").epochs
+    train = partial(mnist_jax.train, dataset=digits, run_dir=tmp_path, quiet=True)
+    [first], [again] = train(config), train(config, resume=True)
+    assert first.record == again.record and len(first.record.epochs) == epochs
+    frame = comparison_frame([first.record])
+    assert frame["settings"].tolist() == ["hidden=4 batch_size=256"]
+    assert frame["epochs"].tolist() == [epochs]
+    with pytest.raises(InputError, match=f"--epochs was {epochs}, is 3"):
+        train(dataclasses.replace(config, epochs=3), resume=True)
 
 
 def test_predict_takes_unscaled_images_only(digits: Dataset):

@@ -22,7 +22,7 @@ def parse(*arguments: str) -> flags.FlagValues:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_config_round_trips_through_json(model):
-    config = TrainConfig(model=model, dropout=(0.25,), train_size=7)
+    config = TrainConfig(model=model, dropout=(0.25,), train_size=7, dataset="mnist")
     text = json.dumps(plain(config))
     assert decode(TrainConfig, json.loads(text)) == config
 
@@ -34,6 +34,15 @@ def test_every_field_is_a_flag():
 @pytest.mark.parametrize("model", MODELS)
 def test_no_flags_give_the_model_defaults(model):
     assert config_from_flags(parse(f"--model={model}")) == TrainConfig(model=model)
+
+
+def test_the_number_of_epochs_depends_on_the_dataset():
+    auto, digits = TrainConfig(), TrainConfig(dataset="digits")
+    assert auto.epochs is None and digits.epochs > TrainConfig(dataset="mnist").epochs
+    assert auto.for_dataset("digits").epochs == digits.epochs
+    assert auto.for_dataset("mnist").epochs == auto.for_dataset("own images").epochs
+    assert TrainConfig(epochs=3).for_dataset("digits").epochs == 3
+    assert f"{digits.epochs} (digits)" in parse()["epochs"].help
 
 
 def test_flags_set_fields():

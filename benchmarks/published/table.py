@@ -168,7 +168,7 @@ def train_system(
     # Untrained systems that start from its parameters need its run directories.
     dependents = [other for other in SYSTEMS if read_preset(other)[1] == name]
     plans = [study.plan(o, read_preset(o, *overrides)[0], o) for o in dependents]
-    needed = any(len(p.find_finished()) < len(study.seeds) for p in plans)
+    needed = any(len(p.find_finished(p.config)) < len(study.seeds) for p in plans)
     plan = study.plan(name, config, system=name, need_folders=needed)
     if start:
         folders = study.folders(start, read_preset(start, *overrides)[0], start)

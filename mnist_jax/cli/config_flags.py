@@ -77,12 +77,12 @@ def define_config_flags(
 
 
 def _default_text(name: str) -> str:
-    """Formats a field's default, for each model if they differ."""
+    """Formats a field's default, for each model or dataset if they differ."""
     field = _FIELDS[name]
-    by_model = field.metadata["by_model"]
-    if not by_model:
+    mapping = field.metadata["by_model"] or field.metadata["by_dataset"]
+    if not mapping:
         return as_text(field.default) or "none"
-    return ", ".join(f"{as_text(v) or 'none'} ({m})" for m, v in by_model.items())
+    return ", ".join(f"{as_text(v) or 'none'} ({m})" for m, v in mapping.items())
 
 
 def config_from_flags(

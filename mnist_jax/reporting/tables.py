@@ -13,8 +13,9 @@ from mnist_jax.records.schema import RunRecord
 
 
 def _settings(record: RunRecord) -> str:
-    """Formats the settings that differ from the model's defaults, without the seed."""
-    config, default = record.config, TrainConfig(model=record.config.model)
+    """Formats the settings that differ from the defaults, without the seed."""
+    config = record.config
+    default = TrainConfig(model=config.model).for_dataset(record.dataset)
     changes = {
         field.name: value
         for field in dataclasses.fields(config)

@@ -57,6 +57,7 @@ def prepare(
             with which it cannot train.
     """
     check_jax_settings()
+    config = config.for_dataset(dataset.name)
     dataset = split_dataset(dataset, config)
     size = len(dataset.train.labels)
     if config.batch_size > size:

@@ -58,7 +58,8 @@ class Plan(NamedTuple):
     config: TrainConfig  # its seed is ignored
     folders: Mapping[int, Path]  # seed -> run directory
     root: Path  # parent of the run directories, locked during training
-    find_finished: Callable[[], Collection[int]]  # called while the lock is held
+    # Takes the config with the defaults of its dataset; called while the lock is held.
+    find_finished: Callable[[TrainConfig], Collection[int]]
     sweep: bool = True  # see `train_runs`
     resume: bool = True  # whether to resume unfinished runs
     checkpoint_every: int = 1
@@ -132,7 +133,7 @@ def plan_runs(
     for folder in folders.values():
         check_run_dir(folder, resume or overwrite)
 
-    def find_finished() -> set[int]:
+    def find_finished(config: TrainConfig) -> set[int]:
         return {
             seed
             for seed, folder in folders.items()
@@ -192,7 +193,7 @@ class Study(NamedTuple):
         """
         folders = self.folders(name, config, system)
 
-        def find_finished() -> set[int]:
+        def find_finished(config: TrainConfig) -> set[int]:
             recorded = {run.run_key() for run in read_runs(self.out, self.export)}
             return {
                 seed
@@ -214,6 +215,7 @@ class Study(NamedTuple):
         machine, data = current_environment(), self.dataset
         source, data_key = network_sha256(config), (data.checksum, data.note)
         shared = source, machine.xla_flags, *data_key, *machine.compared()
+        config = config.for_dataset(data.name)
         configs = [
             dataclasses.replace(config, seed=seed) for seed in seeds or self.seeds
         ]
@@ -310,7 +312,7 @@ def train_runs(plan: Plan, dataset: Dataset, observer: Observer) -> Experiment |
         )
 
     with hold_lock(plan.root / _LOCK, wait, observer.check_stopped):
-        finished = plan.find_finished()
+        finished = plan.find_finished(plan.config.for_dataset(dataset.name))
         for seed in sorted(finished):
             observer.report(f"{plan.name}, seed {seed}: already recorded")
         for seeds, checkpoint in _groups(plan, dataset, finished, observer):

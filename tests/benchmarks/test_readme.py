@@ -110,6 +110,10 @@ def test_the_tables_of_flags_are_complete_and_have_the_defaults():
         default = ", ".join(f"{value} ({model})" for model, value in values.items())
         if len(set(values.values())) == 1:
             [default] = set(values.values())
+        if by_dataset := field.metadata["by_dataset"]:
+            others = {k: v for k, v in by_dataset.items() if v != by_dataset["mnist"]}
+            others = [f"{value} ({dataset})" for dataset, value in others.items()]
+            default = ", ".join([str(by_dataset["mnist"]), *others])
         assert rows[field.name] == default, field.name
     assert set(flags_of("experiments.train")) - {"kernels"} <= set(rows)
 

@@ -59,7 +59,7 @@ def make_record(
         device: device of the run.
         **config_changes: other fields of the config.
     """
-    config = TrainConfig(model=model, seed=seed, **config_changes)
+    config = TrainConfig(model=model, seed=seed, **config_changes).for_dataset("mnist")
     seconds, steps = 1.0 + seed, -(-SIZES["train_images"] // config.batch_size)
     return RunRecord(
         config=config,

@@ -23,7 +23,8 @@ def chunk(step: int) -> Progress:
 
 @pytest.fixture(scope="module")
 def experiment(digits: Dataset) -> Experiment:
-    return prepare(TrainConfig(model="mlp", dataset="digits", hidden=(4,)), digits)
+    config = TrainConfig(model="mlp", dataset="digits", hidden=(4,), epochs=5)
+    return prepare(config, digits)
 
 
 def test_without_a_terminal_a_long_epoch_prints_a_few_lines(experiment, capsys):

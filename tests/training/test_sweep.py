@@ -282,7 +282,7 @@ def test_runs_that_exist_only_in_the_export_are_not_run_again(train, tmp_path):
 def test_recorded_runs_are_identified_by_everything_that_determines_them(
     digits, tmp_path, monkeypatch
 ):
-    config = TrainConfig()
+    config = TrainConfig(epochs=5)
     monkeypatch.setenv("XLA_FLAGS", "")
     data = dict(checksum=digits.checksum, dataset_note=digits.note)
     records = [
@@ -298,10 +298,11 @@ def test_recorded_runs_are_identified_by_everything_that_determines_them(
         for record in records:
             append_jsonl(path, record)
         study = Study(tmp_path, RESULTS, dataset, range(6))
-        return study.plan("mlp", config, system).find_finished()
+        return study.plan("mlp", config, system).find_finished(config)
 
     assert recorded() == {0, 2}
-    assert recorded(TrainConfig(seed=5)) == {0, 2}
+    assert recorded(TrainConfig(seed=5, epochs=5)) == {0, 2}
+    assert recorded(TrainConfig()) == set()  # the digits' default is not 5 epochs
     assert recorded(TrainConfig(epochs=6)) == set()
     assert recorded(system="av_dnn") == set()
     assert recorded(dataset=dataclasses.replace(digits, checksum="another")) == set()
