@@ -166,6 +166,13 @@ def test_bad_values_are_refused_by_name_and_value(name, value):
         (["--model=lstm", "--lstm_units="], "one or more widths"),
         (["--model=cnn", "--hidden=", "--dropout=0.5"], "--hidden is empty"),
         (["--model=cnn", "--conv=8:pool5"], "cannot parse the stage"),
+        *(
+            (["--model=net.py:Net", flag], f"{flag} only applies with --model=")
+            for flag in (
+                *("--hidden=8", "--dropout=0.1", "--layer_names=Dense_0:a"),
+                *("--impl=plain", "--conv=8", "--lstm_units=8", "--activation=relu"),
+            )
+        ),
     ],
 )
 def test_conflicting_flags_are_refused(arguments, message):

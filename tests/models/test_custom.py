@@ -376,10 +376,6 @@ def test_summary_of_a_custom_network(file):
     assert multiply_adds(config_of(file, "Dropped")) == [25_088, 320]
 
 
-def test_check_model_takes_networks_without_a_train_argument(file):
-    check_model(create_model(config_of(file, "Linear")))
-
-
 @pytest.mark.parametrize(
     "name, message",
     [
