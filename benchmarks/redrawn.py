@@ -30,7 +30,7 @@ from mnist_jax.data.types import Split
 from mnist_jax.data.user_images import digit_from_bytes, normalize_digit
 from mnist_jax.errors import InputError
 from mnist_jax.records.environment import Environment, current_environment
-from mnist_jax.records.files import make_folder
+from mnist_jax.records.files import check_append
 from mnist_jax.records.schema import SCHEMA_VERSION, append_jsonl
 from mnist_jax.reporting.tables import markdown_table
 from mnist_jax.training.run_dir import TrainedRun, load_run
@@ -109,6 +109,8 @@ def format_redrawn(records: Sequence[RedrawnRecord]) -> str:
 def main() -> None:
     """Measures the run of --run_dir."""
     folder = existing_folder(FLAGS.run_dir, "run_dir")
+    if FLAGS.out:
+        check_append(Path(FLAGS.out) / "redrawn.jsonl")
     start_jax()
     run = load_run(folder, FLAGS.data_dir)
     dataset = split_dataset(load_data(run.record.dataset), run.config)
@@ -128,7 +130,6 @@ def main() -> None:
     )
     print(format_redrawn([record]))
     if FLAGS.out:
-        make_folder(Path(FLAGS.out))
         append_jsonl(Path(FLAGS.out) / "redrawn.jsonl", record)
 
 

@@ -32,6 +32,7 @@ from mnist_jax.cli.flags import (
 from mnist_jax.cli.main import run_program, start_jax
 from mnist_jax.errors import InputError
 from mnist_jax.records.environment import current_environment, git
+from mnist_jax.records.files import check_append
 from mnist_jax.records.schema import append_jsonl, plain
 from mnist_jax.reporting.tables import markdown_table
 
@@ -133,6 +134,7 @@ def main() -> None:
         raise InputError(
             f"--out={FLAGS.out} must be a file in an existing folder; choose another"
         )
+    check_append(out)
     start_jax()
     dataset, machine = load_data(FLAGS.dataset), current_environment()
     rows = []

@@ -38,7 +38,7 @@ from mnist_jax.data.types import Dataset, Split
 from mnist_jax.errors import InputError
 from mnist_jax.profiling.profile import format_profile, profile
 from mnist_jax.records.environment import current_environment
-from mnist_jax.records.files import make_folder
+from mnist_jax.records.files import check_append
 from mnist_jax.records.schema import append_jsonl, plain
 from mnist_jax.reporting.tables import markdown_table, median_and_range
 from mnist_jax.training.experiment import Experiment, prepare
@@ -199,7 +199,7 @@ def main() -> None:
     configs = _configs()
     out = Path(FLAGS.out) if FLAGS.out else None
     if out:
-        make_folder(out)
+        check_append(out / "throughput.jsonl")
     start_jax()
     dataset, machine = synthetic_dataset(FLAGS.images), current_environment()
 

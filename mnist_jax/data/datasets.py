@@ -155,8 +155,8 @@ def _one_at_a_time(name: str) -> Iterator[None]:
     Without a writable cache there is no lock, and each process downloads.
     """
 
-    def warn() -> None:
-        logging.warning("waiting for another process to download %s", name)
+    def warn(holder: str) -> None:
+        logging.warning("waiting for %s to download %s", holder, name)
 
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(InputError):  # no writable cache

@@ -1,17 +1,25 @@
 """Atomic file writes and line appends."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
+import platform
+import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import filelock
 
 from mnist_jax.errors import InputError
+
+# Errors of file systems that cannot lock, such as some network file systems. There a
+# file that exists while the lock is held stands in for it.
+_CANNOT_LOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -20,16 +28,17 @@ def replace_file(path: Path, content: bytes) -> None:
     Raises:
         OSError: the file cannot be written; an existing file is left unchanged.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    # Not by `tempfile`, whose files are private whatever the umask.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    file = open(temporary, "xb")
     try:
-        with open(handle, "wb") as file:
+        with file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's file is private
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink()
         raise
 
 
@@ -76,15 +85,26 @@ def append_line(path: Path, line: str) -> None:
         InputError: the line cannot be written; the file is left unchanged.
     """
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            # Released when the file is closed, also by the end of the process.
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with contextlib.ExitStack() as stack:
+            descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+            stack.callback(os.close, descriptor)
+            if not _flock(descriptor, fcntl.LOCK_EX):
+                name = f".{path.name}.held"
+                stack.enter_context(filelock.SoftFileLock(path.with_name(name)))
             _append(descriptor, line.encode() + b"\n")
-        finally:
-            os.close(descriptor)
     except OSError as error:
         raise write_error(path, error) from error
+
+
+def _flock(file: int | IO[bytes], operation: int) -> bool:
+    """Locks an open file until it is closed; returns False if that is impossible."""
+    try:
+        fcntl.flock(file, operation)
+    except OSError as error:
+        if error.errno not in _CANNOT_LOCK:
+            raise
+        return False
+    return True
 
 
 def _append(descriptor: int, content: bytes) -> None:
@@ -105,14 +125,14 @@ def _append(descriptor: int, content: bytes) -> None:
 def read_lines(path: Path) -> list[bytes]:
     """Returns a file's lines, or none if it does not exist.
 
-    Waits for any `append_line` in progress.
+    Waits for any `append_line` in progress, if the file system can lock.
 
     Raises:
         InputError: the file cannot be read.
     """
     try:
         with open(path, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH)
+            _flock(file, fcntl.LOCK_SH)
             return file.readlines()
     except FileNotFoundError:
         return []
@@ -125,23 +145,26 @@ def read_lines(path: Path) -> list[bytes]:
 @contextlib.contextmanager
 def hold_lock(
     path: Path,
-    on_wait: Callable[[], None],
+    on_wait: Callable[[str], None],
     check_stopped: Callable[[], None] = lambda: None,
 ) -> Iterator[None]:
     """Holds a lock file within the context, waiting for it if necessary.
 
-    The system releases the lock when the process ends, even if it is killed.
+    The system releases the lock when the process ends, even if it is killed. On a file
+    system that cannot lock, the existence of a file `.held` is the lock; if its process
+    was killed, the next one on the same host removes it.
 
     Args:
         path: lock file; it and its folder are created if they do not exist.
-        on_wait: called once if another process holds the lock.
+        on_wait: called once if another process holds the lock, with words for it, such
+            as "another process (pid 123)".
         check_stopped: called ten times a second while waiting; raises to stop waiting.
 
     Raises:
         InputError: the file cannot be created or locked.
     """
     make_folder(path.parent)
-    lock = filelock.FileLock(path)
+    lock: filelock.BaseFileLock = filelock.FileLock(path, fallback_to_soft=False)
     waits = False
     while True:
         try:
@@ -149,26 +172,58 @@ def hold_lock(
             break
         except filelock.Timeout:
             if not waits:
-                on_wait()
+                on_wait(_holder(Path(lock.lock_file)))
             waits = True
             check_stopped()
             time.sleep(0.1)
         except OSError as error:
-            raise write_error(path, error) from error
+            if error.errno not in _CANNOT_LOCK:
+                raise write_error(path, error) from error
+            lock = filelock.SoftFileLock(path.with_name(f"{path.name}.held"))
     try:
+        if isinstance(lock, filelock.FileLock):
+            with contextlib.suppress(OSError):  # it is only for messages
+                path.write_text(f"{os.getpid()}\n{platform.node()}\n")
         yield
     finally:
         lock.release()
 
 
+def _holder(path: Path) -> str:
+    """Returns words for the process that holds a lock, from the file's two lines."""
+    try:
+        pid, host = path.read_text().split()[:2]
+    except (OSError, ValueError):
+        return "another process"
+    if host == platform.node():
+        return f"another process (pid {pid})"
+    hint = f"; delete {path} if it has ended" if path.suffix == ".held" else ""
+    return f"another process (pid {pid} on {host}{hint})"
+
+
 def make_folder(path: Path) -> None:
-    """Creates a folder and its parents.
+    """Creates a folder and its parents, and checks that files can be created in it.
 
     Raises:
-        InputError: the folder cannot be created.
+        InputError: the folder, or a file in it, cannot be created.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def check_append(path: Path) -> None:
+    """Checks that `append_line` can write to a file, and creates its folder.
+
+    Raises:
+        InputError: it cannot.
+    """
+    make_folder(path.parent)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.close(os.open(path, os.O_RDWR | os.O_APPEND))
     except OSError as error:
         raise write_error(path, error) from error
 

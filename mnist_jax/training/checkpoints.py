@@ -179,6 +179,8 @@ def save_checkpoint(
         )
         make_folder(folder / FOLDER)
         write_file(_path(folder, checkpoint.epoch), add_checksum(content))
+    # Only now: after a kill in between, all seeds still share an earlier checkpoint.
+    for folder in folders.values():
         for epoch in sorted(_epochs(folder))[:-keep]:
             _path(folder, epoch).unlink(missing_ok=True)
 

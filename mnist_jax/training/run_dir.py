@@ -173,19 +173,14 @@ def _load_params(folder: Path, model: nn.Module, record: RunRecord) -> Any:
 
 
 def check_run_dir(folder: Path, overwrite: bool) -> None:
-    """Checks that a run can be written to a folder, and creates the folder.
-
-    Raises:
-        InputError: the folder contains a run that may not be overwritten, or cannot be
-            created.
-    """
+    """Raises InputError if a folder contains a run that may not be overwritten."""
     found = [name for name in FILES if (folder / name).exists()]
     if found and not overwrite:
         raise InputError(
             f"--run_dir={folder} already holds a run ({', '.join(found)}); give "
-            "another directory, or --overwrite to replace that run"
+            "another directory, --resume to resume that run, or --overwrite to replace "
+            "it"
         )
-    make_folder(folder)
 
 
 def is_finished(folder: Path, config: TrainConfig) -> bool:
@@ -194,10 +189,16 @@ def is_finished(folder: Path, config: TrainConfig) -> bool:
     The config may have more epochs than the run, which can then be resumed.
 
     Raises:
-        InputError: the run's config differs in other fields (the message names them),
-            or the run is shorter and has no checkpoint to resume from.
+        InputError: the run's config is missing or differs in other fields (the message
+            names them), or the run is shorter and has no checkpoint to resume from.
     """
     if not (folder / CONFIG).exists():
+        if (folder / RECORD).exists():
+            raise InputError(
+                f"--resume: {folder} holds the {RECORD} of a finished run, but no "
+                f"{CONFIG}; restore it, or give another --run_dir, or --overwrite to "
+                "replace that run"
+            )
         return False
     before = read_json(TrainConfig, folder / CONFIG)
     different = [

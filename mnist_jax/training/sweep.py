@@ -5,9 +5,10 @@ is repeated, no two processes train the same run, and a stop loses at most the w
 since the last checkpoint.
 """
 
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,10 +70,7 @@ class Plan(NamedTuple):
 
 
 class Observer:
-    """Receives the progress of training; this base class does nothing.
-
-    `reporting/progress.py` has one that prints.
-    """
+    """Receives the progress of training and ignores it; `ProgressPrinter` prints it."""
 
     def report(self, message: str) -> None:
         """Receives a message for the user."""
@@ -119,8 +117,7 @@ def plan_runs(
         init_from: run directory whose parameters to start from.
 
     Raises:
-        InputError: the directory holds a run and neither `resume` nor `overwrite` is
-            set, or it cannot be written.
+        InputError: the directory holds other runs, is in use, or cannot be written.
     """
     if resume and overwrite:
         raise InputError(
@@ -128,12 +125,21 @@ def plan_runs(
             "give one of them"
         )
     folders = {seed: root / f"seed{seed}" for seed in seeds}
+    others = [root]  # where `root` has runs of another number of seeds
     if len(seeds) == 1:
-        folders = {seeds[0]: root}
-    for folder in folders.values():
-        check_run_dir(folder, resume or overwrite)
+        folders, others = {seeds[0]: root}, sorted(root.glob("seed*"))
+
+    def check_folders() -> None:
+        if held := [folder for folder in others if (folder / CONFIG).exists()]:
+            raise InputError(
+                f"{held[0]} already holds a run, and one seed is written to --run_dir "
+                f"itself, several to its subdirectories; give another one than {root}"
+            )
+        for folder in folders.values():
+            check_run_dir(folder, resume or overwrite)
 
     def find_finished(config: TrainConfig) -> set[int]:
+        check_folders()  # another process may have trained there in the meantime
         return {
             seed
             for seed, folder in folders.items()
@@ -144,7 +150,7 @@ def plan_runs(
         assert init_from is not None
         return load_run_params(init_from, model)
 
-    return Plan(
+    plan = Plan(
         name=config.name,
         config=config,
         folders=folders,
@@ -156,6 +162,9 @@ def plan_runs(
         keep=keep,
         start_params=start_params if init_from else None,
     )
+    with _hold_locks(plan, Observer()):
+        check_folders()  # before the data is loaded
+    return plan
 
 
 class Study(NamedTuple):
@@ -260,20 +269,17 @@ def export_runs(out: Path, name: str) -> None:
     Raises:
         InputError: the file cannot be read or written.
     """
-    with hold_lock(out / _LOCK, lambda: None):
+    with hold_lock(out / _LOCK, lambda holder: None):
         found = {record.run_key(): record for record in find_runs(out).values()}
         lines = []
         for line in read_lines(out / name):
             record = found.pop(_key(line), None)
-            lines.append(_line(record) if record else line)
+            lines.append(f"{json_line(record)}\n".encode() if record else line)
         if lines and not lines[-1].endswith(b"\n"):  # cut off by a kill
             lines.append(b"\n")
-        lines += map(_line, _oldest_first(found.values()))
+        new = _oldest_first(found.values())
+        lines += [f"{json_line(record)}\n".encode() for record in new]
         write_file(out / name, b"".join(lines))
-
-
-def _line(record: RunRecord) -> bytes:
-    return f"{json_line(record)}\n".encode()
 
 
 def _key(line: bytes) -> tuple[Any, ...]:
@@ -300,25 +306,16 @@ def train_runs(plan: Plan, dataset: Dataset, observer: Observer) -> Experiment |
         The experiment trained last; None if all runs were finished.
     """
     experiment = None
-
-    def wait() -> None:
-        if not plan.sweep:
-            raise InputError(
-                f"another process is training in {plan.root}; wait until it ends, or "
-                "use another --run_dir"
-            )
-        observer.report(
-            f"{plan.name}: waiting for another process that trains these runs"
-        )
-
-    with hold_lock(plan.root / _LOCK, wait, observer.check_stopped):
+    with _hold_locks(plan, observer):
         finished = plan.find_finished(plan.config.for_dataset(dataset.name))
         for seed in sorted(finished):
             observer.report(f"{plan.name}, seed {seed}: already recorded")
         for seeds, checkpoint in _groups(plan, dataset, finished, observer):
             folders = {seed: plan.folders[seed] for seed in seeds}
+            observer.check_stopped()
             observer.compiling(plan.config)
             experiment = prepare(plan.config, dataset, len(seeds))
+            observer.check_stopped()
             params = None
             if plan.start_params is not None:
                 params = [plan.start_params(seed, experiment.model) for seed in seeds]
@@ -334,11 +331,30 @@ def train_runs(plan: Plan, dataset: Dataset, observer: Observer) -> Experiment |
                 system=plan.system,
             ):
                 observer.finished(record)
-            observer.check_stopped()
         if plan.sweep:
             for path in plan.folders.values():
                 remove_checkpoints(path)
     return experiment
+
+
+@contextlib.contextmanager
+def _hold_locks(plan: Plan, observer: Observer) -> Iterator[None]:
+    """Holds the locks of a plan's directories; see `train_runs` for the wait."""
+
+    def wait(holder: str) -> None:
+        if not plan.sweep:
+            raise InputError(
+                f"{holder} is training in {plan.root}; wait until it ends, or use "
+                "another --run_dir"
+            )
+        observer.report(f"{plan.name}: waiting for {holder}, which trains these runs")
+
+    # One of several seeds may also be trained alone, into its own directory.
+    folders = () if plan.sweep else plan.folders.values()
+    with contextlib.ExitStack() as stack:
+        for path in [folder / _LOCK for folder in dict.fromkeys([plan.root, *folders])]:
+            stack.enter_context(hold_lock(path, wait, observer.check_stopped))
+        yield
 
 
 def _groups(
@@ -353,17 +369,23 @@ def _groups(
     groups: list[tuple[list[int], Checkpoint | None]] = []
     resumed: set[int] = set()
     for seed in held:
-        noted = [s for s in seeds_together(plan.folders[seed]) if s in plan.folders]
-        seeds = noted if seed in noted else held
+        if seed in resumed:
+            continue
+        others = plan.folders.keys() - resumed
+        noted = [s for s in seeds_together(plan.folders[seed]) if s in others]
+        seeds = noted if seed in noted else [s for s in held if s in others]
         if one_by_one:
             seeds = [seed]
-        if seed not in resumed and (checkpoint := _checkpoint(plan, dataset, seeds)):
+        checkpoint = _checkpoint(plan, dataset, seeds)
+        if checkpoint is None and not plan.sweep:  # the others' checkpoints are gone
+            seeds, checkpoint = [seed], _checkpoint(plan, dataset, [seed])
+        if checkpoint is not None:
             observer.report(f"{plan.name}: resuming after epoch {checkpoint.epoch}")
             groups.append((seeds, checkpoint))
             resumed.update(seeds)
     if fresh := [seed for seed in missing if seed not in resumed]:
-        missed = "no checkpoint to resume from, starting from the beginning"
         if any((plan.folders[seed] / CONFIG).exists() for seed in fresh):
+            missed = "no checkpoint to resume from, starting from the beginning"
             observer.report(f"{plan.name}: {missed}")
         groups += [([s], None) for s in fresh] if one_by_one else [(fresh, None)]
     return groups

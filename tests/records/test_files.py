@@ -1,0 +1,97 @@
+"""Files and folders: modes, and file systems that cannot lock."""
+
+import errno
+import fcntl
+import os
+import platform
+from pathlib import Path
+
+import pytest
+
+from mnist_jax.errors import InputError
+from mnist_jax.records.files import (
+    append_line,
+    check_append,
+    hold_lock,
+    make_folder,
+    read_lines,
+    write_file,
+)
+
+
+@pytest.mark.parametrize(
+    "umask, mode", [(0o077, 0o600), (0o022, 0o644), (0o002, 0o664)]
+)
+def test_files_and_folders_have_the_modes_of_the_umask(umask, mode, tmp_path):
+    before = os.umask(umask)
+    try:
+        folder = tmp_path / "folder"
+        with hold_lock(folder / ".lock", lambda holder: None):
+            write_file(folder / "written", "")
+            append_line(folder / "appended", "")
+            make_folder(folder / "below")
+    finally:
+        os.umask(before)
+    assert {p.stat().st_mode & 0o777 for p in folder.iterdir() if p.is_file()} == {mode}
+    for path in (folder, folder / "below"):
+        assert path.stat().st_mode & 0o777 == 0o777 & ~umask
+
+
+def test_what_cannot_be_written_is_refused_before_any_work(tmp_path):
+    # Not even root can create or append to these.
+    with pytest.raises(InputError, match="cannot write /proc: "):
+        make_folder(Path("/proc"))
+    with pytest.raises(InputError, match=f"cannot write {tmp_path}: Is a directory"):
+        check_append(tmp_path)
+    check_append(tmp_path / "new" / "lines.jsonl")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def lock_twice(path: Path) -> str:
+    """Holds a lock; returns how another one that waits for it calls the holder."""
+    holders = []
+
+    def stop(holder: str) -> None:
+        holders.append(holder)
+        raise InputError("")
+
+    with (
+        hold_lock(path, lambda holder: None),
+        pytest.raises(InputError, match="^$"),
+        hold_lock(path, stop),
+    ):
+        pass
+    return holders[0]
+
+
+@pytest.mark.parametrize("number", [None, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP])
+def test_locks_work_on_file_systems_without_them(number, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    if number is not None:
+        monkeypatch.setattr(fcntl, "flock", fail)
+    for _ in range(2):  # released
+        this = f"another process (pid {os.getpid()})"
+        assert lock_twice(tmp_path / "folder" / ".lock") == this
+    append_line(tmp_path / "lines", "a")
+    append_line(tmp_path / "lines", "b")
+    assert read_lines(tmp_path / "lines") == [b"a\n", b"b\n"]
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", "lines"}
+
+
+def test_other_errors_of_a_lock_are_not_ignored(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(InputError, match=".lock: broken"):
+        lock_twice(tmp_path / ".lock")
+    with pytest.raises(InputError, match="cannot write .*lines: broken"):
+        append_line(tmp_path / "lines", "a")
+
+
+def test_a_holder_on_another_host_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(platform, "node", iter(["there", "here"]).__next__)
+    holder = lock_twice(tmp_path / ".lock")
+    assert holder == f"another process (pid {os.getpid()} on there)"

@@ -1,0 +1,179 @@
+"""Runs in a directory of the user's choice: what is resumed, refused and kept."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from helpers.runs import CONFIGS, on_epoch, prepare_once
+from helpers.small_sets import files_below
+
+from mnist_jax.errors import InputError, Stopped
+from mnist_jax.records.files import hold_lock
+from mnist_jax.training import checkpoints, sweep
+from mnist_jax.training.run_dir import CONFIG, RECORD
+from mnist_jax.training.sweep import Observer, plan_runs, train_runs
+
+pytestmark = pytest.mark.slow
+
+
+class Epochs(Observer):
+    """Records the epochs that were run, of each group of seeds."""
+
+    def __init__(self, stop: int = 0) -> None:
+        self.epochs, self.stop = [], stop
+
+    def training(self, experiment, folders):
+        def record(epochs):
+            self.epochs.append((list(folders), epochs[0].epoch))
+            if epochs[0].epoch == self.stop:
+                raise Stopped(2, "")
+
+        return on_epoch(record)
+
+
+@pytest.fixture
+def train(digits, tmp_path, monkeypatch):
+    """Returns a function that trains seeds 0, 1, ... into `tmp_path`."""
+    monkeypatch.setattr(sweep, "prepare", prepare_once)
+
+    def train(seeds: int, epochs: int = 3, stop: int = 0, **options):
+        """Returns the epochs that were run, each with its seeds."""
+        config = dataclasses.replace(CONFIGS["mlp"], epochs=epochs)
+        observer = Epochs(stop)
+        try:
+            plan = plan_runs(config, range(seeds), tmp_path, **options)
+            train_runs(plan, digits, observer)
+        except Stopped:
+            pass
+        return observer.epochs
+
+    return train
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Returns all files of a folder and below, without lock files."""
+    return {path: path.read_bytes() for path in files_below(folder)}
+
+
+NEW = [([2], 1), ([2], 2), ([2], 3)]
+
+
+@pytest.mark.parametrize("every", [0, 1])
+@pytest.mark.parametrize(
+    "before, seeds, epochs, without, resumed",
+    [
+        (1, 1, 3, [], []),
+        (1, 1, 4, "no checkpoint to resume from", [([0], 4)]),
+        (1, 1, 2, "--epochs was 3, is 2", "--epochs was 3, is 2"),
+        (2, 2, 3, [], []),
+        (2, 2, 4, "no checkpoint to resume from", [([0, 1], 4)]),
+        (2, 2, 2, "--epochs was 3, is 2", "--epochs was 3, is 2"),
+        (2, 3, 3, NEW, NEW),
+        (2, 3, 4, "no checkpoint to resume from", [([0, 1], 4), *NEW, ([2], 4)]),
+        (1, 2, 3, "already holds a run", "already holds a run"),
+        (2, 1, 3, "already holds a run", "already holds a run"),
+    ],
+)
+def test_resume_keeps_finished_runs(
+    train, tmp_path, every, before, seeds, epochs, without, resumed
+):
+    train(before, checkpoint_every=every)
+    files = contents(tmp_path)
+    expected = resumed if every else without
+    if isinstance(expected, str):
+        with pytest.raises(InputError, match=expected):
+            train(seeds, epochs, resume=True, checkpoint_every=every)
+        assert contents(tmp_path) == files
+        return
+    assert train(seeds, epochs, resume=True, checkpoint_every=every) == expected
+    if epochs == 3:
+        assert files.items() <= contents(tmp_path).items()
+    assert train(seeds, epochs, resume=True) == []
+
+
+def test_a_record_without_its_config_is_not_replaced(train, tmp_path):
+    train(1)
+    (tmp_path / CONFIG).unlink()
+    files = contents(tmp_path)
+    with pytest.raises(InputError, match="holds the record.json of a finished run"):
+        train(1, resume=True)
+    assert contents(tmp_path) == files
+
+
+def test_seeds_killed_between_their_checkpoints_resume_together(
+    train, tmp_path, monkeypatch
+):
+    write_file, written = checkpoints.write_file, []
+
+    def kill_at_the_fourth(path, content):
+        if path.suffix == ".msgpack":
+            written.append(path)
+        if len(written) == 4:
+            raise Stopped(9, "")
+        write_file(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "write_file", kill_at_the_fourth)
+        train(2, checkpoint_every=1, keep=1)
+    assert train(2, resume=True) == [([0, 1], 2), ([0, 1], 3)]
+
+
+def test_a_seed_resumes_alone_if_the_checkpoints_of_the_others_are_gone(
+    train, tmp_path
+):
+    train(2, stop=2, checkpoint_every=1)
+    for path in (tmp_path / "seed0" / checkpoints.FOLDER).iterdir():
+        path.unlink()
+    first = [([0], epoch) for epoch in (1, 2, 3)]
+    assert train(2, resume=True) == [([1], 3), *first]
+
+
+# Several processes.
+
+
+@pytest.mark.parametrize("options", [{}, {"resume": True}, {"overwrite": True}])
+@pytest.mark.parametrize("seeds, folder", [(1, "."), (2, "."), (2, "seed1")])
+def test_a_directory_used_by_another_process_is_refused(
+    train, tmp_path, options, seeds, folder
+):
+    with (
+        hold_lock(tmp_path / folder / ".lock", lambda holder: None),
+        pytest.raises(InputError, match=r"another process \(pid \d+\) is training in"),
+    ):
+        train(seeds, **options)
+
+
+def test_a_run_that_another_process_finished_in_the_meantime_is_kept(
+    train, tmp_path, digits
+):
+    plan = plan_runs(CONFIGS["mlp"], [0], tmp_path)
+    train(1)
+    record = (tmp_path / RECORD).read_bytes()
+    with pytest.raises(InputError, match="already holds a run"):
+        train_runs(plan, digits, Observer())
+    assert (tmp_path / RECORD).read_bytes() == record
+
+
+# Stops.
+
+
+@pytest.mark.parametrize("checks, compiled", [(0, 0), (1, 1)])
+def test_training_stops_before_and_after_compilation(
+    digits, tmp_path, monkeypatch, checks, compiled
+):
+    calls = []
+
+    class Stopping(Epochs):
+        def check_stopped(self):
+            if calls.count("check") == checks:
+                raise Stopped(15, "")
+            calls.append("check")
+
+        def compiling(self, config):
+            calls.append("compiling")
+
+    monkeypatch.setattr(sweep, "prepare", prepare_once)
+    observer = Stopping()
+    with pytest.raises(Stopped):
+        train_runs(plan_runs(CONFIGS["mlp"], [0], tmp_path), digits, observer)
+    assert calls.count("compiling") == compiled and not observer.epochs
