@@ -21,7 +21,8 @@ from mnist_jax.cli.flags import (
     define_seeds_flag,
     load_data,
 )
-from mnist_jax.cli.main import run_program, start_jax, stop_between_chunks
+from mnist_jax.cli.main import run_program, start_jax
+from mnist_jax.cli.signals import stop_between_chunks
 from mnist_jax.records.files import make_folder
 from mnist_jax.reporting.comparison import train_configs, write_tables
 from mnist_jax.reporting.progress import ProgressPrinter
@@ -41,8 +42,8 @@ def main() -> None:
     make_folder(out)
     start_jax()
     study = Study(out, RESULTS, load_data(configs[0].dataset), seeds)
-    printer = ProgressPrinter(FLAGS.quiet, stop_between_chunks(HOW_TO_RESUME))
-    train_configs(study, configs, printer)
+    with stop_between_chunks(HOW_TO_RESUME) as check_stopped:
+        train_configs(study, configs, ProgressPrinter(FLAGS.quiet, check_stopped))
     print(f"\n{write_tables(out)}\n\nwritten: {out}/compare.jsonl, .csv, .md")
     if FLAGS.report:
         print(f"written: {write_report(out)} and its pictures in {out}/{PICTURES}")

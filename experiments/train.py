@@ -21,7 +21,8 @@ from mnist_jax.cli.flags import (
     existing_folder,
     load_data,
 )
-from mnist_jax.cli.main import run_program, start_jax, stop_between_chunks
+from mnist_jax.cli.main import run_program, start_jax
+from mnist_jax.cli.signals import stop_between_chunks
 from mnist_jax.errors import InputError
 from mnist_jax.reporting.event_files import check_tensorboard, epoch_scalars
 from mnist_jax.reporting.progress import ProgressPrinter
@@ -80,12 +81,14 @@ def main() -> None:
         )
         start_jax()
         dataset = load_data(config.dataset)
-        check_stopped = stop_between_chunks(
-            "the same command with --resume resumes after the last checkpoint in "
-            f"{FLAGS.run_dir}"
-            if FLAGS.checkpoint_every
-            else "there is no checkpoint to resume from; --run_dir with "
-            "--checkpoint_every=1 writes them"
+        check_stopped = stack.enter_context(
+            stop_between_chunks(
+                "the same command with --resume resumes after the last checkpoint in "
+                f"{FLAGS.run_dir}"
+                if FLAGS.checkpoint_every
+                else "there is no checkpoint to resume from; --run_dir with "
+                "--checkpoint_every=1 writes them"
+            )
         )
         held = any((folder / CONFIG).exists() for folder in plan.folders.values())
         if FLAGS.resume and not held:

@@ -15,8 +15,6 @@ import importlib.util
 import math
 import platform
 import shutil
-import signal
-import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -35,7 +33,7 @@ from mnist_jax.cli.main import run_program
 from mnist_jax.data.types import Dataset, Split
 from mnist_jax.errors import InputError
 from mnist_jax.records.environment import Environment, code_digest, current_environment
-from mnist_jax.records.files import make_folder, write_file
+from mnist_jax.records.files import check_append, write_file
 from mnist_jax.records.schema import append_jsonl, read_jsonl
 
 from .frameworks import FRAMEWORKS, PEAK_CELL, Cell, PeerRecord, Setup
@@ -228,11 +226,9 @@ def main() -> None:
     out, environment = Path(FLAGS.out), current_environment()
     steady_epochs = {m: FLAGS.steady_epochs or STEADY_EPOCHS[m] for m in models}
     results = out / "peers.jsonl"
-    make_folder(out)
+    check_append(results)
     if FLAGS.overwrite:
         results.unlink(missing_ok=True)
-    # SIGTERM raises an exception, on which `subprocess.run` kills the worker.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="mnist_jax-peers-") as name:
         save_arrays(Arrays(*dataset.train, *dataset.test), Path(name))
         conditions = Conditions(

@@ -20,7 +20,8 @@ from mnist_jax.cli.flags import (
     define_seeds_flag,
     load_data,
 )
-from mnist_jax.cli.main import run_program, start_jax, stop_between_chunks
+from mnist_jax.cli.main import run_program, start_jax
+from mnist_jax.cli.signals import stop_between_chunks
 from mnist_jax.errors import InputError
 from mnist_jax.records.files import make_folder, write_file
 from mnist_jax.records.schema import RunRecord
@@ -186,10 +187,12 @@ def main() -> None:
     make_folder(out)
     start_jax()
     study = Study(out, RESULTS, load_data(FLAGS.dataset), range(FLAGS.seeds))
-    printer = ProgressPrinter(FLAGS.quiet, stop_between_chunks(HOW_TO_RESUME))
-    for name in names:
-        print(name, flush=True)
-        train_system(name, study, overrides, printer)
+    export_runs(out, RESULTS)  # an error, if that cannot be written, before training
+    with stop_between_chunks(HOW_TO_RESUME) as check_stopped:
+        printer = ProgressPrinter(FLAGS.quiet, check_stopped)
+        for name in names:
+            print(name, flush=True)
+            train_system(name, study, overrides, printer)
     print(f"\n{write_tables(out)}\n\nwritten: {out}/published.jsonl, .md and .csv")
 
 

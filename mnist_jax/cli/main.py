@@ -1,15 +1,14 @@
-"""Start-up, signal handling and error messages of the programs."""
+"""Start-up and error messages of the programs."""
 
 import gc
-import signal
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import jax
 from absl import app, flags, logging
 
 from mnist_jax.cli.parsing import parse_flags
+from mnist_jax.cli.signals import exit_after_signal, interrupt_at_signals
 from mnist_jax.cli.streams import output_error, protect_streams
 from mnist_jax.errors import InputError, Stopped
 from mnist_jax.records.environment import with_commands
@@ -31,34 +30,6 @@ def start_jax() -> None:
         (FLAGS.cpu_devices if "cpu_devices" in FLAGS else None) or 0,
         use_cache,
     )
-
-
-def stop_between_chunks(message: str) -> Callable[[], None]:
-    """Defers the first SIGINT or SIGTERM until the program can stop cleanly.
-
-    A second signal ends the program immediately.
-
-    Args:
-        message: printed when the program stops: what is kept, how to resume.
-
-    Returns:
-        A function to call between chunks; it raises `Stopped` after a signal.
-    """
-    received: list[int] = []
-
-    def remember(number: int, _: Any) -> None:
-        received.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    signal.signal(signal.SIGINT, remember)
-    signal.signal(signal.SIGTERM, remember)
-
-    def check() -> None:
-        if received:
-            raise Stopped(received[0], message)
-
-    return check
 
 
 def run_program(main: Callable[[], None]) -> None:
@@ -83,15 +54,19 @@ def run_program(main: Callable[[], None]) -> None:
                 "space (the files that the program wrote are complete)"
             )
 
+    status = None
     try:
+        interrupt_at_signals()
         app.run(checked, flags_parser=parse_flags)
     except InputError as error:
         message, status = f"error: {error}", 1
     except OSError as error:
         message, status = f"error: {error}; fix this and run the command again", 1
     except Stopped as stopped:
-        message, status = f"stopped: {stopped}", 128 + stopped.number
+        message = f"stopped: {stopped}"
     except KeyboardInterrupt:
-        message, status = "\ninterrupted", 130
+        message = "\ninterrupted"
     print(with_commands(message), file=sys.stderr)
+    if status is None:
+        exit_after_signal()
     sys.exit(status)

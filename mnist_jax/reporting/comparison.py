@@ -30,6 +30,7 @@ def train_configs(
     configs = list(configs)
     for config in configs:
         create_model(config)  # raises InputError before anything is trained
+    export_runs(study.out, study.export)  # so does a folder that cannot be written
     for config in configs:
         plan = study.plan(config.name, config)
         train_runs(plan, study.dataset, observer)

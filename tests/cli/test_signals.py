@@ -1,0 +1,85 @@
+"""Signals during imports, downloads, training, and where Python drops exceptions."""
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mnist_jax.cli import signals
+from mnist_jax.cli.signals import interrupt_at_signals, stop_between_chunks
+from mnist_jax.errors import Stopped
+from mnist_jax.records.files import hold_lock
+
+ROOT = Path(__file__).parents[2]
+BOTH = signal.SIGINT, signal.SIGTERM
+
+
+@pytest.fixture(autouse=True)
+def handlers(monkeypatch) -> Iterator[None]:
+    """Restores the handlers."""
+    monkeypatch.setattr(signals, "_received", [])
+    before = [signal.getsignal(number) for number in BOTH]
+    yield
+    for number, handler in zip(BOTH, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", BOTH)
+@pytest.mark.parametrize("program", ["experiments.train", "benchmarks.compare"])
+def test_a_signal_during_the_imports_ends_a_program(number, program):
+    command = [sys.executable, "-X", "importtime", "-m", program]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, cwd=ROOT, stderr=pipe, text=True)
+    for line in process.stderr:
+        if line.endswith(f" {program.split('.')[0]}\n"):  # the package; imports follow
+            process.send_signal(number)
+            break
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 128 + number
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("number", BOTH)
+def test_waiting_for_a_lock_ends_at_a_signal(number, tmp_path):
+    interrupt_at_signals()
+    with (
+        hold_lock(tmp_path / ".lock", lambda holder: None),
+        pytest.raises(KeyboardInterrupt),
+        hold_lock(tmp_path / ".lock", lambda holder: os.kill(os.getpid(), number)),
+    ):
+        pass
+
+
+# Python reports the dropped exception, here to pytest.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("number", BOTH)
+def test_a_signal_whose_exception_is_dropped_stops_at_the_next_check(number):
+    interrupt_at_signals()
+
+    def kill(phase: str, info: dict) -> None:
+        gc.callbacks.remove(kill)
+        os.kill(os.getpid(), number)
+
+    gc.callbacks.append(kill)
+    gc.collect()
+    with pytest.raises(Stopped, match="how to resume"):  # noqa: SIM117
+        with stop_between_chunks("how to resume") as check_stopped:
+            check_stopped()
+
+
+@pytest.mark.parametrize("number", BOTH)
+def test_the_first_signal_is_deferred_and_the_second_is_not(number):
+    with stop_between_chunks("") as check_stopped:
+        check_stopped()
+        os.kill(os.getpid(), number)
+        assert {signal.getsignal(each) for each in BOTH} == {signal.SIG_DFL}
+        with pytest.raises(Stopped) as stopped:
+            check_stopped()
+        assert stopped.value.number == number
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), number)
