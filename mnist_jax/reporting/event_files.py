@@ -32,6 +32,8 @@ def epoch_scalars(
     Writes `loss` and `accuracy`, each as `/training` and, with a validation set,
     `/validation`, and `images_per_second`; the step is the epoch. Files are created
     after the first epoch and flushed every second, so that runs can be watched live.
+    A resumed run writes a further file, and TensorBoard drops the steps of the earlier
+    ones that it repeats.
 
     Args:
         folders: the run directories; TensorBoard names the runs after them.
@@ -47,8 +49,15 @@ def epoch_scalars(
 
         def write(epochs: Sequence[EpochRecord]) -> None:
             for folder in folders[len(writers) :]:  # in the first epoch only
+                first = epochs[0].epoch
                 try:
-                    writer = SummaryWriter(str(folder), flush_secs=1)
+                    writer = SummaryWriter(
+                        str(folder),
+                        purge_step=first,
+                        flush_secs=1,
+                        # Names hold seconds: a run resumed at once needs another one.
+                        filename_suffix=f".from{first}",
+                    )
                 except OSError as error:
                     raise write_error(folder, error) from error
                 writers.append(stack.enter_context(writer))

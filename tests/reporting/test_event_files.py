@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from helpers.runs import on_epoch
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Dataset
@@ -19,17 +19,23 @@ from mnist_jax.training.run_dir import fit_into
 
 
 def read_scalars(folder: Path) -> dict[tuple[str, int], float]:
-    """Returns the scalars of the only event file in a folder, by tag and step.
+    """Returns the scalars that TensorBoard shows of a folder, by tag and step.
+
+    It reads the files in the order of their names. The start of a session removes the
+    steps from its own on.
 
     A record is its length (8 bytes), a checksum (4), an event, a checksum (4):
     https://www.tensorflow.org/tutorials/load_data/tfrecord
     """
-    [path] = folder.glob("events.out.tfevents.*")
-    content, scalars = path.read_bytes(), {}
+    paths, scalars = sorted(folder.glob("events.out.tfevents.*")), {}
+    content = b"".join(path.read_bytes() for path in paths)
     while content:
         [length] = struct.unpack("<Q", content[:8])
         event = Event.FromString(content[12 : 12 + length])
+        if event.session_log.status == SessionLog.START:
+            scalars = {k: v for k, v in scalars.items() if k[1] < event.step}
         for value in event.summary.value:
+            assert (value.tag, event.step) not in scalars
             scalars[value.tag, event.step] = value.simple_value
         content = content[16 + length :]
     return scalars
@@ -64,6 +70,16 @@ def test_validation_scalars_are_optional(tmp_path):
         ("accuracy/training", 1): 0.75,
         ("images_per_second", 1): 200.0,
     }
+
+
+def test_steps_that_a_resumed_run_repeats_replace_the_earlier_ones(tmp_path):
+    for epochs in (range(1, 5), range(3, 6)):  # stopped after 4, resumed after 2
+        with epoch_scalars([tmp_path], 100) as write:
+            for epoch in epochs:
+                write([EpochRecord(epoch, epochs[0], 0.75, None, None, 0.5, 0.0)])
+    scalars = read_scalars(tmp_path)
+    losses = [value for (tag, _), value in scalars.items() if tag == "loss/training"]
+    assert losses == [1, 1, 3, 3, 3]
 
 
 def test_missing_tensorboardx_is_an_error_with_instructions(monkeypatch):
