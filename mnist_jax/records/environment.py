@@ -37,7 +37,7 @@ class Environment:
     numpy: str
     xla_flags: str
     commit: str | None  # None outside a git checkout
-    dirty: bool | None  # whether the checkout had uncommitted changes
+    dirty: bool | None  # whether tracked files had uncommitted changes
     date: str
     load: float  # one-minute load average
 
@@ -52,7 +52,9 @@ def current_environment() -> Environment:
     packages = ("jax", "jaxlib", "flax", "optax", "numpy")
     commit = dirty = None
     with contextlib.suppress(InputError):
-        commit, dirty = git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+        commit = git("rev-parse", "HEAD")
+        # Results and other untracked files do not change what the commit computes.
+        dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
     device = jax.devices()[0]
     return Environment(
         device=_cpu_name() if device.platform == "cpu" else device.device_kind,

@@ -5,12 +5,14 @@ import json
 import math
 import os
 import re
+import subprocess
 
 import pytest
 from helpers.processes import run_at_once, run_script
 from helpers.records import make_epochs, make_record
 
 from mnist_jax.errors import InputError
+from mnist_jax.records import environment
 from mnist_jax.records.environment import available_cores, current_environment
 from mnist_jax.records.files import make_folder, read_lines, write_file
 from mnist_jax.records.schema import (
@@ -28,6 +30,20 @@ def test_environment_names_machine_and_versions():
     assert machine.cores == available_cores() >= 1
     assert machine.jax[0].isdigit() and machine.device
     json.dumps(plain(machine))
+
+
+def test_a_checkout_with_only_untracked_files_has_no_uncommitted_changes(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(environment, "_PACKAGE", tmp_path / "package")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    (tmp_path / "tracked").touch()
+    for words in (["init", "-q"], ["add", "tracked"], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *words], check=True)
+    (tmp_path / "results").touch()
+    assert current_environment().dirty is False
+    (tmp_path / "tracked").write_text("changed")
+    assert current_environment().dirty is True
 
 
 APPEND = """
