@@ -108,10 +108,15 @@ def check_finite(
             f"epoch {last.epoch} ended with loss {last.loss:.4f} and accuracy "
             f"{last.accuracy:.4f}"
         )
+    advice = f"try a --learning_rate below {config.learning_rate:g} or --clip_norm=1"
+    if losses.ndim and bad[0] == len(epochs) == 0:
+        advice = (
+            "no step has changed the parameters yet, so the network, the parameters it "
+            "starts from or --pixels are the cause, not the learning rate"
+        )
     raise InputError(
         f"{config.name}, seed {seed}: the loss is {losses.flat[bad[0]]} {where} "
-        f"of epoch {min(len(epochs) + 1, config.epochs)}; {before}; try a "
-        f"--learning_rate below {config.learning_rate:g} or --clip_norm=1"
+        f"of epoch {min(len(epochs) + 1, config.epochs)}; {before}; {advice}"
     )
 
 

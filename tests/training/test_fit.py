@@ -69,6 +69,12 @@ def test_the_first_bad_step_and_the_last_good_epoch_are_named(bad):
     )
 
 
+def test_a_bad_loss_before_any_update_is_not_blamed_on_the_learning_rate():
+    losses = np.array([np.nan, np.nan])
+    with pytest.raises(InputError, match="at step 1 of 2 of .*, not the learning rate"):
+        check_finite(losses, TrainConfig(model="cnn"), 7, [])
+
+
 def test_a_bad_evaluation_loss_is_named():
     with pytest.raises(InputError, match="nan in the evaluation of epoch 1; no epoch"):
         check_finite(float("nan"), TrainConfig(model="cnn"), 7, [])
