@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from helpers.programs import DIGITS, ROOT, run
+from helpers.small_sets import files_below
 
 pytestmark = pytest.mark.slow
 
@@ -64,7 +65,7 @@ def test_compiled_programs_are_cached_unless_disabled(tmp_path):
     assert not compiled("--compile_cache=on")
 
 
-def test_truncated_cache_entries_are_recompiled(tmp_path):
+def test_truncated_cache_entries_are_replaced(tmp_path):
     cache = tmp_path / "cache"
 
     def train(name: str) -> tuple[dict, str]:
@@ -78,8 +79,11 @@ def test_truncated_cache_entries_are_recompiled(tmp_path):
     for path in cache.glob("compiled/*/*-cache"):
         path.write_bytes(path.read_bytes()[:1000])
     record, errors = train("truncated cache")
-    assert not record["compile_cached"] and "for 'jit_train_epoch'" in errors
+    assert not record["compile_cached"]
+    assert f"jit_train_epoch in {cache}" in errors and "was damaged" in errors
     assert record["params_sha256"] == whole["params_sha256"]
+    record, errors = train("replaced entries")
+    assert record["compile_cached"] and not errors
 
 
 def test_a_seed_gives_the_same_parameters_in_another_process(run_dir: Path, tmp_path):
@@ -113,14 +117,14 @@ def test_train_runs_with_jax_enable_x64(model, tmp_path):
 
 
 def test_a_run_directory_is_not_overwritten_by_default(run_dir: Path):
-    before = {path: path.read_bytes() for path in run_dir.iterdir()}
+    before = {path: path.read_bytes() for path in files_below(run_dir)}
     command = ("experiments.train", *DIGITS, f"--run_dir={run_dir}")
     assert "already holds a run" in run(*command, ok=False).stderr
     assert (
         "--validation_fraction"
         in run(*command, "--overwrite", "--validation_fraction=0.9999", ok=False).stderr
     )
-    assert before == {path: path.read_bytes() for path in run_dir.iterdir()}
+    assert before == {path: path.read_bytes() for path in files_below(run_dir)}
 
 
 def test_overwrite_replaces_a_run(tmp_path):
