@@ -56,7 +56,7 @@ def use_compile_cache() -> None:
             jax.config.update(name, value)
     # JAX writes entries in place and never replaces one. Of half an entry, left by a
     # kill or a full disk, it would warn at each start.
-    if not chosen:
+    if not chosen:  # in which nothing is deleted
         warnings.showwarning = functools.partial(
             _delete_damaged, folder, warnings.showwarning
         )

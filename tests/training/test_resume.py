@@ -151,6 +151,8 @@ def test_a_run_that_another_process_finished_in_the_meantime_is_kept(
     record = (tmp_path / RECORD).read_bytes()
     with pytest.raises(InputError, match="already holds a run"):
         train_runs(plan, digits, Observer())
+    with pytest.raises(InputError, match="already holds a run"):
+        plan_runs(CONFIGS["mlp"], [0], tmp_path)
     assert (tmp_path / RECORD).read_bytes() == record
 
 
