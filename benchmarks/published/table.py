@@ -28,11 +28,9 @@ from mnist_jax.records.schema import RunRecord
 from mnist_jax.reporting.progress import ProgressPrinter
 from mnist_jax.reporting.tables import group_by_table, markdown_table, provenance, title
 from mnist_jax.training.run_dir import load_run_params
+from mnist_jax.training.study import Study, export_runs, read_runs
 from mnist_jax.training.sweep import (
     HOW_TO_RESUME,
-    Study,
-    export_runs,
-    read_runs,
     train_runs,
 )
 

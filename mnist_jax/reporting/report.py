@@ -43,7 +43,7 @@ from mnist_jax.reporting.tables import (
     title,
 )
 from mnist_jax.training.run_dir import DETAILS
-from mnist_jax.training.sweep import find_runs, read_runs
+from mnist_jax.training.study import find_runs, read_runs
 
 RESULTS = "compare.jsonl"
 PAGE, PICTURES = "report.html", "pictures"

@@ -21,7 +21,7 @@ from benchmarks.statistics import (
 from mnist_jax.models.networks import count_params, create_model
 from mnist_jax.records.schema import RunRecord, read_jsonl
 from mnist_jax.reporting.progress import ProgressPrinter
-from mnist_jax.training.sweep import Study, export_runs, read_runs
+from mnist_jax.training.study import Study, export_runs, read_runs
 
 COUNTS = {
     "av_dnn": 118_282,

@@ -1,0 +1,156 @@
+"""Custom networks as the text of a file: usable ones, then one of each fault."""
+
+NETWORKS = """
+import dataclasses
+
+import jax
+from flax import linen as nn, nnx
+
+
+class Linear(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        return nn.Dense(10)(images.reshape(len(images), -1))
+
+
+class Dropped(nn.Module):
+    rate: float = 0.5
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = nn.Dense(32)(images.reshape(len(images), -1))
+        return nn.Dense(10)(nn.Dropout(self.rate, deterministic=not train)(x))
+
+
+class Recurrent(nn.Module):
+    @nn.compact
+    def __call__(self, images, train=False):
+        return nn.Dense(10)(nn.RNN(nn.GRUCell(8))(images)[:, -1])
+
+
+class Normalized(nn.Module):
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = images.reshape(len(images), -1)
+        return nn.Dense(10)(nn.BatchNorm(use_running_average=not train)(x))
+
+
+class PerRow(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        return nn.Dense(10)(images)
+
+
+class Required(nn.Module):
+    width: int
+
+    @nn.compact
+    def __call__(self, images):
+        return nn.Dense(10)(images)
+
+
+class Unhashable(Linear):
+    widths: list = dataclasses.field(default_factory=list)
+
+
+class Broken(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        return nn.Dense(10)(images @ images[:, :5])
+
+
+class NotAModule:
+    pass
+
+
+class AlwaysDropping(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        x = nn.Dropout(0.5, deterministic=False)(images.reshape(len(images), -1))
+        return nn.Dense(10)(x)
+
+
+class OtherKey(nn.Module):
+    @nn.compact
+    def __call__(self, images, train=False):
+        if train:
+            self.make_rng("noise")
+        return nn.Dense(10)(images.reshape(len(images), -1))
+
+
+class Deterministic(nn.Module):
+    @nn.compact
+    def __call__(self, images, deterministic=True):
+        return nn.Dense(10)(images.reshape(len(images), -1))
+
+
+class Empty(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        return images[:, 0, :10]
+
+
+class Classes(Linear):
+    @nn.compact
+    def __call__(self, images):
+        return nn.Dense(10)(images.reshape(len(images), -1)).argmax(-1)
+
+
+class Squeezed(Linear):
+    @nn.compact
+    def __call__(self, images):
+        return nn.Dense(10)(images.reshape(len(images), -1)).squeeze()
+
+
+class TrainingOnly(nn.Module):
+    @nn.compact
+    def __call__(self, images, train=False):
+        if not train:
+            raise NotImplementedError("no evaluation")
+        return nn.Dense(10)(images.reshape(len(images), -1))
+
+
+class Nnx(nnx.Module):
+    pass
+
+
+class Probabilities(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        dense = nn.Dense(10, kernel_init=nn.initializers.zeros)
+        return nn.softmax(dense(images.reshape(len(images), -1)))
+
+
+class Mixed(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        x = images.reshape(len(images), -1)
+        return nn.Dense(10, kernel_init=nn.initializers.zeros)(x - x.mean(0)[None])
+
+
+class MixedInTraining(nn.Module):
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = images.reshape(len(images), -1)
+        return nn.Dense(10)(x - train * x.mean(0)[None])
+
+
+class Noisy(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        x = images.reshape(len(images), -1)
+        return nn.Dense(10)(x * jax.random.bernoulli(jax.random.key(0), 0.5, x.shape))
+
+
+class NotFinite(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        return nn.Dense(10)(1 / (images.reshape(len(images), -1) * 0))
+
+
+class Detached(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        x = jax.lax.stop_gradient(nn.Dense(8)(images.reshape(len(images), -1)))
+        return nn.Dense(10)(x)
+"""
