@@ -57,7 +57,7 @@ def test_a_diverging_run_ends_with_what_to_change(digits: Dataset):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_the_first_bad_step_and_the_last_good_epoch_are_named(bad):
-    config = TrainConfig(model="cnn")
+    config = TrainConfig(model="cnn", epochs=5)
     check_finite(np.ones(9), config, 7, [])
     epochs = [EpochRecord(2, 0.25, 0.875, None, None, 1.0, 0.0)] * 2
     with pytest.raises(InputError) as error:
@@ -72,12 +72,12 @@ def test_the_first_bad_step_and_the_last_good_epoch_are_named(bad):
 def test_a_bad_loss_before_any_update_is_not_blamed_on_the_learning_rate():
     losses = np.array([np.nan, np.nan])
     with pytest.raises(InputError, match="at step 1 of 2 of .*, not the learning rate"):
-        check_finite(losses, TrainConfig(model="cnn"), 7, [])
+        check_finite(losses, TrainConfig(model="cnn", epochs=5), 7, [])
 
 
 def test_a_bad_evaluation_loss_is_named():
     with pytest.raises(InputError, match="nan in the evaluation of epoch 1; no epoch"):
-        check_finite(float("nan"), TrainConfig(model="cnn"), 7, [])
+        check_finite(float("nan"), TrainConfig(model="cnn", epochs=5), 7, [])
 
 
 @pytest.mark.parametrize("good, message", [(0, "no epoch"), (1, "epoch 1 ended")])
