@@ -102,7 +102,7 @@ def main() -> None:
         printer = ProgressPrinter(FLAGS.quiet, check_stopped, write_epochs)
         experiment = train_runs(plan, dataset, printer)
     if experiment is None:
-        print(f"the run in {FLAGS.run_dir} is finished; more --epochs extend it")
+        print(f"the run in {FLAGS.run_dir} is finished")
     elif FLAGS.profile:
         # Imported here because pandas takes 0.3 of the 1.1 s of all imports.
         from mnist_jax.profiling.profile import format_profile, profile

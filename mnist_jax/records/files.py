@@ -20,6 +20,7 @@ from mnist_jax.errors import InputError
 # Errors of file systems that cannot lock, such as some network file systems. There a
 # file that exists while the lock is held stands in for it.
 _CANNOT_LOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_WAIT = 60  # seconds to wait for another process that appends to the same file
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -89,9 +90,14 @@ def append_line(path: Path, line: str) -> None:
             descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
             stack.callback(os.close, descriptor)
             if not _flock(descriptor, fcntl.LOCK_EX):
-                name = f".{path.name}.held"
-                stack.enter_context(filelock.SoftFileLock(path.with_name(name)))
+                held = path.with_name(f".{path.name}.held")
+                stack.enter_context(filelock.SoftFileLock(held, timeout=_WAIT))
             _append(descriptor, line.encode() + b"\n")
+    except filelock.Timeout as error:
+        raise InputError(
+            f"cannot append to {path}: for {_WAIT} seconds {_holder(held)} has been "
+            "appending to it; wait until it ends"
+        ) from error
     except OSError as error:
         raise write_error(path, error) from error
 
@@ -191,13 +197,13 @@ def hold_lock(
 
 def _holder(path: Path) -> str:
     """Returns words for the process that holds a lock, from the file's two lines."""
+    hint = f"; delete {path} if it has ended" if path.suffix == ".held" else ""
     try:
         pid, host = path.read_text().split()[:2]
     except (OSError, ValueError):
-        return "another process"
+        return f"another process{hint and f' ({hint[2:]})'}"
     if host == platform.node():
         return f"another process (pid {pid})"
-    hint = f"; delete {path} if it has ended" if path.suffix == ".held" else ""
     return f"another process (pid {pid} on {host}{hint})"
 
 

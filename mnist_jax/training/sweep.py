@@ -125,7 +125,8 @@ def plan_runs(
         if held := [folder for folder in others if (folder / CONFIG).exists()]:
             raise InputError(
                 f"{held[0]} already holds a run, and one seed is written to --run_dir "
-                f"itself, several to its subdirectories; give another one than {root}"
+                f"itself, several to its subdirectories; give another --run_dir than "
+                f"{root}, or the number of seeds that it holds"
             )
         for folder in folders.values():
             check_run_dir(folder, resume or overwrite)

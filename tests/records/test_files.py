@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mnist_jax.errors import InputError
+from mnist_jax.records import files
 from mnist_jax.records.files import (
     append_line,
     check_append,
@@ -95,3 +96,19 @@ def test_a_holder_on_another_host_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(platform, "node", iter(["there", "here"]).__next__)
     holder = lock_twice(tmp_path / ".lock")
     assert holder == f"another process (pid {os.getpid()} on there)"
+
+
+@pytest.mark.parametrize("content", ["", "1\notherhost\n"])
+def test_an_append_does_not_wait_forever_for_a_lock_left_behind(
+    content, tmp_path, monkeypatch
+):
+    def fail(*_):
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    monkeypatch.setattr(files, "_WAIT", 0.1)
+    held = tmp_path / ".lines.held"
+    held.write_text(content)
+    with pytest.raises(InputError, match=f"delete {held} if it has ended"):
+        append_line(tmp_path / "lines", "a")
+    assert (tmp_path / "lines").read_text() == ""
