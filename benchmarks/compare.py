@@ -28,9 +28,7 @@ from mnist_jax.reporting.comparison import train_configs, write_tables
 from mnist_jax.reporting.progress import ProgressPrinter
 from mnist_jax.reporting.report import PICTURES, RESULTS, write_report
 from mnist_jax.training.study import Study
-from mnist_jax.training.sweep import (
-    HOW_TO_RESUME,
-)
+from mnist_jax.training.sweep import HOW_TO_RESUME
 
 FLAGS = flags.FLAGS
 

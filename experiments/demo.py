@@ -8,11 +8,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from mnist_jax.cli.flags import (
-    define_machine_flags,
-    define_path_flag,
-    existing_folder,
-)
+from mnist_jax.cli.flags import define_machine_flags, define_path_flag, existing_folder
 from mnist_jax.cli.main import run_program, start_jax
 from mnist_jax.data.types import CLASS_NAMES, IMAGE_SHAPE, class_names
 from mnist_jax.demo.server import HOST, Predictor, make_server

@@ -22,11 +22,7 @@ from mnist_jax.data.splits import split_dataset
 from mnist_jax.data.types import CLASS_NAMES, DIGITS, class_names
 from mnist_jax.data.user_images import UserDigit, read_digit
 from mnist_jax.errors import InputError
-from mnist_jax.reporting.plots import (
-    MAX_PREDICTIONS,
-    predictions_figure,
-    save_figure,
-)
+from mnist_jax.reporting.plots import MAX_PREDICTIONS, predictions_figure, save_figure
 from mnist_jax.reporting.predictions import prediction_frame
 from mnist_jax.training.run_dir import TrainedRun, load_run
 

@@ -28,10 +28,7 @@ from mnist_jax.reporting.event_files import check_tensorboard, epoch_scalars
 from mnist_jax.reporting.progress import ProgressPrinter
 from mnist_jax.training.checkpoints import KEEP
 from mnist_jax.training.run_dir import CONFIG
-from mnist_jax.training.sweep import (
-    plan_runs,
-    train_runs,
-)
+from mnist_jax.training.sweep import plan_runs, train_runs
 
 FLAGS = flags.FLAGS
 _OF_RUN_DIR = "tensorboard", "profile", "checkpoint_every", "resume", "overwrite"

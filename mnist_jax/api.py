@@ -24,11 +24,7 @@ from mnist_jax.reporting.report import RESULTS
 from mnist_jax.reporting.tables import comparison_frame
 from mnist_jax.training.run_dir import TrainedRun, load_run
 from mnist_jax.training.study import Study, read_runs
-from mnist_jax.training.sweep import (
-    Observer,
-    plan_runs,
-    train_runs,
-)
+from mnist_jax.training.sweep import Observer, plan_runs, train_runs
 
 Folder = str | os.PathLike[str]
 

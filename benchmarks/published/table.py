@@ -29,10 +29,7 @@ from mnist_jax.reporting.progress import ProgressPrinter
 from mnist_jax.reporting.tables import group_by_table, markdown_table, provenance, title
 from mnist_jax.training.run_dir import load_run_params
 from mnist_jax.training.study import Study, export_runs, read_runs
-from mnist_jax.training.sweep import (
-    HOW_TO_RESUME,
-    train_runs,
-)
+from mnist_jax.training.sweep import HOW_TO_RESUME, train_runs
 
 from ..statistics import prediction_interval
 from .claims import Runs, claims_frame

@@ -15,10 +15,7 @@ from mnist_jax.reporting.report import RESULTS
 from mnist_jax.reporting.tables import comparison_frame, format_markdown, group_by_table
 from mnist_jax.training.run_dir import DETAILS, PARAMS, load_run
 from mnist_jax.training.study import Study, export_runs, read_runs
-from mnist_jax.training.sweep import (
-    Observer,
-    train_runs,
-)
+from mnist_jax.training.sweep import Observer, train_runs
 
 
 def train_configs(

@@ -13,9 +13,7 @@ from mnist_jax.models.networks import count_params
 from mnist_jax.records.schema import EpochRecord, RunRecord
 from mnist_jax.training.experiment import Experiment
 from mnist_jax.training.fit import Callbacks, Progress
-from mnist_jax.training.sweep import (
-    Observer,
-)
+from mnist_jax.training.sweep import Observer
 
 OnEpoch = Callable[[Sequence[EpochRecord]], None]
 

@@ -18,9 +18,7 @@ from mnist_jax.data.types import Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.models.custom import network_sha256
 from mnist_jax.records.files import hold_lock
-from mnist_jax.records.schema import (
-    RunRecord,
-)
+from mnist_jax.records.schema import RunRecord
 from mnist_jax.training.checkpoints import (
     KEEP,
     Checkpoint,

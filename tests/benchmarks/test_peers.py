@@ -21,13 +21,7 @@ from benchmarks.peers.tables import (
     ratio_frame,
     time_frame,
 )
-from benchmarks.peers.worker import (
-    Arrays,
-    Job,
-    Measurement,
-    peer_config,
-    save_arrays,
-)
+from benchmarks.peers.worker import Arrays, Job, Measurement, peer_config, save_arrays
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Dataset
 from mnist_jax.errors import InputError

@@ -17,11 +17,7 @@ from benchmarks.redrawn import redrawn_digits
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.image_files import MAX_BYTES
 from mnist_jax.data.types import Dataset, Split
-from mnist_jax.data.user_images import (
-    digit_from_bytes,
-    normalize_digit,
-    read_digit,
-)
+from mnist_jax.data.user_images import digit_from_bytes, normalize_digit, read_digit
 from mnist_jax.errors import InputError
 from mnist_jax.training.epochs import make_predict
 from mnist_jax.training.experiment import prepare

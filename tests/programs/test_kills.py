@@ -16,9 +16,7 @@ from helpers.programs import ROOT, run, start
 from mnist_jax.training.checkpoints import FOLDER
 from mnist_jax.training.run_dir import METRICS
 from mnist_jax.training.study import read_runs
-from mnist_jax.training.sweep import (
-    HOW_TO_RESUME,
-)
+from mnist_jax.training.sweep import HOW_TO_RESUME
 
 pytestmark = pytest.mark.slow
 

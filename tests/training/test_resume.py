@@ -11,11 +11,7 @@ from mnist_jax.errors import InputError, Stopped
 from mnist_jax.records.files import hold_lock
 from mnist_jax.training import checkpoints, sweep
 from mnist_jax.training.run_dir import CONFIG, RECORD
-from mnist_jax.training.sweep import (
-    Observer,
-    plan_runs,
-    train_runs,
-)
+from mnist_jax.training.sweep import Observer, plan_runs, train_runs
 
 pytestmark = pytest.mark.slow
 

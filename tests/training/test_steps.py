@@ -15,12 +15,7 @@ from mnist_jax.training.optimizers import (
     create_schedule,
     scale_by_keras_adam,
 )
-from mnist_jax.training.steps import (
-    batch_metrics,
-    cross_entropy,
-    eval_step,
-    init_state,
-)
+from mnist_jax.training.steps import batch_metrics, cross_entropy, eval_step, init_state
 
 pytestmark = pytest.mark.slow
 

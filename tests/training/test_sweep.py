@@ -23,9 +23,7 @@ from mnist_jax.training import run_dir, sweep
 from mnist_jax.training.checkpoints import Origin
 from mnist_jax.training.run_dir import PARAMS, RECORD, load_run
 from mnist_jax.training.study import Study, export_runs, read_runs
-from mnist_jax.training.sweep import (
-    train_runs,
-)
+from mnist_jax.training.sweep import train_runs
 
 pytestmark = pytest.mark.slow
 
