@@ -1,6 +1,7 @@
 """Start-up and error messages of the programs."""
 
 import gc
+import re
 import sys
 from collections.abc import Callable
 
@@ -11,7 +12,6 @@ from mnist_jax.cli.parsing import parse_flags
 from mnist_jax.cli.signals import exit_after_signal, interrupt_at_signals
 from mnist_jax.cli.streams import output_error, protect_streams
 from mnist_jax.errors import InputError, Stopped
-from mnist_jax.records.environment import with_commands
 from mnist_jax.training.setup import setup
 
 FLAGS = flags.FLAGS
@@ -32,6 +32,21 @@ def start_jax() -> None:
     )
 
 
+def with_commands(text: str, package: str) -> str:
+    """Returns a text whose `python -m` commands name the programs as they are found.
+
+    Args:
+        text: the text, with the names that the programs have in the checkout.
+        package: package of the running program.
+
+    >>> with_commands("python -m experiments.train", "mnist_jax.benchmarks")
+    'python -m mnist_jax.experiments.train'
+    """
+    if not package.startswith("mnist_jax."):
+        return text
+    return re.sub(r"python -m (?=experiments|benchmarks)", r"\g<0>mnist_jax.", text)
+
+
 def run_program(main: Callable[[], None]) -> None:
     """Parses the flags, runs a program and exits; an error is one sentence.
 
@@ -41,9 +56,10 @@ def run_program(main: Callable[[], None]) -> None:
     """
     protect_streams()
     module = sys.modules[main.__module__]
+    package = module.__package__ or ""
     if main.__module__ != "__main__":  # a console script or a package
         sys.argv[0] = main.__module__
-    sys.modules["__main__"].__doc__ = with_commands(module.__doc__ or "")
+    sys.modules["__main__"].__doc__ = with_commands(module.__doc__ or "", package)
 
     def checked(_: None) -> None:
         logging.set_verbosity(logging.WARNING)  # JAX logs every backend that is missing
@@ -66,7 +82,7 @@ def run_program(main: Callable[[], None]) -> None:
         message = f"stopped: {stopped}"
     except KeyboardInterrupt:
         message = "\ninterrupted"
-    print(with_commands(message), file=sys.stderr)
+    print(with_commands(message, package), file=sys.stderr)
     if status is None:
         exit_after_signal()
     sys.exit(status)

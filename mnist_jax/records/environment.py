@@ -7,7 +7,6 @@ import hashlib
 import importlib.metadata
 import os
 import platform
-import re
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -89,21 +88,6 @@ def git(*words: str) -> str:
         reason = ["no message", *result.stderr.strip().splitlines()][-1]
         raise InputError(f"git {' '.join(words)} failed: {reason}")
     return result.stdout.strip()
-
-
-def with_commands(text: str) -> str:
-    """Returns a text whose `python -m` commands work in the current folder.
-
-    The programs are modules of their own in the checkout, and of this package anywhere
-    else, also when it is installed.
-
-    >>> with_commands("run `python -m experiments.train`")  # in the checkout
-    'run `python -m experiments.train`'
-    """
-    here = Path(_PACKAGE.name)
-    if here.exists() and here.samefile(_PACKAGE):
-        return text
-    return re.sub(r"python -m (?=experiments|benchmarks)", r"\g<0>mnist_jax.", text)
 
 
 def code_digest(more: Iterable[Path] = ()) -> str:
