@@ -232,9 +232,7 @@ def _groups(
     """Returns groups of seeds to train together, each with a checkpoint or None."""
     missing = [seed for seed in plan.folders if seed not in finished]
     one_by_one = plan.config.patience is not None
-    if not plan.resume:
-        return [([s], None) for s in missing] if one_by_one else [(missing, None)]
-    held = [seed for seed in missing if has_checkpoints(plan.folders[seed])]
+    held = [s for s in missing if plan.resume and has_checkpoints(plan.folders[s])]
     groups: list[tuple[list[int], Checkpoint | None]] = []
     resumed: set[int] = set()
     for seed in held:
@@ -253,7 +251,7 @@ def _groups(
             groups.append((seeds, checkpoint))
             resumed.update(seeds)
     if fresh := [seed for seed in missing if seed not in resumed]:
-        if any((plan.folders[seed] / CONFIG).exists() for seed in fresh):
+        if plan.resume and any((plan.folders[s] / CONFIG).exists() for s in fresh):
             missed = "no checkpoint to resume from, starting from the beginning"
             observer.report(f"{plan.name}: {missed}")
         groups += [([s], None) for s in fresh] if one_by_one else [(fresh, None)]
