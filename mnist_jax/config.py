@@ -297,7 +297,6 @@ class TrainConfig:
         "of the epoch with the lowest",
         check=lambda epochs: epochs is None or epochs >= 1,
         allowed="a positive integer",
-        needs=("validation", ("fraction",)),
     )
     seed: int = _option(
         0,
