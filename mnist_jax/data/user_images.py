@@ -238,7 +238,10 @@ _MIN_STROKE = 1.75  # pixels at size 20; 95 % of MNIST's test digits have wider 
 
 def _thicken(ink: np.ndarray) -> np.ndarray:
     """Widens strokes thinner than MNIST's, which would turn pale when reduced."""
-    width = _stroke_width(ink)
+    solid = np.pad(_solid(ink), 1)
+    # In a stroke w pixels wide the nearest pixel outside is w/4 + 1/2 away on average.
+    inside = ndimage.distance_transform_edt(solid)
+    width = (4 * float(inside[solid].mean()) - 2) * _BOX / max(ink.shape)
     if width >= _MIN_STROKE:
         return ink
     radius = (_MIN_STROKE - width) / 2 * max(ink.shape) / _BOX
@@ -246,14 +249,6 @@ def _thicken(ink: np.ndarray) -> np.ndarray:
     ink = np.pad(ink, margin)
     outside = ndimage.distance_transform_edt(~_solid(ink))
     return _crop(np.maximum(ink, np.clip(radius + 1 - outside, 0, 1)))
-
-
-def _stroke_width(ink: np.ndarray) -> float:
-    """Returns the mean width of the strokes of cropped ink, in pixels at size 20."""
-    solid = np.pad(_solid(ink), 1)
-    # In a stroke w pixels wide the nearest pixel outside is w/4 + 1/2 away on average.
-    inside = ndimage.distance_transform_edt(solid)
-    return (4 * float(inside[solid].mean()) - 2) * _BOX / max(ink.shape)
 
 
 def _solid(ink: np.ndarray) -> np.ndarray:
