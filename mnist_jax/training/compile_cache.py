@@ -1,25 +1,19 @@
 """The compilation cache on disk, and a timer that reports whether it was used."""
 
-import functools
 import hashlib
 import os
 import platform
-import re
 import time
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jaxlib
-from absl import logging
 
 from mnist_jax.data.array_cache import cache_dir
 
 _HIT = "/jax/compilation_cache/cache_hits"
 _REQUEST = "/jax/compilation_cache/compile_requests_use_cache"
-_DAMAGED = re.compile(r"Error reading persistent compilation cache entry for '(\w+)'")
 
 
 def compile_cache_dir() -> Path:
@@ -45,43 +39,14 @@ def use_compile_cache() -> None:
     for what is kept there apply.
     """
     chosen = jax.config.values["jax_compilation_cache_dir"]
-    folder = compile_cache_dir()
     settings = {
-        "jax_compilation_cache_dir": chosen or str(folder),
+        "jax_compilation_cache_dir": chosen or str(compile_cache_dir()),
         "jax_persistent_cache_min_compile_time_secs": 0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
     for name, value in settings.items():
         if not os.environ.get(name.upper()):
             jax.config.update(name, value)
-    # JAX writes entries in place and never replaces one. Of half an entry, left by a
-    # kill or a full disk, it would warn at each start.
-    if not chosen:  # in which nothing is deleted
-        warnings.showwarning = functools.partial(
-            _delete_damaged, folder, warnings.showwarning
-        )
-
-
-def _delete_damaged(
-    folder: Path,
-    show: Callable[..., None],
-    message: Warning | str,
-    *rest: Any,
-    **options: Any,
-) -> None:
-    """Shows a warning; instead of JAX's about an entry, deletes the entry."""
-    if (found := _DAMAGED.match(str(message))) is None:
-        show(message, *rest, **options)
-        return
-    # JAX names the program, which may have entries for other shapes, too.
-    for path in folder.glob(f"{found[1]}-*"):
-        path.unlink(missing_ok=True)
-    logging.warning(
-        "a compiled program %s in %s was damaged; all of that name are deleted and "
-        "compiled again when they are needed",
-        found[1],
-        folder,
-    )
 
 
 class CompileClock:
