@@ -66,8 +66,8 @@ def run_program(main: Callable[[], None]) -> None:
         main()
         if error := output_error():
             raise InputError(
-                f"cannot write the output: {error.strerror}; give it a place with free "
-                "space (the files that the program wrote are complete)"
+                f"cannot write to standard output: {error.strerror}; redirect it "
+                "elsewhere (all files of the program are complete)"
             )
 
     status = None

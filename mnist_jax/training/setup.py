@@ -66,8 +66,8 @@ def check_jax_settings() -> None:
     for name, values in _REQUIRED.items():
         if (value := getattr(jax.config, name)) not in values:
             raise InputError(
-                f"{name.upper()}={value} does not work with programs that are compiled "
-                f"before they run; unset it, or call jax.config.update({name!r}, "
+                f"{name.upper()}={value} does not work with training, which compiles "
+                f"ahead of time; unset it, or call jax.config.update({name!r}, "
                 f"{values[0]!r})"
             )
 
