@@ -197,14 +197,16 @@ def hold_lock(
 
 def _holder(path: Path) -> str:
     """Returns words for the process that holds a lock, from the file's two lines."""
-    hint = f"; delete {path} if it has ended" if path.suffix == ".held" else ""
     try:
         pid, host = path.read_text().split()[:2]
     except (OSError, ValueError):
-        return f"another process{hint and f' ({hint[2:]})'}"
-    if host == platform.node():
-        return f"another process (pid {pid})"
-    return f"another process (pid {pid} on {host}{hint})"
+        pid = host = ""
+    here, facts = host == platform.node(), []
+    if pid:
+        facts.append(f"pid {pid}" if here else f"pid {pid} on {host}")
+    if path.suffix == ".held" and not here:
+        facts.append(f"delete {path} if it has ended")
+    return f"another process ({'; '.join(facts)})" if facts else "another process"
 
 
 def make_folder(path: Path) -> None:
