@@ -56,6 +56,7 @@ def published_sha256(file: idx.File) -> str:
 
     Raises:
         idx.READ_ERRORS: the file cannot be read.
+        idx.ArrayError: it is an array that no IDX file can hold.
     """
     with idx.open_bytes(file) as stream:
         own = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -63,6 +64,8 @@ def published_sha256(file: idx.File) -> str:
         return own  # without decompressing, which takes 0.3 s for MNIST
     try:
         content = idx.content_sha256(file)
+    except idx.ArrayError:
+        raise
     except idx.IdxError:
         return own
     for name, digests in CONTENT_SHA256.items():

@@ -13,9 +13,9 @@ Files = tuple[File, ...]  # in the order of `FILES`
 
 # Where torchvision and Keras put the files, below the folder given to them.
 SUBFOLDERS = {
-    "mnist": ("mnist", "MNIST/raw"),
-    "fashion_mnist": ("fashion_mnist", "fashion-mnist", "FashionMNIST/raw"),
-    "kmnist": ("kmnist", "KMNIST/raw"),
+    "mnist": ("mnist", "MNIST/raw", "raw"),
+    "fashion_mnist": ("fashion_mnist", "fashion-mnist", "FashionMNIST/raw", "raw"),
+    "kmnist": ("kmnist", "KMNIST/raw", "raw"),
 }
 _ARCHIVE = "mnist.npz"  # Keras's file of MNIST
 _ARRAYS = ("x_train.npy", "y_train.npy", "x_test.npy", "y_test.npy")
@@ -40,8 +40,8 @@ def search_folder(folder: Path, setting: str, name: str) -> Files | None:
     """
     if not folder.is_dir():
         raise InputError(
-            f"{setting}={folder} is not a folder; give one that holds {FILES_PHRASE},"
-            f" or leave {setting} out"
+            f"{setting}={folder} is not a folder; give one that holds"
+            f" {_accepted(name)}, or leave {setting} out"
         )
     for candidate in (*(folder / sub for sub in SUBFOLDERS[name]), folder):
         if not (files := _find_files(candidate, name)):
@@ -73,8 +73,9 @@ def no_files_error(folder: Path, setting: str, name: str) -> InputError:
     """Returns the error for a folder without a set's files: what it holds instead."""
     held = sorted(os.listdir(folder))
     listing = ", ".join(held[:6]) + (f" and {len(held) - 6} more" if held[6:] else "")
+    no_files = f"holds no files of {name}, but {listing}" if held else "is empty"
     return InputError(
-        f"{setting}={folder} holds no files of {name}, but {listing or 'nothing'}; put"
+        f"{setting}={folder} {no_files}; put"
         f" {_accepted(name)} there or in its sub-folder"
         f" {' or '.join(SUBFOLDERS[name])}, or leave {setting} out"
     )

@@ -33,11 +33,15 @@ class IdxError(InputError):
     """A file is not a valid IDX file of 28x28 images or of labels 0..9."""
 
 
+class ArrayError(IdxError):
+    """A file is a NumPy array that cannot be converted to an IDX file."""
+
+
 def content_sha256(file: File) -> str:
     """Returns the sha256 of a file's IDX content, the same for all kinds of files.
 
     Raises:
-        IdxError: the file cannot be read or decompressed.
+        IdxError: the file cannot be read, decompressed or converted.
     """
     with _open(file) as stream:
         return hashlib.sha256(stream.read(_MAX_BYTES + 1)).hexdigest()
@@ -109,10 +113,20 @@ def _convert_array(file: File, stream: IO[bytes]) -> io.BytesIO:
     except Exception as error:  # NumPy's parser raises many types
         raise _error(file, f"its header is damaged ({error})") from None
     sizes_fit = 1 <= len(shape) <= 3 and all(0 < size < 2**32 for size in shape)
-    if dtype != np.uint8 or fortran_order or not sizes_fit:
-        raise _error(file, f"it is an array of {dtype}, shape {list(shape)}")
+    if dtype.kind not in "iu" or fortran_order or not sizes_fit:
+        order = " in Fortran order" if fortran_order else ""
+        raise ArrayError(
+            f"{file} is an array of {dtype}, shape {list(shape)}{order}; give integers "
+            "0..255, shape [N,28,28] or [N]"
+        )
     header = struct.pack(f">{1 + len(shape)}I", 0x800 + len(shape), *shape)
-    return io.BytesIO(header + stream.read(_MAX_BYTES))
+    content = stream.read(_MAX_BYTES * dtype.itemsize)
+    items = np.frombuffer(content, dtype, len(content) // dtype.itemsize)
+    if items.size and not 0 <= items.min() <= items.max() <= 255:
+        raise ArrayError(
+            f"{file} holds {items.min()}..{items.max()}; give integers 0..255"
+        )
+    return io.BytesIO(header + items.astype(np.uint8).tobytes())
 
 
 def _decode(

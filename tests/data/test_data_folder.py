@@ -40,6 +40,7 @@ FORMS = {
     "dotted and gunzipped": ("", lambda *file: gunzipped(*dotted(*file))),
     "images only": ("", lambda *f: gunzipped(*f) if "images" in f[0] else f),
     "torchvision": ("MNIST/raw", gunzipped),
+    "torchvision, one folder further": ("raw", gunzipped),
 }
 
 
@@ -81,6 +82,9 @@ def test_keras_archive_is_the_same_set(small_sets, tmp_path, save):
     write_archive(tmp_path / "mnist.npz", small_sets["mnist"], save)
     decoded = load_dataset("auto", tmp_path, no_call)
     assert_equal_sets(load_dataset("mnist", tmp_path, no_call), decoded)
+    labels = idx.read_labels(small_sets["mnist"] / FILES[1]).astype(np.int64)
+    write_archive(tmp_path / "mnist.npz", small_sets["mnist"], save, y_train=labels)
+    assert_equal_sets(load_dataset("mnist", tmp_path, no_call), decoded)
     assert_equal_sets(load_dataset("mnist", small_sets["mnist"], no_call), decoded)
     with pytest.raises(InputError, match="holds no files of kmnist, but .*mnist.npz"):
         load_dataset("kmnist", tmp_path, no_call)
@@ -92,7 +96,9 @@ def test_keras_archive_is_the_same_set(small_sets, tmp_path, save):
         (dict(x_test=None), "mnist.npz lacks x_test.npy"),
         (dict(y_test=np.zeros(20, np.int64)), "y_test.npy is truncated, damaged or"),
         (dict(x_test=np.zeros((20, 28, 28), np.uint8)), "x_test.npy is truncated,"),
-        (dict(x_test=np.array([{}])), "x_test.npy is truncated, damaged or"),
+        (dict(y_test=np.arange(20) * 99), "y_test.npy holds 0..1881; give integers"),
+        (dict(x_test=np.ones((20, 28, 28))), "x_test.npy is an array of float64, sh"),
+        (dict(x_test=np.array([{}])), "x_test.npy is an array of object, shape"),
     ],
 )
 def test_a_wrong_keras_archive_is_an_error(small_sets, tmp_path, changes, message):

@@ -77,7 +77,7 @@ def test_malformed_labels_are_rejected_with_the_reason(tmp_path, content, reason
     [
         (as_npy(LABELS)[:-1], "holds 3 bytes of items, not the declared 4"),
         (as_npy(LABELS)[:60], "header is damaged"),
-        (as_npy(LABELS.astype(np.int32)), "is an array of int32, shape [4]"),
+        (as_npy(LABELS.astype(np.float32)), "is an array of float32, shape [4]"),
         (as_npy(np.zeros((2, 0), np.uint8)), "is an array of uint8, shape [2, 0]"),
         (as_npy(IMAGES), "starts with 0x00000803, not 0x00000801"),
     ],
