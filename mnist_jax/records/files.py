@@ -1,7 +1,6 @@
 """Atomic file writes and line appends."""
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import os
@@ -17,9 +16,6 @@ import filelock
 
 from mnist_jax.errors import InputError
 
-# Errors of file systems that cannot lock, such as some network file systems. There a
-# file that exists while the lock is held stands in for it.
-_CANNOT_LOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _WAIT = 60  # seconds to wait for another process that appends to the same file
 
 
@@ -103,12 +99,14 @@ def append_line(path: Path, line: str) -> None:
 
 
 def _flock(file: int | IO[bytes], operation: int) -> bool:
-    """Locks an open file until it is closed; returns False if that is impossible."""
+    """Locks an open file until it is closed; returns False if that is impossible.
+
+    Some network file systems cannot lock, and differ in the error. There a file that
+    exists while the lock is held stands in for it.
+    """
     try:
         fcntl.flock(file, operation)
-    except OSError as error:
-        if error.errno not in _CANNOT_LOCK:
-            raise
+    except OSError:
         return False
     return True
 
@@ -183,7 +181,7 @@ def hold_lock(
             check_stopped()
             time.sleep(0.1)
         except OSError as error:
-            if error.errno not in _CANNOT_LOCK:
+            if error.filename is not None:  # from opening it, not from `flock`
                 raise write_error(path, error) from error
             lock = filelock.SoftFileLock(path.with_name(f"{path.name}.held"))
     try:
