@@ -186,7 +186,8 @@ def check_run_dir(folder: Path, overwrite: bool) -> None:
 def is_finished(folder: Path, config: TrainConfig) -> bool:
     """Returns whether a folder contains the finished run of a config.
 
-    The config may have more epochs than the run, which can then be resumed.
+    The config may have more epochs or a larger patience than the run, which can then be
+    resumed.
 
     Raises:
         InputError: the run's config is missing or differs in other fields (the message
@@ -205,7 +206,7 @@ def is_finished(folder: Path, config: TrainConfig) -> bool:
         f"--{field.name} was {as_text(old)}, is {as_text(new)}"
         for field in dataclasses.fields(config)
         if (new := getattr(config, field.name)) != (old := getattr(before, field.name))
-        and not (field.name == "epochs" and new > old)
+        and not (field.name in ("epochs", "patience") and new and old and new > old)
     ]
     if different:
         raise InputError(
@@ -217,14 +218,14 @@ def is_finished(folder: Path, config: TrainConfig) -> bool:
     # A run that was extended and then stopped still has its earlier record.
     record = read_json(RunRecord, folder / RECORD)
     _check_source(folder, config, record)
-    recorded = record.config
-    if recorded != config and not has_checkpoints(folder):
+    finished = record.config == config or is_over(config, record.epochs)
+    if not finished and not has_checkpoints(folder):
         raise InputError(
             f"--resume: the run in {folder} finished after {len(record.epochs)} epochs "
             "and has no checkpoint to resume from; give another --run_dir, or "
             "--overwrite to replace that run"
         )
-    return recorded == config
+    return finished
 
 
 def fit_into(

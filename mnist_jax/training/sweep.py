@@ -153,7 +153,7 @@ def plan_runs(
         keep=keep,
         start_params=start_params if init_from else None,
     )
-    with _hold_locks(plan, Observer()):
+    with _hold_locks(plan._replace(folders={}), Observer()):
         check_folders()  # before the data is loaded
     return plan
 

@@ -72,7 +72,7 @@ def test_the_parameters_of_the_best_epoch_are_kept(digits: Dataset):
     ]
 
 
-def test_it_resumes_bit_for_bit_and_extending_it_trains_nothing(
+def test_it_resumes_bit_for_bit_and_only_more_patience_extends_it(
     digits: Dataset, tmp_path
 ):
     experiment, whole = prepare_once(CONFIG, digits), tmp_path / "whole"
@@ -86,11 +86,15 @@ def test_it_resumes_bit_for_bit_and_extending_it_trains_nothing(
         assert outcome(got, folder) == outcome(want, whole)
         assert got.best_epoch == want.best_epoch and is_finished(folder, CONFIG)
         assert load_run(folder).record == got
-    longer = dataclasses.replace(CONFIG, epochs=50)
-    _, checkpoint = resumable({0: folder}, longer)
-    assert checkpoint.epoch == len(want.epochs)  # the last epoch has a checkpoint
-    [more] = fit_into(prepare_once(longer, digits), {0: folder}, resume=checkpoint)
-    assert outcome(more, folder) == outcome(want, whole)
+    assert is_finished(folder, dataclasses.replace(CONFIG, epochs=50))
+    patient = dataclasses.replace(CONFIG, patience=4)
+    experiment, expected = prepare_once(patient, digits), tmp_path / "patient"
+    [want] = fit_into(experiment, {0: expected})
+    assert not is_finished(folder, patient)
+    _, checkpoint = resumable({0: folder}, patient)  # the last epoch has one
+    [more] = fit_into(experiment, {0: folder}, resume=checkpoint)
+    assert outcome(more, folder) == outcome(want, expected)
+    assert len(more.epochs) > len(got.epochs)
 
 
 def test_each_seed_stops_by_itself(digits: Dataset, tmp_path, monkeypatch, capsys):
