@@ -85,7 +85,8 @@ def check_logits(model: nn.Module) -> None:
         _require(
             np.abs(others[8:] - first[8:]).max() <= tolerance,
             f"in {phase} the logits of an image depend on the other images of the "
-            "batch; compute them from each image alone",
+            "batch; compute them from each image alone (nn.Conv and pooling need a "
+            "channel axis, as in images[..., None])",
         )
         _require(
             train or np.abs(shifted[:8] - first[8:]).max() <= tolerance,

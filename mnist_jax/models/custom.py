@@ -173,10 +173,12 @@ def check_network(name: str, model: nn.Module) -> None:
             raise InputError(f"{name} has no parameters; there is nothing to train")
         shape = getattr(logits, "shape", None)
         if shape != (size, CLASSES) or not jnp.issubdtype(logits.dtype, jnp.floating):
-            given = type(logits).__name__ if shape is None else logits
+            given = type(logits).__name__
+            if shape is not None:
+                given = f"{logits.dtype} {list(shape)}"
             raise InputError(
                 f"{name} returns {given} for images [{size},28,28]; it must return "
-                f"logits ({size}, {CLASSES}) of a float type"
+                f"logits [{size}, {CLASSES}] of a float type"
             )
 
 

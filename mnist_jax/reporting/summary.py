@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pandas as pd
+from flax import linen as nn
 
 from mnist_jax.config import MODELS, ConvStage, TrainConfig, parse_conv_stage
 from mnist_jax.data.datasets import Dataset
@@ -58,6 +59,13 @@ def layer_frame(config: TrainConfig) -> pd.DataFrame:
     """
     model = create_model(dataclasses.replace(config, impl="plain"))
     options = call_options(model, False)
+    kinds: dict[str, str] = {}
+
+    def note_kind(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        path = context.module.path
+        if len(path) == 1:
+            kinds[path[0]] = type(context.module).__name__
+        return call(*args, **kwargs)
 
     def run(images: jax.Array) -> tuple[Any, Any]:
         params = model.init(jax.random.key(0), images, **options)["params"]
@@ -70,16 +78,18 @@ def layer_frame(config: TrainConfig) -> pd.DataFrame:
         )
         return params, state["intermediates"]
 
-    params, outputs = jax.eval_shape(run, jnp.zeros((1, *IMAGE_SHAPE), jnp.float32))
+    images = jnp.zeros((1, *IMAGE_SHAPE), jnp.float32)
+    with nn.intercept_methods(note_kind):
+        params, outputs = jax.eval_shape(run, images)
     frame = pd.DataFrame(
         {
             "layer": name,
-            "kind": usual.split("_")[0],
+            "kind": kinds.get(name, "parameter"),
             "output shape": _output_shape(outputs.get(name, {})),
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(params[name])),
             "frozen": "yes" if name in config.freeze else "no",
         }
-        for usual, name in zip(usual_names(config), layer_names(config), strict=True)
+        for name in layer_names(config)
     )
     if config.model in MODELS:
         settings = [_settings(config, usual) for usual in usual_names(config)]

@@ -280,6 +280,6 @@ def make_predict(
     def predict(params: Any, images: jax.Array) -> jax.Array:
         options = call_options(model, False)
         logits: Any = model.apply({"params": params}, preprocess(images), **options)
-        return jax.nn.softmax(logits)
+        return jax.nn.softmax(logits.astype(jnp.float32))
 
     return predict

@@ -47,10 +47,11 @@ def batch_metrics(
     """Returns the summed loss, to differentiate, and the metrics of a batch.
 
     Args:
-        logits: `[B,10]`.
+        logits: `[B,10]` of any float type; the loss is computed in float32 at least.
         labels: `[B]` integers or `[B,10]` one-hot.
         mask: `[B]`, 1 for an image and 0 for padding.
     """
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     classes = labels if labels.ndim == 1 else jnp.argmax(labels, axis=-1)
     loss_sum = jnp.sum(cross_entropy(logits, labels) * mask)
     correct = jnp.sum((jnp.argmax(logits, axis=-1) == classes) * mask)
@@ -194,7 +195,8 @@ def train_step(
         )
     if axis_name is not None:
         grads, metrics = _sum_over_devices((grads, metrics), axis_name)
-    grads = jax.tree.map(lambda grad: grad / metrics.images, grads)
+    # The type of the parameters, which may be bfloat16, is the optimizer state's too.
+    grads = jax.tree.map(lambda grad: (grad / metrics.images).astype(grad.dtype), grads)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     return TrainState(optax.apply_updates(state.params, updates), opt_state), metrics
 

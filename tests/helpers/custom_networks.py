@@ -28,6 +28,13 @@ class Recurrent(nn.Module):
         return nn.Dense(10)(nn.RNN(nn.GRUCell(8))(images)[:, -1])
 
 
+class Half(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        out = nn.Dense(10, dtype="bfloat16", param_dtype="bfloat16", name="out")
+        return out(images.reshape(len(images), -1))
+
+
 class Normalized(nn.Module):
     @nn.compact
     def __call__(self, images, train=False):

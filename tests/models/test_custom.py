@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from helpers.custom_networks import NETWORKS
@@ -24,10 +25,11 @@ from mnist_jax.models.flops import multiply_adds, products_by_layer
 from mnist_jax.models.networks import create_model, init_params, param_shapes
 from mnist_jax.reporting.summary import layer_frame
 from mnist_jax.testing import check_model, check_same_tree
+from mnist_jax.training.epochs import make_predict
 from mnist_jax.training.experiment import prepare
 from mnist_jax.training.fit import fit
 from mnist_jax.training.run_dir import fit_into, is_finished, load_run
-from mnist_jax.training.steps import batch_gradients, eval_step
+from mnist_jax.training.steps import batch_gradients, eval_step, init_state, train_step
 
 
 @pytest.fixture
@@ -52,6 +54,19 @@ def test_custom_networks_train(file, digits: Dataset, name, devices):
     assert len(record.source_sha256) == 64
 
 
+def test_parameters_keep_their_type_and_losses_are_float32(file):
+    model, tx = create_model(config_of(file, "Half")), optax.adam(1e-3)
+    state = jax.eval_shape(partial(init_state, model, tx), jax.random.key(0))
+    images, labels = np.zeros((2, 28, 28), np.float32), np.zeros(2, np.int32)
+    step = partial(train_step, model=model, tx=tx)
+    batch = images, labels, np.ones(2, np.float32), jax.random.key(0)
+    stepped, metrics = jax.eval_shape(step, state, *batch)
+    assert stepped == state and state.params["out"]["bias"].dtype == "bfloat16"
+    predict = make_predict(model, testing.preprocess)
+    probabilities = jax.eval_shape(predict, state.params, images.astype(np.uint8))
+    assert metrics.loss_sum.dtype == probabilities.dtype == "float32"
+
+
 def test_a_module_can_be_named_instead_of_a_file(file, monkeypatch):
     monkeypatch.syspath_prepend(file.parent)
     try:
@@ -65,7 +80,7 @@ def test_a_module_can_be_named_instead_of_a_file(file, monkeypatch):
     "name, message",
     [
         ("Normalized", "variables batch_stats, but .* instead of BatchNorm"),
-        ("PerRow", r"returns .*2,\s?28,\s?10"),
+        ("PerRow", r"returns float32 \[2, 28, 10\] for images"),
         ("Required", "width"),
         ("Unhashable", "hashable"),
         ("Broken", "failed with TypeError"),
@@ -73,7 +88,7 @@ def test_a_module_can_be_named_instead_of_a_file(file, monkeypatch):
         ("AlwaysDropping", 'in evaluation Dropout_0 needs PRNG for "dropout", but'),
         ("OtherKey", 'in training it needs PRNG for "noise", but dropout is the only'),
         ("TrainingOnly", "in evaluation failed with NotImplementedError: no eval"),
-        ("Squeezed", r"returns .*\(10,\).* for images \[1,28,28\]"),
+        ("Squeezed", r"returns float32 \[10\] for images \[1,28,28\]"),
         ("jax", "jax is not a flax.linen module class"),
         ("Nnx", "Nnx is a flax.nnx module, not a flax.linen module"),
         ("Deterministic", "name it train"),
@@ -220,6 +235,8 @@ def test_summary_of_a_custom_network(file):
     assert layers["layer"].tolist() == ["Dense_0", "Dense_1"]
     assert layers["parameters"].tolist() == [25_120, 330]
     assert multiply_adds(config_of(file, "Dropped")) == [25_088, 320]
+    [layer] = layer_frame(config_of(file, "Half")).to_dict("records")
+    assert (layer["layer"], layer["kind"]) == ("out", "Dense")
 
 
 @pytest.mark.parametrize(
