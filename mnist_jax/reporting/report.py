@@ -14,7 +14,7 @@ from absl import logging
 from matplotlib.figure import Figure
 
 from mnist_jax.config import TrainConfig
-from mnist_jax.data.types import class_names
+from mnist_jax.data.types import DIGITS, class_names
 from mnist_jax.errors import InputError
 from mnist_jax.records.environment import Environment
 from mnist_jax.records.files import make_folder, read_lines, write_file
@@ -196,8 +196,10 @@ def detail_pictures(
         )
     ]
     if len(images):
+        separator = ", " if classes == DIGITS else "\n"  # long names need a line each
         captions = [
-            f"true {classes[w.truth]}, pred {classes[w.predicted]}\n{w.probability:.1%}"
+            f"true {classes[w.truth]}{separator}pred {classes[w.predicted]}\n"
+            f"{w.probability:.1%}"
             for w in first.worst
         ]
         indices = ", ".join(str(w.index) for w in first.worst)
@@ -206,8 +208,8 @@ def detail_pictures(
                 "worst",
                 f"{name}, seed {seed}",
                 f"Most confidently misclassified test images of {name}",
-                "Most confidently misclassified test images: true digit, predicted "
-                f"digit and its probability; seed {seed}, test images {indices}.",
+                "Most confidently misclassified test images: true class, predicted "
+                f"class and its probability; seed {seed}, test images {indices}.",
                 lambda title: digits_figure(images, captions, 4, title),
             )
         )

@@ -303,4 +303,4 @@ def test_pictures_of_other_data_show_its_class_names(records):
     )
     axes = confusion.draw("").axes[0]
     assert [text.get_text() for text in axes.get_yticklabels()][:3] == ["o", "ki", "su"]
-    assert worst.draw("").axes[0].get_title().startswith("true ha, pred ma")
+    assert worst.draw("").axes[0].get_title().startswith("true ha\npred ma\n")
