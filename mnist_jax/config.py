@@ -398,6 +398,12 @@ def _convert(name: str, hint: Any, value: Any) -> Any:
             if hint is float and not abs(value) <= sys.float_info.max:
                 raise InputError(f"--{name} must be a finite number; got {value}")
             return hint(value)
+    if name == "model" and callable(value):
+        cls = value if isinstance(value, type) else type(value)
+        raise InputError(
+            f'--model must be a string, as in "{cls.__module__}:{cls.__name__}"; got '
+            f"{'the class' if value is cls else 'an instance of'} {cls.__name__}"
+        )
     raise InputError(f"--{name} must be of type {kind}; got {value!r}")
 
 

@@ -122,6 +122,9 @@ def check_network(name: str, model: nn.Module) -> None:
     """
     if not isinstance(model, nn.Module):
         given = "a flax.nnx module" if _is_nnx(type(model)) else repr(model)
+        if inspect.isclass(model):
+            name = model.__name__
+            given = f"the class; give an instance, {name}()"
         raise InputError(f"{name} must be a flax.linen module; got {given}")
     parameters = inspect.signature(model.__call__).parameters
     if flags := {"deterministic", "training"} & parameters.keys():
@@ -234,7 +237,7 @@ def _load_file(spec: str, path: Path, sha256: str) -> ModuleType:
     sys.path.insert(0, str(path.parent))
     try:
         loading.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(
             f"--model={spec}: importing {path} failed with {type(error).__name__}: "
             f"{error}"
@@ -251,7 +254,7 @@ def _load_file(spec: str, path: Path, sha256: str) -> ModuleType:
 def _import_module(spec: str, name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(
             f"--model={spec}: importing {name} failed with {type(error).__name__}: "
             f"{error}; give an installed module or the path of a Python file"

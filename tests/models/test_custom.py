@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 from flax import nnx
 from helpers.custom_networks import NETWORKS
 
@@ -115,9 +116,19 @@ def test_missing_sources_are_refused(model, message):
         create_model(TrainConfig(model=model))
 
 
-def test_a_file_that_cannot_be_imported_is_refused(file):
-    file.write_text("import nonexistent")
-    with pytest.raises(InputError, match="importing .* ModuleNotFoundError"):
+@pytest.mark.parametrize("given", [nn.Dense, nn.Dense(10)])
+def test_a_class_in_place_of_its_name_is_refused(given):
+    with pytest.raises(InputError, match=r'as in "flax.linen.*:Dense"; got .* Dense$'):
+        TrainConfig(model=given)
+
+
+@pytest.mark.parametrize(
+    "source, error",
+    [("import nonexistent", "ModuleNotFoundError"), ("exit(3)", "SystemExit")],
+)
+def test_a_file_that_cannot_be_imported_is_refused(file, source, error):
+    file.write_text(source)
+    with pytest.raises(InputError, match=f"importing .* {error}"):
         create_model(config_of(file, "Linear"))
 
 
@@ -255,9 +266,16 @@ def test_check_model_names_what_is_wrong(file, name, message):
         check_model(create_model(config_of(file, name)))
 
 
-@pytest.mark.parametrize("model", ["mlp", nnx.Linear(1, 1, rngs=nnx.Rngs(0))])
-def test_check_model_takes_linen_modules_only(model):
-    with pytest.raises(InputError, match="must be .*; got ('mlp'|a flax.nnx module)$"):
+@pytest.mark.parametrize(
+    "model, given",
+    [
+        ("mlp", "'mlp'"),
+        (nnx.Linear(1, 1, rngs=nnx.Rngs(0)), "a flax.nnx module"),
+        (nn.Dense, r"the class; give an instance, Dense\(\)"),
+    ],
+)
+def test_check_model_takes_linen_modules_only(model, given):
+    with pytest.raises(InputError, match=f"must be a flax.linen module; got {given}$"):
         check_model(model)
 
 
