@@ -127,7 +127,7 @@ def check_network(name: str, model: nn.Module) -> None:
             given = f"the class; give an instance, {name}()"
         raise InputError(f"{name} must be a flax.linen module; got {given}")
     parameters = inspect.signature(model.__call__).parameters
-    if flags := {"deterministic", "training"} & parameters.keys():
+    if flags := {"deterministic", "training", "is_training"} & parameters.keys():
         raise InputError(
             f"{name} takes the argument {flags.pop()}, which is never passed; name it "
             "train (True in training, False in evaluation)"
