@@ -16,6 +16,7 @@ from flax import nnx
 from helpers.custom_networks import NETWORKS
 
 import mnist_jax
+from experiments.demo import load_predictor
 from mnist_jax import testing
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Dataset
@@ -233,6 +234,8 @@ def test_a_run_is_loaded_from_another_working_directory(
     run = load_run("../runs/linear")
     assert run.record.config == config and run.config.model == f"{file}:Linear"
     assert run.predict(digits.test.images[:3]).shape == (3, 10)
+    shown = load_predictor(Path("../runs/linear"), "linear", None)
+    assert shown.note.startswith("Linear, test accuracy")
     monkeypatch.setenv("HOME", str(tmp_path))
     home = dataclasses.replace(config, model="~/networks.py:Linear")
     assert network_sha256(home) == run.record.source_sha256
