@@ -19,9 +19,10 @@ class _PathParser(flags.ArgumentParser):
     """Expands `~` in a path, which shells do not in `--name=~/file`."""
 
     def parse(self, argument: str) -> str:
+        if not argument:  # as of an unset shell variable; it would become "."
+            raise ValueError("a path; give one, or leave the flag out")
         try:
-            # An empty path stays empty instead of becoming ".".
-            return argument and str(Path(argument).expanduser())
+            return str(Path(argument).expanduser())
         except RuntimeError:  # ~name of no user
             raise ValueError("a path below the home of an existing user") from None
 

@@ -345,8 +345,10 @@ def test_every_path_flag_expands_the_home_folder(program):
 def test_paths_are_expanded(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     parse = _PathParser().parse
-    assert [parse(path) for path in ("~", "~/a/b", "a~/~b", "")] == [
-        *("/home/me", "/home/me/a/b", "a~/~b", "")
+    assert [parse(path) for path in ("~", "~/a/b", "a~/~b")] == [
+        *("/home/me", "/home/me/a/b", "a~/~b")
     ]
+    with pytest.raises(ValueError, match="a path; give one"):
+        parse("")
     with pytest.raises(ValueError, match="home of an existing user"):
         parse("~no such user/a")
