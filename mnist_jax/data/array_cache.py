@@ -17,8 +17,8 @@ def cache_dir() -> Path:
     """Returns the folder for downloads and decoded arrays; it may not exist yet."""
     if folder := os.environ.get("MNIST_JAX_CACHE_DIR"):
         return Path(os.path.expanduser(folder))
-    parent = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(parent) / "mnist_jax"
+    parent = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.path.expanduser(parent)) / "mnist_jax"
 
 
 def load_or_build(

@@ -11,6 +11,7 @@ import jax
 import jaxlib
 
 from mnist_jax.data.array_cache import cache_dir
+from mnist_jax.errors import InputError
 
 _HIT = "/jax/compilation_cache/cache_hits"
 _REQUEST = "/jax/compilation_cache/compile_requests_use_cache"
@@ -37,10 +38,22 @@ def use_compile_cache() -> None:
 
     It is in JAX_COMPILATION_CACHE_DIR, if JAX has been given one, and JAX's variables
     for what is kept there apply.
+
+    Raises:
+        InputError: the folder's name is not UTF-8 text, with which JAX cannot compile.
     """
     chosen = jax.config.values["jax_compilation_cache_dir"]
+    folder = os.path.expanduser(chosen or compile_cache_dir())
+    try:
+        folder.encode()
+    except UnicodeEncodeError:
+        variable = "JAX_COMPILATION_CACHE_DIR" if chosen else "MNIST_JAX_CACHE_DIR"
+        raise InputError(
+            f"the folder for compiled programs, {folder}, is not UTF-8 text; set "
+            f"{variable} to another, or give --compile_cache=off"
+        ) from None
+    jax.config.update("jax_compilation_cache_dir", folder)
     settings = {
-        "jax_compilation_cache_dir": chosen or str(compile_cache_dir()),
         "jax_persistent_cache_min_compile_time_secs": 0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }

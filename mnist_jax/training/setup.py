@@ -38,7 +38,7 @@ def setup(
 
     Raises:
         InputError: JAX finds no such platform, already runs with other devices, or has
-            a setting with which it cannot train.
+            a setting with which it cannot train, or the cache's folder is not UTF-8.
     """
     check_jax_settings()
     if platform not in (None, *PLATFORMS):

@@ -26,6 +26,8 @@ def test_cache_dir_follows_the_environment(monkeypatch):
     assert cache_dir() == Path(os.environ["MNIST_JAX_CACHE_DIR"])
     monkeypatch.setenv("MNIST_JAX_CACHE_DIR", "")
     assert cache_dir() == Path("/xdg/mnist_jax")
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/xdg")
+    assert cache_dir() == Path("/home/someone/xdg/mnist_jax")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_dir() == Path("/home/someone/.cache/mnist_jax")
 

@@ -51,6 +51,19 @@ def test_the_number_of_devices_that_jax_was_given_is_kept():
     assert jax.device_count() == jax.config.values["jax_num_cpu_devices"] == 8
 
 
+@pytest.mark.parametrize("name", ["MNIST_JAX_CACHE_DIR", "JAX_COMPILATION_CACHE_DIR"])
+def test_a_cache_folder_that_is_not_utf8_is_refused(name, monkeypatch):
+    setting, folder = "jax_compilation_cache_dir", "/cache\udcff"
+    monkeypatch.setenv("MNIST_JAX_CACHE_DIR", folder)
+    before = jax.config.values[setting]
+    jax.config.update(setting, None if name.startswith("MNIST") else folder)
+    try:
+        with pytest.raises(InputError, match=f"is not UTF-8 text; set {name} to"):
+            setup()
+    finally:
+        jax.config.update(setting, before)
+
+
 @pytest.mark.slow
 def test_xla_flags_and_cache_variables_are_kept(tmp_path):
     code = (
