@@ -119,6 +119,12 @@ def test_an_extended_run_that_stops_is_not_finished(digits, tmp_path):
     assert not finished and checkpoint.epoch == 3
 
 
+def test_a_config_without_epochs_is_not_resumed(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="a different config: .*--epochs was none"):
+        resumable({0: tmp_path}, CONFIGS["mlp"])
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     damage, digits, tmp_path, caplog
