@@ -190,8 +190,13 @@ def write_json(path: Path, record: Any) -> None:
     write_file(path, json.dumps(plain(record), indent=1) + "\n")
 
 
-def read_json(cls: type[T], path: Path) -> T:
+def read_json(cls: type[T], path: Path, remedy: str = "train again") -> T:
     """Reads a record written by `write_json`.
+
+    Args:
+        cls: its dataclass.
+        path: the file.
+        remedy: what to do if it is damaged, for the error message.
 
     Raises:
         InputError: the file is missing, damaged or of another version.
@@ -204,11 +209,11 @@ def read_json(cls: type[T], path: Path) -> T:
             "run"
         ) from error
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{path} is damaged ({error}); train again") from error
+        raise InputError(f"{path} is damaged ({error}); {remedy}") from error
     except ValueError as error:
         raise InputError(
             f"{path} {error}: it is damaged or was written by another version of "
-            "mnist_jax; train again or use that version"
+            f"mnist_jax; {remedy} or use that version"
         ) from error
 
 

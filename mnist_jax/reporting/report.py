@@ -171,20 +171,25 @@ def detail_pictures(
     Raises:
         InputError: a matrix or an image is damaged.
     """
-    first = details[0]
+    first, classes = details[0], class_names(dataset)
     try:
         counts = np.sum([detail.confusion for detail in details], axis=0)
         images = np.array([mistake_image(wrong.pixels) for wrong in first.worst])
         filters = None if first.filters is None else np.array(first.filters)
         if counts.shape != (10, 10) or (filters is not None and filters.ndim != 3):
             raise ValueError("confusion matrix is not 10x10, or filters are not 3-D")
-    except ValueError as error:
+        separator = ", " if classes == DIGITS else "\n"  # long names need a line each
+        captions = [
+            f"true {classes[w.truth]}{separator}pred {classes[w.predicted]}\n"
+            f"{w.probability:.1%}"
+            for w in first.worst
+        ]
+    except (ValueError, IndexError) as error:
         raise InputError(
             f"the details of {name} are damaged ({error}); delete {DETAILS} in its run "
             "directories and rerun benchmarks.compare to rewrite it"
         ) from error
     wrong = int(counts.sum() - np.trace(counts))
-    classes = class_names(dataset)
     pictures = [
         Picture(
             "confusion",
@@ -196,12 +201,6 @@ def detail_pictures(
         )
     ]
     if len(images):
-        separator = ", " if classes == DIGITS else "\n"  # long names need a line each
-        captions = [
-            f"true {classes[w.truth]}{separator}pred {classes[w.predicted]}\n"
-            f"{w.probability:.1%}"
-            for w in first.worst
-        ]
         indices = ", ".join(str(w.index) for w in first.worst)
         pictures.append(
             Picture(
@@ -295,7 +294,9 @@ def read_details(out: Path) -> dict[tuple[Any, ...], DetailsRecord]:
             logging.warning(message, out / "details.jsonl", number, error)
     for folder, record in find_runs(out).items():
         if (folder / DETAILS).exists():
-            details[record.run_key()] = read_json(DetailsRecord, folder / DETAILS)
+            remedy = "delete it and rerun benchmarks.compare to rewrite it"
+            read = read_json(DetailsRecord, folder / DETAILS, remedy)
+            details[record.run_key()] = read
     return details
 
 

@@ -210,12 +210,23 @@ def test_a_damaged_line_is_reported_and_skipped(records, tmp_path, caplog):
     [
         dict(confusion=[[1]]),
         dict(worst=[dataclasses.replace(WRONG, pixels="AAAA")]),
+        dict(worst=[dataclasses.replace(WRONG, truth=10)]),
     ],
 )
 def test_invalid_matrices_and_images_are_input_errors(change, records, tmp_path):
     details = dataclasses.replace(details_of(records[0]), **change)
     write_run(tmp_path, records[0], details)
     with pytest.raises(InputError, match="details of mlp are damaged"):
+        write_report(tmp_path)
+
+
+def test_damaged_details_name_the_file_to_delete(records, tmp_path):
+    write_run(tmp_path, records[0], details_of(records[0]))
+    [path] = tmp_path.rglob(DETAILS)
+    path.write_text("{")
+    with pytest.raises(
+        InputError, match=rf"{DETAILS} is damaged \(.*\); delete it and"
+    ):
         write_report(tmp_path)
 
 
