@@ -13,6 +13,7 @@ import pandas as pd
 
 from mnist_jax.cli.main import run_program
 from mnist_jax.config import MODELS
+from mnist_jax.errors import InputError
 from mnist_jax.records.files import write_file
 from mnist_jax.records.schema import RunRecord, read_jsonl
 from mnist_jax.reporting.tables import (
@@ -153,6 +154,11 @@ def preset_with_figures(name: str, text: str) -> str:
 
 def main() -> None:
     """Rewrites the documents and the presets."""
+    if not DOCUMENTS[0].exists():
+        raise InputError(
+            f"{ROOT} is not a checkout, whose documents this program rewrites; run it "
+            "from one"
+        )
     for path in DOCUMENTS:
         write_file(path, with_tables(path.read_text()))
     for name in SYSTEMS:

@@ -77,7 +77,7 @@ def git(*words: str) -> str:
     """
     root = _PACKAGE.parent
     if not (root / ".git").exists():  # installed, maybe inside another repository
-        raise InputError(f"{root} is not a git checkout")
+        raise InputError(f"{root} is not a git checkout; run this program from one")
     # Without optional locks git does not refresh the index, so nothing is written.
     command = ["git", "--no-optional-locks", "-C", str(root), *words]
     try:
