@@ -82,6 +82,9 @@ def run_program(main: Callable[[], None]) -> None:
         message = f"stopped: {stopped}"
     except KeyboardInterrupt:
         message = "\ninterrupted"
+    finally:  # so that a caller that catches SystemExit can run a program again
+        for flag in FLAGS.get_flags_for_module(main.__module__):
+            delattr(FLAGS, flag.name)
     print(with_commands(message, package), file=sys.stderr)
     if status is None:
         exit_after_signal()

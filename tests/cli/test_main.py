@@ -1,0 +1,39 @@
+"""Tests of the start of a program."""
+
+import os
+import subprocess
+import sys
+
+from helpers.programs import ROOT
+
+PROGRAM = """
+from absl import flags
+from mnist_jax.cli.main import run_program
+
+def main():
+    print(flags.FLAGS.count)
+
+def run():
+    flags.DEFINE_integer("count", 0, "a number")
+    run_program(main)
+"""
+TWICE = """
+import sys, program
+for count in "12":
+    sys.argv = ["program", f"--count={count}"]
+    try:
+        program.run()
+    except SystemExit as exit:
+        assert not exit.code
+"""
+
+
+def test_a_program_can_be_run_twice_in_a_process(tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    output = subprocess.check_output(
+        [sys.executable, "-c", TWICE],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"},
+        text=True,
+    )
+    assert output == "1\n2\n"
