@@ -8,9 +8,12 @@ process ends without Python's clean-up.
 
 import contextlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from traceback import walk_tb
+from types import TracebackType
 from typing import Any, NoReturn
 
 from mnist_jax.errors import Stopped
@@ -21,11 +24,27 @@ _received: list[int] = []
 def end_during_imports() -> None:
     """Lets a signal end the process at once, if a program of this project starts it.
 
-    The packages of the programs call this before any other import. Until `run_program`
-    there is nothing to clean up, and a traceback through imports would help nobody.
+    So does a variable that JAX refuses on import, with one sentence. The packages of
+    the programs call this before any other import. Until `run_program` there is nothing
+    to clean up, and a traceback through imports would help nobody.
     """
     if sys.argv[0] == "-m" or os.path.basename(sys.argv[0]).startswith("mnist-jax-"):
         _handle(lambda number, _: os._exit(128 + number))
+        sys.excepthook = _report_error
+
+
+def _report_error(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Prints an uncaught error, as one sentence if it is about a setting of JAX."""
+    modules = [frame.f_globals.get("__name__") for frame, _ in walk_tb(trace)]
+    setting = re.search(r"jax_\w+", str(error), re.IGNORECASE)
+    if setting and modules[-1:] == ["jax._src.config"]:
+        name = setting[0].upper()
+        advice = f"unset {name} or give it a value that JAX takes"
+        print(f"error: {error}; {advice}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
 
 
 def interrupt_at_signals() -> None:

@@ -13,6 +13,7 @@ PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
 # it does. JAX reads them from variables of the same names in upper case.
 _REQUIRED: dict[str, tuple[object, ...]] = {
     "jax_disable_jit": (False,),
+    "jax_no_tracing": (False,),
     # A run ends by itself where its loss is not finite, and says at which step.
     "jax_debug_nans": (False,),
     "jax_debug_infs": (False,),

@@ -37,3 +37,16 @@ def test_a_program_can_be_run_twice_in_a_process(tmp_path):
         text=True,
     )
     assert output == "1\n2\n"
+
+
+def test_a_variable_that_jax_refuses_on_import_is_one_sentence():
+    process = subprocess.run(
+        [sys.executable, "-m", "experiments.train"],
+        cwd=ROOT,
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 1
+    [line] = process.stderr.splitlines()
+    assert line.startswith("error: ") and "; unset JAX_NUM_CPU_DEVICES or" in line

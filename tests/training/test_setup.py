@@ -16,6 +16,7 @@ from mnist_jax.training.setup import setup
 
 REFUSED = {
     "JAX_DISABLE_JIT=True": jax.disable_jit,
+    "JAX_NO_TRACING=True": jax.no_tracing,
     "JAX_DEBUG_NANS=True": jax.debug_nans,
     "JAX_DEBUG_INFS=True": jax.debug_infs,
     "JAX_NUMPY_DTYPE_PROMOTION=strict": lambda: jax.numpy_dtype_promotion("strict"),
