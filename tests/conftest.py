@@ -17,11 +17,11 @@ from mnist_jax.records.environment import available_cores
 
 # Eight host devices, so that meshes of 1, 2, 4 and 8 can be compared in one process.
 jax.config.update("jax_num_cpu_devices", 8)
-# Programs that run once need not be fast: with XLA's older fusion code, which jax 0.12
+# Programs that run once need not be fast: with XLA's older fusion code, which jax 0.11
 # no longer has, they compile in half the time. Tests of the CPU implementations compile
 # them as for users (`users_jit`), and so does every program that a test starts.
 with pytest.MonkeyPatch.context() as patch:
-    if jax.__version_info__ < (0, 12):
+    if jax.__version_info__ < (0, 11):
         quick = "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
         patch.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} {quick}")
     jax.devices()  # reads the flags

@@ -1,0 +1,131 @@
+"""Compiled programs at full size, compared with float64; XLA's known faults.
+
+Wrong results for more than 32,768 rows (jax-ml/jax#39103) would not show in small
+tests.
+"""
+
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from helpers.quick_compile import quick_jit
+
+from mnist_jax.config import MODELS, TrainConfig
+from mnist_jax.data.pixels import Preprocess
+from mnist_jax.data.types import Dataset
+from mnist_jax.models.networks import create_model
+from mnist_jax.training.epochs import make_predict
+from mnist_jax.training.experiment import prepare
+from mnist_jax.training.steps import batch_gradients
+
+pytestmark = pytest.mark.slow
+CHUNK = 1000  # images per call of the reference
+
+
+def reference(config: TrainConfig, params, images, labels):
+    """Returns a batch's mean gradients and its metrics, computed in float64."""
+    model = create_model(TrainConfig(**{**vars(config), "impl": "plain"}))
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda leaf: np.float64(leaf), params)
+        step = quick_jit(partial(batch_gradients, model=model), optimize=True)
+        total = None
+        for start in range(0, len(labels), CHUNK):
+            chunk = slice(start, start + CHUNK)
+            batch = np.float64(images[chunk]) / 255, labels[chunk]
+            mask, key = np.ones(len(batch[1])), jax.random.key(0)
+            found = step(params, *batch, mask, key)
+            total = found if total is None else jax.tree.map(np.add, total, found)
+        gradients, metrics = jax.device_get(total)
+        return jax.tree.map(lambda g: g / len(labels), gradients), metrics
+
+
+@pytest.mark.parametrize(
+    "model, seeds",
+    [
+        ("mlp", 1),
+        *(
+            pytest.param(model, seeds, marks=pytest.mark.faults)
+            for model in MODELS
+            for seeds in (1, 16)
+        ),
+    ],
+)
+def test_a_step_over_all_images_equals_float64(model, seeds, mnist: Dataset):
+    config = TrainConfig(
+        model=model,
+        batch_size=60_000,
+        epochs=1,
+        validation="none",
+        optimizer="sgd",
+        schedule="constant",
+        learning_rate=1.0,  # so that a step subtracts the gradient
+    )
+    experiment = prepare(config, mnist, seeds)
+    programs = experiment.programs
+    states, keys = programs.init_run(range(seeds))
+    before = jax.device_get(states.params)
+    indices = programs.shard(
+        np.arange(60_000, dtype=np.int32)[None, None].repeat(seeds, 0)
+    )
+    states, metrics = programs.run_steps(
+        states, experiment.train, indices, programs.epoch_keys(keys, 0)
+    )
+    after = jax.device_get(states.params)
+    tested = programs.evaluate(states.params, experiment.held_out, experiment.test)
+    for seed in {0, seeds - 1}:
+        old, new = (_of_seed(tree, seed) for tree in (before, after))
+        want, sums = reference(config, old, *mnist.train)
+        got = jax.tree.map(np.subtract, old, new)
+        jax.tree.map(_assert_close, got, want)
+        np.testing.assert_allclose(metrics.loss_sum[seed], sums.loss_sum, rtol=1e-5)
+        assert abs(float(metrics.correct[seed, 0]) - sums.correct) <= 2
+        _, sums = reference(config, new, *mnist.test)
+        np.testing.assert_allclose(tested.loss_sum[seed], sums.loss_sum, rtol=1e-4)
+        assert abs(float(tested.correct[seed]) - sums.correct) <= 2
+    for program in (programs.train, programs.evaluate):
+        check_fusions(program.as_text())
+
+
+def _of_seed(tree, seed: int):
+    return jax.tree.map(lambda leaf: leaf[seed], tree)
+
+
+def _assert_close(got: np.ndarray, want: np.ndarray) -> None:
+    assert np.linalg.norm(got - want) < 5e-4 * np.linalg.norm(want)
+
+
+def check_fusions(text: str) -> None:
+    """Checks that XLA's fusions for YNNPACK hold matrix products only."""
+    fused = re.findall(r"calls=%([\w.-]+)[^\n]*__ynn_fusion", text)
+    assert fused or "__ynn_fusion" not in text
+    for name in fused:
+        body = re.search(rf"^%{re.escape(name)} [^{{]*{{\n(.*?)^}}", text, re.M | re.S)
+        operations = set(re.findall(r"= [^ ]+ ([\w-]+)\(", body[1]))
+        assert operations <= {"parameter", "dot", "bitcast"}, (name, operations)
+
+
+class SumOfSquares(nn.Module):
+    """A network of the kind that jaxlib 0.10.2 compiles wrongly."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", nn.initializers.ones, (3, 3), jnp.float32)
+        rows = images[:, 10:13, 10]
+        energy = jax.vmap(lambda row: jnp.sum((kernel @ row) ** 2))(rows)
+        return energy[:, None] * jnp.linspace(0.0, 1.0, 10)[None, :]
+
+
+def test_sums_of_products_over_many_rows_are_right():
+    model = SumOfSquares()
+    images = np.zeros((40_000, 28, 28), np.uint8)
+    images[:, 10:13, 10] = np.random.default_rng(0).integers(0, 3, (40_000, 3))
+    params = {"kernel": np.ones((3, 3), np.float32)}
+    got = make_predict(model, Preprocess("raw"))(params, images)
+    energy = 3 * np.float64(images[:, 10:13, 10].sum(axis=1)) ** 2
+    logits = energy[:, None] * np.linspace(0, 1, 10)
+    want = np.exp(logits - logits.max(axis=1, keepdims=True))
+    np.testing.assert_allclose(got, want / want.sum(axis=1, keepdims=True), atol=1e-5)
