@@ -311,6 +311,13 @@ class TrainConfig:
         choices=("auto", "fast", "plain"),
         needs=("model", MODELS),
     )
+    precision: str = _option(
+        "float32",
+        "operands of matrix products and convolutions; parameters, optimizer state, "
+        "sums and losses are float32 either way",
+        choices=("float32", "bfloat16"),
+        needs=("model", MODELS),
+    )
     cpu_devices: int = _option(
         0,
         "number of host devices on a CPU; 0 uses as many as speed up training",

@@ -14,6 +14,7 @@ from jax import lax
 
 from mnist_jax.config import ConvStage
 from mnist_jax.models import conv_cpu, lstm_cpu
+from mnist_jax.models.precision import as_operand, matmul
 
 _ACTIVATE = {"relu": nn.relu, "tanh": jnp.tanh, "linear": lambda x: x}
 
@@ -78,10 +79,15 @@ class Dropout(nn.Module):
 
 
 class Conv(nn.Module):
-    """A convolution stage; its parameters are `kernel [k,k,C,F]` and `bias [F]`."""
+    """A convolution stage; its parameters are `kernel [k,k,C,F]` and `bias [F]`.
+
+    They are float32; `dtype` is that of the computation and, if it is bfloat16 and the
+    implementation plain, of the output.
+    """
 
     stage: ConvStage
     impl: str = "plain"
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -92,7 +98,10 @@ class Conv(nn.Module):
             "kernel", nn.initializers.glorot_uniform(), shape, jnp.float32
         )
         bias = self.param("bias", nn.initializers.zeros, (stage.filters,), jnp.float32)
-        run = conv_cpu.conv_pool if self.impl == "fast" else conv_pool
+        run = conv_cpu.conv_pool
+        if self.impl == "plain":
+            x, kernel, bias = (as_operand(a, self.dtype) for a in (x, kernel, bias))
+            run = conv_pool
         return run(
             x,
             kernel,
@@ -106,27 +115,25 @@ class Conv(nn.Module):
 
 def lstm_cell(
     carry: tuple[jax.Array, jax.Array],
-    row: jax.Array,
-    kernel: jax.Array,
+    projected: jax.Array,
     recurrent_kernel: jax.Array,
-    bias: jax.Array,
     activation: str,
+    dtype: Any = jnp.float32,
 ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
     """Runs one LSTM step; the gates are ordered input, forget, candidate, output.
 
     Args:
         carry: hidden state and cell state `(h, c)`, each `[B,U]`.
-        row: input `[B,D]`.
-        kernel: `[D,4U]`.
+        projected: input times kernel, plus bias: `[B,4U]`.
         recurrent_kernel: `[U,4U]`.
-        bias: `[4U]`.
         activation: for the candidate and the output.
+        dtype: of the operands of the product.
 
     Returns:
         The new `(h, c)`, and `h` again as the output.
     """
     h, c = carry
-    gates = row @ kernel + h @ recurrent_kernel + bias[None, :]
+    gates = projected + matmul(h, recurrent_kernel, dtype)
     i, f, candidate, o = jnp.split(gates, 4, axis=-1)
     activate = _ACTIVATE[activation]
     c = nn.sigmoid(f) * c + nn.sigmoid(i) * activate(candidate)
@@ -152,32 +159,38 @@ class LSTMLayer(nn.Module):
     activation: str
     return_sequences: bool = False
     impl: str = "plain"
+    dtype: Any = jnp.float32  # of the operands of matrix products
+    unroll: int = 1  # rows per turn of the plain loop
 
     @nn.compact
     def __call__(self, rows: jax.Array) -> jax.Array:
         width, inputs = 4 * self.units, rows.shape[-1]
         uniform = nn.initializers.glorot_uniform()
         orthogonal = nn.initializers.orthogonal()
-        params = (
-            self.param("kernel", uniform, (inputs, width), jnp.float32),
-            self.param(
-                "recurrent_kernel", orthogonal, (self.units, width), jnp.float32
-            ),
-            self.param("bias", _forget_ones, (width,), jnp.float32),
+        kernel = self.param("kernel", uniform, (inputs, width), jnp.float32)
+        recurrent_kernel = self.param(
+            "recurrent_kernel", orthogonal, (self.units, width), jnp.float32
         )
+        bias = self.param("bias", _forget_ones, (width,), jnp.float32)
         if self.impl == "fast":
             return lstm_cpu.lstm(
                 rows,
-                *params,
+                kernel,
+                recurrent_kernel,
+                bias,
                 activation=self.activation,
                 return_sequences=self.return_sequences,
+                dtype=self.dtype,
             )
 
         def cell(_: nn.Module, carry: Any, row: jax.Array) -> Any:
-            return lstm_cell(carry, row, *params, self.activation)
+            return lstm_cell(carry, row, recurrent_kernel, self.activation, self.dtype)
 
-        zeros = jnp.zeros((rows.shape[0], self.units), rows.dtype)
-        (h, _), states = nn.scan(cell, in_axes=1, out_axes=1)(
-            self, (zeros, zeros), rows
-        )
+        # All rows at once: they do not depend on the state.
+        flat = rows.reshape(-1, inputs)
+        projected = matmul(flat, kernel, self.dtype) + bias[None, :]
+        projected = projected.reshape(*rows.shape[:2], width)
+        zeros = jnp.zeros((rows.shape[0], self.units), projected.dtype)
+        scan = nn.scan(cell, in_axes=1, out_axes=1, unroll=self.unroll)
+        (h, _), states = scan(self, (zeros, zeros), projected)
         return states if self.return_sequences else h

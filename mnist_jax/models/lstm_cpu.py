@@ -23,6 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from mnist_jax.models.precision import as_operand, product
+
 ACTIVATIONS: dict[str, Callable] = {"tanh": jnp.tanh, "relu": jax.nn.relu}
 CANDIDATE = 2  # index in i, f, c, o of the only gate that is not a sigmoid
 
@@ -60,6 +62,7 @@ def lstm(
     *,
     activation: str,
     return_sequences: bool,
+    dtype: Any = jnp.float32,
 ) -> jax.Array:
     """Runs one LSTM layer over the rows of `x`, from a zero state.
 
@@ -70,6 +73,7 @@ def lstm(
         bias: [4U] float32.
         activation: "tanh" or "relu", for the candidate and the output.
         return_sequences: whether to return the states of all rows or of the last one.
+        dtype: of the operands of products and of the residuals, float32 or bfloat16.
 
     Returns:
         [B,T,U] float32 if `return_sequences`, else [B,U].
@@ -88,10 +92,11 @@ def lstm(
         raise ValueError(
             f"activation must be one of {list(ACTIVATIONS)}; got {activation!r}"
         )
-    return _lstm(x, kernel, recurrent_kernel, bias, activation, return_sequences)
+    static = activation, return_sequences, dtype
+    return _lstm(x, kernel, recurrent_kernel, bias, *static)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def _lstm(
     x: jax.Array,
     kernel: jax.Array,
@@ -99,13 +104,14 @@ def _lstm(
     bias: jax.Array,
     activation: str,
     return_sequences: bool,
+    dtype: Any,
 ) -> jax.Array:
     """Runs the layer without saving residuals, for when no gradient is needed."""
-    z, recurrent, bias = _project(x, kernel, recurrent_kernel, bias)
+    z, recurrent, bias = _project(x, kernel, recurrent_kernel, bias, dtype)
 
     def body(carry: tuple, z: jax.Array) -> tuple[tuple, Any]:
         h, c = carry
-        row = _cell(z + h @ recurrent + bias, c, activation)
+        row = _cell(z + product(as_operand(h, dtype), recurrent) + bias, c, activation)
         return (row.h, row.c), row.h if return_sequences else None
 
     no_state = jnp.zeros_like(z[0, :, : recurrent.shape[0]])  # [B,U]
@@ -123,44 +129,49 @@ def _lstm_forward(
     bias: jax.Array,
     activation: str,
     return_sequences: bool,
+    dtype: Any,
 ) -> tuple[jax.Array, tuple]:
     """Runs the layer and saves the residuals for the backward pass."""
-    z, recurrent, bias = _project(x, kernel, recurrent_kernel, bias)
+    z, recurrent, bias = _project(x, kernel, recurrent_kernel, bias, dtype)
+    z = _store(z, dtype)
     no_state = jnp.zeros_like(z[..., : recurrent.shape[0]])  # [T,B,U]
     steps, batch, units = no_state.shape
     inputs = x.shape[-1]
     # Column (t,b) is (x_t, h_{t-1}, 1), which the weights multiply at row t.
     operands = jnp.concatenate(
         [
-            x.transpose(2, 1, 0).reshape(inputs, steps * batch),
-            jnp.zeros((units, steps * batch), x.dtype),
-            jnp.ones((1, steps * batch), x.dtype),
+            _store(x.transpose(2, 1, 0).reshape(inputs, steps * batch), dtype),
+            jnp.zeros((units, steps * batch), z.dtype),
+            _store(jnp.ones((1, steps * batch), x.dtype), dtype),
         ]
     )  # [D+U+1,T*B]
 
-    first = _cell(z[0] + bias, no_state[0], activation)
-    saved = _save(_Saved(z, no_state, no_state), 0, first, no_state[0], activation)
+    no_row = _load(no_state[0])
+    first = _cell(_load(z[0]) + bias, no_row, activation)
+    saved = _save(_Saved(z, no_state, no_state), 0, first, no_row, activation)
     states = _write(no_state, first.h, 0) if return_sequences else None
 
     def body(t: jax.Array, carry: tuple) -> tuple:
         h, c, saved, operands, states = carry
-        row = _cell(saved.factors[t] + h @ recurrent + bias, c, activation)
+        z = _load(saved.factors[t]) + product(_operand(h), recurrent) + bias
+        row = _cell(z, c, activation)
         saved = _save(saved, t, row, c, activation)
         # Transposed here, while in cache: saves 2-3 % of a training step.
         operands = lax.dynamic_update_slice(operands, h.T, (inputs, t * batch))
         if return_sequences:
             states = _write(states, row.h, t)
-        return row.h, row.c, saved, operands, states
+        return _store(row.h, dtype), row.c, saved, operands, states
 
-    carry = (first.h, first.c, saved, operands, states)
+    carry = (_store(first.h, dtype), first.c, saved, operands, states)
     h, _, saved, operands, states = lax.fori_loop(1, steps, body, carry)
-    outputs = states.swapaxes(0, 1) if return_sequences else h
+    outputs = _load(states).swapaxes(0, 1) if return_sequences else _load(h)
     return outputs, (kernel, recurrent_kernel, saved, operands)
 
 
 def _lstm_backward(
     activation: str,
     return_sequences: bool,
+    dtype: Any,
     residuals: tuple,
     d_outputs: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
@@ -171,7 +182,7 @@ def _lstm_backward(
     d_states = d_outputs.swapaxes(0, 1) if return_sequences else None
     # Transposed once, not in each product: 46 us against 75 us on one core at B = 64,
     # U = 128.
-    transposed = recurrent_kernel.T
+    transposed = as_operand(recurrent_kernel.T, dtype)
 
     def times(d: jax.Array, factor: jax.Array) -> jax.Array:
         # Where relu is flat the gradient is 0, even if the state overflowed to inf.
@@ -182,26 +193,27 @@ def _lstm_backward(
     def cell(d_h: jax.Array, d_c: jax.Array, factors: jax.Array) -> jax.Array:
         i, f, g, o = jnp.split(factors, 4, axis=-1)
         products = [d_c * i, d_c * f, times(d_c, g), d_h * o]
-        return jnp.concatenate(products, axis=-1)
+        return _store(jnp.concatenate(products, axis=-1), dtype)
 
     def body(k: jax.Array, carry: tuple) -> tuple:
         d_z, d_c, factors = carry
         t = steps - 1 - k
-        d_h = d_z @ transposed
+        d_h = product(_operand(d_z), transposed)
         if d_states is not None:
             d_h = d_h + d_states[t]
-        d_c = times(d_h, slopes[t]) + d_c * forgets[t + 1]
-        d_z = cell(d_h, d_c, factors[t])
+        d_c = times(d_h, _load(slopes[t])) + d_c * _load(forgets[t + 1])
+        d_z = cell(d_h, d_c, _load(factors[t]))
         return d_z, d_c, _write(factors, d_z, t)
 
     d_h = d_outputs if d_states is None else d_states[-1]
-    d_c = times(d_h, slopes[-1])
-    d_z = cell(d_h, d_c, factors[-1])
+    d_c = times(d_h, _load(slopes[-1]))
+    d_z = cell(d_h, d_c, _load(factors[-1]))
     carry = (d_z, d_c, _write(factors, d_z, steps - 1))
-    d_z = lax.fori_loop(1, steps, body, carry)[2].reshape(steps * batch, width)
+    d_z = _operand(lax.fori_loop(1, steps, body, carry)[2]).reshape(-1, width)
 
-    d_weights = operands @ d_z  # [D+U+1,4U]
-    d_x = (d_z @ kernel.T).reshape(steps, batch, inputs).swapaxes(0, 1)
+    d_weights = product(_operand(operands), d_z)  # [D+U+1,4U]
+    d_x = product(d_z, as_operand(kernel.T, dtype))
+    d_x = d_x.reshape(steps, batch, inputs).swapaxes(0, 1)
     d_kernel, d_recurrent = d_weights[:inputs], d_weights[inputs:-1]
     return d_x, d_kernel, d_recurrent, d_weights[-1]
 
@@ -216,20 +228,53 @@ def _gate_columns(sigmoid: float, candidate: float, units: int) -> np.ndarray:
     return np.repeat(numbers, units)[None, :]
 
 
+def _store(values: jax.Array, dtype: Any) -> jax.Array:
+    """Returns values as the loops store them: with bfloat16, its bits as uint16.
+
+    XLA:CPU has no instruction to update a slice of bfloat16: it would convert the whole
+    array to float32 and back in each iteration.
+    """
+    if dtype != jnp.bfloat16:
+        return values
+    bits = lax.bitcast_convert_type(values, jnp.uint32)
+    return ((bits + jnp.uint32(0x8000)) >> jnp.uint32(16)).astype(jnp.uint16)
+
+
+def _operand(stored: jax.Array) -> jax.Array:
+    """Returns stored values as an operand of a product, float32 or bfloat16."""
+    if stored.dtype != jnp.uint16:
+        return stored
+    return lax.bitcast_convert_type(stored, jnp.bfloat16)
+
+
+def _load(stored: jax.Array) -> jax.Array:
+    """Returns stored values as float32."""
+    if stored.dtype != jnp.uint16:
+        return stored
+    return lax.bitcast_convert_type(
+        stored.astype(jnp.uint32) << jnp.uint32(16), jnp.float32
+    )
+
+
 def _project(
-    x: jax.Array, kernel: jax.Array, recurrent_kernel: jax.Array, bias: jax.Array
+    x: jax.Array,
+    kernel: jax.Array,
+    recurrent_kernel: jax.Array,
+    bias: jax.Array,
+    dtype: Any,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Multiplies all rows by the kernel, and scales the sigmoids' columns by 1/2.
 
     Returns:
-        The product [T,B,4U], the recurrent kernel [U,4U] and the bias [1,4U], all
-        scaled.
+        The product [T,B,4U], the recurrent kernel [U,4U] as `dtype` and the bias
+        [1,4U], all scaled.
     """
     batch, steps, inputs = x.shape
     scale = _gate_columns(0.5, 1.0, recurrent_kernel.shape[0])
     rows = x.swapaxes(0, 1).reshape(steps * batch, inputs)
-    z = (rows @ (kernel * scale)).reshape(steps, batch, -1)
-    return z, recurrent_kernel * scale, bias[None, :] * scale
+    z = product(as_operand(rows, dtype), as_operand(kernel * scale, dtype))
+    recurrent = as_operand(recurrent_kernel * scale, dtype)
+    return z.reshape(steps, batch, -1), recurrent, bias[None, :] * scale
 
 
 def _cell(z: jax.Array, c_before: jax.Array, activation: str) -> _Row:
@@ -287,4 +332,6 @@ def _write(
     rows: jax.Array, values: jax.Array, t: jax.Array | int, column: int = 0
 ) -> jax.Array:
     """Writes [B,N] into row `t` of [T,B,M], starting at `column`."""
+    if rows.dtype == jnp.uint16 != values.dtype:
+        values = _store(values, jnp.bfloat16)
     return lax.dynamic_update_slice(rows, values[None], (t, 0, column))

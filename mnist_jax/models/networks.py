@@ -13,6 +13,7 @@ from mnist_jax.data.types import CLASSES, IMAGE_SHAPE
 from mnist_jax.errors import InputError
 from mnist_jax.models.custom import call_options, create_custom, source_sha256
 from mnist_jax.models.layers import Conv, Dropout, LSTMLayer
+from mnist_jax.models.precision import DTYPES, dot_general
 
 # Pairs of a layer's default name and its custom one.
 Names = tuple[tuple[str, str], ...]
@@ -31,13 +32,18 @@ def _dense_layers(
     train: bool,
     batch_offset: jax.Array | int,
     names: Names,
+    dtype: Any,
 ) -> jax.Array:
     """Applies hidden dense layers with dropout, then the output layer: `[B,10]`."""
 
     def dense(width: int, index: int) -> nn.Dense:
         kernel_init = nn.initializers.glorot_uniform()
-        name = _name(names, "Dense", index)
-        return nn.Dense(width, kernel_init=kernel_init, name=name)
+        return nn.Dense(
+            width,
+            kernel_init=kernel_init,
+            dot_general=functools.partial(dot_general, dtype=dtype),
+            name=_name(names, "Dense", index),
+        )
 
     for index, (width, rate) in enumerate(zip(hidden, rates, strict=True)):
         x = nn.relu(dense(width, index)(x))
@@ -61,6 +67,7 @@ class MLP(nn.Module):
     hidden: tuple[int, ...]
     dropout: tuple[float, ...] = (0.0,)
     names: Names = ()
+    dtype: Any = jnp.float32  # of the operands of matrix products
 
     @nn.compact
     def __call__(
@@ -76,7 +83,9 @@ class MLP(nn.Module):
         """
         x = images.reshape(len(images), -1)
         rates = _rates(self.dropout, len(self.hidden))
-        return _dense_layers(x, self.hidden, rates, train, batch_offset, self.names)
+        return _dense_layers(
+            x, self.hidden, rates, train, batch_offset, self.names, self.dtype
+        )
 
 
 class LSTM(nn.Module):
@@ -92,6 +101,8 @@ class LSTM(nn.Module):
     dropout: tuple[float, ...] = (0.0,)
     impl: str = "plain"
     names: Names = ()
+    dtype: Any = jnp.float32
+    unroll: int = 1
 
     @nn.compact
     def __call__(
@@ -106,11 +117,19 @@ class LSTM(nn.Module):
                 activation=self.activation,
                 return_sequences=layer < last,
                 impl=self.impl,
+                dtype=self.dtype,
+                unroll=self.unroll,
                 name=_name(self.names, "LSTMLayer", layer),
             )(x)
             x = Dropout(rates[layer])(x, train, batch_offset)
         return _dense_layers(
-            x, self.hidden, rates[len(self.units) :], train, batch_offset, self.names
+            x,
+            self.hidden,
+            rates[len(self.units) :],
+            train,
+            batch_offset,
+            self.names,
+            self.dtype,
         )
 
 
@@ -127,6 +146,7 @@ class CNN(nn.Module):
     dropout: tuple[float, ...] = (0.0,)
     impl: str = "plain"
     names: Names = ()
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
@@ -136,10 +156,12 @@ class CNN(nn.Module):
         x = images[..., None]
         for index, stage in enumerate(self.stages):
             name = _name(self.names, "Conv", index)
-            x = Conv(stage, self.impl, name=name)(x)
+            x = Conv(stage, self.impl, self.dtype, name=name)(x)
         rates = _rates(self.dropout, len(self.hidden))
         x = x.reshape(len(images), -1)
-        return _dense_layers(x, self.hidden, rates, train, batch_offset, self.names)
+        return _dense_layers(
+            x, self.hidden, rates, train, batch_offset, self.names, self.dtype
+        )
 
 
 def resolve_impl(impl: str) -> str:
@@ -207,18 +229,21 @@ def create_model(config: TrainConfig) -> nn.Module:
     Raises:
         InputError: as `layer_names` and `create_custom`.
     """
-    hidden, dropout = config.hidden, config.dropout
+    hidden, dropout, dtype = config.hidden, config.dropout, DTYPES[config.precision]
     names = tuple(zip(usual_names(config), layer_names(config), strict=True))
     if config.model not in MODELS:
         return _create_custom(config)
     if config.model == "mlp":
-        return MLP(hidden, dropout, names)
+        return MLP(hidden, dropout, names, dtype)
     impl = resolve_impl(config.impl)
     if config.model == "lstm":
         units, activation = config.lstm_units, config.activation
-        return LSTM(units, activation, hidden, dropout, impl, names)
+        # On a GPU, the unrolled loop takes less than half the time
+        # (docs/accelerators.md); on a CPU it would compile for long.
+        unroll = 1 if jax.default_backend() == "cpu" else IMAGE_SHAPE[0]
+        return LSTM(units, activation, hidden, dropout, impl, names, dtype, unroll)
     stages = tuple(map(parse_conv_stage, config.conv))
-    return CNN(stages, hidden, dropout, impl, names)
+    return CNN(stages, hidden, dropout, impl, names, dtype)
 
 
 def _create_custom(config: TrainConfig) -> nn.Module:

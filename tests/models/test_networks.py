@@ -1,5 +1,6 @@
 """Parameter counts, shapes, dropout, and the LSTM compared with a loop."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -20,6 +21,7 @@ from mnist_jax.models.networks import (
     create_model,
     init_params,
 )
+from mnist_jax.training.steps import batch_metrics
 
 pytestmark = pytest.mark.slow
 
@@ -92,8 +94,8 @@ def test_scan_lstm_equals_loop_over_rows(digits: Dataset, activation, return_seq
         h = c = jnp.zeros((5, 16))
         states = []
         for row in range(28):
-            weights = kernel, recurrent_kernel, bias
-            (h, c), _ = lstm_cell((h, c), rows[:, row], *weights, activation)
+            projected = rows[:, row] @ kernel + bias[None, :]
+            (h, c), _ = lstm_cell((h, c), projected, recurrent_kernel, activation)
             states.append(h)
         return jnp.stack(states, axis=1) if return_sequences else h
 
@@ -203,3 +205,29 @@ def test_microbatches_have_the_dropout_masks_of_the_whole_batch(model):
 def test_stages_that_leave_no_pixel_are_rejected():
     with pytest.raises(InputError, match="stage 3 .* leaves no pixel"):
         TrainConfig(model="cnn", conv=("8:pool3", "8:pool3", "8:k5"))
+
+
+@pytest.mark.parametrize("impl", ["plain", "fast"])
+@pytest.mark.parametrize("model", MODELS)
+def test_bfloat16_is_float32_with_rounded_operands(digits: Dataset, model, impl):
+    images = jnp.asarray(digits.train.images[32:64] / np.float32(255))
+    labels = jnp.asarray(digits.train.labels[32:64])
+    config = TrainConfig(model=model, impl=impl)
+    params = quick_params(create_model(config))
+
+    def gradients(precision: str):
+        network = create_model(dataclasses.replace(config, precision=precision))
+        mask = jnp.ones(len(labels))
+
+        def loss(params):
+            logits = network.apply({"params": params}, images)
+            assert logits.dtype == jnp.float32
+            return batch_metrics(logits, labels, mask)[0]
+
+        return quick_jit(jax.grad(loss))(params)
+
+    want, got = gradients("float32"), gradients("bfloat16")
+    for w, g in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
+        assert g.dtype == jnp.float32
+        error = np.linalg.norm(g - w) / np.linalg.norm(w)
+        assert 1e-5 < error < 0.15

@@ -87,6 +87,7 @@ CONFIG = {
     ],
     "seed": ["--seed=-1", "--seed=4294967296", "--seed=x"],
     "impl": ["--impl=slow"],
+    "precision": ["--precision=float16"],
     "kernels": ["--kernels=slow", "--kernels=fast --impl=plain"],
     "cpu_devices": ["--cpu_devices=-1", "--cpu_devices=1025", "--cpu_devices=x"],
 }
