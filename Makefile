@@ -6,6 +6,8 @@
 # make test-matrix  run the tests on the oldest and newest supported Python and jax
 # make lint         install, then run ruff and mypy
 # make peers        install PyTorch and Keras in .venv-peers, then benchmark them
+# make accelerator  install JAX for ACCELERATOR (cuda or tpu), then test and measure on it
+# make check-tpu    install libtpu in .libtpu, then compile the epochs for a TPU
 # Another Python: make test PYTHON=/path/to/python3.12
 
 PYTHON ?= python3
@@ -18,7 +20,8 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready-$(shell $(PYTHON) -c \
 	'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null)
 
-.PHONY: install compare test test-fast test-faults test-matrix lint peers clean
+.PHONY: install compare test test-fast test-faults test-matrix lint peers accelerator \
+	check-tpu clean
 
 install: $(READY)
 
@@ -74,5 +77,20 @@ peers: .venv-peers/.ready
 		torch==2.13.0 keras==3.15.1 tensorflow-cpu==2.21.0
 	touch $@
 
+ACCELERATOR ?= cuda
+
+accelerator: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint $(CONSTRAINTS) --editable '.[test,$(ACCELERATOR)]'
+	$(BIN)/python -m pytest -m accelerator
+	$(BIN)/python -m benchmarks.accelerators
+
+# The version that this jax asks for, without its other requirements.
+check-tpu: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps \
+		--target .libtpu "$$($(BIN)/python -c 'import importlib.metadata as m; \
+		print(next(r.split(";")[0] for r in m.requires("jax") if r.startswith("libtpu")))')"
+	PYTHONPATH=.libtpu $(BIN)/python -m benchmarks.check_tpu
+
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-newest .venv-peers build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .venv-oldest .venv-newest .venv-peers .libtpu build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -23,6 +23,7 @@ from mnist_jax.reporting.tables import (
     mean_and_spread,
 )
 
+from .accelerators.tables import AcceleratorRecord, format_accelerators
 from .peers.frameworks import FRAMEWORKS, OURS, PeerRecord
 from .peers.tables import best_peer, format_ratios, format_tables, group, ratios
 from .published.systems import PRESETS, SYSTEMS
@@ -36,7 +37,13 @@ DOCUMENTS = (
     ROOT / "README.md",
     *(
         ROOT / "docs" / f"{name}.md"
-        for name in ("benchmarks", "command_line", "performance", "published")
+        for name in (
+            "accelerators",
+            "benchmarks",
+            "command_line",
+            "performance",
+            "published",
+        )
     ),
 )
 
@@ -96,6 +103,12 @@ def _speedup(values: Sequence[float]) -> str:
 _PEERS = "make peers PEERS_OUT=benchmarks/results"
 BLOCKS = {
     "summary": Block("peers", PeerRecord, format_summary),
+    "accelerators": Block(
+        "accelerators",
+        AcceleratorRecord,
+        format_accelerators,
+        "python -m benchmarks.accelerators --repeats=2 --out=benchmarks/results",
+    ),
     "compare": Block(
         "compare",
         RunRecord,

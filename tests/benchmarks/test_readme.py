@@ -27,6 +27,7 @@ FOLDERS = ("mnist_jax", "experiments", "benchmarks", "tests", "docs", "constrain
 WRITTEN = {
     *("metrics.jsonl", "compare.jsonl", "compare.md", "throughput.jsonl"),
     *("published.jsonl", "published.md", "peers.jsonl", "report.html"),
+    "accelerators.jsonl",
     *("digits.png", "first_digits.png", "my7.png", "seen.png"),
 }
 OTHER_FLAGS = {"logdir", "help", "flagfile"}  # of TensorBoard and absl

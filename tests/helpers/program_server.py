@@ -21,6 +21,7 @@ PROGRAMS = [
 # Programs that are packages, and the module that their `__main__` runs.
 MAINS = {
     "benchmarks.published": "benchmarks.published.table",
+    "benchmarks.accelerators": "benchmarks.accelerators.measure",
     "benchmarks.peers": "benchmarks.peers.race",
 }
 

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.slow
 
 # Programs whose commands are only parsed, and why.
 PARSED_ONLY = {
+    "benchmarks.check_tpu": "needs libtpu, 700 MB; see test_lowering",
     "experiments.demo": "serves until it is stopped; see tests/demo",
     "benchmarks.peers": "needs PyTorch, Keras, TensorFlow and an hour; see test_peers",
     "benchmarks.readme": "rewrites the documents in the checkout; see test_readme",
@@ -130,5 +131,6 @@ def test_there_are_commands_and_examples_to_run():
         for path in files
         if "\ndef run()" in path.read_text() and "_worker" not in path.stem
     }
-    assert documented | {"benchmarks.published", "benchmarks.peers"} == programs
+    packages = {"benchmarks.published", "benchmarks.peers", "benchmarks.accelerators"}
+    assert documented | packages == programs
     assert any(block.language == "python" for block in blocks)

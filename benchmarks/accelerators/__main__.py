@@ -1,0 +1,5 @@
+"""Entry point of `python -m benchmarks.accelerators`."""
+
+from .measure import run
+
+run()

@@ -1,0 +1,47 @@
+"""The programs lower for GPUs and TPUs, on a machine that has neither."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import export
+
+from mnist_jax.config import MODELS, TrainConfig
+from mnist_jax.data.pixels import Preprocess
+from mnist_jax.data.types import Split
+from mnist_jax.models.networks import create_model
+from mnist_jax.training import epochs
+from mnist_jax.training.epochs import make_programs
+from mnist_jax.training.mesh import make_mesh
+from mnist_jax.training.optimizers import create_optimizer
+
+PLATFORMS = ("cuda", "rocm", "tpu")
+SEEDS, STEPS, BATCH = 2, 3, 32
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("model", MODELS)
+def test_programs_lower_for_accelerators(model, precision, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cuda")
+    # On the mesh of a CPU, seeds would be trained one after the other.
+    monkeypatch.setattr(epochs, "_train_together", lambda mesh: True)
+    config = TrainConfig(model=model, precision=precision)
+    network = create_model(config)
+    programs = make_programs(
+        network, create_optimizer(config, STEPS), Preprocess("scaled"), make_mesh(1)
+    )
+    keys = jax.random.split(jax.random.key(0), SEEDS)
+    states = jax.eval_shape(programs.init, keys)
+    shape = jax.ShapeDtypeStruct
+    split = Split(shape((60_000, 28, 28), jnp.uint8), shape((60_000,), jnp.int32))
+    orders, bounds = shape((SEEDS, STEPS, BATCH), jnp.int32), shape((2,), jnp.int32)
+    rows = shape((50, 200), jnp.int32)
+    for program, arguments in (
+        (programs.init, (keys,)),
+        (programs.train, (states, split, orders, keys, bounds)),
+        (programs.evaluate, (states.params, split, rows)),
+    ):
+        exported = export.export(program, platforms=PLATFORMS)(*arguments)
+        assert exported.platforms == PLATFORMS
+        text = exported.mlir_module()
+        if program is programs.train:
+            assert ("bf16" in text) == (precision == "bfloat16")
