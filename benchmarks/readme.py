@@ -24,11 +24,19 @@ from mnist_jax.reporting.tables import (
 )
 
 from .accelerators.tables import AcceleratorRecord, format_accelerators
-from .peers.frameworks import FRAMEWORKS, OURS, PeerRecord
-from .peers.tables import best_peer, format_ratios, format_tables, group, ratios
+from .peers.frameworks import FRAMEWORKS, PeerRecord
+from .peers.tables import (
+    best_peer,
+    by_machine,
+    format_ratios,
+    format_tables,
+    group,
+    speedup,
+)
 from .published.systems import PRESETS, SYSTEMS
 from .published.table import by_system, format_published
 from .redrawn import RedrawnRecord, format_redrawn
+from .statistics import Interval
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -65,9 +73,8 @@ def format_summary(records: Sequence[PeerRecord]) -> str:
     """
     compared = read_jsonl(RunRecord, RESULTS / "compare.jsonl")
     frame = comparison_frame(compared).set_index("model")
-    races = {
-        model: race for (model, size), race in group(records).items() if size == 128
-    }
+    raced = by_machine(records)[0]
+    races = {model: race for (model, size), race in group(raced).items() if size == 128}
     rows = []
     for model in sorted(MODELS, key=lambda model: frame["steady_epoch_seconds"][model]):
         race, ours = races[model], frame.loc[model]
@@ -79,25 +86,30 @@ def format_summary(records: Sequence[PeerRecord]) -> str:
                 "test accuracy": f"{ours['test_accuracy']:.4f} "
                 f"± {ours['test_accuracy_std']:.4f}",
                 "s/epoch": f"{ours['steady_epoch_seconds']:.2f}",
-                "speedup over PyTorch": _speedup(ratios(race, "torch")),
-                "speedup over fastest peer": f"{_speedup(ratios(race, peer))} "
+                "speedup over PyTorch": _speedup(speedup(race, "torch")),
+                "speedup over fastest peer": f"{_speedup(speedup(race, peer))} "
                 f"({FRAMEWORKS[peer].label})",
             }
         )
     run, machine = compared[0], compared[0].environment
-    lstm = races["lstm"][OURS][0].result["parameters"]
+    lstm = races["lstm"]["ours"][0].result["parameters"]
     return (
         f"{markdown_table(pd.DataFrame(rows))}\n\n"
         f"{run.dataset.upper()} on {machine.cores} cores of an {machine.device}, "
         f"float32.\nAccuracy: {run.config.epochs} epochs, mean ± standard deviation "
-        f"over {frame['seeds'].iloc[0]} seeds. Speed: batches of 128, "
-        "median of\nn rounds; PyTorch as installed, in eager mode; the timed LSTM "
-        f"has two layers ({lstm:,} parameters)."
+        f"over {frame['seeds'].iloc[0]} seeds. Speedup, on {raced[0].run.device}: "
+        "batches of 128,\nratio of the lower quartiles of epochs, with its 95 % "
+        "interval; PyTorch as installed,\nin eager mode; the timed LSTM has two "
+        f"layers ({lstm:,} parameters)."
     )
 
 
-def _speedup(values: Sequence[float]) -> str:
-    return f"{np.median(values):.1f}, n={len(values)}"
+def _speedup(ratio: Interval | None) -> str:
+    return (
+        "-"
+        if ratio is None
+        else f"{ratio.mean:.1f} [{ratio.low:.1f}, {ratio.high:.1f}]"
+    )
 
 
 _PEERS = "make peers PEERS_OUT=benchmarks/results"

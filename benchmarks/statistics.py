@@ -1,4 +1,4 @@
-"""Student's t intervals for means over seeds."""
+"""Student's t intervals for means over seeds, and bootstrap intervals of ratios."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -73,3 +73,38 @@ def verdict_of(interval: Interval) -> str:
     if interval.low > 0:
         return "holds"
     return "does not hold" if interval.high < 0 else "undecided"
+
+
+def ratio_interval(
+    rounds: Sequence[tuple[Sequence[float], Sequence[float]]],
+    percent: float,
+    resamples: int = 1000,
+) -> Interval:
+    """Returns the ratio of two percentiles with its 95 % bootstrap interval.
+
+    Rounds are drawn with replacement, then pairs within each, since both times of a
+    pair were taken one after the other.
+
+    Args:
+        rounds: for each round, the numerator's and the denominator's times, paired.
+        percent: the percentile, as 25 for the lower quartile.
+        resamples: number of draws.
+
+    >>> [round(float(x), 2) for x in ratio_interval([([2, 4, 6], [1, 2, 3])], 50)]
+    [2.0, 2.0, 2.0]
+    """
+
+    def ratio(pairs: np.ndarray) -> float:
+        above, below = np.percentile(pairs, percent, axis=1)
+        return float(above / below)
+
+    rng, pairs = np.random.default_rng(0), [np.asarray(both) for both in rounds]
+    sizes = [both.shape[1] for both in pairs]
+    drawn = []
+    for _ in range(resamples):
+        chosen = rng.integers(len(pairs), size=len(pairs))
+        columns = [pairs[i][:, rng.integers(sizes[i], size=sizes[i])] for i in chosen]
+        drawn.append(ratio(np.concatenate(columns, axis=1)))
+    tail = 50 * (1 - LEVEL)
+    low, high = np.percentile(drawn, [tail, 100 - tail])
+    return Interval(ratio(np.concatenate(pairs, axis=1)), float(low), float(high))

@@ -143,7 +143,7 @@ def measure(job: Job, arrays: Arrays) -> Measurement:
             state, loss = train_step(state, images[batch], labels[batch])
         jax.block_until_ready((state, loss))
 
-    seconds = time_epochs(train_epoch, job.epochs)
+    seconds = time_epochs(train_epoch, job)
     splits = range(TEST_CHUNK, len(arrays.test_labels), TEST_CHUNK)
     test = preprocess(arrays.test_images), arrays.test_labels
     chunks = zip(*(np.split(array, splits) for array in test), strict=True)

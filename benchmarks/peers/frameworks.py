@@ -30,15 +30,16 @@ class Framework(NamedTuple):
     packages: tuple[str, ...] = ()  # in addition to this project's requirements
     is_peer: bool = True  # whether it can be the fastest peer
     environment: Mapping[str, str] = {}
+    precision: str = "float32"  # rows are compared with rows of the same one
 
 
 def _all(variant: str) -> dict[str, str]:
     return dict.fromkeys(MODELS, variant)
 
 
-OURS = "ours"
+OURS = {"float32": "ours", "bfloat16": "ours_bfloat16"}  # by precision
 FRAMEWORKS = {
-    OURS: Framework("ours", "our_worker", _all(""), is_peer=False),
+    "ours": Framework("ours", "our_worker", _all("float32"), is_peer=False),
     "torch": Framework("PyTorch", "torch_worker", _all("eager"), ("torch",)),
     "torch_channels_last": Framework(
         "PyTorch channels_last", "torch_worker", {"cnn": "channels_last"}, ("torch",)
@@ -59,12 +60,27 @@ FRAMEWORKS = {
     ),
     "keras_jax": Framework("Keras/JAX", "keras_worker", _all("jax"), ("keras",)),
     "flax": Framework("plain Flax", "flax_worker", _all(""), is_peer=False),
+    "ours_bfloat16": Framework(
+        "ours, bfloat16",
+        "our_worker",
+        _all("bfloat16"),
+        is_peer=False,
+        precision="bfloat16",
+    ),
+    "torch_bfloat16": Framework(
+        "PyTorch + malloc, bfloat16",
+        "torch_worker",
+        _all("bfloat16"),
+        ("torch",),
+        environment=_KEEP_MEMORY,
+        precision="bfloat16",
+    ),
 }
 PEAK = "matmul"  # recorded as the framework of the matmul peak
 
 
 class Cell(NamedTuple):
-    """What a measurement runs; each round runs it once."""
+    """What a worker trains; each round does so once."""
 
     framework: str
     model: str
@@ -84,13 +100,13 @@ class Setup:
     versions: dict[str, str]  # by package
     dataset: str
     checksum: str
-    train_images: int
+    train_images: int  # per epoch; the whole training set or a part of it
     steady_epochs: int  # after the first
 
 
 @dataclasses.dataclass(frozen=True)
 class PeerRecord:
-    """One measurement, made in a separate process."""
+    """The epochs of one worker process in one round."""
 
     framework: str  # one of FRAMEWORKS, or PEAK
     model: str  # empty for PEAK
@@ -99,12 +115,13 @@ class PeerRecord:
     run: Setup
     environment: Environment  # at the start of the program
     date: str
-    load: float  # 1-minute load average before the measurement
-    wall_seconds: float  # of the whole process, start-up included
-    others_cores: float  # mean number of cores used by other programs
-    disturbed: bool  # whether others_cores exceeded the limit
+    load: float  # 1-minute load average before the round
+    wall_seconds: float  # of all workers that took turns, start-up included
+    others_cores: float  # mean number of cores used by other programs meanwhile
+    disturbed: bool  # whether others_cores exceeded the limit most of the time
     # A worker's `Measurement` and its `peak_rss_mb`, or GFLOP/s by library for PEAK;
-    # empty if the worker failed.
+    # empty if the worker failed. Disturbed epochs are left out for all workers, so that
+    # epochs with the same index were trained one after the other.
     result: dict[str, Any] = dataclasses.field(default_factory=dict)
     error: str | None = None
     schema_version: int = SCHEMA_VERSION

@@ -86,6 +86,7 @@ def measure(job: Job, arrays: Arrays) -> Measurement:
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             seconds.append(time.perf_counter() - self.start)
+            job.end_turn(len(seconds))
 
     model.fit(
         preprocess(arrays.train_images),

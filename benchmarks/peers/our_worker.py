@@ -3,11 +3,13 @@
 python -m benchmarks.peers.our_worker --model=cnn --batch_size=128 --arrays=FOLDER
 """
 
+import dataclasses
+
 from mnist_jax.cli.flags import define_machine_flags
 from mnist_jax.cli.main import start_jax
 from mnist_jax.data.types import Dataset, Split
 from mnist_jax.training.experiment import prepare
-from mnist_jax.training.fit import fit
+from mnist_jax.training.fit import SILENT, fit
 
 from .worker import Arrays, Job, Measurement, peer_config, run_worker
 
@@ -16,14 +18,16 @@ def measure(job: Job, arrays: Arrays) -> Measurement:
     """Trains and times a network with `fit`; epoch times include shuffling."""
     train, test = Split(*arrays[:2]), Split(*arrays[2:])
     dataset = Dataset("arrays", train, None, test, checksum="", note="")
-    [(record, _)] = fit(prepare(peer_config(job), dataset), [job.seed])
+    config = dataclasses.replace(peer_config(job), precision=job.variant or "float32")
+    callbacks = SILENT._replace(on_epoch=lambda epochs: job.end_turn(epochs[0].epoch))
+    [(record, _)] = fit(prepare(config, dataset), [job.seed], callbacks)
     seconds = [epoch.train_seconds for epoch in record.epochs]
     seconds[0] += record.compile_seconds
     return Measurement(
         seconds,
         record.test_accuracy,
         record.parameters,
-        f"{record.impl} layers, {record.devices} host devices",
+        f"{record.impl} layers, {record.devices} host devices, {config.precision}",
     )
 
 
@@ -35,7 +39,7 @@ def _start_and_measure(job: Job, arrays: Arrays) -> Measurement:
 def run() -> None:
     """Entry point."""
     define_machine_flags()
-    run_worker(_start_and_measure)
+    run_worker(_start_and_measure, ("float32", "bfloat16"))
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
 python -m benchmarks.peers --rounds=5 --out=results/peers
 
-It needs PyTorch, Keras and TensorFlow, which `make peers` installs. Measurements run
-one at a time, each in a separate process; a round runs every framework, network and
-batch size once. Recorded measurements are not repeated, so an interrupted benchmark
-resumes where it stopped.
+It needs PyTorch, Keras and TensorFlow, which `make peers` installs. Each framework
+trains in a process of its own. In a round, the processes of one network and batch size
+take turns after each epoch, so that noise meets all of them; the others wait. Recorded
+rounds are not repeated, so an interrupted benchmark resumes where it stopped.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from mnist_jax.cli.flags import (
     load_data,
 )
 from mnist_jax.cli.main import run_program
-from mnist_jax.data.types import Dataset, Split
+from mnist_jax.data.types import Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.records.environment import Environment, code_digest, current_environment
 from mnist_jax.records.files import check_append, write_file
@@ -43,9 +43,11 @@ from .worker import Arrays, save_arrays
 
 FLAGS = flags.FLAGS
 
-STEADY_EPOCHS = {"mlp": 3, "lstm": 1, "cnn": 1}
+# Images per epoch. Each epoch takes some tenths of a second, less than the episodes of
+# one to three seconds in which shared hosts are slower.
+EPOCH_IMAGES = {"mlp": 60_000, "lstm": 6_400, "cnn": 12_800}
 PACKAGES = "jax jaxlib flax optax numpy torch keras tensorflow tensorflow-cpu".split()
-TRIES = 3  # attempts at a measurement that other programs disturb
+TRIES = 3  # attempts at a round that other programs disturb
 
 
 def choose_frameworks(names: Sequence[str]) -> list[str]:
@@ -79,42 +81,48 @@ def choose_frameworks(names: Sequence[str]) -> list[str]:
 
 
 def make_plan(
-    frameworks: Iterable[str], models: Iterable[str], batch_sizes: Sequence[int]
-) -> list[Cell]:
-    """Returns the measurements of one round, in order.
+    frameworks: Iterable[str], models: Iterable[str], batch_sizes: Iterable[int]
+) -> list[list[Cell]]:
+    """Returns the groups of a round, in order; the cells of a group take turns.
 
     Raises:
         InputError: nothing is left to measure.
     """
-    plan = dict.fromkeys(
-        Cell(framework, model, batch_size)
-        for model in models
-        for batch_size in batch_sizes
-        for framework in frameworks
-        if model in FRAMEWORKS[framework].variants
-    )
-    if not plan:
+    names = list(dict.fromkeys(frameworks))
+    groups = [
+        [Cell(f, model, size) for f in names if model in FRAMEWORKS[f].variants]
+        for model in dict.fromkeys(models)
+        for size in dict.fromkeys(batch_sizes)
+    ]
+    if not any(groups):
         raise InputError(
             "--frameworks and --models leave nothing to measure: torch_channels_last "
             "supports only the cnn, and torch_compile needs a C++ compiler"
         )
-    return [PEAK_CELL, *plan]
+    return [[PEAK_CELL], *filter(None, groups)]
 
 
-def take_images(dataset: Dataset, size: int | None, min_size: int) -> Dataset:
-    """Returns a dataset with only its first `size` training images, all if None.
+def take_images(dataset: Dataset, size: int | None, model: str, least: int) -> Arrays:
+    """Returns a dataset with the training images of an epoch, the first ones.
+
+    Args:
+        dataset: the dataset.
+        size: number of images; if None, that of `EPOCH_IMAGES`, or all if fewer.
+        model: a key of `EPOCH_IMAGES`.
+        least: the smallest allowed size.
 
     Raises:
-        InputError: `size` is less than `min_size` or exceeds the training set.
+        InputError: `size` is less than `least` or exceeds the training set.
     """
     images, labels = dataset.train
-    size = len(labels) if size is None else size
-    if not min_size <= size <= len(labels):
+    if size is None:
+        size = min(EPOCH_IMAGES[model], len(labels))
+    if not least <= size <= len(labels):
         raise InputError(
             "--train_size must be from the largest of --batches to the "
             f"{len(labels)} training images; got {size}"
         )
-    return dataclasses.replace(dataset, train=Split(images[:size], labels[:size]))
+    return Arrays(images[:size], labels[:size], *dataset.test)
 
 
 def _versions() -> dict[str, str]:
@@ -127,10 +135,17 @@ def _versions() -> dict[str, str]:
 
 
 def make_setups(
-    environment: Environment, dataset: Dataset, steady_epochs: Mapping[str, int]
+    environment: Environment, dataset: Dataset, sizes: Mapping[str, int], epochs: int
 ) -> dict[str, Setup]:
-    """Returns the setup of each model; the key '' is for the matmul peak."""
-    setup = Setup(
+    """Returns the setup of each model; the key '' is for the matmul peak.
+
+    Args:
+        environment: of this process.
+        dataset: the dataset.
+        sizes: training images of each model.
+        epochs: number of epochs after the first.
+    """
+    peak = Setup(
         # The timed code is the package and the workers.
         code=code_digest(sorted(Path(__file__).parent.glob("*worker.py"))),
         device=environment.device,
@@ -138,12 +153,12 @@ def make_setups(
         versions=_versions(),
         dataset=dataset.name,
         checksum=dataset.checksum,
-        train_images=len(dataset.train.labels),
+        train_images=0,
         steady_epochs=0,
     )
-    return {
-        model: dataclasses.replace(setup, steady_epochs=epochs)
-        for model, epochs in {PEAK_CELL.model: 0, **steady_epochs}.items()
+    return {PEAK_CELL.model: peak} | {
+        model: dataclasses.replace(peak, train_images=size, steady_epochs=epochs)
+        for model, size in sizes.items()
     }
 
 
@@ -161,13 +176,13 @@ def describe(record: PeerRecord) -> str:
             f"{record.result['peak_rss_mb']:5,} MB"
         )
     suffix = "  DISTURBED, discarded" if record.disturbed else ""
-    return f"{name} {values}  others {record.others_cores:.2f} cores{suffix}"
+    return f"{name} {values}{suffix}"
 
 
 def run_rounds(
-    conditions: Conditions, plan: Sequence[Cell], rounds: int, results: Path
+    conditions: Conditions, plan: Sequence[list[Cell]], rounds: int, results: Path
 ) -> tuple[list[PeerRecord], list[Cell]]:
-    """Runs, records and prints the measurements that are not in the results yet.
+    """Runs, records and prints the groups that are not in the results yet.
 
     Returns:
         All records with the same setup, earlier ones included, and the failed cells.
@@ -178,23 +193,29 @@ def run_rounds(
         if record.run == conditions.setups.get(record.model)
     ]
     done = {(record.round, record.cell) for record in records if record.is_valid}
-    numbers = range(1, rounds + 1)
-    cells = [(n, cell) for n in numbers for cell in plan if (n, cell) not in done]
-    total = rounds * len(plan)
-    print(f"{len(cells)} of {total} measurements to run for {results}", flush=True)
     failed: list[Cell] = []
-    for count, (number, cell) in enumerate(cells, start=1):
+    todo = [
+        (number, cells)
+        for number in range(1, rounds + 1)
+        for cells in plan
+        if not done.issuperset((number, cell) for cell in cells)
+    ]
+    total = rounds * len(plan)
+    print(f"{len(todo)} of {total} measurements to run for {results}", flush=True)
+    for count, (number, cells) in enumerate(todo, start=1):
         for _ in range(TRIES):
-            if cell in failed:  # would fail in every round
+            # What failed would fail in every round.
+            cells = [cell for cell in cells if cell not in failed]
+            if not cells:
                 break
-            record = measure(conditions, number, cell)
-            append_jsonl(results, record)
-            records.append(record)
-            if record.error is not None:
-                failed.append(cell)
-            progress = f"{count}/{len(cells)}  round {number}/{rounds}"
-            print(f"{progress}  {describe(record)}", flush=True)
-            if not record.disturbed:
+            print(f"{count}/{len(todo)}  round {number}/{rounds}", flush=True)
+            found = measure(conditions, number, cells)
+            for record in found:
+                append_jsonl(results, record)
+                print(f"  {describe(record)}", flush=True)
+            records += found
+            failed += [record.cell for record in found if record.error is not None]
+            if not found[0].disturbed:
                 break
     return records, failed
 
@@ -222,17 +243,20 @@ def main() -> None:
     models, batch_sizes = chosen_models(), list(map(int, FLAGS.batches))
     plan = make_plan(choose_frameworks(FLAGS.frameworks), models, batch_sizes)
     jax.config.update("jax_platforms", "cpu")
-    dataset = take_images(load_data(FLAGS.dataset), FLAGS.train_size, max(batch_sizes))
+    dataset, least = load_data(FLAGS.dataset), max(batch_sizes)
+    arrays = {m: take_images(dataset, FLAGS.train_size, m, least) for m in models}
     out, environment = Path(FLAGS.out), current_environment()
-    steady_epochs = {m: FLAGS.steady_epochs or STEADY_EPOCHS[m] for m in models}
+    sizes = {model: len(kept.train_labels) for model, kept in arrays.items()}
     results = out / "peers.jsonl"
     check_append(results)
     if FLAGS.overwrite:
         results.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="mnist_jax-peers-") as name:
-        save_arrays(Arrays(*dataset.train, *dataset.test), Path(name))
+        for model, kept in arrays.items():
+            (Path(name) / model).mkdir()
+            save_arrays(kept, Path(name) / model)
         conditions = Conditions(
-            setups=make_setups(environment, dataset, steady_epochs),
+            setups=make_setups(environment, dataset, sizes, FLAGS.steady_epochs),
             environment=environment,
             arrays=Path(name),
             others_limit=FLAGS.others_limit,
@@ -256,23 +280,26 @@ def run() -> None:
         list(FRAMEWORKS),
         f"one or more of {', '.join(FRAMEWORKS)}, comma-separated",
     )
-    flags.DEFINE_integer("rounds", 5, "repetitions of all measurements", lower_bound=1)
-    defaults = ", ".join(f"{count} ({model})" for model, count in STEADY_EPOCHS.items())
     flags.DEFINE_integer(
-        "steady_epochs",
-        None,
-        f"epochs after the first in each process; default {defaults}",
-        lower_bound=1,
+        "rounds", 5, "repetitions with new processes and seeds", lower_bound=1
+    )
+    flags.DEFINE_integer(
+        "steady_epochs", 12, "epochs after the first in each process", lower_bound=1
     )
     flags.DEFINE_float(
         "others_limit",
         0.2,
-        "max mean number of cores that other programs may use during a measurement; "
-        f"above it, the measurement is discarded and repeated, up to {TRIES} attempts",
+        "max mean number of cores that other programs may use while each framework "
+        "trains an epoch; above it, these epochs are discarded, and a round of which "
+        f"most were is repeated, up to {TRIES} attempts",
         lower_bound=0.0,
     )
+    sizes = ", ".join(f"{size:,} ({model})" for model, size in EPOCH_IMAGES.items())
     flags.DEFINE_integer(
-        "train_size", None, "use only the first N training images", lower_bound=1
+        "train_size",
+        None,
+        f"training images of an epoch, the first ones; default {sizes}",
+        lower_bound=1,
     )
     flags.DEFINE_string("dataset", "mnist", "name of the dataset")
     define_data_dir_flag()

@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import pandas as pd
 
 from mnist_jax.config import MODELS
@@ -14,45 +15,103 @@ from mnist_jax.reporting.tables import (
     median_and_range,
 )
 
+from ..statistics import Interval, ratio_interval
 from .frameworks import FRAMEWORKS, OURS, PEAK, PeerRecord
 from .worker import Job, peer_config
 
 ByFramework = dict[str, list[PeerRecord]]
+LOWER_QUARTILE, MEDIAN = 25, 50
+
+
+def by_machine(records: Iterable[PeerRecord]) -> list[list[PeerRecord]]:
+    """Groups records by machine and versions, latest first; without outdated code."""
+    machines: dict[tuple[str, str], list[PeerRecord]] = {}
+    for record in records:
+        key = record.run.device, str(record.run.versions)
+        machines.setdefault(key, []).append(record)
+    latest = [
+        [record for record in found if record.run.code == found[-1].run.code]
+        for found in machines.values()
+    ]
+    return sorted(latest, key=lambda found: found[-1].date, reverse=True)
 
 
 def group(records: Iterable[PeerRecord]) -> dict[tuple[str, int], ByFramework]:
-    """Groups the valid measurements by (model, batch size), then by framework."""
+    """Groups the valid measurements by (model, batch size), then by framework.
+
+    Of repeated measurements of a round, the last one counts.
+    """
+    latest = {(r.round, r.cell): r for r in records if r.is_valid}
     groups: dict[tuple[str, int], ByFramework] = {}
-    for record in records:
-        if record.framework in FRAMEWORKS and record.is_valid:
+    for record in latest.values():
+        if record.framework in FRAMEWORKS:
             by_framework = groups.setdefault((record.model, record.batch_size), {})
             by_framework.setdefault(record.framework, []).append(record)
     return groups
 
 
-def best_peer(by_framework: ByFramework, as_installed: bool = False) -> str | None:
-    """Returns the PyTorch or Keras row with the lowest median, None if there is none.
+def _steady(runs: Iterable[PeerRecord]) -> list[float]:
+    """Returns the seconds of all epochs after the first of each run."""
+    return [seconds for run in runs for seconds in run.result["epoch_seconds"][1:]]
+
+
+def best_peer(
+    by_framework: ByFramework,
+    as_installed: bool = False,
+    precision: str = "float32",
+) -> str | None:
+    """Returns the PyTorch or Keras row with the lowest lower quartile of its epochs.
 
     Args:
         by_framework: valid measurements of one model and batch size.
         as_installed: exclude rows that set environment variables.
+        precision: of the rows.
+
+    Returns:
+        Its name; None if there is none.
     """
-    medians = {
-        name: statistics.median(record.epoch_seconds for record in records)
-        for name, records in by_framework.items()
+    quartiles = {
+        name: np.percentile(_steady(runs), LOWER_QUARTILE)
+        for name, runs in by_framework.items()
         if FRAMEWORKS[name].is_peer
+        and FRAMEWORKS[name].precision == precision
         and not (as_installed and FRAMEWORKS[name].environment)
     }
-    return min(medians, key=lambda name: medians[name], default=None)
+    return min(quartiles, key=lambda name: quartiles[name], default=None)
 
 
-def ratios(by_framework: ByFramework, peer: str) -> list[float]:
-    """Returns the peer's seconds divided by ours for each round that has both."""
-    ours, theirs = (
-        {record.round: record.epoch_seconds for record in by_framework.get(name, [])}
-        for name in (OURS, peer)
+def speedup(
+    by_framework: ByFramework, peer: str, percent: float = LOWER_QUARTILE
+) -> Interval | None:
+    """Returns a percentile of the peer's epochs divided by that of ours.
+
+    Args:
+        by_framework: valid measurements of one model and batch size.
+        peer: name of its row; ours is the one of the same precision.
+        percent: the percentile.
+
+    Returns:
+        The ratio with its interval; None if no round has both.
+    """
+    theirs, ours = (
+        {run.round: _steady([run]) for run in by_framework.get(name, [])}
+        for name in (peer, OURS[FRAMEWORKS[peer].precision])
     )
-    return [theirs[number] / ours[number] for number in sorted(ours.keys() & theirs)]
+    both = sorted(theirs.keys() & ours.keys())
+    if not both:
+        return None
+    return ratio_interval([(theirs[n], ours[n]) for n in both], percent)
+
+
+def verdict(ratio: Interval) -> str:
+    """Returns what the interval of a speedup allows to say.
+
+    >>> verdict(Interval(1.2, 1.1, 1.3)), verdict(Interval(1.2, 0.9, 1.5))
+    ('faster', 'undecided')
+    """
+    if ratio.low > 1:
+        return "faster"
+    return "slower" if ratio.high < 1 else "undecided"
 
 
 def spread(values: Sequence[float]) -> str:
@@ -70,25 +129,33 @@ def spread(values: Sequence[float]) -> str:
 
 
 def ratio_frame(records: Iterable[PeerRecord]) -> pd.DataFrame:
-    """Returns one row per model and batch size: our speedup over the fastest peer."""
+    """Returns our speedups by model, batch size and precision over the fastest peers.
+
+    Those are the fastest of all, and the fastest as installed if it is another one.
+    """
     rows = []
     for (model, batch_size), by_framework in group(records).items():
-        peer = best_peer(by_framework)
-        if peer is None or not (values := ratios(by_framework, peer)):
-            continue
-        installed = best_peer(by_framework, as_installed=True)
-        rows.append(
-            {
-                "model": model,
-                "batch": batch_size,
-                "fastest peer": FRAMEWORKS[peer].label,
-                "speedup": spread(values),
-                "as installed": FRAMEWORKS[installed].label if installed else "-",
-                "speedup as installed": spread(
-                    ratios(by_framework, installed) if installed else []
-                ),
-            }
-        )
+        for precision in OURS:
+            fastest = best_peer(by_framework, precision=precision)
+            installed = best_peer(by_framework, True, precision)
+            for peer in dict.fromkeys(filter(None, (fastest, installed))):
+                ratio = speedup(by_framework, peer)
+                medians = speedup(by_framework, peer, MEDIAN)
+                if ratio is None or medians is None:
+                    continue
+                label = FRAMEWORKS[peer].label
+                rows.append(
+                    {
+                        "model": model,
+                        "batch": batch_size,
+                        "peer": label if peer == fastest else f"{label}, as installed",
+                        "speedup": f"{ratio.mean:.2f} [{ratio.low:.2f}, "
+                        f"{ratio.high:.2f}]",
+                        "of medians": f"{medians.mean:.2f}",
+                        "epochs": len(_steady(by_framework[peer])),
+                        "verdict": verdict(ratio),
+                    }
+                )
     return pd.DataFrame(rows)
 
 
@@ -109,15 +176,16 @@ def time_frame(records: Sequence[PeerRecord]) -> pd.DataFrame:
     for (model, batch_size), by_framework in group(records).items():
         flops = training_flops(peer_config(Job(model, batch_size, 1)))
         for name, runs in by_framework.items():
-            seconds = [run.epoch_seconds for run in runs]
-            results = [run.result for run in runs]
-            images_per_second = runs[0].run.train_images / statistics.median(seconds)
+            results, seconds = [run.result for run in runs], _steady(runs)
+            fast = float(np.percentile(seconds, LOWER_QUARTILE))
+            images_per_second = runs[0].run.train_images / fast
             utilization = flops * images_per_second / (peak * 1e9) if peak else None
             order = (MODELS.index(model), -batch_size, -images_per_second, name)
             rows[order] = {
                 "model": model,
                 "batch": batch_size,
                 "framework": FRAMEWORKS[name].label,
+                "s/epoch, lower quartile": f"{fast:.3f}",
                 "s/epoch": spread(seconds),
                 "images/s": f"{images_per_second:,.0f}",
                 "% of peak": f"{100 * utilization:.1f}" if utilization else "-",
@@ -141,28 +209,55 @@ def format_tables(records: Sequence[PeerRecord]) -> str:
 
 
 def _format(records: Sequence[PeerRecord], with_times: bool) -> str:
+    blocks = [_format_machine(found, with_times) for found in by_machine(records)]
+    notes = [
+        "speedup: lower quartile of the peer's seconds per epoch, divided by that of "
+        "ours, with its 95 % bootstrap interval over rounds and pairs of epochs; of "
+        "medians: the same for medians; a verdict needs an interval without 1",
+        "PyTorch + malloc: glibc keeps freed memory, and the CNN is channels_last; as "
+        "installed: the fastest peer without that row; plain Flax is a baseline, not a "
+        "peer; PyTorch's bfloat16 is its autocast",
+        "Adam with learning rate 1e-3; images are shuffled each epoch, and the last, "
+        "smaller batch is used",
+    ]
+    if with_times:
+        notes += [
+            "s/epoch: median [min, max] of all epochs after the first (n)",
+            "first epoch s: includes all compilation; n: rounds",
+            "test accuracy: after the last epoch, mean ± standard deviation over "
+            "rounds; the seed is the round number",
+            "% of peak: FLOP/s, by the formulas of mnist_jax/models/flops.py, relative "
+            "to the float32 matmul peak of the best round; Winograd convolutions "
+            "execute fewer FLOPs, so they can exceed 100 %",
+        ]
+    return "\n\n".join([*blocks, "\n".join(f"- {note}" for note in notes)])
+
+
+def _format_machine(records: Sequence[PeerRecord], with_times: bool) -> str:
+    """Formats the measurements of one machine with one set of versions."""
     timed = [r for r in records if r.is_valid and r.framework in FRAMEWORKS]
     disturbed = sum(record.disturbed for record in records)
     if not timed:
         return f"nothing was measured ({disturbed} measurements were disturbed)"
     run, frame = timed[0].run, ratio_frame(timed)
+    versions = run.versions
     blocks = [
-        f"**{run.dataset.upper()} on {run.device} ({run.cores} cores)**",
+        f"**{run.dataset.upper()} on {run.device} ({run.cores} cores), Python "
+        f"{versions.get('python', '-')}, jax {versions.get('jax', '-')}**",
         markdown_table(frame) if len(frame) else "no pair to compare",
     ]
+    epochs = {r.model: (r.run.train_images, r.run.steady_epochs) for r in timed}
+    counts = ", ".join(
+        f"{model} {count} of {images:,} images"
+        for model, (images, count) in epochs.items()
+    )
     notes = [
-        "speedup: the peer's seconds per epoch divided by ours in the same round, "
-        "median [min, max]; n: rounds in which both were measured",
-        "PyTorch + malloc: glibc keeps freed memory, and the CNN is channels_last; as "
-        "installed: the fastest peer without that row; plain Flax is a baseline, not a "
-        "peer",
-        f"{run.train_images:,} training images, float32, Adam with learning rate 1e-3, "
-        f"{run.cores} threads per program; images are shuffled each epoch, and the "
-        "last, smaller batch is used",
+        f"{max(r.round for r in timed)} rounds; epochs after the first in each: "
+        f"{counts}; {run.cores} threads per program",
     ]
     if with_times:
         blocks.append(markdown_table(time_frame(records).drop(columns="settings")))
-        notes += _time_notes(timed, peak_gflops(records))
+        notes += _provenance(timed, peak_gflops(records))
         notes.append(f"{disturbed} measurements disturbed by other programs excluded")
     dates = sorted(record.date for record in timed)
     notes.append(f"date: {dates[0]} to {dates[-1]}")
@@ -176,30 +271,18 @@ def _format(records: Sequence[PeerRecord], with_times: bool) -> str:
     return "\n\n".join([*blocks, "\n".join(f"- {note}" for note in notes)])
 
 
-def _time_notes(timed: Sequence[PeerRecord], peak: float | None) -> list[str]:
-    """Returns notes on the columns of the times and on their provenance."""
+def _provenance(timed: Sequence[PeerRecord], peak: float | None) -> list[str]:
+    """Returns notes on the machine, the versions and its load."""
     run = timed[0].run
-    epochs = {record.model: record.run.steady_epochs for record in timed}
-    counts = ", ".join(f"{model} {count}" for model, count in epochs.items())
     loads = [record.load for record in timed]
     others = [record.others_cores for record in timed]
     return [
-        "measurements run one at a time, each in a separate process; a round runs each "
-        "of them once",
-        "s/epoch: median [min, max] over rounds of each process's median steady epoch; "
-        f"steady epochs are those after the first ({counts})",
-        "first epoch s: includes all compilation; n: rounds measured",
-        "test accuracy: after the last epoch, mean ± standard deviation over rounds; "
-        "the seed is the round number",
-        "% of peak: FLOP/s, by the formulas of mnist_jax/models/flops.py, relative to "
-        "the matmul peak of the best "
-        f"round, {f'{peak:,.0f} GFLOP/s' if peak else 'not measured'}; Winograd "
-        "convolutions execute fewer FLOPs, so they can exceed 100 %",
+        f"matmul peak: {f'{peak:,.0f} GFLOP/s' if peak else 'not measured'}",
         f"data: {run.dataset}, sha256 {run.checksum}",
         f"versions: {', '.join(f'{k} {v}' for k, v in run.versions.items())}",
         f"commit: {', '.join({format_commit(r.environment): None for r in timed})}; "
         f"code {run.code}",
-        f"load average before a measurement: {min(loads)} to {max(loads)}; cores used "
+        f"load average before a round: {min(loads)} to {max(loads)}; cores used "
         f"by other programs during it: {min(others):.2f} to {max(others):.2f}, "
         f"median {statistics.median(others):.2f}",
     ]

@@ -24,6 +24,7 @@ FLAGS = flags.FLAGS
 flags.disclaim_key_flags()  # so that each worker's --help lists its flags
 
 LEARNING_RATE = 1e-3
+TURN_OVER = "turn over"  # printed after each epoch but the last
 # The networks of the presets av_dnn, av_lstm (with tanh, without dropout) and ml10_cnn.
 _NETWORKS: dict[str, dict[str, Any]] = {
     "mlp": dict(hidden=(128, 128)),
@@ -42,11 +43,18 @@ class Job:
     seed: int = 0
     threads: int = 1
     variant: str = ""  # of the framework, if it has several
+    takes_turns: bool = False
 
     @property
     def epochs(self) -> int:
         """The number of epochs, including the first."""
         return 1 + self.steady_epochs
+
+    def end_turn(self, epochs_done: int) -> None:
+        """Lets the other workers train, until a line on stdin gives the next turn."""
+        if self.takes_turns and epochs_done < self.epochs:
+            print(TURN_OVER, flush=True)
+            sys.stdin.readline()
 
 
 class Arrays(NamedTuple):
@@ -87,13 +95,14 @@ def preprocess(images: np.ndarray) -> np.ndarray:
     return images.astype(np.float32) / 255
 
 
-def time_epochs(train_epoch: Callable[[], None], epochs: int) -> list[float]:
+def time_epochs(train_epoch: Callable[[], None], job: Job) -> list[float]:
     """Returns the seconds per epoch; `train_epoch` must block until it is finished."""
-    seconds = []
-    for _ in range(epochs):
+    seconds: list[float] = []
+    for _ in range(job.epochs):
         start = time.perf_counter()
         train_epoch()
         seconds.append(time.perf_counter() - start)
+        job.end_turn(len(seconds))
     return seconds
 
 
@@ -120,6 +129,7 @@ def run_worker(
     flags.DEFINE_integer("seed", 0, "seed of the run", lower_bound=0)
     flags.DEFINE_integer("threads", cores, "number of threads", lower_bound=1)
     flags.DEFINE_string("arrays", None, "folder written by save_arrays", required=True)
+    flags.DEFINE_boolean("turns", False, "wait after each epoch for a line on stdin")
     if variants:
         flags.DEFINE_enum("variant", variants[0], variants, "variant of the framework")
 
@@ -134,6 +144,7 @@ def run_worker(
                 FLAGS.seed,
                 FLAGS.threads,
                 FLAGS.variant if variants else "",
+                FLAGS.turns,
             )
             result = measure(job, load_arrays(FLAGS.arrays))._asdict()
         except InputError as error:

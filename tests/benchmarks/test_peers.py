@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from helpers.programs import run, run_process
 
-from benchmarks.peers import flax_worker, our_worker
-from benchmarks.peers.frameworks import FRAMEWORKS, PEAK_CELL, PeerRecord, Setup
+from benchmarks.peers import flax_worker, our_worker, processes
+from benchmarks.peers.frameworks import FRAMEWORKS, PEAK_CELL, Cell, PeerRecord, Setup
 from benchmarks.peers.race import choose_frameworks, make_plan
 from benchmarks.peers.tables import (
     best_peer,
+    by_machine,
     format_ratios,
     format_tables,
     group,
@@ -110,7 +111,7 @@ ENVIRONMENT = Environment(
 def record(
     framework: str, number: int, seconds: float, model: str = "mlp", **changes
 ) -> PeerRecord:
-    """Returns a measurement whose steady epochs have the given median."""
+    """Returns a measurement with three steady epochs of the same time."""
     values = dict(
         round=number,
         framework=framework,
@@ -124,7 +125,7 @@ def record(
         disturbed=False,
         wall_seconds=5.0,
         result={
-            "epoch_seconds": [9.0, seconds, seconds - 0.01, seconds + 5.0],
+            "epoch_seconds": [9.0, seconds, seconds, seconds],
             "test_accuracy": 0.97,
             "parameters": 118_282,
             "form": "made up",
@@ -150,8 +151,23 @@ MADE_UP = [
 def test_every_recorded_measurement_decodes():
     records = read_jsonl(PeerRecord, RESULTS)
     assert len(records) == len(RESULTS.read_text().splitlines()) > 0
-    assert len(ratio_frame(records)) == 6 == len(group(records))
-    assert len(time_frame(records)) == sum(map(len, group(records).values()))
+    for found in by_machine(records):
+        frame = ratio_frame(found)
+        assert set(map(tuple, frame[["model", "batch"]].values)) == set(group(found))
+        assert len(time_frame(found)) == sum(map(len, group(found).values()))
+
+
+def test_machines_and_versions_have_tables_of_their_own():
+    other = dataclasses.replace(SETUP, device="another")
+    newer = dataclasses.replace(SETUP, versions={"jax": "2"})
+    changed = dataclasses.replace(other, code="new")
+    records = [
+        record("ours", 1, 0.3),
+        record("ours", 1, 0.3, run=other, date="2026-01-02"),
+        record("ours", 1, 0.3, run=newer, date="2026-01-03"),
+        record("ours", 1, 0.2, run=changed, date="2026-01-04"),
+    ]
+    assert by_machine(records) == [[records[3]], [records[2]], [records[0]]]
 
 
 def test_records_are_read_as_they_were_written(tmp_path):
@@ -163,12 +179,28 @@ def test_records_are_read_as_they_were_written(tmp_path):
     assert not dataclasses.replace(MADE_UP[0], disturbed=True).is_valid
 
 
-def test_speedup_is_per_round_over_the_fastest_peer():
-    row = ratio_frame(MADE_UP).iloc[0]
-    assert row["fastest peer"] == FRAMEWORKS["torch_malloc"].label
-    assert row["speedup"] == "2.25 [2.00, 2.50] (n=3)"
-    assert row["as installed"] == FRAMEWORKS["torch"].label
-    assert row["speedup as installed"] == "3.00 [2.40, 4.00] (n=3)"
+def test_speedup_is_of_lower_quartiles_over_the_fastest_peer():
+    fastest, installed = ratio_frame(MADE_UP).to_dict("records")
+    assert fastest["peer"] == FRAMEWORKS["torch_malloc"].label
+    assert fastest["speedup"] == "2.25 [2.00, 2.50]" and fastest["of medians"] == "2.50"
+    assert fastest["epochs"] == 9 and fastest["verdict"] == "faster"
+    assert installed["peer"] == "PyTorch, as installed"
+    assert installed["speedup"].startswith("3.00 [2.40, ")
+
+
+def test_a_verdict_needs_an_interval_without_one():
+    slower = [*rounds("ours", 1.0, 1.0, 1.0), *rounds("torch", 0.8, 0.9, 0.9)]
+    unclear = [*rounds("ours", 1.0, 1.0, 1.0), *rounds("torch", 0.8, 1.3, 1.3)]
+    verdicts = [ratio_frame(found)["verdict"].item() for found in (slower, unclear)]
+    assert verdicts == ["slower", "undecided"]
+
+
+def test_bfloat16_is_compared_with_bfloat16():
+    half = [*rounds("ours_bfloat16", 0.1), *rounds("torch_bfloat16", 0.4)]
+    *full, row = ratio_frame([*MADE_UP, *half]).to_dict("records")
+    assert row["peer"] == "PyTorch + malloc, bfloat16"
+    assert row["speedup"] == "4.00 [4.00, 4.00]"
+    assert full == ratio_frame(MADE_UP).to_dict("records")
 
 
 def test_fastest_peer_is_never_ours_or_the_baseline():
@@ -179,10 +211,16 @@ def test_fastest_peer_is_never_ours_or_the_baseline():
 
 
 def test_rounds_without_both_measurements_do_not_count():
-    (row,) = ratio_frame(MADE_UP[1:2] + MADE_UP[3:6]).to_dict("records")
-    assert row["speedup"] == "2.40 [2.40, 2.40] (n=1)"
+    (row,) = ratio_frame(MADE_UP[1:2] + MADE_UP[3:7]).to_dict("records")
+    assert row["speedup"] == "2.40 [2.40, 2.40]"
     assert len(ratio_frame(MADE_UP[3:])) == 0
     assert "no pair to compare" in format_ratios(MADE_UP[3:])
+
+
+def test_of_a_repeated_round_the_last_measurement_counts():
+    again = [*rounds("ours", 1.0), *rounds("torch", 1.0)]
+    (row,) = ratio_frame([*rounds("ours", 0.5), *again]).to_dict("records")
+    assert row["speedup"] == "1.00 [1.00, 1.00]"
 
 
 def test_tables_show_time_peak_accuracy_and_failures():
@@ -193,10 +231,10 @@ def test_tables_show_time_peak_accuracy_and_failures():
     assert "300 GFLOP/s" in text and "0.9700 ± 0.0000 (n=3)" in text
     (ours,) = [line for line in text.splitlines() if "| ours " in line]
     # 507,392 FLOPs x 60,000 images in 0.2 s, of 300 GFLOP/s.
-    assert "| 50.7 " in ours and "0.200 [0.200, 0.250] (n=3)" in ours
+    assert "| 50.7 " in ours and "0.200 [0.200, 0.250] (n=9)" in ours
     assert "- **failed**: torch_compile mlp 128: no compiler" in text
     again = format_tables([*MADE_UP, failed, record("torch_compile", 1, 0.5)])
-    assert "failed" not in again and "round, not measured" in again
+    assert "failed" not in again and "peak: not measured" in again
     assert "nothing was measured" in format_tables([failed])
     assert "nothing was measured" in format_ratios([failed])
 
@@ -204,14 +242,14 @@ def test_tables_show_time_peak_accuracy_and_failures():
 def test_speedups_fit_a_page_and_are_explained():
     text = format_ratios(read_jsonl(PeerRecord, RESULTS))
     assert max(len(line) for line in text.splitlines() if line[:1] == "|") <= 110
-    assert "n: rounds in which both were measured" in text
+    assert "95 % bootstrap interval" in text
     assert "s/epoch" not in text and "target" not in text
 
 
 def test_disturbed_measurements_do_not_count():
     disturbed = record("torch_malloc", 4, 0.001, disturbed=True)
-    (row,) = ratio_frame([*MADE_UP, disturbed]).to_dict("records")
-    assert row["speedup"] == "2.25 [2.00, 2.50] (n=3)"
+    row, _ = ratio_frame([*MADE_UP, disturbed]).to_dict("records")
+    assert row["speedup"] == "2.25 [2.00, 2.50]"
     text = format_tables([*MADE_UP, disturbed])
     assert "1 measurements disturbed by other programs excluded" in text
 
@@ -265,7 +303,13 @@ def test_ours_trains_through_fit(toy):
 
 @pytest.mark.parametrize(
     ("model", "variant"),
-    [("mlp", "eager"), ("lstm", "eager"), ("cnn", "eager"), ("cnn", "channels_last")],
+    [
+        ("mlp", "eager"),
+        ("lstm", "eager"),
+        ("cnn", "eager"),
+        ("cnn", "channels_last"),
+        ("cnn", "bfloat16"),
+    ],
 )
 def test_torch_trains_every_network(model, variant, toy):
     pytest.importorskip("torch", reason="`make peers` has PyTorch")
@@ -311,29 +355,76 @@ def test_peers_end_to_end_and_resumed(tmp_path):
         "--models=mlp",
         "--batches=32",
         "--train_size=72",
-        "--steady_epochs=1",
+        "--steady_epochs=2",
         "--rounds=1",
         "--others_limit=99",
         f"--out={tmp_path}",
     )
     results = tmp_path / "peers.jsonl"
     process = run(*command, "--frameworks=ours")
-    assert "round 1/1  mlp    32 ours" in process.stdout
+    assert (
+        "2 of 2 measurements" in process.stdout and "mlp    32 ours" in process.stdout
+    )
     before = results.read_text()
     process = run(*command, "--frameworks=ours,flax")
     assert results.read_text().startswith(before)
-    assert " flax " in process.stdout and "1/1  mlp    32 ours" not in process.stdout
-
-    assert "1 of 3 measurements to run" in process.stdout
+    # A group is measured again as a whole, so that all take turns.
+    assert "1 of 2 measurements to run" in process.stdout
+    assert "  mlp    32 ours" in process.stdout and "  mlp    32 flax" in process.stdout
+    assert "0 of 2 measurements" in run(*command, "--frameworks=ours,flax").stdout
 
     peak, *measured = read_jsonl(PeerRecord, results)
     assert peak.cell == PEAK_CELL and min(peak.result.values()) > 0
-    assert [record.framework for record in measured] == ["ours", "flax"]
+    assert [record.framework for record in measured] == ["ours", "ours", "flax"]
     for record in measured:
         assert set(record.result) == {*Measurement._fields, "peak_rss_mb"}
+        assert len(record.result["epoch_seconds"]) == 3
         assert 50 < record.result["peak_rss_mb"] < 5000
     assert (tmp_path / "peers.md").read_text().strip() in process.stdout
     assert len((tmp_path / "peers.csv").read_text().splitlines()) == 3
+
+
+def test_workers_take_turns_and_a_failure_is_told(tmp_path, monkeypatch):
+    """The others go on if one ends; disturbed cycles are left out for all."""
+    script = tmp_path / "turns.py"
+    script.write_text(FAKE_WORKER)
+    log = tmp_path / "log"
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(
+        processes,
+        "_start",
+        lambda conditions, cell, seed: processes.Worker(
+            ["turns", cell.framework, str(log)], {}
+        ),
+    )
+    cores = iter([0.0, 0.1, 0.5])
+    monkeypatch.setattr(processes._Load, "cores", lambda self: next(cores))
+    conditions = processes.Conditions(
+        {"mlp": dataclasses.replace(SETUP, steady_epochs=3)}, ENVIRONMENT, tmp_path, 0.2
+    )
+    cells = [Cell(name, "mlp", 32) for name in ("ours", "torch", "flax")]
+    first, failed, last = processes.measure(conditions, 1, cells)
+    assert first.result == {"epoch_seconds": [0.0, 1.0, 2.0], "name": "ours"}
+    assert last.result == {"epoch_seconds": [0.0, 1.0, 2.0], "name": "flax"}
+    assert failed.error == "ValueError: out of turns" and not failed.is_valid
+    names = log.read_text().split()
+    assert names == "ours torch flax ours torch flax flax ours ours flax".split()
+
+
+# Logs its name at each of four epochs; "torch" fails in the third.
+FAKE_WORKER = """
+import json, sys
+name, log = sys.argv[1:]
+for epoch in range(4):
+    if name == "torch" and epoch == 2:
+        raise ValueError("out of turns")
+    with open(log, "a") as file:
+        print(name, file=file)
+    if epoch < 3:
+        print("turn over", flush=True)
+        sys.stdin.readline()
+print(json.dumps({"epoch_seconds": [0.0, 1.0, 2.0, 3.0], "name": name}))
+"""
 
 
 BAD_FLAGS = {
@@ -367,10 +458,9 @@ def test_a_missing_framework_is_reported_with_how_to_install_it(monkeypatch):
 def test_a_plan_has_each_measurement_once_after_the_peak():
     plan = make_plan(["ours", "torch_channels_last", "ours"], ["mlp", "cnn"], [32, 32])
     assert plan == [
-        PEAK_CELL,
-        ("ours", "mlp", 32),
-        ("ours", "cnn", 32),
-        ("torch_channels_last", "cnn", 32),
+        [PEAK_CELL],
+        [("ours", "mlp", 32)],
+        [("ours", "cnn", 32), ("torch_channels_last", "cnn", 32)],
     ]
     with pytest.raises(InputError, match="leave nothing to measure"):
         make_plan(["torch_channels_last"], ["mlp"], [32])
