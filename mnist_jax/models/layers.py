@@ -14,7 +14,7 @@ from jax import lax
 
 from mnist_jax.config import ConvStage
 from mnist_jax.models import conv_cpu, lstm_cpu
-from mnist_jax.models.precision import as_operand, matmul
+from mnist_jax.models.precision import matmul
 
 _ACTIVATE = {"relu": nn.relu, "tanh": jnp.tanh, "linear": lambda x: x}
 
@@ -100,8 +100,9 @@ class Conv(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (stage.filters,), jnp.float32)
         run = conv_cpu.conv_pool
         if self.impl == "plain":
-            x, kernel, bias = (as_operand(a, self.dtype) for a in (x, kernel, bias))
             run = conv_pool
+            if self.dtype == jnp.bfloat16:
+                x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
         return run(
             x,
             kernel,

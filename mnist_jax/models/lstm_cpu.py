@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mnist_jax.models.precision import as_operand, product
+from mnist_jax.models.precision import as_operand, bfloat16_bits, product
 
 ACTIVATIONS: dict[str, Callable] = {"tanh": jnp.tanh, "relu": jax.nn.relu}
 CANDIDATE = 2  # index in i, f, c, o of the only gate that is not a sigmoid
@@ -234,10 +234,7 @@ def _store(values: jax.Array, dtype: Any) -> jax.Array:
     XLA:CPU has no instruction to update a slice of bfloat16: it would convert the whole
     array to float32 and back in each iteration.
     """
-    if dtype != jnp.bfloat16:
-        return values
-    bits = lax.bitcast_convert_type(values, jnp.uint32)
-    return ((bits + jnp.uint32(0x8000)) >> jnp.uint32(16)).astype(jnp.uint16)
+    return bfloat16_bits(values) if dtype == jnp.bfloat16 else values
 
 
 def _operand(stored: jax.Array) -> jax.Array:

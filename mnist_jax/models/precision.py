@@ -1,5 +1,7 @@
 """Matrix products with bfloat16 operands and float32 sums."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -7,16 +9,28 @@ import jax.numpy as jnp
 from jax import lax
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_CPU_INFO = Path("/proc/cpuinfo")
+
+
+def cpu_lacks_bfloat16() -> bool:
+    """Returns whether this CPU is known to have no products of bfloat16."""
+    try:
+        text = _CPU_INFO.read_text()
+    except OSError:  # not Linux
+        return False
+    # avx512_bf16 and amx_bf16 of x86, bf16 of ARM
+    return not re.search(r"^(flags|Features)\b.*bf16", text, re.MULTILINE)
 
 
 def matmul(x: jax.Array, y: jax.Array, dtype: Any) -> jax.Array:
     """Returns the product of `x [M,K]` and `y [K,N]` as float32 `[M,N]`.
 
     Args:
-        x: left operand.
-        y: right operand.
-        dtype: float32, or bfloat16 to round the operands of this product and of its two
-            gradients; sums are in float32.
+        x: left operand, activations.
+        y: right operand, weights.
+        dtype: float32, or bfloat16 to round the operands of this product and of its
+            gradients; sums are in float32. On a CPU the gradient of the weights has
+            float32 operands, which is faster there.
     """
     return _rounded_matmul(x, y) if dtype == jnp.bfloat16 else x @ y
 
@@ -31,9 +45,22 @@ def product(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.matmul(x, y, preferred_element_type=wide)
 
 
+def bfloat16_bits(x: jax.Array) -> jax.Array:
+    """Rounds float32 to bfloat16 and returns the bits as uint16.
+
+    By integer arithmetic: XLA:CPU converts to bfloat16 one number at a time.
+    """
+    bits = lax.bitcast_convert_type(x, jnp.uint32)
+    return ((bits + jnp.uint32(0x8000)) >> jnp.uint32(16)).astype(jnp.uint16)
+
+
 def as_operand(x: jax.Array, dtype: Any) -> jax.Array:
-    """Rounds an array to bfloat16 if that is the dtype of operands."""
-    return x.astype(dtype) if dtype == jnp.bfloat16 else x
+    """Rounds an array to bfloat16 if that is the dtype of operands; has no gradient."""
+    if dtype != jnp.bfloat16 or x.dtype == jnp.bfloat16:
+        return x
+    if jax.default_backend() == "cpu" and x.dtype == jnp.float32:
+        return lax.bitcast_convert_type(bfloat16_bits(x), jnp.bfloat16)
+    return x.astype(jnp.bfloat16)
 
 
 def dot_general(
@@ -49,16 +76,17 @@ def _rounded_matmul(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _forward(x: jax.Array, y: jax.Array) -> tuple[jax.Array, tuple]:
-    x, y = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
-    return product(x, y), (x, y)
+    rounded, y = as_operand(x, jnp.bfloat16), as_operand(y, jnp.bfloat16)
+    saved = x if jax.default_backend() == "cpu" else rounded
+    return product(rounded, y), (saved, y)
 
 
 def _backward(residuals: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, y = residuals
-    gradient = gradient.astype(jnp.bfloat16)
-    # XLA:CPU has no fast product of a transposed left operand: transpose it in memory.
-    transposed = lax.optimization_barrier(x.T)
-    return product(gradient, y.T), product(transposed, gradient)
+    rounded = as_operand(gradient, jnp.bfloat16)
+    if x.dtype == jnp.bfloat16:
+        gradient = rounded
+    return product(rounded, y.T), product(x.T, gradient)
 
 
 _rounded_matmul.defvjp(_forward, _backward)

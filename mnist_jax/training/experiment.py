@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import numpy as np
+from absl import logging
 from flax import linen as nn
 from jax.sharding import Mesh
 
@@ -15,6 +16,7 @@ from mnist_jax.data.types import Dataset, Split
 from mnist_jax.errors import InputError
 from mnist_jax.models.custom import network_sha256
 from mnist_jax.models.networks import create_model
+from mnist_jax.models.precision import cpu_lacks_bfloat16
 from mnist_jax.training.compile_cache import CompileClock
 from mnist_jax.training.epochs import Programs, make_programs
 from mnist_jax.training.mesh import choose_mesh, eval_indices, replicate
@@ -66,6 +68,14 @@ def prepare(
             f"{config.batch_size}; give a smaller batch size"
         )
     mesh = mesh or choose_mesh(config, seeds)
+    is_cpu = mesh.devices.flat[0].platform == "cpu"
+    if config.precision == "bfloat16" and is_cpu and cpu_lacks_bfloat16():
+        logging.log_first_n(
+            logging.WARNING,
+            "this CPU has no instructions for bfloat16, so --precision=bfloat16 may "
+            "train more slowly than float32 (benchmarks.throughput measures both)",
+            1,
+        )
     source_sha256 = network_sha256(config)
     model, preprocess = create_model(config), make_preprocess(config, dataset.train)
     orders = np.stack([epoch_indices(0, 0, size, config.batch_size)] * seeds)

@@ -8,11 +8,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from helpers.programs import run, run_process
+from helpers.peer_records import SETUP, record, rounds
+from helpers.programs import run_process
 
-from benchmarks.peers import flax_worker, our_worker, processes
-from benchmarks.peers.frameworks import FRAMEWORKS, PEAK_CELL, Cell, PeerRecord, Setup
-from benchmarks.peers.race import choose_frameworks, make_plan
+from benchmarks.peers import flax_worker, our_worker
+from benchmarks.peers.frameworks import FRAMEWORKS, PEAK_CELL, PeerRecord
 from benchmarks.peers.tables import (
     best_peer,
     by_machine,
@@ -25,10 +25,8 @@ from benchmarks.peers.tables import (
 from benchmarks.peers.worker import Arrays, Job, Measurement, peer_config, save_arrays
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Dataset
-from mnist_jax.errors import InputError
 from mnist_jax.models.flops import multiply_adds, training_flops
 from mnist_jax.models.networks import count_params, create_model
-from mnist_jax.records.environment import Environment
 from mnist_jax.records.schema import append_jsonl, read_jsonl
 
 pytestmark = pytest.mark.slow
@@ -83,60 +81,6 @@ def test_peers_are_trained_by_plain_adam_at_a_constant_rate():
         config = peer_config(Job(model, 32, 1))
         assert (config.optimizer, config.schedule) == ("adam", "constant")
         assert (config.learning_rate, config.dropout) == (1e-3, (0.0,))
-
-
-SETUP = Setup(
-    code="c0de",
-    device="made up",
-    cores=2,
-    versions={"jax": "1"},
-    dataset="mnist",
-    checksum="0",
-    train_images=60_000,
-    steady_epochs=3,
-)
-ENVIRONMENT = Environment(
-    device="made up",
-    platform="cpu",
-    cores=2,
-    **dict.fromkeys(("python", "jax", "jaxlib", "flax", "optax", "numpy"), "1"),
-    xla_flags="",
-    commit="abc",
-    dirty=False,
-    date="2026-01-01",
-    load=0.1,
-)
-
-
-def record(
-    framework: str, number: int, seconds: float, model: str = "mlp", **changes
-) -> PeerRecord:
-    """Returns a measurement with three steady epochs of the same time."""
-    values = dict(
-        round=number,
-        framework=framework,
-        model=model,
-        batch_size=128,
-        run=SETUP,
-        environment=ENVIRONMENT,
-        date="2026-01-01",
-        load=0.1,
-        others_cores=0.0,
-        disturbed=False,
-        wall_seconds=5.0,
-        result={
-            "epoch_seconds": [9.0, seconds, seconds, seconds],
-            "test_accuracy": 0.97,
-            "parameters": 118_282,
-            "form": "made up",
-            "peak_rss_mb": 400,
-        },
-    )
-    return PeerRecord(**{**values, **changes})
-
-
-def rounds(framework: str, *seconds: float) -> list[PeerRecord]:
-    return [record(framework, number, s) for number, s in enumerate(seconds, 1)]
 
 
 MADE_UP = [
@@ -346,121 +290,3 @@ def test_our_worker_ends_with_a_line_of_json(toy, tmp_path):
     result = run_worker("our_worker", toy, tmp_path)
     assert set(result) == {*Measurement._fields, "peak_rss_mb"}
     assert len(result["epoch_seconds"]) == 2
-
-
-def test_peers_end_to_end_and_resumed(tmp_path):
-    command = (
-        "benchmarks.peers",
-        "--dataset=digits",
-        "--models=mlp",
-        "--batches=32",
-        "--train_size=72",
-        "--steady_epochs=2",
-        "--rounds=1",
-        "--others_limit=99",
-        f"--out={tmp_path}",
-    )
-    results = tmp_path / "peers.jsonl"
-    process = run(*command, "--frameworks=ours")
-    assert (
-        "2 of 2 measurements" in process.stdout and "mlp    32 ours" in process.stdout
-    )
-    before = results.read_text()
-    process = run(*command, "--frameworks=ours,flax")
-    assert results.read_text().startswith(before)
-    # A group is measured again as a whole, so that all take turns.
-    assert "1 of 2 measurements to run" in process.stdout
-    assert "  mlp    32 ours" in process.stdout and "  mlp    32 flax" in process.stdout
-    assert "0 of 2 measurements" in run(*command, "--frameworks=ours,flax").stdout
-
-    peak, *measured = read_jsonl(PeerRecord, results)
-    assert peak.cell == PEAK_CELL and min(peak.result.values()) > 0
-    assert [record.framework for record in measured] == ["ours", "ours", "flax"]
-    for record in measured:
-        assert set(record.result) == {*Measurement._fields, "peak_rss_mb"}
-        assert len(record.result["epoch_seconds"]) == 3
-        assert 50 < record.result["peak_rss_mb"] < 5000
-    assert (tmp_path / "peers.md").read_text().strip() in process.stdout
-    assert len((tmp_path / "peers.csv").read_text().splitlines()) == 3
-
-
-def test_workers_take_turns_and_a_failure_is_told(tmp_path, monkeypatch):
-    """The others go on if one ends; disturbed cycles are left out for all."""
-    script = tmp_path / "turns.py"
-    script.write_text(FAKE_WORKER)
-    log = tmp_path / "log"
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(
-        processes,
-        "_start",
-        lambda conditions, cell, seed: processes.Worker(
-            ["turns", cell.framework, str(log)], {}
-        ),
-    )
-    cores = iter([0.0, 0.1, 0.5])
-    monkeypatch.setattr(processes._Load, "cores", lambda self: next(cores))
-    conditions = processes.Conditions(
-        {"mlp": dataclasses.replace(SETUP, steady_epochs=3)}, ENVIRONMENT, tmp_path, 0.2
-    )
-    cells = [Cell(name, "mlp", 32) for name in ("ours", "torch", "flax")]
-    first, failed, last = processes.measure(conditions, 1, cells)
-    assert first.result == {"epoch_seconds": [0.0, 1.0, 2.0], "name": "ours"}
-    assert last.result == {"epoch_seconds": [0.0, 1.0, 2.0], "name": "flax"}
-    assert failed.error == "ValueError: out of turns" and not failed.is_valid
-    names = log.read_text().split()
-    assert names == "ours torch flax ours torch flax flax ours ours flax".split()
-
-
-# Logs its name at each of four epochs; "torch" fails in the third.
-FAKE_WORKER = """
-import json, sys
-name, log = sys.argv[1:]
-for epoch in range(4):
-    if name == "torch" and epoch == 2:
-        raise ValueError("out of turns")
-    with open(log, "a") as file:
-        print(name, file=file)
-    if epoch < 3:
-        print("turn over", flush=True)
-        sys.stdin.readline()
-print(json.dumps({"epoch_seconds": [0.0, 1.0, 2.0, 3.0], "name": name}))
-"""
-
-
-BAD_FLAGS = {
-    "--frameworks=theano": "--frameworks must be one or more of ours, torch",
-    "--models=vit": "--models must be one or more of mlp, lstm, cnn; got vit",
-    "--batches=0": "--batches must be positive integers; got 0",
-    "--others_limit=nan": "--others_limit must be a number; got nan",
-    "--train_size=9999": "to the 1437 training images; got 9999",
-}
-
-
-@pytest.mark.parametrize("flag", BAD_FLAGS)
-def test_bad_input_is_one_sentence(flag, tmp_path):
-    arguments = ("--frameworks=ours", "--dataset=digits", f"--out={tmp_path}")
-    process = run("benchmarks.peers", *arguments, flag, ok=False)
-    assert BAD_FLAGS[flag] in process.stderr
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_missing_framework_is_reported_with_how_to_install_it(monkeypatch):
-    found = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util,
-        "find_spec",
-        lambda name: None if name in ("torch", "tensorflow") else found(name),
-    )
-    with pytest.raises(InputError, match="make peers.*--frameworks=ours,flax"):
-        choose_frameworks(["ours", "torch", "keras_tf", "flax"])
-
-
-def test_a_plan_has_each_measurement_once_after_the_peak():
-    plan = make_plan(["ours", "torch_channels_last", "ours"], ["mlp", "cnn"], [32, 32])
-    assert plan == [
-        [PEAK_CELL],
-        [("ours", "mlp", 32)],
-        [("ours", "cnn", 32), ("torch_channels_last", "cnn", 32)],
-    ]
-    with pytest.raises(InputError, match="leave nothing to measure"):
-        make_plan(["torch_channels_last"], ["mlp"], [32])
