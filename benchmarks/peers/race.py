@@ -1,6 +1,6 @@
 """Times this project against PyTorch, Keras and plain Flax on the CPU.
 
-python -m benchmarks.peers --rounds=5 --out=results/peers
+python -m benchmarks.peers --rounds=3 --out=results/peers
 
 It needs PyTorch, Keras and TensorFlow, which `make peers` installs. Each framework
 trains in a process of its own. In a round, the processes of one network and batch size
@@ -281,7 +281,7 @@ def run() -> None:
         f"one or more of {', '.join(FRAMEWORKS)}, comma-separated",
     )
     flags.DEFINE_integer(
-        "rounds", 5, "repetitions with new processes and seeds", lower_bound=1
+        "rounds", 3, "repetitions with new processes and seeds", lower_bound=1
     )
     flags.DEFINE_integer(
         "steady_epochs", 12, "epochs after the first in each process", lower_bound=1

@@ -81,26 +81,30 @@ def best_peer(
 
 
 def speedup(
-    by_framework: ByFramework, peer: str, percent: float = LOWER_QUARTILE
+    by_framework: ByFramework,
+    peer: str,
+    ours: str = "ours",
+    percent: float = LOWER_QUARTILE,
 ) -> Interval | None:
     """Returns a percentile of the peer's epochs divided by that of ours.
 
     Args:
         by_framework: valid measurements of one model and batch size.
-        peer: name of its row; ours is the one of the same precision.
+        peer: name of its row.
+        ours: name of our row.
         percent: the percentile.
 
     Returns:
         The ratio with its interval; None if no round has both.
     """
-    theirs, ours = (
+    above, below = (
         {run.round: _steady([run]) for run in by_framework.get(name, [])}
-        for name in (peer, OURS[FRAMEWORKS[peer].precision])
+        for name in (peer, ours)
     )
-    both = sorted(theirs.keys() & ours.keys())
+    both = sorted(above.keys() & below.keys())
     if not both:
         return None
-    return ratio_interval([(theirs[n], ours[n]) for n in both], percent)
+    return ratio_interval([(above[n], below[n]) for n in both], percent)
 
 
 def verdict(ratio: Interval) -> str:
@@ -129,30 +133,35 @@ def spread(values: Sequence[float]) -> str:
 
 
 def ratio_frame(records: Iterable[PeerRecord]) -> pd.DataFrame:
-    """Returns our speedups by model, batch size and precision over the fastest peers.
+    """Returns our speedups by model and batch size over the fastest peers.
 
-    Those are the fastest of all, and the fastest as installed if it is another one.
+    Those are the fastest of all, and the fastest as installed if it is another one; for
+    bfloat16 also this project in float32.
     """
     rows = []
     for (model, batch_size), by_framework in group(records).items():
-        for precision in OURS:
+        for precision, ours in OURS.items():
             fastest = best_peer(by_framework, precision=precision)
             installed = best_peer(by_framework, True, precision)
-            for peer in dict.fromkeys(filter(None, (fastest, installed))):
-                ratio = speedup(by_framework, peer)
-                medians = speedup(by_framework, peer, MEDIAN)
+            own = "ours" if precision != "float32" else None
+            for peer in dict.fromkeys(filter(None, (fastest, installed, own))):
+                ratio = speedup(by_framework, peer, ours)
+                medians = speedup(by_framework, peer, ours, MEDIAN)
                 if ratio is None or medians is None:
                     continue
                 label = FRAMEWORKS[peer].label
+                if peer not in (fastest, own):
+                    label += ", as installed"
                 rows.append(
                     {
                         "model": model,
                         "batch": batch_size,
-                        "peer": label if peer == fastest else f"{label}, as installed",
+                        "ours": precision,
+                        "peer": label,
                         "speedup": f"{ratio.mean:.2f} [{ratio.low:.2f}, "
                         f"{ratio.high:.2f}]",
-                        "of medians": f"{medians.mean:.2f}",
-                        "epochs": len(_steady(by_framework[peer])),
+                        "medians": f"{medians.mean:.2f}",
+                        "n": len(_steady(by_framework[peer])),
                         "verdict": verdict(ratio),
                     }
                 )
@@ -212,8 +221,9 @@ def _format(records: Sequence[PeerRecord], with_times: bool) -> str:
     blocks = [_format_machine(found, with_times) for found in by_machine(records)]
     notes = [
         "speedup: lower quartile of the peer's seconds per epoch, divided by that of "
-        "ours, with its 95 % bootstrap interval over rounds and pairs of epochs; of "
-        "medians: the same for medians; a verdict needs an interval without 1",
+        "ours, with its 95 % bootstrap interval over rounds and pairs of epochs; "
+        "medians: the same of medians; n: epochs of each; a verdict needs an interval "
+        "without 1",
         "PyTorch + malloc: glibc keeps freed memory, and the CNN is channels_last; as "
         "installed: the fastest peer without that row; plain Flax is a baseline, not a "
         "peer; PyTorch's bfloat16 is its autocast",
@@ -252,7 +262,7 @@ def _format_machine(records: Sequence[PeerRecord], with_times: bool) -> str:
         for model, (images, count) in epochs.items()
     )
     notes = [
-        f"{max(r.round for r in timed)} rounds; epochs after the first in each: "
+        f"rounds: {max(r.round for r in timed)}; epochs after the first in each: "
         f"{counts}; {run.cores} threads per program",
     ]
     if with_times:

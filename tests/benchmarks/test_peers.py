@@ -126,8 +126,8 @@ def test_records_are_read_as_they_were_written(tmp_path):
 def test_speedup_is_of_lower_quartiles_over_the_fastest_peer():
     fastest, installed = ratio_frame(MADE_UP).to_dict("records")
     assert fastest["peer"] == FRAMEWORKS["torch_malloc"].label
-    assert fastest["speedup"] == "2.25 [2.00, 2.50]" and fastest["of medians"] == "2.50"
-    assert fastest["epochs"] == 9 and fastest["verdict"] == "faster"
+    assert fastest["speedup"] == "2.25 [2.00, 2.50]" and fastest["medians"] == "2.50"
+    assert fastest["n"] == 9 and fastest["verdict"] == "faster"
     assert installed["peer"] == "PyTorch, as installed"
     assert installed["speedup"].startswith("3.00 [2.40, ")
 
@@ -141,9 +141,10 @@ def test_a_verdict_needs_an_interval_without_one():
 
 def test_bfloat16_is_compared_with_bfloat16():
     half = [*rounds("ours_bfloat16", 0.1), *rounds("torch_bfloat16", 0.4)]
-    *full, row = ratio_frame([*MADE_UP, *half]).to_dict("records")
-    assert row["peer"] == "PyTorch + malloc, bfloat16"
+    *full, row, own = ratio_frame([*MADE_UP, *half]).to_dict("records")
+    assert row["peer"] == "PyTorch + malloc, bfloat16" and row["ours"] == "bfloat16"
     assert row["speedup"] == "4.00 [4.00, 4.00]"
+    assert own["peer"] == "ours" and own["speedup"] == "2.00 [2.00, 2.00]"
     assert full == ratio_frame(MADE_UP).to_dict("records")
 
 
