@@ -86,8 +86,8 @@ def format_summary(records: Sequence[PeerRecord]) -> str:
                 "test accuracy": f"{ours['test_accuracy']:.4f} "
                 f"± {ours['test_accuracy_std']:.4f}",
                 "s/epoch": f"{ours['steady_epoch_seconds']:.2f}",
-                "speedup over PyTorch": _speedup(speedup(race, "torch")),
-                "speedup over fastest peer": f"{_speedup(speedup(race, peer))} "
+                "speedup: PyTorch": _speedup(speedup(race, "torch")),
+                "fastest peer": f"{_speedup(speedup(race, peer))} "
                 f"({FRAMEWORKS[peer].label})",
             }
         )
@@ -97,10 +97,10 @@ def format_summary(records: Sequence[PeerRecord]) -> str:
         f"{markdown_table(pd.DataFrame(rows))}\n\n"
         f"{run.dataset.upper()} on {machine.cores} cores of an {machine.device}, "
         f"float32.\nAccuracy: {run.config.epochs} epochs, mean ± standard deviation "
-        f"over {frame['seeds'].iloc[0]} seeds. Speedup, on {raced[0].run.device}: "
-        "batches of 128,\nratio of the lower quartiles of epochs, with its 95 % "
-        "interval; PyTorch as installed,\nin eager mode; the timed LSTM has two "
-        f"layers ({lstm:,} parameters)."
+        f"over {frame['seeds'].iloc[0]} seeds.\nSpeedup: on {raced[0].run.device}, "
+        "batches of 128, ratio of the lower quartiles of epochs, with its\n95 % "
+        "interval; PyTorch as installed, in eager mode; the timed LSTM has two layers "
+        f"({lstm:,} parameters)."
     )
 
 

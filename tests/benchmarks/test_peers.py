@@ -174,7 +174,11 @@ def test_tables_show_time_peak_accuracy_and_failures():
     failed = record("torch_compile", 1, 0, result={}, error="no compiler")
     text = format_tables([*MADE_UP, peak, failed])
     assert "300 GFLOP/s" in text and "0.9700 ± 0.0000 (n=3)" in text
-    (ours,) = [line for line in text.splitlines() if "| ours " in line]
+    (ours,) = [
+        line
+        for line in text.splitlines()
+        if line.startswith("| mlp") and "| ours " in line
+    ]
     # 507,392 FLOPs x 60,000 images in 0.2 s, of 300 GFLOP/s.
     assert "| 50.7 " in ours and "0.200 [0.200, 0.250] (n=9)" in ours
     assert "- **failed**: torch_compile mlp 128: no compiler" in text
