@@ -86,8 +86,8 @@ def format_summary(records: Sequence[PeerRecord]) -> str:
                 "test accuracy": f"{ours['test_accuracy']:.4f} "
                 f"± {ours['test_accuracy_std']:.4f}",
                 "s/epoch": f"{ours['steady_epoch_seconds']:.2f}",
-                "speedup: PyTorch": _speedup(speedup(race, "torch")),
-                "fastest peer": f"{_speedup(speedup(race, peer))} "
+                "over PyTorch": _speedup(speedup(race, "torch")),
+                "over fastest peer": f"{_speedup(speedup(race, peer))} "
                 f"({FRAMEWORKS[peer].label})",
             }
         )

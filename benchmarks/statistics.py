@@ -78,7 +78,7 @@ def verdict_of(interval: Interval) -> str:
 def ratio_interval(
     rounds: Sequence[tuple[Sequence[float], Sequence[float]]],
     percent: float,
-    resamples: int = 1000,
+    resamples: int = 500,
 ) -> Interval:
     """Returns the ratio of two percentiles with its 95 % bootstrap interval.
 

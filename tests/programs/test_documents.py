@@ -36,6 +36,7 @@ QUICK = {
     "repeats": "1",
     "starts": "0",
     "systems": "av_dnn",
+    "together": "2",
 }
 SMALL_CNN = "4:pool2", "4"  # stages that compile in half the time
 SEEDS = 2  # instead of the number that a command gives
