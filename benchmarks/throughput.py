@@ -25,6 +25,7 @@ from absl import flags
 from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
 from mnist_jax.cli.flags import (
     chosen_models,
+    chosen_numbers,
     define_machine_flags,
     define_models_flag,
     define_path_flag,
@@ -175,22 +176,18 @@ def _configs() -> list[TrainConfig]:
     Raises:
         InputError: flags are out of range or exclude each other.
     """
-    for word in FLAGS.batch_sizes or ["none"]:
-        if not (word.isascii() and word.isdigit() and 1 <= int(word) <= FLAGS.images):
-            raise InputError(
-                "--batch_sizes must be integers from 1 to --images="
-                f"{FLAGS.images}; got {word}"
-            )
+    allowed = f"integers from 1 to --images={FLAGS.images}"
+    batch_sizes = chosen_numbers("batch_sizes", allowed, FLAGS.images)
     if FLAGS.profile and not FLAGS.out:
         raise InputError(
             "--profile needs a results directory; set --out or leave --profile out"
         )
     return [
         config_from_flags(
-            FLAGS, model=model, batch_size=int(word), validation="none"
+            FLAGS, model=model, batch_size=batch_size, validation="none"
         ).for_dataset("mnist")
         for model in chosen_models(custom=True)
-        for word in FLAGS.batch_sizes
+        for batch_size in batch_sizes
     ]
 
 

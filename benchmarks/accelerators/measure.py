@@ -20,6 +20,7 @@ from absl import flags
 
 from mnist_jax.cli.flags import (
     chosen_models,
+    chosen_numbers,
     define_machine_flags,
     define_models_flag,
     load_data,
@@ -115,7 +116,7 @@ def _train_in_a_process(arguments: Sequence[str], xla_flag: str) -> dict[str, An
 
 def measure_determinism() -> Rows:
     """Trains in two processes each with and without XLA's flag."""
-    # Compiled anew, as on another machine: XLA's choice of algorithms may differ.
+    # Recompiled, as on another machine: XLA's choice of algorithms may differ.
     arguments = [f"--dataset={FLAGS.dataset}", "--compile_cache=off"]
     arguments += [f"--models={','.join(chosen_models())}"]
     arguments += [f"--data_dir={FLAGS.data_dir}"] if FLAGS.data_dir else []
@@ -130,20 +131,6 @@ def measure_determinism() -> Rows:
             }
 
 
-def chosen_sizes(flag: str, largest: int) -> list[int]:
-    """Returns the numbers given by a flag, from 1 to the largest.
-
-    Raises:
-        InputError: one is not such a number.
-    """
-    words = list(FLAGS[flag].value or [])
-    if not all(w.isascii() and w.isdigit() and 1 <= int(w) <= largest for w in words):
-        raise InputError(
-            f"--{flag} must be integers from 1 to {largest}; got {','.join(words)}"
-        )
-    return list(map(int, words))
-
-
 def main() -> None:
     """Measures the parts of the flags and prints their tables."""
     if not FLAGS.parts or not set(FLAGS.parts) <= set(TABLES):
@@ -154,8 +141,8 @@ def main() -> None:
     chosen_models()  # before anything is loaded
     dataset = load_data(FLAGS.dataset)
     images = len(dataset.train.labels)
-    batch_sizes = chosen_sizes("batch_sizes", 1_000_000)
-    counts = chosen_sizes("together", 1024)
+    batch_sizes = chosen_numbers("batch_sizes", "integers from 1 to 1000000", 1_000_000)
+    counts = chosen_numbers("together", "integers from 1 to 1024", 1024)
     results = Path(FLAGS.out) / "accelerators.jsonl"
     make_folder(results.parent)
     start_jax()

@@ -24,6 +24,7 @@ from absl import flags
 
 from mnist_jax.cli.flags import (
     chosen_models,
+    chosen_numbers,
     define_data_dir_flag,
     define_models_flag,
     define_path_flag,
@@ -228,19 +229,12 @@ def write_tables(out: Path, records: Sequence[PeerRecord]) -> str:
     return markdown
 
 
-def _check_flags() -> None:
-    """Raises InputError for flag values that their bounds do not exclude."""
-    for word in FLAGS.batches or ["none"]:
-        if not (word.isascii() and word.isdigit() and int(word) >= 1):
-            raise InputError(f"--batches must be positive integers; got {word}")
-    if math.isnan(FLAGS.others_limit):
-        raise InputError("--others_limit must be a number; got nan")
-
-
 def main() -> None:
     """Runs the missing measurements and prints the tables."""
-    _check_flags()
-    models, batch_sizes = chosen_models(), list(map(int, FLAGS.batches))
+    batch_sizes = chosen_numbers("batches", "positive integers")
+    if math.isnan(FLAGS.others_limit):
+        raise InputError("--others_limit must be a number; got nan")
+    models = chosen_models()
     plan = make_plan(choose_frameworks(FLAGS.frameworks), models, batch_sizes)
     jax.config.update("jax_platforms", "cpu")
     dataset, least = load_data(FLAGS.dataset), max(batch_sizes)

@@ -1,5 +1,6 @@
 """The absl flags shared by several programs, and helpers that read them."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,24 @@ def chosen_models(custom: bool = False) -> list[str]:
             f"{','.join(FLAGS.models) or 'none'}"
         )
     return FLAGS.models
+
+
+def chosen_numbers(flag: str, allowed: str, largest: float = math.inf) -> list[int]:
+    """Returns the numbers given by a comma-separated flag.
+
+    Args:
+        flag: its name.
+        allowed: the allowed values, for the message.
+        largest: the largest of them; the smallest is 1.
+
+    Raises:
+        InputError: none is given, or one is not allowed.
+    """
+    words: list[str] = FLAGS[flag].value or []
+    for word in words or ["none"]:
+        if not (word.isascii() and word.isdigit() and 1 <= int(word) <= largest):
+            raise InputError(f"--{flag} must be {allowed}; got {word}")
+    return list(map(int, words))
 
 
 def define_seeds_flag(default: int) -> None:
