@@ -26,17 +26,19 @@ from mnist_jax.reporting.tables import (
 from .accelerators.tables import AcceleratorRecord, format_accelerators
 from .peers.frameworks import FRAMEWORKS, PeerRecord
 from .peers.tables import (
+    LOWER_QUARTILE,
+    ByFramework,
     best_peer,
     by_machine,
     format_ratios,
     format_tables,
     group,
-    speedup,
+    paired,
 )
 from .published.systems import PRESETS, SYSTEMS
 from .published.table import by_system, format_published
 from .redrawn import RedrawnRecord, format_redrawn
-from .statistics import Interval
+from .statistics import ratio_interval
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -86,8 +88,8 @@ def format_summary(records: Sequence[PeerRecord]) -> str:
                 "test accuracy": f"{ours['test_accuracy']:.4f} "
                 f"± {ours['test_accuracy_std']:.4f}",
                 "s/epoch": f"{ours['steady_epoch_seconds']:.2f}",
-                "over PyTorch": _speedup(speedup(race, "torch")),
-                "over fastest peer": f"{_speedup(speedup(race, peer))} "
+                "over PyTorch": _speedup(race, "torch"),
+                "over fastest peer": f"{_speedup(race, peer)} "
                 f"({FRAMEWORKS[peer].label})",
             }
         )
@@ -95,21 +97,21 @@ def format_summary(records: Sequence[PeerRecord]) -> str:
     lstm = races["lstm"]["ours"][0].result["parameters"]
     return (
         f"{markdown_table(pd.DataFrame(rows))}\n\n"
-        f"{run.dataset.upper()} on {machine.cores} cores of an {machine.device}, "
-        f"float32.\nAccuracy: {run.config.epochs} epochs, mean ± standard deviation "
-        f"over {frame['seeds'].iloc[0]} seeds.\nSpeedup: on {raced[0].run.device}, "
+        f"{run.dataset.upper()}, float32, on {machine.cores} cores of an "
+        f"{machine.device}: {run.config.epochs} epochs, mean ± standard deviation of "
+        f"{frame['seeds'].iloc[0]} seeds.\nSpeedup: on {raced[0].run.device}, "
         "batches of 128, ratio of the lower quartiles of epochs, with its\n95 % "
         "interval; PyTorch as installed, in eager mode; the timed LSTM has two layers "
         f"({lstm:,} parameters)."
     )
 
 
-def _speedup(ratio: Interval | None) -> str:
-    return (
-        "-"
-        if ratio is None
-        else f"{ratio.mean:.1f} [{ratio.low:.1f}, {ratio.high:.1f}]"
-    )
+def _speedup(race: ByFramework, peer: str) -> str:
+    pairs = paired(race, peer)
+    if not pairs:
+        return "-"
+    ratio = ratio_interval(pairs, LOWER_QUARTILE)
+    return f"{ratio.mean:.1f} [{ratio.low:.1f}, {ratio.high:.1f}]"
 
 
 _PEERS = "make peers PEERS_OUT=benchmarks/results"

@@ -1,7 +1,7 @@
 """Student's t intervals for means over seeds, and bootstrap intervals of ratios."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -75,11 +75,16 @@ def verdict_of(interval: Interval) -> str:
     return "does not hold" if interval.high < 0 else "undecided"
 
 
-def ratio_interval(
-    rounds: Sequence[tuple[Sequence[float], Sequence[float]]],
-    percent: float,
-    resamples: int = 500,
-) -> Interval:
+Pairs = Sequence[Any]  # by round: an array-like [2,N], numerator and denominator
+
+
+def percentile_ratio(rounds: Pairs, percent: float) -> float:
+    """Returns the ratio of two percentiles over all rounds; see `ratio_interval`."""
+    above, below = np.percentile(np.concatenate(rounds, axis=1), percent, axis=1)
+    return float(above / below)
+
+
+def ratio_interval(rounds: Pairs, percent: float, resamples: int = 500) -> Interval:
     """Returns the ratio of two percentiles with its 95 % bootstrap interval.
 
     Rounds are drawn with replacement, then pairs within each, since both times of a
@@ -93,18 +98,13 @@ def ratio_interval(
     >>> [round(float(x), 2) for x in ratio_interval([([2, 4, 6], [1, 2, 3])], 50)]
     [2.0, 2.0, 2.0]
     """
-
-    def ratio(pairs: np.ndarray) -> float:
-        above, below = np.percentile(pairs, percent, axis=1)
-        return float(above / below)
-
     rng, pairs = np.random.default_rng(0), [np.asarray(both) for both in rounds]
     sizes = [both.shape[1] for both in pairs]
     drawn = []
     for _ in range(resamples):
         chosen = rng.integers(len(pairs), size=len(pairs))
         columns = [pairs[i][:, rng.integers(sizes[i], size=sizes[i])] for i in chosen]
-        drawn.append(ratio(np.concatenate(columns, axis=1)))
+        drawn.append(percentile_ratio(columns, percent))
     tail = 50 * (1 - LEVEL)
     low, high = np.percentile(drawn, [tail, 100 - tail])
-    return Interval(ratio(np.concatenate(pairs, axis=1)), float(low), float(high))
+    return Interval(percentile_ratio(pairs, percent), float(low), float(high))

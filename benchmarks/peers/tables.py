@@ -15,7 +15,7 @@ from mnist_jax.reporting.tables import (
     median_and_range,
 )
 
-from ..statistics import Interval, ratio_interval
+from ..statistics import Interval, percentile_ratio, ratio_interval
 from .frameworks import FRAMEWORKS, OURS, PEAK, PeerRecord
 from .worker import Job, peer_config
 
@@ -80,31 +80,21 @@ def best_peer(
     return min(quartiles, key=lambda name: quartiles[name], default=None)
 
 
-def speedup(
-    by_framework: ByFramework,
-    peer: str,
-    ours: str = "ours",
-    percent: float = LOWER_QUARTILE,
-) -> Interval | None:
-    """Returns a percentile of the peer's epochs divided by that of ours.
+def paired(
+    by_framework: ByFramework, peer: str, ours: str = "ours"
+) -> list[tuple[list[float], list[float]]]:
+    """Returns a peer's epochs and ours, of each round that has both.
 
     Args:
         by_framework: valid measurements of one model and batch size.
         peer: name of its row.
         ours: name of our row.
-        percent: the percentile.
-
-    Returns:
-        The ratio with its interval; None if no round has both.
     """
-    above, below = (
+    theirs, own = (
         {run.round: _steady([run]) for run in by_framework.get(name, [])}
         for name in (peer, ours)
     )
-    both = sorted(above.keys() & below.keys())
-    if not both:
-        return None
-    return ratio_interval([(above[n], below[n]) for n in both], percent)
+    return [(theirs[n], own[n]) for n in sorted(theirs.keys() & own.keys())]
 
 
 def verdict(ratio: Interval) -> str:
@@ -145,10 +135,10 @@ def ratio_frame(records: Iterable[PeerRecord]) -> pd.DataFrame:
             installed = best_peer(by_framework, True, precision)
             own = "ours" if precision != "float32" else None
             for peer in dict.fromkeys(filter(None, (fastest, installed, own))):
-                ratio = speedup(by_framework, peer, ours)
-                medians = speedup(by_framework, peer, ours, MEDIAN)
-                if ratio is None or medians is None:
+                pairs = paired(by_framework, peer, ours)
+                if not pairs:
                     continue
+                ratio = ratio_interval(pairs, LOWER_QUARTILE)
                 label = FRAMEWORKS[peer].label
                 if peer not in (fastest, own):
                     label += ", as installed"
@@ -160,8 +150,8 @@ def ratio_frame(records: Iterable[PeerRecord]) -> pd.DataFrame:
                         "peer": label,
                         "speedup": f"{ratio.mean:.2f} [{ratio.low:.2f}, "
                         f"{ratio.high:.2f}]",
-                        "medians": f"{medians.mean:.2f}",
-                        "n": len(_steady(by_framework[peer])),
+                        "medians": f"{percentile_ratio(pairs, MEDIAN):.2f}",
+                        "n": sum(len(theirs) for theirs, _ in pairs),
                         "verdict": verdict(ratio),
                     }
                 )

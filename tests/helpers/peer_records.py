@@ -1,7 +1,7 @@
 """Made-up records of the peers benchmark."""
 
 from benchmarks.peers.frameworks import PeerRecord, Setup
-from mnist_jax.records.environment import Environment
+from helpers.records import make_environment
 
 SETUP = Setup(
     code="c0de",
@@ -13,17 +13,7 @@ SETUP = Setup(
     train_images=60_000,
     steady_epochs=3,
 )
-ENVIRONMENT = Environment(
-    device="made up",
-    platform="cpu",
-    cores=2,
-    **dict.fromkeys(("python", "jax", "jaxlib", "flax", "optax", "numpy"), "1"),
-    xla_flags="",
-    commit="abc",
-    dirty=False,
-    date="2026-01-01",
-    load=0.1,
-)
+ENVIRONMENT = make_environment(device="made up")
 
 
 def record(
