@@ -40,7 +40,7 @@ from mnist_jax.training.steps import (
 
 # A device splits its share of a batch into microbatches of at most this many images, so
 # that the arrays kept for the gradient stay in its caches (docs/performance.md).
-TRAIN_CHUNK = 64
+TRAIN_CHUNK = 32
 
 
 def gather(split: Split, indices: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -35,7 +35,7 @@ from mnist_jax.data.splits import split_dataset
 from mnist_jax.data.types import Dataset, Split
 from mnist_jax.models.networks import create_model, init_params
 from mnist_jax.testing import leaf_names
-from mnist_jax.training.optimizers import create_optimizer, scale_by_keras_adam
+from mnist_jax.training.optimizers import create_optimizer, scale_by_adam
 from mnist_jax.training.steps import TrainState, cross_entropy, train_step
 
 pytestmark = pytest.mark.slow
@@ -267,7 +267,7 @@ def test_adam_steps_equal_keras(dtype, rtol, keras):
     with keras_rules(keras, dtype):
         variable = keras.Variable(np.zeros(len(sizes), dtype))
         adam = keras.optimizers.Adam(learning_rate=1.0)
-        tx = scale_by_keras_adam()
+        tx = scale_by_adam(eps=1e-7, keras=True)
         params = jnp.zeros(len(sizes), dtype)
         state = tx.init(params)
         for grad in grads:

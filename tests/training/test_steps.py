@@ -13,7 +13,7 @@ from mnist_jax.testing import check_step_learns, make_split, preprocess
 from mnist_jax.training.optimizers import (
     create_optimizer,
     create_schedule,
-    scale_by_keras_adam,
+    scale_by_adam,
 )
 from mnist_jax.training.steps import batch_metrics, cross_entropy, eval_step, init_state
 
@@ -76,7 +76,7 @@ def test_eval_step_ignores_padding():
 
 def test_keras_adam_is_adam_with_epsilon_outside_the_correction():
     params = {"w": jnp.array([1.0, -2.0])}
-    tx = scale_by_keras_adam(eps=1e-3)
+    tx = scale_by_adam(eps=1e-3, keras=True)
     state = tx.init(params)
     m = v = np.zeros(2)
     for t in range(1, 6):
@@ -85,6 +85,22 @@ def test_keras_adam_is_adam_with_epsilon_outside_the_correction():
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
         want = np.sqrt(1 - 0.999**t) / (1 - 0.9**t) * m / (np.sqrt(v) + 1e-3)
         np.testing.assert_allclose(updates["w"], want, rtol=1e-4)
+
+
+def test_adam_equals_optax():
+    """With gradients from far below epsilon to far above it, and zero."""
+    rng = np.random.default_rng(0)
+    sizes = np.append(0.0, np.logspace(-12, 3, 16))
+    with jax.enable_x64(True):
+        ours, plain = scale_by_adam(), optax.scale_by_adam()
+        state, plain_state = ours.init(sizes), plain.init(sizes)
+        for _ in range(50):
+            grads = jnp.asarray(rng.normal(size=len(sizes)) * sizes)
+            got, state = ours.update(grads, state)
+            want, plain_state = plain.update(grads, plain_state)
+            np.testing.assert_allclose(got, want, rtol=1e-10)
+            for ours_moment, moment in zip(state[1:], plain_state[1:], strict=True):
+                np.testing.assert_allclose(ours_moment, moment, rtol=1e-10)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "keras_adam", "adamw", "sgd"])
