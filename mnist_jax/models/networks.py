@@ -2,7 +2,7 @@
 
 import functools
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -95,6 +95,10 @@ class LSTM(nn.Module):
     81674
     """
 
+    # A CPU device splits its share of a batch into microbatches of at most this many
+    # images: the arrays kept for the gradient stay in its caches (docs/performance.md).
+    microbatch: ClassVar[int] = 32
+
     units: tuple[int, ...]
     activation: str
     hidden: tuple[int, ...]
@@ -140,6 +144,8 @@ class CNN(nn.Module):
     >>> count_params(CNN(stages, hidden=(64,)))
     93322
     """
+
+    microbatch: ClassVar[int] = 64  # as in `LSTM`
 
     stages: tuple[ConvStage, ...]
     hidden: tuple[int, ...]

@@ -38,10 +38,6 @@ from mnist_jax.training.steps import (
     train_step,
 )
 
-# A device splits its share of a batch into microbatches of at most this many images, so
-# that the arrays kept for the gradient stay in its caches (docs/performance.md).
-TRAIN_CHUNK = 32
-
 
 def gather(split: Split, indices: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns images `[B,28,28] uint8`, labels and mask `[B]` for indices `[B]`.
@@ -53,11 +49,11 @@ def gather(split: Split, indices: jax.Array) -> tuple[jax.Array, jax.Array, jax.
     return images, labels, (indices >= 0).astype(jnp.float32)
 
 
-def count_microbatches(model: nn.Module, images: int) -> int:
+def count_microbatches(model: Any, images: int) -> int:
     """Returns the number of microbatches for a device's `images` of a batch."""
     if getattr(model, "impl", "plain") != "fast":  # an MLP, or not on a CPU
         return 1
-    return -(-images // TRAIN_CHUNK)
+    return -(-images // model.microbatch)
 
 
 def train_epoch(

@@ -66,19 +66,17 @@ def test_sharded_epoch_equals_a_loop_of_steps(devices, batch_size):
 def test_epoch_in_microbatches_equals_a_loop_of_whole_steps(
     name, devices, batch_size, monkeypatch
 ):
-    monkeypatch.setattr(epochs, "TRAIN_CHUNK", 5)
     model = MODELS[name].clone(dropout=(0.5,))
+    monkeypatch.setattr(type(model), "microbatch", 5)
     check_epoch_equals_steps(model, devices, batch_size)
 
 
 def test_large_shares_of_a_batch_are_split_into_microbatches():
     cnn = MODELS["cnn"]
-    assert [epochs.count_microbatches(cnn, size) for size in (1, 64, 65, 129)] == [
-        1,
-        1,
-        2,
-        3,
-    ]
+    for model, size in ((cnn, 64), (MODELS["lstm"], 32)):
+        sizes = (1, size, size + 1, 2 * size + 1)
+        counts = [epochs.count_microbatches(model, images) for images in sizes]
+        assert counts == [1, 1, 2, 3]
     assert epochs.count_microbatches(MODELS["mlp"], 1000) == 1
     assert epochs.count_microbatches(cnn.clone(impl="plain"), 1000) == 1
 
