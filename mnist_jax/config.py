@@ -18,6 +18,15 @@ PIXELS = ("scaled", "standardized", "raw", "l2")
 SPLITS = ("official", "shuffled")
 VALIDATIONS = ("none", "fraction", "test")
 ACTIVATIONS = ("relu", "tanh", "linear")
+# Augmentations by name: smallest and largest size, and the size if none is given.
+AUGMENTATIONS: Mapping[str, tuple[float, float, float | None]] = {
+    "flip": (1, 1, 1),  # left to right, every second image
+    "rotate": (0.1, 90, None),  # degrees
+    "zoom": (0.01, 0.5, None),  # fraction
+    "elastic": (1, 100, 34),  # factor of the displacements, pixels
+    "shift": (1, 8, None),  # whole pixels
+    "erase": (1, 27, 8),  # whole pixels, side of a square
+}
 
 
 class ConvStage(NamedTuple):
@@ -71,6 +80,33 @@ def parse_conv_stage(text: str) -> ConvStage:
             "relu|tanh|linear and pool2|pool3, as in 32:k3:valid:relu:pool2"
         )
     return ConvStage(int(filters), **stage)
+
+
+def parse_augmentation(text: str) -> tuple[str, float]:
+    """Parses an augmentation such as `shift2`, `rotate10`, `zoom0.1` or `flip`.
+
+    Returns:
+        Its name and its size.
+
+    Raises:
+        InputError: the name is unknown, or the size is missing or out of range.
+
+    >>> parse_augmentation("shift2"), parse_augmentation("elastic")
+    (('shift', 2.0), ('elastic', 34.0))
+    """
+    match = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?)?", text.strip().lower())
+    if match and match[1] in AUGMENTATIONS:
+        low, high, default = AUGMENTATIONS[match[1]]
+        size = float(match[2]) if match[2] else default
+        whole = match[1] not in ("shift", "erase") or "." not in text
+        if size is not None and low <= size <= high and whole:
+            return match[1], size
+    raise InputError(
+        f"--augment: cannot parse {text!r}; give any of shift1..shift8, rotate and "
+        "degrees (0.1 to 90), zoom and a fraction (0.01 to 0.5), elastic (or with a "
+        "factor, 1 to 100), erase (or with pixels, 1 to 27) and flip, as in "
+        "shift2,rotate10,zoom0.1"
+    )
 
 
 def _option(
@@ -231,10 +267,24 @@ class TrainConfig:
         allowed="a number > 0 and < 1",
         needs=("validation", ("fraction",)),
     )
+    augment: tuple[str, ...] = _option(
+        (),
+        "random changes of training images, comma-separated: any of shiftN (up to N "
+        "pixels), rotateN (degrees), zoomX (fraction), elastic, erase (a square), flip",
+        check=lambda names: len(dict(map(parse_augmentation, names))) == len(names),
+        allowed="augmentations of different names",
+    )
+    label_smoothing: float = _option(
+        0.0,
+        "share of the labels that is spread evenly over all classes in training",
+        check=lambda share: 0.0 <= share < 1.0,
+        allowed="a number >= 0 and < 1",
+    )
     optimizer: str = _option(
         "adam",
-        "optimizer; keras_adam is Adam with epsilon applied as in Keras",
-        choices=("adam", "keras_adam", "adamw", "sgd"),
+        "optimizer; keras_adam is Adam with epsilon applied as in Keras, muon is Muon "
+        "for kernels and Adam for biases",
+        choices=("adam", "keras_adam", "adamw", "muon", "sgd"),
     )
     momentum: float = _option(
         0.0,
@@ -277,6 +327,13 @@ class TrainConfig:
         "clip gradients to this global norm",
         check=lambda norm: norm is None or 0.0 < norm < math.inf,
         allowed="a finite number > 0",
+    )
+    ema: float | None = _option(
+        None,
+        "evaluate and save an exponential moving average of the parameters, with this "
+        "decay per step",
+        check=lambda decay: decay is None or 0.0 < decay < 1.0,
+        allowed="a number > 0 and < 1, such as 0.999",
     )
     batch_size: int = _option(
         128,

@@ -19,8 +19,9 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from mnist_jax.data.augment import Augmentation
 from mnist_jax.data.pixels import Preprocess
-from mnist_jax.data.types import Split
+from mnist_jax.data.types import CLASSES, Split
 from mnist_jax.models.custom import call_options
 from mnist_jax.training.mesh import (
     BATCH,
@@ -37,6 +38,10 @@ from mnist_jax.training.steps import (
     init_states,
     train_step,
 )
+
+
+NO_AUGMENTATION = Augmentation()
+AUGMENT = 2**32 - 1  # folded into a step's key: other numbers than dropout's
 
 
 def gather(split: Split, indices: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -66,6 +71,8 @@ def train_epoch(
     model: nn.Module,
     tx: optax.GradientTransformation,
     preprocess: Preprocess,
+    augment: Augmentation = NO_AUGMENTATION,
+    label_smoothing: float = 0.0,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Runs steps of an epoch on one device's share of each batch.
@@ -78,7 +85,9 @@ def train_epoch(
         bounds: `[2]`, first step and stop (exclusive).
         model: as for `train_step`.
         tx: optimizer.
-        preprocess: converts uint8 pixels to float32.
+        preprocess: converts pixels to float32.
+        augment: changes the images before that.
+        label_smoothing: share of each label that is spread over all classes.
         axis_name: as for `train_step`.
 
     Returns:
@@ -92,12 +101,19 @@ def train_epoch(
         state, history = carry
         row = lax.dynamic_index_in_dim(indices, step, keepdims=False)
         images, labels, mask = gather(split, row)
+        step_key = jax.random.fold_in(key, step)
+        offset = 0 if axis_name is None else lax.axis_index(axis_name) * len(images)
+        images = augment(images, jax.random.fold_in(step_key, AUGMENT), offset)
+        if label_smoothing:
+            labels = optax.smooth_labels(
+                jax.nn.one_hot(labels, CLASSES), label_smoothing
+            )
         state, metrics = train_step(
             state,
             preprocess(images),
             labels,
             mask,
-            jax.random.fold_in(key, step),
+            step_key,
             model=model,
             tx=tx,
             axis_name=axis_name,
@@ -260,11 +276,12 @@ def make_programs(
     tx: optax.GradientTransformation,
     preprocess: Preprocess,
     mesh: Mesh,
+    **recipe: Any,
 ) -> Programs:
     """Returns the jitted programs of a network on a mesh.
 
     Each row of the mesh trains its share of the seeds. Arguments are as for
-    `train_epoch`.
+    `train_epoch`; `recipe` holds its `augment` and `label_smoothing`.
     """
     # A sum over one device would still copy every gradient: 12 % of an MLP's step.
     axis_name = BATCH if mesh.shape[BATCH] > 1 else None
@@ -275,7 +292,9 @@ def make_programs(
     # over the mesh before `train_step` sums them.
     over_mesh = partial(jax.shard_map, mesh=mesh, out_specs=P(SEEDS), check_vma=False)
     run = over_mesh(
-        _over_seeds(partial(train_epoch, tx=tx, **shared), mesh, (0, None, 0, 0, None)),
+        _over_seeds(
+            partial(train_epoch, tx=tx, **shared, **recipe), mesh, (0, None, 0, 0, None)
+        ),
         in_specs=(P(SEEDS), P(), P(SEEDS, None, BATCH), P(SEEDS), P()),
     )
     measure = over_mesh(

@@ -9,6 +9,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from mnist_jax.config import TrainConfig
+from mnist_jax.data.augment import Augmentation
 from mnist_jax.data.batches import epoch_indices
 from mnist_jax.data.pixels import Preprocess, make_preprocess
 from mnist_jax.data.splits import split_dataset
@@ -83,9 +84,14 @@ def prepare(
     train = replicate(dataset.train, mesh)
     held_out, validation, test = _hold_out(dataset, mesh)
     with CompileClock() as clock:
-        programs = make_programs(model, tx, preprocess, mesh).compile(
-            orders, train, held_out, test
-        )
+        programs = make_programs(
+            model,
+            tx,
+            preprocess,
+            mesh,
+            augment=Augmentation(config.augment),
+            label_smoothing=config.label_smoothing,
+        ).compile(orders, train, held_out, test)
     return Experiment(
         config=config,
         seeds=seeds,

@@ -20,6 +20,7 @@ from mnist_jax.records.schema import EpochRecord, RunRecord
 from mnist_jax.training.checkpoints import Checkpoint, params_sha256
 from mnist_jax.training.experiment import Experiment
 from mnist_jax.training.mesh import shard_seeds
+from mnist_jax.training.optimizers import final_params
 from mnist_jax.training.steps import Metrics, TrainState
 
 # Duration of a chunk of an epoch. Between chunks, the program reports progress and can
@@ -232,13 +233,12 @@ def fit(
         states, metrics, chunk_steps = _train_epoch(
             experiment, states, seeds, keys, histories, chunk_steps, callbacks.on_chunk
         )
+        params = jax.block_until_ready(final_params(states.params, states.opt_state))
         train_seconds = (time.perf_counter() - start) / len(seeds)
         val_means: Sequence[tuple[float | None, float | None]]
         val_means, eval_seconds = [(None, None)] * len(seeds), 0.0
         if experiment.validation is not None:
-            val_means, seconds = _evaluate(
-                experiment, states.params, experiment.validation
-            )
+            val_means, seconds = _evaluate(experiment, params, experiment.validation)
             eval_seconds = seconds / len(seeds)
             for seed, (loss, _), history in zip(
                 seeds, val_means, histories, strict=True
@@ -251,10 +251,12 @@ def fit(
         for history, epoch_record in zip(histories, records, strict=True):
             history.append(epoch_record)
         if early and _best_epoch(histories[0]) == epoch + 1:
-            best_params = jax.tree.map(jnp.copy, states.params)  # states are donated
+            best_params = jax.tree.map(jnp.copy, params)  # states are donated
         on_checkpoint(Checkpoint(states, histories, best_params))
         callbacks.on_epoch(records)
-    trained = best_params if early else states.params
+    trained = best_params
+    if not early:
+        trained = final_params(states.params, states.opt_state)
     tests = [_evaluate(experiment, trained, experiment.test) for _ in range(3)]
     eval_seconds = statistics.median(seconds for _, seconds in tests) / len(seeds)
     seconds = experiment.compile_seconds + time.perf_counter() - began

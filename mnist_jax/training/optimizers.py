@@ -1,6 +1,6 @@
 """Optax optimizers and learning rate schedules for a config."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +51,58 @@ def scale_by_adam(
     return optax.GradientTransformation(init, update)
 
 
+class AverageState(NamedTuple):
+    """The state of `average_params`."""
+
+    inner: Any  # of the averaged optimizer
+    total: Any  # weighted sum of the parameters
+    weight: jax.Array  # sum of the weights, 1 after many steps
+
+
+def average_params(
+    tx: optax.GradientTransformation, decay: float
+) -> optax.GradientTransformation:
+    """Adds an exponential moving average of the parameters to an optimizer.
+
+    Step `i` of `t` has the weight `(1-decay) * decay^(t-i)`, divided by the sum of all
+    weights, so that the initial parameters have none. `final_params` returns it.
+    """
+
+    def init(params: Any) -> AverageState:
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return AverageState(tx.init(params), zeros, jnp.zeros((), jnp.float32))
+
+    def update(
+        grads: Any, state: AverageState, params: Any = None
+    ) -> tuple[Any, AverageState]:
+        updates, inner = tx.update(grads, state.inner, params)
+
+        def add(total: Any, value: Any) -> Any:
+            return (total + (1 - decay) * (value - total)).astype(total.dtype)
+
+        total = jax.tree.map(add, state.total, optax.apply_updates(params, updates))
+        return updates, AverageState(inner, total, add(state.weight, 1.0))
+
+    return optax.GradientTransformation(init, update)
+
+
+def final_params(params: Any, opt_state: Any) -> Any:
+    """Returns the parameters to evaluate and save: their average, if there is one.
+
+    Args:
+        params: parameters of one or of several seeds.
+        opt_state: optimizer state after at least one step of the same seeds.
+    """
+    if not isinstance(opt_state, AverageState):
+        return params
+
+    def divide(total: jax.Array) -> jax.Array:
+        shape = (-1,) + (1,) * (total.ndim - 1) if opt_state.weight.ndim else ()
+        return (total / opt_state.weight.reshape(shape)).astype(total.dtype)
+
+    return jax.tree.map(divide, opt_state.total)
+
+
 def create_schedule(config: TrainConfig, steps: int) -> optax.Schedule:
     """Returns the learning rate schedule for a run of `steps` steps.
 
@@ -76,6 +128,26 @@ def create_schedule(config: TrainConfig, steps: int) -> optax.Schedule:
     return optax.cosine_onecycle_schedule(steps, peak, pct_start=fraction)
 
 
+def _muon(schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Muon for kernels, a convolution's as a matrix `[k*k*C,F]`; Adam for biases.
+
+    Updates of kernels have the size of Adam's, so that learning rates are comparable.
+    """
+
+    def dimensions(params: Any) -> Any:
+        def of_leaf(leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+            if leaf.ndim < 2:
+                return None
+            inputs = tuple(range(leaf.ndim - 1))
+            return optax.contrib.MuonDimensionNumbers(inputs, leaf.ndim - 1)
+
+        return jax.tree.map(of_leaf, params)
+
+    return optax.contrib.muon(
+        schedule, muon_weight_dimension_numbers=dimensions, consistent_rms=0.2
+    )
+
+
 def create_optimizer(config: TrainConfig, steps: int) -> optax.GradientTransformation:
     """Returns the optimizer of a config for a run of `steps` steps."""
     transforms = []
@@ -86,16 +158,20 @@ def create_optimizer(config: TrainConfig, steps: int) -> optax.GradientTransform
             transforms.append(optax.trace(config.momentum, nesterov=config.nesterov))
     elif config.optimizer == "keras_adam":
         transforms.append(scale_by_adam(eps=1e-7, keras=True))
-    else:
+    elif config.optimizer in ("adam", "adamw"):
         transforms.append(scale_by_adam())
     if config.optimizer == "adamw":
         transforms.append(optax.add_decayed_weights(config.weight_decay))
-    transforms.append(optax.scale_by_learning_rate(create_schedule(config, steps)))
+    schedule = create_schedule(config, steps)
+    if config.optimizer == "muon":
+        transforms.append(_muon(schedule))
+    else:
+        transforms.append(optax.scale_by_learning_rate(schedule))
     tx = optax.chain(*transforms)
-    if not config.freeze:
-        return tx
+    if config.freeze:
 
-    def labels(params: Any) -> dict[str, str]:
-        return {name: "no" if name in config.freeze else "yes" for name in params}
+        def labels(params: Any) -> dict[str, str]:
+            return {name: "no" if name in config.freeze else "yes" for name in params}
 
-    return optax.partition({"yes": tx, "no": optax.set_to_zero()}, labels)
+        tx = optax.partition({"yes": tx, "no": optax.set_to_zero()}, labels)
+    return tx if config.ema is None else average_params(tx, config.ema)

@@ -34,7 +34,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
     Args:
         logits: `[B,10]`.
-        labels: `[B]` integers, or `[B,10]` one-hot with the same result.
+        labels: `[B]` integers, or `[B,10]` probabilities (one-hot: the same result).
     """
     if labels.ndim == 1:
         labels = jax.nn.one_hot(labels, CLASSES, dtype=logits.dtype)
@@ -48,7 +48,8 @@ def batch_metrics(
 
     Args:
         logits: `[B,10]` of any float type; the loss is computed in float32 at least.
-        labels: `[B]` integers or `[B,10]` one-hot.
+        labels: `[B]` integers or `[B,10]` probabilities, of which the largest is the
+            image's class.
         mask: `[B]`, 1 for an image and 0 for padding.
     """
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
@@ -173,7 +174,7 @@ def train_step(
     Args:
         state: parameters and optimizer state.
         images: `[B,28,28] float32`.
-        labels: `[B]` integers, or `[B,10]` one-hot.
+        labels: `[B]` integers, or `[B,10]` probabilities.
         mask: `[B]`, 1 for an image and 0 for padding.
         key: dropout key of this step.
         model: any module with `apply(variables, images, train=...) -> [B,10]`. If the

@@ -1,0 +1,130 @@
+"""Augmentation: random changes of training images, made inside the compiled epoch."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.ndimage import map_coordinates
+
+from mnist_jax.config import parse_augmentation
+from mnist_jax.data.types import IMAGE_SHAPE
+
+SIDE = IMAGE_SHAPE[0]
+CENTER = (SIDE - 1) / 2
+SMOOTHNESS = 4.0  # standard deviation of the elastic field's Gaussian filter, pixels
+
+
+class Augmentation(NamedTuple):
+    """Augmentations as a callable; equal instances share compiled programs.
+
+    Args:
+        names: as in `TrainConfig.augment`; none leaves images unchanged.
+    """
+
+    names: tuple[str, ...] = ()
+
+    def __call__(
+        self, images: jax.Array, key: jax.Array, batch_offset: jax.Array | int = 0
+    ) -> jax.Array:
+        """Augments images, each by random numbers of its index in the batch.
+
+        A batch is therefore augmented in the same way on any number of devices.
+
+        Args:
+            images: `[B,28,28] uint8`.
+            key: key of the step.
+            batch_offset: index of the first image in the whole batch.
+
+        Returns:
+            `[B,28,28]`: uint8, or float32 between the pixels' values after `rotate`,
+            `zoom` or `elastic`, which interpolate.
+        """
+        sizes = dict(map(parse_augmentation, self.names))
+        if not sizes:
+            return images
+        indices = batch_offset + jnp.arange(len(images))
+        keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 4))(
+            indices
+        )  # [B,4]
+        if "flip" in sizes:
+            flipped = jax.vmap(jax.random.bernoulli)(keys[:, 0])[:, None, None]
+            images = jnp.where(flipped, images[:, :, ::-1], images)
+        if sizes.keys() & {"rotate", "zoom", "elastic"}:
+            images = _deform(images.astype(jnp.float32), keys[:, 1], sizes)
+        if "shift" in sizes:
+            images = _shift(images, keys[:, 2], int(sizes["shift"]))
+        if "erase" in sizes:
+            images = _erase(images, keys[:, 3], int(sizes["erase"]))
+        return images
+
+
+def _shift(images: jax.Array, keys: jax.Array, most: int) -> jax.Array:
+    """Shifts each image by up to `most` pixels in both directions, filling with 0.
+
+    By selecting among all shifts, which takes a third of the time of a slice for each
+    image (5 % and 15 % of a CNN's step on two cores, for `most=1`).
+    """
+    starts = jax.vmap(lambda key: jax.random.randint(key, (2,), 0, 2 * most + 1))(keys)
+    for axis in (1, 2):
+        padding = [(0, 0)] * 3
+        padding[axis] = (most, most)
+        padded = jnp.pad(images, padding)
+        start = starts[:, axis - 1][:, None, None]
+        images = jax.lax.slice_in_dim(padded, 0, SIDE, axis=axis)
+        for s in range(1, 2 * most + 1):
+            shifted = jax.lax.slice_in_dim(padded, s, s + SIDE, axis=axis)
+            images = jnp.where(start == s, shifted, images)
+    return images
+
+
+def _erase(images: jax.Array, keys: jax.Array, side: int) -> jax.Array:
+    """Sets a square of `side` pixels to 0; its center is any pixel (Cutout).
+
+    Source: DeVries and Taylor 2017, arXiv:1708.04552.
+    """
+    centers = jax.vmap(lambda key: jax.random.randint(key, (2,), 0, SIDE))(keys)
+    pixels = jnp.arange(SIDE) + side // 2
+    distance = pixels - centers[..., None]  # [B,2,28], from the square's first row
+    inside = (distance >= 0) & (distance < side)
+    erased = inside[:, 0, :, None] & inside[:, 1, None, :]
+    return jnp.where(erased, jnp.zeros((), images.dtype), images)
+
+
+def _deform(images: jax.Array, keys: jax.Array, sizes: dict[str, float]) -> jax.Array:
+    """Rotates, zooms and warps each image, with bilinear interpolation, 0 outside."""
+
+    def deform(image: jax.Array, key: jax.Array) -> jax.Array:
+        coordinates = source_coordinates(key, sizes)
+        return map_coordinates(image, list(coordinates), order=1)
+
+    return jax.vmap(deform)(images, keys)
+
+
+def source_coordinates(key: jax.Array, sizes: dict[str, float]) -> jax.Array:
+    """Returns where in an image the pixels of its deformed image come from.
+
+    Args:
+        key: of the image.
+        sizes: by name; `rotate`: largest angle in degrees, `zoom`: largest change of
+            the size as a fraction, `elastic`: factor of the displacement field in
+            pixels, which is uniform noise smoothed by a Gaussian of `SMOOTHNESS`.
+            Source: Simard et al. 2003, "Best practices for convolutional neural
+            networks applied to visual document analysis".
+
+    Returns:
+        `[2,28,28] float32`, rows and columns.
+    """
+    angle_key, zoom_key, field_key = jax.random.split(key, 3)
+    angle = jnp.deg2rad(sizes.get("rotate", 0.0))
+    angle = angle * jax.random.uniform(angle_key, minval=-1.0)
+    scale = 1.0 + sizes.get("zoom", 0.0) * jax.random.uniform(zoom_key, minval=-1.0)
+    cos, sin = jnp.cos(angle) / scale, jnp.sin(angle) / scale
+    y, x = jnp.mgrid[:SIDE, :SIDE] - CENTER
+    coordinates = jnp.stack([cos * y - sin * x, sin * y + cos * x]) + CENTER
+    if "elastic" in sizes:
+        field = jax.random.uniform(field_key, (2, SIDE, SIDE), minval=-1.0)
+        pixels = jnp.arange(SIDE)
+        gauss = jnp.exp(-0.5 * ((pixels[:, None] - pixels) / SMOOTHNESS) ** 2)
+        gauss /= SMOOTHNESS * jnp.sqrt(2 * jnp.pi)  # zeros outside, as a convolution
+        coordinates += sizes["elastic"] * (gauss @ field @ gauss.T)
+    return coordinates

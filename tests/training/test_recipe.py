@@ -1,0 +1,94 @@
+"""Augmentation, label smoothing and averaged parameters inside compiled epochs."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mnist_jax.config import ConvStage, TrainConfig
+from mnist_jax.data.augment import Augmentation
+from mnist_jax.data.batches import epoch_indices
+from mnist_jax.models.networks import CNN, LSTM, MLP
+from mnist_jax.testing import check_same_tree, make_split, preprocess
+from mnist_jax.training.epochs import AUGMENT, gather, make_programs
+from mnist_jax.training.mesh import make_mesh, replicate, seed_keys, shard_seeds
+from mnist_jax.training.optimizers import (
+    average_params,
+    create_optimizer,
+    final_params,
+)
+from mnist_jax.training.steps import init_states, train_step
+
+pytestmark = pytest.mark.slow
+
+MODELS = {
+    "mlp": MLP(hidden=(16,), dropout=(0.5,)),
+    "lstm": LSTM((8,), "tanh", (), impl="fast"),
+    "cnn": CNN((ConvStage(8, pool=2),), (16,), (0.5,), impl="fast"),
+}
+RECIPE = dict(augment=Augmentation(("shift2", "rotate10", "erase")), label_smoothing=0.1)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("devices, batch_size", [(1, 24), (2, 23)])
+def test_epochs_of_seeds_equal_plain_loops(name, devices, batch_size, monkeypatch):
+    """With dropout, microbatches, several seeds and devices, and an average."""
+    model, split = MODELS[name], make_split(64)
+    if hasattr(model, "microbatch"):
+        monkeypatch.setattr(type(model), "microbatch", 7)
+    tx = average_params(optax.sgd(0.1), 0.9)
+    programs = make_programs(model, tx, preprocess, make_mesh(devices), **RECIPE)
+    states = init_states(model, tx, seed_keys([0, 1]))
+    keys = jax.random.split(jax.random.key(7), 2)
+    orders = np.stack([epoch_indices(s, 0, 64, batch_size) for s in (0, 1)])
+    got, metrics = programs.run_steps(
+        shard_seeds(jax.tree.map(jnp.copy, states), programs.mesh),
+        replicate(split, programs.mesh),
+        programs.shard(orders),
+        shard_seeds(keys, programs.mesh),
+    )
+    step = jax.jit(partial(train_step, model=model, tx=tx))
+    averaged = final_params(got.params, got.opt_state)
+    for seed in (0, 1):
+        state, history = jax.tree.map(lambda leaf, i=seed: leaf[i], states), []
+        for i, row in enumerate(orders[seed]):
+            images, labels, mask = gather(split, jnp.asarray(row))
+            key = jax.random.fold_in(keys[seed], i)
+            images = RECIPE["augment"](images, jax.random.fold_in(key, AUGMENT))
+            smoothed = 0.9 * jax.nn.one_hot(labels, 10) + 0.01
+            state, plain = step(state, preprocess(images), smoothed, mask, key)
+            np.testing.assert_allclose(
+                metrics.loss_sum[seed, i], plain.loss_sum, rtol=1e-4
+            )
+            history.append(state.params)
+        weights = 0.9 ** np.arange(len(history))[::-1]
+        average = jax.tree.map(
+            lambda *leaves, w=weights: sum(map(np.multiply, w, leaves)) / w.sum(),
+            *history,
+        )
+        check_same_tree(jax.tree.map(lambda x, i=seed: x[i], got), state, 1e-4)
+        check_same_tree(jax.tree.map(lambda x, i=seed: x[i], averaged), average, 1e-4)
+
+
+def test_without_an_average_the_parameters_are_final():
+    params = {"w": jnp.ones(3)}
+    assert final_params(params, optax.adam(0.1).init(params)) is params
+
+
+def test_muon_orthogonalizes_kernels_and_leaves_biases_to_adam():
+    config = TrainConfig(model="cnn", optimizer="muon", schedule="constant")
+    tx = create_optimizer(config, 10)
+    rng = np.random.default_rng(0)
+    params = {
+        "kernel": jnp.asarray(rng.normal(size=(3, 3, 4, 8)), jnp.float32),
+        "bias": jnp.zeros(8),
+    }
+    grads = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), params)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    values = np.linalg.svd(updates["kernel"].reshape(36, 8), compute_uv=False)
+    assert values.max() < 1.6 * values.min()  # of the gradient: 2.8 times
+    sizes = np.abs(updates["bias"]) / config.learning_rate
+    assert np.all((0.9 < sizes) & (sizes < 2))  # Adam's first step, with Nesterov
