@@ -204,6 +204,14 @@ class TrainConfig:
         choices=("tanh", "relu"),
         needs=("model", ("lstm",)),
     )
+    crop: int = _option(
+        0,
+        "pixels to leave out at each border of the image, in training and evaluation; "
+        "MNIST's digits lie within the inner 20x20",
+        check=lambda pixels: 0 <= pixels <= 10,
+        allowed="an integer from 0 to 10",
+        needs=("model", MODELS),
+    )
     dropout: tuple[float, ...] = _option(
         (0.0,),
         "dropout rate after each LSTM and hidden dense layer: one for all, or one each",
@@ -433,7 +441,7 @@ class TrainConfig:
                 "or leave --patience out"
             )
         if self.model == "cnn":
-            _check_stages(self.conv)
+            _check_stages(self.conv, 28 - 2 * self.crop)
         layers = len(self.hidden) + len(self.lstm_units) * (self.model == "lstm")
         if len(self.dropout) not in (1, layers) and self.model in MODELS:
             raise InputError(
@@ -499,9 +507,13 @@ def check_used(config: TrainConfig, given: Collection[str] | None = None) -> Non
         )
 
 
-def _check_stages(stages: Sequence[str]) -> None:
-    """Raises InputError if convolution stages shrink a 28x28 image to nothing."""
-    size = 28
+def _check_stages(stages: Sequence[str], size: int) -> None:
+    """Raises InputError if convolution stages shrink an image to nothing.
+
+    Args:
+        stages: as in `TrainConfig.conv`.
+        size: side of the image.
+    """
     for number, text in enumerate(stages, start=1):
         stage = parse_conv_stage(text)
         window = stage.kernel if stage.padding == "VALID" else 1

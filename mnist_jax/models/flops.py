@@ -33,9 +33,9 @@ def products_by_layer(config: TrainConfig) -> list[list[int]]:
     >>> products_by_layer(TrainConfig(model="lstm", lstm_units=(128,), hidden=()))
     [[401408, 1835008], [1280]]
     """
-    layers, rows = [], IMAGE_SHAPE[0]
+    layers, rows = [], IMAGE_SHAPE[0] - 2 * config.crop
     if config.model == "lstm":
-        width = IMAGE_SHAPE[1]
+        width = rows
         for units in config.lstm_units:
             layers.append([rows * width * 4 * units, rows * units * 4 * units])
             width = units
@@ -48,7 +48,7 @@ def products_by_layer(config: TrainConfig) -> list[list[int]]:
             side, channels = side // stage.pool, stage.filters
         width = side**2 * channels
     else:
-        width = math.prod(IMAGE_SHAPE)
+        width = rows**2
     for units in (*config.hidden, CLASSES):
         layers.append([width * units])
         width = units

@@ -56,6 +56,11 @@ def _rates(dropout: tuple[float, ...], layers: int) -> tuple[float, ...]:
     return dropout * layers if len(dropout) == 1 else dropout
 
 
+def _cropped(images: jax.Array, pixels: int) -> jax.Array:
+    """Leaves out pixels at each border of images `[B,28,28]`."""
+    return images[:, pixels : 28 - pixels, pixels : 28 - pixels]
+
+
 class MLP(nn.Module):
     """Dense layers with ReLU.
 
@@ -68,6 +73,7 @@ class MLP(nn.Module):
     dropout: tuple[float, ...] = (0.0,)
     names: Names = ()
     dtype: Any = jnp.float32  # of the operands of matrix products
+    crop: int = 0  # pixels to leave out at each border
 
     @nn.compact
     def __call__(
@@ -81,7 +87,7 @@ class MLP(nn.Module):
             batch_offset: index of the first image in the whole batch, of which `images`
                 may be one device's share; dropout masks depend on it.
         """
-        x = images.reshape(len(images), -1)
+        x = _cropped(images, self.crop).reshape(len(images), -1)
         rates = _rates(self.dropout, len(self.hidden))
         return _dense_layers(
             x, self.hidden, rates, train, batch_offset, self.names, self.dtype
@@ -107,13 +113,14 @@ class LSTM(nn.Module):
     names: Names = ()
     dtype: Any = jnp.float32
     unroll: int = 1
+    crop: int = 0
 
     @nn.compact
     def __call__(
         self, images: jax.Array, train: bool = False, batch_offset: jax.Array | int = 0
     ) -> jax.Array:
         """Returns the logits `[B,10]`; see `MLP` for the arguments."""
-        x, last = images, len(self.units) - 1
+        x, last = _cropped(images, self.crop), len(self.units) - 1
         rates = _rates(self.dropout, len(self.units) + len(self.hidden))
         for layer, units in enumerate(self.units):
             x = LSTMLayer(
@@ -153,13 +160,14 @@ class CNN(nn.Module):
     impl: str = "plain"
     names: Names = ()
     dtype: Any = jnp.float32
+    crop: int = 0
 
     @nn.compact
     def __call__(
         self, images: jax.Array, train: bool = False, batch_offset: jax.Array | int = 0
     ) -> jax.Array:
         """Returns the logits `[B,10]`; see `MLP` for the arguments."""
-        x = images[..., None]
+        x = _cropped(images, self.crop)[..., None]
         for index, stage in enumerate(self.stages):
             name = _name(self.names, "Conv", index)
             x = Conv(stage, self.impl, self.dtype, name=name)(x)
@@ -240,16 +248,26 @@ def create_model(config: TrainConfig) -> nn.Module:
     if config.model not in MODELS:
         return _create_custom(config)
     if config.model == "mlp":
-        return MLP(hidden, dropout, names, dtype)
+        return MLP(hidden, dropout, names, dtype, config.crop)
     impl = resolve_impl(config.impl)
     if config.model == "lstm":
         units, activation = config.lstm_units, config.activation
         # On a GPU, the unrolled loop takes less than half the time
         # (docs/accelerators.md); on a CPU it would compile for long.
         unroll = 1 if jax.default_backend() == "cpu" else IMAGE_SHAPE[0]
-        return LSTM(units, activation, hidden, dropout, impl, names, dtype, unroll)
+        return LSTM(
+            units,
+            activation,
+            hidden,
+            dropout,
+            impl,
+            names,
+            dtype,
+            unroll,
+            config.crop,
+        )
     stages = tuple(map(parse_conv_stage, config.conv))
-    return CNN(stages, hidden, dropout, impl, names, dtype)
+    return CNN(stages, hidden, dropout, impl, names, dtype, config.crop)
 
 
 def _create_custom(config: TrainConfig) -> nn.Module:

@@ -61,6 +61,7 @@ CONFIG = {
         "--validation_fraction=0.9999",
         "--validation=none --validation_fraction=0.2",
     ],
+    "crop": ["--crop=11", "--crop=x", "--model=cnn --crop=10"],
     "augment": [
         "--augment=blur",
         "--augment=shift",
