@@ -38,6 +38,7 @@ class ConvStage(NamedTuple):
     strides: int = 1
     activation: str = "relu"
     pool: int = 1  # window and stride of the max pooling; 1 for none
+    bn: bool = False  # whether batch normalization follows
 
 
 def parse_conv_stage(text: str) -> ConvStage:
@@ -46,8 +47,8 @@ def parse_conv_stage(text: str) -> ConvStage:
     Args:
         text: the number of filters, then in any order `kN` (N by N kernel, 1..7,
             default 3), `valid` or `same` (default valid), `s1` or `s2` (stride, default
-            1), `relu`, `tanh` or `linear` (default relu), and `pool2` or `pool3`
-            (default no pooling).
+            1), `relu`, `tanh` or `linear` (default relu), `pool2` or `pool3` (default
+            no pooling), and `bn` (batch normalization of the stage's output).
 
     Raises:
         InputError: an option is unknown or given twice.
@@ -64,6 +65,8 @@ def parse_conv_stage(text: str) -> ConvStage:
             name, value = "padding", option.upper()
         elif option in ACTIVATIONS:
             name, value = "activation", option
+        elif option == "bn":
+            name, value = "bn", True
         elif match := re.fullmatch(r"(k)([1-7])|(s)([12])|(pool)([23])", option):
             kind, size = (group for group in match.groups() if group)
             name = {"k": "kernel", "s": "strides", "pool": "pool"}[kind]
@@ -77,7 +80,7 @@ def parse_conv_stage(text: str) -> ConvStage:
         raise InputError(
             f"--conv: cannot parse the stage {text!r}; a stage is a number of filters "
             "(1..9999) and at most one each of k1..k7, valid|same, s1|s2, "
-            "relu|tanh|linear and pool2|pool3, as in 32:k3:valid:relu:pool2"
+            "relu|tanh|linear, pool2|pool3 and bn, as in 32:k3:valid:relu:pool2:bn"
         )
     return ConvStage(int(filters), **stage)
 
@@ -186,7 +189,8 @@ class TrainConfig:
     conv: tuple[str, ...] = _option(
         ("32:pool2", "64:pool2", "64"),
         "convolution stages, comma-separated: number of filters, then any of k1..k7, "
-        "valid|same, s1|s2, relu|tanh|linear, pool2|pool3, joined by colons",
+        "valid|same, s1|s2, relu|tanh|linear, pool2|pool3, bn (batch normalization), "
+        "joined by colons",
         check=lambda stages: bool([parse_conv_stage(stage) for stage in stages]),
         allowed="at least one stage such as 32:k3:valid:relu:pool2",
         needs=("model", ("cnn",)),

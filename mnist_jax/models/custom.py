@@ -117,8 +117,8 @@ def check_network(name: str, model: nn.Module) -> None:
 
     Raises:
         InputError: it is not a linen module, calling it fails, it needs another random
-            key than `dropout` in training, it has no parameters or other collections
-            than `params`, or its outputs are not logits `[B,10]`.
+            key than `dropout` in training, it has no parameters, its other variables
+            cannot be averaged over devices, or its outputs are not logits `[B,10]`.
     """
     if not isinstance(model, nn.Module):
         given = "a flax.nnx module" if _is_nnx(type(model)) else repr(model)
@@ -136,12 +136,15 @@ def check_network(name: str, model: nn.Module) -> None:
 
     def run(images: jax.Array, train: bool) -> Any:
         options, evaluation = call_options(model, train), call_options(model, False)
-        variables = model.init(jax.random.key(0), images, **evaluation)
-        params = {"params": variables.get("params", {})}
-        if set(variables) - {"params"}:
-            return variables, None
+        variables = dict(model.init(jax.random.key(0), images, **evaluation))
         rngs = dropout if train else {}
-        return variables, model.apply(params, images, rngs=rngs, **options)
+        others = [name for name in variables if name != "params"]
+        if train and others:
+            outputs, _ = model.apply(
+                variables, images, rngs=rngs, mutable=others, **options
+            )
+            return variables, outputs
+        return variables, model.apply(variables, images, rngs=rngs, **options)
 
     for size, train in ((2, False), (1, False), (2, True)):
         images = jax.ShapeDtypeStruct((size, *IMAGE_SHAPE), jnp.float32)
@@ -164,16 +167,22 @@ def check_network(name: str, model: nn.Module) -> None:
                 f"{name}: calling it on images [{size},28,28] float32 in {phase} "
                 f"failed with {type(error).__name__}: {_first_line(error)}"
             ) from error
-        if others := sorted(set(variables) - {"params"}):
-            hint = ""
-            if "batch_stats" in others:
-                hint = "; use LayerNorm or GroupNorm instead of BatchNorm"
-            raise InputError(
-                f"{name} has the variables {', '.join(others)}, but only params are "
-                f"supported{hint}"
-            )
-        if not variables:
+        params = variables.pop("params", {})
+        if not params:
             raise InputError(f"{name} has no parameters; there is nothing to train")
+        for collection, tree in variables.items():
+            if collection in params:
+                raise InputError(
+                    f"{name} has a layer and a collection of variables that are both "
+                    f"called {collection}; rename the layer"
+                )
+            for leaf in jax.tree.leaves(tree):
+                if not jnp.issubdtype(leaf.dtype, jnp.floating):
+                    raise InputError(
+                        f"{name} has variables of type {leaf.dtype} in {collection}; "
+                        "besides parameters, only variables of a float type can be "
+                        "averaged over devices"
+                    )
         shape = getattr(logits, "shape", None)
         if shape != (size, CLASSES) or not jnp.issubdtype(logits.dtype, jnp.floating):
             given = type(logits).__name__

@@ -14,8 +14,7 @@ from flax import linen as nn
 
 from mnist_jax.config import MODELS, TrainConfig, parse_conv_stage
 from mnist_jax.data.types import CLASSES, IMAGE_SHAPE
-from mnist_jax.models.custom import call_options
-from mnist_jax.models.networks import create_model, param_shapes
+from mnist_jax.models.networks import apply_model, create_model, param_shapes
 
 
 def products_by_layer(config: TrainConfig) -> list[list[int]]:
@@ -28,7 +27,8 @@ def products_by_layer(config: TrainConfig) -> list[list[int]]:
 
     Returns:
         For each layer, in the order of `networks.layer_names`, one number per matrix
-        product: two for an LSTM (input, state), one for other layers.
+        product: two for an LSTM (input, state), none for batch normalization, one for
+        other layers.
 
     >>> products_by_layer(TrainConfig(model="lstm", lstm_units=(128,), hidden=()))
     [[401408, 1835008], [1280]]
@@ -45,6 +45,7 @@ def products_by_layer(config: TrainConfig) -> list[list[int]]:
             reach = stage.kernel if stage.padding == "VALID" else 1
             side = (side - reach) // stage.strides + 1
             layers.append([side**2 * stage.kernel**2 * channels * stage.filters])
+            layers += [[]] * stage.bn
             side, channels = side // stage.pool, stage.filters
         width = side**2 * channels
     else:
@@ -71,9 +72,8 @@ def multiply_adds(config: TrainConfig) -> list[int]:
 @functools.cache
 def _traced_products(model: nn.Module) -> list[int]:
     """Counts the products of a network that has no formula, from its jaxpr."""
-    options = call_options(model, False)
     image = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), jnp.float32)
-    trace = jax.make_jaxpr(lambda p, x: model.apply({"params": p}, x, **options))
+    trace = jax.make_jaxpr(lambda p, x: apply_model(model, p, x, train=False)[0])
     return _count_products(trace(param_shapes(model), image).jaxpr)
 
 

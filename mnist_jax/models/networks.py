@@ -171,6 +171,9 @@ class CNN(nn.Module):
         for index, stage in enumerate(self.stages):
             name = _name(self.names, "Conv", index)
             x = Conv(stage, self.impl, self.dtype, name=name)(x)
+            if stage.bn:
+                name = _name(self.names, "BatchNorm", index)
+                x = nn.BatchNorm(not train, momentum=0.9, name=name)(x)
         rates = _rates(self.dropout, len(self.hidden))
         x = x.reshape(len(images), -1)
         return _dense_layers(
@@ -188,13 +191,15 @@ def resolve_impl(impl: str) -> str:
 def usual_names(config: TrainConfig) -> list[str]:
     """Returns the default names of a config's layers, in order."""
     if config.model not in MODELS:
-        return list(param_shapes(_create_custom(config)))
-    counts = {
-        "Conv": len(config.conv) if config.model == "cnn" else 0,
-        "LSTMLayer": len(config.lstm_units) if config.model == "lstm" else 0,
-        "Dense": len(config.hidden) + 1,
-    }
-    return [f"{kind}_{n}" for kind, count in counts.items() for n in range(count)]
+        model = _create_custom(config)
+        return list(split_params(model, param_shapes(model))[0])
+    names = []
+    if config.model == "lstm":
+        names = [f"LSTMLayer_{n}" for n in range(len(config.lstm_units))]
+    elif config.model == "cnn":
+        for n, stage in enumerate(map(parse_conv_stage, config.conv)):
+            names += [f"Conv_{n}", f"BatchNorm_{n}"][: 1 + stage.bn]
+    return names + [f"Dense_{n}" for n in range(len(config.hidden) + 1)]
 
 
 def layer_names(config: TrainConfig) -> list[str]:
@@ -274,20 +279,77 @@ def _create_custom(config: TrainConfig) -> nn.Module:
     return create_custom(config.model, source_sha256(config.model))
 
 
-def init_params(model: nn.Module, key: jax.Array) -> Any:
-    """Returns the initial parameters of a network."""
+def _init(model: nn.Module, key: jax.Array) -> dict[str, Any]:
     if isinstance(model, LSTM | CNN):  # same parameters, faster to trace
         model = model.clone(impl="plain")
     images = jnp.zeros((1, *IMAGE_SHAPE), jnp.float32)
-    return model.init(key, images, **call_options(model, False)).get("params", {})
+    return dict(model.init(key, images, **call_options(model, False)))
+
+
+@functools.cache
+def _collections(model: nn.Module) -> tuple[str, ...]:
+    """Returns the names of a network's collections of variables besides `params`."""
+    variables = jax.eval_shape(lambda: _init(model, jax.random.key(0)))
+    return tuple(sorted(variables.keys() - {"params"}))
+
+
+def init_params(model: nn.Module, key: jax.Array) -> dict[str, Any]:
+    """Returns the initial parameters of a network, by layer.
+
+    Other collections of variables, which training updates without gradients, are in the
+    same tree under their own names, such as `batch_stats` of `nn.BatchNorm`.
+    """
+    variables = _init(model, key)
+    return {**variables.pop("params", {}), **variables}
+
+
+def split_params(model: nn.Module, params: Any) -> tuple[Any, Any]:
+    """Splits a tree as of `init_params` into parameters and other collections."""
+    others = _collections(model)
+    trained = {name: tree for name, tree in params.items() if name not in others}
+    return trained, {name: params[name] for name in others}
+
+
+def apply_model(
+    model: nn.Module,
+    params: Any,
+    images: jax.Array,
+    *,
+    train: bool,
+    batch_offset: jax.Array | int | None = None,
+    dropout_key: jax.Array | None = None,
+) -> tuple[jax.Array, Any]:
+    """Runs a network.
+
+    Args:
+        model: any linen module.
+        params: as of `init_params`.
+        images: `[B,28,28] float32`.
+        train: whether it is called for training.
+        batch_offset: index of the first image in the whole batch, or None.
+        dropout_key: key of the step, for training.
+
+    Returns:
+        Its outputs `[B,10]`, and the updated collections besides the parameters: with
+        `train=False`, or if there are none, an empty dict.
+    """
+    trained, others = split_params(model, params)
+    variables = {"params": trained, **others}
+    options: Any = call_options(model, train, batch_offset)
+    if dropout_key is not None:
+        options["rngs"] = {"dropout": dropout_key}
+    if train and others:
+        return model.apply(variables, images, mutable=list(others), **options)
+    return model.apply(variables, images, **options), {}
 
 
 @functools.cache
 def param_shapes(model: nn.Module) -> Any:
-    """Returns the shapes and dtypes of a network's parameters."""
+    """Returns the shapes and dtypes of a network's parameters, as of `init_params`."""
     return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
 
 
 def count_params(model: nn.Module) -> int:
-    """Counts a network's parameters without computing them."""
-    return sum(leaf.size for leaf in jax.tree.leaves(param_shapes(model)))
+    """Counts a network's trained parameters without computing them."""
+    trained, _ = split_params(model, param_shapes(model))
+    return sum(leaf.size for leaf in jax.tree.leaves(trained))

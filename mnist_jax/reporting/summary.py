@@ -35,6 +35,8 @@ def _settings(config: TrainConfig, usual_name: str) -> str:
     index = int(number)
     if kind == "Conv":
         return _stage_settings(parse_conv_stage(config.conv[index]))
+    if kind == "BatchNorm":
+        return ""
     recurrent = len(config.lstm_units) if config.model == "lstm" else 0
     position = index if kind == "LSTMLayer" else recurrent + index
     rates = config.dropout
@@ -68,15 +70,15 @@ def layer_frame(config: TrainConfig) -> pd.DataFrame:
         return call(*args, **kwargs)
 
     def run(images: jax.Array) -> tuple[Any, Any]:
-        params = model.init(jax.random.key(0), images, **options)["params"]
+        variables = model.init(jax.random.key(0), images, **options)
         _, state = model.apply(
-            {"params": params},
+            variables,
             images,
             capture_intermediates=True,
             mutable=["intermediates"],
             **options,
         )
-        return params, state["intermediates"]
+        return variables["params"], state["intermediates"]
 
     images = jnp.zeros((1, *IMAGE_SHAPE), jnp.float32)
     with nn.intercept_methods(note_kind):

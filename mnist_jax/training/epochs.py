@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from mnist_jax.data.augment import Augmentation
 from mnist_jax.data.pixels import Preprocess
 from mnist_jax.data.types import CLASSES, Split
-from mnist_jax.models.custom import call_options
+from mnist_jax.models.networks import apply_model
 from mnist_jax.training.mesh import (
     BATCH,
     SEEDS,
@@ -47,11 +47,14 @@ AUGMENT = 2**32 - 1  # folded into a step's key: other numbers than dropout's
 def gather(split: Split, indices: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns images `[B,28,28] uint8`, labels and mask `[B]` for indices `[B]`.
 
-    An index of -1 is padding: its mask is 0, so that it is not counted.
+    An index of -1 is padding: its mask is 0, so that it is not counted. Its image is
+    one of the split's, since batch statistics do not know the mask.
     """
+    mask = indices >= 0
+    indices = jnp.where(mask, indices, jnp.arange(len(indices)))
     images = jnp.take(split.images, indices, axis=0, mode="clip")
     labels = jnp.take(split.labels, indices, axis=0, mode="clip")
-    return images, labels, (indices >= 0).astype(jnp.float32)
+    return images, labels, mask.astype(jnp.float32)
 
 
 def count_microbatches(model: Any, images: int) -> int:
@@ -324,8 +327,7 @@ def make_predict(
 
     @partial(jax.jit, compiler_options=options)
     def predict(params: Any, images: jax.Array) -> jax.Array:
-        phase = call_options(model, False)
-        logits: Any = model.apply({"params": params}, preprocess(images), **phase)
+        logits, _ = apply_model(model, params, preprocess(images), train=False)
         return jax.nn.softmax(logits.astype(jnp.float32))
 
     return predict

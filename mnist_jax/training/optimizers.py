@@ -90,7 +90,7 @@ def final_params(params: Any, opt_state: Any) -> Any:
     """Returns the parameters to evaluate and save: their average, if there is one.
 
     Args:
-        params: parameters of one or of several seeds.
+        params: parameters of one or of several seeds, as of `init_params`.
         opt_state: optimizer state after at least one step of the same seeds.
     """
     if not isinstance(opt_state, AverageState):
@@ -100,7 +100,7 @@ def final_params(params: Any, opt_state: Any) -> Any:
         shape = (-1,) + (1,) * (total.ndim - 1) if opt_state.weight.ndim else ()
         return (total / opt_state.weight.reshape(shape)).astype(total.dtype)
 
-    return jax.tree.map(divide, opt_state.total)
+    return {**params, **jax.tree.map(divide, opt_state.total)}
 
 
 def create_schedule(config: TrainConfig, steps: int) -> optax.Schedule:

@@ -11,7 +11,7 @@ from jax import lax
 
 from mnist_jax.data.types import CLASSES
 from mnist_jax.models.custom import call_options
-from mnist_jax.models.networks import init_params
+from mnist_jax.models.networks import apply_model, init_params, split_params
 
 
 class TrainState(NamedTuple):
@@ -64,7 +64,7 @@ def init_state(
 ) -> TrainState:
     """Returns the initial parameters and optimizer state."""
     params = init_params(model, key)
-    return TrainState(params, tx.init(params))
+    return TrainState(params, tx.init(split_params(model, params)[0]))
 
 
 def init_states(
@@ -108,20 +108,35 @@ def batch_gradients(
 ) -> tuple[Any, Metrics]:
     """Returns the gradients of a batch's summed loss, and its metrics.
 
+    Collections that are not trained by gradients have their updated values times the
+    number of images instead: summed over microbatches and devices and divided by all
+    images, like the gradients, they are means over images.
+
     Arguments are as for `train_step`; `batch_offset` is the index of the first image in
     the whole batch, or None to call the model without it.
     """
-    options = call_options(model, True, batch_offset)
-    if batch_offset is not None and "batch_offset" not in options:
+    if batch_offset is not None and "batch_offset" not in call_options(
+        model, True, batch_offset
+    ):
         key = jax.random.fold_in(key, batch_offset)  # other masks on each device
 
-    def loss_fn(params: Any) -> tuple[jax.Array, Metrics]:
-        logits: Any = model.apply(
-            {"params": params}, images, rngs={"dropout": key}, **options
-        )
-        return batch_metrics(logits, labels, mask)
+    trained, others = split_params(model, params)
 
-    return jax.grad(loss_fn, has_aux=True)(params)
+    def loss_fn(trained: Any) -> tuple[jax.Array, tuple[Metrics, Any]]:
+        logits, updated = apply_model(
+            model,
+            {**trained, **others},
+            images,
+            train=True,
+            batch_offset=batch_offset,
+            dropout_key=key,
+        )
+        loss_sum, metrics = batch_metrics(logits, labels, mask)
+        return loss_sum, (metrics, updated)
+
+    grads, (metrics, updated) = jax.grad(loss_fn, has_aux=True)(trained)
+    updated = jax.tree.map(lambda leaf: leaf * metrics.images, updated)
+    return {**grads, **updated}, metrics
 
 
 def accumulate_gradients(
@@ -140,10 +155,9 @@ def accumulate_gradients(
     """
     size = -(-len(images) // microbatches)
     padding = microbatches * size - len(images)
-    batch = [
-        jnp.pad(array, [(0, padding), *[(0, 0)] * (array.ndim - 1)])
-        for array in (images, labels, mask)
-    ]
+    # Padded with images of the batch, since batch statistics do not know the mask.
+    images, labels = (jnp.concatenate([a, a[:padding]]) for a in (images, labels))
+    batch = images, labels, jnp.pad(mask, (0, padding))
 
     def add(i: jax.Array, total: tuple[Any, Metrics]) -> tuple[Any, Metrics]:
         start = i * size
@@ -200,8 +214,11 @@ def train_step(
     # Multiplied, not divided: XLA fuses that into the update, with no pass of its own.
     scale = 1 / metrics.images
     grads = jax.tree.map(lambda grad: (grad * scale).astype(grad.dtype), grads)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    return TrainState(optax.apply_updates(state.params, updates), opt_state), metrics
+    trained, _ = split_params(model, state.params)
+    grads, updated = split_params(model, grads)
+    updates, opt_state = tx.update(grads, state.opt_state, trained)
+    params = {**optax.apply_updates(trained, updates), **updated}
+    return TrainState(params, opt_state), metrics
 
 
 def eval_step(
@@ -213,6 +230,5 @@ def eval_step(
     model: nn.Module,
 ) -> Metrics:
     """Returns the metrics of a batch; arguments are as for `train_step`."""
-    options = call_options(model, False)
-    logits: Any = model.apply({"params": params}, images, **options)
+    logits, _ = apply_model(model, params, images, train=False)
     return batch_metrics(logits, labels, mask)[1]

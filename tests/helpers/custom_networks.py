@@ -4,6 +4,7 @@ NETWORKS = """
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn, nnx
 
 
@@ -39,6 +40,20 @@ class Normalized(nn.Module):
     @nn.compact
     def __call__(self, images, train=False):
         x = images.reshape(len(images), -1)
+        return nn.Dense(10)(nn.BatchNorm(use_running_average=not train)(x))
+
+
+class Counting(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        self.variable("counters", "calls", lambda: jnp.zeros((), jnp.int32))
+        return nn.Dense(10)(images.reshape(len(images), -1))
+
+
+class Doubled(nn.Module):
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = nn.Dense(8, name="batch_stats")(images.reshape(len(images), -1))
         return nn.Dense(10)(nn.BatchNorm(use_running_average=not train)(x))
 
 

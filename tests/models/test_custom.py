@@ -46,7 +46,7 @@ def config_of(file: Path, name: str, **changes: object) -> TrainConfig:
     return TrainConfig(model=f"{file}:{name}", **changes)
 
 
-@pytest.mark.parametrize("name", ["Linear", "Dropped", "Recurrent"])
+@pytest.mark.parametrize("name", ["Linear", "Dropped", "Recurrent", "Normalized"])
 @pytest.mark.parametrize("devices", [1, 2])
 def test_custom_networks_train(file, digits: Dataset, name, devices):
     experiment = prepare(config_of(file, name, cpu_devices=devices, epochs=3), digits)
@@ -81,7 +81,8 @@ def test_a_module_can_be_named_instead_of_a_file(file, monkeypatch):
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("Normalized", "variables batch_stats, but .* instead of BatchNorm"),
+        ("Counting", "variables of type int32 in counters; besides parameters"),
+        ("Doubled", "a layer and a collection .* both called batch_stats; rename"),
         ("PerRow", r"returns float32 \[2, 28, 10\] for images"),
         ("Required", "width"),
         ("Unhashable", "hashable"),

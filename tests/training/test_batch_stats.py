@@ -1,0 +1,148 @@
+"""Collections that training updates without gradients, as of batch normalization."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from mnist_jax import TrainConfig, check_model
+from mnist_jax.config import ConvStage
+from mnist_jax.data.batches import epoch_indices
+from mnist_jax.models.flops import multiply_adds
+from mnist_jax.models.networks import (
+    CNN,
+    count_params,
+    create_model,
+    init_params,
+    layer_names,
+    split_params,
+)
+from mnist_jax.reporting.summary import layer_frame
+from mnist_jax.testing import check_same_tree, make_split, preprocess
+from mnist_jax.training.epochs import gather, make_programs
+from mnist_jax.training.experiment import prepare
+from mnist_jax.training.fit import fit
+from mnist_jax.training.mesh import make_mesh, replicate, seed_keys, shard_seeds
+from mnist_jax.training.optimizers import average_params
+from mnist_jax.training.run_dir import fit_into, load_run
+from mnist_jax.training.steps import TrainState, init_states, train_step
+
+pytestmark = pytest.mark.slow
+
+
+class Normalized(nn.Module):
+    """A network with batch normalization, as a user writes it."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = nn.Dense(8)(images.reshape(len(images), -1))
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.8)(x)
+        return nn.Dense(10)(nn.relu(x))
+
+
+CONFIG = TrainConfig(
+    model="cnn",
+    conv=("4:pool2:bn", "8:pool2"),
+    hidden=(),
+    dataset="digits",
+    epochs=2,
+    cpu_devices=2,
+)
+
+
+def test_networks_with_batch_statistics_pass_check_model():
+    check_model(Normalized())
+    check_model(CNN((ConvStage(4, pool=2, bn=True),), (8,), impl="fast"))
+
+
+def plain_step(state: TrainState, batch, model, tx) -> TrainState:
+    """Returns the state after a step of plain Flax, on batches of several devices."""
+    trained, others = split_params(model, state.params)
+
+    def loss_fn(trained):
+        loss, stats, images = 0.0, [], []
+        for pictures, labels, mask in batch:
+            logits, updated = model.apply(
+                {"params": trained, **others}, pictures, train=True, mutable=[*others]
+            )
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            loss += jnp.sum(losses * mask)
+            stats.append(updated)
+            images.append(float(mask.sum()))
+        weights = np.array(images) / sum(images)
+        mean = jax.tree.map(lambda *s: sum(map(np.multiply, weights, s)), *stats)
+        return loss / sum(images), mean
+
+    grads, stats = jax.grad(loss_fn, has_aux=True)(trained)
+    updates, opt_state = tx.update(grads, state.opt_state, trained)
+    return TrainState({**optax.apply_updates(trained, updates), **stats}, opt_state)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_epochs_of_seeds_equal_plain_flax(devices):
+    """Each device normalizes its share; the running statistics are their mean."""
+    model, split, tx = Normalized(), make_split(40), optax.sgd(0.1)
+    programs = make_programs(model, tx, preprocess, make_mesh(devices))
+    states = init_states(model, tx, seed_keys([0, 1]))
+    orders = np.stack([epoch_indices(seed, 0, 40, 16) for seed in (0, 1)])
+    got, _ = programs.run_steps(
+        shard_seeds(jax.tree.map(jnp.copy, states), programs.mesh),
+        replicate(split, programs.mesh),
+        programs.shard(orders),
+        shard_seeds(seed_keys([5, 6]), programs.mesh),
+    )
+    for seed in (0, 1):
+        state = jax.tree.map(lambda leaf, i=seed: leaf[i], states)
+        for row in orders[seed]:
+            shares = np.split(row, 1 if programs.mesh.shape["batch"] == 1 else devices)
+            shares = [gather(split, jnp.asarray(share)) for share in shares]
+            batch = [(preprocess(x), labels, mask) for x, labels, mask in shares]
+            state = plain_step(state, batch, model, tx)
+        check_same_tree(jax.tree.map(lambda x, i=seed: x[i], got), state, 1e-4)
+
+
+def test_microbatches_average_the_statistics():
+    model = CNN((ConvStage(4, pool=2, bn=True),), ())
+    tx, split = optax.sgd(0.1), make_split(12)
+    state = jax.tree.map(lambda x: x[0], init_states(model, tx, seed_keys([0])))
+    batch = preprocess(split.images), split.labels, jnp.ones(12), jax.random.key(0)
+    step = partial(train_step, state, *batch, model=model, tx=tx)
+    got, _ = jax.jit(partial(step, microbatches=3))()
+    halves = [(batch[0][i : i + 4], batch[1][i : i + 4], jnp.ones(4)) for i in (0, 4, 8)]
+    check_same_tree(got, plain_step(state, halves, model, tx), 1e-4)
+
+
+def test_averaged_parameters_keep_the_running_statistics(digits):
+    model = Normalized()
+    params = init_params(model, jax.random.key(0))
+    trained, others = split_params(model, params)
+    state = average_params(optax.sgd(0.1), 0.9).init(trained)
+    assert set(trained) == {"Dense_0", "BatchNorm_0", "Dense_1"}
+    assert set(others) == {"batch_stats"} and "batch_stats" not in state.total
+    assert count_params(model) == 784 * 8 + 8 + 16 + 90
+
+
+def test_resumed_and_loaded_runs_keep_the_statistics(digits, tmp_path):
+    whole = prepare(CONFIG, digits)
+    checkpoints = []
+    [(record, params)] = fit(whole, [0], on_checkpoint=checkpoints.append)
+    [(again, resumed)] = fit(whole, [0], resume=checkpoints[0])
+    assert again.params_sha256 == record.params_sha256
+    stats = params["batch_stats"]["BatchNorm_0"]
+    assert np.all(stats["var"] != 1.0) and np.all(stats["mean"] != 0.0)
+    fit_into(whole, {0: tmp_path})
+    run = load_run(tmp_path)
+    check_same_tree(run.params, jax.device_get(params), 0.0)
+
+
+def test_summaries_and_flops_know_batch_normalization():
+    names = ["Conv_0", "BatchNorm_0", "Conv_1", "Dense_0"]
+    assert layer_names(CONFIG) == names
+    frame = layer_frame(CONFIG)
+    assert frame["parameters"].sum() == count_params(create_model(CONFIG))
+    assert frame["kind"].tolist() == ["Conv", "BatchNorm", "Conv", "Dense"]
+    assert frame["multiply-adds"].sum() == sum(multiply_adds(CONFIG))
