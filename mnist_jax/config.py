@@ -15,6 +15,7 @@ from mnist_jax.errors import InputError
 MODELS = ("mlp", "lstm", "cnn")
 DATASETS = ("auto", "mnist", "fashion_mnist", "kmnist", "digits")
 PIXELS = ("scaled", "standardized", "raw", "l2")
+ADAMS = ("adam", "keras_adam", "adamw", "muon")  # muon uses it for biases
 SPLITS = ("official", "shuffled")
 VALIDATIONS = ("none", "fraction", "test")
 ACTIVATIONS = ("relu", "tanh", "linear")
@@ -297,6 +298,20 @@ class TrainConfig:
         "optimizer; keras_adam is Adam with epsilon applied as in Keras, muon is Muon "
         "for kernels and Adam for biases",
         choices=("adam", "keras_adam", "adamw", "muon", "sgd"),
+    )
+    beta1: float = _option(
+        0.9,
+        "decay per step of Adam's mean of the gradients",
+        check=lambda value: 0.0 <= value < 1.0,
+        allowed="a number >= 0 and < 1",
+        needs=("optimizer", ADAMS),
+    )
+    beta2: float = _option(
+        0.999,
+        "decay per step of Adam's mean of the squared gradients",
+        check=lambda value: 0.0 <= value < 1.0,
+        allowed="a number >= 0 and < 1",
+        needs=("optimizer", ADAMS),
     )
     momentum: float = _option(
         0.0,

@@ -128,7 +128,7 @@ def create_schedule(config: TrainConfig, steps: int) -> optax.Schedule:
     return optax.cosine_onecycle_schedule(steps, peak, pct_start=fraction)
 
 
-def _muon(schedule: optax.Schedule) -> optax.GradientTransformation:
+def _muon(schedule: optax.Schedule, b1: float, b2: float) -> optax.GradientTransformation:
     """Muon for kernels, a convolution's as a matrix `[k*k*C,F]`; Adam for biases.
 
     Updates of kernels have the size of Adam's, so that learning rates are comparable.
@@ -144,27 +144,31 @@ def _muon(schedule: optax.Schedule) -> optax.GradientTransformation:
         return jax.tree.map(of_leaf, params)
 
     return optax.contrib.muon(
-        schedule, muon_weight_dimension_numbers=dimensions, consistent_rms=0.2
+        schedule,
+        muon_weight_dimension_numbers=dimensions,
+        consistent_rms=0.2,
+        adam_b1=b1,
+        adam_b2=b2,
     )
 
 
 def create_optimizer(config: TrainConfig, steps: int) -> optax.GradientTransformation:
     """Returns the optimizer of a config for a run of `steps` steps."""
-    transforms = []
+    transforms, betas = [], (config.beta1, config.beta2)
+    schedule = create_schedule(config, steps)
     if config.clip_norm is not None:
         transforms.append(optax.clip_by_global_norm(config.clip_norm))
     if config.optimizer == "sgd":
         if config.momentum:
             transforms.append(optax.trace(config.momentum, nesterov=config.nesterov))
     elif config.optimizer == "keras_adam":
-        transforms.append(scale_by_adam(eps=1e-7, keras=True))
+        transforms.append(scale_by_adam(*betas, eps=1e-7, keras=True))
     elif config.optimizer in ("adam", "adamw"):
-        transforms.append(scale_by_adam())
+        transforms.append(scale_by_adam(*betas))
     if config.optimizer == "adamw":
         transforms.append(optax.add_decayed_weights(config.weight_decay))
-    schedule = create_schedule(config, steps)
     if config.optimizer == "muon":
-        transforms.append(_muon(schedule))
+        transforms.append(_muon(schedule, *betas))
     else:
         transforms.append(optax.scale_by_learning_rate(schedule))
     tx = optax.chain(*transforms)

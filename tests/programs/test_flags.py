@@ -61,6 +61,8 @@ CONFIG = {
         "--validation_fraction=0.9999",
         "--validation=none --validation_fraction=0.2",
     ],
+    "beta1": ["--beta1=1", "--beta1=x", "--optimizer=sgd --beta1=0.8"],
+    "beta2": ["--beta2=1", "--beta2=-0.1", "--optimizer=sgd --beta2=0.8"],
     "crop": ["--crop=11", "--crop=x", "--model=cnn --crop=10"],
     "augment": [
         "--augment=blur",
