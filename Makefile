@@ -6,6 +6,7 @@
 # make test-matrix  run the tests on the oldest and newest supported Python and jax
 # make lint         install, then run ruff and mypy
 # make peers        install PyTorch and Keras in .venv-peers, then benchmark them
+# make speedrun     install, then reproduce the record for 99 % of MNIST
 # make accelerator  install JAX for ACCELERATOR (cuda or tpu), then test and measure on it
 # make check-tpu    install libtpu in .libtpu, then compile the epochs for a TPU
 # Another Python: make test PYTHON=/path/to/python3.12
@@ -20,8 +21,8 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready-$(shell $(PYTHON) -c \
 	'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null)
 
-.PHONY: install compare test test-fast test-faults test-matrix lint peers accelerator \
-	check-tpu clean
+.PHONY: install compare test test-fast test-faults test-matrix lint peers speedrun \
+	accelerator check-tpu clean
 
 install: $(READY)
 
@@ -76,6 +77,9 @@ peers: .venv-peers/.ready
 		$(addprefix --constraint ,$(PEERS_CONSTRAINTS)) $(PEERS_PIP) --editable . \
 		torch==2.13.0 keras==3.15.1 tensorflow-cpu==2.21.0
 	touch $@
+
+speedrun: install
+	$(BIN)/python -m benchmarks.speedrun --target=0.99
 
 ACCELERATOR ?= cuda
 

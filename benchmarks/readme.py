@@ -38,6 +38,7 @@ from .peers.tables import (
 from .published.systems import PRESETS, SYSTEMS
 from .published.table import by_system, format_published
 from .redrawn import RedrawnRecord, format_redrawn
+from .speedrun import SpeedRecord, format_speed
 from .statistics import ratio_interval
 
 ROOT = Path(__file__).parent.parent
@@ -53,6 +54,7 @@ DOCUMENTS = (
             "command_line",
             "performance",
             "published",
+            "records",
         )
     ),
 )
@@ -138,6 +140,7 @@ BLOCKS = {
         format_published,
         "python -m benchmarks.published --seeds=5 --out=benchmarks/results",
     ),
+    "records": Block("speedrun", SpeedRecord, format_speed),
     "redrawn": Block(
         "redrawn",
         RedrawnRecord,

@@ -119,16 +119,21 @@ def measure(
 
 
 def measure_starts(
-    config: TrainConfig, count: int, data_dir: str | None
+    name: str, settings: dict[str, Any], count: int, data_dir: str | None
 ) -> list[dict[str, Any]]:
     """Times starts of a training program with an empty and a full compilation cache.
 
+    Args:
+        name: of what is started, for messages.
+        settings: its config flags.
+        count: starts with each cache.
+        data_dir: `--data_dir`, if given.
+
     Returns:
-        The results of `benchmarks.start_worker`, for `count` starts with each cache.
+        The results of `benchmarks.start_worker`, in turns with an empty and a full
+        cache.
     """
-    settings = {"model": config.model, "batch_size": config.batch_size, "epochs": 1}
-    if data_dir:
-        settings["data_dir"] = data_dir
+    settings = settings | ({"data_dir": data_dir} if data_dir else {})
     starts = []
     for _ in range(count):
         with tempfile.TemporaryDirectory(prefix="mnist_jax-start-") as folder:
@@ -145,7 +150,7 @@ def measure_starts(
                     text=True,
                 )
                 if process.returncode:
-                    raise InputError(f"{config.model} did not start (see above)")
+                    raise InputError(f"{name} did not start (see above)")
                 if compile_cache == "on":
                     starts.append(json.loads(process.stdout.splitlines()[-1]))
     return starts
@@ -238,7 +243,10 @@ def main() -> None:
     for config in {config.model: config for config in configs}.values():
         if FLAGS.starts:
             print(f"\nstarting {config.model} ...", flush=True)
-            starts[config.model] = measure_starts(config, FLAGS.starts, FLAGS.data_dir)
+            settings = dict(model=config.model, batch_size=config.batch_size, epochs=1)
+            starts[config.model] = measure_starts(
+                config.model, settings, FLAGS.starts, FLAGS.data_dir
+            )
     if starts:
         print(
             "\nstart: from the command to the dataset in memory; compile: all programs "

@@ -101,9 +101,9 @@ def parse_augmentation(text: str) -> tuple[str, float]:
     match = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?)?", text.strip().lower())
     if match and match[1] in AUGMENTATIONS:
         low, high, default = AUGMENTATIONS[match[1]]
-        size = float(match[2]) if match[2] else default
+        size = float(match[2] or default or 0)
         whole = match[1] not in ("shift", "erase") or "." not in text
-        if size is not None and low <= size <= high and whole:
+        if low <= size <= high and whole:
             return match[1], size
     raise InputError(
         f"--augment: cannot parse {text!r}; give any of shift1..shift8, rotate and "

@@ -14,7 +14,7 @@ from mnist_jax.records.schema import SCHEMA_VERSION
 # blocks has the same effect with nothing to install (LSTM, batch 128: 0.8-1.0 s instead
 # of 1.4-1.9 s for 6,000 images; CNN, batch 32: no gain). Keras's LSTMs improved too
 # (2.1-2.8 s to 1.5-1.8 s) but stayed slower, so they have no such row.
-_KEEP_MEMORY = {
+KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
     "MALLOC_TRIM_THRESHOLD_": str(2**33),
     "MALLOC_TOP_PAD_": str(2**28),
@@ -53,7 +53,7 @@ FRAMEWORKS = {
         "torch_worker",
         {**_all("eager"), "cnn": "channels_last"},
         ("torch",),
-        environment=_KEEP_MEMORY,
+        environment=KEEP_MEMORY,
     ),
     "keras_tf": Framework(
         "Keras/TensorFlow", "keras_worker", _all("tensorflow"), ("keras", "tensorflow")
@@ -72,7 +72,7 @@ FRAMEWORKS = {
         "torch_worker",
         _all("bfloat16"),
         ("torch",),
-        environment=_KEEP_MEMORY,
+        environment=KEEP_MEMORY,
         precision="bfloat16",
     ),
 }

@@ -56,14 +56,15 @@ def define_path_flag(
         flags.DEFINE(_PathParser(), name, default, help, **options)
 
 
-def define_preset_flag(folder: Path) -> None:
-    """Defines `--preset`, which sets the flags of a preset's file in the folder."""
+def define_preset_flag(
+    folder: Path,
+    name: str = "preset",
+    help: str = "published system; sets the flags of its file, which other flags "
+    "override",
+) -> None:
+    """Defines a flag that names a file of flags in a folder; its value is the path."""
     parser = _PresetParser(folder)
-    help = (
-        f"published system: {', '.join(parser.enum_values)}; sets the flags of its "
-        "file, which other flags override"
-    )
-    flags.DEFINE(parser, "preset", None, help)
+    flags.DEFINE(parser, name, None, f"{help}: {', '.join(parser.enum_values)}")
 
 
 def define_data_dir_flag() -> None:

@@ -83,7 +83,7 @@ def _erase(images: jax.Array, keys: jax.Array, side: int) -> jax.Array:
     Source: DeVries and Taylor 2017, arXiv:1708.04552.
     """
     centers = jax.vmap(lambda key: jax.random.randint(key, (2,), 0, SIDE))(keys)
-    pixels = jnp.arange(SIDE) + side // 2
+    pixels = jnp.arange(SIDE)[None, None] + side // 2
     distance = pixels - centers[..., None]  # [B,2,28], from the square's first row
     inside = (distance >= 0) & (distance < side)
     erased = inside[:, 0, :, None] & inside[:, 1, None, :]
@@ -124,7 +124,8 @@ def source_coordinates(key: jax.Array, sizes: dict[str, float]) -> jax.Array:
     if "elastic" in sizes:
         field = jax.random.uniform(field_key, (2, SIDE, SIDE), minval=-1.0)
         pixels = jnp.arange(SIDE)
-        gauss = jnp.exp(-0.5 * ((pixels[:, None] - pixels) / SMOOTHNESS) ** 2)
+        gauss = jnp.exp(-0.5 * ((pixels[:, None] - pixels[None]) / SMOOTHNESS) ** 2)
         gauss /= SMOOTHNESS * jnp.sqrt(2 * jnp.pi)  # zeros outside, as a convolution
-        coordinates += sizes["elastic"] * (gauss @ field @ gauss.T)
+        smooth = jnp.einsum("ij,cjk,lk->cil", gauss, field, gauss)
+        coordinates += sizes["elastic"] * smooth
     return coordinates

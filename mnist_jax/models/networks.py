@@ -338,9 +338,15 @@ def apply_model(
     options: Any = call_options(model, train, batch_offset)
     if dropout_key is not None:
         options["rngs"] = {"dropout": dropout_key}
+    updated: Any = {}
+    logits: Any
     if train and others:
-        return model.apply(variables, images, mutable=list(others), **options)
-    return model.apply(variables, images, **options), {}
+        logits, updated = model.apply(
+            variables, images, mutable=list(others), **options
+        )
+    else:
+        logits = model.apply(variables, images, **options)
+    return logits, updated
 
 
 @functools.cache

@@ -39,7 +39,6 @@ from mnist_jax.training.steps import (
     train_step,
 )
 
-
 NO_AUGMENTATION = Augmentation()
 AUGMENT = 2**32 - 1  # folded into a step's key: other numbers than dropout's
 

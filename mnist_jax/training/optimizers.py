@@ -128,7 +128,9 @@ def create_schedule(config: TrainConfig, steps: int) -> optax.Schedule:
     return optax.cosine_onecycle_schedule(steps, peak, pct_start=fraction)
 
 
-def _muon(schedule: optax.Schedule, b1: float, b2: float) -> optax.GradientTransformation:
+def _muon(
+    schedule: optax.Schedule, b1: float, b2: float
+) -> optax.GradientTransformation:
     """Muon for kernels, a convolution's as a matrix `[k*k*C,F]`; Adam for biases.
 
     Updates of kernels have the size of Adam's, so that learning rates are comparable.

@@ -15,7 +15,10 @@ from typing import Any
 SECONDS = 240  # CPU time after which a program counts as hung
 PROGRAMS = [
     *(f"experiments.{name}" for name in "train predict demo plot summary data".split()),
-    *(f"benchmarks.{name}" for name in "compare report throughput redrawn".split()),
+    *(
+        f"benchmarks.{name}"
+        for name in "compare report throughput redrawn speedrun".split()
+    ),
     *("benchmarks.published.table", "benchmarks.regress"),
 ]
 # Programs that are packages, and the module that their `__main__` runs.

@@ -24,6 +24,7 @@ PARSED_ONLY = {
     "experiments.demo": "serves until it is stopped; see tests/demo",
     "benchmarks.peers": "needs PyTorch, Keras, TensorFlow and an hour; see test_peers",
     "benchmarks.readme": "rewrites the documents in the checkout; see test_readme",
+    "benchmarks.speedrun": "trains on all of MNIST many times; see test_speedrun",
     "benchmarks.regress": "trains with two commits for minutes; see test_regress",
 }
 NEEDS_HARDWARE = ("--platform=gpu", "--platform=tpu")

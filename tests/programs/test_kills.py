@@ -157,8 +157,10 @@ def outcomes(out: Path, program: str) -> list[tuple]:
     )
 
 
-@pytest.mark.parametrize("program", SWEEPS)
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "program, number",
+    list(zip(SWEEPS, [signal.SIGKILL, signal.SIGTERM], strict=True)),
+)
 def test_a_killed_sweep_resumes_with_the_same_results(program, number, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     arguments = ("--dataset=digits", *SWEEPS[program], "--seeds=2")

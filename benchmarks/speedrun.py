@@ -1,0 +1,352 @@
+"""Measures how long a recipe trains until its mean test accuracy reaches a target.
+
+python -m benchmarks.speedrun --target=0.99
+
+A recipe is a file of config flags in experiments/recipes. Each of --seeds seeds trains
+alone on all cores. The clock runs over training and averaging, with the data on the
+device; compiling is timed apart. docs/records.md has the rules and the records.
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from absl import flags
+from scipy import stats
+
+from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
+from mnist_jax.cli.flags import (
+    define_machine_flags,
+    define_path_flag,
+    define_preset_flag,
+)
+from mnist_jax.cli.main import run_program, start_jax
+from mnist_jax.config import DATASETS, MODELS, TrainConfig
+from mnist_jax.data.datasets import load_dataset
+from mnist_jax.errors import InputError
+from mnist_jax.models.networks import count_params
+from mnist_jax.records.environment import Environment, current_environment
+from mnist_jax.records.files import check_append
+from mnist_jax.records.schema import SCHEMA_VERSION, append_jsonl, read_jsonl
+from mnist_jax.reporting.tables import (
+    format_versions,
+    markdown_table,
+    mean_and_spread,
+    median_and_range,
+)
+from mnist_jax.training.experiment import prepare
+from mnist_jax.training.fit import fit
+
+from .peers.frameworks import KEEP_MEMORY
+from .statistics import ratio_interval
+from .throughput import measure_starts
+
+FLAGS = flags.FLAGS
+RECIPES = Path(__file__).parents[1] / "experiments" / "recipes"
+RECORDS = Path(__file__).parent / "results" / "speedrun.jsonl"
+SIGNIFICANCE = 0.01  # of the one-sided t-test
+
+
+# The published PyTorch recipe of `torch_speedrun`, as installed and with malloc tuned.
+PEERS = {"PyTorch": {}, "PyTorch + malloc": KEEP_MEMORY}
+
+
+@dataclasses.dataclass(frozen=True)
+class PeerRuns:
+    """The runs of a peer, in turns with those of a recipe."""
+
+    name: str
+    accuracies: list[float]
+    seconds: list[float]
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeedRecord:
+    """A recipe's runs, one seed after the other, counted from 0."""
+
+    recipe: str
+    target: float
+    config: TrainConfig
+    checksum: str  # of the dataset
+    accuracies: list[float]  # on the test set, by seed
+    seconds: list[float]  # of training, by seed
+    compile_seconds: float  # with an empty compilation cache
+    cached_compile_seconds: float
+    parameters: int
+    environment: Environment
+    peers: list[PeerRuns] = dataclasses.field(default_factory=list)
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def p_value(self) -> float:
+        """Of the one-sided t-test that the mean accuracy is above the target."""
+        if len(set(self.accuracies)) == 1:
+            return 0.0 if self.accuracies[0] > self.target else 1.0
+        test = stats.ttest_1samp(self.accuracies, self.target, alternative="greater")
+        return float(test.pvalue)
+
+    @property
+    def reached(self) -> bool:
+        """Whether the mean accuracy is significantly above the target."""
+        return self.p_value < SIGNIFICANCE
+
+    @property
+    def median_seconds(self) -> float:
+        """Median training seconds over the seeds."""
+        return statistics.median(self.seconds)
+
+
+def read_recipe(path: Path) -> TrainConfig:
+    """Returns the config of a recipe.
+
+    Raises:
+        InputError: it has a validation set: a record trains on all training images.
+    """
+    values = flags.FlagValues()
+    define_config_flags(values)
+    values(["recipe", f"--flagfile={path}"])
+    config = config_from_flags(values)
+    if config.validation != "none":
+        raise InputError(
+            f"the recipe {path} must have --validation=none, so that it trains on all "
+            f"training images; got --validation={config.validation}"
+        )
+    return config
+
+
+def best_recipe(
+    records: Sequence[SpeedRecord], target: float, dataset: str, model: str | None
+) -> Path:
+    """Returns the recipe that reached a target in the shortest median time.
+
+    Raises:
+        InputError: none is recorded that did.
+    """
+    fits = [
+        record
+        for record in records
+        if record.reached
+        and record.target >= target
+        and record.config.dataset == dataset
+        and model in (None, record.config.model)
+    ]
+    if not fits:
+        known = sorted({f"{r.target:g} ({r.config.dataset})" for r in records})
+        raise InputError(
+            f"no recorded recipe of {model or 'any network'} reaches --target="
+            f"{target:g} on {dataset}; recorded targets: "
+            f"{', '.join(known) or 'none'}; give another, or a --recipe to try"
+        )
+    fastest = min(fits, key=lambda record: record.median_seconds)
+    return RECIPES / f"{fastest.recipe}.cfg"
+
+
+class Peer:
+    """A process that trains the published PyTorch recipe."""
+
+    def __init__(self, name: str, data_dir: str | None) -> None:
+        self.runs = PeerRuns(name, [], [])
+        command = [sys.executable, "-m", f"{__package__}.torch_speedrun"]
+        self.process = subprocess.Popen(
+            command + ([f"--data_dir={data_dir}"] if data_dir else []),
+            env={**os.environ, **PEERS[name]},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def train(self, seed: int) -> None:
+        """Trains a seed and adds its run; raises InputError if the process failed."""
+        assert self.process.stdin and self.process.stdout
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(f"{seed}\n")
+            self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise InputError(f"{self.runs.name} failed (see above)")
+        run = json.loads(line)
+        self.runs.accuracies.append(run["accuracy"])
+        self.runs.seconds.append(run["seconds"])
+        _report(self.runs.name, seed, run["accuracy"], run["seconds"])
+
+
+def _report(name: str, seed: int, accuracy: float, seconds: float) -> None:
+    print(f"{name}, seed {seed}: test accuracy {accuracy:.4f} in {seconds:.2f} s")
+
+
+def run_recipes(
+    paths: Sequence[Path],
+    target: float,
+    seeds: int,
+    data_dir: str | None = None,
+    peers: Sequence[Peer] = (),
+) -> list[SpeedRecord]:
+    """Trains recipes and peers, the seeds of all in turn, and measures their starts.
+
+    Raises:
+        InputError: a loss became NaN. No seed is dropped: there is no record then.
+    """
+    configs = [read_recipe(path) for path in paths]
+    names = {config.dataset for config in configs}
+    datasets = {name: load_dataset(name, data_dir) for name in names}
+    experiments = [prepare(c, datasets[c.dataset]) for c in configs]
+    accuracies: list[list[float]] = [[] for _ in paths]
+    seconds: list[list[float]] = [[] for _ in paths]
+    for seed in range(seeds):
+        for i, experiment in enumerate(experiments):
+            [(run, _)] = fit(experiment, [seed])
+            accuracies[i].append(run.test_accuracy)
+            seconds[i].append(sum(epoch.train_seconds for epoch in run.epochs))
+            _report(paths[i].stem, seed, run.test_accuracy, seconds[i][-1])
+        for peer in peers:
+            peer.train(seed)
+    records = []
+    for i, path in enumerate(paths):
+        settings = {"flagfile": path, "epochs": 1}
+        starts = measure_starts(path.stem, settings, 1, data_dir)
+        cold, cached = (start["compile s"] for start in starts)
+        records.append(
+            SpeedRecord(
+                recipe=path.stem,
+                target=target,
+                config=configs[i],
+                checksum=datasets[configs[i].dataset].checksum,
+                accuracies=accuracies[i],
+                seconds=seconds[i],
+                compile_seconds=cold,
+                cached_compile_seconds=cached,
+                parameters=count_params(experiments[i].model),
+                environment=current_environment(),
+                peers=[peer.runs for peer in peers],
+            )
+        )
+    return records
+
+
+def speed_frame(records: Sequence[SpeedRecord]) -> pd.DataFrame:
+    """Returns one row per record, and after it one for each of its peers."""
+    rows = []
+    for record in records:
+        rows.append(_row(record))
+        rows += [
+            {
+                **dict.fromkeys(rows[0], "-"),
+                "network": peer.name,
+                "test accuracy": mean_and_spread(peer.accuracies),
+                "training s": median_and_range(peer.seconds, 2),
+            }
+            for peer in record.peers
+        ]
+    return pd.DataFrame(rows)
+
+
+def _row(record: SpeedRecord) -> dict[str, Any]:
+    return {
+        "data": record.config.dataset,
+        "target": f"{record.target:g}",
+        "network": record.config.name,
+        "test accuracy": mean_and_spread(record.accuracies),
+        "reached": f"{'yes' if record.reached else 'no'} "
+        f"(p {max(record.p_value, 1e-9):.1g})",
+        "training s": median_and_range(record.seconds, 2),
+        "with compiling": f"{record.median_seconds + record.compile_seconds:.1f}",
+        "cached": f"{record.median_seconds + record.cached_compile_seconds:.1f}",
+        "epochs": record.config.epochs,
+        "parameters": f"{record.parameters:,}",
+        "recipe": record.recipe,
+    }
+
+
+def format_speed(records: Sequence[SpeedRecord]) -> str:
+    """Formats the latest record of each recipe and target, a table per machine."""
+    latest = {
+        (r.config.dataset, MODELS.index(r.config.model), r.target, r.recipe): r
+        for r in records
+    }
+    chosen = [latest[key] for key in sorted(latest)]
+    tables = []
+    for machine in dict.fromkeys(r.environment.compared() for r in chosen):
+        rows = [r for r in chosen if r.environment.compared() == machine]
+        first = rows[0].environment
+        dates = sorted(r.environment.date[:10] for r in rows)
+        tables.append(
+            f"{markdown_table(speed_frame(rows))}\n\n"
+            f"- machine: {first.device} ({first.platform}), {first.cores} cores\n"
+            f"- versions: {format_versions(first)}\n"
+            f"- dates: {dates[0]} to {dates[-1]}\n"
+            "- reached: one-sided t-test of the mean over seeds, p < "
+            f"{SIGNIFICANCE:g}; training s: median [min, max] over seeds; with "
+            "compiling: its seconds added, with an empty and with a full cache"
+        )
+    return "\n\n".join(tables)
+
+
+def main() -> None:
+    """Trains the recipe, prints its table and records it."""
+    if not 0 < FLAGS.target < 1:
+        raise InputError(
+            "--target must be an accuracy between 0 and 1, such as 0.99; got "
+            f"{FLAGS.target:g}"
+        )
+    out = Path(FLAGS.out) / "speedrun.jsonl"
+    check_append(out)
+    path = FLAGS.recipe and Path(FLAGS.recipe)
+    if path is None:
+        recorded = read_jsonl(SpeedRecord, RECORDS)
+        path = best_recipe(recorded, FLAGS.target, FLAGS.dataset, FLAGS.model)
+    paths = [path, *([Path(FLAGS.against)] if FLAGS.against else [])]
+    if FLAGS.peers and importlib.util.find_spec("torch") is None:
+        raise InputError(
+            "--peers needs PyTorch, not installed here; run `make peers`, which has a "
+            "separate environment, or leave --peers out"
+        )
+    start_jax()
+    peers = [Peer(name, FLAGS.data_dir) for name in PEERS] if FLAGS.peers else []
+    try:
+        records = run_recipes(paths, FLAGS.target, FLAGS.seeds, FLAGS.data_dir, peers)
+    finally:
+        for peer in peers:
+            peer.process.kill()
+            peer.process.wait()
+    for record in records:
+        append_jsonl(out, record)
+    print(f"\n{format_speed(records)}")
+    if FLAGS.against:
+        pairs = [np.array([record.seconds for record in reversed(records)])]
+        ratio = ratio_interval(pairs, 50)
+        print(
+            f"\n{records[0].recipe} trains {ratio.mean:.2f} [{ratio.low:.2f}, "
+            f"{ratio.high:.2f}] times as fast as {records[1].recipe} (medians, 95 % "
+            "interval)"
+        )
+    print(f"\nappended to {out}")
+
+
+def run() -> None:
+    """Entry point."""
+    flags.DEFINE_float("target", 0.99, "mean test accuracy to reach")
+    define_preset_flag(RECIPES, "recipe", "recipe; default: the fastest recorded one")
+    define_preset_flag(RECIPES, "against", "another recipe to train in turns")
+    flags.DEFINE_enum("dataset", "mnist", DATASETS[1:], "dataset")
+    flags.DEFINE_enum("model", None, list(MODELS), "network; default: any")
+    flags.DEFINE_integer(
+        "seeds", 10, "seeds, counted from 0, one by one", lower_bound=2
+    )
+    flags.DEFINE_boolean("peers", False, "train a PyTorch recipe for 99 % in turns too")
+    define_machine_flags()
+    define_path_flag("out", "results", "folder of the speedrun.jsonl to append to")
+    run_program(main)
+
+
+if __name__ == "__main__":
+    run()

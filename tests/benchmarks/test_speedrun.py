@@ -1,0 +1,111 @@
+"""The speed run: statistics, choice of recipes, records and tables."""
+
+import dataclasses
+
+import pytest
+
+from benchmarks import speedrun
+from benchmarks.readme import BLOCKS
+from benchmarks.speedrun import PeerRuns, SpeedRecord, best_recipe, read_recipe
+from mnist_jax.config import TrainConfig
+from mnist_jax.errors import InputError
+from mnist_jax.records.environment import current_environment
+from mnist_jax.records.schema import decode_line, json_line
+
+RECIPE = "--dataset=digits\n--model=mlp\n--hidden=16\n--epochs=2\n--validation=none\n"
+
+
+@pytest.fixture
+def record() -> SpeedRecord:
+    config = TrainConfig(model="cnn", dataset="mnist", validation="none", epochs=1)
+    return SpeedRecord(
+        recipe="cnn_99",
+        target=0.99,
+        config=config,
+        checksum="0",
+        accuracies=[0.9904, 0.9907, 0.9905, 0.9908],
+        seconds=[0.8, 0.9, 1.0, 5.0],
+        compile_seconds=3.0,
+        cached_compile_seconds=0.5,
+        parameters=29_000,
+        environment=current_environment(),
+        peers=[PeerRuns("PyTorch", [0.99, 0.991], [3.0, 4.0])],
+    )
+
+
+@pytest.mark.parametrize(
+    "accuracies, reached",
+    [
+        ([0.9904, 0.9907, 0.9905, 0.9908], True),  # t = 6.6 with 3 degrees of freedom
+        ([0.9902, 0.9915, 0.9880, 0.9910], False),  # above, but p = 0.4
+        ([0.9890, 0.9891, 0.9892, 0.9893], False),
+        ([0.9910, 0.9910], True),
+        ([0.9900, 0.9900], False),
+    ],
+)
+def test_a_target_is_reached_if_the_mean_is_significantly_above(
+    record, accuracies, reached
+):
+    assert dataclasses.replace(record, accuracies=accuracies).reached == reached
+
+
+def test_the_p_value_is_that_of_the_t_distribution(record):
+    # mean - 0.99 = 0.0006, s = 0.000183, t = 0.0006 / (s / 2) = 6.57
+    assert record.p_value == pytest.approx(0.0036, abs=2e-4)
+
+
+def test_the_fastest_recipe_that_reached_is_chosen(record):
+    slow = dataclasses.replace(record, recipe="slow", seconds=[2.0] * 4)
+    higher = dataclasses.replace(
+        record, recipe="high", target=0.995, accuracies=[0.996] * 4, seconds=[9.0] * 4
+    )
+    missed = dataclasses.replace(record, recipe="no", accuracies=[0.98, 0.981])
+    records = [slow, record, higher, missed]
+    assert best_recipe(records, 0.99, "mnist", None).stem == "cnn_99"
+    assert best_recipe(records, 0.992, "mnist", "cnn").stem == "high"
+    for target, dataset, model in (
+        (0.999, "mnist", None),
+        (0.99, "fashion_mnist", None),
+        (0.99, "mnist", "mlp"),
+    ):
+        with pytest.raises(
+            InputError, match=r"recorded targets: 0.99 \(mnist\), 0.995"
+        ):
+            best_recipe(records, target, dataset, model)
+
+
+def test_a_record_survives_json(record):
+    assert decode_line(SpeedRecord, json_line(record).encode()) == record
+
+
+def test_the_table_shows_records_and_peers(record):
+    table = BLOCKS["records"].format([record])
+    row, peer = table.splitlines()[2:4]
+    for cell in ("0.9906 ± 0.0002 (n=4)", "yes", "0.95 [0.80, 5.00]", "4.0", "1.4"):
+        assert f"| {cell} " in row or f"| {cell}" in row
+    assert "PyTorch" in peer and "3.50 [3.00, 4.00]" in peer
+
+
+def test_recipes_train_without_validation(tmp_path):
+    file = tmp_path / "recipe.cfg"
+    file.write_text("--model=mlp\n")
+    with pytest.raises(InputError, match="must have --validation=none"):
+        read_recipe(file)
+    for path in speedrun.RECIPES.glob("*.cfg"):
+        assert read_recipe(path).dataset in ("mnist", "fashion_mnist")
+
+
+@pytest.mark.slow
+def test_recipes_are_trained_in_turns_and_recorded(tmp_path, capsys, monkeypatch):
+    paths = [tmp_path / "one.cfg", tmp_path / "two.cfg"]
+    for path in paths:
+        path.write_text(RECIPE)
+    starts = [{"compile s": 3.0}, {"compile s": 0.5}]
+    monkeypatch.setattr(speedrun, "measure_starts", lambda *args: starts)
+    one, two = speedrun.run_recipes(paths, 0.5, 2)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == [
+        f"{name}, seed {seed}" for seed in (0, 1) for name in ("one", "two")
+    ]
+    assert one.accuracies == two.accuracies and len(one.seconds) == 2
+    assert one.compile_seconds == 3.0 and one.parameters == 12_730
