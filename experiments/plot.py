@@ -13,9 +13,9 @@ from mnist_jax.cli.flags import (
 )
 from mnist_jax.cli.main import run_program, start_jax
 from mnist_jax.data.splits import split_dataset
+from mnist_jax.reporting.pictures import detail_pictures
 from mnist_jax.reporting.plots import history_figure, save_figure
 from mnist_jax.reporting.predictions import run_details
-from mnist_jax.reporting.report import detail_pictures
 from mnist_jax.reporting.tables import history_frame, markdown_table
 from mnist_jax.training.run_dir import load_run
 

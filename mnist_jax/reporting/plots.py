@@ -22,7 +22,7 @@ from mnist_jax.records.files import write_file
 # Okabe and Ito's colours, safe for colour-blind readers; first those that stand out on
 # both white and dark backgrounds. Markers and line styles differ too, for print.
 # Source: Okabe & Ito, "Color Universal Design" (2008).
-_STYLES = (
+STYLES = (
     ("#0072B2", "o", "-"),
     ("#D55E00", "s", "--"),
     ("#009E73", "^", "-."),
@@ -30,8 +30,7 @@ _STYLES = (
     ("#E69F00", "v", "-"),
     ("#56B4E9", "P", "--"),
 )
-_TRAIN, _VALIDATION = _STYLES[:2]
-MAX_NAMED = 12  # networks in a plot that are told apart
+_TRAIN, _VALIDATION = STYLES[:2]
 MAX_PREDICTIONS = 20  # images in a plot; each takes 0.1 s to draw
 FORMATS = (".png", ".svg", ".pdf")
 
@@ -64,18 +63,18 @@ class NotebookFigure(Figure):
         return buffer.getvalue()
 
 
-def _set_title(figure: Figure, title: str) -> None:
+def set_title(figure: Figure, title: str) -> None:
     """Sets the title of a figure, on as many lines as its width needs."""
     # At 10 points an inch has room for 12 characters.
-    figure.suptitle(_wrap(title, round(12 * figure.get_figwidth())), fontsize=10)
+    figure.suptitle(wrap(title, round(12 * figure.get_figwidth())), fontsize=10)
 
 
-def _wrap(text: str, width: int) -> str:
+def wrap(text: str, width: int) -> str:
     """Breaks a text into lines, but not numbers such as 1e-3."""
     return textwrap.fill(text, width, break_on_hyphens=False)
 
 
-def _plain_ticks(axis: Axis) -> None:
+def plain_ticks(axis: Axis) -> None:
     """Labels a logarithmic axis with plain numbers: 0.1, 0.2, 0.5, 1, ..."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_minor_locator(NullLocator())
@@ -106,7 +105,7 @@ def _draw_curves(axes: Axes, history: pd.DataFrame, quantity: str) -> None:
         )
     if quantity == "loss":  # on a linear scale the first epochs would flatten the rest
         axes.set_yscale("log")
-        _plain_ticks(axes.yaxis)
+        plain_ticks(axes.yaxis)
     axes.set_xlabel("epoch")
     axes.set_ylabel(_LABELS[quantity])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -123,7 +122,7 @@ def history_figure(history: pd.DataFrame, title: str = "") -> Figure:
         title: figure title.
     """
     figure = NotebookFigure(figsize=(8, 3.2), layout="constrained")
-    _set_title(figure, title)
+    set_title(figure, title)
     for axes, quantity in zip(figure.subplots(1, 2), _LABELS, strict=True):
         _draw_curves(axes, history, quantity)
     return figure
@@ -133,67 +132,9 @@ def curve_figure(history: pd.DataFrame, quantity: str, title: str = "") -> Figur
     """Plots one panel of `history_figure`: `quantity` is "loss" or "accuracy"."""
     figure = NotebookFigure(figsize=(4.4, 3.3), layout="constrained")
     axes = figure.subplots()
-    _set_title(figure, title)
+    set_title(figure, title)
     _draw_curves(axes, history, quantity)
     return figure
-
-
-def budget_figure(
-    runs: Mapping[str, Sequence[pd.DataFrame]], quantity: str, title: str = ""
-) -> Figure:
-    """Plots accuracy against training time, to compare networks at equal time.
-
-    Args:
-        runs: for each network name, one frame per seed as returned by `budget_frame`,
-            with columns `seconds` and `accuracy` and a row per epoch. Only the first
-            `MAX_NAMED` are named, the others are grey.
-        quantity: label of the accuracy axis.
-        title: figure title.
-    """
-    named = {name: _wrap(name, 75) for name in list(runs)[:MAX_NAMED]}
-    outside = len(runs) > 3  # the legend would cover the curves
-    lines = sum(label.count("\n") + 1 for label in named.values())
-    height = 4 + outside * 0.17 * (lines + 1)
-    figure = NotebookFigure(figsize=(5.4, height), layout="constrained")
-    axes = figure.subplots()
-    _set_title(figure, title)
-    for number, (name, seeds) in enumerate(runs.items()):
-        points = pd.concat(seeds)
-        means = points.groupby(level=0).mean()
-        if name not in named:
-            axes.plot(means["seconds"], means["accuracy"], color="#808080", alpha=0.4)
-            continue
-        style = _style(number)
-        axes.plot(means["seconds"], means["accuracy"], **style | {"marker": ""})
-        axes.plot(points["seconds"], points["accuracy"], **style | {"linestyle": ""})
-        # Empty, for a legend entry with both line and marker.
-        axes.plot([], [], label=named[name], **style)
-    if others := len(runs) - len(named):
-        axes.plot([], [], label=f"{others} others", color="#808080", alpha=0.4)
-    axes.set_xscale("log")
-    _plain_ticks(axes.xaxis)
-    axes.set_xlabel("training time (s, log scale)")
-    axes.set_ylabel(quantity)
-    axes.grid(alpha=0.3)
-    if outside:
-        figure.legend(frameon=False, loc="outside lower left", fontsize=8)
-    else:
-        axes.legend(frameon=False, loc="lower right")
-    return figure
-
-
-def _style(number: int) -> dict[str, Any]:
-    """Returns the style of a curve; those of `MAX_NAMED` curves differ."""
-    repeat, index = divmod(number, len(_STYLES))
-    return {
-        "color": _STYLES[index][0],
-        # A repeated colour has another marker and another line.
-        "marker": _STYLES[(index + 3 * repeat) % len(_STYLES)][1],
-        "linestyle": _STYLES[(index + repeat) % len(_STYLES)][2],
-        "markersize": 6,
-        "markerfacecolor": "none",
-        "markeredgewidth": 1.4,
-    }
 
 
 def confusion_figure(
@@ -211,7 +152,7 @@ def confusion_figure(
     max_count = max(mistakes.max(), 1)
     figure = NotebookFigure(figsize=(4.6, 4.5), layout="constrained")
     axes = figure.subplots()
-    _set_title(figure, title)
+    set_title(figure, title)
     # Zeros are transparent, to show the page's background in any theme.
     axes.imshow(
         np.ma.masked_equal(mistakes, 0),
@@ -266,7 +207,7 @@ def digits_figure(
     figure = NotebookFigure(
         figsize=(1.1 * columns, height * rows), layout="constrained"
     )
-    _set_title(figure, title)
+    set_title(figure, title)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.axis("off")
@@ -284,7 +225,7 @@ def filters_figure(filters: np.ndarray, title: str = "") -> Figure:
     rows = -(-count // columns)
     limit = np.abs(filters).max() or 1.0
     figure = NotebookFigure(figsize=(4.4, 0.55 * rows + 1), layout="constrained")
-    _set_title(figure, title)
+    set_title(figure, title)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.ravel():
         axes.set(xticks=[], yticks=[])

@@ -3,41 +3,31 @@
 import base64
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
-import numpy as np
-import pandas as pd
 from absl import logging
-from matplotlib.figure import Figure
 
 from mnist_jax.config import TrainConfig
-from mnist_jax.data.types import DIGITS, class_names
 from mnist_jax.errors import InputError
 from mnist_jax.records.environment import Environment
 from mnist_jax.records.files import make_folder, read_lines, write_file
 from mnist_jax.records.schema import DetailsRecord, RunRecord, decode, read_json
-from mnist_jax.reporting.plots import (
-    MAX_NAMED,
-    THEMES,
-    budget_figure,
-    confusion_figure,
-    curve_figure,
-    digits_figure,
-    filters_figure,
-    save_figure,
-    themed_svg,
+from mnist_jax.reporting.pictures import (
+    DRAWN,
+    Picture,
+    budget_picture,
+    curve_pictures,
+    detail_pictures,
 )
-from mnist_jax.reporting.predictions import mistake_image
+from mnist_jax.reporting.plots import THEMES, save_figure, themed_svg
 from mnist_jax.reporting.tables import (
-    budget_frame,
     comparison_frame,
     format_comparison,
     group_by_row,
     group_by_table,
-    history_frame,
     provenance_items,
     row_names,
     title,
@@ -47,18 +37,6 @@ from mnist_jax.training.study import find_runs, read_runs
 
 RESULTS = "compare.jsonl"
 PAGE, PICTURES = "report.html", "pictures"
-
-_DRAWN = 6  # networks per table with their own pictures; the page must stay below 3 MB
-
-
-class Picture(NamedTuple):
-    """A picture in the page, also written to a file."""
-
-    name: str  # stem of the file
-    heading: str  # title in the file: the network and the number of runs
-    alt: str
-    caption: str
-    draw: Callable[[str], Figure]  # takes the title
 
 
 class Network(NamedTuple):
@@ -92,141 +70,6 @@ def _sort_value(text: str) -> float | str:
     return float(number[0].replace(",", "")) if number else text
 
 
-def _runs(count: int) -> str:
-    """Formats the number of runs."""
-    return "1 run" if count == 1 else f"{count} runs with different seeds"
-
-
-def _budget_picture(
-    number: int, rows: Sequence[Sequence[RunRecord]], comparison: pd.DataFrame
-) -> Picture:
-    """Returns a plot of accuracy against training time for all networks."""
-    runs = {
-        name: [budget_frame(run) for run in row]
-        for name, row in zip(row_names(rows), rows, strict=True)
-    }
-    validated = all(run.validation_images for row in rows for run in row)
-    if not validated:  # plot the test accuracy, which all runs have
-        runs = {
-            name: [
-                frame.iloc[-1:].assign(accuracy=run.test_accuracy)
-                for frame, run in zip(runs[name], row, strict=True)
-            ]
-            for name, row in zip(runs, rows, strict=True)
-        }
-    split = "validation" if validated else "test"
-    images = getattr(rows[0][0], f"{split}_images")
-    when = "after each epoch" if validated else "at the end"
-    compiling = ""
-    if len(runs) <= _DRAWN:  # the table has them all
-        named = zip(runs, comparison["compile s"], strict=True)
-        listing = ", ".join(f"{name} {seconds}" for name, seconds in named)
-        compiling = f" (seconds: {listing})"
-    n = " or ".join(map(str, sorted({len(row) for row in rows})))
-    unnamed = ""
-    if len(runs) > MAX_NAMED:
-        unnamed = f" Grey are all but the {MAX_NAMED} most accurate networks."
-    return Picture(
-        f"{number}-accuracy-by-time",
-        f"all networks (n={n})",
-        "Accuracy against training time, one line per network",
-        f"Accuracy on the {images:,} {split} images {when}, against training time. "
-        f"Points are seeds, lines are means (n={n}).{unnamed} Compile time is "
-        f"excluded{compiling}.",
-        lambda title: budget_figure(runs, f"{split} accuracy", title),
-    )
-
-
-def _curve_pictures(name: str, row: Sequence[RunRecord]) -> list[Picture]:
-    """Returns plots of loss and accuracy by epoch for the runs of one row."""
-    history = pd.concat([history_frame(run) for run in row])
-    band = "; the band spans min to max" if len(row) > 1 else ""
-    return [
-        Picture(
-            quantity,
-            f"{name} (n={len(row)})",
-            f"{quantity.capitalize()} of {name} by epoch",
-            f"{quantity.capitalize()} by epoch, mean of {_runs(len(row))}{band}. "
-            "Training metrics are measured during the epoch, validation after it.",
-            lambda title, quantity=quantity: curve_figure(  # type: ignore[misc]
-                history, quantity, title
-            ),
-        )
-        for quantity in ("loss", "accuracy")
-    ]
-
-
-def detail_pictures(
-    name: str, seed: int, details: Sequence[DetailsRecord], dataset: str
-) -> list[Picture]:
-    """Returns the confusion matrix, worst mistakes and filters of one network.
-
-    Args:
-        name: name of the network.
-        seed: seed of the first run.
-        details: details of each run. Confusion counts are summed over the runs; images
-            and filters are from the first run.
-        dataset: name of the dataset, for the names of its classes.
-
-    Raises:
-        InputError: a matrix or an image is damaged.
-    """
-    first, classes = details[0], class_names(dataset)
-    try:
-        counts = np.sum([detail.confusion for detail in details], axis=0)
-        images = np.array([mistake_image(wrong.pixels) for wrong in first.worst])
-        filters = None if first.filters is None else np.array(first.filters)
-        if counts.shape != (10, 10) or (filters is not None and filters.ndim != 3):
-            raise ValueError("confusion matrix is not 10x10, or filters are not 3-D")
-        separator = ", " if classes == DIGITS else "\n"  # long names need a line each
-        captions = [
-            f"true {classes[w.truth]}{separator}pred {classes[w.predicted]}\n"
-            f"{w.probability:.1%}"
-            for w in first.worst
-        ]
-    except (ValueError, IndexError) as error:
-        raise InputError(
-            f"the details of {name} are damaged ({error}); delete {DETAILS} in its run "
-            "directories and rerun benchmarks.compare to rewrite it"
-        ) from error
-    wrong = int(counts.sum() - np.trace(counts))
-    pictures = [
-        Picture(
-            "confusion",
-            f"{name} (n={len(details)})",
-            f"Confusion matrix of {name}",
-            f"Test images by true and predicted class, {_runs(len(details))}: "
-            f"{wrong:,} of {counts.sum():,} wrong; darker is more mistakes.",
-            lambda title: confusion_figure(counts, title, classes),
-        )
-    ]
-    if len(images):
-        indices = ", ".join(str(w.index) for w in first.worst)
-        pictures.append(
-            Picture(
-                "worst",
-                f"{name}, seed {seed}",
-                f"Most confidently misclassified test images of {name}",
-                "Most confidently misclassified test images: true class, predicted "
-                f"class and its probability; seed {seed}, test images {indices}.",
-                lambda title: digits_figure(images, captions, 4, title),
-            )
-        )
-    if filters is not None:
-        size, _, count = filters.shape
-        pictures.append(
-            Picture(
-                "filters",
-                f"{name}, seed {seed}",
-                f"First filters of {name}",
-                f"The {count} {size}x{size} filters of the first convolution, on a "
-                f"common scale; seed {seed}.",
-                lambda title: filters_figure(filters, title),
-            )
-        )
-    return pictures
-
-
 def _section(
     number: int,
     records: Sequence[RunRecord],
@@ -237,8 +80,8 @@ def _section(
     frame = format_comparison(comparison_frame(records))
     networks, hints = [], []
     named = zip(row_names(rows), rows, strict=True)
-    for row_number, (name, row) in enumerate(list(named)[:_DRAWN], start=1):
-        pictures = _curve_pictures(name, row)
+    for row_number, (name, row) in enumerate(list(named)[:DRAWN], start=1):
+        pictures = curve_pictures(name, row)
         runs = [run for run in row if run.run_key() in details_by_run]
         if runs:
             details = [details_by_run[run.run_key()] for run in runs]
@@ -259,9 +102,9 @@ def _section(
         )
         pictures = [p._replace(name=f"{prefix}-{p.name}") for p in pictures]
         networks.append(Network(name, result, pictures))
-    if len(rows) > _DRAWN:
+    if len(rows) > DRAWN:
         hints.append(
-            f"Only the {_DRAWN} most accurate of {len(rows)} networks have their own "
+            f"Only the {DRAWN} most accurate of {len(rows)} networks have their own "
             "pictures."
         )
     return Section(
@@ -269,7 +112,7 @@ def _section(
         records[0].dataset_note,
         list(frame.columns),
         [[(str(c), _sort_value(str(c))) for c in row] for row in frame.to_numpy()],
-        _budget_picture(number, rows, frame),
+        budget_picture(number, rows, frame),
         networks,
         hints,
         provenance_items(records),

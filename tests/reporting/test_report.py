@@ -29,13 +29,14 @@ from mnist_jax.records.schema import (
     read_jsonl,
     write_json,
 )
-from mnist_jax.reporting.plots import budget_figure, confusion_figure, history_figure
+from mnist_jax.reporting.comparison_plots import budget_figure
+from mnist_jax.reporting.pictures import detail_pictures
+from mnist_jax.reporting.plots import confusion_figure, history_figure
 from mnist_jax.reporting.predictions import mistake_image, run_details
 from mnist_jax.reporting.report import (
     DETAILS,
     PICTURES,
     RESULTS,
-    detail_pictures,
     read_sections,
     write_report,
 )
