@@ -19,6 +19,7 @@ from mnist_jax.cli.flags import (
     define_path_flag,
     define_quiet_flag,
     define_seeds_flag,
+    define_targets_flag,
     load_data,
 )
 from mnist_jax.cli.main import run_program, start_jax
@@ -27,6 +28,7 @@ from mnist_jax.records.files import make_folder
 from mnist_jax.reporting.comparison import train_configs, write_tables
 from mnist_jax.reporting.progress import ProgressPrinter
 from mnist_jax.reporting.report import PICTURES, RESULTS, write_report
+from mnist_jax.reporting.targets import check_targets
 from mnist_jax.training.study import Study
 from mnist_jax.training.sweep import HOW_TO_RESUME
 
@@ -38,6 +40,7 @@ def main() -> None:
     configs = [
         config_from_flags(FLAGS, model=model) for model in chosen_models(custom=True)
     ]
+    targets = check_targets(FLAGS.targets, configs)
     seeds = chosen_seeds(configs[0].seed, FLAGS.seeds)
     out = Path(FLAGS.out)
     make_folder(out)
@@ -45,9 +48,11 @@ def main() -> None:
     study = Study(out, RESULTS, load_data(configs[0].dataset), seeds)
     with stop_between_chunks(HOW_TO_RESUME) as check_stopped:
         train_configs(study, configs, ProgressPrinter(FLAGS.quiet, check_stopped))
-    print(f"\n{write_tables(out)}\n\nwritten: {out}/compare.jsonl, .csv, .md")
+    tables = write_tables(out, targets)
+    print(f"\n{tables}\n\nwritten: {out}/compare.jsonl, .csv, .md")
     if FLAGS.report:
-        print(f"written: {write_report(out)} and its pictures in {out}/{PICTURES}")
+        page = write_report(out, targets)
+        print(f"written: {page} and its pictures in {out}/{PICTURES}")
 
 
 def run() -> None:
@@ -56,6 +61,7 @@ def run() -> None:
     define_machine_flags()
     define_models_flag("compare")
     define_seeds_flag(1)
+    define_targets_flag()
     define_quiet_flag()
     define_path_flag("out", "results", "folder for the runs and their tables")
     flags.DEFINE_boolean(

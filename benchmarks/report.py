@@ -7,9 +7,10 @@ from pathlib import Path
 
 from absl import flags
 
-from mnist_jax.cli.flags import define_path_flag
+from mnist_jax.cli.flags import define_path_flag, define_targets_flag
 from mnist_jax.cli.main import run_program
 from mnist_jax.reporting.report import PICTURES, write_report
+from mnist_jax.reporting.targets import check_targets
 
 FLAGS = flags.FLAGS
 
@@ -17,12 +18,14 @@ FLAGS = flags.FLAGS
 def main() -> None:
     """Writes the report of the runs in --out."""
     out = Path(FLAGS.out)
-    print(f"written: {write_report(out)} and its pictures in {out / PICTURES}")
+    page = write_report(out, check_targets(FLAGS.targets))
+    print(f"written: {page} and its pictures in {out / PICTURES}")
 
 
 def run() -> None:
     """Entry point."""
     define_path_flag("out", "results", "directory written by benchmarks.compare")
+    define_targets_flag()
     run_program(main)
 
 

@@ -22,6 +22,7 @@ from mnist_jax.reporting.comparison import train_configs, write_tables
 from mnist_jax.reporting.progress import ProgressPrinter
 from mnist_jax.reporting.report import RESULTS
 from mnist_jax.reporting.tables import comparison_frame
+from mnist_jax.reporting.targets import check_targets
 from mnist_jax.training.run_dir import TrainedRun, load_run
 from mnist_jax.training.study import Study, read_runs
 from mnist_jax.training.sweep import Observer, plan_runs, train_runs
@@ -100,6 +101,7 @@ def compare(
     *,
     dataset: Dataset | None = None,
     out: Folder | None = None,
+    targets: Sequence[float] = (),
     quiet: bool = False,
 ) -> pd.DataFrame:
     """Trains several configs over the same seeds and returns their comparison.
@@ -112,13 +114,16 @@ def compare(
         dataset: as for `train`.
         out: folder for the runs and their tables. Runs that it holds are not trained
             again. Default: nothing is kept.
+        targets: validation accuracies above 0 and below 1; each adds the training
+            seconds until it was reached to the table.
         quiet: print no progress and no results; warnings are still logged.
 
     Returns:
         One row per config, best mean test accuracy first; see `comparison_frame`.
 
     Raises:
-        InputError: the configs name several datasets, or as for `train`.
+        InputError: the configs name several datasets, a target is not an accuracy or
+            there is no validation set for it, or as for `train`.
 
     >>> configs = [
     ...     TrainConfig(dataset="digits", hidden=h, epochs=5) for h in [(), (64,)]
@@ -138,6 +143,7 @@ def compare(
             "compare() got two configs that are equal but for the seed; give seeds= "
             "instead"
         )
+    targets = check_targets(targets, configs)
     _warn_of_one_device(configs)
     seeds, observer = _seeds(seeds, configs[0].seed), _observer(quiet)
     with _folder_or_temporary(out) as folder:
@@ -146,10 +152,9 @@ def compare(
         study = Study(folder, RESULTS, dataset, seeds)
         keys = {key for config in configs for key in study.run_keys(config).values()}
         train_configs(study, configs, observer)
-        write_tables(folder)
-        return comparison_frame(
-            run for run in read_runs(folder, RESULTS) if run.run_key() in keys
-        )
+        write_tables(folder, targets)
+        runs = [run for run in read_runs(folder, RESULTS) if run.run_key() in keys]
+        return comparison_frame(runs, targets)
 
 
 def _check_configs(name: str, configs: Sequence[TrainConfig]) -> None:

@@ -414,6 +414,20 @@ class TrainConfig:
         """Short name of the network: the model, or the class of a custom one."""
         return self.model.rpartition(":")[2]
 
+    def require_validation(self, flag: str, value: object) -> None:
+        """Raises InputError unless the config holds out images of the training set.
+
+        Args:
+            flag: name of the flag that needs them.
+            value: its value.
+        """
+        if self.validation != "fraction":
+            raise InputError(
+                f"--{flag}={value} needs a validation set from the training set; got "
+                f"--validation={self.validation}; give --validation=fraction or leave "
+                f"--{flag} out"
+            )
+
     def for_dataset(self, name: str) -> "TrainConfig":
         """Returns the config with the defaults that `dataset="auto"` left open.
 
@@ -453,12 +467,8 @@ class TrainConfig:
                 "--nesterov needs --momentum above 0; got --momentum=0.0; give a value "
                 "such as --momentum=0.9"
             )
-        if self.patience is not None and self.validation != "fraction":
-            raise InputError(
-                f"--patience={self.patience} needs a validation set from the training "
-                f"set; got --validation={self.validation}; give --validation=fraction "
-                "or leave --patience out"
-            )
+        if self.patience is not None:
+            self.require_validation("patience", self.patience)
         if self.model == "cnn":
             _check_stages(self.conv, 28 - 2 * self.crop)
         layers = len(self.hidden) + len(self.lstm_units) * (self.model == "lstm")

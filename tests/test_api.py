@@ -109,9 +109,12 @@ def test_train_keeps_resumes_and_overwrites(tmp_path, capsys):
 
 def test_compare_returns_numbers_and_keeps_runs(tmp_path, digits: Dataset):
     configs = [CONFIG, TrainConfig(**{**vars(CONFIG), "hidden": (16,)})]
-    first = mnist_jax.compare(configs, 2, dataset=digits, out=tmp_path, quiet=True)
+    settings = dict(dataset=digits, out=tmp_path, targets=[0.01], quiet=True)
+    first = mnist_jax.compare(configs, 2, **settings)
     assert first["seeds"].tolist() == [2, 2] and first["test_accuracy"].dtype == float
-    again = mnist_jax.compare(configs[:1], 2, dataset=digits, out=tmp_path, quiet=True)
+    assert first["seeds_to_0.01"].tolist() == [2, 2]
+    assert (first["seconds_to_0.01"] == first["first_epoch_seconds"]).all()
+    again = mnist_jax.compare(configs[:1], 2, **settings)
     [row] = again.index
     same = first[first["settings"] == again["settings"][row]].reset_index(drop=True)
     pd.testing.assert_frame_equal(same, again)
@@ -187,6 +190,7 @@ def test_lists_and_numpy_numbers_are_converted():
             lambda: mnist_jax.compare([CONFIG, dataclasses.replace(CONFIG, seed=3)]),
             "equal but for the seed",
         ),
+        (lambda: mnist_jax.compare(CONFIG, targets=[98]), "--targets must be"),
     ],
 )
 def test_wrong_arguments_are_refused(call, message):

@@ -161,6 +161,15 @@ def chosen_seeds(first: int, count: int) -> range:
     return seeds
 
 
+def define_targets_flag() -> None:
+    """Defines `--targets`; read it with `check_targets`."""
+    help = (
+        "validation accuracies, comma-separated; adds the training seconds until each "
+        "is reached to the table"
+    )
+    flags.DEFINE_list("targets", [], help)
+
+
 def define_profile_flag(folder_flag: str) -> None:
     """Defines `--profile`; the trace is written to the folder of another flag."""
     help = f"print where the time goes and write a trace to {folder_flag}/profile"

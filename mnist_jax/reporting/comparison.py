@@ -1,6 +1,6 @@
 """A comparison of several configs: their runs, details and tables in one folder."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -35,18 +35,23 @@ def train_configs(
                 write_json(folder / DETAILS, run_details(load_run(folder), test))
 
 
-def write_tables(out: Path) -> str:
+def write_tables(out: Path, targets: Sequence[float] = ()) -> str:
     """Exports the runs of a results folder as JSON lines, Markdown and CSV.
+
+    Args:
+        out: the folder.
+        targets: validation accuracies, as returned by `check_targets`. They are not
+            recorded: each call writes the columns of its own.
 
     Returns:
         The Markdown.
     """
     export_runs(out, RESULTS)
     records = read_runs(out, RESULTS)
-    markdown = format_markdown(records)
+    markdown = format_markdown(records, targets)
     write_file(out / "compare.md", markdown + "\n")
     frames = [
-        comparison_frame(group).assign(device=group[0].environment.device)
+        comparison_frame(group, targets).assign(device=group[0].environment.device)
         for group in group_by_table(records)
     ]
     write_file(out / "compare.csv", pd.concat(frames).to_csv(index=False))

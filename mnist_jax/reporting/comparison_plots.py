@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mnist_jax.reporting.plots import (
@@ -15,10 +16,19 @@ from mnist_jax.reporting.plots import (
 )
 
 MAX_NAMED = 12  # networks in a plot that are told apart
+_GREY = "#808080"
+_OUTSIDE: Mapping[str, Any] = {
+    "frameon": False,
+    "loc": "outside lower left",
+    "fontsize": 8,
+}
 
 
 def budget_figure(
-    runs: Mapping[str, Sequence[pd.DataFrame]], quantity: str, title: str = ""
+    runs: Mapping[str, Sequence[pd.DataFrame]],
+    quantity: str,
+    title: str = "",
+    targets: Sequence[float] = (),
 ) -> Figure:
     """Plots accuracy against training time, to compare networks at equal time.
 
@@ -28,41 +38,67 @@ def budget_figure(
             `MAX_NAMED` are named, the others are grey.
         quantity: label of the accuracy axis.
         title: figure title.
+        targets: accuracies to mark by a dashed line.
     """
-    named = {name: wrap(name, 75) for name in list(runs)[:MAX_NAMED]}
+    labels = _labels(list(runs))
     outside = len(runs) > 3  # the legend would cover the curves
-    lines = sum(label.count("\n") + 1 for label in named.values())
-    height = 4 + outside * 0.17 * (lines + 1)
-    figure = NotebookFigure(figsize=(5.4, height), layout="constrained")
-    axes = figure.subplots()
-    set_title(figure, title)
-    for number, (name, seeds) in enumerate(runs.items()):
-        points = pd.concat(seeds)
+    figure, axes = _time_figure(quantity, title, labels if outside else ())
+    for number, seeds in enumerate(runs.values()):
+        points, style = pd.concat(seeds), _style(number)
         means = points.groupby(level=0).mean()
-        if name not in named:
-            axes.plot(means["seconds"], means["accuracy"], color="#808080", alpha=0.4)
-            continue
-        style = _style(number)
         axes.plot(means["seconds"], means["accuracy"], **style | {"marker": ""})
-        axes.plot(points["seconds"], points["accuracy"], **style | {"linestyle": ""})
-        # Empty, for a legend entry with both line and marker.
-        axes.plot([], [], label=named[name], **style)
-    if others := len(runs) - len(named):
-        axes.plot([], [], label=f"{others} others", color="#808080", alpha=0.4)
-    axes.set_xscale("log")
-    plain_ticks(axes.xaxis)
-    axes.set_xlabel("training time (s, log scale)")
-    axes.set_ylabel(quantity)
-    axes.grid(alpha=0.3)
+        if number < MAX_NAMED:
+            points_style = style | {"linestyle": ""}
+            axes.plot(points["seconds"], points["accuracy"], **points_style)
+        if number < len(labels):
+            # Empty, for a legend entry with both line and marker.
+            axes.plot([], [], label=labels[number], **style)
+    for target in targets:
+        axes.axhline(target, color=_GREY, linestyle="--", linewidth=1)
+        # At the left edge, where the curves are below the targets.
+        position = axes.get_yaxis_transform()
+        axes.text(0.01, target, f"{target}", transform=position, va="bottom", size=8)
     if outside:
-        figure.legend(frameon=False, loc="outside lower left", fontsize=8)
+        figure.legend(**_OUTSIDE)
     else:
         axes.legend(frameon=False, loc="lower right")
     return figure
 
 
+def _labels(names: Sequence[str]) -> list[str]:
+    """Returns the labels of the first `MAX_NAMED` networks, and one for all others."""
+    labels = [wrap(name, 75) for name in names[:MAX_NAMED]]
+    others = len(names) - len(labels)
+    return [*labels, f"{others} others"] if others else labels
+
+
+def _time_figure(
+    quantity: str, title: str, outside: Sequence[str]
+) -> tuple[Figure, Axes]:
+    """Creates a figure of an accuracy against time.
+
+    Args:
+        quantity: label of the accuracy axis.
+        title: figure title.
+        outside: labels of a legend below the axes, to leave room for.
+    """
+    lines = sum(label.count("\n") + 1 for label in outside)
+    height = 4 + 0.17 * (lines + bool(lines))
+    figure = NotebookFigure(figsize=(5.4, height), layout="constrained")
+    axes = figure.subplots()
+    set_title(figure, title)
+    axes.set_xscale("log")
+    plain_ticks(axes.xaxis)
+    axes.set_xlabel("training time (s, log scale)")
+    axes.set_ylabel(quantity)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
 def _style(number: int) -> dict[str, Any]:
-    """Returns the style of a curve; those of `MAX_NAMED` curves differ."""
+    """Returns the style of a network; those of `MAX_NAMED` networks differ."""
+    if number >= MAX_NAMED:
+        return {"color": _GREY, "alpha": 0.4, "marker": "", "linestyle": "-"}
     repeat, index = divmod(number, len(STYLES))
     return {
         "color": STYLES[index][0],

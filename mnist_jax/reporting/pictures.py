@@ -10,7 +10,10 @@ from matplotlib.figure import Figure
 from mnist_jax.data.types import DIGITS, class_names
 from mnist_jax.errors import InputError
 from mnist_jax.records.schema import DetailsRecord, RunRecord
-from mnist_jax.reporting.comparison_plots import MAX_NAMED, budget_figure
+from mnist_jax.reporting.comparison_plots import (
+    MAX_NAMED,
+    budget_figure,
+)
 from mnist_jax.reporting.plots import (
     confusion_figure,
     curve_figure,
@@ -18,7 +21,11 @@ from mnist_jax.reporting.plots import (
     filters_figure,
 )
 from mnist_jax.reporting.predictions import mistake_image
-from mnist_jax.reporting.tables import budget_frame, history_frame, row_names
+from mnist_jax.reporting.tables import (
+    budget_frame,
+    history_frame,
+    row_names,
+)
 from mnist_jax.training.run_dir import DETAILS
 
 DRAWN = 6  # networks per table with their own pictures; the page must stay below 3 MB
@@ -39,10 +46,28 @@ def _runs(count: int) -> str:
     return "1 run" if count == 1 else f"{count} runs with different seeds"
 
 
+def _seed_counts(rows: Sequence[Sequence[RunRecord]]) -> str:
+    """Formats the numbers of seeds of the rows, such as "n=1 or 3"."""
+    return f"n={' or '.join(map(str, sorted({len(row) for row in rows})))}"
+
+
+def _unnamed(count: int) -> str:
+    """Returns a sentence on the networks without a name in a plot of `count`."""
+    if count <= MAX_NAMED:
+        return ""
+    return f" Grey are all but the {MAX_NAMED} most accurate networks."
+
+
 def budget_picture(
-    number: int, rows: Sequence[Sequence[RunRecord]], comparison: pd.DataFrame
+    number: int,
+    rows: Sequence[Sequence[RunRecord]],
+    comparison: pd.DataFrame,
+    targets: Sequence[float],
 ) -> Picture:
-    """Returns a plot of accuracy against training time for all networks."""
+    """Returns a plot of accuracy against training time for all networks.
+
+    Targets are marked if all runs have a validation set from the training set.
+    """
     runs = {
         name: [budget_frame(run) for run in row]
         for name, row in zip(row_names(rows), rows, strict=True)
@@ -64,18 +89,18 @@ def budget_picture(
         named = zip(runs, comparison["compile s"], strict=True)
         listing = ", ".join(f"{name} {seconds}" for name, seconds in named)
         compiling = f" (seconds: {listing})"
-    n = " or ".join(map(str, sorted({len(row) for row in rows})))
-    unnamed = ""
-    if len(runs) > MAX_NAMED:
-        unnamed = f" Grey are all but the {MAX_NAMED} most accurate networks."
+    held_out = all(run.config.validation == "fraction" for row in rows for run in row)
+    marked = targets if validated and held_out else ()
+    dashed = " Dashed lines are the targets." if marked else ""
+    n = _seed_counts(rows)
     return Picture(
         f"{number}-accuracy-by-time",
-        f"all networks (n={n})",
+        f"all networks ({n})",
         "Accuracy against training time, one line per network",
         f"Accuracy on the {images:,} {split} images {when}, against training time. "
-        f"Points are seeds, lines are means (n={n}).{unnamed} Compile time is "
-        f"excluded{compiling}.",
-        lambda title: budget_figure(runs, f"{split} accuracy", title),
+        f"Points are seeds, lines are means ({n}).{_unnamed(len(runs))}{dashed} "
+        f"Compile time is excluded{compiling}.",
+        lambda title: budget_figure(runs, f"{split} accuracy", title, marked),
     )
 
 

@@ -54,7 +54,7 @@ class Section(NamedTuple):
     note: str  # empty, or a warning that the data is not MNIST
     columns: list[str]
     rows: list[list[tuple[str, float | str]]]  # cells: text and sort key
-    budget: Picture
+    comparisons: list[Picture]  # of all networks
     networks: list[Network]
     hints: list[str]  # which pictures are missing, and why
     provenance: list[str]
@@ -74,10 +74,12 @@ def _section(
     number: int,
     records: Sequence[RunRecord],
     details_by_run: Mapping[tuple[Any, ...], DetailsRecord],
+    targets: Sequence[float],
 ) -> Section:
     """Returns the page's content for the records of one dataset and machine."""
     rows = group_by_row(records)
-    frame = format_comparison(comparison_frame(records))
+    frame = format_comparison(comparison_frame(records, targets))
+    comparisons = [budget_picture(number, rows, frame, targets)]
     networks, hints = [], []
     named = zip(row_names(rows), rows, strict=True)
     for row_number, (name, row) in enumerate(list(named)[:DRAWN], start=1):
@@ -112,10 +114,10 @@ def _section(
         records[0].dataset_note,
         list(frame.columns),
         [[(str(c), _sort_value(str(c))) for c in row] for row in frame.to_numpy()],
-        budget_picture(number, rows, frame),
+        comparisons,
         networks,
         hints,
-        provenance_items(records),
+        provenance_items(records, targets),
     )
 
 
@@ -143,8 +145,8 @@ def read_details(out: Path) -> dict[tuple[Any, ...], DetailsRecord]:
     return details
 
 
-def read_sections(out: Path) -> list[Section]:
-    """Reads the output folder of `benchmarks.compare`.
+def read_sections(out: Path, targets: Sequence[float] = ()) -> list[Section]:
+    """Reads the output folder of `benchmarks.compare`; targets as for `write_tables`.
 
     Damaged lines are skipped with a warning, as by `read_jsonl`.
 
@@ -159,7 +161,7 @@ def read_sections(out: Path) -> list[Section]:
         )
     details = read_details(out)
     return [
-        _section(number, group, details)
+        _section(number, group, details, targets)
         for number, group in enumerate(group_by_table(records), start=1)
     ]
 
@@ -197,8 +199,12 @@ def format_page(sections: Sequence[Section]) -> str:
     return environment.get_template(PAGE).render(sections=sections, image=_image)
 
 
-def write_report(out: Path) -> Path:
+def write_report(out: Path, targets: Sequence[float] = ()) -> Path:
     """Writes the page for a folder's records, and its pictures as PNG and SVG.
+
+    Args:
+        out: the folder.
+        targets: validation accuracies to mark, as returned by `check_targets`.
 
     Returns:
         The path of the page.
@@ -206,13 +212,13 @@ def write_report(out: Path) -> Path:
     Raises:
         InputError: see `read_sections`, or a file cannot be written.
     """
-    sections = read_sections(out)
+    sections = read_sections(out, targets)
     make_folder(out / PICTURES)
     for section in sections:
         pictures = [
             picture for network in section.networks for picture in network.pictures
         ]
-        for picture in (section.budget, *pictures):
+        for picture in (*section.comparisons, *pictures):
             figure = picture.draw(f"{picture.heading}, {section.title}")
             for suffix in (".png", ".svg"):
                 save_figure(figure, out / PICTURES / f"{picture.name}{suffix}")

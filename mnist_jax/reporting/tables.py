@@ -10,6 +10,7 @@ import pandas as pd
 from mnist_jax.config import TrainConfig, as_text
 from mnist_jax.records.environment import Environment
 from mnist_jax.records.schema import RunRecord
+from mnist_jax.reporting.targets import NOTE, format_targets, target_columns
 
 
 def _settings(record: RunRecord) -> str:
@@ -89,12 +90,15 @@ def group_by_row(records: Iterable[RunRecord]) -> list[list[RunRecord]]:
     )
 
 
-def comparison_frame(records: Iterable[RunRecord]) -> pd.DataFrame:
+def comparison_frame(
+    records: Iterable[RunRecord], targets: Sequence[float] = ()
+) -> pd.DataFrame:
     """Returns one row per model and settings, best mean test accuracy first.
 
     Args:
         records: run records of one table (see `group_by_table`). If a seed was recorded
             twice with the same settings, the later run counts.
+        targets: validation accuracies, as returned by `check_targets`.
 
     Returns:
         The columns below. `seeds` is their number, `test_accuracy_std` is NaN for one
@@ -102,7 +106,9 @@ def comparison_frame(records: Iterable[RunRecord]) -> pd.DataFrame:
         seeds, times and the number of epochs that ran are medians over seeds; a seed
         trained together with others counts its share of the time. Compile times are of
         cached programs only if `compile_cached`, and `seeds_together` is the largest of
-        its runs.
+        its runs. Each target such as 0.98 adds two columns: `seconds_to_0.98`, the
+        median training seconds of the seeds that reached it, NaN if none did (see
+        `seconds_to_target`), and `seeds_to_0.98`, their number.
     """
     rows = []
     for runs in group_by_row(records):
@@ -135,6 +141,7 @@ def comparison_frame(records: Iterable[RunRecord]) -> pd.DataFrame:
                 "step_milliseconds": median("step_milliseconds"),
                 "evaluate_images_per_second": median("evaluate_images_per_second"),
                 "total_seconds": median("total_seconds"),
+                **target_columns(runs, targets),
             }
         )
     return pd.DataFrame(rows)
@@ -167,6 +174,7 @@ def format_comparison(frame: pd.DataFrame) -> pd.DataFrame:
             "step ms": column("step_milliseconds", "{:.2f}"),
             "evaluate images/s": column("evaluate_images_per_second", "{:,.0f}"),
             "total s": column("total_seconds", "{:.1f}"),
+            **format_targets(frame),
         }
     )
     defaults = {"settings": "", "seeds together": 1}
@@ -230,7 +238,9 @@ def format_commit(environment: Environment) -> str:
     return f"{(environment.commit or 'not a checkout')[:14]}{changed}"
 
 
-def provenance_items(records: Sequence[RunRecord]) -> list[str]:
+def provenance_items(
+    records: Sequence[RunRecord], targets: Sequence[float] = ()
+) -> list[str]:
     """Returns the provenance of a table: data, device, versions, commit, dates."""
     first, machine = records[0], records[0].environment
     environments = [record.environment for record in records]
@@ -247,20 +257,24 @@ def provenance_items(records: Sequence[RunRecord]) -> list[str]:
         f"{min(loads)} to {max(loads)}",
         "accuracy: mean ± standard deviation over seeds; times: medians over seeds; "
         "a steady epoch is any after the first; epoch times exclude compiling",
+        *([NOTE] if targets else []),
     ]
 
 
-def provenance(records: Sequence[RunRecord]) -> str:
+def provenance(records: Sequence[RunRecord], targets: Sequence[float] = ()) -> str:
     """Formats the provenance of a table as a Markdown list."""
     note = records[0].dataset_note
     items = [f"**{note}**"] if note else []
-    return "\n".join(f"- {item}" for item in [*items, *provenance_items(records)])
+    items += provenance_items(records, targets)
+    return "\n".join(f"- {item}" for item in items)
 
 
-def format_markdown(records: Iterable[RunRecord]) -> str:
+def format_markdown(records: Iterable[RunRecord], targets: Sequence[float] = ()) -> str:
     """Formats the title, table and provenance of each group of `group_by_table`."""
-    return "\n\n".join(
-        f"**{title(group[0])}**\n\n{markdown_table(format_comparison(comparison_frame(group)))}\n\n"
-        f"{provenance(group)}"
-        for group in group_by_table(records)
-    )
+    texts = []
+    for group in group_by_table(records):
+        table = markdown_table(format_comparison(comparison_frame(group, targets)))
+        texts.append(
+            f"**{title(group[0])}**\n\n{table}\n\n{provenance(group, targets)}"
+        )
+    return "\n\n".join(texts)

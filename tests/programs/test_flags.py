@@ -114,6 +114,7 @@ QUIET = ["--quiet=maybe"]
 PICTURE = ["--picture=digits.bmp", "--picture=/nonexistent/digits.png"]
 OUT = ["--out=/dev/null/results"]
 MODELS = ["--models=vit", "--models="]
+TARGETS = [f"--targets={text}" for text in ("0", "1", "x", "nan", "0.9,", "98")]
 
 
 DATA_FLAGS = (
@@ -197,6 +198,10 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "compile_cache": COMPILE_CACHE,
             "quiet": QUIET,
             "report": ["--report=maybe"],
+            "targets": [
+                *TARGETS,
+                *("--validation=none --targets=0.9", "--validation=test --targets=0.9"),
+            ],
             "models": MODELS,
             "seeds": FROM_SEED,
             "out": OUT,
@@ -272,7 +277,10 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "out": OUT,
         },
     ),
-    "benchmarks.report": ("", {"out": ["--out=/nonexistent"]}),
+    "benchmarks.report": (
+        "",
+        {"out": ["--out=/nonexistent"], "targets": TARGETS[:1]},
+    ),
     "benchmarks.published": (
         "--dataset=digits --out=OUT",
         {

@@ -14,6 +14,7 @@ import pytest
 from helpers.browser import Browser
 from helpers.quick_compile import quick_jit
 from helpers.records import make_record
+from matplotlib.figure import Figure
 
 from benchmarks.readme import RESULTS as RECORDED
 from mnist_jax.data.pixels import Preprocess
@@ -30,7 +31,7 @@ from mnist_jax.records.schema import (
     write_json,
 )
 from mnist_jax.reporting.comparison_plots import budget_figure
-from mnist_jax.reporting.pictures import detail_pictures
+from mnist_jax.reporting.pictures import budget_picture, detail_pictures
 from mnist_jax.reporting.plots import confusion_figure, history_figure
 from mnist_jax.reporting.predictions import mistake_image, run_details
 from mnist_jax.reporting.report import (
@@ -40,7 +41,13 @@ from mnist_jax.reporting.report import (
     read_sections,
     write_report,
 )
-from mnist_jax.reporting.tables import budget_frame, history_frame
+from mnist_jax.reporting.tables import (
+    budget_frame,
+    comparison_frame,
+    format_comparison,
+    group_by_row,
+    history_frame,
+)
 from mnist_jax.training.run_dir import RECORD, TrainedRun
 
 DETAILS_1 = "details.jsonl"  # in version 1 of the records
@@ -94,7 +101,7 @@ def out(tmp_path_factory, records) -> Path:
     folder = tmp_path_factory.mktemp("results")
     for record in records:
         write_run(folder, record, details_of(record))
-    write_report(folder)
+    write_report(folder, [0.98, 0.999])
     return folder
 
 
@@ -107,6 +114,7 @@ def test_the_page_is_one_file_with_every_picture(out: Path):
     assert page.count("data:image/svg+xml") == len(names) == 2 * (1 + 3 * 4 + 1)
     assert "1-1-cnn-filters.png" in names and "1-accuracy-by-time.svg" in names
     assert "21 of 29,421 wrong" in page  # three seeds
+    assert "s to 0.98</button>" in page and "Dashed lines are the targets" in page
     assert "NOT MNIST" not in page and "sha256" in page
 
 
@@ -287,14 +295,11 @@ def test_the_plot_of_a_sweep_is_legible(records, tmp_path):
     ]
     write_lines(tmp_path / RESULTS, sweep)
     [section] = read_sections(tmp_path)
-    assert "Grey are all but the 12 most accurate networks" in section.budget.caption
-    figure = section.budget.draw("all networks, " + section.title * 3)
-    figure.draw_without_rendering()
-    [axes], [legend] = figure.axes, figure.legends
-    boxes = [part.get_window_extent() for part in (figure, figure._suptitle, legend)]
-    assert not legend.get_window_extent().overlaps(axes.get_tightbbox())
-    for box in boxes[1:]:
-        assert box.x0 >= 0 and box.x1 <= boxes[0].x1 and box.y0 >= 0
+    [budget] = section.comparisons
+    assert "Grey are all but the 12 most accurate networks" in budget.caption
+    figure = budget.draw("all networks, " + section.title * 3)
+    assert_legible(figure)
+    [legend] = figure.legends
     *named, others = legend.get_lines()
     names = [text.get_text() for text in legend.get_texts()]
     assert len(named) == 12 and names[-1] == "2 others"
@@ -302,6 +307,30 @@ def test_the_plot_of_a_sweep_is_legible(records, tmp_path):
     styles = {(line.get_color(), line.get_linestyle()) for line in named}
     marks = {(line.get_color(), line.get_marker()) for line in named}
     assert len(styles) == len(marks) == 12
+
+
+def assert_legible(figure: Figure) -> None:
+    """Asserts that title and legend are within the figure, beside the axes."""
+    figure.draw_without_rendering()
+    [axes], [legend] = figure.axes, figure.legends
+    boxes = [part.get_window_extent() for part in (figure, figure._suptitle, legend)]
+    assert not legend.get_window_extent().overlaps(axes.get_tightbbox())
+    for box in boxes[1:]:
+        assert box.x0 >= 0 and box.x1 <= boxes[0].x1 and box.y0 >= 0
+
+
+def test_targets_are_marked_where_all_runs_have_a_validation_set(records):
+    rows = group_by_row(records)
+    table = format_comparison(comparison_frame(records))
+    figure = budget_picture(1, rows, table, [0.98, 0.999]).draw("")
+    dashed = [line for line in figure.axes[0].lines if line.get_color() == "#808080"]
+    assert [line.get_ydata()[0] for line in dashed] == [0.98, 0.999]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0.98", "0.999"]
+    config = dataclasses.replace(records[0].config, validation="test")
+    rows.append([dataclasses.replace(records[0], config=config)])
+    table.loc[len(table)] = table.loc[0]
+    picture = budget_picture(1, rows, table, [0.98])
+    assert "Dashed" not in picture.caption and not picture.draw("").axes[0].texts
 
 
 def test_a_matrix_without_mistakes_is_drawn():
