@@ -1,5 +1,6 @@
 """Plots that compare networks."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -62,6 +63,35 @@ def budget_figure(
         figure.legend(**_OUTSIDE)
     else:
         axes.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def pareto_figure(points: pd.DataFrame, title: str = "") -> Figure:
+    """Plots test accuracy against training time, and marks the Pareto front.
+
+    Args:
+        points: as returned by `pareto_frame`, most accurate first. Markers grow with
+            the parameters; those on the front are filled. Only the first `MAX_NAMED`
+            are named, the others are grey.
+        title: figure title.
+    """
+    parameters = points["parameters"].items()
+    labels = _labels([f"{name}, {count:,} parameters" for name, count in parameters])
+    filled = "filled: on the Pareto front"
+    figure, axes = _time_figure("test accuracy", title, [*labels, filled])
+    for number, point in enumerate(points.itertuples()):
+        style = _style(number)
+        style |= {
+            "linestyle": "",
+            "marker": style["marker"] or "o",
+            "markerfacecolor": style["color"] if point.on_front else "none",
+        }
+        size = {"markersize": 2 * math.log10(point.parameters)}
+        axes.plot([point.seconds], [point.accuracy], **style | size)
+        if number < len(labels):
+            axes.plot([], [], label=labels[number], **style)
+    axes.plot([], [], "o", color=_GREY, label=filled)
+    figure.legend(**_OUTSIDE)
     return figure
 
 

@@ -13,6 +13,7 @@ from mnist_jax.records.schema import DetailsRecord, RunRecord
 from mnist_jax.reporting.comparison_plots import (
     MAX_NAMED,
     budget_figure,
+    pareto_figure,
 )
 from mnist_jax.reporting.plots import (
     confusion_figure,
@@ -24,6 +25,7 @@ from mnist_jax.reporting.predictions import mistake_image
 from mnist_jax.reporting.tables import (
     budget_frame,
     history_frame,
+    pareto_frame,
     row_names,
 )
 from mnist_jax.training.run_dir import DETAILS
@@ -101,6 +103,21 @@ def budget_picture(
         f"Points are seeds, lines are means ({n}).{_unnamed(len(runs))}{dashed} "
         f"Compile time is excluded{compiling}.",
         lambda title: budget_figure(runs, f"{split} accuracy", title, marked),
+    )
+
+
+def pareto_picture(number: int, rows: Sequence[Sequence[RunRecord]]) -> Picture:
+    """Returns a plot of the networks' test accuracy, training time and parameters."""
+    n = _seed_counts(rows)
+    return Picture(
+        f"{number}-pareto-front",
+        f"all networks ({n})",
+        "Test accuracy against training time, one point per network",
+        f"Test accuracy against training time without compiling, means over seeds ({n})"
+        f".{_unnamed(len(rows))} Larger markers are more parameters. Filled markers "
+        "are on the Pareto front: no other network is as accurate, as fast and as "
+        "small, and better in one of the three.",
+        lambda title: pareto_figure(pareto_frame(rows), title),
     )
 
 

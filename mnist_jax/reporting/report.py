@@ -21,6 +21,7 @@ from mnist_jax.reporting.pictures import (
     budget_picture,
     curve_pictures,
     detail_pictures,
+    pareto_picture,
 )
 from mnist_jax.reporting.plots import THEMES, save_figure, themed_svg
 from mnist_jax.reporting.tables import (
@@ -80,6 +81,8 @@ def _section(
     rows = group_by_row(records)
     frame = format_comparison(comparison_frame(records, targets))
     comparisons = [budget_picture(number, rows, frame, targets)]
+    if len(rows) > 1:
+        comparisons.append(pareto_picture(number, rows))
     networks, hints = [], []
     named = zip(row_names(rows), rows, strict=True)
     for row_number, (name, row) in enumerate(list(named)[:DRAWN], start=1):

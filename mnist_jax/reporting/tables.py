@@ -200,6 +200,33 @@ def budget_frame(record: RunRecord) -> pd.DataFrame:
     return pd.DataFrame({"seconds": seconds, "accuracy": history["val_accuracy"]})
 
 
+def pareto_frame(rows: Sequence[Sequence[RunRecord]]) -> pd.DataFrame:
+    """Returns `accuracy`, `seconds`, `parameters` and `on_front` of each row, by name.
+
+    The test accuracy and the training seconds are means over seeds. A row is on the
+    Pareto front unless another one is as good in all three and better in one.
+    """
+    frame = pd.DataFrame(
+        {
+            "accuracy": [
+                statistics.fmean(run.test_accuracy for run in runs) for runs in rows
+            ],
+            "seconds": [
+                statistics.fmean(
+                    sum(epoch.train_seconds for epoch in run.epochs) for run in runs
+                )
+                for runs in rows
+            ],
+            "parameters": [runs[0].parameters for runs in rows],
+        },
+        index=row_names(rows),
+    )
+    costs = frame[["seconds", "parameters"]].assign(error=-frame["accuracy"])
+    mine, others = costs.to_numpy()[:, None], costs.to_numpy()[None]
+    dominated = (others <= mine).all(axis=-1) & (others < mine).any(axis=-1)
+    return frame.assign(on_front=~dominated.any(axis=1))
+
+
 def markdown_table(frame: pd.DataFrame) -> str:
     """Formats a frame as a Markdown table, padded to be readable as plain text."""
     cells = [list(map(str, frame.columns)), *frame.astype(str).to_numpy().tolist()]

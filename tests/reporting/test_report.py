@@ -30,7 +30,7 @@ from mnist_jax.records.schema import (
     read_jsonl,
     write_json,
 )
-from mnist_jax.reporting.comparison_plots import budget_figure
+from mnist_jax.reporting.comparison_plots import budget_figure, pareto_figure
 from mnist_jax.reporting.pictures import budget_picture, detail_pictures
 from mnist_jax.reporting.plots import confusion_figure, history_figure
 from mnist_jax.reporting.predictions import mistake_image, run_details
@@ -109,9 +109,9 @@ def test_the_page_is_one_file_with_every_picture(out: Path):
     page = (out / "report.html").read_text()
     assert len(page) < 3e6
     assert not re.search(r'(?:src|srcset|href)="(?!data:)', page)
-    # One picture of all networks, four per network, and the CNN's filters; two themes.
+    # Two pictures of all networks, four per network, the CNN's filters; two themes.
     names = sorted(path.name for path in (out / PICTURES).iterdir())
-    assert page.count("data:image/svg+xml") == len(names) == 2 * (1 + 3 * 4 + 1)
+    assert page.count("data:image/svg+xml") == len(names) == 2 * (2 + 3 * 4 + 1)
     assert "1-1-cnn-filters.png" in names and "1-accuracy-by-time.svg" in names
     assert "21 of 29,421 wrong" in page  # three seeds
     assert "s to 0.98</button>" in page and "Dashed lines are the targets" in page
@@ -165,7 +165,7 @@ def test_the_page_fits_a_phone_and_every_picture_loads(
         ".then(() => images.map(image => [image.naturalWidth, image.alt,"
         " image.currentSrc === image.src]))"
     )
-    assert len(sizes) == 14
+    assert len(sizes) == 15
     for width, alt, light in sizes:
         assert width > 100 and alt and light != dark
     width = "return document.documentElement.scrollWidth"
@@ -295,11 +295,14 @@ def test_the_plot_of_a_sweep_is_legible(records, tmp_path):
     ]
     write_lines(tmp_path / RESULTS, sweep)
     [section] = read_sections(tmp_path)
-    [budget] = section.comparisons
-    assert "Grey are all but the 12 most accurate networks" in budget.caption
-    figure = budget.draw("all networks, " + section.title * 3)
-    assert_legible(figure)
-    [legend] = figure.legends
+    budget, pareto = (
+        (picture.caption, picture.draw("all networks, " + section.title * 3))
+        for picture in section.comparisons
+    )
+    for caption, figure in (budget, pareto):
+        assert "Grey are all but the 12 most accurate networks" in caption
+        assert_legible(figure)
+    [legend] = budget[1].legends
     *named, others = legend.get_lines()
     names = [text.get_text() for text in legend.get_texts()]
     assert len(named) == 12 and names[-1] == "2 others"
@@ -307,6 +310,7 @@ def test_the_plot_of_a_sweep_is_legible(records, tmp_path):
     styles = {(line.get_color(), line.get_linestyle()) for line in named}
     marks = {(line.get_color(), line.get_marker()) for line in named}
     assert len(styles) == len(marks) == 12
+    assert len(pareto[1].legends[0].get_lines()) == 14
 
 
 def assert_legible(figure: Figure) -> None:
@@ -331,6 +335,21 @@ def test_targets_are_marked_where_all_runs_have_a_validation_set(records):
     table.loc[len(table)] = table.loc[0]
     picture = budget_picture(1, rows, table, [0.98])
     assert "Dashed" not in picture.caption and not picture.draw("").axes[0].texts
+
+
+def test_the_pareto_front_is_filled_and_parameters_are_the_size():
+    columns = ["accuracy", "seconds", "parameters", "on_front"]
+    rows = [(0.99, 20.0, 100_000, True), (0.98, 30.0, 1_000_000, False)]
+    points = pd.DataFrame(rows, columns=columns, index=["cnn", "mlp"])
+    [axes] = pareto_figure(points).axes
+    front, _, behind, _, _ = axes.lines
+    assert axes.get_xscale() == "log"
+    assert (front.get_xdata()[0], front.get_ydata()[0]) == (20.0, 0.99)
+    assert front.get_markerfacecolor() == front.get_color()
+    assert behind.get_markerfacecolor() == "none"
+    assert front.get_markersize() < behind.get_markersize()
+    names = [text.get_text() for text in axes.figure.legends[0].get_texts()]
+    assert names[0] == "cnn, 100,000 parameters"
 
 
 def test_a_matrix_without_mistakes_is_drawn():

@@ -9,8 +9,10 @@ from mnist_jax.reporting.tables import (
     comparison_frame,
     format_comparison,
     format_markdown,
+    group_by_row,
     group_by_table,
     markdown_table,
+    pareto_frame,
     row_names,
 )
 
@@ -70,3 +72,28 @@ def test_rows_that_differ_only_in_devices_have_unique_names():
         "mlp (impl=fast, devices=1)",
         "cnn",
     ]
+
+
+def test_the_pareto_front_has_what_no_other_row_dominates():
+    rows = group_by_row(
+        [
+            make_record("cnn", 2, 0.99),  # 15.5 s
+            make_record("mlp", 0, 0.98),  # 5.5 s
+            make_record("mlp", 1, 0.96),  # 10.5 s
+            make_record("mlp", 0, 0.96, hidden=(8,)),  # faster and smaller
+            make_record("mlp", 0, 0.96, hidden=(8,), batch_size=64),  # the same
+            make_record("mlp", 1, 0.96, hidden=(8,), batch_size=32),  # slower
+        ]
+    )
+    frame = pareto_frame(rows)
+    front = dict(zip(frame.index, frame["on_front"], strict=True))
+    assert front == {
+        "cnn": True,
+        "mlp": True,  # slower and larger than the small ones, but more accurate
+        "mlp hidden=8": True,
+        "mlp hidden=8 batch_size=64": True,
+        "mlp hidden=8 batch_size=32": False,
+    }
+    mlp = frame.loc["mlp"]
+    assert (mlp["accuracy"], mlp["seconds"]) == (0.97, 8.0)
+    assert mlp["parameters"] == rows[1][0].parameters
