@@ -11,6 +11,7 @@ from flax import linen as nn
 from mnist_jax.config import MODELS, ConvStage, TrainConfig, parse_conv_stage
 from mnist_jax.data.types import CLASSES, IMAGE_SHAPE
 from mnist_jax.errors import InputError
+from mnist_jax.models.batch_norm import BatchNorm
 from mnist_jax.models.custom import call_options, create_custom, source_sha256
 from mnist_jax.models.layers import Conv, Dropout, LSTMLayer
 from mnist_jax.models.precision import DTYPES, dot_general
@@ -173,7 +174,8 @@ class CNN(nn.Module):
             x = Conv(stage, self.impl, self.dtype, name=name)(x)
             if stage.bn:
                 name = _name(self.names, "BatchNorm", index)
-                x = nn.BatchNorm(not train, momentum=0.9, name=name)(x)
+                norm = BatchNorm if self.impl == "fast" else nn.BatchNorm
+                x = norm(not train, momentum=0.9, name=name)(x)
         rates = _rates(self.dropout, len(self.hidden))
         x = x.reshape(len(images), -1)
         return _dense_layers(
