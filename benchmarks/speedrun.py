@@ -84,6 +84,7 @@ class SpeedRecord:
     cached_compile_seconds: float
     parameters: int
     environment: Environment
+    tta_accuracies: list[float] = dataclasses.field(default_factory=list)
     peers: list[PeerRuns] = dataclasses.field(default_factory=list)
     schema_version: int = SCHEMA_VERSION
 
@@ -201,11 +202,14 @@ def run_recipes(
     datasets = {name: load_dataset(name, data_dir) for name in names}
     experiments = [prepare(c, datasets[c.dataset]) for c in configs]
     accuracies: list[list[float]] = [[] for _ in paths]
+    tta_accuracies: list[list[float]] = [[] for _ in paths]
     seconds: list[list[float]] = [[] for _ in paths]
     for seed in range(seeds):
         for i, experiment in enumerate(experiments):
             [(run, _)] = fit(experiment, [seed])
             accuracies[i].append(run.test_accuracy)
+            if run.tta_accuracy is not None:
+                tta_accuracies[i].append(run.tta_accuracy)
             seconds[i].append(sum(epoch.train_seconds for epoch in run.epochs))
             _report(paths[i].stem, seed, run.test_accuracy, seconds[i][-1])
         for peer in peers:
@@ -227,6 +231,7 @@ def run_recipes(
                 cached_compile_seconds=cached,
                 parameters=count_params(experiments[i].model),
                 environment=current_environment(),
+                tta_accuracies=tta_accuracies[i],
                 peers=[peer.runs for peer in peers],
             )
         )
@@ -256,6 +261,7 @@ def _row(record: SpeedRecord) -> dict[str, Any]:
         "target": f"{record.target:g}",
         "network": record.config.name,
         "test accuracy": mean_and_spread(record.accuracies),
+        "with TTA": mean_and_spread(tta) if (tta := record.tta_accuracies) else "-",
         "reached": f"{'yes' if record.reached else 'no'} "
         f"(p {max(record.p_value, 1e-9):.1g})",
         "training s": median_and_range(record.seconds, 2),

@@ -382,6 +382,13 @@ class TrainConfig:
         check=lambda epochs: epochs is None or epochs >= 1,
         allowed="a positive integer",
     )
+    tta: int = _option(
+        0,
+        "test also with probabilities averaged over all shifts by up to this many "
+        "pixels (test-time augmentation)",
+        check=lambda pixels: 0 <= pixels <= 4,
+        allowed="an integer from 0 to 4",
+    )
     seed: int = _option(
         0,
         "seed of the initial parameters, shuffling and dropout",

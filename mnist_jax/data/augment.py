@@ -1,9 +1,12 @@
 """Augmentation: random changes of training images, made inside the compiled epoch."""
 
+import itertools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mnist_jax.config import parse_augmentation
 from mnist_jax.data.types import IMAGE_SHAPE
@@ -75,6 +78,13 @@ def _shift(images: jax.Array, keys: jax.Array, most: int) -> jax.Array:
             shifted = jax.lax.slice_in_dim(padded, s, s + SIDE, axis=axis)
             images = jnp.where(start == s, shifted, images)
     return images
+
+
+def all_shifts(images: np.ndarray, most: int) -> Iterator[np.ndarray]:
+    """Returns images `[N,28,28]` in each shift that `shift` draws, `(2*most+1)**2`."""
+    padded = np.pad(images, ((0, 0), (most, most), (most, most)))
+    for y, x in itertools.product(range(2 * most + 1), repeat=2):
+        yield padded[:, y : y + SIDE, x : x + SIDE]
 
 
 def _erase(images: jax.Array, keys: jax.Array, side: int) -> jax.Array:

@@ -72,6 +72,7 @@ class RunRecord:
     pixel_mean: float | None = None  # of the training pixels / 255, if standardized
     pixel_std: float | None = None
     source_sha256: str | None = None  # of a custom network's source file
+    tta_accuracy: float | None = None  # on the test set, averaged over shifts, if asked
     best_epoch: int | None = None  # whose parameters were kept, with `patience`
     schema_version: int = SCHEMA_VERSION
 

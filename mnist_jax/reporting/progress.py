@@ -142,11 +142,14 @@ class ProgressPrinter(Observer):
 
     def finished(self, record: RunRecord) -> None:
         """Prints the results of a run."""
-        kept = ""
+        kept, averaged = "", ""
+        if record.tta_accuracy is not None:
+            averaged = f" ({record.tta_accuracy:.4f} averaged over shifts)"
         if record.best_epoch is not None:
             kept = f", parameters of epoch {record.best_epoch} of {len(record.epochs)}"
         print(
-            f"seed {record.config.seed}: test accuracy {record.test_accuracy:.4f}, "
+            f"seed {record.config.seed}: test accuracy {record.test_accuracy:.4f}"
+            f"{averaged}, "
             f"loss {record.test_loss:.4f} ({record.test_images:,} images){kept}; "
             f"{record.total_seconds:.1f} s total",
             flush=True,

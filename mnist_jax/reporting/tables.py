@@ -131,6 +131,9 @@ def comparison_frame(
                 "seeds_together": max(run.seeds_together for run in runs),
                 "test_accuracy": statistics.fmean(accuracies),
                 "test_accuracy_std": pd.Series(accuracies).std(),
+                "tta_accuracy": pd.Series(
+                    [run.tta_accuracy for run in runs], dtype=float
+                ).mean(),
                 "test_loss": statistics.fmean(run.test_loss for run in runs),
                 "compile_seconds": median("compile_seconds", cold or runs),
                 "compile_cached": not cold,
@@ -165,6 +168,7 @@ def format_comparison(frame: pd.DataFrame) -> pd.DataFrame:
             "test accuracy": [
                 _format_mean(*row) for row in accuracies.itertuples(index=False)
             ],
+            "with TTA": column("tta_accuracy", "{:.4f}"),
             "test loss": column("test_loss", "{:.4f}"),
             "compile s": column("compile_seconds", "{:.2f}") + cached,
             "first epoch s": column("first_epoch_seconds", "{:.2f}"),
@@ -177,7 +181,7 @@ def format_comparison(frame: pd.DataFrame) -> pd.DataFrame:
             **format_targets(frame),
         }
     )
-    defaults = {"settings": "", "seeds together": 1}
+    defaults = {"settings": "", "seeds together": 1, "with TTA": "-"}
     return table.drop(columns=[c for c, v in defaults.items() if all(table[c] == v)])
 
 

@@ -40,6 +40,7 @@ from mnist_jax.training.steps import (
 )
 
 NO_AUGMENTATION = Augmentation()
+_PREDICT_CHUNK = 1_000  # images per call; a CNN keeps about 100 kB for each
 AUGMENT = 2**32 - 1  # folded into a step's key: other numbers than dropout's
 
 
@@ -330,3 +331,15 @@ def make_predict(
         return jax.nn.softmax(logits.astype(jnp.float32))
 
     return predict
+
+
+def predict_images(
+    model: nn.Module, preprocess: Preprocess, params: Any, images: np.ndarray
+) -> np.ndarray:
+    """Returns the probabilities `[N,10] float32` of images `[N,28,28] uint8`."""
+    if not len(images):
+        return np.empty((0, CLASSES), np.float32)
+    predict = make_predict(model, preprocess)
+    starts = range(0, len(images), _PREDICT_CHUNK)
+    chunks = [images[start : start + _PREDICT_CHUNK] for start in starts]
+    return np.concatenate([np.asarray(predict(params, chunk)) for chunk in chunks])

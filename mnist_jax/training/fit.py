@@ -12,12 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from mnist_jax.config import TrainConfig
+from mnist_jax.data.augment import all_shifts
 from mnist_jax.data.batches import epoch_indices
 from mnist_jax.errors import InputError
 from mnist_jax.models.networks import count_params, resolve_impl
 from mnist_jax.records.environment import Environment, current_environment
 from mnist_jax.records.schema import EpochRecord, RunRecord
 from mnist_jax.training.checkpoints import Checkpoint, params_sha256
+from mnist_jax.training.epochs import predict_images
 from mnist_jax.training.experiment import Experiment
 from mnist_jax.training.mesh import shard_seeds
 from mnist_jax.training.optimizers import final_params
@@ -68,6 +70,19 @@ def _evaluate(
     start = time.perf_counter()
     metrics = experiment.programs.evaluate(params, experiment.held_out, indices)
     return _means(metrics), time.perf_counter() - start
+
+
+def _tta_accuracy(experiment: Experiment, params: Any) -> float | None:
+    """Returns the test accuracy of probabilities averaged over shifts, if asked for."""
+    if not experiment.config.tta:
+        return None
+    test, params = experiment.dataset.test, jax.device_get(params)
+    model, preprocess = experiment.model, experiment.preprocess
+    totals = sum(
+        predict_images(model, preprocess, params, shifted)
+        for shifted in all_shifts(test.images, experiment.config.tta)
+    )
+    return float(np.mean(np.argmax(totals, axis=1) == test.labels))
 
 
 def _best_epoch(epochs: Sequence[EpochRecord]) -> int:
@@ -327,5 +342,6 @@ def _run_record(
         pixel_mean=experiment.preprocess.mean if standardized else None,
         pixel_std=experiment.preprocess.std if standardized else None,
         source_sha256=experiment.source_sha256,
+        tta_accuracy=_tta_accuracy(experiment, params),
         best_epoch=None if config.patience is None else _best_epoch(epochs),
     )

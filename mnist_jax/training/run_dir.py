@@ -20,7 +20,7 @@ from mnist_jax.config import TrainConfig, as_text
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.pixels import Preprocess, make_preprocess
 from mnist_jax.data.splits import split_dataset
-from mnist_jax.data.types import CLASSES, IMAGE_SHAPE, Dataset
+from mnist_jax.data.types import IMAGE_SHAPE, Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.models.custom import find_network, network_sha256
 from mnist_jax.models.networks import create_model, param_shapes
@@ -45,7 +45,7 @@ from mnist_jax.training.checkpoints import (
     save_checkpoint,
     save_params,
 )
-from mnist_jax.training.epochs import make_predict
+from mnist_jax.training.epochs import predict_images
 from mnist_jax.training.experiment import Experiment
 from mnist_jax.training.fit import SILENT, Callbacks, fit, is_over
 
@@ -57,7 +57,6 @@ CONFIG, METRICS, RECORD, PARAMS, DETAILS = FILES = (
     "details.json",  # data for plots, computed from the parameters
 )
 _EVENTS = "events.out.tfevents.*"  # TensorBoard would merge two runs' files
-_PREDICT_CHUNK = 1_000  # images per call; a CNN keeps about 100 kB for each
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,12 +88,7 @@ class TrainedRun:
                 "predict() takes images [N,28,28] uint8, not scaled; got "
                 f"{list(images.shape)} {images.dtype}"
             )
-        if not len(images):
-            return np.empty((0, CLASSES), np.float32)
-        predict = make_predict(self.model, self.preprocess)
-        starts = range(0, len(images), _PREDICT_CHUNK)
-        chunks = [images[start : start + _PREDICT_CHUNK] for start in starts]
-        return np.concatenate([np.asarray(predict(self.params, c)) for c in chunks])
+        return predict_images(self.model, self.preprocess, self.params, images)
 
 
 def load_run(

@@ -73,6 +73,7 @@ CONFIG = {
     ],
     "label_smoothing": ["--label_smoothing=1", "--label_smoothing=x"],
     "ema": ["--ema=1", "--ema=0", "--ema=x"],
+    "tta": ["--tta=5", "--tta=x"],
     "optimizer": ["--optimizer=lion"],
     "momentum": ["--optimizer=sgd --momentum=1", "--momentum=0.9"],
     "nesterov": ["--nesterov=maybe", "--nesterov", "--optimizer=sgd --nesterov"],

@@ -31,6 +31,13 @@ def test_table_has_means_over_seeds_best_first():
     assert table["steady s/epoch"].tolist() == ["1.00", "1.50"]
 
 
+def test_accuracy_with_tta_has_a_column_of_its_own():
+    record = dataclasses.replace(make_record("cnn"), tta_accuracy=0.995)
+    table = format_comparison(comparison_frame([record, make_record("mlp")]))
+    assert sorted(table["with TTA"]) == ["-", "0.9950"]
+    assert "with TTA" not in format_comparison(comparison_frame([make_record()]))
+
+
 def test_of_a_repeated_seed_only_the_later_run_counts():
     frame = comparison_frame([make_record(accuracy=0.5), make_record(accuracy=0.9)])
     assert frame["test_accuracy"].tolist() == [0.9] and frame["seeds"].tolist() == [1]

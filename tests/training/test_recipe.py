@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy import ndimage
 
 from mnist_jax.config import ConvStage, TrainConfig
 from mnist_jax.data.augment import Augmentation
@@ -14,6 +15,8 @@ from mnist_jax.data.batches import epoch_indices
 from mnist_jax.models.networks import CNN, LSTM, MLP
 from mnist_jax.testing import check_same_tree, make_split, preprocess
 from mnist_jax.training.epochs import AUGMENT, gather, make_programs
+from mnist_jax.training.experiment import prepare
+from mnist_jax.training.fit import fit
 from mnist_jax.training.mesh import make_mesh, replicate, seed_keys, shard_seeds
 from mnist_jax.training.optimizers import (
     average_params,
@@ -95,3 +98,17 @@ def test_muon_orthogonalizes_kernels_and_leaves_biases_to_adam():
     assert values.max() < 1.8 * values.min()  # of the gradient: 2.8 times
     sizes = np.abs(updates["bias"]) / config.learning_rate
     assert np.all((0.9 < sizes) & (sizes < 2))  # Adam's first step, with Nesterov
+
+
+def test_tta_averages_probabilities_over_shifts(digits):
+    config = TrainConfig(hidden=(16,), dataset="digits", epochs=2, tta=1)
+    experiment = prepare(config, digits)
+    [(record, params)] = fit(experiment, [0])
+    test, total = experiment.dataset.test, np.zeros((len(digits.test.labels), 10))
+    for y in (-1, 0, 1):
+        for x in (-1, 0, 1):
+            shifted = ndimage.shift(test.images, (0, y, x), order=0)
+            images = np.float32(shifted) / 255
+            logits = experiment.model.apply({"params": params}, images)
+            total += np.asarray(jax.nn.softmax(logits))
+    assert record.tta_accuracy == np.mean(total.argmax(axis=1) == test.labels)
