@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from mnist_jax.errors import InputError
 
 MODELS = ("mlp", "lstm", "cnn")
+CUSTOM = "FILE:CLASS"  # any custom network, where a field depends on the model
 DATASETS = ("auto", "mnist", "fashion_mnist", "kmnist", "digits")
 PIXELS = ("scaled", "standardized", "raw", "l2")
 ADAMS = ("adam", "keras_adam", "adamw", "muon")  # muon uses it for biases
@@ -28,6 +29,15 @@ AUGMENTATIONS: Mapping[str, tuple[float, float, float | None]] = {
     "shift": (1, 8, None),  # whole pixels
     "erase": (1, 27, 8),  # whole pixels, side of a square
 }
+
+
+def model_kind(model: str) -> str:
+    """Returns the name of a built-in model, and `CUSTOM` for any other.
+
+    >>> model_kind("cnn"), model_kind("mixer.py:Mixer")
+    ('cnn', 'FILE:CLASS')
+    """
+    return model if model in MODELS else CUSTOM
 
 
 class ConvStage(NamedTuple):
@@ -180,8 +190,13 @@ class TrainConfig:
         check=lambda model: model in MODELS or bool(re.fullmatch(r".+:\w+", model)),
         allowed="mlp, lstm, cnn, or a Flax module such as path/to/file.py:Class",
     )
+    model_args: tuple[str, ...] = _option(
+        (),
+        "fields of the class of a custom network, such as width=64,depth=2",
+        needs=("model", (CUSTOM,)),
+    )
     hidden: tuple[int, ...] = _option(
-        {"mlp": (128, 128), "lstm": (), "cnn": (64,), "custom": ()},
+        {"mlp": (128, 128), "lstm": (), "cnn": (64,), CUSTOM: ()},
         "widths of the hidden dense layers, comma-separated; empty for none",
         check=lambda widths: all(map(_is_width, widths)),
         allowed="widths from 1 to 100000",
@@ -331,7 +346,7 @@ class TrainConfig:
         needs=("optimizer", ("adamw",)),
     )
     learning_rate: float = _option(
-        {"mlp": 3e-3, "lstm": 5e-3, "cnn": 3e-3, "custom": 3e-3},
+        {"mlp": 3e-3, "lstm": 5e-3, "cnn": 3e-3, CUSTOM: 3e-3},
         "learning rate, or its peak under a schedule; chosen for Adam",
         check=lambda value: 0.0 < value < math.inf,
         allowed="a finite number > 0",
@@ -454,7 +469,7 @@ class TrainConfig:
         for field in dataclasses.fields(self):
             by_model, value = field.metadata["by_model"], getattr(self, field.name)
             if by_model and value is None:
-                value = by_model[self.model if self.model in MODELS else "custom"]
+                value = by_model[model_kind(self.model)]
             if (by_dataset := field.metadata["by_dataset"]) and value is None:
                 if self.dataset == "auto":
                     continue
@@ -529,8 +544,13 @@ def check_used(config: TrainConfig, given: Collection[str] | None = None) -> Non
             chosen = value not in (by_model.values() if by_model else [field.default])
         else:
             chosen = name in given
-        if chosen and needs and getattr(config, needs[0]) not in needs[1]:
-            other, values = needs
+        if not (chosen and needs):
+            continue
+        other, values = needs
+        value_of_other = getattr(config, other)
+        if other == "model":
+            value_of_other = model_kind(value_of_other)
+        if value_of_other not in values:
             raise InputError(
                 f"--{name}={as_text(value)} only applies with "
                 f"--{other}={' or '.join(values)}; got "

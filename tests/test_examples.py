@@ -1,4 +1,4 @@
-"""The quickstart, as a script and as an executed notebook."""
+"""The quickstart, as a script and as an executed notebook, and the networks."""
 
 import json
 import subprocess
@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 from helpers.documents import code_blocks
+
+from mnist_jax import TrainConfig, check_model
+from mnist_jax.models.networks import create_model
+from mnist_jax.training.experiment import prepare
+from mnist_jax.training.fit import fit
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "examples" / "quickstart.py"
@@ -64,3 +69,28 @@ def test_the_network_of_the_readme_is_the_example():
     blocks = code_blocks((ROOT / "README.md").read_text())
     [block] = [block.text for block in blocks if "class ResidualMLP" in block.text]
     assert block in (ROOT / "examples" / "residual_mlp.py").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "network, model_args",
+    [
+        ("residual_mlp.py:ResidualMLP", "width=16,depth=1"),
+        ("resnet.py:ResNet", "width=4"),
+        ("mixer.py:Mixer", "width=16,depth=1,patch=14"),
+        ("gru.py:GRU", "units=16"),
+        ("nnx_cnn.py:CNN", "width=4,rate=0.1"),
+    ],
+)
+def test_the_networks_train(network, model_args, digits):
+    config = TrainConfig(
+        model=f"{SCRIPT.parent}/{network}",
+        model_args=tuple(model_args.split(",")),
+        dataset="digits",
+        epochs=3,
+        cpu_devices=2,
+    )
+    check_model(create_model(config))
+    records = [record for record, _ in fit(prepare(config, digits, 2), [0, 1])]
+    for record in records:
+        assert record.epochs[-1].loss < record.epochs[0].loss

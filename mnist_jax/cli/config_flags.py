@@ -7,7 +7,7 @@ from typing import Any
 
 from absl import flags, logging
 
-from mnist_jax.config import TrainConfig, as_text, check_used
+from mnist_jax.config import TrainConfig, as_text, check_used, model_kind
 from mnist_jax.errors import InputError
 
 flags.disclaim_key_flags()  # so that --help of the program lists them
@@ -112,11 +112,12 @@ def config_from_flags(
                 "--impl only"
             )
     if model is not None:
+        kind = model_kind(model)
         needs = {name: field.metadata["needs"] for name, field in _FIELDS.items()}
         given = {
             name: value
             for name, value in given.items()
-            if not needs[name] or needs[name][0] != "model" or model in needs[name][1]
+            if not needs[name] or needs[name][0] != "model" or kind in needs[name][1]
         }
         given["model"] = model
     config = TrainConfig(**{**given, **changes})

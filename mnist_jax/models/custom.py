@@ -15,11 +15,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import nnx
 from flax.errors import InvalidRngError
 
 from mnist_jax.config import MODELS, TrainConfig
 from mnist_jax.data.types import CLASSES, IMAGE_SHAPE
 from mnist_jax.errors import InputError
+from mnist_jax.models.model_args import parse_model_args
+from mnist_jax.models.nnx_module import wrap_nnx
 
 
 def source_sha256(spec: str) -> str:
@@ -66,16 +69,17 @@ def network_sha256(config: TrainConfig) -> str | None:
 
 
 @functools.lru_cache(maxsize=16)
-def create_custom(spec: str, sha256: str) -> nn.Module:
-    """Returns an instance of a custom network with the defaults of its fields.
+def create_custom(spec: str, sha256: str, args: tuple[str, ...] = ()) -> nn.Module:
+    """Returns an instance of a custom network.
 
     Args:
         spec: file or module, and class.
         sha256: `source_sha256` of it, so that changed code is loaded again.
+        args: as in `TrainConfig.model_args`; other fields have their defaults.
 
     Raises:
-        InputError: the class cannot be loaded, or does not map `[B,28,28] float32` to
-            logits `[B,10]`.
+        InputError: the class cannot be loaded, has no such field, or does not map
+            `[B,28,28] float32` to logits `[B,10]`.
     """
     target, _, name = spec.rpartition(":")
     if target.endswith(".py"):
@@ -83,26 +87,22 @@ def create_custom(spec: str, sha256: str) -> nn.Module:
     else:
         module = _import_module(spec, target)
     cls = getattr(module, name, None)
-    if cls is not None and not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
-        kind = "is a flax.nnx module, " if _is_nnx(cls) else "is "
-        raise InputError(f"--model={spec}: {name} {kind}not a flax.linen module class")
+    if cls is not None and not _is_module(cls):
+        raise InputError(f"--model={spec}: {name} is not a Flax module class")
     if cls is None:
-        modules = [
-            key
-            for key, value in vars(module).items()
-            if inspect.isclass(value) and issubclass(value, nn.Module)
-        ]
+        modules = [key for key, value in vars(module).items() if _is_module(value)]
         raise InputError(
-            f"--model={spec}: {target} has no flax.linen module {name}; it has "
+            f"--model={spec}: {target} has no Flax module {name}; it has "
             f"{', '.join(modules) or 'none'}"
         )
+    fields = parse_model_args(cls, args)
     try:
-        model = cls()
+        model = wrap_nnx(cls, fields) if _is_nnx(cls) else cls(**fields)
         hash(model)
     except TypeError as error:
         raise InputError(
-            f"--model={spec}: {name}() failed ({error}); give every field of the class "
-            "a hashable default"
+            f"--model={spec}: {name}({', '.join(args)}) failed ({error}); give every "
+            "field of the class a hashable default or a value by --model_args"
         ) from error
     check_network(f"--model={spec}", model)
     return model
@@ -135,8 +135,8 @@ def check_network(name: str, model: nn.Module) -> None:
     dropout = {"dropout": jax.random.key(1)}
 
     def run(images: jax.Array, train: bool) -> Any:
-        options, evaluation = call_options(model, train), call_options(model, False)
-        variables = dict(model.init(jax.random.key(0), images, **evaluation))
+        options = call_options(model, train)
+        variables = init_variables(model, jax.random.key(0), images)
         rngs = dropout if train else {}
         others = [name for name in variables if name != "params"]
         if train and others:
@@ -200,9 +200,20 @@ def _first_line(error: Exception) -> str:
 
 
 def _is_nnx(cls: Any) -> bool:
-    """Returns whether an object is a class of Flax NNX, without importing NNX."""
-    bases = getattr(cls, "__mro__", ())
-    return any(base.__module__.startswith("flax.nnx") for base in bases)
+    return inspect.isclass(cls) and issubclass(cls, nnx.Module)
+
+
+def _is_module(cls: Any) -> bool:
+    return _is_nnx(cls) or inspect.isclass(cls) and issubclass(cls, nn.Module)
+
+
+def init_variables(
+    model: nn.Module, key: jax.Array, images: jax.Array
+) -> dict[str, Any]:
+    """Returns a network's initial variables, by collection."""
+    # An NNX module asks for the key of its dropout when it is created.
+    keys = {"params": key, "dropout": key}
+    return dict(model.init(keys, images, **call_options(model, False)))
 
 
 def call_options(

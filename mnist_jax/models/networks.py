@@ -12,7 +12,12 @@ from mnist_jax.config import MODELS, ConvStage, TrainConfig, parse_conv_stage
 from mnist_jax.data.types import CLASSES, IMAGE_SHAPE
 from mnist_jax.errors import InputError
 from mnist_jax.models.batch_norm import BatchNorm
-from mnist_jax.models.custom import call_options, create_custom, source_sha256
+from mnist_jax.models.custom import (
+    call_options,
+    create_custom,
+    init_variables,
+    source_sha256,
+)
 from mnist_jax.models.layers import Conv, Dropout, LSTMLayer
 from mnist_jax.models.precision import DTYPES, dot_general
 
@@ -278,14 +283,15 @@ def create_model(config: TrainConfig) -> nn.Module:
 
 
 def _create_custom(config: TrainConfig) -> nn.Module:
-    return create_custom(config.model, source_sha256(config.model))
+    sha256 = source_sha256(config.model)
+    return create_custom(config.model, sha256, config.model_args)
 
 
 def _init(model: nn.Module, key: jax.Array) -> dict[str, Any]:
     if isinstance(model, LSTM | CNN):  # same parameters, faster to trace
         model = model.clone(impl="plain")
     images = jnp.zeros((1, *IMAGE_SHAPE), jnp.float32)
-    return dict(model.init(key, images, **call_options(model, False)))
+    return init_variables(model, key, images)
 
 
 @functools.cache

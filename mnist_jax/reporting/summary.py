@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from mnist_jax.config import MODELS, ConvStage, TrainConfig, parse_conv_stage
 from mnist_jax.data.datasets import Dataset
-from mnist_jax.models.custom import call_options
+from mnist_jax.models.custom import call_options, init_variables
 from mnist_jax.models.flops import multiply_adds, products_by_layer, training_flops
 from mnist_jax.models.networks import (
     IMAGE_SHAPE,
@@ -70,7 +70,7 @@ def layer_frame(config: TrainConfig) -> pd.DataFrame:
         return call(*args, **kwargs)
 
     def run(images: jax.Array) -> tuple[Any, Any]:
-        variables = model.init(jax.random.key(0), images, **options)
+        variables = init_variables(model, jax.random.key(0), images)
         _, state = model.apply(
             variables,
             images,

@@ -133,7 +133,15 @@ class TrainingOnly(nn.Module):
 
 
 class Nnx(nnx.Module):
-    pass
+    def __init__(self, width: int = 8, *, rngs: nnx.Rngs):
+        self.first = nnx.Linear(784, width, rngs=rngs)
+        self.norm = nnx.BatchNorm(width, momentum=0.8, rngs=rngs)
+        self.dropout = nnx.Dropout(0.2, rngs=rngs)
+        self.last = nnx.Linear(width, 10, rngs=rngs)
+
+    def __call__(self, images):
+        x = self.norm(self.first(images.reshape(len(images), -1)))
+        return self.last(self.dropout(nnx.relu(x)))
 
 
 class Probabilities(nn.Module):
