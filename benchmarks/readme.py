@@ -38,7 +38,7 @@ from .peers.tables import (
 from .published.systems import PRESETS, SYSTEMS
 from .published.table import by_system, format_published
 from .redrawn import RedrawnRecord, format_redrawn
-from .speedrun import SpeedRecord, format_speed
+from .speedrun import SpeedRecord, format_fastest, format_speed
 from .statistics import ratio_interval
 
 ROOT = Path(__file__).parent.parent
@@ -140,6 +140,7 @@ BLOCKS = {
         format_published,
         "python -m benchmarks.published --seeds=5 --out=benchmarks/results",
     ),
+    "fastest": Block("speedrun", SpeedRecord, format_fastest),
     "records": Block("speedrun", SpeedRecord, format_speed),
     "redrawn": Block(
         "redrawn",

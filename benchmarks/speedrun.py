@@ -297,6 +297,25 @@ def format_speed(records: Sequence[SpeedRecord]) -> str:
     return "\n\n".join(tables)
 
 
+def format_fastest(records: Sequence[SpeedRecord]) -> str:
+    """Formats the recipes of CNNs that reached a target on MNIST, for the README."""
+    latest = {
+        (r.target, r.recipe): r
+        for r in records
+        if r.reached and r.config.model == "cnn" and r.config.dataset == "mnist"
+    }
+    rows = [
+        {
+            "MNIST, CNN": f"{100 * record.target:g} %",
+            "test accuracy": mean_and_spread(record.accuracies),
+            "training s": median_and_range(record.seconds, 2),
+            "parameters": f"{record.parameters:,}",
+        }
+        for _, record in sorted(latest.items())
+    ]
+    return markdown_table(pd.DataFrame(rows))
+
+
 def main() -> None:
     """Trains the recipe, prints its table and records it."""
     if not 0 < FLAGS.target < 1:

@@ -193,6 +193,8 @@ class TrainConfig:
     model_args: tuple[str, ...] = _option(
         (),
         "fields of the class of a custom network, such as width=64,depth=2",
+        check=lambda args: not args or "=" in args[0],
+        allowed="fields with values, such as width=64,depth=2",
         needs=("model", (CUSTOM,)),
     )
     hidden: tuple[int, ...] = _option(

@@ -46,7 +46,7 @@ CONFIG = {
         "--layer_names=Dense_0:a,Dense_0:b",
         "--layer_names=Dense_0:Dropout_1",
     ],
-    "model_args": ["--model_args=width=64"],
+    "model_args": ["--model_args=width"],
     "freeze": ["--freeze=Dense_9"],
     "dataset": ["--dataset=cifar"],
     "train_size": ["--train_size=0", "--train_size=1.5", "--train_size=99999"],
