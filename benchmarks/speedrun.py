@@ -252,7 +252,8 @@ def speed_frame(records: Sequence[SpeedRecord]) -> pd.DataFrame:
             }
             for peer in record.peers
         ]
-    return pd.DataFrame(rows)
+    frame = pd.DataFrame(rows)
+    return frame.drop(columns=["with TTA"] if all(frame["with TTA"] == "-") else [])
 
 
 def _row(record: SpeedRecord) -> dict[str, Any]:

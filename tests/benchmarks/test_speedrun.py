@@ -86,6 +86,24 @@ def test_the_table_shows_records_and_peers(record):
     assert "PyTorch" in peer and "3.50 [3.00, 4.00]" in peer
 
 
+def test_accuracy_with_tta_has_a_column_of_its_own(record):
+    assert "with TTA" not in speedrun.speed_frame([record])
+    averaged = dataclasses.replace(record, tta_accuracies=[0.995, 0.997])
+    frame = speedrun.speed_frame([record, averaged])
+    assert frame["with TTA"].tolist() == ["-", "-", "0.9960 ± 0.0014 (n=2)", "-"]
+    assert frame["test accuracy"].iloc[2] == frame["test accuracy"].iloc[0]
+
+
+def test_the_readme_has_the_cnns_that_reached_a_target(record):
+    missed = dataclasses.replace(record, target=0.995)
+    other = dataclasses.replace(
+        record, target=0.99, config=TrainConfig(validation="none", epochs=1)
+    )
+    again = dataclasses.replace(record, seconds=[0.5, 0.6, 0.7, 0.8])
+    lines = BLOCKS["fastest"].format([record, missed, other, again]).splitlines()
+    assert len(lines) == 3 and "| 99 % " in lines[2] and "0.65 [0.50" in lines[2]
+
+
 def test_recipes_train_without_validation(tmp_path):
     file = tmp_path / "recipe.cfg"
     file.write_text("--model=mlp\n")
