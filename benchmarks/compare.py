@@ -24,6 +24,7 @@ from mnist_jax.cli.flags import (
 )
 from mnist_jax.cli.main import run_program, start_jax
 from mnist_jax.cli.signals import stop_between_chunks
+from mnist_jax.errors import InputError
 from mnist_jax.records.files import make_folder
 from mnist_jax.reporting.comparison import train_configs, write_tables
 from mnist_jax.reporting.progress import ProgressPrinter
@@ -41,6 +42,12 @@ def main() -> None:
         config_from_flags(FLAGS, model=model) for model in chosen_models(custom=True)
     ]
     targets = check_targets(FLAGS.targets, configs)
+    against = {config.model: config for config in configs}.get(FLAGS.against)
+    if FLAGS.against is not None and against is None:
+        raise InputError(
+            f"--against must be one of --models={','.join(c.model for c in configs)}; "
+            f"got {FLAGS.against}"
+        )
     seeds = chosen_seeds(configs[0].seed, FLAGS.seeds)
     out = Path(FLAGS.out)
     make_folder(out)
@@ -48,10 +55,10 @@ def main() -> None:
     study = Study(out, RESULTS, load_data(configs[0].dataset), seeds)
     with stop_between_chunks(HOW_TO_RESUME) as check_stopped:
         train_configs(study, configs, ProgressPrinter(FLAGS.quiet, check_stopped))
-    tables = write_tables(out, targets)
+    tables = write_tables(out, targets, against)
     print(f"\n{tables}\n\nwritten: {out}/compare.jsonl, .csv, .md")
     if FLAGS.report:
-        page = write_report(out, targets)
+        page = write_report(out, targets, against)
         print(f"written: {page} and its pictures in {out}/{PICTURES}")
 
 
@@ -62,6 +69,12 @@ def run() -> None:
     define_models_flag("compare")
     define_seeds_flag(1)
     define_targets_flag()
+    flags.DEFINE_string(
+        "against",
+        None,
+        "one of --models: adds the difference of each mean test accuracy from its to "
+        "the table, with a 95 % interval, paired by seed",
+    )
     define_quiet_flag()
     define_path_flag("out", "results", "folder for the runs and their tables")
     flags.DEFINE_boolean(

@@ -1,31 +1,12 @@
 """Student's t intervals for means over seeds, and bootstrap intervals of ratios."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
-LEVEL = 0.95
-
-
-class Interval(NamedTuple):
-    """A mean and the bounds of its interval, NaN for fewer than two values."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def _interval(values: Sequence[float], spread: float) -> Interval:
-    """Returns mean ± t * s * spread."""
-    n = len(values)
-    mean = float(np.mean(values))
-    if n < 2:
-        return Interval(mean, float("nan"), float("nan"))
-    t = float(stats.t.ppf((1 + LEVEL) / 2, n - 1))
-    half = t * float(np.std(values, ddof=1)) * spread
-    return Interval(mean, float(mean - half), float(mean + half))
+from mnist_jax.reporting.intervals import LEVEL, Interval, t_interval
 
 
 def prediction_interval(values: Sequence[float]) -> Interval:
@@ -36,17 +17,7 @@ def prediction_interval(values: Sequence[float]) -> Interval:
     >>> [round(float(x), 3) for x in prediction_interval([1.0, 2.0, 3.0])]
     [2.0, -2.968, 6.968]
     """
-    return _interval(values, np.sqrt(1 + 1 / len(values)))
-
-
-def paired_difference(first: Sequence[float], second: Sequence[float]) -> Interval:
-    """Returns the 95 % confidence interval of the mean of the paired `first - second`.
-
-    >>> [round(x, 3) for x in paired_difference([3.0, 4.0, 6.0], [1.0, 1.0, 2.0])]
-    [3.0, 0.516, 5.484]
-    """
-    differences = np.asarray(first) - np.asarray(second)
-    return _interval(differences.tolist(), 1 / np.sqrt(len(differences)))
+    return t_interval(values, np.sqrt(1 + 1 / len(values)))
 
 
 def difference(first: Sequence[float], second: Sequence[float]) -> Interval:

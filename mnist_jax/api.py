@@ -102,6 +102,7 @@ def compare(
     dataset: Dataset | None = None,
     out: Folder | None = None,
     targets: Sequence[float] = (),
+    against: TrainConfig | None = None,
     quiet: bool = False,
 ) -> pd.DataFrame:
     """Trains several configs over the same seeds and returns their comparison.
@@ -116,6 +117,8 @@ def compare(
             again. Default: nothing is kept.
         targets: validation accuracies above 0 and below 1; each adds the training
             seconds until it was reached to the table.
+        against: one of the configs: adds the difference of each mean test accuracy
+            from its, with a 95 % interval, paired by seed.
         quiet: print no progress and no results; warnings are still logged.
 
     Returns:
@@ -144,6 +147,8 @@ def compare(
             "instead"
         )
     targets = check_targets(targets, configs)
+    if against is not None and against not in configs:
+        raise InputError("compare() needs an against= that is one of its configs")
     _warn_of_one_device(configs)
     seeds, observer = _seeds(seeds, configs[0].seed), _observer(quiet)
     with _folder_or_temporary(out) as folder:
@@ -152,9 +157,9 @@ def compare(
         study = Study(folder, RESULTS, dataset, seeds)
         keys = {key for config in configs for key in study.run_keys(config).values()}
         train_configs(study, configs, observer)
-        write_tables(folder, targets)
+        write_tables(folder, targets, against)
         runs = [run for run in read_runs(folder, RESULTS) if run.run_key() in keys]
-        return comparison_frame(runs, targets)
+        return comparison_frame(runs, targets, against)
 
 
 def _check_configs(name: str, configs: Sequence[TrainConfig]) -> None:

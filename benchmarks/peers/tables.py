@@ -8,6 +8,7 @@ import pandas as pd
 
 from mnist_jax.config import MODELS
 from mnist_jax.models.flops import training_flops
+from mnist_jax.reporting.intervals import Interval
 from mnist_jax.reporting.tables import (
     format_commit,
     markdown_table,
@@ -15,7 +16,7 @@ from mnist_jax.reporting.tables import (
     median_and_range,
 )
 
-from ..statistics import Interval, percentile_ratio, ratio_interval
+from ..statistics import percentile_ratio, ratio_interval
 from .frameworks import FRAMEWORKS, OURS, PEAK, PeerRecord
 from .worker import Job, peer_config
 

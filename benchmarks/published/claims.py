@@ -10,8 +10,9 @@ import pandas as pd
 
 from mnist_jax.models.flops import multiply_adds
 from mnist_jax.records.schema import RunRecord
+from mnist_jax.reporting.intervals import Interval, paired_difference
 
-from ..statistics import Interval, difference, paired_difference, verdict_of
+from ..statistics import difference, verdict_of
 
 Runs = Mapping[str, Mapping[int, RunRecord]]  # by system, then by seed
 

@@ -35,23 +35,28 @@ def train_configs(
                 write_json(folder / DETAILS, run_details(load_run(folder), test))
 
 
-def write_tables(out: Path, targets: Sequence[float] = ()) -> str:
+def write_tables(
+    out: Path, targets: Sequence[float] = (), against: TrainConfig | None = None
+) -> str:
     """Exports the runs of a results folder as JSON lines, Markdown and CSV.
 
     Args:
         out: the folder.
         targets: validation accuracies, as returned by `check_targets`. They are not
             recorded: each call writes the columns of its own.
+        against: as for `comparison_frame`; not recorded either.
 
     Returns:
         The Markdown.
     """
     export_runs(out, RESULTS)
     records = read_runs(out, RESULTS)
-    markdown = format_markdown(records, targets)
+    markdown = format_markdown(records, targets, against)
     write_file(out / "compare.md", markdown + "\n")
     frames = [
-        comparison_frame(group, targets).assign(device=group[0].environment.device)
+        comparison_frame(group, targets, against).assign(
+            device=group[0].environment.device
+        )
         for group in group_by_table(records)
     ]
     write_file(out / "compare.csv", pd.concat(frames).to_csv(index=False))

@@ -76,10 +76,11 @@ def _section(
     records: Sequence[RunRecord],
     details_by_run: Mapping[tuple[Any, ...], DetailsRecord],
     targets: Sequence[float],
+    against: TrainConfig | None,
 ) -> Section:
     """Returns the page's content for the records of one dataset and machine."""
     rows = group_by_row(records)
-    frame = format_comparison(comparison_frame(records, targets))
+    frame = format_comparison(comparison_frame(records, targets, against))
     comparisons = [budget_picture(number, rows, frame, targets)]
     if len(rows) > 1:
         comparisons.append(pareto_picture(number, rows))
@@ -120,7 +121,7 @@ def _section(
         comparisons,
         networks,
         hints,
-        provenance_items(records, targets),
+        provenance_items(records, targets, against),
     )
 
 
@@ -148,8 +149,10 @@ def read_details(out: Path) -> dict[tuple[Any, ...], DetailsRecord]:
     return details
 
 
-def read_sections(out: Path, targets: Sequence[float] = ()) -> list[Section]:
-    """Reads the output folder of `benchmarks.compare`; targets as for `write_tables`.
+def read_sections(
+    out: Path, targets: Sequence[float] = (), against: TrainConfig | None = None
+) -> list[Section]:
+    """Reads the output folder of `benchmarks.compare`; arguments of `write_tables`.
 
     Damaged lines are skipped with a warning, as by `read_jsonl`.
 
@@ -164,7 +167,7 @@ def read_sections(out: Path, targets: Sequence[float] = ()) -> list[Section]:
         )
     details = read_details(out)
     return [
-        _section(number, group, details, targets)
+        _section(number, group, details, targets, against)
         for number, group in enumerate(group_by_table(records), start=1)
     ]
 
@@ -202,12 +205,15 @@ def format_page(sections: Sequence[Section]) -> str:
     return environment.get_template(PAGE).render(sections=sections, image=_image)
 
 
-def write_report(out: Path, targets: Sequence[float] = ()) -> Path:
+def write_report(
+    out: Path, targets: Sequence[float] = (), against: TrainConfig | None = None
+) -> Path:
     """Writes the page for a folder's records, and its pictures as PNG and SVG.
 
     Args:
         out: the folder.
         targets: validation accuracies to mark, as returned by `check_targets`.
+        against: as for `comparison_frame`.
 
     Returns:
         The path of the page.
@@ -215,7 +221,7 @@ def write_report(out: Path, targets: Sequence[float] = ()) -> Path:
     Raises:
         InputError: see `read_sections`, or a file cannot be written.
     """
-    sections = read_sections(out, targets)
+    sections = read_sections(out, targets, against)
     make_folder(out / PICTURES)
     for section in sections:
         pictures = [

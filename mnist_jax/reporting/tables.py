@@ -10,7 +10,14 @@ import pandas as pd
 from mnist_jax.config import TrainConfig, as_text
 from mnist_jax.records.environment import Environment
 from mnist_jax.records.schema import RunRecord
-from mnist_jax.reporting.targets import NOTE, format_targets, target_columns
+from mnist_jax.reporting.differences import NOTE as DIFFERENCES_NOTE
+from mnist_jax.reporting.differences import (
+    difference_columns,
+    find_row,
+    format_differences,
+)
+from mnist_jax.reporting.targets import NOTE as TARGETS_NOTE
+from mnist_jax.reporting.targets import format_targets, target_columns
 
 
 def _settings(record: RunRecord) -> str:
@@ -91,7 +98,9 @@ def group_by_row(records: Iterable[RunRecord]) -> list[list[RunRecord]]:
 
 
 def comparison_frame(
-    records: Iterable[RunRecord], targets: Sequence[float] = ()
+    records: Iterable[RunRecord],
+    targets: Sequence[float] = (),
+    against: TrainConfig | None = None,
 ) -> pd.DataFrame:
     """Returns one row per model and settings, best mean test accuracy first.
 
@@ -99,6 +108,7 @@ def comparison_frame(
         records: run records of one table (see `group_by_table`). If a seed was recorded
             twice with the same settings, the later run counts.
         targets: validation accuracies, as returned by `check_targets`.
+        against: config of a row, from whose test accuracy the differences are taken.
 
     Returns:
         The columns below. `seeds` is their number, `test_accuracy_std` is NaN for one
@@ -108,10 +118,12 @@ def comparison_frame(
         cached programs only if `compile_cached`, and `seeds_together` is the largest of
         its runs. Each target such as 0.98 adds two columns: `seconds_to_0.98`, the
         median training seconds of the seeds that reached it, NaN if none did (see
-        `seconds_to_target`), and `seeds_to_0.98`, their number.
+        `seconds_to_target`), and `seeds_to_0.98`, their number. `against` adds
+        `difference`, `difference_low` and `difference_high`, paired by seed.
     """
-    rows = []
-    for runs in group_by_row(records):
+    rows, groups = [], group_by_row(records)
+    reference = find_row(groups, against)
+    for index, runs in enumerate(groups):
         model, settings, _, devices = row_key(runs[0])
         accuracies = [run.test_accuracy for run in runs]
         cold = [run for run in runs if not run.compile_cached]
@@ -145,6 +157,13 @@ def comparison_frame(
                 "evaluate_images_per_second": median("evaluate_images_per_second"),
                 "total_seconds": median("total_seconds"),
                 **target_columns(runs, targets),
+                **(
+                    {}
+                    if reference is None
+                    else difference_columns(
+                        runs if index != reference else (), groups[reference]
+                    )
+                ),
             }
         )
     return pd.DataFrame(rows)
@@ -179,6 +198,7 @@ def format_comparison(frame: pd.DataFrame) -> pd.DataFrame:
             "evaluate images/s": column("evaluate_images_per_second", "{:,.0f}"),
             "total s": column("total_seconds", "{:.1f}"),
             **format_targets(frame),
+            **format_differences(frame),
         }
     )
     defaults = {"settings": "", "seeds together": 1, "with TTA": "-"}
@@ -270,7 +290,9 @@ def format_commit(environment: Environment) -> str:
 
 
 def provenance_items(
-    records: Sequence[RunRecord], targets: Sequence[float] = ()
+    records: Sequence[RunRecord],
+    targets: Sequence[float] = (),
+    against: TrainConfig | None = None,
 ) -> list[str]:
     """Returns the provenance of a table: data, device, versions, commit, dates."""
     first, machine = records[0], records[0].environment
@@ -279,6 +301,8 @@ def provenance_items(
     flags = dict.fromkeys(e.xla_flags or "none" for e in environments)
     dates = sorted(e.date for e in environments)
     loads = [e.load for e in environments]
+    rows = group_by_row(records)
+    reference, names = find_row(rows, against), row_names(rows)
     return [
         f"data: {first.dataset}, sha256 {first.checksum}",
         f"device: {machine.device} ({machine.platform}), {machine.cores} cores",
@@ -288,24 +312,32 @@ def provenance_items(
         f"{min(loads)} to {max(loads)}",
         "accuracy: mean ± standard deviation over seeds; times: medians over seeds; "
         "a steady epoch is any after the first; epoch times exclude compiling",
-        *([NOTE] if targets else []),
+        *([TARGETS_NOTE] if targets else []),
+        *([] if reference is None else [DIFFERENCES_NOTE.format(names[reference])]),
     ]
 
 
-def provenance(records: Sequence[RunRecord], targets: Sequence[float] = ()) -> str:
+def provenance(
+    records: Sequence[RunRecord],
+    targets: Sequence[float] = (),
+    against: TrainConfig | None = None,
+) -> str:
     """Formats the provenance of a table as a Markdown list."""
     note = records[0].dataset_note
     items = [f"**{note}**"] if note else []
-    items += provenance_items(records, targets)
+    items += provenance_items(records, targets, against)
     return "\n".join(f"- {item}" for item in items)
 
 
-def format_markdown(records: Iterable[RunRecord], targets: Sequence[float] = ()) -> str:
+def format_markdown(
+    records: Iterable[RunRecord],
+    targets: Sequence[float] = (),
+    against: TrainConfig | None = None,
+) -> str:
     """Formats the title, table and provenance of each group of `group_by_table`."""
     texts = []
     for group in group_by_table(records):
-        table = markdown_table(format_comparison(comparison_frame(group, targets)))
-        texts.append(
-            f"**{title(group[0])}**\n\n{table}\n\n{provenance(group, targets)}"
-        )
+        frame = format_comparison(comparison_frame(group, targets, against))
+        items = provenance(group, targets, against)
+        texts.append(f"**{title(group[0])}**\n\n{markdown_table(frame)}\n\n{items}")
     return "\n\n".join(texts)

@@ -12,14 +12,10 @@ from scipy import stats
 from benchmarks.published.claims import check_claims
 from benchmarks.published.systems import CONTROLS, PRESETS, SYSTEMS, read_preset
 from benchmarks.published.table import RESULTS, by_system, systems_frame, train_system
-from benchmarks.statistics import (
-    Interval,
-    difference,
-    paired_difference,
-    prediction_interval,
-)
+from benchmarks.statistics import difference, prediction_interval
 from mnist_jax.models.networks import count_params, create_model
 from mnist_jax.records.schema import RunRecord, read_jsonl
+from mnist_jax.reporting.intervals import Interval, paired_difference
 from mnist_jax.reporting.progress import ProgressPrinter
 from mnist_jax.training.study import Study, export_runs, read_runs
 

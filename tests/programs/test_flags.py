@@ -200,6 +200,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "compile_cache": COMPILE_CACHE,
             "quiet": QUIET,
             "report": ["--report=maybe"],
+            "against": ["--against=gru"],
             "targets": [
                 *TARGETS,
                 *("--validation=none --targets=0.9", "--validation=test --targets=0.9"),

@@ -1,0 +1,62 @@
+"""Differences of mean accuracies from those of one row of a table, paired by seed."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+from mnist_jax.config import TrainConfig
+from mnist_jax.records.schema import RunRecord
+from mnist_jax.reporting.intervals import Interval, paired_difference
+
+NOTE = (
+    "difference: mean test accuracy less that of {}, over the seeds of both, with its "
+    "95 % interval (Student's t, paired by seed)"
+)
+_COLUMNS = ("difference", "difference_low", "difference_high")
+
+
+def find_row(
+    rows: Sequence[Sequence[RunRecord]], against: TrainConfig | None
+) -> int | None:
+    """Returns the index of the row with a config's runs, None if there is none."""
+    for index, runs in enumerate(rows):
+        if against is not None and runs[0].config == dataclasses.replace(
+            against.for_dataset(runs[0].dataset), seed=runs[0].config.seed
+        ):
+            return index
+    return None
+
+
+def difference_columns(
+    runs: Iterable[RunRecord], others: Iterable[RunRecord]
+) -> dict[str, float]:
+    """Returns the columns of a row in `comparison_frame`, NaN without common seeds."""
+    first, second = (
+        {run.config.seed: run.test_accuracy for run in row} for row in (runs, others)
+    )
+    interval = Interval(math.nan, math.nan, math.nan)
+    if seeds := first.keys() & second.keys():
+        interval = paired_difference(
+            [first[seed] for seed in seeds], [second[seed] for seed in seeds]
+        )
+    return dict(zip(_COLUMNS, interval, strict=True))
+
+
+def format_differences(frame: pd.DataFrame) -> dict[str, list[str]]:
+    """Formats the columns of the differences in a `comparison_frame` for printing."""
+    if "difference" not in frame:
+        return {}
+    rows = frame[list(_COLUMNS)].itertuples(index=False)
+    return {"difference": [_format(Interval(*row)) for row in rows]}
+
+
+def _format(interval: Interval) -> str:
+    """Formats a difference with its interval.
+
+    >>> _format(Interval(0.0012, 0.0003, 0.0021))
+    '+0.0012 [+0.0003, +0.0021]'
+    """
+    mean, low, high = ("-" if math.isnan(x) else f"{x:+.4f}" for x in interval)
+    return mean if low == "-" else f"{mean} [{low}, {high}]"
