@@ -116,6 +116,7 @@ QUIET = ["--quiet=maybe"]
 PICTURE = ["--picture=digits.bmp", "--picture=/nonexistent/digits.png"]
 OUT = ["--out=/dev/null/results"]
 MODELS = ["--models=vit", "--models="]
+CUSTOM_ARGS = ["--models=examples/mixer.py:Mixer --model_args=width"]
 TARGETS = [f"--targets={text}" for text in ("0", "1", "x", "nan", "0.9,", "98")]
 
 
@@ -194,7 +195,8 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
     "benchmarks.compare": (
         "--dataset=digits --out=OUT",
         {
-            **first_of("model"),
+            **first_of("model", "model_args"),
+            "model_args": CUSTOM_ARGS,
             "data_dir": DATA_DIR,
             "platform": PLATFORM,
             "compile_cache": COMPILE_CACHE,
@@ -214,9 +216,10 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
         "--images=64 --repeats=1 --batch_sizes=16",
         {
             **first_of(
-                *("model", "batch_size", "dataset", "train_size"),
+                *("model", "model_args", "batch_size", "dataset", "train_size"),
                 *("validation", "patience"),
             ),
+            "model_args": CUSTOM_ARGS,
             "platform": PLATFORM,
             "models": MODELS,
             "batch_sizes": [f"--batch_sizes={word}" for word in ("0", "x", "65", "")],

@@ -38,7 +38,7 @@ def test_differences_are_paired_by_seed():
 
 def test_the_table_names_the_row_and_shows_intervals():
     frame = format_comparison(comparison_frame(RECORDS, against=AGAINST))
-    assert frame["difference"].tolist() == ["-", "-0.0093 [-0.0143, -0.0044]"]
+    assert frame["difference"].tolist() == ["-", "-0.0093 [-0.0145, -0.0042]"]
     assert "mean test accuracy less that of cnn" in format_markdown(
         RECORDS, (), AGAINST
     )
