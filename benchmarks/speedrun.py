@@ -136,8 +136,7 @@ def best_recipe(
     fits = [
         record
         for record in records
-        if record.reached
-        and record.target >= target
+        if dataclasses.replace(record, target=target).reached
         and record.config.dataset == dataset
         and model in (None, record.config.model)
     ]

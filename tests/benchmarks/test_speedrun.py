@@ -63,6 +63,10 @@ def test_the_fastest_recipe_that_reached_is_chosen(record):
     records = [slow, record, higher, missed]
     assert best_recipe(records, 0.99, "mnist", None).stem == "cnn_99"
     assert best_recipe(records, 0.992, "mnist", "cnn").stem == "high"
+    lower = dataclasses.replace(
+        record, target=0.999, recipe="lower", seconds=[0.1, 0.2]
+    )
+    assert best_recipe([*records, lower], 0.99, "mnist", None).stem == "lower"
     for target, dataset, model in (
         (0.999, "mnist", None),
         (0.99, "fashion_mnist", None),
