@@ -32,15 +32,20 @@ def parse_model_args(cls: type, args: Sequence[str]) -> dict[str, Any]:
     >>> parse_model_args(Mixer, ["width=32", "rates=(0.1", "0)"])
     {'width': 32, 'rates': (0.1, 0.0)}
     """
+    if not args:
+        return {}
     init = cls.__init__  # type: ignore[misc]
-    hints = typing.get_type_hints(cls if dataclasses.is_dataclass(cls) else init)
+    try:
+        hints = typing.get_type_hints(cls if dataclasses.is_dataclass(cls) else init)
+    except NameError:  # a name that only type checkers import
+        hints = {}
     kinds = {
         name: hints.get(name, Any)
         for name in inspect.signature(init).parameters
         if name not in ("self", "parent", "name", "rngs")
     }
     values: dict[str, Any] = {}
-    for item in re.split(r",(?![^(]*\))", ",".join(args)) if args else ():
+    for item in re.split(r",(?![^(]*\))", ",".join(args)):
         name, equals, text = (part.strip() for part in item.partition("="))
         problem = ""
         if not equals or name not in kinds:
