@@ -74,7 +74,6 @@ def test_the_network_of_the_readme_is_the_example():
 @pytest.mark.parametrize(
     "network, model_args",
     [
-        ("residual_mlp.py:ResidualMLP", "width=16,depth=1"),
         ("resnet.py:ResNet", "width=4"),
         ("mixer.py:Mixer", "width=16,depth=1,patch=14"),
         ("gru.py:GRU", "units=16"),
@@ -86,7 +85,7 @@ def test_the_networks_train(network, model_args, digits):
         model=f"{SCRIPT.parent}/{network}",
         model_args=tuple(model_args.split(",")),
         dataset="digits",
-        epochs=3,
+        epochs=2,
         cpu_devices=2,
     )
     records = [record for record, _ in fit(prepare(config, digits, 2), [0, 1])]

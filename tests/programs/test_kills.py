@@ -73,7 +73,7 @@ def kill_and_resume(name: str, kills: int, rng: random.Random, tmp_path: Path) -
 
 
 def test_a_run_killed_at_random_times_matches_an_uninterrupted_run(tmp_path):
-    kill_and_resume("mlp", 5, random.Random(0), tmp_path)
+    kill_and_resume("mlp", 3, random.Random(0), tmp_path)
 
 
 @pytest.mark.faults
@@ -190,7 +190,7 @@ def test_a_killed_sweep_resumes_with_the_same_results(program, number, tmp_path)
     assert both[0] == both[1] and len(both[0]) == 4
 
 
-@pytest.mark.parametrize("program", SWEEPS)
+@pytest.mark.parametrize("program", ["compare"])  # both run the same sweep
 def test_a_signal_stops_a_sweep_that_waits_for_another_process(program, tmp_path):
     command = [
         *(sys.executable, "-m", f"benchmarks.{program}", "--dataset=digits"),

@@ -54,8 +54,7 @@ CONFIG = TrainConfig(
 )
 
 
-def test_networks_with_batch_statistics_pass_check_model():
-    check_model(Normalized())
+def test_a_network_with_batch_statistics_passes_check_model():
     check_model(CNN((ConvStage(4, pool=2, bn=True),), (8,), impl="fast"))
 
 
