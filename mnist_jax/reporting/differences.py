@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
 
@@ -19,25 +19,31 @@ _COLUMNS = ("difference", "difference_low", "difference_high")
 
 def find_row(
     rows: Sequence[Sequence[RunRecord]], against: TrainConfig | None
-) -> int | None:
-    """Returns the index of the row with a config's runs, None if there is none."""
-    for index, runs in enumerate(rows):
+) -> Sequence[RunRecord]:
+    """Returns the row with a config's runs, an empty one if there is none."""
+    for runs in rows:
         if against is not None and runs[0].config == dataclasses.replace(
             against.for_dataset(runs[0].dataset), seed=runs[0].config.seed
         ):
-            return index
-    return None
+            return runs
+    return ()
 
 
 def difference_columns(
-    runs: Iterable[RunRecord], others: Iterable[RunRecord]
+    runs: Sequence[RunRecord], others: Sequence[RunRecord]
 ) -> dict[str, float]:
-    """Returns the columns of a row in `comparison_frame`, NaN without common seeds."""
+    """Returns the columns of a row in `comparison_frame`, none if `others` is empty.
+
+    They are NaN without common seeds, and for the row `others` itself.
+    """
+    if not others:
+        return {}
     first, second = (
         {run.config.seed: run.test_accuracy for run in row} for row in (runs, others)
     )
     interval = Interval(math.nan, math.nan, math.nan)
-    if seeds := first.keys() & second.keys():
+    seeds = first.keys() & second.keys()
+    if seeds and runs is not others:
         interval = paired_difference(
             [first[seed] for seed in seeds], [second[seed] for seed in seeds]
         )

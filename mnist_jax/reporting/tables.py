@@ -123,7 +123,7 @@ def comparison_frame(
     """
     rows, groups = [], group_by_row(records)
     reference = find_row(groups, against)
-    for index, runs in enumerate(groups):
+    for runs in groups:
         model, settings, _, devices = row_key(runs[0])
         accuracies = [run.test_accuracy for run in runs]
         cold = [run for run in runs if not run.compile_cached]
@@ -157,13 +157,7 @@ def comparison_frame(
                 "evaluate_images_per_second": median("evaluate_images_per_second"),
                 "total_seconds": median("total_seconds"),
                 **target_columns(runs, targets),
-                **(
-                    {}
-                    if reference is None
-                    else difference_columns(
-                        runs if index != reference else (), groups[reference]
-                    )
-                ),
+                **difference_columns(runs, reference),
             }
         )
     return pd.DataFrame(rows)
@@ -302,7 +296,12 @@ def provenance_items(
     dates = sorted(e.date for e in environments)
     loads = [e.load for e in environments]
     rows = group_by_row(records)
-    reference, names = find_row(rows, against), row_names(rows)
+    reference = find_row(rows, against)
+    names = [
+        name
+        for name, runs in zip(row_names(rows), rows, strict=True)
+        if runs is reference
+    ]
     return [
         f"data: {first.dataset}, sha256 {first.checksum}",
         f"device: {machine.device} ({machine.platform}), {machine.cores} cores",
@@ -313,7 +312,7 @@ def provenance_items(
         "accuracy: mean ± standard deviation over seeds; times: medians over seeds; "
         "a steady epoch is any after the first; epoch times exclude compiling",
         *([TARGETS_NOTE] if targets else []),
-        *([] if reference is None else [DIFFERENCES_NOTE.format(names[reference])]),
+        *(DIFFERENCES_NOTE.format(name) for name in names),
     ]
 
 
