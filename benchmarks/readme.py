@@ -16,6 +16,7 @@ from mnist_jax.config import MODELS
 from mnist_jax.errors import InputError
 from mnist_jax.records.files import write_file
 from mnist_jax.records.schema import RunRecord, read_jsonl
+from mnist_jax.reporting.plots import save_figure
 from mnist_jax.reporting.tables import (
     comparison_frame,
     format_markdown,
@@ -35,6 +36,7 @@ from .peers.tables import (
     group,
     paired,
 )
+from .published.curves import curves_figure
 from .published.systems import PRESETS, SYSTEMS
 from .published.table import by_system, format_published
 from .redrawn import RedrawnRecord, format_redrawn
@@ -192,6 +194,8 @@ def main() -> None:
         )
     for path in DOCUMENTS:
         write_file(path, with_tables(path.read_text()))
+    published = by_system(read_jsonl(RunRecord, RESULTS / "published.jsonl"))
+    save_figure(curves_figure(published), ROOT / "docs" / "curves.png")
     for name in SYSTEMS:
         preset = PRESETS / f"{name}.cfg"
         write_file(preset, preset_with_figures(name, preset.read_text()))

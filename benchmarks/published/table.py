@@ -25,6 +25,7 @@ from mnist_jax.cli.signals import stop_between_chunks
 from mnist_jax.errors import InputError
 from mnist_jax.records.files import make_folder, write_file
 from mnist_jax.records.schema import RunRecord
+from mnist_jax.reporting.plots import save_figure
 from mnist_jax.reporting.progress import ProgressPrinter
 from mnist_jax.reporting.tables import group_by_table, markdown_table, provenance, title
 from mnist_jax.training.run_dir import load_run_params
@@ -32,6 +33,7 @@ from mnist_jax.training.study import Study, export_runs, read_runs
 from mnist_jax.training.sweep import HOW_TO_RESUME, train_runs
 
 from ..statistics import prediction_interval
+from . import curves
 from .claims import Runs, claims_frame
 from .systems import CONTROLS, SYSTEMS, System, read_preset
 
@@ -121,13 +123,21 @@ def format_published(records: Sequence[RunRecord]) -> str:
         runs = by_system(group)
         tables.append(
             f"**{title(group[0])}**\n\n{markdown_table(systems_frame(runs))}\n\n{RULE}\n\n"
-            f"{markdown_table(claims_frame(runs))}\n\n{provenance(group)}"
+            f"{markdown_table(claims_frame(runs))}\n\n{_format_curves(runs)}"
+            f"{provenance(group)}"
         )
     return "\n\n".join(tables)
 
 
+def _format_curves(runs: Runs) -> str:
+    frame = curves.curves_frame(runs)
+    return "" if frame.empty else f"{markdown_table(frame)}\n\n{curves.RULE}\n\n"
+
+
 def write_tables(out: Path) -> str:
     """Exports the runs below a directory as JSON lines, Markdown and CSV.
+
+    The published curves are drawn beside ours, if there are runs of their systems.
 
     Returns:
         The Markdown.
@@ -137,9 +147,15 @@ def write_tables(out: Path) -> str:
     markdown = format_published(records)
     write_file(out / "published.md", markdown + "\n")
     groups = [by_system(group) for group in group_by_table(records)]
-    for name, frame_of in (("published", systems_frame), ("claims", claims_frame)):
+    for name, frame_of in (
+        ("published", systems_frame),
+        ("claims", claims_frame),
+        ("curves", curves.curves_frame),
+    ):
         frame = pd.concat([frame_of(runs) for runs in groups])
         write_file(out / f"{name}.csv", frame.to_csv(index=False))
+    if drawn := [runs for runs in groups if any(curves.published_curves(runs))]:
+        save_figure(curves.curves_figure(drawn[0]), out / "curves.png")
     return markdown
 
 

@@ -10,6 +10,7 @@ from helpers.records import make_epochs, make_record
 from scipy import stats
 
 from benchmarks.published.claims import check_claims
+from benchmarks.published.curves import CURVES, curves_figure, curves_frame
 from benchmarks.published.systems import CONTROLS, PRESETS, SYSTEMS, read_preset
 from benchmarks.published.table import RESULTS, by_system, systems_frame, train_system
 from benchmarks.statistics import difference, prediction_interval
@@ -64,6 +65,39 @@ def test_controls_change_the_named_fields():
     assert read_preset("fj_fc_adam")[0].optimizer == "keras_adam"
     assert read_preset("fj_cnn_stride_b512")[0].batch_size == 512
     assert len(CONTROLS) == 5
+
+
+def runs_along(curve, *offsets):
+    """Returns records by seed whose validation accuracies are a curve plus offsets."""
+    runs = {}
+    for seed, offset in enumerate(offsets):
+        epochs = [
+            dataclasses.replace(epoch, val_accuracy=accuracy + offset)
+            for epoch, accuracy in zip(make_epochs(len(curve)), curve, strict=True)
+        ]
+        runs[seed] = dataclasses.replace(make_record(), epochs=epochs)
+    return runs
+
+
+def test_published_curves_are_compared_epoch_by_epoch():
+    published = np.array(CURVES["ml10_cnn"])
+    moved = published.copy()
+    moved[[1, 6]] -= 0.05  # epochs 2 and 7
+    runs = {"ml10_cnn": runs_along(moved, -0.001, 0.0, 0.001)}
+    row = curves_frame(runs).iloc[0]
+    assert row["outside"] == "2 of 10: 2, 7"
+    assert float(row["RMS"]) == pytest.approx(0.05 * np.sqrt(2 / 10), abs=5e-5)
+    assert float(row["expected"]) == pytest.approx(0.001 * np.sqrt(4 / 3), abs=5e-5)
+    [axes] = curves_figure(runs).axes
+    ours, theirs, marked = (line.get_ydata() for line in axes.lines)
+    np.testing.assert_allclose(ours, moved)
+    np.testing.assert_allclose(theirs, published)
+    np.testing.assert_allclose(marked, published[[1, 6]])
+    near = {"ml10_cnn": runs_along(published, -0.001, 0.001)}
+    assert curves_frame(near).iloc[0]["outside"] == "0 of 10"
+    # One seed has no spread, and a run of other epochs no curve to compare with.
+    assert curves_frame({"ml10_cnn": runs_along(published, 0.0)}).empty
+    assert curves_frame({"ml10_mlp": runs_along(published, 0.0, 0.1)}).empty
 
 
 def test_intervals_equal_those_of_scipy():
