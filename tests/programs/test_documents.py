@@ -86,6 +86,30 @@ def run_command(words: list[str], folder: Path) -> None:
     run(program, *arguments)
 
 
+def page_commands(path: Path) -> list[list[str]]:
+    """Returns the commands of a page that have to be run.
+
+    A command that an earlier page has too is left out, unless a later one on this page
+    names the folder that it writes.
+    """
+    earlier = [
+        words
+        for page in PAGES[: PAGES.index(path)]
+        for block in code_blocks(page.read_text())
+        for words in commands(block)
+    ]
+    found = [w for block in code_blocks(path.read_text()) for w in commands(block)]
+    kept = []
+    for number, words in enumerate(found):
+        folders = {
+            w.partition("=")[2] for w in words if re.match("--(run_dir|out)=", w)
+        }
+        later = {w.partition("=")[2] for rest in found[number + 1 :] for w in rest}
+        if words not in earlier or folders & later:
+            kept.append(words)
+    return kept
+
+
 def draw_seven(path: Path) -> None:
     """Draws the picture that the user of the documents has."""
     image = Image.new("L", (300, 400), 235)
@@ -112,10 +136,9 @@ def run_python(code: str, folder: Path) -> None:
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_commands_then_examples_run_in_order(path, tmp_path):
     draw_seven(tmp_path / "my7.png")
+    for words in page_commands(path):
+        run_command(words, tmp_path)
     blocks = code_blocks(path.read_text())
-    for block in blocks:
-        for words in commands(block):
-            run_command(words, tmp_path)
     code = "\n".join(block.text for block in blocks if block.language == "python")
     if code:
         tests = re.findall(r"^def (test_\w+)\(\)", code, re.MULTILINE)
