@@ -5,10 +5,11 @@ import dataclasses
 import datetime
 import hashlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jax
@@ -67,6 +68,25 @@ def current_environment() -> Environment:
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         load=round(os.getloadavg()[0], 2),
     )
+
+
+def check_packages(purpose: str, packages: Sequence[str], extra: str) -> None:
+    """Checks before any work is done that optional packages are installed.
+
+    Args:
+        purpose: what needs them, the start of the message.
+        packages: names to import.
+        extra: name of the optional dependency of this project that installs them.
+
+    Raises:
+        InputError: a package is not installed.
+    """
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"{purpose} needs {' and '.join(missing)}, not installed here; run "
+            f"`pip install '.[{extra}]'`"
+        )
 
 
 def git(*words: str) -> str:

@@ -1,26 +1,17 @@
 """Writes the metrics of each epoch to TensorBoard event files."""
 
 import contextlib
-import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from mnist_jax.errors import InputError
+from mnist_jax.records.environment import check_packages
 from mnist_jax.records.files import write_error
 from mnist_jax.records.schema import EpochRecord
 
 
 def check_tensorboard() -> None:
-    """Checks before any work is done that event files can be written.
-
-    Raises:
-        InputError: tensorboardX is not installed.
-    """
-    if importlib.util.find_spec("tensorboardX") is None:
-        raise InputError(
-            "--tensorboard needs the package tensorboardX, which is not installed; "
-            "install it with `pip install '.[tensorboard]'` or omit the flag"
-        )
+    """Raises InputError if tensorboardX, which writes event files, is missing."""
+    check_packages("--tensorboard", ["tensorboardX"], "tensorboard")
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from mnist_jax.reporting.targets import NOTE as TARGETS_NOTE
 from mnist_jax.reporting.targets import format_targets, target_columns
 
 
-def _settings(record: RunRecord) -> str:
+def format_settings(record: RunRecord) -> str:
     """Formats the settings that differ from the defaults, without the seed."""
     config = record.config
     default = TrainConfig(model=config.model).for_dataset(record.dataset)
@@ -67,7 +67,7 @@ def _format_mean(mean: float, std: float, n: int) -> str:
 
 def row_key(record: RunRecord) -> tuple[str, str, str, int]:
     """Returns the key shared by the runs of one row, which differ in the seed."""
-    return record.config.model, _settings(record), record.impl, record.devices
+    return record.config.model, format_settings(record), record.impl, record.devices
 
 
 def row_names(rows: Sequence[Sequence[RunRecord]]) -> list[str]:

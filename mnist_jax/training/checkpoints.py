@@ -96,13 +96,7 @@ def load_params(path: Path, like: Any, sha256: str) -> Any:
     Raises:
         InputError: the file is missing, damaged or does not fit the network.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"cannot read {path}: {error.strerror}; give the directory of a finished "
-            "run"
-        ) from error
+    content = read_params(path)
     if (found_sha256 := hashlib.sha256(content).hexdigest()) != sha256:
         raise InputError(
             f"{path} is damaged: its {len(content)} bytes have the sha256 "
@@ -110,18 +104,45 @@ def load_params(path: Path, like: Any, sha256: str) -> Any:
         )
     try:
         params = serialization.msgpack_restore(content)
-        found = {"/".join(key): leaf for key, leaf in flatten_dict(params).items()}
-        expected = {"/".join(key): leaf for key, leaf in flatten_dict(like).items()}
-        mismatch = _find_mismatch(expected, found)
+        found = flatten_dict(params, sep="/")
     except Exception as error:  # msgpack raises unrelated exception types
         raise InputError(f"{path} is damaged ({error}); train again") from error
-    if mismatch is not None:
+    check_fit(path, found, like)
+    return params
+
+
+def read_params(path: Path) -> bytes:
+    """Returns the content of a file with parameters.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path}: {error.strerror}; give the directory of a finished "
+            "run"
+        ) from error
+
+
+def check_fit(path: Path, found: Mapping[str, Any], like: Any) -> None:
+    """Checks that the arrays of a file are a network's parameters.
+
+    Args:
+        path: the file, for the message.
+        found: its arrays by name, such as `Dense_0/kernel`.
+        like: the network's parameters, or their shapes.
+
+    Raises:
+        InputError: an array is missing, unknown or of another shape.
+    """
+    if (mismatch := _find_mismatch(flatten_dict(like, sep="/"), found)) is not None:
         name, expected_shape, found_shape = mismatch
         raise InputError(
             f"{path} does not fit this network: {name} is {expected_shape} here and "
             f"{found_shape} in the file; use the flags of the run that wrote it"
         )
-    return params
 
 
 def _find_mismatch(

@@ -317,20 +317,22 @@ def make_programs(
     )
 
 
+def predict(
+    params: Any, images: jax.Array, *, model: nn.Module, preprocess: Preprocess
+) -> jax.Array:
+    """Returns the probabilities `[N,10] float32` of images `[N,28,28] uint8`."""
+    logits, _ = apply_model(model, params, preprocess(images), train=False)
+    return jax.nn.softmax(logits.astype(jnp.float32))
+
+
 @functools.lru_cache(maxsize=16)
 def make_predict(
     model: nn.Module, preprocess: Preprocess
 ) -> Callable[[Any, np.ndarray], jax.Array]:
     """Returns the jitted `predict(params, [N,28,28] uint8) -> probabilities [N,10]`."""
-
     options = compiler_options(jax.default_backend())
-
-    @partial(jax.jit, compiler_options=options)
-    def predict(params: Any, images: jax.Array) -> jax.Array:
-        logits, _ = apply_model(model, params, preprocess(images), train=False)
-        return jax.nn.softmax(logits.astype(jnp.float32))
-
-    return predict
+    run = partial(predict, model=model, preprocess=preprocess)
+    return jax.jit(run, compiler_options=options)
 
 
 def predict_images(
@@ -339,7 +341,7 @@ def predict_images(
     """Returns the probabilities `[N,10] float32` of images `[N,28,28] uint8`."""
     if not len(images):
         return np.empty((0, CLASSES), np.float32)
-    predict = make_predict(model, preprocess)
+    run = make_predict(model, preprocess)
     starts = range(0, len(images), _PREDICT_CHUNK)
     chunks = [images[start : start + _PREDICT_CHUNK] for start in starts]
-    return np.concatenate([np.asarray(predict(params, chunk)) for chunk in chunks])
+    return np.concatenate([np.asarray(run(params, chunk)) for chunk in chunks])

@@ -48,12 +48,14 @@ from mnist_jax.training.checkpoints import (
 from mnist_jax.training.epochs import predict_images
 from mnist_jax.training.experiment import Experiment
 from mnist_jax.training.fit import SILENT, Callbacks, fit, is_over
+from mnist_jax.training.safetensors_file import load_safetensors
 
-CONFIG, METRICS, RECORD, PARAMS, DETAILS = FILES = (
+CONFIG, METRICS, RECORD, PARAMS, EXPORTED_PARAMS, DETAILS = FILES = (
     "config.json",
     "metrics.jsonl",
     "record.json",
     "params.msgpack",
+    "model.safetensors",  # instead of it in a folder written by `experiments.export`
     "details.json",  # data for plots, computed from the parameters
 )
 _EVENTS = "events.out.tfevents.*"  # TensorBoard would merge two runs' files
@@ -72,6 +74,11 @@ class TrainedRun:
     def model(self) -> nn.Module:
         """The run's network."""
         return create_model(self.config)
+
+    def in_float32(self) -> "TrainedRun":
+        """Returns the run with a network that computes in float32, as exports do."""
+        config = dataclasses.replace(self.config, precision="float32")
+        return dataclasses.replace(self, config=config)
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Returns class probabilities `[N,10] float32`.
@@ -97,7 +104,8 @@ def load_run(
     """Loads a finished run from its directory.
 
     Args:
-        folder: the run directory.
+        folder: the run directory, or a folder that `experiments.export` wrote with
+            `--format=safetensors`.
         data_dir: as for `load_dataset`; only used for runs with standardized pixels
             whose record has version 1, without the mean and standard deviation.
 
@@ -162,7 +170,9 @@ def load_run_params(folder: Path, model: nn.Module) -> Any:
 
 
 def _load_params(folder: Path, model: nn.Module, record: RunRecord) -> Any:
-    like = param_shapes(model)
+    like, exported = param_shapes(model), folder / EXPORTED_PARAMS
+    if exported.exists() and not (folder / PARAMS).exists():
+        return load_safetensors(exported, like, record.params_sha256)
     return load_params(folder / PARAMS, like, record.params_sha256)
 
 

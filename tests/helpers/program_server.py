@@ -14,7 +14,10 @@ from typing import Any
 
 SECONDS = 240  # CPU time after which a program counts as hung
 PROGRAMS = [
-    *(f"experiments.{name}" for name in "train predict demo plot summary data".split()),
+    *(
+        f"experiments.{name}"
+        for name in "train predict demo plot summary data export".split()
+    ),
     *(
         f"benchmarks.{name}"
         for name in "compare report throughput redrawn speedrun".split()

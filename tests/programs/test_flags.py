@@ -110,6 +110,8 @@ PLATFORM = ["--platform=fpga", "--platform=tpu"]
 if not Path("/dev/nvidia0").exists():
     PLATFORM.append("--platform=gpu")
 COMPILE_CACHE = ["--compile_cache=maybe"]
+MACHINE = {"platform": PLATFORM, "compile_cache": COMPILE_CACHE}
+DATA_AND_MACHINE = {"data_dir": DATA_DIR, **MACHINE}
 SEEDS = ["--seeds=0", "--seeds=x"]
 FROM_SEED = [*SEEDS, "--seed=4294967290 --seeds=7"]
 QUIET = ["--quiet=maybe"]
@@ -137,14 +139,12 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
         "--dataset=digits",
         {
             **CONFIG,
-            "data_dir": DATA_DIR,
-            "platform": PLATFORM,
+            **DATA_AND_MACHINE,
             "run_dir": ["--run_dir=/dev/null/run", "--run_dir=RUN"],
             "init_from": ["--init_from=/nonexistent"],
             "init_preset": ["--init_preset=ml10_mlp_raw"],
             "preset": ["--preset=av_rnn"],
             "overwrite": ["--overwrite=maybe", "--overwrite"],
-            "compile_cache": COMPILE_CACHE,
             "seeds": FROM_SEED,
             "tensorboard": ["--tensorboard=maybe", "--tensorboard"],
             "checkpoint_every": ["--checkpoint_every=-1", "--checkpoint_every=1"],
@@ -161,8 +161,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "index": ["--index=360", "--index=-1", "--index=x"],
             "picture": PICTURE,
             "image": ["--image=/nonexistent.png"],
-            "platform": PLATFORM,
-            "compile_cache": COMPILE_CACHE,
+            **MACHINE,
         },
     ),
     "experiments.demo": (
@@ -170,8 +169,16 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
         {
             "run_dir": ["--run_dir=/nonexistent"],
             "port": ["--port=-1", "--port=65536", "--port=x"],
-            "platform": PLATFORM,
-            "compile_cache": COMPILE_CACHE,
+            **MACHINE,
+        },
+    ),
+    "experiments.export": (
+        "--run_dir=RUN --format=stablehlo --out=OUT",
+        {
+            "run_dir": ["--run_dir=/nonexistent"],
+            "format": ["--format=pickle", "--format="],
+            **MACHINE,
+            "out": [*OUT, "--out=/tmp"],
         },
     ),
     "experiments.plot": (
@@ -197,9 +204,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
         {
             **first_of("model", "model_args"),
             "model_args": CUSTOM_ARGS,
-            "data_dir": DATA_DIR,
-            "platform": PLATFORM,
-            "compile_cache": COMPILE_CACHE,
+            **DATA_AND_MACHINE,
             "quiet": QUIET,
             "report": ["--report=maybe"],
             "against": ["--against=gru"],
@@ -252,9 +257,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
         "--dataset=digits --began=0",
         {
             **first_of(),
-            "data_dir": DATA_DIR,
-            "platform": PLATFORM,
-            "compile_cache": COMPILE_CACHE,
+            **DATA_AND_MACHINE,
             "began": ["--began=x"],
         },
     ),
@@ -266,9 +269,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "rounds": ["--rounds=1", "--rounds=x"],
             "batch_size": ["--batch_size=0"],
             "dataset": ["--dataset=cifar"],
-            "data_dir": DATA_DIR,
-            "platform": PLATFORM,
-            "compile_cache": COMPILE_CACHE,
+            **DATA_AND_MACHINE,
             "out": ["--out=/dev/null/history.jsonl", "--out=/tmp"],
         },
     ),
@@ -278,8 +279,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "run_dir": ["--run_dir=/nonexistent"],
             "images": ["--images=0", "--images=x"],
             "seed": ["--seed=-1"],
-            "platform": PLATFORM,
-            "compile_cache": COMPILE_CACHE,
+            **MACHINE,
             "out": OUT,
         },
     ),
@@ -326,6 +326,7 @@ ANYTHING = {
     ("experiments.summary", "init_preset"),  # set by presets; unused here
     ("experiments.predict", "data_dir"),  # unused: the run's dataset is digits
     ("experiments.demo", "data_dir"),
+    ("experiments.export", "data_dir"),
     ("experiments.plot", "data_dir"),
     ("benchmarks.redrawn", "data_dir"),
     ("benchmarks.throughput", "data_dir"),  # unused: generates its images

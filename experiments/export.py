@@ -1,0 +1,57 @@
+"""Exports a trained network for use without this project.
+
+python -m experiments.export --run_dir=runs/cnn0 --format=onnx --out=cnn0.onnx
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from mnist_jax.cli.flags import (
+    define_machine_flags,
+    define_path_flag,
+    define_run_dir_flag,
+    existing_folder,
+    load_data,
+)
+from mnist_jax.cli.main import run_program, start_jax
+from mnist_jax.data.splits import split_dataset
+from mnist_jax.export.formats import FORMATS, check_export, export_run
+from mnist_jax.training.run_dir import load_run
+
+FLAGS = flags.FLAGS
+_COMPARED = 1_000  # test images
+
+
+def main() -> None:
+    """Exports the run in --run_dir."""
+    folder, out = existing_folder(FLAGS.run_dir, "run_dir"), Path(FLAGS.out)
+    check_export(FLAGS.format, out)
+    start_jax()
+    run = load_run(folder, FLAGS.data_dir)
+    dataset = split_dataset(load_data(run.record.dataset), run.config)
+    images = dataset.test.images[:_COMPARED]
+    difference = export_run(run, FLAGS.format, out, images)
+    files = sorted(out.iterdir()) if out.is_dir() else [out]
+    for file in files:
+        print(f"written: {file} ({file.stat().st_size:,} bytes)")
+    if difference is not None:
+        print(
+            f"checked on {len(images):,} test images: probabilities differ by at most "
+            f"{difference:.2g}"
+        )
+
+
+def run() -> None:
+    """Entry point."""
+    define_machine_flags()
+    define_run_dir_flag()
+    flags.DEFINE_enum("format", None, list(FORMATS), "what to export to", required=True)
+    define_path_flag(
+        "out", None, "file to write, or folder for safetensors", required=True
+    )
+    run_program(main)
+
+
+if __name__ == "__main__":
+    run()

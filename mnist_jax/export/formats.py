@@ -1,0 +1,122 @@
+"""The formats to export a trained network to, each written and checked."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mnist_jax.errors import InputError
+from mnist_jax.export.onnx_file import predict_onnx, write_onnx
+from mnist_jax.export.safetensors_folder import predict_safetensors, write_safetensors
+from mnist_jax.export.stablehlo_file import predict_stablehlo, write_stablehlo
+from mnist_jax.records.environment import check_packages
+from mnist_jax.records.files import make_folder, write_error
+from mnist_jax.training.run_dir import TrainedRun
+
+# Allowed difference of a probability. Rounding makes up to 1e-5, with raw pixels and
+# logits of hundreds; a layer in another layout or order makes far more.
+_TOLERANCE = 1e-4
+
+
+class Format(NamedTuple):
+    """How a network is written in a format, and read to check what was written."""
+
+    write: Callable[[TrainedRun, Path], None]
+    # Returns the probabilities [N,10] of images [N,28,28] uint8; None: not checked.
+    predict: Callable[[Path, np.ndarray], np.ndarray] | None
+    packages: tuple[str, ...] = ()  # which the extra of the format's name installs
+    is_folder: bool = False
+
+
+FORMATS: Mapping[str, Format] = {
+    "onnx": Format(write_onnx, predict_onnx, ("onnx", "onnxruntime")),
+    "safetensors": Format(
+        write_safetensors, predict_safetensors, ("safetensors",), is_folder=True
+    ),
+    "stablehlo": Format(write_stablehlo, predict_stablehlo, ("flatbuffers",)),
+}
+
+
+def check_export(name: str, path: Path) -> None:
+    """Checks before any work is done that a run can be exported.
+
+    Args:
+        name: of the format.
+        path: the file or folder to write.
+
+    Raises:
+        InputError: a package is not installed, the path is a folder where a file is to
+            be written, or exists where a folder is, or is not writable.
+    """
+    form = FORMATS[name]
+    check_packages(f"--format={name}", form.packages, name)
+    if path.is_dir() and not form.is_folder:
+        raise InputError(
+            f"--out={path} is a folder, but --format={name} writes a file; give the "
+            f"path of a file, such as {path / f'model.{name}'}"
+        )
+    empty = not path.exists() or (path.is_dir() and not any(path.iterdir()))
+    if form.is_folder and not empty:
+        raise InputError(
+            f"--out={path} already exists, and --format={name} writes a new folder; "
+            "give another path"
+        )
+    try:
+        make_folder(path.parent)
+    except InputError as error:
+        raise InputError(f"--out={path}: {error}") from error
+
+
+def export_run(
+    run: TrainedRun, name: str, path: Path, images: np.ndarray
+) -> float | None:
+    """Exports a run, and compares the probabilities that the result gives.
+
+    The result replaces an existing file only if they agree.
+
+    Args:
+        run: the run to export.
+        name: of the format.
+        path: the file or folder to write, see `check_export`.
+        images: `[N,28,28] uint8` to compare on.
+
+    Returns:
+        The largest difference of a probability, or None in a format that is not read.
+
+    Raises:
+        InputError: the network has no such form, the file cannot be written, or its
+            probabilities differ.
+    """
+    form, difference = FORMATS[name], None
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        form.write(run, temporary)
+        if form.predict is not None:
+            difference = _compare(name, form.predict(temporary, images), run, images)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        temporary.unlink(missing_ok=True)
+    return difference
+
+
+def _compare(
+    name: str, found: np.ndarray, run: TrainedRun, images: np.ndarray
+) -> float:
+    """Returns the largest difference; raises InputError if it is too large."""
+    expected = run.in_float32().predict(images)
+    difference = float(np.abs(found - expected).max())
+    if not difference <= _TOLERANCE:  # nor NaN
+        raise InputError(
+            f"--format={name} would not classify as the trained network does: on "
+            f"{len(images):,} test images a probability differs by {difference:.2g}, "
+            f"more than {_TOLERANCE:g}; nothing was written, give another --format"
+        )
+    return difference

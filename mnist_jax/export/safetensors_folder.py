@@ -1,0 +1,54 @@
+"""Runs as folders with their parameters in the safetensors format, and a model card."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from mnist_jax.export.model_card import model_card
+from mnist_jax.records.files import make_folder, write_file
+from mnist_jax.records.schema import write_json
+from mnist_jax.training.run_dir import (
+    CONFIG,
+    EXPORTED_PARAMS,
+    RECORD,
+    TrainedRun,
+    load_run,
+)
+from mnist_jax.training.safetensors_file import save_safetensors
+
+CARD = "README.md"
+
+
+def write_safetensors(run: TrainedRun, folder: Path) -> None:
+    """Writes a run to a folder from which `load_run` loads it again.
+
+    The folder has `model.safetensors`, `config.json`, `record.json` and `README.md`.
+
+    Args:
+        run: the run to export.
+        folder: a folder, created if it does not exist.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    record = run.record
+    if run.config.pixels == "standardized":  # which records of version 1 lack
+        mean, std = run.preprocess.mean, run.preprocess.std
+        record = dataclasses.replace(record, pixel_mean=mean, pixel_std=std)
+    make_folder(folder)
+    save_safetensors(folder / EXPORTED_PARAMS, run.params)
+    # The record's config names the file of a custom network as it was trained.
+    write_json(folder / CONFIG, record.config)
+    write_json(folder / RECORD, record)
+    write_file(folder / CARD, model_card(run))
+
+
+def predict_safetensors(folder: Path, images: np.ndarray) -> np.ndarray:
+    """Returns the probabilities `[N,10] float32` of the run in a folder, in float32.
+
+    Args:
+        folder: written by `write_safetensors`.
+        images: `[N,28,28] uint8`.
+    """
+    return load_run(folder).in_float32().predict(images)

@@ -1,0 +1,72 @@
+"""Networks as StableHLO, with `jax.export`: one file for CPUs, GPUs and TPUs."""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+
+from mnist_jax.data.types import IMAGE_SHAPE
+from mnist_jax.errors import InputError
+from mnist_jax.models.networks import create_model
+from mnist_jax.records.files import write_file
+from mnist_jax.training.epochs import predict
+from mnist_jax.training.run_dir import TrainedRun
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def write_stablehlo(run: TrainedRun, path: Path) -> None:
+    """Writes a network as StableHLO, serialized by `jax.export`.
+
+    The exported function maps `[batch,28,28] uint8` to probabilities `[batch,10]
+    float32`, for any number of images. It computes in float32 and uses the plain
+    implementation of the layers, which runs on every platform.
+
+    Args:
+        run: the run to export.
+        path: the file.
+
+    Raises:
+        InputError: an operation of the network is not JAX's, or the file cannot be
+            written.
+    """
+    config = dataclasses.replace(run.config, impl="plain", precision="float32")
+    classify = partial(
+        predict,
+        jax.device_get(run.params),
+        model=create_model(config),
+        preprocess=run.preprocess,
+    )
+
+    def classify_all(images: jax.Array) -> jax.Array:
+        # Networks may call len(images), which must be a number: here it is 1.
+        return jax.vmap(lambda image: classify(image[None])[0])(images)
+
+    [batch] = export.symbolic_shape("batch")
+    images = jax.ShapeDtypeStruct((batch, *IMAGE_SHAPE), jnp.uint8)
+    try:
+        exported = export.export(jax.jit(classify_all), platforms=PLATFORMS)(images)
+        content = bytes(exported.serialize())
+    except Exception as error:  # whatever the user's code raises
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise InputError(
+            f"--format=stablehlo cannot export {run.config.model} "
+            f"({type(error).__name__}: {reason}); give --format=safetensors, or write "
+            "the network with operations of JAX only"
+        ) from error
+    write_file(path, content)
+
+
+def predict_stablehlo(path: Path, images: np.ndarray) -> np.ndarray:
+    """Returns the probabilities `[N,10] float32` on the current platform.
+
+    Args:
+        path: file written by `write_stablehlo`.
+        images: `[N,28,28] uint8`.
+    """
+    exported = export.deserialize(bytearray(path.read_bytes()))
+    return np.asarray(exported.call(images))

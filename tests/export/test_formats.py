@@ -1,0 +1,231 @@
+"""Exported networks classify as the trained ones do."""
+
+import importlib.util
+import json
+import tomllib
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from helpers.custom_networks import NETWORKS
+from helpers.trained import make_run
+from jax import export
+from safetensors.numpy import load_file, save_file
+
+from mnist_jax.data.types import Dataset
+from mnist_jax.errors import InputError
+from mnist_jax.export import formats
+from mnist_jax.export.formats import FORMATS, check_export, export_run
+from mnist_jax.export.onnx_file import predict_onnx
+from mnist_jax.export.stablehlo_file import PLATFORMS, predict_stablehlo
+from mnist_jax.training.run_dir import TrainedRun, load_run
+
+pytestmark = pytest.mark.slow
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+# Every option of the built-in networks, once at least.
+NETWORK_FIELDS = {
+    "mlp": dict(model="mlp", hidden=(16, 8), pixels="standardized", crop=4),
+    "linear": dict(model="mlp", hidden=(), pixels="raw"),
+    "lstm": dict(model="lstm", lstm_units=(8,), hidden=(8,), pixels="l2"),
+    "stacked": dict(
+        model="lstm", lstm_units=(8, 4), hidden=(), activation="relu", crop=3
+    ),
+    "cnn": dict(
+        model="cnn",
+        conv=("4:k5:same:s2:tanh:bn", "6:linear:pool2", "8:k2:same:relu:pool3:bn"),
+        hidden=(8,),
+        layer_names=("Conv_1:second", "BatchNorm_0:norm"),
+        crop=2,
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def images(digits: Dataset) -> np.ndarray:
+    """A few digits, and images without any and with only bright pixels."""
+    extremes = np.stack([np.full((28, 28), pixel, np.uint8) for pixel in (0, 255)])
+    return np.concatenate([digits.test.images[:30], extremes])
+
+
+@pytest.mark.parametrize("name", NETWORK_FIELDS)
+def test_onnx_gives_the_probabilities_for_any_number_of_images(name, images, tmp_path):
+    run, path = make_run(**NETWORK_FIELDS[name]), tmp_path / "network.onnx"
+    assert export_run(run, "onnx", path, images) < 1e-5
+    found = predict_onnx(path, images)
+    assert found.dtype == np.float32 and found.shape == (len(images), 10)
+    assert np.ptp(found, axis=0).max() > 0.1  # they depend on the image
+    np.testing.assert_allclose(predict_onnx(path, images[:1]), found[:1], atol=1e-6)
+    assert [path.name for path in tmp_path.iterdir()] == ["network.onnx"]
+
+
+def test_onnx_names_its_input_output_and_classes(images, tmp_path):
+    import onnx
+
+    run = make_run(**NETWORK_FIELDS["linear"])
+    export_run(run, "onnx", tmp_path / "network.onnx", images)
+    model = onnx.load(tmp_path / "network.onnx")
+    [given], [result] = model.graph.input, model.graph.output
+    for value, name, dtype, shape in (
+        (given, "images", onnx.TensorProto.UINT8, ["batch", 28, 28]),
+        (result, "probabilities", onnx.TensorProto.FLOAT, ["batch", 10]),
+    ):
+        tensor = value.type.tensor_type
+        sizes = [axis.dim_param or axis.dim_value for axis in tensor.shape.dim]
+        assert (value.name, tensor.elem_type, sizes) == (name, dtype, shape)
+    properties = {item.key: item.value for item in model.metadata_props}
+    assert properties["classes"] == "0,1,2,3,4,5,6,7,8,9"
+
+
+CUSTOM = {
+    "nnx_cnn.py:CNN": ("width=4",),
+    "residual_mlp.py:ResidualMLP": ("width=8", "depth=1"),
+    "resnet.py:ResNet": ("width=4",),
+}
+
+
+def custom_run(name: str) -> TrainedRun:
+    """Returns a run of an example's network with random parameters."""
+    return make_run(model=f"{EXAMPLES / name}", model_args=CUSTOM[name])
+
+
+def test_onnx_refuses_custom_networks_and_names_other_formats(images, tmp_path):
+    run = custom_run("residual_mlp.py:ResidualMLP")
+    message = "ResidualMLP is a custom network; give --format=stablehlo or"
+    with pytest.raises(InputError, match=message):
+        export_run(run, "onnx", tmp_path / "network.onnx", images)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("stacked", "cnn", "nnx_cnn.py:CNN"),
+        pytest.param("residual_mlp.py:ResidualMLP", marks=pytest.mark.faults),
+        pytest.param("resnet.py:ResNet", marks=pytest.mark.faults),  # compiles for 4 s
+    ],
+)
+def test_stablehlo_is_one_file_for_all_platforms(name, images, tmp_path):
+    run = custom_run(name) if name in CUSTOM else make_run(**NETWORK_FIELDS[name])
+    path = tmp_path / "network"
+    assert export_run(run, "stablehlo", path, images) < 1e-5
+    exported = export.deserialize(bytearray(path.read_bytes()))
+    assert exported.platforms == PLATFORMS == ("cpu", "cuda", "tpu")
+    [given], [result] = exported.in_avals, exported.out_avals
+    assert given.str_short() == "uint8[batch,28,28]"
+    assert result.str_short() == "float32[batch,10]"
+    expected = predict_stablehlo(path, images)[:3]
+    np.testing.assert_allclose(exported.call(images[:3]), expected, atol=1e-6)
+
+
+def test_stablehlo_refuses_networks_that_are_not_only_jax(images, tmp_path):
+    file = tmp_path / "networks.py"
+    file.write_text(NETWORKS)
+    run = make_run(model=f"{file}:CallsPython")
+    with pytest.raises(InputError, match="cannot export .*CallsPython .*safetensors"):
+        export_run(run, "stablehlo", tmp_path / "network", images)
+
+
+@pytest.mark.parametrize("name", ["cnn", *CUSTOM])
+def test_a_safetensors_folder_is_a_run(name, images, tmp_path):
+    run = custom_run(name) if name in CUSTOM else make_run(**NETWORK_FIELDS[name])
+    folder = tmp_path / "network"
+    assert export_run(run, "safetensors", folder, images) == 0
+    names = {"README.md", "config.json", "model.safetensors", "record.json"}
+    assert {path.name for path in folder.iterdir()} == names
+    loaded = load_run(folder)
+    assert (loaded.config, loaded.record) == (run.config, run.record)
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, run.params)
+    card = (folder / "README.md").read_text()
+    assert "0.9700 (n=1, seed 0)" in card and run.config.name in card
+    assert (run.record.source_sha256 or "classes") in card
+    arrays = load_file(folder / "model.safetensors")
+    assert sum(array.size for array in arrays.values()) >= run.record.parameters
+
+
+def test_bfloat16_networks_are_exported_in_float32(images, tmp_path):
+    run = make_run(model="mlp", hidden=(16,), precision="bfloat16")
+    for name in FORMATS:
+        assert export_run(run, name, tmp_path / name, images) < 1e-5
+    assert load_run(tmp_path / "safetensors").config.precision == "bfloat16"
+
+
+@pytest.fixture
+def folder(images, tmp_path) -> Path:
+    """A folder with an exported network."""
+    run = make_run(model="mlp", hidden=(), pixels="standardized")
+    export_run(run, "safetensors", tmp_path / "network", images)
+    return tmp_path / "network"
+
+
+def test_a_damaged_safetensors_file_is_refused(folder):
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    for damaged in (
+        b"",
+        content[:-1],
+        content[:40],
+        content[:-8] + bytes([content[-8] ^ 1]) + content[-7:],
+        content.replace(b"F32", b"F99", 1),
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match="model.safetensors is damaged"):
+            load_run(folder)
+    save_file({"Dense_0/kernel": np.zeros((3, 10), np.float32)}, path)
+    with pytest.raises(InputError, match=r"Dense_0/bias is \(10,\) here and missing"):
+        load_run(folder)
+    path.unlink()
+    with pytest.raises(InputError, match="cannot read .*params.msgpack"):
+        load_run(folder)
+
+
+def test_an_exported_record_has_what_old_records_lack(folder, images, tmp_path):
+    record = json.loads((folder / "record.json").read_text())
+    assert (record["pixel_mean"], record["pixel_std"]) == (0.25, 0.5)
+
+
+def test_nothing_is_written_if_the_probabilities_differ(images, tmp_path, monkeypatch):
+    run, path = make_run(model="mlp", hidden=()), tmp_path / "network.onnx"
+    path.write_bytes(b"before")
+    for wrong in (0.2, np.nan):
+        monkeypatch.setitem(
+            formats.FORMATS,
+            "onnx",
+            FORMATS["onnx"]._replace(
+                predict=lambda path, images, wrong=wrong: np.full((32, 10), wrong)
+            ),
+        )
+        with pytest.raises(InputError, match="on 32 test images a probability differs"):
+            export_run(run, "onnx", path, images)
+    assert path.read_bytes() == b"before" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_outputs_that_cannot_be_written_are_refused(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="is a folder, but --format=onnx writes a f"):
+        check_export("onnx", tmp_path)
+    check_export("safetensors", tmp_path)  # empty
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file"):
+        with pytest.raises(InputError, match="already exists, and --format=safetens"):
+            check_export("safetensors", path)
+    with pytest.raises(InputError, match="cannot write"):
+        check_export("onnx", tmp_path / "file" / "network.onnx")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    message = r"--format=onnx needs onnx and onnxruntime, .* `pip install '\.\[onnx\]'`"
+    with pytest.raises(InputError, match=message):
+        check_export("onnx", tmp_path / "network.onnx")
+
+
+def test_reading_without_the_package_is_an_error_with_instructions(folder, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install '\.\[safetensors\]'"):
+        load_run(folder)
+
+
+def test_every_format_has_its_extra():
+    text = (EXAMPLES.parent / "pyproject.toml").read_text()
+    extras = tomllib.loads(text)["project"]["optional-dependencies"]
+    for name, form in FORMATS.items():
+        found = [requirement.partition(">=")[0] for requirement in extras.get(name, [])]
+        assert found == list(form.packages)

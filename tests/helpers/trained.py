@@ -1,0 +1,47 @@
+"""Trained runs without training: networks with random parameters."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from helpers.records import make_record
+from mnist_jax.config import TrainConfig
+from mnist_jax.data.pixels import Preprocess
+from mnist_jax.models.custom import network_sha256
+from mnist_jax.models.networks import create_model, param_shapes
+from mnist_jax.training.checkpoints import params_sha256
+from mnist_jax.training.run_dir import TrainedRun
+
+
+def _random_array(path: Any, leaf: Any, rng: np.random.Generator) -> np.ndarray:
+    """Returns values with which outputs depend on the image and do not saturate."""
+    if jax.tree_util.keystr(path).endswith("['var']"):
+        values = rng.uniform(0.5, 2.0, leaf.shape)
+    elif leaf.ndim == 1:  # bias, mean or scale
+        values = rng.normal(0.2, 0.2, leaf.shape)
+    else:
+        inputs = leaf.size // leaf.shape[-1]
+        values = rng.normal(0, 3 / np.sqrt(inputs), leaf.shape)
+    return values.astype(leaf.dtype)
+
+
+def make_run(**fields: Any) -> TrainedRun:
+    """Returns a run with random parameters.
+
+    Args:
+        **fields: of its config.
+    """
+    config = TrainConfig(**fields).for_dataset("mnist")
+    model, rng = create_model(config), np.random.default_rng(0)
+    params = jax.tree.map_with_path(
+        lambda path, leaf: _random_array(path, leaf, rng), param_shapes(model)
+    )
+    statistics = (0.25, 0.5) if config.pixels == "standardized" else (0.0, 1.0)
+    record = dataclasses.replace(
+        make_record(**fields),
+        params_sha256=params_sha256(params),
+        source_sha256=network_sha256(config),
+    )
+    return TrainedRun(config, record, params, Preprocess(config.pixels, *statistics))
