@@ -96,20 +96,17 @@ function smooth({height, width, data}) {
 // Subtracts a plane fitted to the border.
 function subtractBackground(grey) {
   const {height, width, data} = grey, border = borderIndices(grey);
-  const terms = index => [
-    1,
-    2 * Math.floor(index / width) / (height - 1) - 1,
-    2 * (index % width) / (width - 1) - 1,
-  ];
-  const at = (plane, index) =>
-    terms(index).reduce((sum, term, n) => sum + term * plane[n], 0);
+  const down = index => 2 * Math.floor(index / width) / (height - 1) - 1;
+  const right = index => 2 * (index % width) / (width - 1) - 1;
+  const at = ([a, b, c], index) => a + b * down(index) + c * right(index);
   let plane = [median(border.map(index => data[index])), 0, 0], noise = 0;
   for (let repeat = 0; repeat < 3; repeat++) {
     const residual = index => Math.abs(data[index] - at(plane, index));
     noise = 1.4826 * median(border.map(residual));
     const near = border.filter(index => residual(index) <= Math.max(16, 3 * noise));
     if (near.length >= 3) {
-      plane = leastSquares(near.map(terms), near.map(index => data[index]));
+      const terms = near.map(index => [1, down(index), right(index)]);
+      plane = leastSquares(terms, near.map(index => data[index]));
     }
   }
   const difference = data.map((value, index) => value - at(plane, index));
