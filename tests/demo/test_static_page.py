@@ -26,7 +26,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "mlp on l2 columns": dict(pixels="l2", hidden=(), layer_names=("Dense_0:logits",)),
     "cnn": dict(
         model="cnn",
-        conv=("4:k5:same:s2:tanh:bn", "6:k4:same:pool2:bn", "5:k2:linear:pool3"),
+        conv=("4:k5:same:s2:tanh:bn", "6:k4:same:pool2:bn", "16:k2:linear:pool3"),
         crop=1,
     ),
     "strided cnn": dict(model="cnn", conv=("4:s2", "6:k2:same:s2:relu"), pixels="raw"),
