@@ -10,8 +10,8 @@ from absl import flags
 
 from mnist_jax.cli.flags import define_machine_flags, define_path_flag, existing_folder
 from mnist_jax.cli.main import run_program, start_jax
-from mnist_jax.config import MODELS
-from mnist_jax.data.types import CLASS_NAMES, IMAGE_SHAPE, class_names
+from mnist_jax.data.types import IMAGE_SHAPE, class_names
+from mnist_jax.demo.page import accuracy_note, network_name
 from mnist_jax.demo.server import HOST, Predictor, make_server
 from mnist_jax.training.run_dir import load_run
 
@@ -22,12 +22,8 @@ def load_predictor(folder: Path, name: str, data_dir: str | None) -> Predictor:
     """Loads the network of a finished run and compiles it for a single image."""
     run = load_run(folder, data_dir)
     run.predict(np.zeros((1, *IMAGE_SHAPE), np.uint8))
-    model = run.config.model
-    network = model.upper() if model in MODELS else run.config.name
-    note = f"{network}, test accuracy {run.record.test_accuracy:.2%}"
-    if (dataset := run.record.dataset) in CLASS_NAMES:
-        note += f"; trained on {dataset}, so drawings of digits mean nothing to it"
-    return Predictor(name, note, run.predict, class_names(dataset))
+    note = f"{network_name(run)}, {accuracy_note(run)}"
+    return Predictor(name, note, run.predict, class_names(run.record.dataset))
 
 
 def main() -> None:

@@ -24,14 +24,14 @@ from mnist_jax.cli.flags import (
 from mnist_jax.cli.main import run_program, start_jax
 from mnist_jax.cli.signals import stop_between_chunks
 from mnist_jax.errors import InputError
-from mnist_jax.reporting.event_files import check_tensorboard, epoch_scalars
 from mnist_jax.reporting.progress import ProgressPrinter
+from mnist_jax.reporting.trackers import TRACKERS, TrackingPrinter, check_tracker
 from mnist_jax.training.checkpoints import KEEP
 from mnist_jax.training.run_dir import CONFIG
 from mnist_jax.training.sweep import plan_runs, train_runs
 
 FLAGS = flags.FLAGS
-_OF_RUN_DIR = "tensorboard", "profile", "checkpoint_every", "resume", "overwrite"
+_OF_RUN_DIR = "track", "profile", "checkpoint_every", "resume", "overwrite"
 
 
 def _check_flags() -> None:
@@ -43,8 +43,6 @@ def _check_flags() -> None:
             f"--run_dir=runs/{FLAGS.init_preset}`, then this command again with "
             f"--init_from=runs/{FLAGS.init_preset}"
         )
-    if FLAGS.tensorboard:
-        check_tensorboard()
     if FLAGS["keep"].present and not FLAGS.checkpoint_every:
         raise InputError(
             f"--keep={FLAGS.keep} needs checkpoints, but --checkpoint_every is 0; set "
@@ -60,6 +58,8 @@ def _check_flags() -> None:
             f"--profile works with one seed only; got --seeds={FLAGS.seeds}; leave one "
             "of them out"
         )
+    if FLAGS.track:
+        check_tracker(FLAGS.track)
 
 
 def main() -> None:
@@ -93,10 +93,10 @@ def main() -> None:
         held = any((folder / CONFIG).exists() for folder in plan.folders.values())
         if FLAGS.resume and not held:
             print(f"no run in {FLAGS.run_dir}: starting from the beginning", flush=True)
-        write_epochs = None
-        if FLAGS.tensorboard:
-            write_epochs = lambda *run: stack.enter_context(epoch_scalars(*run))  # noqa: E731
-        printer = ProgressPrinter(FLAGS.quiet, check_stopped, write_epochs)
+        printer = ProgressPrinter(FLAGS.quiet, check_stopped)
+        if FLAGS.track:
+            printer = TrackingPrinter(FLAGS.track, root, FLAGS.quiet, check_stopped)
+            stack.callback(printer.close)
         experiment = train_runs(plan, dataset, printer)
     if experiment is None:
         print(f"the run in {FLAGS.run_dir} is finished")
@@ -130,8 +130,11 @@ def run() -> None:
         None,
         "preset that --init_from must come from (set by presets)",
     )
-    flags.DEFINE_boolean(
-        "tensorboard", False, "also write TensorBoard event files to --run_dir"
+    flags.DEFINE_enum(
+        "track",
+        None,
+        TRACKERS,
+        "experiment tracker that also gets the config, metrics, results and pictures",
     )
     define_profile_flag("--run_dir")
     flags.DEFINE_boolean(

@@ -129,7 +129,8 @@ def test_importing_touches_no_device_and_reads_no_flag():
         "assert not flags.FLAGS.is_parsed()\n"
         "assert not set(flags.FLAGS) & {'model', 'data_dir', 'run_dir'}\n"
         "heavy = {'tensorflow', 'tensorflow_datasets', 'torch', 'keras', 'sklearn'}\n"
-        "heavy |= {'tensorboardX', 'onnx', 'onnxruntime', 'safetensors'}\n"
+        "heavy |= {'tensorboardX', 'trackio', 'wandb'}\n"
+        "heavy |= {'onnx', 'onnxruntime', 'safetensors'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib import resources
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mnist_jax.data.types import DIGITS
 from mnist_jax.data.user_images import digit_from_bytes
+from mnist_jax.demo.page import build_page, read_source
 from mnist_jax.errors import InputError
 
 HOST = "127.0.0.1"
@@ -51,7 +51,7 @@ def make_server(predictors: Sequence[Predictor], port: int) -> ThreadingHTTPServ
         InputError: the port is not available.
     """
     lock = threading.Lock()
-    page = resources.files("mnist_jax.demo").joinpath("page.html").read_bytes()
+    page = build_page([read_source("server.js")]).encode()
     models = [
         {"name": each.name, "note": each.note, "classes": each.classes}
         for each in predictors

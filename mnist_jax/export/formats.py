@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mnist_jax.demo.static_page import write_static_page
 from mnist_jax.errors import InputError
 from mnist_jax.export.onnx_file import predict_onnx, write_onnx
 from mnist_jax.export.safetensors_folder import predict_safetensors, write_safetensors
@@ -38,6 +39,7 @@ FORMATS: Mapping[str, Format] = {
         write_safetensors, predict_safetensors, ("safetensors",), is_folder=True
     ),
     "stablehlo": Format(write_stablehlo, predict_stablehlo, ("flatbuffers",)),
+    "html": Format(write_static_page, None),  # a browser would have to read it
 }
 
 

@@ -15,8 +15,6 @@ from mnist_jax.training.experiment import Experiment
 from mnist_jax.training.fit import Callbacks, Progress
 from mnist_jax.training.sweep import Observer
 
-OnEpoch = Callable[[Sequence[EpochRecord]], None]
-
 _HEADER = "epoch   loss    acc   val loss  val acc  train s  images/s    ETA s"
 
 # Between progress lines without a terminal. A chunk takes about a second.
@@ -73,18 +71,14 @@ class ProgressPrinter(Observer):
         self,
         quiet: bool = False,
         check_stopped: Callable[[], None] = lambda: None,
-        write_epochs: Callable[[Sequence[Path], int], OnEpoch] | None = None,
     ) -> None:
         """Creates a printer.
 
         Args:
             quiet: print final results only.
             check_stopped: called after each chunk and epoch; raises to stop training.
-            write_epochs: takes the run directories and the number of training images;
-                returns a function to call with the records of each epoch.
         """
         self.quiet, self._check_stopped = quiet, check_stopped
-        self.write_epochs = write_epochs
 
     def check_stopped(self) -> None:
         """Raises if the program should end."""
@@ -109,10 +103,6 @@ class ProgressPrinter(Observer):
         """
         if not self.quiet:
             _announce(experiment)
-        write: OnEpoch = lambda records: None  # noqa: E731
-        if self.write_epochs is not None:
-            size = len(experiment.dataset.train.labels)
-            write = self.write_epochs(list(folders.values()), size)
         # disable=None shows the bar on a terminal only; without a console, as in a
         # windowed application, there is no stderr.
         bar = tqdm(
@@ -132,7 +122,6 @@ class ProgressPrinter(Observer):
             self.check_stopped()
 
         def on_epoch(records: Sequence[EpochRecord]) -> None:
-            write(records)
             if not self.quiet:
                 bar.clear()
                 print(_row(experiment, records), flush=True)

@@ -146,7 +146,7 @@ def test_a_safetensors_folder_is_a_run(name, images, tmp_path):
 
 def test_bfloat16_networks_are_exported_in_float32(images, tmp_path):
     run = make_run(model="mlp", hidden=(16,), precision="bfloat16")
-    for name in FORMATS:
+    for name in ("onnx", "safetensors", "stablehlo"):
         assert export_run(run, name, tmp_path / name, images) < 1e-5
     assert load_run(tmp_path / "safetensors").config.precision == "bfloat16"
 

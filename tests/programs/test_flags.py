@@ -146,7 +146,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "preset": ["--preset=av_rnn"],
             "overwrite": ["--overwrite=maybe", "--overwrite"],
             "seeds": FROM_SEED,
-            "tensorboard": ["--tensorboard=maybe", "--tensorboard"],
+            "track": ["--track=mlflow", "--track=tensorboard"],
             "checkpoint_every": ["--checkpoint_every=-1", "--checkpoint_every=1"],
             "keep": ["--keep=0", "--keep=x", "--keep=5"],
             "resume": ["--resume=maybe", "--resume", "--resume --run_dir=RUN"],

@@ -282,7 +282,7 @@ BAD_COMMANDS = {
         [f"--run_dir={__file__}/run"],
         "cannot write .*test_programs.py/run",
     ),
-    "tensorboard without a folder": (["--tensorboard"], "--tensorboard needs"),
+    "tracker without a folder": (["--track=tensorboard"], "--track needs"),
     "positional argument": (["cnn"], "unexpected argument 'cnn'"),
     "no such platform": (["--platform=tpu"], "--platform=tpu"),
     "no value": (["--epochs"], "missing value for flag --epochs"),

@@ -1,0 +1,270 @@
+"""Tests of experiment trackers: TensorBoard's files, and calls of trackio and wandb."""
+
+import contextvars
+import struct
+import sys
+import types
+from collections.abc import Iterator, Mapping
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.runs import stop_after
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from mnist_jax.config import TrainConfig
+from mnist_jax.data.types import Dataset
+from mnist_jax.errors import InputError, Stopped
+from mnist_jax.records.schema import EpochRecord, RunRecord
+from mnist_jax.reporting.trackers import (
+    TrackingPrinter,
+    check_tracker,
+    epoch_scalars,
+    start_run,
+)
+from mnist_jax.training.experiment import Experiment, prepare
+from mnist_jax.training.mesh import make_mesh
+from mnist_jax.training.run_dir import fit_into
+
+CONFIG = TrainConfig(
+    model="mlp", hidden=(), epochs=2, batch_size=100, dataset="digits", train_size=300
+)
+
+
+def read_events(folder: Path) -> Iterator[Event]:
+    """Yields the events of a folder's files, in the order of their names.
+
+    A record is its length (8 bytes), a checksum (4), an event, a checksum (4):
+    https://www.tensorflow.org/tutorials/load_data/tfrecord
+    """
+    paths = sorted(folder.glob("events.out.tfevents.*"))
+    content = b"".join(path.read_bytes() for path in paths)
+    while content:
+        [length] = struct.unpack("<Q", content[:8])
+        yield Event.FromString(content[12 : 12 + length])
+        content = content[16 + length :]
+
+
+def read_values(folder: Path) -> dict[tuple[str, int], Any]:
+    """Returns what TensorBoard shows of a folder, by tag and step.
+
+    The start of a session removes the steps from its own on.
+    """
+    values: dict[tuple[str, int], Any] = {}
+    for event in read_events(folder):
+        if event.session_log.status == SessionLog.START:
+            values = {k: v for k, v in values.items() if k[1] < event.step}
+        for value in event.summary.value:
+            assert (value.tag, event.step) not in values
+            kind = value.WhichOneof("value")
+            values[value.tag, event.step] = getattr(value, kind)
+    return values
+
+
+@pytest.fixture(scope="module")
+def experiment(digits: Dataset) -> Experiment:
+    """Two seeds of a small MLP."""
+    return prepare(CONFIG, digits, 2, mesh=make_mesh(1))
+
+
+def train(
+    printer: TrackingPrinter, experiment: Experiment, root: Path
+) -> list[RunRecord]:
+    """Trains two seeds as `train_runs` does."""
+    folders = {seed: root / f"seed{seed}" for seed in range(2)}
+    records = fit_into(experiment, folders, printer.training(experiment, folders))
+    for record in records:
+        printer.finished(record)
+    printer.close()
+    return records
+
+
+def expected_scalars(record: RunRecord) -> dict[tuple[str, int], float]:
+    """Returns the scalars of a finished run, by name and step."""
+    expected: dict[tuple[str, int], float] = {}
+    for epoch in record.epochs:
+        expected |= {
+            ("loss/training", epoch.epoch): epoch.loss,
+            ("loss/validation", epoch.epoch): epoch.val_loss,
+            ("accuracy/training", epoch.epoch): epoch.accuracy,
+            ("accuracy/validation", epoch.epoch): epoch.val_accuracy,
+            ("images_per_second", epoch.epoch): 270 / epoch.train_seconds,
+        }
+    last = len(record.epochs)
+    names = "parameters", "compile_seconds", "steady_epoch_seconds", "total_seconds"
+    return expected | {
+        ("loss/test", last): record.test_loss,
+        ("accuracy/test", last): record.test_accuracy,
+        **{(f"final/{name}", last): getattr(record, name) for name in names},
+    }
+
+
+def test_tensorboard_has_the_last_training_of_each_run(experiment, tmp_path):
+    for _ in range(2):
+        printer = TrackingPrinter("tensorboard", tmp_path, quiet=True)
+        records = train(printer, experiment, tmp_path)
+    for record in records:
+        values = read_values(tmp_path / f"seed{record.config.seed}")
+        scalars = {key: v for key, v in values.items() if isinstance(v, float)}
+        assert scalars == pytest.approx(expected_scalars(record))
+        others = {key: v for key, v in values.items() if key not in scalars}
+        config = others.pop(("config/text_summary", 1))
+        assert f'"seed": {record.config.seed},' in str(config).replace("\\", "")
+        assert others.keys() == {("confusion", 2), ("worst", 2)}
+        png = others["confusion", 2].encoded_image_string
+        assert png.startswith(b"\x89PNG") and others["confusion", 2].width > 200
+
+
+def test_validation_is_optional():
+    epoch = EpochRecord(1, 0.5, 0.75, None, None, 0.5, 0.0)
+    assert epoch_scalars(epoch, 100) == {
+        "loss/training": 0.5,
+        "accuracy/training": 0.75,
+        "images_per_second": 200.0,
+    }
+
+
+def test_steps_that_a_resumed_run_repeats_replace_the_earlier_ones(tmp_path):
+    for epochs in (range(1, 5), range(3, 6)):  # stopped after 4, resumed after 2
+        run = start_run("tensorboard", "run", tmp_path, {"model": "mlp"})
+        assert epochs[0] > 1 or list(tmp_path.iterdir()) == []
+        for epoch in epochs:
+            run.log({"loss": epochs[0]}, epoch)
+        run.finish()
+    losses = [v for (tag, _), v in read_values(tmp_path).items() if tag == "loss"]
+    assert losses == [1, 1, 3, 3, 3]
+
+
+class Service(types.ModuleType):
+    """A stand-in for trackio or wandb, with the calls of both that are used."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.runs: list[ServiceRun] = []
+        self.mode, self.key = "online", True
+        self.current: contextvars.ContextVar[ServiceRun | None]
+        self.current = contextvars.ContextVar("current", default=None)
+
+    def init(self, project: str, name: str, config: Mapping, **options: Any) -> Any:
+        assert project == "mnist_jax"
+        assert options == ({"reinit": "create_new"} if self.__name__ == "wandb" else {})
+        if current := self.current.get():
+            current.finish()
+        self.runs.append(ServiceRun(name, config))
+        self.current.set(self.runs[-1])
+        return self.runs[-1]
+
+    def Image(self, pixels: np.ndarray) -> str:
+        assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
+        return "a picture"
+
+    def setup(self) -> Any:
+        return types.SimpleNamespace(settings=types.SimpleNamespace(mode=self.mode))
+
+    def login(self, prompt: bool) -> bool:
+        assert not prompt
+        if self.key is None:
+            raise ConnectionError("the host cannot be reached")
+        return self.key
+
+
+class ServiceRun:
+    """A run of `Service`."""
+
+    def __init__(self, name: str, config: Mapping[str, Any]) -> None:
+        self.name, self.config, self.finished = name, config, 0
+        self.values: dict[tuple[str, int], Any] = {}
+
+    def log(self, values: Mapping[str, Any], step: int) -> None:
+        assert not self.finished
+        self.values |= {(name, step): value for name, value in values.items()}
+
+    def finish(self) -> None:
+        self.finished += 1
+
+
+@pytest.fixture(params=["trackio", "wandb"])
+def service(request, monkeypatch: pytest.MonkeyPatch) -> Service:
+    """A stand-in for trackio and for wandb."""
+    module = Service(request.param)
+    module.__spec__ = ModuleSpec(request.param, None)
+    monkeypatch.setitem(sys.modules, request.param, module)
+    return module
+
+
+def test_each_seed_is_a_run_of_the_service(service: Service, experiment, tmp_path):
+    printer = TrackingPrinter(service.__name__, tmp_path / "mlp3", quiet=True)
+    records = train(printer, experiment, tmp_path / "mlp3")
+    assert [run.name for run in service.runs] == ["mlp3-seed0", "mlp3-seed1"]
+    for run, record in zip(service.runs, records, strict=True):
+        assert run.finished == 1
+        assert run.config["seed"] == record.config.seed
+        assert run.config["dataset"] == "digits" and run.config["hidden"] == []
+        pictures = {("confusion", 2): "a picture", ("worst", 2): "a picture"}
+        assert run.values == expected_scalars(record) | pictures
+
+
+def test_a_stopped_run_is_finished_in_the_service(service, experiment, tmp_path):
+    printer = TrackingPrinter(service.__name__, tmp_path, quiet=True)
+    folders = {seed: tmp_path / f"seed{seed}" for seed in range(2)}
+    callbacks = printer.training(experiment, folders)
+    with pytest.raises(Stopped):
+        stop = stop_after(1).on_epoch
+        both = lambda records: [callbacks.on_epoch(records), stop(records)]  # noqa: E731
+        fit_into(experiment, folders, callbacks._replace(on_epoch=both))
+    printer.close()
+    assert [run.finished for run in service.runs] == [1, 1]
+    assert ("loss/training", 1) in service.runs[0].values
+
+
+def test_a_single_run_has_the_name_of_its_directory(service, tmp_path, experiment):
+    printer = TrackingPrinter(service.__name__, tmp_path / "cnn0", quiet=True)
+    printer.training(experiment, {7: tmp_path / "cnn0"})
+    assert [(run.name, run.config["seed"]) for run in service.runs] == [("cnn0", 7)]
+
+
+def test_a_service_that_fails_after_training_is_a_warning(
+    service, experiment, tmp_path, monkeypatch, caplog
+):
+    def fail(pixels: np.ndarray) -> str:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(service, "Image", fail)
+    train(TrackingPrinter(service.__name__, tmp_path, True), experiment, tmp_path)
+    assert caplog.text.count("no space left") == 2
+
+
+def test_a_run_that_cannot_start_is_an_input_error(service, tmp_path, monkeypatch):
+    def fail(**options: Any) -> None:
+        raise ValueError("no such entity")
+
+    monkeypatch.setattr(service, "init", fail)
+    with pytest.raises(InputError, match="cannot start the run cnn0 .no such entity"):
+        start_run(service.__name__, "cnn0", tmp_path, {})
+
+
+def test_wandb_needs_a_login_unless_offline(monkeypatch: pytest.MonkeyPatch):
+    module = Service("wandb")
+    module.__spec__ = ModuleSpec("wandb", None)
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    check_tracker("wandb")
+    for key, reason in ((False, "there is no API key"), (None, "cannot be reached")):
+        module.mode, module.key = "online", key
+        with pytest.raises(InputError, match=f"{reason}.; run `wandb login`"):
+            check_tracker("wandb")
+        module.mode = "offline"
+        check_tracker("wandb")
+
+
+@pytest.mark.parametrize("tracker", ["tensorboard", "trackio", "wandb"])
+def test_a_missing_package_is_an_error_with_instructions(tracker, monkeypatch):
+    package = {"tensorboard": "tensorboardX"}.get(tracker, tracker)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError, match=rf"{package}.*pip install '\.\[{tracker}\]'"):
+        check_tracker(tracker)
+
+
+def test_tensorboard_needs_no_login():
+    check_tracker("tensorboard")
