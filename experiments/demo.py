@@ -11,8 +11,9 @@ from absl import flags
 from mnist_jax.cli.flags import define_machine_flags, define_path_flag, existing_folder
 from mnist_jax.cli.main import run_program, start_jax
 from mnist_jax.config import MODELS
-from mnist_jax.data.types import CLASS_NAMES, IMAGE_SHAPE, class_names
+from mnist_jax.data.types import CLASS_NAMES, IMAGE_SHAPE, MNIST, class_names
 from mnist_jax.demo.server import HOST, Predictor, make_server
+from mnist_jax.errors import InputError
 from mnist_jax.training.run_dir import load_run
 
 FLAGS = flags.FLAGS
@@ -21,6 +22,13 @@ FLAGS = flags.FLAGS
 def load_predictor(folder: Path, name: str, data_dir: str | None) -> Predictor:
     """Loads the network of a finished run and compiles it for a single image."""
     run = load_run(folder, data_dir)
+    if run.shapes != MNIST:
+        height, width = run.shapes.image
+        raise InputError(
+            f"--run_dir={folder} is a network for images of {height}x{width} in "
+            f"{run.shapes.classes} classes, but drawings become 28x28 and the page "
+            "shows 10 classes; give networks for 28x28 and 10 classes"
+        )
     run.predict(np.zeros((1, *IMAGE_SHAPE), np.uint8))
     model = run.config.model
     network = model.upper() if model in MODELS else run.config.name

@@ -34,7 +34,7 @@ def main() -> None:
     figures = {"history": history_figure(history, f"{name}, one run, seed {seed}")}
     dataset = split_dataset(load_data(run.record.dataset), run.config)
     for picture in detail_pictures(
-        name, seed, [run_details(run, dataset.test)], dataset.name
+        name, seed, [run_details(run, dataset.test)], dataset.name, run.shapes
     ):
         figures[picture.name] = picture.draw(picture.heading)
         print(picture.caption)

@@ -289,22 +289,11 @@ def create_model(config: TrainConfig, shapes: Shapes = MNIST) -> nn.Module:
         return MLP(hidden, dropout, names, dtype, crop, classes)
     impl = resolve_impl(config.impl)
     if config.model == "lstm":
-        units, activation = config.lstm_units, config.activation
         # On a GPU, the unrolled loop takes less than half the time
         # (docs/accelerators.md); on a CPU it would compile for long.
         unroll = 1 if jax.default_backend() == "cpu" else height
-        return LSTM(
-            units,
-            activation,
-            hidden,
-            dropout,
-            impl,
-            names,
-            dtype,
-            unroll,
-            crop,
-            classes,
-        )
+        layers = config.lstm_units, config.activation, hidden, dropout
+        return LSTM(*layers, impl, names, dtype, unroll, crop, classes)
     check_stages(config.conv, height, width)
     stages = tuple(map(parse_conv_stage, config.conv))
     return CNN(stages, hidden, dropout, impl, names, dtype, crop, classes)
@@ -372,8 +361,8 @@ def apply_model(
         dropout_key: key of the step, for training.
 
     Returns:
-        Its outputs `[B,classes]`, and the updated collections besides the parameters: with
-        `train=False`, or if there are none, an empty dict.
+        Its outputs `[B,classes]`, and the updated collections besides the parameters:
+        with `train=False`, or if there are none, an empty dict.
     """
     trained, others = split_params(model, params, images.shape[1:])
     variables = {"params": trained, **others}

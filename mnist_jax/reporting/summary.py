@@ -110,10 +110,11 @@ def format_totals(
     total = layers["parameters"].sum()
     frozen = layers.loc[layers["frozen"] == "yes", "parameters"].sum()
     unfrozen = " (as if no layer were frozen)" if frozen else ""
+    forward, training = multiply_adds(config, shapes), training_flops(config, shapes)
     return (
         f"total {total:,}, trainable {total - frozen:,}, frozen {frozen:,} parameters\n"
-        f"per image: {sum(multiply_adds(config, shapes)):,} multiply-adds in the forward "
-        f"pass, {training_flops(config, shapes):,} floating-point operations in training"
+        f"per image: {sum(forward):,} multiply-adds in the forward "
+        f"pass, {training:,} floating-point operations in training"
         f"{unfrozen}"
     )
 

@@ -34,7 +34,8 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
     Args:
         logits: `[B,classes]`.
-        labels: `[B]` integers, or `[B,classes]` probabilities (one-hot: the same result).
+        labels: `[B]` integers, or `[B,classes]` probabilities (one-hot: the same
+            result).
     """
     if labels.ndim == 1:
         labels = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
@@ -47,9 +48,10 @@ def batch_metrics(
     """Returns the summed loss, to differentiate, and the metrics of a batch.
 
     Args:
-        logits: `[B,classes]` of any float type; the loss is computed in float32 at least.
-        labels: `[B]` integers or `[B,classes]` probabilities, of which the largest is the
-            image's class.
+        logits: `[B,classes]` of any float type; the loss is computed in float32 at
+            least.
+        labels: `[B]` integers or `[B,classes]` probabilities, of which the largest is
+            the image's class.
         mask: `[B]`, 1 for an image and 0 for padding.
     """
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
@@ -198,8 +200,9 @@ def train_step(
         mask: `[B]`, 1 for an image and 0 for padding.
         key: dropout key of this step.
         model: any module with `apply(variables, images, train=...) -> [B,classes]`. If
-            the batch is sharded or split into microbatches, it also takes `batch_offset=`,
-            the index of its first image in the whole batch, since all share one key.
+            the batch is sharded or split into microbatches, it also takes
+            `batch_offset=`, the index of its first image in the whole batch, since all
+            share one key.
         tx: optimizer.
         axis_name: mesh axis over which the batch is sharded, if any.
         microbatches: number of microbatches to split the batch into. Their gradients
