@@ -59,9 +59,8 @@ def load_any(path: Path, setting: str) -> Dataset:
     classes = int(max(values.max() for values in labels.values())) + 1
     if not 2 <= classes <= MAX_CLASSES:
         raise InputError(
-            f"{setting}={path} has labels {low}..{high}, but 2..{MAX_CLASSES} classes "
-            f"are supported; give labels from 0 to 1 at least and {MAX_CLASSES - 1} at "
-            "most"
+            f"{setting}={path} has labels {low}..{high}, which are {classes} classes; "
+            f"give labels from 0 to at least 1 and at most {MAX_CLASSES - 1}"
         )
     for name in _SETS:
         if (count := len(images[name])) != len(labels[name]):

@@ -167,12 +167,9 @@ def source_coordinates(
     scale = 1.0 + sizes.get("zoom", 0.0) * jax.random.uniform(zoom_key, minval=-1.0)
     cos, sin = jnp.cos(angle) / scale, jnp.sin(angle) / scale
     height, width = shape
-    y, x = jnp.mgrid[:height, :width]
-    center_y, center_x = (height - 1) / 2, (width - 1) / 2
-    y, x = y - center_y, x - center_x
-    coordinates = jnp.stack(
-        [cos * y - sin * x + center_y, sin * y + cos * x + center_x]
-    )
+    center = jnp.array([height - 1, width - 1])[:, None, None] / 2
+    y, x = jnp.mgrid[:height, :width] - center
+    coordinates = jnp.stack([cos * y - sin * x, sin * y + cos * x]) + center
     if "elastic" in sizes:
         field = jax.random.uniform(field_key, (2, *shape), minval=-1.0)
         smooth = jnp.einsum("ij,cjk,lk->cil", _gauss(height), field, _gauss(width))

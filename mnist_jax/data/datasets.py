@@ -58,9 +58,9 @@ def load_dataset(
     `cache_dir()`.
 
     Args:
-        name: one of `DATASETS`. "idx" is any set in `data_dir`, see `load_any`. "auto" is
-            MNIST if available, otherwise the digits with a `note`, unless a data folder
-            is set. "digits" needs no files and ignores
+        name: one of `DATASETS`. "idx" is any set in `data_dir`, see `load_any`. "auto"
+            is MNIST if available, otherwise the digits with a `note`, unless a data
+            folder is set. "digits" needs no files and ignores
             `data_dir`.
         data_dir: a folder that must hold the files; None or empty to search elsewhere.
         download: puts the four files of a set into a folder or raises `DownloadError`.

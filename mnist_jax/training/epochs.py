@@ -327,7 +327,7 @@ def make_programs(
 def make_predict(
     model: nn.Module, preprocess: Preprocess
 ) -> Callable[[Any, np.ndarray], jax.Array]:
-    """Returns the jitted `predict(params, [N,H,W] uint8)`: probabilities `[N,classes]`."""
+    """Returns `predict(params, [N,H,W] uint8)`: probabilities `[N,classes]`, jitted."""
 
     options = compiler_options(jax.default_backend())
 
