@@ -344,7 +344,9 @@ def predict_images(
 ) -> np.ndarray:
     """Returns the probabilities `[N,classes] float32` of images `[N,H,W] uint8`."""
     predict = make_predict(model, preprocess)
-    # One call even without images, for the number of classes.
-    starts = range(0, max(1, len(images)), _PREDICT_CHUNK)
+    if not len(images):
+        one = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
+        return np.empty((0, jax.eval_shape(predict, params, one).shape[1]), np.float32)
+    starts = range(0, len(images), _PREDICT_CHUNK)
     chunks = [images[start : start + _PREDICT_CHUNK] for start in starts]
     return np.concatenate([np.asarray(predict(params, chunk)) for chunk in chunks])

@@ -182,7 +182,14 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "compile_cache": COMPILE_CACHE,
         },
     ),
-    "experiments.summary": ("", {**first_of(), "preset": ["--preset=av_rnn"]}),
+    "experiments.summary": (
+        "",
+        {
+            **first_of(),
+            "preset": ["--preset=av_rnn"],
+            "data_dir": ["--dataset=idx --data_dir=/nonexistent"],
+        },
+    ),
     "experiments.data": (
         "--dataset=digits",
         {

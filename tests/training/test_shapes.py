@@ -80,7 +80,7 @@ def test_fast_equals_plain(model, shapes):
 @pytest.mark.parametrize("shapes", [SMALL, LARGE], ids=["12x20", "40x40"])
 @pytest.mark.parametrize("model", SETTINGS)
 def test_formulas_count_what_is_computed(model, shapes):
-    config = make_config(model, crop=1, impl="plain", conv=("4:same:s2:pool2", "8"))
+    config = make_config(model, crop=1, impl="plain", conv=("4:same:s2", "8:pool2"))
     network = create_model(config, shapes)
     assert sum(multiply_adds(config, shapes)) == sum(
         _traced_products(network, shapes.image)
