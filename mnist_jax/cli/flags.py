@@ -196,8 +196,8 @@ def load_data(name: str, any_shape: bool = True) -> Dataset:
     if not any_shape and dataset.shapes != MNIST:
         (height, width), classes = dataset.shapes
         raise InputError(
-            f"--dataset={name} has images of {height}x{width} in {classes} classes, but "
-            "this program is for 28x28 in 10 classes; give such a dataset, or use "
+            f"--dataset={name} has images of {height}x{width} in {classes} classes, "
+            "but this program is for 28x28 in 10 classes; give such a dataset, or use "
             "experiments.train or benchmarks.compare"
         )
     if dataset.note:
