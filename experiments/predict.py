@@ -15,7 +15,7 @@ from mnist_jax.cli.flags import (
     define_path_flag,
     define_run_dir_flag,
     existing_folder,
-    load_data,
+    load_data_of,
 )
 from mnist_jax.cli.main import run_program, start_jax
 from mnist_jax.data.splits import split_dataset
@@ -57,7 +57,7 @@ def main() -> None:
     images: list[np.ndarray] = []
     frames: list[pd.DataFrame] = []
     if words:
-        dataset = split_dataset(load_data(run.record.dataset), run.config)
+        dataset = split_dataset(load_data_of(run.record), run.config)
         indices = _indices(words, len(dataset.test.labels))
         test_images, labels = (array[indices] for array in dataset.test)
         frame = prediction_frame(run.predict(test_images), labels)

@@ -183,9 +183,7 @@ def main() -> None:
     overrides = [f"--{flag}={value}" for flag, value in given.items() if value]
     make_folder(out)
     start_jax()
-    study = Study(
-        out, RESULTS, load_data(FLAGS.dataset, any_shape=False), range(FLAGS.seeds)
-    )
+    study = Study(out, RESULTS, load_data(FLAGS.dataset), range(FLAGS.seeds))
     export_runs(out, RESULTS)  # an error, if that cannot be written, before training
     with stop_between_chunks(HOW_TO_RESUME) as check_stopped:
         printer = ProgressPrinter(FLAGS.quiet, check_stopped)

@@ -10,6 +10,7 @@ from mnist_jax.config import MODELS
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.types import MNIST, Dataset
 from mnist_jax.errors import InputError
+from mnist_jax.records.schema import RunRecord
 from mnist_jax.training.setup import PLATFORMS
 
 FLAGS = flags.FLAGS
@@ -202,6 +203,22 @@ def load_data(name: str, any_shape: bool = True) -> Dataset:
         )
     if dataset.note:
         print(f"\n*** {dataset.note} ***\n", flush=True)
+    return dataset
+
+
+def load_data_of(record: RunRecord) -> Dataset:
+    """Loads the dataset of a finished run as `load_data`.
+
+    Raises:
+        InputError: as there, or `--data_dir` holds another set of any size.
+    """
+    dataset = load_data(record.dataset)
+    if record.dataset == "idx" and dataset.checksum != record.checksum:
+        raise InputError(
+            f"the run was trained on data with the sha256 {record.checksum}, but those "
+            f"in --data_dir={FLAGS.data_dir} have {dataset.checksum}; give the folder "
+            "of the run's data"
+        )
     return dataset
 
 
