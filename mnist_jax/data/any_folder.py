@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +86,13 @@ def _read_arrays(
     if path.is_file():
         return "", _read_archive(path)
     found: dict[str, dict[tuple[str, str], Path]] = {}
-    names = sorted(folder.iterdir(), reverse=True) if folder.is_dir() else []
+    try:
+        names = sorted(folder.iterdir(), reverse=True) if folder.is_dir() else []
+    except OSError as error:
+        raise InputError(
+            f"cannot read {setting}={path} ({error.strerror}); make it readable, or "
+            "give another folder"
+        ) from None
     for file in names:  # .gz first
         if (match := _FILE.fullmatch(file.name)) and file.is_file():
             prefix, name, kind = match.groups()
@@ -123,7 +128,7 @@ def _read_archive(path: Path) -> dict[tuple[str, str], tuple[str, np.ndarray]]:
         with np.load(path, allow_pickle=False) as archive:
             missing = [name for name in _NAMES if name not in archive]
             found = {name: archive[name] for name in _NAMES if name not in missing}
-    except (*READ_ERRORS, zipfile.BadZipFile, ValueError, AttributeError) as error:
+    except (*READ_ERRORS, ValueError, TypeError) as error:
         raise InputError(
             f"cannot read {path} as an .npz file ({error}); give one with the arrays "
             f"{', '.join(_NAMES)}"

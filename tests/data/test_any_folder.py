@@ -167,6 +167,9 @@ def test_folders_without_a_set_are_named(tmp_path, monkeypatch):
     np.savez(tmp_path / "a.npz", x_train=IMAGES)
     with pytest.raises(InputError, match="lacks y_train and x_test and y_test"):
         load_dataset("idx", tmp_path / "a.npz")
+    np.save(tmp_path / "a.npy", IMAGES)  # an array, not an archive
+    with pytest.raises(InputError, match=r"cannot read .* as an \.npz file"):
+        load_dataset("idx", tmp_path / "a.npy")
     (tmp_path / "a.npz").write_bytes(b"no archive")
     with pytest.raises(InputError, match=r"cannot read .* as an \.npz file"):
         load_dataset("idx", tmp_path / "a.npz")
