@@ -113,7 +113,7 @@ def main() -> None:
         check_append(Path(FLAGS.out) / "redrawn.jsonl")
     start_jax()
     run = load_run(folder, FLAGS.data_dir)
-    dataset = split_dataset(load_data(run.record.dataset), run.config)
+    dataset = split_dataset(load_data(run.record.dataset, any_shape=False), run.config)
     if FLAGS.images > (total := len(dataset.test.labels)):
         raise InputError(
             f"--images must be at most the {total} test images; got {FLAGS.images}"

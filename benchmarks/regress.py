@@ -136,7 +136,7 @@ def main() -> None:
         )
     check_append(out)
     start_jax()
-    dataset, machine = load_data(FLAGS.dataset), current_environment()
+    dataset, machine = load_data(FLAGS.dataset, any_shape=False), current_environment()
     rows = []
     with tempfile.TemporaryDirectory(prefix="mnist_jax-regress-") as name:
         arrays, there = Path(name) / "arrays", Path(name) / "there"

@@ -365,7 +365,8 @@ def run() -> None:
     flags.DEFINE_float("target", 0.99, "mean test accuracy to reach")
     define_preset_flag(RECIPES, "recipe", "recipe; default: the fastest recorded one")
     define_preset_flag(RECIPES, "against", "another recipe to train in turns")
-    flags.DEFINE_enum("dataset", "mnist", DATASETS[1:], "dataset")
+    known = [name for name in DATASETS if name not in ("auto", "idx")]
+    flags.DEFINE_enum("dataset", "mnist", known, "dataset")
     flags.DEFINE_enum("model", None, list(MODELS), "network; default: any")
     flags.DEFINE_integer(
         "seeds", 10, "seeds, counted from 0, one by one", lower_bound=2

@@ -39,7 +39,7 @@ def main() -> None:
     print(markdown_table(data_frame(dataset)))
     if FLAGS.picture:
         images, labels = (array[: FLAGS.count] for array in dataset.train)
-        captions = np.array(class_names(dataset.name))[labels]
+        captions = np.array(class_names(dataset.name, dataset.classes))[labels]
         save_figure(digits_figure(images, captions), Path(FLAGS.picture))
         print(f"\nwritten: {FLAGS.picture}")
 

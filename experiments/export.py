@@ -12,7 +12,7 @@ from mnist_jax.cli.flags import (
     define_path_flag,
     define_run_dir_flag,
     existing_folder,
-    load_data,
+    load_data_of,
 )
 from mnist_jax.cli.main import run_program, start_jax
 from mnist_jax.data.splits import split_dataset
@@ -29,7 +29,7 @@ def main() -> None:
     check_export(FLAGS.format, out)
     start_jax()
     run = load_run(folder, FLAGS.data_dir)
-    dataset = split_dataset(load_data(run.record.dataset), run.config)
+    dataset = split_dataset(load_data_of(run.record), run.config)
     images = dataset.test.images[:_COMPARED]
     difference = export_run(run, FLAGS.format, out, images)
     files = sorted(out.iterdir()) if out.is_dir() else [out]

@@ -9,7 +9,7 @@ from mnist_jax.cli.flags import (
     define_machine_flags,
     define_run_dir_flag,
     existing_folder,
-    load_data,
+    load_data_of,
 )
 from mnist_jax.cli.main import run_program, start_jax
 from mnist_jax.data.splits import split_dataset
@@ -32,9 +32,9 @@ def main() -> None:
     print(f"\n{run.record.total_seconds:.1f} s total")
     name, seed = f"{run.config.name} on {run.record.dataset}", run.config.seed
     figures = {"history": history_figure(history, f"{name}, one run, seed {seed}")}
-    dataset = split_dataset(load_data(run.record.dataset), run.config)
+    dataset = split_dataset(load_data_of(run.record), run.config)
     for picture in detail_pictures(
-        name, seed, [run_details(run, dataset.test)], dataset.name
+        name, seed, [run_details(run, dataset.test)], dataset.name, run.shapes
     ):
         figures[picture.name] = picture.draw(picture.heading)
         print(picture.caption)

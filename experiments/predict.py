@@ -15,11 +15,11 @@ from mnist_jax.cli.flags import (
     define_path_flag,
     define_run_dir_flag,
     existing_folder,
-    load_data,
+    load_data_of,
 )
 from mnist_jax.cli.main import run_program, start_jax
 from mnist_jax.data.splits import split_dataset
-from mnist_jax.data.types import CLASS_NAMES, DIGITS, class_names
+from mnist_jax.data.types import CLASS_NAMES, IMAGE_SHAPE, class_names
 from mnist_jax.data.user_images import UserDigit, read_digit
 from mnist_jax.errors import InputError
 from mnist_jax.reporting.plots import MAX_PREDICTIONS, predictions_figure, save_figure
@@ -27,6 +27,7 @@ from mnist_jax.reporting.predictions import prediction_frame
 from mnist_jax.training.run_dir import TrainedRun, load_run
 
 FLAGS = flags.FLAGS
+_MAX_SHOWN = 20  # classes with a column each; of more, the most probable is printed
 
 
 def _indices(words: list[str], size: int) -> list[int]:
@@ -45,12 +46,18 @@ def main() -> None:
     user_digits = [read_digit(Path(path)) for path in FLAGS.image or []]
     start_jax()
     run = load_run(folder, FLAGS.data_dir)
-    classes = class_names(run.record.dataset)
+    if user_digits and run.shapes.image != IMAGE_SHAPE:
+        raise InputError(
+            "--image converts pictures to MNIST's 28x28 pixels, but the network of "
+            f"{folder} takes {'x'.join(map(str, run.shapes.image))}; leave --image "
+            "out, or give the --run_dir of a network for 28x28"
+        )
+    classes = class_names(run.record.dataset, run.shapes.classes)
     words = FLAGS.index or ([] if user_digits else ["0"])
     images: list[np.ndarray] = []
     frames: list[pd.DataFrame] = []
     if words:
-        dataset = split_dataset(load_data(run.record.dataset), run.config)
+        dataset = split_dataset(load_data_of(run.record), run.config)
         indices = _indices(words, len(dataset.test.labels))
         test_images, labels = (array[indices] for array in dataset.test)
         frame = prediction_frame(run.predict(test_images), labels)
@@ -70,10 +77,15 @@ def main() -> None:
         return classes[int(label)]
 
     formatters = {"predicted": name_class, "truth": name_class}
+    shown = frame
+    if len(classes) > _MAX_SHOWN:
+        probabilities = frame.filter(regex=r"^p\d+$")
+        shown = frame.drop(columns=probabilities.columns)
+        shown.insert(0, "probability", probabilities.max(axis=1))
     print(
-        frame.to_string(formatters=formatters, float_format="{:.4f}".format, na_rep="-")
+        shown.to_string(formatters=formatters, float_format="{:.4f}".format, na_rep="-")
     )
-    if classes != DIGITS:
+    if run.record.dataset in CLASS_NAMES:
         names = ", ".join(f"p{label} {name}" for label, name in enumerate(classes))
         print(f"\nclasses of {run.record.dataset}: {names}")
     if FLAGS.picture:

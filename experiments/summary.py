@@ -8,8 +8,9 @@ from pathlib import Path
 from absl import flags
 
 from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
-from mnist_jax.cli.flags import define_preset_flag
+from mnist_jax.cli.flags import define_data_dir_flag, define_preset_flag, load_data
 from mnist_jax.cli.main import run_program
+from mnist_jax.data.types import MNIST
 from mnist_jax.reporting.summary import format_totals, layer_frame
 from mnist_jax.reporting.tables import markdown_table
 from mnist_jax.training.setup import setup
@@ -21,15 +22,18 @@ def main() -> None:
     """Prints the layers of the network selected by the flags."""
     config = config_from_flags(FLAGS)
     setup("cpu", compile_cache=False)  # shapes need no other device
-    layers = layer_frame(config)
+    # Only these images have a shape of their own.
+    shapes = load_data("idx").shapes if config.dataset == "idx" else MNIST
+    layers = layer_frame(config, shapes)
     counts = layers.select_dtypes("integer").map("{:,}".format)
     print(markdown_table(layers.assign(**counts)))
-    print(format_totals(config, layers))
+    print(format_totals(config, layers, shapes))
 
 
 def run() -> None:
     """Entry point."""
     define_config_flags()
+    define_data_dir_flag()
     define_preset_flag(Path(__file__).parent / "presets")
     flags.DEFINE_string("init_preset", None, "set by presets; has no effect here")
     run_program(main)

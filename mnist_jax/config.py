@@ -14,7 +14,7 @@ from mnist_jax.errors import InputError
 
 MODELS = ("mlp", "lstm", "cnn")
 CUSTOM = "FILE:CLASS"  # any custom network, where a field depends on the model
-DATASETS = ("auto", "mnist", "fashion_mnist", "kmnist", "digits")
+DATASETS = ("auto", "mnist", "fashion_mnist", "kmnist", "digits", "idx")
 PIXELS = ("scaled", "standardized", "raw", "l2")
 ADAMS = ("adam", "keras_adam", "adamw", "muon")  # muon uses it for biases
 SPLITS = ("official", "shuffled")
@@ -256,7 +256,8 @@ class TrainConfig:
     dataset: str = _option(
         "auto",
         "dataset; auto is MNIST if it is available or can be downloaded, otherwise "
-        "scikit-learn's small digits",
+        "scikit-learn's small digits; idx is any set of IDX files, or an .npz file, in "
+        "--data_dir",
         choices=DATASETS,
     )
     train_size: int | None = _option(
@@ -386,7 +387,7 @@ class TrainConfig:
         allowed="a positive integer",
     )
     epochs: int = _option(
-        {"mnist": 5, "fashion_mnist": 5, "kmnist": 5, "digits": 40},
+        {"mnist": 5, "fashion_mnist": 5, "kmnist": 5, "digits": 40, "idx": 5},
         "passes over the training set",
         check=lambda epochs: epochs >= 1,
         allowed="a positive integer",
@@ -493,8 +494,8 @@ class TrainConfig:
             )
         if self.patience is not None:
             self.require_validation("patience", self.patience)
-        if self.model == "cnn":
-            _check_stages(self.conv, 28 - 2 * self.crop)
+        if self.model == "cnn" and self.dataset != "idx":  # whose images have any size
+            check_stages(self.conv, 28 - 2 * self.crop, 28 - 2 * self.crop)
         layers = len(self.hidden) + len(self.lstm_units) * (self.model == "lstm")
         if len(self.dropout) not in (1, layers) and self.model in MODELS:
             raise InputError(
@@ -565,23 +566,26 @@ def check_used(config: TrainConfig, given: Collection[str] | None = None) -> Non
         )
 
 
-def _check_stages(stages: Sequence[str], size: int) -> None:
+def check_stages(stages: Sequence[str], *sides: int) -> None:
     """Raises InputError if convolution stages shrink an image to nothing.
 
     Args:
         stages: as in `TrainConfig.conv`.
-        size: side of the image.
+        sides: height and width of the image.
     """
     for number, text in enumerate(stages, start=1):
         stage = parse_conv_stage(text)
         window = stage.kernel if stage.padding == "VALID" else 1
-        output_size = ((size - window) // stage.strides + 1) // stage.pool
-        if output_size < 1:
+        outputs = [
+            ((side - window) // stage.strides + 1) // stage.pool for side in sides
+        ]
+        if min(outputs) < 1:
             raise InputError(
-                f"--conv: stage {number} ({text}) leaves no pixel of its {size}x{size} "
-                "input; use fewer stages, smaller kernels, less pooling or same padding"
+                f"--conv: stage {number} ({text}) leaves no pixel of its "
+                f"{'x'.join(map(str, sides))} input; use fewer stages, smaller "
+                "kernels, less pooling or same padding"
             )
-        size = output_size
+        sides = tuple(outputs)
 
 
 def as_text(value: Any) -> str:

@@ -1,6 +1,7 @@
 """Checks that a network trains correctly, for this project's tests and for your own.
 
-Each check takes any linen module with `apply(variables, images, train=...) -> [B,10]`.
+Each check takes any linen module with `apply(variables, images, train=...)` that
+returns logits `[B,classes]`.
 """
 
 from functools import partial
@@ -15,7 +16,7 @@ from jax import lax
 
 from mnist_jax.data.batches import epoch_indices
 from mnist_jax.data.pixels import Preprocess
-from mnist_jax.data.types import Split
+from mnist_jax.data.types import CLASSES, IMAGE_SHAPE, MNIST, Shapes, Split
 from mnist_jax.models.custom import check_network
 from mnist_jax.models.networks import apply_model, split_params
 from mnist_jax.training.epochs import gather, make_programs
@@ -25,12 +26,16 @@ from mnist_jax.training.steps import TrainState, train_step
 preprocess = Preprocess("scaled")
 
 
-def make_split(size: int = 64, seed: int = 0) -> Split:
+def make_split(size: int = 64, seed: int = 0, shapes: Shapes = MNIST) -> Split:
     """Returns random images with learnable labels."""
     rng = np.random.default_rng(seed)
-    labels = rng.integers(0, 10, size).astype(np.int32)
-    images = rng.integers(0, 100, (size, 28, 28)).astype(np.uint8)
-    images[np.arange(size), 2 * labels, :] += 150  # a bright row marks the label
+    height, width = shapes.image
+    labels = rng.integers(0, shapes.classes, size).astype(np.int32)
+    images = rng.integers(0, 100, (size, height, width)).astype(np.uint8)
+    # Bright pixels mark the label: every second row, or less where there are many.
+    step = min(2 * width, height * width // shapes.classes) or 1
+    marked = step * labels[:, None] + np.arange(max(1, step // 2))
+    images.reshape(size, -1)[np.arange(size)[:, None], marked % (height * width)] += 150
     return Split(images, labels)
 
 
@@ -39,9 +44,11 @@ def leaf_names(tree: Any) -> list[str]:
     return [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(tree)]
 
 
-def _init_state(model: nn.Module, tx: optax.GradientTransformation) -> TrainState:
+def _init_state(
+    model: nn.Module, tx: optax.GradientTransformation, shapes: Shapes
+) -> TrainState:
     """Returns the initial state for seed 0."""
-    programs = make_programs(model, tx, preprocess, make_mesh(1))
+    programs = make_programs(model, tx, preprocess, make_mesh(1), shapes.image)
     return jax.tree.map(lambda leaf: leaf[0], programs.init(seed_keys([0])))
 
 
@@ -51,20 +58,20 @@ def _require(condition: bool, message: str) -> None:
         raise AssertionError(message)
 
 
-def check_logits(model: nn.Module) -> None:
+def check_logits(model: nn.Module, shapes: Shapes = MNIST) -> None:
     """Asserts that the outputs are logits, each image's computed from it alone.
 
     In training they may depend on the image's index in the batch, as dropout masks do,
     and with batch statistics (`nn.BatchNorm`) on the other images.
     """
-    key, split = jax.random.key(0), make_split(24)
+    key, split = jax.random.key(0), make_split(24, shapes=shapes)
 
     def fill(leaf: jax.Array) -> jax.Array:
         # Behind a kernel that starts at 0, all images would give the same logits.
         noise = 0.05 * jax.random.normal(key, leaf.shape, leaf.dtype)
         return noise if jnp.all(leaf == 0) else leaf
 
-    params = jax.tree.map(fill, _init_state(model, optax.identity()).params)
+    params = jax.tree.map(fill, _init_state(model, optax.identity(), shapes).params)
 
     @partial(jax.jit, static_argnames="train")
     def run(batches: jax.Array, train: bool) -> Any:
@@ -83,7 +90,7 @@ def check_logits(model: nn.Module) -> None:
             "a softmax",
         )
         tolerance = 1e-3 * np.abs(first).max()
-        mixed = train and bool(split_params(model, params)[1])
+        mixed = train and bool(split_params(model, params, shapes.image)[1])
         _require(
             mixed or np.abs(others[8:] - first[8:]).max() <= tolerance,
             f"in {phase} the logits of an image depend on the other images of the "
@@ -97,11 +104,13 @@ def check_logits(model: nn.Module) -> None:
         )
 
 
-def check_step_learns(model: nn.Module, steps: int = 12) -> None:
+def check_step_learns(
+    model: nn.Module, steps: int = 12, shapes: Shapes = MNIST
+) -> None:
     """Asserts that training lowers the loss, changes every leaf and stays finite."""
-    tx, split = optax.adam(3e-3), make_split()
+    tx, split = optax.adam(3e-3), make_split(shapes=shapes)
     step = jax.jit(partial(train_step, model=model, tx=tx))
-    state = initial = _init_state(model, tx)
+    state = initial = _init_state(model, tx, shapes)
     images, labels, mask = gather(split, jnp.arange(len(split.labels)))
     losses = []
     for i in range(steps):
@@ -123,17 +132,21 @@ def check_step_learns(model: nn.Module, steps: int = 12) -> None:
 
 
 def check_epoch_equals_steps(
-    model: nn.Module, devices: int = 1, batch_size: int = 24, rtol: float = 1e-4
+    model: nn.Module,
+    devices: int = 1,
+    batch_size: int = 24,
+    rtol: float = 1e-4,
+    shapes: Shapes = MNIST,
 ) -> None:
     """Asserts that a compiled epoch gives the same result as a Python loop of steps.
 
     By default the last batch is smaller than the others. With several devices the
     network must accept `batch_offset=`, see `train_step`.
     """
-    tx, split = optax.sgd(0.1), make_split(64)
+    tx, split = optax.sgd(0.1), make_split(64, shapes=shapes)
     indices = epoch_indices(0, 0, len(split.labels), batch_size)
-    programs = make_programs(model, tx, preprocess, make_mesh(devices))
-    key, looped = jax.random.key(7), _init_state(model, tx)
+    programs = make_programs(model, tx, preprocess, make_mesh(devices), shapes.image)
+    key, looped = jax.random.key(7), _init_state(model, tx, shapes)
     states, keys = jax.tree.map(lambda leaf: leaf[None], (looped, key))
     states, metrics = programs.run_steps(
         shard_seeds(states, programs.mesh),
@@ -173,14 +186,22 @@ def check_same_tree(got: TrainState | Any, want: TrainState | Any, rtol: float) 
         )
 
 
-def check_model(model: nn.Module) -> None:
+def check_model(
+    model: nn.Module, image_shape: tuple[int, int] = IMAGE_SHAPE, classes: int = CLASSES
+) -> None:
     """Runs every check above on a network.
+
+    Args:
+        model: any linen module.
+        image_shape: height and width of its images.
+        classes: number of its classes.
 
     Raises:
         InputError: as `check_network`.
         AssertionError: a check fails.
     """
-    check_network(type(model).__name__, model)
-    check_logits(model)
-    check_step_learns(model)
-    check_epoch_equals_steps(model)
+    shapes = Shapes(image_shape, classes)
+    check_network(type(model).__name__, model, shapes)
+    check_logits(model, shapes)
+    check_step_learns(model, shapes=shapes)
+    check_epoch_equals_steps(model, shapes=shapes)

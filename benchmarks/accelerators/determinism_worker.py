@@ -27,7 +27,7 @@ FLAGS = flags.FLAGS
 def main() -> None:
     """Trains two epochs of each network."""
     start_jax()
-    dataset, results = load_data(FLAGS.dataset), {}
+    dataset, results = load_data(FLAGS.dataset, any_shape=False), {}
     for model in chosen_models():
         config = TrainConfig(model=model, epochs=2, validation="none")
         [(record, params)] = fit(prepare(config, dataset), [0])

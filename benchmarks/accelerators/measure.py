@@ -139,7 +139,7 @@ def main() -> None:
             f"{','.join(FLAGS.parts) or 'none'}"
         )
     chosen_models()  # before anything is loaded
-    dataset = load_data(FLAGS.dataset)
+    dataset = load_data(FLAGS.dataset, any_shape=False)
     images = len(dataset.train.labels)
     batch_sizes = chosen_numbers("batch_sizes", "integers from 1 to 1000000", 1_000_000)
     counts = chosen_numbers("together", "integers from 1 to 1024", 1024)

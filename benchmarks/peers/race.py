@@ -237,7 +237,7 @@ def main() -> None:
     models = chosen_models()
     plan = make_plan(choose_frameworks(FLAGS.frameworks), models, batch_sizes)
     jax.config.update("jax_platforms", "cpu")
-    dataset, least = load_data(FLAGS.dataset), max(batch_sizes)
+    dataset, least = load_data(FLAGS.dataset, any_shape=False), max(batch_sizes)
     arrays = {m: take_images(dataset, FLAGS.train_size, m, least) for m in models}
     out, environment = Path(FLAGS.out), current_environment()
     sizes = {model: len(kept.train_labels) for model, kept in arrays.items()}

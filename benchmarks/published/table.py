@@ -185,7 +185,9 @@ def train_system(
     if start:
         folders = study.folders(start, read_preset(start, *overrides)[0], start)
         plan = plan._replace(
-            start_params=lambda seed, model: load_run_params(folders[seed], model)
+            start_params=lambda seed, experiment: load_run_params(
+                folders[seed], experiment.model
+            )
         )
     train_runs(plan, study.dataset, printer)
 

@@ -8,8 +8,9 @@ from absl import flags
 
 from mnist_jax.config import MODELS
 from mnist_jax.data.datasets import load_dataset
-from mnist_jax.data.types import Dataset
+from mnist_jax.data.types import MNIST, Dataset
 from mnist_jax.errors import InputError
+from mnist_jax.records.schema import RunRecord
 from mnist_jax.training.setup import PLATFORMS
 
 FLAGS = flags.FLAGS
@@ -72,7 +73,8 @@ def define_data_dir_flag() -> None:
     define_path_flag(
         "data_dir",
         None,
-        "folder with the four files of the dataset; default: $MNIST_JAX_DATA_DIR, "
+        "folder with the four files of the dataset, or for --dataset=idx also an .npz "
+        "file; default: $MNIST_JAX_DATA_DIR, "
         "otherwise they are downloaded",
     )
 
@@ -181,11 +183,42 @@ def define_quiet_flag() -> None:
     flags.DEFINE_boolean("quiet", False, "print results only, no progress")
 
 
-def load_data(name: str) -> Dataset:
-    """Loads a dataset; prints a note if it is a substitute for MNIST."""
+def load_data(name: str, any_shape: bool = True) -> Dataset:
+    """Loads a dataset; prints its note, such as that it is a substitute for MNIST.
+
+    Args:
+        name: as for `load_dataset`.
+        any_shape: whether the program works with other images than 28x28 in 10 classes.
+
+    Raises:
+        InputError: as `load_dataset`, or the images have another shape than allowed.
+    """
     dataset = load_dataset(name, FLAGS.data_dir)
+    if not any_shape and dataset.shapes != MNIST:
+        (height, width), classes = dataset.shapes
+        raise InputError(
+            f"--dataset={name} has images of {height}x{width} in {classes} classes, "
+            "but this program is for 28x28 in 10 classes; give such a dataset, or use "
+            "experiments.train or benchmarks.compare"
+        )
     if dataset.note:
         print(f"\n*** {dataset.note} ***\n", flush=True)
+    return dataset
+
+
+def load_data_of(record: RunRecord) -> Dataset:
+    """Loads the dataset of a finished run as `load_data`.
+
+    Raises:
+        InputError: as there, or `--data_dir` holds another set of any size.
+    """
+    dataset = load_data(record.dataset)
+    if record.dataset == "idx" and dataset.checksum != record.checksum:
+        raise InputError(
+            f"the run was trained on data with the sha256 {record.checksum}, but those "
+            f"in --data_dir={FLAGS.data_dir} have {dataset.checksum}; give the folder "
+            "of the run's data"
+        )
     return dataset
 
 

@@ -11,8 +11,6 @@ import numpy as np
 from mnist_jax.config import parse_augmentation
 from mnist_jax.data.types import IMAGE_SHAPE
 
-SIDE = IMAGE_SHAPE[0]
-CENTER = (SIDE - 1) / 2
 SMOOTHNESS = 4.0  # standard deviation of the elastic field's Gaussian filter, pixels
 
 
@@ -33,12 +31,12 @@ class Augmentation(NamedTuple):
         A batch is therefore augmented in the same way on any number of devices.
 
         Args:
-            images: `[B,28,28] uint8`.
+            images: `[B,H,W] uint8`.
             key: key of the step.
             batch_offset: index of the first image in the whole batch.
 
         Returns:
-            `[B,28,28]`: uint8, or float32 between the pixels' values after `rotate`,
+            `[B,H,W]`: uint8, or float32 between the pixels' values after `rotate`,
             `zoom` or `elastic`, which interpolate.
         """
         sizes = dict(map(parse_augmentation, self.names))
@@ -52,7 +50,9 @@ class Augmentation(NamedTuple):
             flipped = jax.vmap(jax.random.bernoulli)(keys[:, 0])[:, None, None]
             images = jnp.where(flipped, images[:, :, ::-1], images)
         if sizes.keys() & {"rotate", "zoom", "elastic"}:
-            coordinates = jax.vmap(lambda key: source_coordinates(key, sizes))
+            coordinates = jax.vmap(
+                lambda key: source_coordinates(key, sizes, images.shape[1:])
+            )
             images = interpolate(images, coordinates(keys[:, 1]))
         if "shift" in sizes:
             images = _shift(images, keys[:, 2], int(sizes["shift"]))
@@ -69,22 +69,24 @@ def _shift(images: jax.Array, keys: jax.Array, most: int) -> jax.Array:
     """
     starts = jax.vmap(lambda key: jax.random.randint(key, (2,), 0, 2 * most + 1))(keys)
     for axis in (1, 2):
+        side = images.shape[axis]
         padding = [(0, 0)] * 3
         padding[axis] = (most, most)
         padded = jnp.pad(images, padding)
         start = starts[:, axis - 1][:, None, None]
-        images = jax.lax.slice_in_dim(padded, 0, SIDE, axis=axis)
+        images = jax.lax.slice_in_dim(padded, 0, side, axis=axis)
         for s in range(1, 2 * most + 1):
-            shifted = jax.lax.slice_in_dim(padded, s, s + SIDE, axis=axis)
+            shifted = jax.lax.slice_in_dim(padded, s, s + side, axis=axis)
             images = jnp.where(start == s, shifted, images)
     return images
 
 
 def all_shifts(images: np.ndarray, most: int) -> Iterator[np.ndarray]:
-    """Returns images `[N,28,28]` in each shift that `shift` draws, `(2*most+1)**2`."""
+    """Returns images `[N,H,W]` in each shift that `shift` draws, `(2*most+1)**2`."""
+    _, height, width = images.shape
     padded = np.pad(images, ((0, 0), (most, most), (most, most)))
     for y, x in itertools.product(range(2 * most + 1), repeat=2):
-        yield padded[:, y : y + SIDE, x : x + SIDE]
+        yield padded[:, y : y + height, x : x + width]
 
 
 def _erase(images: jax.Array, keys: jax.Array, side: int) -> jax.Array:
@@ -92,11 +94,17 @@ def _erase(images: jax.Array, keys: jax.Array, side: int) -> jax.Array:
 
     Source: DeVries and Taylor 2017, arXiv:1708.04552.
     """
-    centers = jax.vmap(lambda key: jax.random.randint(key, (2,), 0, SIDE))(keys)
-    pixels = jnp.arange(SIDE)[None, None] + side // 2
-    distance = pixels - centers[..., None]  # [B,2,28], from the square's first row
-    inside = (distance >= 0) & (distance < side)
-    erased = inside[:, 0, :, None] & inside[:, 1, None, :]
+    shape = images.shape[1:]
+    centers = jax.vmap(
+        lambda key: jax.random.randint(key, (2,), 0, jnp.asarray(shape))
+    )(keys)
+
+    def inside(axis: int) -> jax.Array:
+        pixels = jnp.arange(shape[axis])[None] + side // 2
+        distance = pixels - centers[:, axis, None]  # from the square's first row
+        return (distance >= 0) & (distance < side)
+
+    erased = inside(0)[:, :, None] & inside(1)[:, None, :]
     return jnp.where(erased, jnp.zeros((), images.dtype), images)
 
 
@@ -108,21 +116,22 @@ def interpolate(images: jax.Array, coordinates: jax.Array) -> jax.Array:
     gathered together.
 
     Args:
-        images: `[B,28,28] uint8`.
-        coordinates: `[B,2,28,28] float32`, rows and columns.
+        images: `[B,H,W] uint8`.
+        coordinates: `[B,2,H,W] float32`, rows and columns.
 
     Returns:
-        `[B,28,28] float32`.
+        `[B,H,W] float32`.
     """
     padded = jnp.pad(images.astype(jnp.uint32), ((0, 0), (2, 3), (2, 3)))
     pairs = padded[:, :, :-1] | padded[:, :, 1:] << 8
-    packed = pairs[:, :-1] | pairs[:, 1:] << 16  # [B,32,32]; row 0 is pixel row -2
+    packed = pairs[:, :-1] | pairs[:, 1:] << 16  # [B,H+4,W+4]; row 0 is pixel row -2
     floor = jnp.floor(coordinates)
     below, right = (coordinates - floor).swapaxes(
         0, 1
     )  # weights of the second neighbors
-    # All neighbors of the pixels at -2 and 28 lie outside.
-    row, column = jnp.clip(floor.astype(jnp.int32), -2, SIDE).swapaxes(0, 1) + 2
+    # All neighbors of the pixels at -2 and at the image's size lie outside.
+    size = np.reshape(images.shape[1:], (1, 2, 1, 1)).astype(np.int32)
+    row, column = jnp.clip(floor.astype(jnp.int32), -2, size).swapaxes(0, 1) + 2
     index = (row * packed.shape[-1] + column).reshape(len(images), -1)
     found = jnp.take_along_axis(
         packed.reshape(len(images), -1), index, axis=1, mode="promise_in_bounds"
@@ -134,7 +143,9 @@ def interpolate(images: jax.Array, coordinates: jax.Array) -> jax.Array:
     return upper + below * (lower - upper)
 
 
-def source_coordinates(key: jax.Array, sizes: dict[str, float]) -> jax.Array:
+def source_coordinates(
+    key: jax.Array, sizes: dict[str, float], shape: tuple[int, ...] = IMAGE_SHAPE
+) -> jax.Array:
     """Returns where in an image the pixels of its deformed image come from.
 
     Args:
@@ -145,21 +156,30 @@ def source_coordinates(key: jax.Array, sizes: dict[str, float]) -> jax.Array:
             Source: Simard et al. 2003, "Best practices for convolutional neural
             networks applied to visual document analysis".
 
+        shape: height and width of the image.
+
     Returns:
-        `[2,28,28] float32`, rows and columns.
+        `[2,H,W] float32`, rows and columns.
     """
     angle_key, zoom_key, field_key = jax.random.split(key, 3)
     angle = jnp.deg2rad(sizes.get("rotate", 0.0))
     angle = angle * jax.random.uniform(angle_key, minval=-1.0)
     scale = 1.0 + sizes.get("zoom", 0.0) * jax.random.uniform(zoom_key, minval=-1.0)
     cos, sin = jnp.cos(angle) / scale, jnp.sin(angle) / scale
-    y, x = jnp.mgrid[:SIDE, :SIDE] - CENTER
-    coordinates = jnp.stack([cos * y - sin * x, sin * y + cos * x]) + CENTER
+    height, width = shape
+    center = jnp.array([height - 1, width - 1])[:, None, None] / 2
+    y, x = jnp.mgrid[:height, :width] - center
+    coordinates = jnp.stack([cos * y - sin * x, sin * y + cos * x]) + center
     if "elastic" in sizes:
-        field = jax.random.uniform(field_key, (2, SIDE, SIDE), minval=-1.0)
-        pixels = jnp.arange(SIDE)
-        gauss = jnp.exp(-0.5 * ((pixels[:, None] - pixels[None]) / SMOOTHNESS) ** 2)
-        gauss /= SMOOTHNESS * jnp.sqrt(2 * jnp.pi)  # zeros outside, as a convolution
-        smooth = jnp.einsum("ij,cjk,lk->cil", gauss, field, gauss)
+        field = jax.random.uniform(field_key, (2, *shape), minval=-1.0)
+        smooth = jnp.einsum("ij,cjk,lk->cil", _gauss(height), field, _gauss(width))
         coordinates += sizes["elastic"] * smooth
     return coordinates
+
+
+def _gauss(size: int) -> jax.Array:
+    """Returns the matrix `[size,size]` that smooths along an axis."""
+    pixels = jnp.arange(size)
+    gauss = jnp.exp(-0.5 * ((pixels[:, None] - pixels[None]) / SMOOTHNESS) ** 2)
+    # Zeros outside, as in a convolution.
+    return gauss / (SMOOTHNESS * jnp.sqrt(2 * jnp.pi))

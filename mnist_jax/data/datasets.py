@@ -14,6 +14,7 @@ from absl import logging
 
 from mnist_jax.config import DATASETS
 from mnist_jax.data import idx
+from mnist_jax.data.any_folder import load_any
 from mnist_jax.data.array_cache import cache_dir, load_or_build, warn_unwritable
 from mnist_jax.data.checksums import SHA256, published_sha256
 from mnist_jax.data.data_folder import (
@@ -57,15 +58,16 @@ def load_dataset(
     `cache_dir()`.
 
     Args:
-        name: one of `DATASETS`. "auto" is MNIST if available, otherwise the digits with
-            a `note`, unless a data folder is set. "digits" needs no files and ignores
+        name: one of `DATASETS`. "idx" is any set in `data_dir`, see `load_any`. "auto"
+            is MNIST if available, otherwise the digits with a `note`, unless a data
+            folder is set. "digits" needs no files and ignores
             `data_dir`.
         data_dir: a folder that must hold the files; None or empty to search elsewhere.
         download: puts the four files of a set into a folder or raises `DownloadError`.
 
     Returns:
         The dataset: `[60000,28,28]` and `[10000,28,28]` images; 1,437 and 360 for the
-        digits.
+        digits; any size and number for "idx".
 
     Raises:
         InputError: the name is unknown, or files are missing, incomplete or damaged.
@@ -76,6 +78,8 @@ def load_dataset(
         )
     if name == "digits":
         return _digits_dataset(note="")
+    if name == "idx":
+        return _any_dataset(data_dir)
     files_name = "mnist" if name == "auto" else name
     files = _find_files(files_name, data_dir)
     if files is not None:
@@ -95,6 +99,18 @@ def load_dataset(
             raise
         logging.warning("%s; using scikit-learn's digits instead", error)
         return _digits_dataset(note=FALLBACK_NOTE)
+
+
+def _any_dataset(data_dir: str | os.PathLike[str] | None) -> Dataset:
+    """Returns the dataset of any size in the given folder, or the environment's."""
+    if data_dir:
+        return load_any(Path(os.path.expanduser(data_dir)), "--data_dir")
+    if environment_dir := _environment_dir():
+        return load_any(environment_dir, _VARIABLE)
+    raise InputError(
+        "--dataset=idx needs the folder of its files; give it by --data_dir or "
+        f"{_VARIABLE}"
+    )
 
 
 def _digits_dataset(note: str) -> Dataset:

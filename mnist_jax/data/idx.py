@@ -8,6 +8,7 @@ import contextlib
 import gzip
 import hashlib
 import io
+import math
 import struct
 import zipfile
 import zlib
@@ -23,6 +24,12 @@ from mnist_jax.errors import InputError
 MAX_ITEMS = 100_000  # 78 MB of images: limits what a forged header can make us read
 _IMAGES_MAGIC = b"\x00\x00\x08\x03"  # 08: unsigned bytes, 03: three dimensions
 _LABELS_MAGIC = b"\x00\x00\x08\x01"
+# The type of the items, by the third byte of a file of any type.
+_TYPES = {
+    **{0x08: ">u1", 0x09: ">i1", 0x0B: ">i2"},
+    **{0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"},
+}
+_MAX_ANY_BYTES = 2**32  # 5 million images of 28x28
 _MAX_BYTES = 16 + MAX_ITEMS * IMAGE_SHAPE[0] * IMAGE_SHAPE[1]
 
 File = Path | zipfile.Path  # on disk or in a NumPy archive
@@ -81,6 +88,36 @@ def read_labels(file: File) -> np.ndarray:
         index = int(np.argmax(labels >= CLASSES))
         raise _error(file, f"label {index} is {labels[index]}, not in 0..9")
     return labels
+
+
+def read_any(file: File) -> np.ndarray:
+    """Reads the array of an IDX file of any type and shape.
+
+    Raises:
+        IdxError: the file cannot be read or is not a valid IDX file.
+    """
+    remedy = "give an IDX file, gzipped or not"
+    with _open(file) as stream:
+        start = stream.read(4)
+        if len(start) < 4 or start[:2] != b"\x00\x00" or start[2] not in _TYPES:
+            reason = f"it starts with 0x{start.hex()}, not with 0x0000 and a type"
+            raise _error(file, reason, remedy)
+        header = stream.read(4 * start[3])
+        if not start[3] or len(header) < 4 * start[3]:
+            raise _error(file, "its header is cut off", remedy)
+        shape = [int(size) for size in np.frombuffer(header, ">u4")]
+        dtype = np.dtype(_TYPES[start[2]])
+        expected = math.prod(shape) * dtype.itemsize
+        if expected > _MAX_ANY_BYTES:
+            reason = f"its header declares {expected} bytes, not 4 GB at most"
+            raise _error(file, reason, remedy)
+        items = stream.read(expected + 1)
+        if len(items) != expected:
+            more = "more" if len(items) > expected else f"{len(items)}"
+            reason = f"it holds {more} bytes of items, not the declared {expected}"
+            raise _error(file, reason, remedy)
+    array = np.frombuffer(items, dtype).reshape(shape)
+    return array.astype(dtype.newbyteorder("="), copy=False)
 
 
 def open_bytes(file: File) -> io.BufferedReader:
@@ -161,8 +198,8 @@ def _decode(
     return np.frombuffer(items, np.uint8).reshape(count, *item_shape)
 
 
-def _error(file: File, reason: str) -> IdxError:
+def _error(
+    file: File, reason: str, remedy: str = "replace it with the published file"
+) -> IdxError:
     """Returns the error for one file, including what to do about it."""
-    return IdxError(
-        f"{file} is not a usable IDX file: {reason}; replace it with the published file"
-    )
+    return IdxError(f"{file} is not a usable IDX file: {reason}; {remedy}")

@@ -9,6 +9,7 @@ from mnist_jax.errors import InputError
 
 IMAGE_SHAPE = (28, 28)
 CLASSES = 10
+MAX_SIDE, MAX_CLASSES = 64, 1_000
 DIGITS = tuple("0123456789")
 # The classes of the sets that are not digits, in the order of their labels.
 CLASS_NAMES = {
@@ -20,16 +21,29 @@ CLASS_NAMES = {
 }
 
 
-def class_names(dataset: str) -> tuple[str, ...]:
-    """Returns the names of a dataset's ten classes, in the order of its labels."""
-    return CLASS_NAMES.get(dataset, DIGITS)
+def class_names(dataset: str, classes: int = CLASSES) -> tuple[str, ...]:
+    """Returns the names of a dataset's classes, in the order of its labels.
+
+    The classes of a set without names are numbered.
+    """
+    return CLASS_NAMES.get(dataset) or tuple(map(str, range(classes)))
+
+
+class Shapes(NamedTuple):
+    """What a network must know of its data; the defaults are MNIST's."""
+
+    image: tuple[int, ...] = IMAGE_SHAPE  # height, width
+    classes: int = CLASSES
+
+
+MNIST = Shapes()
 
 
 class Split(NamedTuple):
     """Images and their labels in the same order, on the host or on the device."""
 
-    images: np.ndarray  # [N,28,28] uint8, 0 is the background
-    labels: np.ndarray  # [N] int32, 0..9
+    images: np.ndarray  # [N,28,28] or [N,H,W] uint8, 0 is the background
+    labels: np.ndarray  # [N] int32, 0..9 or 0..classes-1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,26 +54,43 @@ class Dataset:
     train: Split
     validation: Split | None
     test: Split
-    checksum: str  # sha256 of the files' sha256 digests, or of the digits' arrays
+    checksum: str  # sha256 of the files' sha256 digests, or of the arrays
     note: str  # empty, or one sentence to print with all results
+    classes: int = CLASSES
+
+    @property
+    def shapes(self) -> Shapes:
+        """The shape of an image, and the number of classes."""
+        return Shapes(self.train.images.shape[1:], self.classes)
 
     def check(self) -> None:
         """Raises InputError if a split is empty or does not match `Split`."""
+        sides = self.train.images.shape[1:]
+        if len(sides) != 2 or not all(1 <= side <= MAX_SIDE for side in sides):
+            raise InputError(
+                f"the train images must be [N,H,W] with sides of 1..{MAX_SIDE} pixels; "
+                f"got {list(self.train.images.shape)}"
+            )
+        if not 2 <= self.classes <= MAX_CLASSES:
+            raise InputError(
+                f"a dataset must have 2..{MAX_CLASSES} classes; got {self.classes}"
+            )
         for name in ("train", "validation", "test"):
             split: Split | None = getattr(self, name)
             if split is None:
                 continue
             images, labels = split
-            if images.dtype != np.uint8 or images.shape != (len(labels), *IMAGE_SHAPE):
+            if images.dtype != np.uint8 or images.shape != (len(labels), *sides):
                 raise InputError(
-                    f"the {name} images must be [{len(labels)},28,28] uint8, one for "
-                    f"each label; got {list(images.shape)} {images.dtype}"
+                    f"the {name} images must be [{len(labels)},{sides[0]},{sides[1]}] "
+                    f"uint8, one for each label; got {list(images.shape)} "
+                    f"{images.dtype}"
                 )
             if not len(labels):
                 raise InputError(f"the {name} split is empty; give at least one image")
             low, high = labels.min(), labels.max()
-            if labels.dtype.kind not in "iu" or low < 0 or high >= CLASSES:
+            if labels.dtype.kind not in "iu" or low < 0 or high >= self.classes:
                 raise InputError(
-                    f"the {name} labels must be integers 0..{CLASSES - 1}; got "
+                    f"the {name} labels must be integers 0..{self.classes - 1}; got "
                     f"{labels.dtype} {low}..{high}"
                 )

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from importlib import resources
 
 from mnist_jax.config import MODELS
-from mnist_jax.data.types import CLASS_NAMES
+from mnist_jax.data.types import CLASS_NAMES, MNIST
+from mnist_jax.errors import InputError
 from mnist_jax.training.run_dir import TrainedRun
 
 _SCRIPTS = "<!-- scripts that define listModels() and classify(canvas) -->"
@@ -26,6 +27,22 @@ def build_page(scripts: Sequence[str], head: str = "") -> str:
     before, after = read_source("page.html").split(_SCRIPTS)
     elements = [f"<script>\n{script}</script>" for script in scripts]
     return "\n".join(filter(None, [before.rstrip(), head, *elements])) + after
+
+
+def check_drawable(name: str, run: TrainedRun) -> None:
+    """Raises InputError if a run's network is not for drawings in ten classes.
+
+    Args:
+        name: of the run, for the message.
+        run: the run.
+    """
+    if run.shapes != MNIST:
+        height, width = run.shapes.image
+        raise InputError(
+            f"{name} is a network for images of {height}x{width} in "
+            f"{run.shapes.classes} classes, but drawings become 28x28 and the page "
+            "shows 10 classes; give a network for 28x28 and 10 classes"
+        )
 
 
 def network_name(run: TrainedRun) -> str:

@@ -11,7 +11,13 @@ from flax import linen as nn
 
 from mnist_jax.config import MODELS, parse_conv_stage
 from mnist_jax.data.types import class_names
-from mnist_jax.demo.page import accuracy_note, build_page, network_name, read_source
+from mnist_jax.demo.page import (
+    accuracy_note,
+    build_page,
+    check_drawable,
+    network_name,
+    read_source,
+)
 from mnist_jax.errors import InputError
 from mnist_jax.models.networks import layer_names
 from mnist_jax.records.files import write_file
@@ -32,7 +38,8 @@ def write_static_page(run: TrainedRun, path: Path) -> None:
         path: the HTML file.
 
     Raises:
-        InputError: the network is not a built-in one, or the file cannot be written.
+        InputError: the network is not a built-in one or not for images of 28x28 in 10
+            classes, or the file cannot be written.
     """
     if run.config.model not in MODELS:
         raise InputError(
@@ -40,6 +47,7 @@ def write_static_page(run: TrainedRun, path: Path) -> None:
             f"built-in networks ({', '.join(MODELS)}) only; serve this run with "
             "`python -m experiments.demo`"
         )
+    check_drawable("this run", run)
     layers, weights = _pack(_layers(run))
     label = {
         "name": network_name(run),

@@ -27,7 +27,7 @@ class Format(NamedTuple):
     """How a network is written in a format, and read to check what was written."""
 
     write: Callable[[TrainedRun, Path], None]
-    # Returns the probabilities [N,10] of images [N,28,28] uint8; None: not checked.
+    # Returns the probabilities [N,classes] of images [N,H,W] uint8; None: not checked.
     predict: Callable[[Path, np.ndarray], np.ndarray] | None
     packages: tuple[str, ...] = ()  # which the extra of the format's name installs
     is_folder: bool = False
@@ -84,7 +84,7 @@ def export_run(
         run: the run to export.
         name: of the format.
         path: the file or folder to write, see `check_export`.
-        images: `[N,28,28] uint8` to compare on.
+        images: `[N,H,W] uint8` to compare on.
 
     Returns:
         The largest difference of a probability, or None in a format that is not read.

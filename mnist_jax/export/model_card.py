@@ -22,7 +22,7 @@ tags: [jax, flax, {dataset}]
 
 # {name} on {dataset}
 
-A network that classifies images of 28x28 gray pixels, trained with mnist_jax.
+A network for images of {height}x{width} gray pixels, trained with mnist_jax.
 
 {facts}
 
@@ -38,8 +38,8 @@ The test accuracy is that of one trained network: another seed gives another one
 import mnist_jax
 
 run = mnist_jax.load_run("FOLDER")  # this folder
-images = mnist_jax.load_dataset("{dataset}").test.images  # [N,28,28] uint8
-probabilities = run.predict(images)  # [N,10]
+images = mnist_jax.load_dataset({data}).test.images  # [N,{height},{width}] uint8
+probabilities = run.predict(images)  # [N,{classes}]
 ```
 
 `python -m experiments.predict --run_dir=FOLDER` and the other programs take it too.
@@ -65,7 +65,7 @@ def model_card(run: TrainedRun) -> str:
         "test loss": f"{record.test_loss:.4f}",
         "data": f"{dataset}: {record.train_images:,} training, "
         f"{record.validation_images:,} validation, {record.test_images:,} test images",
-        "classes": ", ".join(class_names(dataset)),
+        "classes": ", ".join(class_names(dataset, run.shapes.classes)),
         "epochs": str(len(record.epochs)),
         "settings besides the defaults": format_settings(record) or "none",
         "parameters": f"{record.parameters:,}",
@@ -80,11 +80,17 @@ def model_card(run: TrainedRun) -> str:
     network = ""
     if config.model not in MODELS:
         network = _NETWORK.format(model=config.model, sha256=record.source_sha256)
+    (height, width), classes = run.shapes
+    folder = ', "FOLDER_OF_THE_DATA"' if dataset == "idx" else ""
     return _CARD.format(
         name=config.name,
+        height=height,
+        width=width,
+        classes=classes,
+        data=f'"{dataset}"{folder}',
         dataset=dataset,
         facts=markdown_table(pd.DataFrame(facts.items(), columns=["", "this run"])),
-        layers=markdown_table(layer_frame(run.config)),
+        layers=markdown_table(layer_frame(run.config, run.shapes)),
         network=network,
         params=EXPORTED_PARAMS,
         example=next(iter(flatten_dict(run.params, sep="/"))),

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from mnist_jax.config import MODELS, parse_conv_stage
-from mnist_jax.data.types import CLASSES, IMAGE_SHAPE, class_names
+from mnist_jax.data.types import class_names
 from mnist_jax.errors import InputError
 from mnist_jax.models.networks import layer_names, split_params, usual_names
 from mnist_jax.records.files import write_file
@@ -22,8 +22,8 @@ _EPSILON = 1e-5  # of `nn.BatchNorm`
 def write_onnx(run: TrainedRun, path: Path) -> None:
     """Writes a network as an ONNX file.
 
-    Its input is `images [batch,28,28] uint8`, its output `probabilities [batch,10]
-    float32`, for any number of images. It computes in float32.
+    Its input is `images [batch,H,W] uint8`, its output `probabilities
+    [batch,classes] float32`, for any number of images. It computes in float32.
 
     Args:
         run: the run to export.
@@ -45,11 +45,11 @@ def write_onnx(run: TrainedRun, path: Path) -> None:
 
 
 def predict_onnx(path: Path, images: np.ndarray) -> np.ndarray:
-    """Returns the probabilities `[N,10] float32` that ONNX Runtime computes.
+    """Returns the probabilities `[N,classes] float32` that ONNX Runtime computes.
 
     Args:
         path: file written by `write_onnx`.
-        images: `[N,28,28] uint8`.
+        images: `[N,H,W] uint8`.
     """
     import onnxruntime  # optional
 
@@ -67,7 +67,10 @@ class _Graph:
 
     def __init__(self, run: TrainedRun) -> None:
         self.config, self.preprocess = run.config, run.preprocess
-        params, others = split_params(run.model, jax.device_get(run.params))
+        self.shapes = run.shapes
+        params, others = split_params(
+            run.model, jax.device_get(run.params), self.shapes.image
+        )
         stats = others.get("batch_stats", {})
         names = zip(usual_names(self.config), layer_names(self.config), strict=True)
         self.layers = {
@@ -114,7 +117,7 @@ class _Graph:
         )
 
     def add_pixels(self, x: str) -> str:
-        """Adds `scale_pixels` and the crop: `[N,28,28] uint8 -> [N,H,W] float32`."""
+        """Adds `scale_pixels` and the crop: `[N,H,W] uint8 -> float32`."""
         from onnx import TensorProto
 
         pixels, crop = self.preprocess.pixels, self.config.crop
@@ -133,7 +136,7 @@ class _Graph:
                 self.constant(f"crop/{name}", value, np.int64)
                 for name, value in (
                     ("starts", [crop] * 2),
-                    ("ends", [28 - crop] * 2),
+                    ("ends", [side - crop for side in self.shapes.image]),
                     ("axes", [1, 2]),
                 )
             ]
@@ -170,7 +173,7 @@ class _Graph:
         return self.add("Transpose", x, perm=[0, 2, 3, 1])
 
     def add_lstm(self, x: str) -> str:
-        """Adds the LSTM layers: `[N,28,28] -> [N,U]`, the last state of the last."""
+        """Adds the LSTM layers: `[N,H,W] -> [N,U]`, the last state of the last."""
         x = self.add("Transpose", x, perm=[1, 0, 2])  # the rows of all images in turn
         activation = _ACTIVATIONS[self.config.activation]
         last = len(self.config.lstm_units) - 1
@@ -196,7 +199,7 @@ class _Graph:
         return x
 
     def add_dense(self, x: str) -> str:
-        """Adds the dense layers, with ReLU between them: `[N,D] -> [N,10]`."""
+        """Adds the dense layers, with ReLU between them: `[N,D] -> [N,classes]`."""
         for index in range(len(self.config.hidden) + 1):
             name = f"Dense_{index}"
             arrays = [
@@ -213,8 +216,8 @@ class _Graph:
         images, probabilities = (
             helper.make_tensor_value_info(name, dtype, ["batch", *shape])
             for name, dtype, shape in (
-                ("images", TensorProto.UINT8, IMAGE_SHAPE),
-                ("probabilities", TensorProto.FLOAT, [CLASSES]),
+                ("images", TensorProto.UINT8, self.shapes.image),
+                ("probabilities", TensorProto.FLOAT, [self.shapes.classes]),
             )
         )
         constants = [
@@ -230,7 +233,7 @@ class _Graph:
             opset_imports=[helper.make_opsetid("", _OPSET)],
         )
         properties = {
-            "classes": ",".join(class_names(run.record.dataset)),
+            "classes": ",".join(class_names(run.record.dataset, self.shapes.classes)),
             "dataset": run.record.dataset,
             "test_accuracy": f"{run.record.test_accuracy:.4f}",
         }

@@ -45,10 +45,10 @@ def write_safetensors(run: TrainedRun, folder: Path) -> None:
 
 
 def predict_safetensors(folder: Path, images: np.ndarray) -> np.ndarray:
-    """Returns the probabilities `[N,10] float32` of the run in a folder, in float32.
+    """Returns the probabilities `[N,classes]` of the run in a folder, in float32.
 
     Args:
         folder: written by `write_safetensors`.
-        images: `[N,28,28] uint8`.
+        images: `[N,H,W] uint8`.
     """
     return load_run(folder).in_float32().predict(images)

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from mnist_jax.data.types import IMAGE_SHAPE
 from mnist_jax.errors import InputError
 from mnist_jax.models.networks import create_model
 from mnist_jax.records.files import write_file
@@ -22,7 +21,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 def write_stablehlo(run: TrainedRun, path: Path) -> None:
     """Writes a network as StableHLO, serialized by `jax.export`.
 
-    The exported function maps `[batch,28,28] uint8` to probabilities `[batch,10]
+    The exported function maps `[batch,H,W] uint8` to probabilities `[batch,classes]
     float32`, for any number of images. It computes in float32 and uses the plain
     implementation of the layers, which runs on every platform.
 
@@ -38,7 +37,7 @@ def write_stablehlo(run: TrainedRun, path: Path) -> None:
     classify = partial(
         predict,
         jax.device_get(run.params),
-        model=create_model(config),
+        model=create_model(config, run.shapes),
         preprocess=run.preprocess,
     )
 
@@ -47,7 +46,7 @@ def write_stablehlo(run: TrainedRun, path: Path) -> None:
         return jax.vmap(lambda image: classify(image[None])[0])(images)
 
     [batch] = export.symbolic_shape("batch")
-    images = jax.ShapeDtypeStruct((batch, *IMAGE_SHAPE), jnp.uint8)
+    images = jax.ShapeDtypeStruct((batch, *run.shapes.image), jnp.uint8)
     try:
         exported = export.export(jax.jit(classify_all), platforms=PLATFORMS)(images)
         content = bytes(exported.serialize())
@@ -62,11 +61,11 @@ def write_stablehlo(run: TrainedRun, path: Path) -> None:
 
 
 def predict_stablehlo(path: Path, images: np.ndarray) -> np.ndarray:
-    """Returns the probabilities `[N,10] float32` on the current platform.
+    """Returns the probabilities `[N,classes] float32` on the current platform.
 
     Args:
         path: file written by `write_stablehlo`.
-        images: `[N,28,28] uint8`.
+        images: `[N,H,W] uint8`.
     """
     exported = export.deserialize(bytearray(path.read_bytes()))
     return np.asarray(exported.call(images))

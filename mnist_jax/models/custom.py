@@ -19,7 +19,7 @@ from flax import nnx
 from flax.errors import InvalidRngError
 
 from mnist_jax.config import MODELS, TrainConfig
-from mnist_jax.data.types import CLASSES, IMAGE_SHAPE
+from mnist_jax.data.types import MNIST, Shapes
 from mnist_jax.errors import InputError
 from mnist_jax.models.model_args import parse_model_args
 from mnist_jax.models.nnx_module import wrap_nnx
@@ -69,17 +69,21 @@ def network_sha256(config: TrainConfig) -> str | None:
 
 
 @functools.lru_cache(maxsize=16)
-def create_custom(spec: str, sha256: str, args: tuple[str, ...] = ()) -> nn.Module:
+def create_custom(
+    spec: str, sha256: str, args: tuple[str, ...] = (), shapes: Shapes = MNIST
+) -> nn.Module:
     """Returns an instance of a custom network.
 
     Args:
         spec: file or module, and class.
         sha256: `source_sha256` of it, so that changed code is loaded again.
-        args: as in `TrainConfig.model_args`; other fields have their defaults.
+        args: as in `TrainConfig.model_args`; other fields have their defaults, but a
+            field `classes` has the number of classes of the data.
+        shapes: of the images, and the number of classes.
 
     Raises:
         InputError: the class cannot be loaded, has no such field, or does not map
-            `[B,28,28] float32` to logits `[B,10]`.
+            images of that shape to logits `[B,classes]`.
     """
     target, _, name = spec.rpartition(":")
     if target.endswith(".py"):
@@ -96,6 +100,8 @@ def create_custom(spec: str, sha256: str, args: tuple[str, ...] = ()) -> nn.Modu
             f"{', '.join(modules) or 'none'}"
         )
     fields = parse_model_args(cls, args)
+    if "classes" in inspect.signature(cls.__init__).parameters:
+        fields.setdefault("classes", shapes.classes)
     try:
         model = wrap_nnx(cls, fields) if _is_nnx(cls) else cls(**fields)
         hash(model)
@@ -104,21 +110,23 @@ def create_custom(spec: str, sha256: str, args: tuple[str, ...] = ()) -> nn.Modu
             f"--model={spec}: {name}({', '.join(args)}) failed ({error}); give every "
             "field of the class a hashable default or a value by --model_args"
         ) from error
-    check_network(f"--model={spec}", model)
+    check_network(f"--model={spec}", model, shapes)
     return model
 
 
-def check_network(name: str, model: nn.Module) -> None:
+def check_network(name: str, model: nn.Module, shapes: Shapes = MNIST) -> None:
     """Checks that a model maps images to logits, in evaluation and in training.
 
     Args:
         name: of the model, for messages.
         model: a linen module.
+        shapes: of the images, and the number of classes.
 
     Raises:
         InputError: it is not a linen module, calling it fails, it needs another random
             key than `dropout` in training, it has no parameters, its other variables
-            cannot be averaged over devices, or its outputs are not logits `[B,10]`.
+            cannot be averaged over devices, or its outputs are not logits
+            `[B,classes]`.
     """
     if not isinstance(model, nn.Module):
         given = "a flax.nnx module" if _is_nnx(type(model)) else repr(model)
@@ -147,7 +155,8 @@ def check_network(name: str, model: nn.Module) -> None:
         return variables, model.apply(variables, images, rngs=rngs, **options)
 
     for size, train in ((2, False), (1, False), (2, True)):
-        images = jax.ShapeDtypeStruct((size, *IMAGE_SHAPE), jnp.float32)
+        given_images = f"[{size},{shapes.image[0]},{shapes.image[1]}]"
+        images = jax.ShapeDtypeStruct((size, *shapes.image), jnp.float32)
         try:
             variables, logits = jax.eval_shape(partial(run, train=train), images)
         except InvalidRngError as error:
@@ -164,7 +173,7 @@ def check_network(name: str, model: nn.Module) -> None:
         except Exception as error:  # whatever the user's code raises
             phase = "training" if train else "evaluation"
             raise InputError(
-                f"{name}: calling it on images [{size},28,28] float32 in {phase} "
+                f"{name}: calling it on images {given_images} float32 in {phase} "
                 f"failed with {type(error).__name__}: {_first_line(error)}"
             ) from error
         params = variables.pop("params", {})
@@ -184,13 +193,14 @@ def check_network(name: str, model: nn.Module) -> None:
                         "averaged over devices"
                     )
         shape = getattr(logits, "shape", None)
-        if shape != (size, CLASSES) or not jnp.issubdtype(logits.dtype, jnp.floating):
+        expected = (size, shapes.classes)
+        if shape != expected or not jnp.issubdtype(logits.dtype, jnp.floating):
             given = type(logits).__name__
             if shape is not None:
                 given = f"{logits.dtype} {list(shape)}"
             raise InputError(
-                f"{name} returns {given} for images [{size},28,28]; it must return "
-                f"logits [{size}, {CLASSES}] of a float type"
+                f"{name} returns {given} for images {given_images}; it must return "
+                f"logits {list(expected)} of a float type"
             )
 
 

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mnist_jax.config import MODELS, TrainConfig, parse_conv_stage
-from mnist_jax.data.types import CLASSES, IMAGE_SHAPE
+from mnist_jax.data.types import MNIST, Shapes
 from mnist_jax.models.networks import apply_model, create_model, param_shapes
 
 
-def products_by_layer(config: TrainConfig) -> list[list[int]]:
+def products_by_layer(config: TrainConfig, shapes: Shapes = MNIST) -> list[list[int]]:
     """Counts the multiply-adds of one image's forward pass, layer by layer.
 
     A convolution counts every output position, even where pooling drops a border row.
@@ -33,30 +33,31 @@ def products_by_layer(config: TrainConfig) -> list[list[int]]:
     >>> products_by_layer(TrainConfig(model="lstm", lstm_units=(128,), hidden=()))
     [[401408, 1835008], [1280]]
     """
-    layers, rows = [], IMAGE_SHAPE[0] - 2 * config.crop
+    layers = []
+    rows, width = (side - 2 * config.crop for side in shapes.image)
     if config.model == "lstm":
-        width = rows
         for units in config.lstm_units:
             layers.append([rows * width * 4 * units, rows * units * 4 * units])
             width = units
     elif config.model == "cnn":
-        side, channels = rows, 1
+        channels = 1
         for stage in map(parse_conv_stage, config.conv):
             reach = stage.kernel if stage.padding == "VALID" else 1
-            side = (side - reach) // stage.strides + 1
-            layers.append([side**2 * stage.kernel**2 * channels * stage.filters])
+            rows, width = ((n - reach) // stage.strides + 1 for n in (rows, width))
+            layers.append([rows * width * stage.kernel**2 * channels * stage.filters])
             layers += [[]] * stage.bn
-            side, channels = side // stage.pool, stage.filters
-        width = side**2 * channels
+            rows, width = rows // stage.pool, width // stage.pool
+            channels = stage.filters
+        width *= rows * channels
     else:
-        width = rows**2
-    for units in (*config.hidden, CLASSES):
+        width *= rows
+    for units in (*config.hidden, shapes.classes):
         layers.append([width * units])
         width = units
     return layers
 
 
-def multiply_adds(config: TrainConfig) -> list[int]:
+def multiply_adds(config: TrainConfig, shapes: Shapes = MNIST) -> list[int]:
     """Returns the multiply-adds of each matrix product in one image's forward pass.
 
     The first entry is the product with the image.
@@ -65,16 +66,16 @@ def multiply_adds(config: TrainConfig) -> list[int]:
     [100352, 16384, 1280]
     """
     if config.model not in MODELS:
-        return _traced_products(create_model(config))
-    return [count for layer in products_by_layer(config) for count in layer]
+        return _traced_products(create_model(config, shapes), shapes.image)
+    return [count for layer in products_by_layer(config, shapes) for count in layer]
 
 
 @functools.cache
-def _traced_products(model: nn.Module) -> list[int]:
+def _traced_products(model: nn.Module, image_shape: tuple[int, ...]) -> list[int]:
     """Counts the products of a network that has no formula, from its jaxpr."""
-    image = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     trace = jax.make_jaxpr(lambda p, x: apply_model(model, p, x, train=False)[0])
-    return _count_products(trace(param_shapes(model), image).jaxpr)
+    return _count_products(trace(param_shapes(model, image_shape), image).jaxpr)
 
 
 def _count_products(jaxpr: Any) -> list[int]:
@@ -99,7 +100,7 @@ def _count_products(jaxpr: Any) -> list[int]:
     return counts
 
 
-def training_flops(config: TrainConfig) -> int:
+def training_flops(config: TrainConfig, shapes: Shapes = MNIST) -> int:
     """Counts the FLOPs of one image in one epoch of training.
 
     Each product has two gradients of the same size, so training takes three times the
@@ -108,5 +109,5 @@ def training_flops(config: TrainConfig) -> int:
     >>> training_flops(TrainConfig(model="mlp", hidden=(128, 128)))
     507392
     """
-    counts = multiply_adds(config)
+    counts = multiply_adds(config, shapes)
     return 2 * (3 * sum(counts) - sum(counts[:1]))

@@ -1,4 +1,4 @@
-"""The networks, `[B,28,28] float32 -> logits [B,10]`, created from a config."""
+"""The networks, `[B,H,W] float32 -> logits [B,classes]`, created from a config."""
 
 import functools
 import re
@@ -8,8 +8,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mnist_jax.config import MODELS, ConvStage, TrainConfig, parse_conv_stage
-from mnist_jax.data.types import CLASSES, IMAGE_SHAPE
+from mnist_jax.config import (
+    MODELS,
+    ConvStage,
+    TrainConfig,
+    check_stages,
+    parse_conv_stage,
+)
+from mnist_jax.data.types import CLASSES, IMAGE_SHAPE, MNIST, Shapes
 from mnist_jax.errors import InputError
 from mnist_jax.models.batch_norm import BatchNorm
 from mnist_jax.models.custom import (
@@ -33,14 +39,14 @@ def _name(names: Names, kind: str, index: int) -> str:
 
 def _dense_layers(
     x: jax.Array,
-    hidden: tuple[int, ...],
+    widths: tuple[int, ...],
     rates: tuple[float, ...],
     train: bool,
     batch_offset: jax.Array | int,
     names: Names,
     dtype: Any,
 ) -> jax.Array:
-    """Applies hidden dense layers with dropout, then the output layer: `[B,10]`."""
+    """Applies dense layers: hidden ones with dropout, the last one `[B,classes]`."""
 
     def dense(width: int, index: int) -> nn.Dense:
         kernel_init = nn.initializers.glorot_uniform()
@@ -51,10 +57,11 @@ def _dense_layers(
             name=_name(names, "Dense", index),
         )
 
+    *hidden, classes = widths
     for index, (width, rate) in enumerate(zip(hidden, rates, strict=True)):
         x = nn.relu(dense(width, index)(x))
         x = Dropout(rate)(x, train, batch_offset)
-    return dense(CLASSES, len(hidden))(x)
+    return dense(classes, len(hidden))(x)
 
 
 def _rates(dropout: tuple[float, ...], layers: int) -> tuple[float, ...]:
@@ -63,8 +70,9 @@ def _rates(dropout: tuple[float, ...], layers: int) -> tuple[float, ...]:
 
 
 def _cropped(images: jax.Array, pixels: int) -> jax.Array:
-    """Leaves out pixels at each border of images `[B,28,28]`."""
-    return images[:, pixels : 28 - pixels, pixels : 28 - pixels]
+    """Leaves out pixels at each border of images `[B,H,W]`."""
+    _, height, width = images.shape
+    return images[:, pixels : height - pixels, pixels : width - pixels]
 
 
 class MLP(nn.Module):
@@ -80,23 +88,25 @@ class MLP(nn.Module):
     names: Names = ()
     dtype: Any = jnp.float32  # of the operands of matrix products
     crop: int = 0  # pixels to leave out at each border
+    classes: int = CLASSES
 
     @nn.compact
     def __call__(
         self, images: jax.Array, train: bool = False, batch_offset: jax.Array | int = 0
     ) -> jax.Array:
-        """Returns the logits `[B,10]`.
+        """Returns the logits `[B,classes]`.
 
         Args:
-            images: `[B,28,28]`.
+            images: `[B,H,W]`.
             train: whether to apply dropout.
             batch_offset: index of the first image in the whole batch, of which `images`
                 may be one device's share; dropout masks depend on it.
         """
         x = _cropped(images, self.crop).reshape(len(images), -1)
         rates = _rates(self.dropout, len(self.hidden))
+        widths = (*self.hidden, self.classes)
         return _dense_layers(
-            x, self.hidden, rates, train, batch_offset, self.names, self.dtype
+            x, widths, rates, train, batch_offset, self.names, self.dtype
         )
 
 
@@ -120,12 +130,13 @@ class LSTM(nn.Module):
     dtype: Any = jnp.float32
     unroll: int = 1
     crop: int = 0
+    classes: int = CLASSES
 
     @nn.compact
     def __call__(
         self, images: jax.Array, train: bool = False, batch_offset: jax.Array | int = 0
     ) -> jax.Array:
-        """Returns the logits `[B,10]`; see `MLP` for the arguments."""
+        """Returns the logits `[B,classes]`; see `MLP` for the arguments."""
         x, last = _cropped(images, self.crop), len(self.units) - 1
         rates = _rates(self.dropout, len(self.units) + len(self.hidden))
         for layer, units in enumerate(self.units):
@@ -141,7 +152,7 @@ class LSTM(nn.Module):
             x = Dropout(rates[layer])(x, train, batch_offset)
         return _dense_layers(
             x,
-            self.hidden,
+            (*self.hidden, self.classes),
             rates[len(self.units) :],
             train,
             batch_offset,
@@ -167,12 +178,13 @@ class CNN(nn.Module):
     names: Names = ()
     dtype: Any = jnp.float32
     crop: int = 0
+    classes: int = CLASSES
 
     @nn.compact
     def __call__(
         self, images: jax.Array, train: bool = False, batch_offset: jax.Array | int = 0
     ) -> jax.Array:
-        """Returns the logits `[B,10]`; see `MLP` for the arguments."""
+        """Returns the logits `[B,classes]`; see `MLP` for the arguments."""
         x = _cropped(images, self.crop)[..., None]
         for index, stage in enumerate(self.stages):
             name = _name(self.names, "Conv", index)
@@ -183,8 +195,9 @@ class CNN(nn.Module):
                 x = norm(not train, momentum=0.9, name=name)(x)
         rates = _rates(self.dropout, len(self.hidden))
         x = x.reshape(len(images), -1)
+        widths = (*self.hidden, self.classes)
         return _dense_layers(
-            x, self.hidden, rates, train, batch_offset, self.names, self.dtype
+            x, widths, rates, train, batch_offset, self.names, self.dtype
         )
 
 
@@ -195,11 +208,11 @@ def resolve_impl(impl: str) -> str:
     return "fast" if jax.default_backend() == "cpu" else "plain"
 
 
-def usual_names(config: TrainConfig) -> list[str]:
+def usual_names(config: TrainConfig, shapes: Shapes = MNIST) -> list[str]:
     """Returns the default names of a config's layers, in order."""
     if config.model not in MODELS:
-        model = _create_custom(config)
-        return list(split_params(model, param_shapes(model))[0])
+        model, image = _create_custom(config, shapes), shapes.image
+        return list(split_params(model, param_shapes(model, image), image)[0])
     names = []
     if config.model == "lstm":
         names = [f"LSTMLayer_{n}" for n in range(len(config.lstm_units))]
@@ -209,7 +222,7 @@ def usual_names(config: TrainConfig) -> list[str]:
     return names + [f"Dense_{n}" for n in range(len(config.hidden) + 1)]
 
 
-def layer_names(config: TrainConfig) -> list[str]:
+def layer_names(config: TrainConfig, shapes: Shapes = MNIST) -> list[str]:
     """Returns the names of a config's layers, in order.
 
     Raises:
@@ -217,7 +230,7 @@ def layer_names(config: TrainConfig) -> list[str]:
             `freeze` names an unknown layer, or two layers (dropout layers included)
             would have the same name.
     """
-    default = usual_names(config)
+    default = usual_names(config, shapes)
     custom = dict(pair.split(":") for pair in config.layer_names)
     names = [custom.get(name, name) for name in default]
     for flag, given, known in (
@@ -249,71 +262,81 @@ def layer_names(config: TrainConfig) -> list[str]:
     return names
 
 
-def create_model(config: TrainConfig) -> nn.Module:
+def create_model(config: TrainConfig, shapes: Shapes = MNIST) -> nn.Module:
     """Returns the network that a config describes.
 
+    Args:
+        config: the network's settings.
+        shapes: of its images, and the number of its classes.
+
     Raises:
-        InputError: as `layer_names` and `create_custom`.
+        InputError: the images are too small for it, or as `layer_names` and
+            `create_custom`.
     """
     hidden, dropout, dtype = config.hidden, config.dropout, DTYPES[config.precision]
-    names = tuple(zip(usual_names(config), layer_names(config), strict=True))
+    usual, named = usual_names(config, shapes), layer_names(config, shapes)
+    names = tuple(zip(usual, named, strict=True))
     if config.model not in MODELS:
-        return _create_custom(config)
+        return _create_custom(config, shapes)
+    height, width = (side - 2 * config.crop for side in shapes.image)
+    if min(height, width) < 1:
+        raise InputError(
+            f"--crop={config.crop} leaves no pixel of images of {shapes.image[0]}x"
+            f"{shapes.image[1]}; use a smaller --crop"
+        )
+    crop, classes = config.crop, shapes.classes
     if config.model == "mlp":
-        return MLP(hidden, dropout, names, dtype, config.crop)
+        return MLP(hidden, dropout, names, dtype, crop, classes)
     impl = resolve_impl(config.impl)
     if config.model == "lstm":
-        units, activation = config.lstm_units, config.activation
         # On a GPU, the unrolled loop takes less than half the time
         # (docs/accelerators.md); on a CPU it would compile for long.
-        unroll = 1 if jax.default_backend() == "cpu" else IMAGE_SHAPE[0]
-        return LSTM(
-            units,
-            activation,
-            hidden,
-            dropout,
-            impl,
-            names,
-            dtype,
-            unroll,
-            config.crop,
-        )
+        unroll = 1 if jax.default_backend() == "cpu" else height
+        layers = config.lstm_units, config.activation, hidden, dropout
+        return LSTM(*layers, impl, names, dtype, unroll, crop, classes)
+    check_stages(config.conv, height, width)
     stages = tuple(map(parse_conv_stage, config.conv))
-    return CNN(stages, hidden, dropout, impl, names, dtype, config.crop)
+    return CNN(stages, hidden, dropout, impl, names, dtype, crop, classes)
 
 
-def _create_custom(config: TrainConfig) -> nn.Module:
+def _create_custom(config: TrainConfig, shapes: Shapes) -> nn.Module:
     sha256 = source_sha256(config.model)
-    return create_custom(config.model, sha256, config.model_args)
+    return create_custom(config.model, sha256, config.model_args, shapes)
 
 
-def _init(model: nn.Module, key: jax.Array) -> dict[str, Any]:
+def _init(
+    model: nn.Module, key: jax.Array, image_shape: tuple[int, ...]
+) -> dict[str, Any]:
     if isinstance(model, LSTM | CNN):  # same parameters, faster to trace
         model = model.clone(impl="plain")
-    images = jnp.zeros((1, *IMAGE_SHAPE), jnp.float32)
+    images = jnp.zeros((1, *image_shape), jnp.float32)
     return init_variables(model, key, images)
 
 
 @functools.cache
-def _collections(model: nn.Module) -> tuple[str, ...]:
+def _collections(model: nn.Module, image_shape: tuple[int, ...]) -> tuple[str, ...]:
     """Returns the names of a network's collections of variables besides `params`."""
-    variables = jax.eval_shape(lambda: _init(model, jax.random.key(0)))
+    variables = jax.eval_shape(lambda: _init(model, jax.random.key(0), image_shape))
     return tuple(sorted(variables.keys() - {"params"}))
 
 
-def init_params(model: nn.Module, key: jax.Array) -> dict[str, Any]:
+def init_params(
+    model: nn.Module, key: jax.Array, image_shape: tuple[int, ...] = IMAGE_SHAPE
+) -> dict[str, Any]:
     """Returns the initial parameters of a network, by layer.
 
     Other collections of variables, which training updates without gradients, are in the
     same tree under their own names, such as `batch_stats` of `nn.BatchNorm`.
     """
-    variables = _init(model, key)
+    variables = _init(model, key, image_shape)
     return {**variables.pop("params", {}), **variables}
 
 
-def split_params(model: nn.Module, params: Any) -> tuple[Any, Any]:
+def split_params(
+    model: nn.Module, params: Any, image_shape: tuple[int, ...] = IMAGE_SHAPE
+) -> tuple[Any, Any]:
     """Splits a tree as of `init_params` into parameters and other collections."""
-    others = _collections(model)
+    others = _collections(model, image_shape)
     trained = {name: tree for name, tree in params.items() if name not in others}
     return trained, {name: params[name] for name in others}
 
@@ -332,16 +355,16 @@ def apply_model(
     Args:
         model: any linen module.
         params: as of `init_params`.
-        images: `[B,28,28] float32`.
+        images: `[B,H,W] float32`.
         train: whether it is called for training.
         batch_offset: index of the first image in the whole batch, or None.
         dropout_key: key of the step, for training.
 
     Returns:
-        Its outputs `[B,10]`, and the updated collections besides the parameters: with
-        `train=False`, or if there are none, an empty dict.
+        Its outputs `[B,classes]`, and the updated collections besides the parameters:
+        with `train=False`, or if there are none, an empty dict.
     """
-    trained, others = split_params(model, params)
+    trained, others = split_params(model, params, images.shape[1:])
     variables = {"params": trained, **others}
     options: Any = call_options(model, train, batch_offset)
     if dropout_key is not None:
@@ -358,12 +381,13 @@ def apply_model(
 
 
 @functools.cache
-def param_shapes(model: nn.Module) -> Any:
+def param_shapes(model: nn.Module, image_shape: tuple[int, ...] = IMAGE_SHAPE) -> Any:
     """Returns the shapes and dtypes of a network's parameters, as of `init_params`."""
-    return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    return jax.eval_shape(lambda: init_params(model, jax.random.key(0), image_shape))
 
 
-def count_params(model: nn.Module) -> int:
+def count_params(model: nn.Module, image_shape: tuple[int, ...] = IMAGE_SHAPE) -> int:
     """Counts a network's trained parameters without computing them."""
-    trained, _ = split_params(model, param_shapes(model))
+    shapes = param_shapes(model, image_shape)
+    trained, _ = split_params(model, shapes, image_shape)
     return sum(leaf.size for leaf in jax.tree.leaves(trained))

@@ -10,7 +10,7 @@ from flax.nnx.bridge import ToLinen
 
 
 class NNXNetwork(ToLinen):
-    """An NNX module that maps images `[B,28,28]` to logits `[B,10]`.
+    """An NNX module that maps images `[B,H,W]` to logits `[B,classes]`.
 
     Its parameters and batch statistics become linen's collections. Dropout and batch
     normalization are set for training or evaluation by `module.train()` and `.eval()`.

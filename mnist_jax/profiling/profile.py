@@ -14,6 +14,7 @@ from jax.profiler import ProfileData
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.batches import epoch_indices
+from mnist_jax.data.types import Shapes
 from mnist_jax.errors import InputError
 from mnist_jax.models.flops import training_flops
 from mnist_jax.profiling.hardware import matmul_peaks
@@ -152,15 +153,15 @@ def profile(experiment: Experiment, folder: Path) -> Profile:
     return Profile(
         medians,
         sum_by_scope(folder, scopes, steps),
-        _gflops(config, size, medians["training steps"]),
+        _gflops(config, experiment.dataset.shapes, size, medians["training steps"]),
         max(matmul_peaks().values()),
         peak_megabytes(),
         None if device_bytes is None else device_bytes / 1e6,
     )
 
 
-def _gflops(config: TrainConfig, images: int, seconds: float) -> float:
-    return training_flops(config) * images / seconds / 1e9
+def _gflops(config: TrainConfig, shapes: Shapes, images: int, seconds: float) -> float:
+    return training_flops(config, shapes) * images / seconds / 1e9
 
 
 def format_profile(found: Profile, folder: Path) -> str:

@@ -73,6 +73,8 @@ class RunRecord:
     pixel_std: float | None = None
     source_sha256: str | None = None  # of a custom network's source file
     tta_accuracy: float | None = None  # on the test set, averaged over shifts, if asked
+    image_shape: tuple[int, ...] = (28, 28)  # height, width
+    classes: int = 10
     best_epoch: int | None = None  # whose parameters were kept, with `patience`
     schema_version: int = SCHEMA_VERSION
 
@@ -94,7 +96,7 @@ class MistakeRecord:
     truth: int
     predicted: int
     probability: float  # of the predicted digit
-    pixels: str  # base64 of the [28,28] uint8 image, so that plots need no dataset
+    pixels: str  # base64 of the [H,W] uint8 image, so that plots need no dataset
 
 
 @dataclasses.dataclass(frozen=True)

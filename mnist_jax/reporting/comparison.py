@@ -24,7 +24,9 @@ def train_configs(
     """Trains the missing runs of each config and writes the details of all runs."""
     configs = list(configs)
     for config in configs:
-        create_model(config)  # raises InputError before anything is trained
+        create_model(
+            config, study.dataset.shapes
+        )  # raises InputError before anything is trained
     export_runs(study.out, study.export)  # so does a folder that cannot be written
     for config in configs:
         plan = study.plan(config.name, config)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mnist_jax.data.types import DIGITS, class_names
+from mnist_jax.data.types import DIGITS, MNIST, Shapes, class_names
 from mnist_jax.errors import InputError
 from mnist_jax.records.schema import DetailsRecord, RunRecord
 from mnist_jax.reporting.comparison_plots import (
@@ -141,7 +141,11 @@ def curve_pictures(name: str, row: Sequence[RunRecord]) -> list[Picture]:
 
 
 def detail_pictures(
-    name: str, seed: int, details: Sequence[DetailsRecord], dataset: str
+    name: str,
+    seed: int,
+    details: Sequence[DetailsRecord],
+    dataset: str,
+    shapes: Shapes = MNIST,
 ) -> list[Picture]:
     """Returns the confusion matrix, worst mistakes and filters of one network.
 
@@ -151,17 +155,21 @@ def detail_pictures(
         details: details of each run. Confusion counts are summed over the runs; images
             and filters are from the first run.
         dataset: name of the dataset, for the names of its classes.
+        shapes: of its images, and the number of its classes.
 
     Raises:
         InputError: a matrix or an image is damaged.
     """
-    first, classes = details[0], class_names(dataset)
+    first, classes = details[0], class_names(dataset, shapes.classes)
     try:
         counts = np.sum([detail.confusion for detail in details], axis=0)
-        images = np.array([mistake_image(wrong.pixels) for wrong in first.worst])
+        images = np.array([mistake_image(w.pixels, shapes.image) for w in first.worst])
         filters = None if first.filters is None else np.array(first.filters)
-        if counts.shape != (10, 10) or (filters is not None and filters.ndim != 3):
-            raise ValueError("confusion matrix is not 10x10, or filters are not 3-D")
+        size = shapes.classes
+        if counts.shape != (size, size):
+            raise ValueError(f"confusion matrix is not {size}x{size}")
+        if filters is not None and filters.ndim != 3:
+            raise ValueError("filters are not 3-D")
         separator = ", " if classes == DIGITS else "\n"  # long names need a line each
         captions = [
             f"true {classes[w.truth]}{separator}pred {classes[w.predicted]}\n"

@@ -31,6 +31,7 @@ STYLES = (
     ("#56B4E9", "P", "--"),
 )
 _TRAIN, _VALIDATION = STYLES[:2]
+MAX_CLASSES = 30  # with a label each in a plot
 MAX_PREDICTIONS = 20  # images in a plot; each takes 0.1 s to draw
 FORMATS = (".png", ".svg", ".pdf")
 
@@ -143,9 +144,10 @@ def confusion_figure(
     """Plots a confusion matrix; only its mistakes are coloured.
 
     Args:
-        counts: numbers of images `[10,10]`, by truth (row) and prediction (column).
+        counts: numbers of images `[classes,classes]`, by truth (row) and prediction
+            (column).
         title: figure title.
-        classes: names of the ten classes.
+        classes: their names; of more than `MAX_CLASSES`, cells have no numbers.
     """
     counts = np.asarray(counts)
     mistakes = np.where(np.eye(len(counts), dtype=bool), 0, counts)
@@ -162,6 +164,9 @@ def confusion_figure(
         vmax=1.3 * max_count,
         interpolation="none",
     )
+    axes.set(xlabel="predicted class", ylabel="true class")
+    if len(classes) > MAX_CLASSES:
+        return figure
     for (row, column), count in np.ndenumerate(counts):
         if row == column:
             axes.add_patch(
@@ -179,7 +184,6 @@ def confusion_figure(
         )
     _label_classes(axes, classes)
     axes.set_yticks(range(len(classes)), classes)
-    axes.set(xlabel="predicted class", ylabel="true class")
     axes.set_xticks(np.arange(len(counts) - 1) + 0.5, minor=True)
     axes.set_yticks(np.arange(len(counts) - 1) + 0.5, minor=True)
     axes.grid(which="minor", alpha=0.3, linewidth=0.5)
@@ -199,7 +203,7 @@ def digits_figure(
     columns: int = 10,
     title: str = "",
 ) -> Figure:
-    """Draws images `[N,28,28]` in rows of up to `columns`, with captions above."""
+    """Draws images `[N,H,W]` in rows of up to `columns`, with captions above."""
     columns = min(len(images), columns)
     rows = -(-len(images) // columns)
     lines = max(str(caption).count("\n") for caption in captions) + 1
@@ -254,13 +258,13 @@ def filters_figure(filters: np.ndarray, title: str = "") -> Figure:
 def predictions_figure(
     images: np.ndarray, predictions: pd.DataFrame, classes: Sequence[str] = DIGITS
 ) -> Figure:
-    """Draws the first `MAX_PREDICTIONS` images beside their ten probabilities.
+    """Draws the first `MAX_PREDICTIONS` images beside their highest probabilities.
 
     Args:
-        images: `[N,28,28] uint8`.
+        images: `[N,H,W] uint8`.
         predictions: as returned by `prediction_frame`, indexed by the image's index in
             the test set, or by its file name if its truth is unknown.
-        classes: names of the ten classes.
+        classes: their names; of more than 20, the 10 most probable are drawn.
     """
     images, predictions = images[:MAX_PREDICTIONS], predictions[:MAX_PREDICTIONS]
     count = len(images)
@@ -276,9 +280,13 @@ def predictions_figure(
         else:
             caption = _short(index)
         left.set_title(caption, fontsize=9, parse_math=False)
-        right.bar(range(10), [row[f"p{digit}"] for digit in range(10)], color=_TRAIN[0])
+        values = np.array([row[f"p{label}"] for label in range(len(classes))], float)
+        drawn = list(range(len(classes)))
+        if len(classes) > 20:
+            drawn = np.argsort(-values, kind="stable")[:10].tolist()
+        right.bar(range(len(drawn)), values[drawn], color=_TRAIN[0])
         right.set(ylim=(0, 1), ylabel="probability")
-        _label_classes(right, classes)
+        _label_classes(right, tuple(classes[label] for label in drawn))
         right.set_title(f"predicted {classes[int(row['predicted'])]}", fontsize=9)
     return figure
 

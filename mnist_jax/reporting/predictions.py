@@ -16,27 +16,30 @@ _WORST = 12  # misclassified images kept in a record
 def prediction_frame(
     probabilities: np.ndarray, labels: np.ndarray | None = None
 ) -> pd.DataFrame:
-    """Returns one row per image: ten probabilities, their arg max, the truth if given.
+    """Returns one row per image: probabilities, their arg max, the truth if given.
 
     >>> prediction_frame(np.eye(10)[[3]], np.array([5]))[["predicted", "truth"]]
        predicted  truth
     0          3      5
     """
-    frame = pd.DataFrame(probabilities, columns=[f"p{c}" for c in range(10)])
+    columns = [f"p{c}" for c in range(probabilities.shape[1])]
+    frame = pd.DataFrame(probabilities, columns=columns)
     frame["predicted"] = probabilities.argmax(axis=1)
     if labels is not None:
         frame["truth"] = labels
     return frame
 
 
-def confusion_counts(truths: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Counts images `[10,10]` by truth (row) and prediction (column).
+def confusion_counts(
+    truths: np.ndarray, predicted: np.ndarray, classes: int = CLASSES
+) -> np.ndarray:
+    """Counts images `[classes,classes]` by truth (row) and prediction (column).
 
     >>> confusion_counts(np.array([5, 5, 3]), np.array([5, 3, 3]))[[3, 5]].sum(axis=1)
     array([1, 2])
     """
-    pairs = np.asarray(truths) * CLASSES + predicted
-    return np.bincount(pairs, minlength=CLASSES**2).reshape(CLASSES, CLASSES)
+    pairs = np.asarray(truths) * classes + predicted
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
 def _worst_mistakes(probabilities: np.ndarray, split: Split) -> list[MistakeRecord]:
@@ -56,14 +59,16 @@ def _worst_mistakes(probabilities: np.ndarray, split: Split) -> list[MistakeReco
     ]
 
 
-def mistake_image(pixels: str) -> np.ndarray:
-    """Returns the image `[28,28] uint8` of a `MistakeRecord`.
+def mistake_image(
+    pixels: str, image_shape: tuple[int, ...] = IMAGE_SHAPE
+) -> np.ndarray:
+    """Returns the image `[H,W] uint8` of a `MistakeRecord`.
 
     Raises:
         ValueError: `pixels` does not encode such an image.
     """
     image = np.frombuffer(base64.b64decode(pixels, validate=True), np.uint8)
-    return image.reshape(IMAGE_SHAPE)
+    return image.reshape(image_shape)
 
 
 def run_details(run: TrainedRun, test: Split) -> DetailsRecord:
@@ -74,10 +79,11 @@ def run_details(run: TrainedRun, test: Split) -> DetailsRecord:
         test: the run's test set, as NumPy arrays.
     """
     probabilities = run.predict(test.images)
-    counts = confusion_counts(test.labels, probabilities.argmax(axis=1))
+    classes = probabilities.shape[1]
+    counts = confusion_counts(test.labels, probabilities.argmax(axis=1), classes)
     filters = None
     if run.config.model == "cnn":
-        name = layer_names(run.config)[0]
+        name = layer_names(run.config, run.shapes)[0]
         kernel = np.asarray(run.params[name]["kernel"], np.float64)
         filters = kernel[:, :, 0].round(4).tolist()
     return DetailsRecord(

@@ -31,8 +31,9 @@ def _announce(experiment: Experiment) -> None:
     mesh = experiment.programs.mesh
     plural = "s" if mesh.size > 1 else ""
     devices = f"{mesh.size} {mesh.devices.flat[0].platform} device{plural}"
+    parameters = count_params(experiment.model, dataset.shapes.image)
     print(
-        f"{config.name}: {count_params(experiment.model):,} parameters, "
+        f"{config.name}: {parameters:,} parameters, "
         f"{dataset.name} {sizes[0]:,} train / {validation:,} validation / "
         f"{sizes[1]:,} test images, {devices}{together}, "
         f"compiled in {experiment.compile_seconds:.1f} s{cached}\n{_HEADER}",

@@ -11,6 +11,7 @@ import jinja2
 from absl import logging
 
 from mnist_jax.config import TrainConfig
+from mnist_jax.data.types import Shapes
 from mnist_jax.errors import InputError
 from mnist_jax.records.environment import Environment
 from mnist_jax.records.files import make_folder, read_lines, write_file
@@ -92,7 +93,11 @@ def _section(
         if runs:
             details = [details_by_run[run.run_key()] for run in runs]
             pictures += detail_pictures(
-                name, runs[0].config.seed, details, row[0].dataset
+                name,
+                runs[0].config.seed,
+                details,
+                row[0].dataset,
+                Shapes(row[0].image_shape, row[0].classes),
             )
         else:
             hints.append(

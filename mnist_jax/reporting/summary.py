@@ -10,14 +10,10 @@ from flax import linen as nn
 
 from mnist_jax.config import MODELS, ConvStage, TrainConfig, parse_conv_stage
 from mnist_jax.data.datasets import Dataset
+from mnist_jax.data.types import MNIST, Shapes
 from mnist_jax.models.custom import call_options, init_variables
 from mnist_jax.models.flops import multiply_adds, products_by_layer, training_flops
-from mnist_jax.models.networks import (
-    IMAGE_SHAPE,
-    create_model,
-    layer_names,
-    usual_names,
-)
+from mnist_jax.models.networks import create_model, layer_names, usual_names
 
 
 def _stage_settings(stage: ConvStage) -> str:
@@ -48,7 +44,7 @@ def _settings(config: TrainConfig, usual_name: str) -> str:
     return "logits" if index == len(config.hidden) else f"relu{dropout}"
 
 
-def layer_frame(config: TrainConfig) -> pd.DataFrame:
+def layer_frame(config: TrainConfig, shapes: Shapes = MNIST) -> pd.DataFrame:
     """Returns one row per layer: name, kind, settings, output shape, sizes, frozen.
 
     Computes no parameter values. The output shape omits the batch dimension and
@@ -59,7 +55,7 @@ def layer_frame(config: TrainConfig) -> pd.DataFrame:
     >>> layer_frame(TrainConfig(model="mlp", hidden=(32,)))["parameters"].tolist()
     [25120, 330]
     """
-    model = create_model(dataclasses.replace(config, impl="plain"))
+    model = create_model(dataclasses.replace(config, impl="plain"), shapes)
     options = call_options(model, False)
     kinds: dict[str, str] = {}
 
@@ -80,7 +76,7 @@ def layer_frame(config: TrainConfig) -> pd.DataFrame:
         )
         return variables["params"], state["intermediates"]
 
-    images = jnp.zeros((1, *IMAGE_SHAPE), jnp.float32)
+    images = jnp.zeros((1, *shapes.image), jnp.float32)
     with nn.intercept_methods(note_kind):
         params, outputs = jax.eval_shape(run, images)
     frame = pd.DataFrame(
@@ -91,11 +87,11 @@ def layer_frame(config: TrainConfig) -> pd.DataFrame:
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(params[name])),
             "frozen": "yes" if name in config.freeze else "no",
         }
-        for name in layer_names(config)
+        for name in layer_names(config, shapes)
     )
     if config.model in MODELS:
         settings = [_settings(config, usual) for usual in usual_names(config)]
-        counts = [sum(products) for products in products_by_layer(config)]
+        counts = [sum(products) for products in products_by_layer(config, shapes)]
         frame.insert(2, "settings", settings)
         frame.insert(5, "multiply-adds", counts)
     return frame
@@ -107,15 +103,18 @@ def _output_shape(outputs: Any) -> Any:
     return first.shape[1:] if hasattr(first, "shape") else "-"
 
 
-def format_totals(config: TrainConfig, layers: pd.DataFrame) -> str:
+def format_totals(
+    config: TrainConfig, layers: pd.DataFrame, shapes: Shapes = MNIST
+) -> str:
     """Formats the totals of a config's `layer_frame`, and the cost of training."""
     total = layers["parameters"].sum()
     frozen = layers.loc[layers["frozen"] == "yes", "parameters"].sum()
     unfrozen = " (as if no layer were frozen)" if frozen else ""
+    forward, training = multiply_adds(config, shapes), training_flops(config, shapes)
     return (
         f"total {total:,}, trainable {total - frozen:,}, frozen {frozen:,} parameters\n"
-        f"per image: {sum(multiply_adds(config)):,} multiply-adds in the forward "
-        f"pass, {training_flops(config):,} floating-point operations in training"
+        f"per image: {sum(forward):,} multiply-adds in the forward "
+        f"pass, {training:,} floating-point operations in training"
         f"{unfrozen}"
     )
 

@@ -18,6 +18,7 @@ from flax import serialization
 from flax.traverse_util import flatten_dict
 
 from mnist_jax.config import TrainConfig
+from mnist_jax.data.types import MNIST, Shapes
 from mnist_jax.errors import InputError
 from mnist_jax.models.networks import create_model
 from mnist_jax.records.files import (
@@ -207,7 +208,10 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folders: Mapping[int, Path], config: TrainConfig, origin: Origin = ANY_ORIGIN
+    folders: Mapping[int, Path],
+    config: TrainConfig,
+    origin: Origin = ANY_ORIGIN,
+    shapes: Shapes = MNIST,
 ) -> Checkpoint | None:
     """Loads the newest valid checkpoint that all seeds have, or None if none exists.
 
@@ -216,9 +220,9 @@ def load_checkpoint(
     Raises:
         InputError: there are checkpoints, but none is valid.
     """
-    model = create_model(config)
+    model, tx = create_model(config, shapes), create_optimizer(config, 3)
     state = jax.eval_shape(
-        lambda: init_state(model, create_optimizer(config, 3), jax.random.key(0))
+        lambda: init_state(model, tx, jax.random.key(0), shapes.image)
     )
     best_params = None if config.patience is None else state.params
     like = _Saved(state.params, state.opt_state, best_params)

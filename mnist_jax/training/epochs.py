@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from mnist_jax.data.augment import Augmentation
 from mnist_jax.data.pixels import Preprocess
-from mnist_jax.data.types import CLASSES, Split
+from mnist_jax.data.types import CLASSES, IMAGE_SHAPE, Split
 from mnist_jax.models.networks import apply_model
 from mnist_jax.training.mesh import (
     BATCH,
@@ -45,7 +45,7 @@ AUGMENT = 2**32 - 1  # folded into a step's key: other numbers than dropout's
 
 
 def gather(split: Split, indices: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns images `[B,28,28] uint8`, labels and mask `[B]` for indices `[B]`.
+    """Returns images `[B,H,W] uint8`, labels and mask `[B]` for indices `[B]`.
 
     An index of -1 is padding: its mask is 0, so that it is not counted. Its image is
     one of the split's, since batch statistics do not know the mask.
@@ -76,6 +76,7 @@ def train_epoch(
     preprocess: Preprocess,
     augment: Augmentation = NO_AUGMENTATION,
     label_smoothing: float = 0.0,
+    classes: int = CLASSES,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Runs steps of an epoch on one device's share of each batch.
@@ -91,6 +92,7 @@ def train_epoch(
         preprocess: converts pixels to float32.
         augment: changes the images before that.
         label_smoothing: share of each label that is spread over all classes.
+        classes: their number, for that.
         axis_name: as for `train_step`.
 
     Returns:
@@ -109,7 +111,7 @@ def train_epoch(
         images = augment(images, jax.random.fold_in(step_key, AUGMENT), offset)
         if label_smoothing:
             labels = optax.smooth_labels(
-                jax.nn.one_hot(labels, CLASSES), label_smoothing
+                jax.nn.one_hot(labels, classes), label_smoothing
             )
         state, metrics = train_step(
             state,
@@ -279,12 +281,13 @@ def make_programs(
     tx: optax.GradientTransformation,
     preprocess: Preprocess,
     mesh: Mesh,
+    image_shape: tuple[int, ...] = IMAGE_SHAPE,
     **recipe: Any,
 ) -> Programs:
     """Returns the jitted programs of a network on a mesh.
 
     Each row of the mesh trains its share of the seeds. Arguments are as for
-    `train_epoch`; `recipe` holds its `augment` and `label_smoothing`.
+    `train_epoch`; `recipe` holds its `augment`, `label_smoothing` and `classes`.
     """
     # A sum over one device would still copy every gradient: 12 % of an MLP's step.
     axis_name = BATCH if mesh.shape[BATCH] > 1 else None
@@ -311,7 +314,10 @@ def make_programs(
     options = compiler_options(mesh.devices.flat[0].platform)
     return Programs(
         mesh,
-        jax.jit(partial(init_states, model, tx), compiler_options=quick),
+        jax.jit(
+            partial(init_states, model, tx, image_shape=image_shape),
+            compiler_options=quick,
+        ),
         jax.jit(run, donate_argnums=0, compiler_options=options),
         jax.jit(measure, compiler_options=options),
     )
@@ -320,7 +326,7 @@ def make_programs(
 def predict(
     params: Any, images: jax.Array, *, model: nn.Module, preprocess: Preprocess
 ) -> jax.Array:
-    """Returns the probabilities `[N,10] float32` of images `[N,28,28] uint8`."""
+    """Returns the probabilities `[N,classes] float32` of images `[N,H,W] uint8`."""
     logits, _ = apply_model(model, params, preprocess(images), train=False)
     return jax.nn.softmax(logits.astype(jnp.float32))
 
@@ -329,7 +335,7 @@ def predict(
 def make_predict(
     model: nn.Module, preprocess: Preprocess
 ) -> Callable[[Any, np.ndarray], jax.Array]:
-    """Returns the jitted `predict(params, [N,28,28] uint8) -> probabilities [N,10]`."""
+    """Returns `predict(params, [N,H,W] uint8)`: probabilities `[N,classes]`, jitted."""
     options = compiler_options(jax.default_backend())
     run = partial(predict, model=model, preprocess=preprocess)
     return jax.jit(run, compiler_options=options)
@@ -338,10 +344,11 @@ def make_predict(
 def predict_images(
     model: nn.Module, preprocess: Preprocess, params: Any, images: np.ndarray
 ) -> np.ndarray:
-    """Returns the probabilities `[N,10] float32` of images `[N,28,28] uint8`."""
-    if not len(images):
-        return np.empty((0, CLASSES), np.float32)
+    """Returns the probabilities `[N,classes] float32` of images `[N,H,W] uint8`."""
     run = make_predict(model, preprocess)
+    if not len(images):
+        one = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
+        return np.empty((0, jax.eval_shape(run, params, one).shape[1]), np.float32)
     starts = range(0, len(images), _PREDICT_CHUNK)
     chunks = [images[start : start + _PREDICT_CHUNK] for start in starts]
     return np.concatenate([np.asarray(run(params, chunk)) for chunk in chunks])

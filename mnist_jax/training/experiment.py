@@ -8,7 +8,7 @@ from absl import logging
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from mnist_jax.config import TrainConfig
+from mnist_jax.config import TrainConfig, parse_augmentation
 from mnist_jax.data.augment import Augmentation
 from mnist_jax.data.batches import epoch_indices
 from mnist_jax.data.pixels import Preprocess, make_preprocess
@@ -68,7 +68,13 @@ def prepare(
             f"--batch_size must be at most the {size} training images; got "
             f"{config.batch_size}; give a smaller batch size"
         )
-    mesh = mesh or choose_mesh(config, seeds)
+    if erase := dict(map(parse_augmentation, config.augment)).get("erase"):
+        if erase >= min(dataset.shapes.image):
+            raise InputError(
+                f"--augment=erase{erase:g} erases whole images of "
+                f"{'x'.join(map(str, dataset.shapes.image))}; use a smaller square"
+            )
+    mesh = mesh or choose_mesh(config, seeds, dataset.shapes)
     is_cpu = mesh.devices.flat[0].platform == "cpu"
     if config.precision == "bfloat16" and is_cpu and cpu_lacks_bfloat16():
         logging.log_first_n(
@@ -78,7 +84,8 @@ def prepare(
             1,
         )
     source_sha256 = network_sha256(config)
-    model, preprocess = create_model(config), make_preprocess(config, dataset.train)
+    model = create_model(config, dataset.shapes)
+    preprocess = make_preprocess(config, dataset.train)
     orders = np.stack([epoch_indices(0, 0, size, config.batch_size)] * seeds)
     tx = create_optimizer(config, orders.shape[1] * config.epochs)
     train = replicate(dataset.train, mesh)
@@ -89,8 +96,10 @@ def prepare(
             tx,
             preprocess,
             mesh,
+            dataset.shapes.image,
             augment=Augmentation(config.augment),
             label_smoothing=config.label_smoothing,
+            classes=dataset.classes,
         ).compile(orders, train, held_out, test)
     return Experiment(
         config=config,

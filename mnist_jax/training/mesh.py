@@ -11,6 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mnist_jax.config import TrainConfig
+from mnist_jax.data.types import MNIST, Shapes
 from mnist_jax.errors import InputError
 from mnist_jax.models.flops import training_flops
 from mnist_jax.models.networks import count_params, create_model
@@ -25,7 +26,7 @@ EVAL_CHUNK = 200
 _OPERATIONS_PER_PARAMETER = 350
 
 
-def choose_mesh(config: TrainConfig, seeds: int = 1) -> Mesh:
+def choose_mesh(config: TrainConfig, seeds: int = 1, shapes: Shapes = MNIST) -> Mesh:
     """Returns a mesh of all devices, or on a CPU of as many as speed up training.
 
     Seeds are sharded first, as far as they divide evenly, since they exchange nothing;
@@ -45,8 +46,8 @@ def choose_mesh(config: TrainConfig, seeds: int = 1) -> Mesh:
     seed_devices = math.gcd(seeds, devices)
     batch_devices = devices // seed_devices
     if jax.default_backend() == "cpu" and not config.cpu_devices:
-        operations = training_flops(config) * config.batch_size
-        parameters = count_params(create_model(config))
+        operations = training_flops(config, shapes) * config.batch_size
+        parameters = count_params(create_model(config, shapes), shapes.image)
         useful = int(operations / parameters / _OPERATIONS_PER_PARAMETER)
         batch_devices = max(1, min(batch_devices, useful, config.batch_size))
     return make_mesh(batch_devices, seed_devices)

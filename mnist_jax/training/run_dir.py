@@ -20,7 +20,7 @@ from mnist_jax.config import TrainConfig, as_text
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.pixels import Preprocess, make_preprocess
 from mnist_jax.data.splits import split_dataset
-from mnist_jax.data.types import IMAGE_SHAPE, Dataset
+from mnist_jax.data.types import IMAGE_SHAPE, Dataset, Shapes
 from mnist_jax.errors import InputError
 from mnist_jax.models.custom import find_network, network_sha256
 from mnist_jax.models.networks import create_model, param_shapes
@@ -73,7 +73,12 @@ class TrainedRun:
     @functools.cached_property
     def model(self) -> nn.Module:
         """The run's network."""
-        return create_model(self.config)
+        return create_model(self.config, self.shapes)
+
+    @property
+    def shapes(self) -> Shapes:
+        """The shape of the run's images, and the number of its classes."""
+        return _shapes(self.record)
 
     def in_float32(self) -> "TrainedRun":
         """Returns the run with a network that computes in float32, as exports do."""
@@ -81,18 +86,18 @@ class TrainedRun:
         return dataclasses.replace(self, config=config)
 
     def predict(self, images: np.ndarray) -> np.ndarray:
-        """Returns class probabilities `[N,10] float32`.
+        """Returns class probabilities `[N,classes] float32`.
 
         Args:
-            images: `[N,28,28] uint8`, pixels 0..255 as in the dataset.
+            images: `[N,H,W] uint8`, pixels 0..255 as in the dataset.
 
         Raises:
             InputError: the images have another shape or dtype.
         """
-        images = np.asarray(images)
-        if images.shape[1:] != IMAGE_SHAPE or images.dtype != np.uint8:
+        images, (height, width) = np.asarray(images), self.shapes.image
+        if images.shape[1:] != self.shapes.image or images.dtype != np.uint8:
             raise InputError(
-                "predict() takes images [N,28,28] uint8, not scaled; got "
+                f"predict() takes images [N,{height},{width}] uint8, not scaled; got "
                 f"{list(images.shape)} {images.dtype}"
             )
         return predict_images(self.model, self.preprocess, self.params, images)
@@ -123,8 +128,13 @@ def load_run(
     elif config.pixels == "standardized":
         dataset = load_dataset(record.dataset, data_dir)
         preprocess = make_preprocess(config, split_dataset(dataset, config).train)
-    params = _load_params(folder, create_model(config), record)
+    model = create_model(config, _shapes(record))
+    params = _load_params(folder, model, record, record.image_shape)
     return TrainedRun(config, record, jax.device_put(params), preprocess)
+
+
+def _shapes(record: RunRecord) -> Shapes:
+    return Shapes(record.image_shape, record.classes)
 
 
 def _check_one_run(folder: Path) -> None:
@@ -159,18 +169,23 @@ def current_origin(dataset: Dataset, source_sha256: str | None) -> Origin:
     return Origin(dataset.checksum, code_digest(), source_sha256 or "")
 
 
-def load_run_params(folder: Path, model: nn.Module) -> Any:
+def load_run_params(
+    folder: Path, model: nn.Module, image_shape: tuple[int, ...] = IMAGE_SHAPE
+) -> Any:
     """Loads the trained parameters of a finished run for a network.
 
     Raises:
         InputError: the parameters are missing, do not match the run's record, or do not
             fit the network (the message names the leaf).
     """
-    return _load_params(folder, model, read_json(RunRecord, folder / RECORD))
+    record = read_json(RunRecord, folder / RECORD)
+    return _load_params(folder, model, record, image_shape)
 
 
-def _load_params(folder: Path, model: nn.Module, record: RunRecord) -> Any:
-    like, exported = param_shapes(model), folder / EXPORTED_PARAMS
+def _load_params(
+    folder: Path, model: nn.Module, record: RunRecord, image_shape: tuple[int, ...]
+) -> Any:
+    like, exported = param_shapes(model, image_shape), folder / EXPORTED_PARAMS
     if exported.exists() and not (folder / PARAMS).exists():
         return load_safetensors(exported, like, record.params_sha256)
     return load_params(folder / PARAMS, like, record.params_sha256)

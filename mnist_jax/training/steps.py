@@ -9,7 +9,7 @@ import optax
 from flax import linen as nn
 from jax import lax
 
-from mnist_jax.data.types import CLASSES
+from mnist_jax.data.types import IMAGE_SHAPE
 from mnist_jax.models.custom import call_options
 from mnist_jax.models.networks import apply_model, init_params, split_params
 
@@ -33,11 +33,12 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Returns the softmax cross-entropy of each image `[B]`.
 
     Args:
-        logits: `[B,10]`.
-        labels: `[B]` integers, or `[B,10]` probabilities (one-hot: the same result).
+        logits: `[B,classes]`.
+        labels: `[B]` integers, or `[B,classes]` probabilities (one-hot: the same
+            result).
     """
     if labels.ndim == 1:
-        labels = jax.nn.one_hot(labels, CLASSES, dtype=logits.dtype)
+        labels = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
     return optax.softmax_cross_entropy(logits, labels)
 
 
@@ -47,9 +48,10 @@ def batch_metrics(
     """Returns the summed loss, to differentiate, and the metrics of a batch.
 
     Args:
-        logits: `[B,10]` of any float type; the loss is computed in float32 at least.
-        labels: `[B]` integers or `[B,10]` probabilities, of which the largest is the
-            image's class.
+        logits: `[B,classes]` of any float type; the loss is computed in float32 at
+            least.
+        labels: `[B]` integers or `[B,classes]` probabilities, of which the largest is
+            the image's class.
         mask: `[B]`, 1 for an image and 0 for padding.
     """
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
@@ -60,18 +62,24 @@ def batch_metrics(
 
 
 def init_state(
-    model: nn.Module, tx: optax.GradientTransformation, key: jax.Array
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    key: jax.Array,
+    image_shape: tuple[int, ...] = IMAGE_SHAPE,
 ) -> TrainState:
     """Returns the initial parameters and optimizer state."""
-    params = init_params(model, key)
-    return TrainState(params, tx.init(split_params(model, params)[0]))
+    params = init_params(model, key, image_shape)
+    return TrainState(params, tx.init(split_params(model, params, image_shape)[0]))
 
 
 def init_states(
-    model: nn.Module, tx: optax.GradientTransformation, keys: jax.Array
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    keys: jax.Array,
+    image_shape: tuple[int, ...] = IMAGE_SHAPE,
 ) -> TrainState:
     """Returns the initial state for each of the keys `[seeds]`, stacked."""
-    return lax.map(partial(init_state, model, tx), keys)
+    return lax.map(partial(init_state, model, tx, image_shape=image_shape), keys)
 
 
 def _sum_over_devices(tree: Any, axis_name: str) -> Any:
@@ -120,7 +128,7 @@ def batch_gradients(
     ):
         key = jax.random.fold_in(key, batch_offset)  # other masks on each device
 
-    trained, others = split_params(model, params)
+    trained, others = split_params(model, params, images.shape[1:])
 
     def loss_fn(trained: Any) -> tuple[jax.Array, tuple[Metrics, Any]]:
         logits, updated = apply_model(
@@ -187,13 +195,14 @@ def train_step(
 
     Args:
         state: parameters and optimizer state.
-        images: `[B,28,28] float32`.
-        labels: `[B]` integers, or `[B,10]` probabilities.
+        images: `[B,H,W] float32`.
+        labels: `[B]` integers, or `[B,classes]` probabilities.
         mask: `[B]`, 1 for an image and 0 for padding.
         key: dropout key of this step.
-        model: any module with `apply(variables, images, train=...) -> [B,10]`. If the
-            batch is sharded or split into microbatches, it also takes `batch_offset=`,
-            the index of its first image in the whole batch, since all share one key.
+        model: any module with `apply(variables, images, train=...) -> [B,classes]`. If
+            the batch is sharded or split into microbatches, it also takes
+            `batch_offset=`, the index of its first image in the whole batch, since all
+            share one key.
         tx: optimizer.
         axis_name: mesh axis over which the batch is sharded, if any.
         microbatches: number of microbatches to split the batch into. Their gradients
@@ -214,8 +223,9 @@ def train_step(
     # Multiplied, not divided: XLA fuses that into the update, with no pass of its own.
     scale = 1 / metrics.images
     grads = jax.tree.map(lambda grad: (grad * scale).astype(grad.dtype), grads)
-    trained, _ = split_params(model, state.params)
-    grads, updated = split_params(model, grads)
+    image_shape = images.shape[1:]
+    trained, _ = split_params(model, state.params, image_shape)
+    grads, updated = split_params(model, grads, image_shape)
     updates, opt_state = tx.update(grads, state.opt_state, trained)
     params = {**optax.apply_updates(trained, updates), **updated}
     return TrainState(params, opt_state), metrics

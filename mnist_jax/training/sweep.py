@@ -11,8 +11,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flax import linen as nn
-
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Dataset
 from mnist_jax.errors import InputError
@@ -56,7 +54,7 @@ class Plan(NamedTuple):
     checkpoint_every: int = 1
     keep: int = KEEP
     system: str | None = None  # name of the published system, if any
-    start_params: Callable[[int, nn.Module], Any] | None = None  # (seed, model) -> tree
+    start_params: Callable[[int, Experiment], Any] | None = None  # of a seed
 
 
 class Observer:
@@ -137,9 +135,10 @@ def plan_runs(
             if resume and is_finished(folder, dataclasses.replace(config, seed=seed))
         }
 
-    def start_params(seed: int, model: nn.Module) -> Any:
+    def start_params(seed: int, experiment: Experiment) -> Any:
         assert init_from is not None
-        return load_run_params(init_from, model)
+        shapes = experiment.dataset.shapes
+        return load_run_params(init_from, experiment.model, shapes.image)
 
     plan = Plan(
         name=config.name,
@@ -187,7 +186,7 @@ def train_runs(plan: Plan, dataset: Dataset, observer: Observer) -> Experiment |
             observer.check_stopped()
             params = None
             if plan.start_params is not None:
-                params = [plan.start_params(seed, experiment.model) for seed in seeds]
+                params = [plan.start_params(seed, experiment) for seed in seeds]
             for record in fit_into(
                 experiment,
                 folders,
@@ -265,8 +264,10 @@ def _checkpoint(
     folders = {seed: plan.folders[seed] for seed in seeds}
     origin = current_origin(dataset, network_sha256(plan.config))
     if not plan.sweep:
-        return load_checkpoint(folders, plan.config, origin._replace(code=""))
+        return load_checkpoint(
+            folders, plan.config, origin._replace(code=""), dataset.shapes
+        )
     try:
-        return load_checkpoint(folders, plan.config, origin)
+        return load_checkpoint(folders, plan.config, origin, dataset.shapes)
     except InputError:  # none is intact; each has been named in a warning
         return None

@@ -13,7 +13,7 @@ from helpers.trained import make_run
 from jax import export
 from safetensors.numpy import load_file, save_file
 
-from mnist_jax.data.types import Dataset
+from mnist_jax.data.types import Dataset, Shapes
 from mnist_jax.errors import InputError
 from mnist_jax.export import formats
 from mnist_jax.export.formats import FORMATS, check_export, export_run
@@ -149,6 +149,20 @@ def test_bfloat16_networks_are_exported_in_float32(images, tmp_path):
     for name in ("onnx", "safetensors", "stablehlo"):
         assert export_run(run, name, tmp_path / name, images) < 1e-5
     assert load_run(tmp_path / "safetensors").config.precision == "bfloat16"
+
+
+@pytest.mark.parametrize("model", ["mlp", "lstm", "cnn"])
+def test_networks_for_other_images_are_exported(model, tmp_path):
+    options: dict = {"crop": 1, "pixels": "l2", "dataset": "idx"}
+    if model == "cnn":
+        options["conv"] = ("4:same:s2", "3:pool2")
+    run = make_run(Shapes((12, 20), 3), model=model, hidden=(5,), **options)
+    images = np.random.default_rng(0).integers(0, 256, (7, 12, 20), np.uint8)
+    for name in ("onnx", "safetensors", "stablehlo"):
+        assert export_run(run, name, tmp_path / name, images) < 1e-5
+    assert "12x20 gray" in (tmp_path / "safetensors" / "README.md").read_text()
+    with pytest.raises(InputError, match="images of 12x20 in 3 classes"):
+        export_run(run, "html", tmp_path / "html", images)
 
 
 @pytest.fixture

@@ -27,6 +27,32 @@ def write_small_set(folder: Path, seed: int) -> None:
         (folder / file).write_bytes(gzip.compress(header + items.tobytes(), mtime=0))
 
 
+def write_idx_set(
+    folder: Path,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    prefix: str = "",
+    test: str = "t10k",
+    separator: str = "-idx",
+    compress: Callable[[bytes], bytes] = gzip.compress,
+) -> None:
+    """Writes the arrays of an `.npz` as four IDX files, under any of their names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    codes = {"uint8": 0x08, "int32": 0x0C, "float32": 0x0D}
+    for name, array in arrays.items():
+        kind = "images" if name.startswith("x") else "labels"
+        part = "train" if name.endswith("train") else test
+        item = "ubyte" if array.dtype == np.uint8 or kind == "images" else "int"
+        dims = array.ndim
+        ending = ".gz" if compress is gzip.compress else ""
+        header = struct.pack(
+            f">HBB{dims}I", 0, codes[array.dtype.name], dims, *array.shape
+        )
+        content = header + array.astype(array.dtype.newbyteorder(">")).tobytes()
+        file = f"{prefix}{part}-{kind}{separator}{dims}-{item}{ending}"
+        (folder / file).write_bytes(compress(content))
+
+
 def no_network(name: str, folder: Path) -> None:
     """Fails as a download without a network does."""
     raise DownloadError("no network")

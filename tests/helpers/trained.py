@@ -9,6 +9,7 @@ import numpy as np
 from helpers.records import make_record
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.pixels import Preprocess
+from mnist_jax.data.types import MNIST, Shapes
 from mnist_jax.models.custom import network_sha256
 from mnist_jax.models.networks import create_model, param_shapes
 from mnist_jax.training.checkpoints import params_sha256
@@ -27,21 +28,25 @@ def _random_array(path: Any, leaf: Any, rng: np.random.Generator) -> np.ndarray:
     return values.astype(leaf.dtype)
 
 
-def make_run(**fields: Any) -> TrainedRun:
+def make_run(shapes: Shapes = MNIST, **fields: Any) -> TrainedRun:
     """Returns a run with random parameters.
 
     Args:
+        shapes: of its images and classes.
         **fields: of its config.
     """
     config = TrainConfig(**fields).for_dataset("mnist")
-    model, rng = create_model(config), np.random.default_rng(0)
+    model, rng = create_model(config, shapes), np.random.default_rng(0)
     params = jax.tree.map_with_path(
-        lambda path, leaf: _random_array(path, leaf, rng), param_shapes(model)
+        lambda path, leaf: _random_array(path, leaf, rng),
+        param_shapes(model, shapes.image),
     )
     statistics = (0.25, 0.5) if config.pixels == "standardized" else (0.0, 1.0)
     record = dataclasses.replace(
         make_record(**fields),
         params_sha256=params_sha256(params),
         source_sha256=network_sha256(config),
+        image_shape=shapes.image,
+        classes=shapes.classes,
     )
     return TrainedRun(config, record, params, Preprocess(config.pixels, *statistics))

@@ -105,6 +105,7 @@ CONFIG = {
     "kernels": ["--kernels=slow", "--kernels=fast --impl=plain"],
     "cpu_devices": ["--cpu_devices=-1", "--cpu_devices=1025", "--cpu_devices=x"],
 }
+PRESET, ANY_DIR = ["--preset=av_rnn"], ["--dataset=idx --data_dir=/nonexistent"]
 DATA_DIR = ["--dataset=mnist --data_dir=/nonexistent"]
 PLATFORM = ["--platform=fpga", "--platform=tpu"]
 if not Path("/dev/nvidia0").exists():
@@ -189,7 +190,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "compile_cache": COMPILE_CACHE,
         },
     ),
-    "experiments.summary": ("", {**first_of(), "preset": ["--preset=av_rnn"]}),
+    "experiments.summary": ("", {**first_of(), "preset": PRESET, "data_dir": ANY_DIR}),
     "experiments.data": (
         "--dataset=digits",
         {

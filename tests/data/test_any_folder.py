@@ -1,0 +1,190 @@
+"""Datasets of any size: from IDX files under all names, and from `.npz` files."""
+
+import gzip
+
+import numpy as np
+import pytest
+from helpers.small_sets import write_idx_set
+
+from mnist_jax.data.any_folder import load_any
+from mnist_jax.data.datasets import load_dataset
+from mnist_jax.data.types import Dataset, Split
+from mnist_jax.errors import InputError
+
+
+def make_arrays(height=12, width=20, classes=3, first=0):
+    """Returns the arrays of a small set, by their names in an `.npz`."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for name, size in (("train", 2 * classes), ("test", classes)):
+        shape = (size, height, width)
+        arrays[f"x_{name}"] = rng.integers(0, 256, shape).astype(np.uint8)
+        arrays[f"y_{name}"] = (first + np.arange(size) % classes).astype(np.uint8)
+    return arrays
+
+
+def assert_holds(dataset, arrays):
+    for name, split in (("train", dataset.train), ("test", dataset.test)):
+        np.testing.assert_array_equal(split.images, arrays[f"x_{name}"])
+        np.testing.assert_array_equal(split.labels, arrays[f"y_{name}"])
+        assert split.labels.dtype == np.int32
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_every_form_holds_the_same_set(tmp_path, monkeypatch, classes):
+    arrays = make_arrays(classes=classes)
+    forms = {"-idx", ".idx"}
+    checksums = set()
+    for separator in forms:
+        for compress in (gzip.compress, bytes):
+            folder = tmp_path / f"{separator}{compress.__name__}"
+            write_idx_set(folder, arrays, separator=separator, compress=compress)
+            dataset = load_dataset("idx", folder)
+            assert_holds(dataset, arrays)
+            assert dataset.shapes == ((12, 20), classes) and dataset.note == ""
+            dataset.check()
+            checksums.add(dataset.checksum)
+    (tmp_path / "npz").mkdir()
+    np.savez(tmp_path / "npz" / "set.npz", **arrays)
+    for path in (tmp_path / "npz", tmp_path / "npz" / "set.npz"):
+        checksums.add(load_dataset("idx", path).checksum)
+    monkeypatch.setenv("MNIST_JAX_DATA_DIR", str(tmp_path / "npz"))
+    checksums.add(load_dataset("idx").checksum)
+    assert len(checksums) == 1
+    arrays["x_train"] = arrays["x_train"] ^ 1
+    np.savez(tmp_path / "npz" / "set.npz", **arrays)
+    assert load_dataset("idx").checksum not in checksums
+
+
+def test_emnist_is_transposed_and_its_letters_start_at_0(tmp_path):
+    arrays = make_arrays(classes=26, first=1)
+    write_idx_set(tmp_path, arrays, prefix="emnist-letters-", test="test")
+    dataset = load_any(tmp_path, "--data_dir")
+    assert dataset.shapes == ((20, 12), 26)
+    shown = {k: v.swapaxes(1, 2) if k[0] == "x" else v - 1 for k, v in arrays.items()}
+    assert_holds(dataset, shown)
+    assert "transposed back" in dataset.note and "1..26 became 0..25" in dataset.note
+
+
+def test_one_of_several_sets_is_chosen_by_its_prefix(tmp_path):
+    for prefix, classes in (("emnist-balanced-", 47), ("emnist-mnist-", 10)):
+        arrays = make_arrays(classes=classes)
+        write_idx_set(tmp_path, arrays, prefix=prefix, test="test")
+    with pytest.raises(InputError, match="several datasets .*; give one by its prefix"):
+        load_any(tmp_path, "--data_dir")
+    assert load_any(tmp_path / "emnist-balanced", "--data_dir").classes == 47
+    assert load_any(tmp_path / "emnist-mnist", "--data_dir").classes == 10
+
+
+def test_qmnist_has_labels_of_eight_columns(tmp_path):
+    arrays = make_arrays(28, 28, 10)
+    columns = {
+        name: np.stack([values.astype(np.int32)] + 7 * [np.full(len(values), 999)], 1)
+        for name, values in arrays.items()
+        if name[0] == "y"
+    }
+    columns = {name: values.astype(np.int32) for name, values in columns.items()}
+    written = {**arrays, **columns}
+    write_idx_set(tmp_path, written, prefix="qmnist-", test="test")
+    assert (tmp_path / "qmnist-test-labels-idx2-int.gz").exists()
+    dataset = load_any(tmp_path, "--data_dir")
+    assert_holds(dataset, arrays)
+    assert dataset.classes == 10 and "first of their 8 columns" in dataset.note
+
+
+def test_labels_that_start_above_0_are_stated(tmp_path):
+    write_idx_set(tmp_path, make_arrays(classes=3, first=2))
+    dataset = load_any(tmp_path, "--data_dir")
+    assert dataset.classes == 5 and "the labels start at 2" in dataset.note
+
+
+def replaced(**changed):
+    return lambda arrays: {**arrays, **changed}
+
+
+IMAGES, LABELS = np.zeros((6, 5, 5), np.uint8), np.arange(6) % 2
+WRONG = {
+    "65 pixels": (lambda a: make_arrays(65, 3), r"sides of 1\.\.64 pixels"),
+    "0 pixels": (lambda a: make_arrays(0, 3), r"sides of 1\.\.64 pixels"),
+    "5001 classes": (replaced(y_train=np.arange(6) * 1_000), "at most 999"),
+    "1001 classes": (replaced(y_train=np.arange(6) * 200), "at most 999"),
+    "one class": (
+        replaced(y_train=LABELS * 0, y_test=np.zeros(3, int)),
+        "1 classes; give",
+    ),
+    "negative": (replaced(y_test=np.array([0, -1, 1])), r"labels -1\.\.1; give"),
+    "counts": (replaced(y_train=LABELS[:5]), "6 train images but 5 labels"),
+    "floats": (replaced(x_train=IMAGES / 255), "pixels of type float64; give uint8"),
+    "float labels": (replaced(y_train=LABELS / 1), "type float64; give integers"),
+    "colour": (replaced(x_train=np.zeros((6, 5, 5, 3), np.uint8)), "convert .* grey"),
+    "flat": (replaced(x_train=np.zeros((6, 25), np.uint8)), r"array \[6, 25\]; give"),
+    "two sizes": (replaced(x_test=IMAGES[:3]), "train images of 12x20 and test"),
+    "empty": (replaced(x_train=IMAGES[:0], y_train=LABELS[:1]), "no images"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_not_supported_is_named_in_one_sentence(tmp_path, case):
+    change, message = WRONG[case]
+    arrays = change(make_arrays())
+    np.savez(tmp_path / "set.npz", **arrays)
+    with pytest.raises(InputError, match=message) as caught:
+        load_dataset("idx", tmp_path)
+    assert "\n" not in str(caught.value) and ". " not in str(caught.value)
+
+
+def test_idx_files_are_checked(tmp_path):
+    arrays = make_arrays()
+    write_idx_set(tmp_path, {**arrays, "x_train": arrays["x_train"].astype(np.float32)})
+    with pytest.raises(InputError, match="train-images.* pixels of type float32"):
+        load_any(tmp_path, "--data_dir")
+    write_idx_set(tmp_path, arrays)
+    path = tmp_path / "t10k-images-idx3-ubyte.gz"
+    content = gzip.decompress(path.read_bytes())
+    for damaged, message in (
+        (content[:-1], "bytes of items, not the declared 720"),
+        (content + b"1", "holds more bytes of items"),
+        (content[:9], "its header is cut off"),
+        (b"\x00\x00\x08", "it starts with 0x000008"),
+        (b"\x00\x00\x08\x03" + b"\xff" * 12, "not 4 GB at most"),
+    ):
+        path.write_bytes(gzip.compress(damaged))
+        with pytest.raises(InputError, match=message):
+            load_any(tmp_path, "--data_dir")
+
+
+def test_folders_without_a_set_are_named(tmp_path, monkeypatch):
+    monkeypatch.delenv("MNIST_JAX_DATA_DIR", raising=False)
+    with pytest.raises(InputError, match="--dataset=idx needs the folder"):
+        load_dataset("idx")
+    for path in (tmp_path, tmp_path / "missing" / "emnist"):
+        with pytest.raises(InputError, match="holds no dataset of IDX files; give"):
+            load_dataset("idx", path)
+    write_idx_set(tmp_path, make_arrays())
+    (tmp_path / "train-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(InputError, match="lacks the train labels"):
+        load_dataset("idx", tmp_path)
+    np.savez(tmp_path / "a.npz", x_train=IMAGES)
+    with pytest.raises(InputError, match="lacks y_train and x_test and y_test"):
+        load_dataset("idx", tmp_path / "a.npz")
+    np.save(tmp_path / "a.npy", IMAGES)  # an array, not an archive
+    with pytest.raises(InputError, match=r"cannot read .* as an \.npz file"):
+        load_dataset("idx", tmp_path / "a.npy")
+    (tmp_path / "a.npz").write_bytes(b"no archive")
+    with pytest.raises(InputError, match=r"cannot read .* as an \.npz file"):
+        load_dataset("idx", tmp_path / "a.npz")
+
+
+def test_a_dataset_made_in_python_is_checked():
+    split = Split(IMAGES, LABELS.astype(np.int32))
+    Dataset("mine", split, None, split, "", "", classes=2).check()
+    for changes, message in (
+        ({"classes": 1}, "2..1000 classes; got 1"),
+        ({"classes": 1_001}, "2..1000 classes; got 1001"),
+        ({"test": Split(IMAGES[:, 1:], split.labels)}, r"must be \[6,5,5\] uint8"),
+        ({"train": Split(np.zeros((6, 5, 65), np.uint8), split.labels)}, r"1\.\.64"),
+        ({"test": Split(IMAGES, split.labels + 1)}, r"integers 0\.\.1; got int32 1"),
+    ):
+        fields = {"train": split, "test": split, "classes": 2, **changes}
+        with pytest.raises(InputError, match=message):
+            Dataset("mine", validation=None, checksum="", note="", **fields).check()

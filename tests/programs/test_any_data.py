@@ -1,0 +1,45 @@
+"""The programs with images of another size than MNIST's."""
+
+import numpy as np
+import pytest
+from helpers.programs import run
+from PIL import Image
+
+pytestmark = pytest.mark.slow
+
+
+def save(path, classes=25):
+    """Writes an archive of 12x20 images."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (75, 12, 20)).astype(np.uint8)
+    labels = np.arange(75) % classes
+    np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    return f"--data_dir={path}"
+
+
+def test_programs_take_or_refuse_other_shapes(tmp_path):
+    folder, data = f"--run_dir={tmp_path / 'run'}", save(tmp_path / "set.npz")
+    few = ("--epochs=1", "--hidden=4", "--batch_size=32", "--dataset=idx")
+    run("experiments.train", *few, data, folder)
+    output = run("experiments.predict", folder, data, "--index=3,4").stdout
+    header, first, second = output.splitlines()
+    assert header.split() == ["probability", "predicted", "truth"]
+    assert first.split()[-1] == "3" and second.split()[-1] == "4"
+    run("experiments.plot", folder, data)
+    assert (tmp_path / "run" / "confusion.png").stat().st_size > 2_000
+    summary = run("experiments.summary", *few[1:2], "--dataset=idx", data).stdout
+    assert "| 964 " in summary and "| 125 " in summary  # 240 * 4 + 4, 4 * 25 + 25
+    image = tmp_path / "image.png"
+    pixels = np.full((90, 60), 255, np.uint8)
+    pixels[10:80, 25:35] = 0
+    Image.fromarray(pixels).save(image)
+    other = save(tmp_path / "other.npz", classes=26)
+    out = f"--out={tmp_path / 'out'}"
+    for arguments, message in (
+        (("experiments.demo", folder), "network for images of 12x20 in 25 classes"),
+        (("experiments.predict", folder, f"--image={image}"), "to MNIST's 28x28"),
+        (("experiments.predict", folder, other), "the run was trained on data with"),
+        (("benchmarks.accelerators", "--dataset=idx", data, out), "is for 28x28 in 10"),
+    ):
+        process = run(*arguments, ok=False)
+        assert message in process.stderr and "Traceback" not in process.stderr

@@ -1,0 +1,200 @@
+"""Images of other sizes and other numbers of classes than MNIST's."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+from helpers.quick_compile import quick_jit
+from helpers.runs import stop_after
+from helpers.small_sets import write_idx_set
+
+import mnist_jax
+from mnist_jax import InputError, TrainConfig
+from mnist_jax.data.augment import Augmentation, all_shifts
+from mnist_jax.data.datasets import load_dataset
+from mnist_jax.data.types import Shapes, class_names
+from mnist_jax.errors import Stopped
+from mnist_jax.models.flops import _traced_products, multiply_adds
+from mnist_jax.models.networks import create_model, init_params, param_shapes
+from mnist_jax.reporting.pictures import detail_pictures
+from mnist_jax.reporting.predictions import run_details
+from mnist_jax.reporting.summary import format_totals, layer_frame
+from mnist_jax.testing import check_model, make_split
+from mnist_jax.training.checkpoints import params_sha256
+from mnist_jax.training.experiment import prepare
+from mnist_jax.training.run_dir import fit_into, load_run_params
+from mnist_jax.training.steps import batch_gradients
+from mnist_jax.training.sweep import Observer, plan_runs, train_runs
+
+pytestmark = pytest.mark.slow
+SMALL, LARGE = Shapes((12, 20), 3), Shapes((40, 40), 100)
+SETTINGS = {
+    "mlp": dict(hidden=(16,)),
+    "lstm": dict(lstm_units=(8,)),
+    "cnn": dict(conv=("4:pool2", "8"), hidden=(8,)),
+}
+
+
+def make_config(model, **changes):
+    settings = {"epochs": 2, "batch_size": 64, "cpu_devices": 1, **SETTINGS[model]}
+    return TrainConfig(model=model, dataset="idx", **{**settings, **changes})
+
+
+def load(tmp_path, shapes, train=192, test=100):
+    """Returns a set whose labels are marked by bright pixels, written and read."""
+    arrays = {}
+    for name, size in (("train", train), ("test", test)):
+        images, labels = make_split(size, seed=size, shapes=shapes)
+        labels[0] = shapes.classes - 1
+        arrays[f"x_{name}"] = images
+        arrays[f"y_{name}"] = labels.astype(np.uint8)
+    write_idx_set(tmp_path / "data", arrays)
+    return load_dataset("idx", tmp_path / "data")
+
+
+@pytest.mark.parametrize("shapes", [SMALL, LARGE], ids=["12x20", "40x40"])
+@pytest.mark.parametrize("model", ["lstm", "cnn"])
+def test_fast_equals_plain(model, shapes):
+    config = make_config(model)
+    split = make_split(6, shapes=shapes)
+    images, mask = split.images / np.float32(255), np.ones(6, np.float32)
+    networks = {
+        impl: create_model(dataclasses.replace(config, impl=impl), shapes)
+        for impl in ("fast", "plain")
+    }
+    params = init_params(networks["plain"], jax.random.key(0), shapes.image)
+    (grads, metrics), (plain_grads, plain_metrics) = (
+        quick_jit(
+            lambda params, network=network: batch_gradients(
+                params, images, split.labels, mask, jax.random.key(0), network
+            )
+        )(params)
+        for network in networks.values()
+    )
+    np.testing.assert_allclose(metrics.loss_sum, plain_metrics.loss_sum, rtol=1e-5)
+    for leaf, plain in zip(*map(jax.tree.leaves, (grads, plain_grads)), strict=True):
+        atol = 1e-4 * float(np.abs(plain).max())
+        np.testing.assert_allclose(leaf, plain, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("shapes", [SMALL, LARGE], ids=["12x20", "40x40"])
+@pytest.mark.parametrize("model", SETTINGS)
+def test_formulas_count_what_is_computed(model, shapes):
+    config = make_config(model, crop=1, impl="plain", conv=("4:same:s2", "8:pool2"))
+    network = create_model(config, shapes)
+    assert sum(multiply_adds(config, shapes)) == sum(
+        _traced_products(network, shapes.image)
+    )
+    layers = layer_frame(config, shapes)
+    leaves = jax.tree.leaves(param_shapes(network, shapes.image))
+    assert layers["parameters"].sum() == sum(leaf.size for leaf in leaves)
+    assert layers["output shape"].iloc[-1] == (shapes.classes,)
+    assert f"{sum(multiply_adds(config, shapes)):,}" in format_totals(
+        config, layers, shapes
+    )
+
+
+def test_a_run_is_trained_stopped_resumed_and_loaded(tmp_path):
+    dataset = load(tmp_path, SMALL)
+    config = make_config("mlp", augment=("shift1",), label_smoothing=0.1, tta=1)
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    [run] = mnist_jax.train(config, dataset=dataset, run_dir=whole, quiet=True)
+    assert (run.record.image_shape, run.record.classes) == ((12, 20), 3)
+    experiment = prepare(config, dataset)
+    with pytest.raises(Stopped):
+        fit_into(experiment, {0: folder}, stop_after(1), checkpoint_every=1)
+    plan = plan_runs(config, [0], folder, resume=True, checkpoint_every=1)
+    train_runs(plan, dataset, Observer())
+    resumed = mnist_jax.load_run(folder)
+    assert resumed.record.params_sha256 == run.record.params_sha256
+    probabilities = resumed.predict(dataset.test.images)
+    assert probabilities.shape == (100, 3)
+    right = np.mean(probabilities.argmax(axis=1) == dataset.test.labels)
+    assert right == pytest.approx(run.record.test_accuracy)
+    assert resumed.predict(dataset.test.images[:0]).shape == (0, 3)
+    with pytest.raises(InputError, match=r"images \[N,12,20\] uint8"):
+        run.predict(np.zeros((1, 28, 28), np.uint8))
+    like = load_run_params(whole, experiment.model, SMALL.image)
+    assert params_sha256(like) == run.record.params_sha256
+    network = create_model(config, LARGE)
+    with pytest.raises(InputError, match="does not fit this network: Dense_0"):
+        load_run_params(whole, network, LARGE.image)
+
+
+def test_many_classes_are_learned_and_drawn(tmp_path):
+    dataset = load(tmp_path, LARGE, train=400)
+    config = make_config("mlp", hidden=(64,), epochs=15, learning_rate=0.01)
+    folder = tmp_path / "run"
+    [run] = mnist_jax.train(config, dataset=dataset, run_dir=folder, quiet=True)
+    assert run.record.test_accuracy > 0.1  # 0.01 by chance
+    details = run_details(run, dataset.test)
+    assert np.shape(details.confusion) == (100, 100)
+    pictures = detail_pictures("mlp", 0, [details], "idx", run.shapes)
+    assert [picture.name for picture in pictures] == ["confusion", "worst"]
+    for picture in pictures:
+        picture.draw("title")
+    assert class_names("idx", 100)[99] == "99"
+
+
+@pytest.mark.parametrize("model", ["lstm", "cnn"])
+def test_the_other_networks_are_trained(tmp_path, model):
+    config = make_config(model, epochs=1)
+    [run] = mnist_jax.train(config, dataset=load(tmp_path, SMALL), quiet=True)
+    assert run.predict(np.zeros((2, 12, 20), np.uint8)).shape == (2, 3)
+
+
+def test_augmentation_keeps_the_shape_and_the_inside():
+    images = np.zeros((8, 12, 20), np.uint8)
+    images[:, 5:7, 8:12] = 200
+    for name in ("flip", "shift2", "rotate5", "zoom0.1", "elastic1", "erase3"):
+        augment = Augmentation((name,))
+        changed = quick_jit(lambda x, key, augment=augment: augment(x, key))(
+            images, jax.random.key(0)
+        )
+        assert changed.shape == images.shape
+        kept = np.sum(np.asarray(changed, np.float64)) / np.sum(images)
+        assert (0.3 if name == "erase3" else 0.7) < kept < 1.3, name
+    shifts = list(all_shifts(images, 1))
+    assert len(shifts) == 9 and {shifted.shape for shifted in shifts} == {(8, 12, 20)}
+
+
+def test_networks_that_do_not_fit_are_refused(tmp_path):
+    dataset = load(tmp_path, SMALL)
+    for config, message in (
+        (TrainConfig(model="cnn", dataset="idx"), "stage 3 .* of its 1x3 input"),
+        (make_config("mlp", crop=6), "--crop=6 leaves no pixel of images of 12x20"),
+        (make_config("mlp", augment=("erase12",)), "erase12 erases whole images of 12"),
+    ):
+        with pytest.raises(InputError, match=message):
+            prepare(config, dataset)
+
+
+class Linear(nn.Module):
+    """A custom network with a field for the number of classes."""
+
+    classes: int = 10
+
+    @nn.compact
+    def __call__(self, images):
+        """Returns the logits `[B,classes]`."""
+        return nn.Dense(self.classes)(images.reshape(len(images), -1))
+
+
+class Ten(nn.Module):
+    """A custom network of ten classes."""
+
+    @nn.compact
+    def __call__(self, images):
+        """Returns the logits `[B,10]`."""
+        return nn.Dense(10)(images.reshape(len(images), -1))
+
+
+def test_a_custom_network_takes_the_classes_of_the_data():
+    spec = f"{__name__}:Linear"
+    network = create_model(TrainConfig(model=spec, dataset="idx"), SMALL)
+    assert network.classes == 3
+    check_model(network, SMALL.image, SMALL.classes)
+    with pytest.raises(InputError, match=r"images \[2,12,20\]; .* logits \[2, 3\]"):
+        create_model(TrainConfig(model=f"{__name__}:Ten", dataset="idx"), SMALL)
