@@ -18,6 +18,7 @@ from mnist_jax.errors import InputError
 from mnist_jax.models.networks import count_params, resolve_impl
 from mnist_jax.records.environment import Environment, current_environment
 from mnist_jax.records.schema import EpochRecord, RunRecord
+from mnist_jax.training import cluster
 from mnist_jax.training.checkpoints import Checkpoint, params_sha256
 from mnist_jax.training.epochs import predict_images
 from mnist_jax.training.experiment import Experiment
@@ -170,7 +171,10 @@ def _train_epoch(
             check_finite(losses, config, seed, history)
         chunks.append(Metrics(*(leaf[:, start:stop] for leaf in chunk)))
         seconds_per_step = (time.perf_counter() - began) / (stop - start)
-        chunk_steps = max(1, round(CHUNK_SECONDS / seconds_per_step))
+        # Processes with chunks of different sizes would wait for each other forever.
+        chunk_steps = cluster.decided(
+            "chunk", max(1, round(CHUNK_SECONDS / seconds_per_step))
+        )
         start = stop
         loss, accuracy = np.mean(_means(_join(chunks)), axis=0)
         on_chunk(

@@ -19,6 +19,7 @@ from mnist_jax.errors import InputError
 from mnist_jax.models.custom import network_sha256
 from mnist_jax.records.files import hold_lock
 from mnist_jax.records.schema import RunRecord
+from mnist_jax.training import cluster
 from mnist_jax.training.checkpoints import (
     KEEP,
     Checkpoint,
@@ -176,6 +177,7 @@ def train_runs(plan: Plan, dataset: Dataset, observer: Observer) -> Experiment |
     """
     experiment = None
     with _hold_locks(plan, observer):
+        cluster.share_files(list(plan.folders.values()))
         finished = plan.find_finished(plan.config.for_dataset(dataset.name))
         for seed in sorted(finished):
             observer.report(f"{plan.name}, seed {seed}: already recorded")
@@ -206,6 +208,10 @@ def train_runs(plan: Plan, dataset: Dataset, observer: Observer) -> Experiment |
     return experiment
 
 
+def _ignore() -> None:
+    """Does nothing, where nothing can be stopped."""
+
+
 @contextlib.contextmanager
 def _hold_locks(plan: Plan, observer: Observer) -> Iterator[None]:
     """Holds the locks of a plan's directories; see `train_runs` for the wait."""
@@ -222,7 +228,9 @@ def _hold_locks(plan: Plan, observer: Observer) -> Iterator[None]:
     folders = () if plan.sweep else plan.folders.values()
     with contextlib.ExitStack() as stack:
         for path in [folder / LOCK for folder in dict.fromkeys([plan.root, *folders])]:
-            stack.enter_context(hold_lock(path, wait, observer.check_stopped))
+            # The processes of a job agree on a stop, but only one waits here.
+            check = observer.check_stopped if cluster.processes() == 1 else _ignore
+            stack.enter_context(hold_lock(path, wait, check))
         yield
 
 
