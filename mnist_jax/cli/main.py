@@ -45,11 +45,13 @@ def start_job() -> None:
                 "process 0; give all three, or none for a single process"
             )
         return
-    cluster.start(*given, timeout=FLAGS.cluster_timeout)
+    cluster.start(
+        FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.cluster_timeout
+    )
     if not cluster.is_writer():
         sys.stdout = open(os.devnull, "w")
         if "quiet" in FLAGS:
-            FLAGS.quiet = True
+            FLAGS["quiet"].value = True
     shared = {
         f"--{flag.name}": flag.value
         for module, found in FLAGS.flags_by_module_dict().items()
@@ -119,7 +121,7 @@ def run_program(main: Callable[[], None]) -> None:
                 "elsewhere (all files of the program are complete)"
             )
 
-    status = None
+    status, stopped = None, False
     try:
         interrupt_at_signals()
         app.run(checked, flags_parser=parse_flags)
@@ -127,8 +129,8 @@ def run_program(main: Callable[[], None]) -> None:
         message, status = f"error: {error}", 1
     except OSError as error:
         message, status = f"error: {error}; fix this and run the command again", 1
-    except Stopped as stopped:
-        message = f"stopped: {stopped}"
+    except Stopped as stop:  # in all processes of a job
+        message, stopped = f"stopped: {stop}", True
     except KeyboardInterrupt:
         message = "\ninterrupted"
     except jax.errors.JaxRuntimeError as error:
@@ -138,8 +140,11 @@ def run_program(main: Callable[[], None]) -> None:
     finally:  # so that a caller that catches SystemExit can run a program again
         for flag in FLAGS.get_flags_for_module(main.__module__):
             delattr(FLAGS, flag.name)
+    cluster.hold_exit()
     print(with_commands(message, package), file=sys.stderr)
-    cluster.leave(message.strip())
+    cluster.leave(message.strip() if status or not stopped else "")
     if status is None:
         exit_after_signal()
+    if cluster.processes() > 1:
+        os._exit(status)  # JAX would wait for the other processes
     sys.exit(status)

@@ -9,6 +9,7 @@ JAX's coordination service. In a job of one process all functions return at once
 
 import atexit
 import collections
+import contextlib
 import itertools
 import json
 import os
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,6 +28,7 @@ from flax import serialization
 from jax.sharding import Sharding
 
 from mnist_jax.errors import InputError
+from mnist_jax.training import rollcall
 
 TIMEOUT = 60  # default seconds until all processes must have started
 # A process that has not been heard of for so long counts as dead. JAX itself aborts the
@@ -81,84 +83,64 @@ def start(
     """
     given = coordinator, num_processes, process_id
     if coordinator is not None:
-        _check_arguments(*given)
+        job = rollcall.check_job(*given)
+        rollcall.call_roll(job, timeout)
     # It takes SIGTERM from the program, which agrees on the step to stop at by itself.
     jax.config.update("jax_enable_preemption_service", False)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # The connection to the coordinator is direct: a proxy would block it.
-    host = coordinator.rpartition(":")[0] if coordinator else "*"
-    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
-        os.environ[name] = ",".join(filter(None, [os.environ.get(name), host]))
-    arrived = f"{num_processes} processes" if num_processes else "all processes"
     try:
-        jax.distributed.initialize(
-            *given,
-            cluster_detection_method="deactivate" if coordinator else None,
-            initialization_timeout=timeout,
-            heartbeat_timeout_seconds=2 * _SILENT_SECONDS,
-            shutdown_timeout_seconds=timeout,
-        )
-    except (RuntimeError, ValueError) as error:
-        raise InputError(_start_error(error, arrived, given, timeout)) from error
+        with _connecting(timeout):
+            jax.distributed.initialize(
+                *given,
+                cluster_detection_method="deactivate" if coordinator else None,
+                # JAX aborts the process at its timeout, with a stack trace.
+                initialization_timeout=timeout + 60,
+                heartbeat_timeout_seconds=2 * _SILENT_SECONDS,
+                shutdown_timeout_seconds=timeout,
+            )
+    except ValueError as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(
+            f"--cluster=auto found no cluster ({reason}); start the program with srun "
+            "or mpirun, or give --coordinator, --num_processes and --process_id"
+        ) from error
+    except RuntimeError as error:
+        if jax.distributed.is_initialized():
+            raise InputError("this process is already part of a job") from error
+        raise InputError(
+            f"JAX cannot start the job ({str(error).splitlines()[0]}); start it before "
+            "any other use of JAX, with a free port"
+        ) from error
     threading.Thread(target=_watch, daemon=True).start()
     atexit.register(_remove_scratch)
 
 
-def _check_arguments(
-    coordinator: str, num_processes: int | None, process_id: int | None
-) -> None:
-    host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise InputError(
-            "--coordinator must be host:port of process 0, such as node0:12345; got "
-            f"{coordinator}"
-        )
-    if num_processes is None or process_id is None:
-        raise InputError(
-            "--coordinator needs --num_processes and --process_id; give all three to "
-            "every process"
-        )
-    if not 0 <= process_id < num_processes:
-        raise InputError(
-            f"--process_id must be from 0 to --num_processes - 1 = {num_processes - 1};"
-            f" got {process_id}"
+@contextlib.contextmanager
+def _connecting(timeout: int) -> Iterator[None]:
+    """Ends the process if the block takes too long; hides proxies in it.
+
+    The coordinator is reached directly: gRPC would ask a proxy for it.
+    """
+
+    def end() -> None:
+        fail(
+            f"not all processes of the job started within --cluster_timeout={timeout} "
+            "seconds"
         )
 
-
-def _start_error(
-    error: Exception,
-    arrived: str,
-    given: tuple[str | None, int | None, int | None],
-    timeout: int,
-) -> str:
-    """Returns one sentence about why `jax.distributed.initialize` failed."""
-    text, coordinator = str(error), given[0]
-    if "before any JAX calls" in text or "must be called before" in text:
-        return "start the job before any other use of JAX (restart the kernel)"
-    if isinstance(error, ValueError):
-        return (
-            f"--cluster=auto found no cluster ({text.splitlines()[0].rstrip('.')}); "
-            "start the program with srun or mpirun, or give --coordinator, "
-            "--num_processes and --process_id"
-        )
-    if "n use" in text or "bind" in text.lower():
-        return f"--coordinator={coordinator}: the port is in use; give another"
-    return (
-        f"{arrived} must start within --cluster_timeout={timeout} seconds, but "
-        f"{_missing(text, given[2])}; start the missing ones, check that they can "
-        f"reach {coordinator or 'the coordinator'}, or give a larger --cluster_timeout"
-    )
+    proxies = {name: os.environ.pop(name) for name in _proxies()}
+    timer = threading.Timer(timeout, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        os.environ.update(proxies)
 
 
-def _missing(text: str, process_id: int | None) -> str:
-    """Returns who did not arrive, from the message of JAX's barrier."""
-    lines = text.splitlines()
-    for index, line in enumerate(lines):
-        if "timed out task names" in line.lower() and index + 1 < len(lines):
-            found = [word for word in lines[index + 1 :] if word.strip().isdecimal()]
-            if found:
-                return f"process {', '.join(word.strip() for word in found)} did not"
-    return "process 0 did not" if process_id else "not all did"
+def _proxies() -> list[str]:
+    return [name for name in os.environ if name.lower().endswith("_proxy")]
 
 
 def exchange(name: str, value: Any = None) -> list[Any]:
@@ -273,7 +255,8 @@ def share_files(folders: Sequence[Path]) -> None:
 
 def _watch() -> None:
     """Ends this process with one sentence once another has failed or is silent."""
-    client, heard = _state().client, {}
+    client = _state().client
+    heard: dict[str, tuple[str, float]] = {}
     for beat in itertools.count():
         try:
             client.key_value_set(f"alive/{process()}", str(beat), allow_overwrite=True)
@@ -287,7 +270,7 @@ def _watch() -> None:
                 fail(f"process {number} of the job ended ({reason})")
         now = time.monotonic()
         for key, state in states.items():
-            if heard.get(key, (None, 0))[0] != state:
+            if key not in heard or heard[key][0] != state:
                 heard[key] = state, now
             elif now - heard[key][1] > _SILENT_SECONDS:
                 fail(f"process {key.rpartition('/')[2]} of the job has died or hangs")
@@ -296,21 +279,26 @@ def _watch() -> None:
 
 def fail(reason: str) -> NoReturn:
     """Prints why the job cannot go on and ends this process with status 1."""
-    with _leaving:  # never released: one sentence is enough
-        print(
-            f"error: {reason}; see its output, then run all processes again (with "
-            "--resume if there are checkpoints)",
-            file=sys.__stderr__,
-            flush=True,
-        )
-        leave(reason)
-        os._exit(1)
+    hold_exit()
+    advice = "see its output, then run all processes again (with --resume, if it had "
+    print(f"error: {reason}; {advice}checkpoints)", file=sys.__stderr__, flush=True)
+    leave(reason)
+    os._exit(1)
+
+
+def hold_exit() -> None:
+    """Keeps other threads from ending this process; waits if one already does."""
+    if not _leaving.acquire(blocking=False):  # never released
+        threading.Event().wait()
 
 
 def leave(reason: str) -> None:
-    """Tells the other processes that this one ends early.
+    """Tells the other processes that this one ends early; call `hold_exit` before.
 
     The first process waits for them, since JAX aborts those that lose it.
+
+    Args:
+        reason: why; empty if all of them end for the same reason.
     """
     client = _state().client
     if client is None:
@@ -321,7 +309,7 @@ def leave(reason: str) -> None:
         limit = time.monotonic() + 5
         while is_writer() and time.monotonic() < limit:
             if len(client.key_value_dir_get("ended/")) == processes():
-                time.sleep(0.3)
+                time.sleep(0.3)  # until they have ended
                 break
             time.sleep(0.05)
     except RuntimeError:
