@@ -12,7 +12,7 @@ from absl import app, flags, logging
 
 from mnist_jax.cli.parsing import parse_flags
 from mnist_jax.cli.signals import exit_after_signal, interrupt_at_signals
-from mnist_jax.cli.streams import output_error, protect_streams
+from mnist_jax.cli.streams import keep_stdout, output_error, protect_streams
 from mnist_jax.errors import InputError, Stopped
 from mnist_jax.training import cluster
 from mnist_jax.training.setup import setup
@@ -48,10 +48,9 @@ def start_job() -> None:
     cluster.start(
         FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.cluster_timeout
     )
-    if not cluster.is_writer():
-        sys.stdout = open(os.devnull, "w")
-        if "quiet" in FLAGS:
-            FLAGS["quiet"].value = True
+    keep_stdout(cluster.is_writer())
+    if not cluster.is_writer() and "quiet" in FLAGS:
+        FLAGS["quiet"].value = True
     shared = {
         f"--{flag.name}": flag.value
         for module, found in FLAGS.flags_by_module_dict().items()

@@ -110,6 +110,13 @@ PLATFORM = ["--platform=fpga", "--platform=tpu"]
 if not Path("/dev/nvidia0").exists():
     PLATFORM.append("--platform=gpu")
 COMPILE_CACHE = ["--compile_cache=maybe"]
+CLUSTER = {
+    "coordinator": ["--coordinator=node0", "--coordinator=node0:12345"],
+    "num_processes": ["--num_processes=0", "--num_processes=2"],
+    "process_id": ["--process_id=-1", "--process_id=0"],
+    "cluster": ["--cluster=slurm", "--cluster=auto --process_id=0"],
+    "cluster_timeout": ["--cluster_timeout=0"],
+}
 SEEDS = ["--seeds=0", "--seeds=x"]
 FROM_SEED = [*SEEDS, "--seed=4294967290 --seeds=7"]
 QUIET = ["--quiet=maybe"]
@@ -145,6 +152,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "preset": ["--preset=av_rnn"],
             "overwrite": ["--overwrite=maybe", "--overwrite"],
             "compile_cache": COMPILE_CACHE,
+            **CLUSTER,
             "seeds": FROM_SEED,
             "tensorboard": ["--tensorboard=maybe", "--tensorboard"],
             "checkpoint_every": ["--checkpoint_every=-1", "--checkpoint_every=1"],
@@ -200,6 +208,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "data_dir": DATA_DIR,
             "platform": PLATFORM,
             "compile_cache": COMPILE_CACHE,
+            **CLUSTER,
             "quiet": QUIET,
             "report": ["--report=maybe"],
             "against": ["--against=gru"],
@@ -229,6 +238,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "starts": ["--starts=-1", "--starts=x"],
             "profile": ["--profile"],
             "compile_cache": COMPILE_CACHE,
+            **CLUSTER,
             "out": OUT,
         },
     ),
@@ -245,6 +255,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "data_dir": ["--recipe=cnn_99 --data_dir=/nonexistent"],
             "platform": [f"--recipe=cnn_99 {text}" for text in PLATFORM],
             "compile_cache": COMPILE_CACHE,
+            **CLUSTER,
             "out": OUT,
         },
     ),
