@@ -17,7 +17,6 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from mnist_jax.errors import Stopped
-from mnist_jax.training import cluster
 
 _received: list[int] = []
 
@@ -71,6 +70,9 @@ def stop_between_chunks(message: str) -> Iterator[Callable[[], None]]:
         A function to call between chunks; it raises `Stopped` after a signal, in all
         processes of a job at the same chunk.
     """
+
+    # Not at the top: `end_during_imports` must work before JAX is imported.
+    from mnist_jax.training import cluster
 
     def check() -> None:
         signals = cluster.exchange("stop", (_received or [0])[0])

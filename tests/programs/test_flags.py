@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from helpers.jobs import INVALID_FLAGS
 from helpers.programs import flags_of, run
 
 from mnist_jax.cli.flags import _PathParser
@@ -110,13 +111,7 @@ PLATFORM = ["--platform=fpga", "--platform=tpu"]
 if not Path("/dev/nvidia0").exists():
     PLATFORM.append("--platform=gpu")
 COMPILE_CACHE = ["--compile_cache=maybe"]
-CLUSTER = {
-    "coordinator": ["--coordinator=node0", "--coordinator=node0:12345"],
-    "num_processes": ["--num_processes=0", "--num_processes=2"],
-    "process_id": ["--process_id=-1", "--process_id=0"],
-    "cluster": ["--cluster=slurm", "--cluster=auto --process_id=0"],
-    "cluster_timeout": ["--cluster_timeout=0"],
-}
+CLUSTER = {**INVALID_FLAGS, "compile_cache": COMPILE_CACHE}
 SEEDS = ["--seeds=0", "--seeds=x"]
 FROM_SEED = [*SEEDS, "--seed=4294967290 --seeds=7"]
 QUIET = ["--quiet=maybe"]
@@ -151,7 +146,6 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "init_preset": ["--init_preset=ml10_mlp_raw"],
             "preset": ["--preset=av_rnn"],
             "overwrite": ["--overwrite=maybe", "--overwrite"],
-            "compile_cache": COMPILE_CACHE,
             **CLUSTER,
             "seeds": FROM_SEED,
             "tensorboard": ["--tensorboard=maybe", "--tensorboard"],
@@ -207,7 +201,6 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "model_args": CUSTOM_ARGS,
             "data_dir": DATA_DIR,
             "platform": PLATFORM,
-            "compile_cache": COMPILE_CACHE,
             **CLUSTER,
             "quiet": QUIET,
             "report": ["--report=maybe"],
@@ -237,7 +230,6 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "seeds": SEEDS,
             "starts": ["--starts=-1", "--starts=x"],
             "profile": ["--profile"],
-            "compile_cache": COMPILE_CACHE,
             **CLUSTER,
             "out": OUT,
         },
@@ -254,7 +246,6 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "peers": ["--peers=maybe"],
             "data_dir": ["--recipe=cnn_99 --data_dir=/nonexistent"],
             "platform": [f"--recipe=cnn_99 {text}" for text in PLATFORM],
-            "compile_cache": COMPILE_CACHE,
             **CLUSTER,
             "out": OUT,
         },
@@ -385,7 +376,7 @@ def test_invalid_flags_print_one_sentence_without_traceback(
 
 
 # Flags with any text but a path. The path of --model is expanded when it is read.
-TEXTS = {"against", "dataset", "init_preset", "model"}
+TEXTS = {"against", "coordinator", "dataset", "init_preset", "model"}
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
