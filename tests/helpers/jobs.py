@@ -56,9 +56,9 @@ def start_job(
 
 
 def finish(job: list[subprocess.Popen[str]]) -> list[Finished]:
-    """Waits for the processes of a job; ends them after a minute and a half."""
+    """Waits for the processes of a job; ends them after minutes."""
     try:
-        outputs = [process.communicate(timeout=90) for process in job]
+        outputs = [process.communicate(timeout=200) for process in job]
     finally:
         for process in job:
             process.kill()
