@@ -3,8 +3,8 @@
 python -m benchmarks.scale --models=cnn,lstm --batch_sizes=128,512
 
 Both train on the same cores, in turns, with the same batch on each device. A job of
-several processes exchanges its gradients over gloo, as it would between hosts. Run it on
-an otherwise idle machine.
+several processes exchanges its gradients over gloo, as it would between hosts. Run it
+on an otherwise idle machine.
 """
 
 import json
