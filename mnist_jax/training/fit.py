@@ -241,6 +241,13 @@ def fit(
     elif start_params is not None:
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *start_params)
         states = states._replace(params=stacked)
+    if cluster.processes() > 1:
+        start_values = {
+            "the list of seeds": list(seeds),
+            "the number of finished epochs": len(histories[0]),
+            "the sha256 of the initial parameters": params_sha256(states.params),
+        }
+        cluster.agree("fit", start_values, "give all processes the same files")
     states, resumed = shard_seeds(states, programs.mesh), len(histories[0])
     best_params = shard_seeds(resume.best_params, programs.mesh) if resume else None
     steps = -(-len(experiment.dataset.train.labels) // config.batch_size)

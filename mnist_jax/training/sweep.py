@@ -178,7 +178,8 @@ def train_runs(plan: Plan, dataset: Dataset, observer: Observer) -> Experiment |
     experiment = None
     with _hold_locks(plan, observer):
         cluster.share_files(list(plan.folders.values()))
-        finished = plan.find_finished(plan.config.for_dataset(dataset.name))
+        found = plan.find_finished(plan.config.for_dataset(dataset.name))
+        finished = set(cluster.decided("finished", sorted(found)))
         for seed in sorted(finished):
             observer.report(f"{plan.name}, seed {seed}: already recorded")
         for seeds, checkpoint in _groups(plan, dataset, finished, observer):
