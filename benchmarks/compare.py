@@ -14,6 +14,7 @@ from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
 from mnist_jax.cli.flags import (
     chosen_models,
     chosen_seeds,
+    define_cluster_flags,
     define_machine_flags,
     define_models_flag,
     define_path_flag,
@@ -22,7 +23,7 @@ from mnist_jax.cli.flags import (
     define_targets_flag,
     load_data,
 )
-from mnist_jax.cli.main import run_program, start_jax
+from mnist_jax.cli.main import run_program, start_jax, start_job
 from mnist_jax.cli.signals import stop_between_chunks
 from mnist_jax.errors import InputError
 from mnist_jax.records.files import make_folder
@@ -30,6 +31,7 @@ from mnist_jax.reporting.comparison import train_configs, write_tables
 from mnist_jax.reporting.progress import ProgressPrinter
 from mnist_jax.reporting.report import PICTURES, RESULTS, write_report
 from mnist_jax.reporting.targets import check_targets
+from mnist_jax.training import cluster
 from mnist_jax.training.study import Study
 from mnist_jax.training.sweep import HOW_TO_RESUME
 
@@ -49,7 +51,8 @@ def main() -> None:
             f"got {FLAGS.against}"
         )
     seeds = chosen_seeds(configs[0].seed, FLAGS.seeds)
-    out = Path(FLAGS.out)
+    start_job()
+    out = cluster.output_folder(Path(FLAGS.out))
     make_folder(out)
     start_jax()
     study = Study(out, RESULTS, load_data(configs[0].dataset), seeds)
@@ -66,6 +69,7 @@ def run() -> None:
     """Entry point of `mnist-jax-compare`."""
     define_config_flags(exclude=("model",))
     define_machine_flags()
+    define_cluster_flags()
     define_models_flag("compare")
     define_seeds_flag(1)
     define_targets_flag()

@@ -26,11 +26,12 @@ from scipy import stats
 
 from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
 from mnist_jax.cli.flags import (
+    define_cluster_flags,
     define_machine_flags,
     define_path_flag,
     define_preset_flag,
 )
-from mnist_jax.cli.main import run_program, start_jax
+from mnist_jax.cli.main import run_program, start_jax, start_job
 from mnist_jax.config import DATASETS, MODELS, TrainConfig
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.errors import InputError
@@ -44,6 +45,7 @@ from mnist_jax.reporting.tables import (
     mean_and_spread,
     median_and_range,
 )
+from mnist_jax.training import cluster
 from mnist_jax.training.experiment import prepare
 from mnist_jax.training.fit import fit
 
@@ -326,7 +328,8 @@ def main() -> None:
             "--target must be an accuracy between 0 and 1, such as 0.99; got "
             f"{FLAGS.target:g}"
         )
-    out = Path(FLAGS.out) / "speedrun.jsonl"
+    start_job()
+    out = cluster.output_folder(Path(FLAGS.out)) / "speedrun.jsonl"
     check_append(out)
     path = FLAGS.recipe and Path(FLAGS.recipe)
     if path is None:
@@ -373,6 +376,7 @@ def run() -> None:
     )
     flags.DEFINE_boolean("peers", False, "train a PyTorch recipe for 99 % in turns too")
     define_machine_flags()
+    define_cluster_flags()
     define_path_flag("out", "results", "folder of the speedrun.jsonl to append to")
     run_program(main)
 

@@ -26,13 +26,14 @@ from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
 from mnist_jax.cli.flags import (
     chosen_models,
     chosen_numbers,
+    define_cluster_flags,
     define_machine_flags,
     define_models_flag,
     define_path_flag,
     define_profile_flag,
     define_seeds_flag,
 )
-from mnist_jax.cli.main import run_program, start_jax
+from mnist_jax.cli.main import run_program, start_jax, start_job
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.batches import epoch_indices
 from mnist_jax.data.types import Dataset, Split
@@ -42,6 +43,7 @@ from mnist_jax.records.environment import current_environment
 from mnist_jax.records.files import check_append
 from mnist_jax.records.schema import append_jsonl, plain
 from mnist_jax.reporting.tables import markdown_table, median_and_range
+from mnist_jax.training import cluster
 from mnist_jax.training.experiment import Experiment, prepare
 
 FLAGS = flags.FLAGS
@@ -199,7 +201,8 @@ def _configs() -> list[TrainConfig]:
 def main() -> None:
     """Runs the measurements and prints the tables."""
     configs = _configs()
-    out = Path(FLAGS.out) if FLAGS.out else None
+    start_job()
+    out = cluster.output_folder(Path(FLAGS.out)) if FLAGS.out else None
     if out:
         check_append(out / "throughput.jsonl")
     start_jax()
@@ -266,6 +269,7 @@ def run() -> None:
         )
     )
     define_machine_flags()
+    define_cluster_flags()
     define_models_flag("time")
     flags.DEFINE_list("batch_sizes", ["32", "128"], "batch sizes, comma-separated")
     flags.DEFINE_integer(

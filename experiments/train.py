@@ -12,6 +12,7 @@ from absl import flags
 from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
 from mnist_jax.cli.flags import (
     chosen_seeds,
+    define_cluster_flags,
     define_machine_flags,
     define_path_flag,
     define_preset_flag,
@@ -21,11 +22,12 @@ from mnist_jax.cli.flags import (
     existing_folder,
     load_data,
 )
-from mnist_jax.cli.main import run_program, start_jax
+from mnist_jax.cli.main import run_program, start_jax, start_job
 from mnist_jax.cli.signals import stop_between_chunks
 from mnist_jax.errors import InputError
 from mnist_jax.reporting.progress import ProgressPrinter
 from mnist_jax.reporting.trackers import TRACKERS, TrackingPrinter, check_tracker
+from mnist_jax.training import cluster
 from mnist_jax.training.checkpoints import KEEP
 from mnist_jax.training.run_dir import CONFIG
 from mnist_jax.training.sweep import plan_runs, train_runs
@@ -67,8 +69,10 @@ def main() -> None:
     config = config_from_flags(FLAGS)
     seeds = chosen_seeds(config.seed, FLAGS.seeds)
     _check_flags()
+    start_job()
     with contextlib.ExitStack() as stack:
         root = Path(FLAGS.run_dir or stack.enter_context(tempfile.TemporaryDirectory()))
+        root = cluster.output_folder(root)
         plan = plan_runs(
             config,
             seeds,
@@ -94,7 +98,7 @@ def main() -> None:
         if FLAGS.resume and not held:
             print(f"no run in {FLAGS.run_dir}: starting from the beginning", flush=True)
         printer = ProgressPrinter(FLAGS.quiet, check_stopped)
-        if FLAGS.track:
+        if FLAGS.track and cluster.is_writer():
             printer = TrackingPrinter(FLAGS.track, root, FLAGS.quiet, check_stopped)
             stack.callback(printer.close)
         experiment = train_runs(plan, dataset, printer)
@@ -112,6 +116,7 @@ def run() -> None:
     """Entry point of `mnist-jax-train`."""
     define_config_flags()
     define_machine_flags()
+    define_cluster_flags()
     define_preset_flag(Path(__file__).parent / "presets")
     define_path_flag(
         "run_dir",

@@ -23,6 +23,7 @@ from mnist_jax.reporting.progress import ProgressPrinter
 from mnist_jax.reporting.report import RESULTS
 from mnist_jax.reporting.tables import comparison_frame
 from mnist_jax.reporting.targets import check_targets
+from mnist_jax.training import cluster
 from mnist_jax.training.run_dir import TrainedRun, load_run
 from mnist_jax.training.study import Study, read_runs
 from mnist_jax.training.sweep import Observer, plan_runs, train_runs
@@ -193,7 +194,7 @@ def _seeds(seeds: int | Sequence[int], first: int) -> list[int]:
 
 
 def _observer(quiet: bool) -> Observer:
-    return Observer() if quiet else ProgressPrinter()
+    return ProgressPrinter() if cluster.is_writer() and not quiet else Observer()
 
 
 def _load(config: TrainConfig, dataset: Dataset | None, observer: Observer) -> Dataset:
@@ -213,7 +214,7 @@ def _folder_or_temporary(path: Folder | None) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         if path is None:
             path = stack.enter_context(tempfile.TemporaryDirectory())
-        yield Path(path).expanduser()
+        yield cluster.output_folder(Path(path).expanduser())
 
 
 def _warn_of_one_device(configs: Sequence[TrainConfig]) -> None:

@@ -29,6 +29,7 @@ ONLY_IN = {
         r"^import time$|from time import",
         {
             *("records/files", "data/download"),  # which wait for others
+            *("training/cluster", "training/rollcall"),  # as do these
             *("training/fit", "training/compile_cache", "profiling", "demo"),
         },
     ),

@@ -11,6 +11,7 @@ from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.types import MNIST, Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.records.schema import RunRecord
+from mnist_jax.training import cluster
 from mnist_jax.training.setup import PLATFORMS
 
 FLAGS = flags.FLAGS
@@ -95,6 +96,32 @@ def define_machine_flags() -> None:
         "on",
         ["on", "off"],
         "whether to keep compiled programs in the user's cache folder",
+    )
+
+
+def define_cluster_flags() -> None:
+    """Defines the flags of a job of several processes, for `start_job`."""
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "host:port of process 0 of a job of several processes, which train one run",
+    )
+    flags.DEFINE_integer("num_processes", None, "processes of the job", lower_bound=1)
+    flags.DEFINE_integer(
+        "process_id", None, "index of this process in the job", lower_bound=0
+    )
+    flags.DEFINE_enum(
+        "cluster",
+        "none",
+        ["none", "auto"],
+        "auto: take the job from Slurm, Open MPI, GKE or a TPU pod",
+    )
+    flags.DEFINE_integer(
+        "cluster_timeout",
+        cluster.TIMEOUT,
+        "seconds until all processes of the job must have started",
+        lower_bound=1,
+        upper_bound=86_400,
     )
 
 

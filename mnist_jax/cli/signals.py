@@ -67,11 +67,18 @@ def stop_between_chunks(message: str) -> Iterator[Callable[[], None]]:
         message: printed when the program stops: what is kept, how to resume.
 
     Yields:
-        A function to call between chunks; it raises `Stopped` after a signal.
+        A function to call between chunks; it raises `Stopped` after a signal, in all
+        processes of a job at the same chunk.
     """
 
+    # Not at the top: `end_during_imports` must work before JAX is imported.
+    from mnist_jax.training import cluster
+
     def check() -> None:
-        if _received:
+        signals = cluster.exchange("stop", (_received or [0])[0])
+        if not _received:  # another process has
+            _received.extend(filter(None, signals))
+        if any(signals):
             raise Stopped(_received[0], message)
 
     _handle(lambda number, _: _remember(number))

@@ -44,13 +44,29 @@ def protect_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", errors="backslashreplace"))
         elif stream is getattr(sys, f"__{name}__"):  # not replaced by a test or an IDE
             stream.flush()
-            wrapper = io.TextIOWrapper(
-                io.BufferedWriter(_Output(stream.fileno(), "w", closefd=False)),
-                encoding=stream.encoding,
-                errors="backslashreplace",
-                line_buffering=stream.line_buffering or stream.write_through,
-            )
-            setattr(sys, name, wrapper)
+            setattr(sys, name, _wrap(stream, stream.fileno()))
+
+
+def _wrap(stream: Any, descriptor: int) -> io.TextIOWrapper:
+    """Returns a stream like another that writes to a descriptor and never raises."""
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Output(descriptor, "w", closefd=False)),
+        encoding=stream.encoding,
+        errors="backslashreplace",
+        line_buffering=stream.line_buffering or stream.write_through,
+    )
+
+
+def keep_stdout(keep: bool) -> None:
+    """Discards what libraries print past Python, such as gloo's connections.
+
+    Args:
+        keep: whether to keep what Python prints.
+    """
+    sys.stdout.flush()
+    kept, null = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    sys.stdout = _wrap(sys.stdout, kept if keep else null)
 
 
 def output_error() -> OSError | None:

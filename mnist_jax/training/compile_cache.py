@@ -12,6 +12,7 @@ import jaxlib
 
 from mnist_jax.data.array_cache import cache_dir
 from mnist_jax.errors import InputError
+from mnist_jax.training import cluster
 
 _HIT = "/jax/compilation_cache/cache_hits"
 _REQUEST = "/jax/compilation_cache/compile_requests_use_cache"
@@ -30,7 +31,11 @@ def compile_cache_dir() -> Path:
     except OSError:
         processor = platform.processor() or platform.machine()
     digest = hashlib.sha256(processor.encode()).hexdigest()[:12]
-    return cache_dir() / "compiled" / f"jaxlib-{jaxlib.__version__}-{digest}"
+    name = f"jaxlib-{jaxlib.__version__}-{digest}"
+    # A job's programs name the devices of their process.
+    if cluster.processes() > 1:
+        name += f"-process{cluster.process()}of{cluster.processes()}"
+    return cache_dir() / "compiled" / name
 
 
 def use_compile_cache() -> None:

@@ -18,6 +18,8 @@ from mnist_jax.errors import InputError
 from mnist_jax.models.custom import network_sha256
 from mnist_jax.models.networks import create_model
 from mnist_jax.models.precision import cpu_lacks_bfloat16
+from mnist_jax.records.environment import code_digest, current_environment
+from mnist_jax.training import cluster
 from mnist_jax.training.compile_cache import CompileClock
 from mnist_jax.training.epochs import Programs, make_programs
 from mnist_jax.training.mesh import choose_mesh, eval_indices, replicate
@@ -75,6 +77,7 @@ def prepare(
                 f"{'x'.join(map(str, dataset.shapes.image))}; use a smaller square"
             )
     mesh = mesh or choose_mesh(config, seeds, dataset.shapes)
+    _agree(config, dataset, seeds, mesh)
     is_cpu = mesh.devices.flat[0].platform == "cpu"
     if config.precision == "bfloat16" and is_cpu and cpu_lacks_bfloat16():
         logging.log_first_n(
@@ -101,6 +104,8 @@ def prepare(
             label_smoothing=config.label_smoothing,
             classes=dataset.classes,
         ).compile(orders, train, held_out, test)
+    # Gloo gives up after 30 s if processes arrive apart, one from its cache.
+    cluster.exchange("compiled")
     return Experiment(
         config=config,
         seeds=seeds,
@@ -116,6 +121,24 @@ def prepare(
         compile_seconds=clock.seconds,
         compile_cached=clock.cached,
     )
+
+
+def _agree(config: TrainConfig, dataset: Dataset, seeds: int, mesh: Mesh) -> None:
+    """Raises InputError if the processes of a job would train different runs."""
+    if cluster.processes() == 1:
+        return
+    environment = dataclasses.asdict(current_environment())
+    machine = ("device", "platform", "python", "jax", "jaxlib", "flax", "optax")
+    values = {f"--{name}": value for name, value in vars(config).items()}
+    values |= {name: environment[name] for name in machine}
+    values |= {
+        "the sha256 of the data": dataset.checksum,
+        "the digest of the code": code_digest(),
+        "the sha256 of the network": network_sha256(config),
+        "the number of seeds": seeds,
+        "the number of devices": mesh.size,
+    }
+    cluster.agree("prepare", values, "make them equal and start all processes again")
 
 
 def _hold_out(

@@ -18,6 +18,7 @@ from mnist_jax.errors import InputError
 from mnist_jax.models.networks import count_params, resolve_impl
 from mnist_jax.records.environment import Environment, current_environment
 from mnist_jax.records.schema import EpochRecord, RunRecord
+from mnist_jax.training import cluster
 from mnist_jax.training.checkpoints import Checkpoint, params_sha256
 from mnist_jax.training.epochs import predict_images
 from mnist_jax.training.experiment import Experiment
@@ -170,7 +171,10 @@ def _train_epoch(
             check_finite(losses, config, seed, history)
         chunks.append(Metrics(*(leaf[:, start:stop] for leaf in chunk)))
         seconds_per_step = (time.perf_counter() - began) / (stop - start)
-        chunk_steps = max(1, round(CHUNK_SECONDS / seconds_per_step))
+        # Processes with chunks of different sizes would wait for each other forever.
+        chunk_steps = cluster.decided(
+            "chunk", max(1, round(CHUNK_SECONDS / seconds_per_step))
+        )
         start = stop
         loss, accuracy = np.mean(_means(_join(chunks)), axis=0)
         on_chunk(
@@ -237,6 +241,13 @@ def fit(
     elif start_params is not None:
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *start_params)
         states = states._replace(params=stacked)
+    if cluster.processes() > 1:
+        start_values = {
+            "the list of seeds": list(seeds),
+            "the number of finished epochs": len(histories[0]),
+            "the sha256 of the initial parameters": params_sha256(states.params),
+        }
+        cluster.agree("fit", start_values, "give all processes the same files")
     states, resumed = shard_seeds(states, programs.mesh), len(histories[0])
     best_params = shard_seeds(resume.best_params, programs.mesh) if resume else None
     steps = -(-len(experiment.dataset.train.labels) // config.batch_size)

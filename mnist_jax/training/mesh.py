@@ -1,5 +1,6 @@
 """Device meshes: how many devices to use, and how arrays are sharded over them."""
 
+import collections
 import functools
 import math
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from mnist_jax.data.types import MNIST, Shapes
 from mnist_jax.errors import InputError
 from mnist_jax.models.flops import training_flops
 from mnist_jax.models.networks import count_params, create_model
+from mnist_jax.training import cluster
 
 SEEDS, BATCH = "seeds", "batch"  # the axes of the mesh
 # On a CPU, one call over 10,000 images is several times slower than chunks that fit in
@@ -31,26 +33,27 @@ def choose_mesh(config: TrainConfig, seeds: int = 1, shapes: Shapes = MNIST) -> 
 
     Seeds are sharded first, as far as they divide evenly, since they exchange nothing;
     the remaining devices share each batch. The cores of unused devices still work, as
-    threads of the others.
+    threads of the others. In a job of several processes, equally many devices of each
+    share each batch, so that every process holds every seed's parameters.
 
     Raises:
         InputError: the config asks for more CPU devices than JAX was started with.
     """
-    devices = jax.device_count()
+    devices, processes = jax.local_device_count(), cluster.processes()
     if config.cpu_devices > devices:
         raise InputError(
             f"--cpu_devices must be at most the {devices} JAX was started with; got "
             f"{config.cpu_devices}; call mnist_jax.setup first or use fewer"
         )
     devices = config.cpu_devices or devices
-    seed_devices = math.gcd(seeds, devices)
+    seed_devices = math.gcd(seeds, devices) if processes == 1 else 1
     batch_devices = devices // seed_devices
     if jax.default_backend() == "cpu" and not config.cpu_devices:
         operations = training_flops(config, shapes) * config.batch_size
         parameters = count_params(create_model(config, shapes), shapes.image)
-        useful = int(operations / parameters / _OPERATIONS_PER_PARAMETER)
+        useful = int(operations / parameters / _OPERATIONS_PER_PARAMETER) // processes
         batch_devices = max(1, min(batch_devices, useful, config.batch_size))
-    return make_mesh(batch_devices, seed_devices)
+    return make_mesh(batch_devices * processes, seed_devices)
 
 
 def make_mesh(batch_devices: int | None = None, seed_devices: int = 1) -> Mesh:
@@ -60,24 +63,34 @@ def make_mesh(batch_devices: int | None = None, seed_devices: int = 1) -> Mesh:
         batch_devices: devices that share a batch (default: as many as there are).
         seed_devices: groups of such devices, each of which trains different seeds.
     """
-    devices = jax.devices()
+    devices = _in_turns(jax.devices())
     shape = (seed_devices, batch_devices or len(devices) // seed_devices)
     return jax.make_mesh(
         shape,
         (SEEDS, BATCH),
         axis_types=(AxisType.Auto, AxisType.Auto),
-        devices=devices[: math.prod(shape)],
+        devices=sorted(devices[: math.prod(shape)], key=lambda device: device.id),
     )
+
+
+def _in_turns(devices: Sequence[jax.Device]) -> list[jax.Device]:
+    """Orders devices so that the first n come from as many processes as possible."""
+    ranks: collections.Counter[int] = collections.Counter()
+    order = []
+    for device in devices:
+        order.append((ranks[device.process_index], device.process_index, device))
+        ranks[device.process_index] += 1
+    return [device for *_, device in sorted(order, key=lambda entry: entry[:2])]
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Copies arrays to every device of the mesh."""
-    return jax.device_put(tree, NamedSharding(mesh, P()))
+    return cluster.put(tree, NamedSharding(mesh, P()))
 
 
 def shard_seeds(tree: Any, mesh: Mesh) -> Any:
     """Shards the first axis of arrays `[seeds,...]` over the mesh."""
-    return jax.device_put(tree, NamedSharding(mesh, P(SEEDS)))
+    return cluster.put(tree, NamedSharding(mesh, P(SEEDS)))
 
 
 def shard_indices(indices: np.ndarray, mesh: Mesh) -> jax.Array:
@@ -85,7 +98,7 @@ def shard_indices(indices: np.ndarray, mesh: Mesh) -> jax.Array:
     missing = -indices.shape[2] % mesh.shape[BATCH]
     padding = ((0, 0), (0, 0), (0, missing))
     padded = np.pad(indices, padding, constant_values=-1)
-    return jax.device_put(padded, NamedSharding(mesh, P(SEEDS, None, BATCH)))
+    return cluster.put(padded, NamedSharding(mesh, P(SEEDS, None, BATCH)))
 
 
 @functools.lru_cache(maxsize=64)  # reused by loops over single steps
@@ -104,7 +117,7 @@ def eval_indices(indices: range, mesh: Mesh, rows: int = 0) -> jax.Array:
     padded = np.full(rows * chunk, -1, np.int32)
     padded[: len(indices)] = indices
     sharding = NamedSharding(mesh, P(None, BATCH))
-    return jax.device_put(padded.reshape(rows, chunk), sharding)
+    return cluster.put(padded.reshape(rows, chunk), sharding)
 
 
 def seed_keys(seeds: Sequence[int]) -> jax.Array:

@@ -17,6 +17,7 @@ from mnist_jax.errors import InputError
 from mnist_jax.models.custom import network_sha256
 from mnist_jax.records.files import hold_lock
 from mnist_jax.records.schema import RunRecord
+from mnist_jax.training import cluster
 from mnist_jax.training.checkpoints import (
     KEEP,
     Checkpoint,
@@ -175,7 +176,9 @@ def train_runs(plan: Plan, dataset: Dataset, observer: Observer) -> Experiment |
     """
     experiment = None
     with _hold_locks(plan, observer):
-        finished = plan.find_finished(plan.config.for_dataset(dataset.name))
+        cluster.share_files(list(plan.folders.values()))
+        found = plan.find_finished(plan.config.for_dataset(dataset.name))
+        finished = set(cluster.decided("finished", sorted(found)))
         for seed in sorted(finished):
             observer.report(f"{plan.name}, seed {seed}: already recorded")
         for seeds, checkpoint in _groups(plan, dataset, finished, observer):
@@ -205,6 +208,10 @@ def train_runs(plan: Plan, dataset: Dataset, observer: Observer) -> Experiment |
     return experiment
 
 
+def _ignore() -> None:
+    """Does nothing, where nothing can be stopped."""
+
+
 @contextlib.contextmanager
 def _hold_locks(plan: Plan, observer: Observer) -> Iterator[None]:
     """Holds the locks of a plan's directories; see `train_runs` for the wait."""
@@ -221,7 +228,9 @@ def _hold_locks(plan: Plan, observer: Observer) -> Iterator[None]:
     folders = () if plan.sweep else plan.folders.values()
     with contextlib.ExitStack() as stack:
         for path in [folder / LOCK for folder in dict.fromkeys([plan.root, *folders])]:
-            stack.enter_context(hold_lock(path, wait, observer.check_stopped))
+            # The processes of a job agree on a stop, but only one waits here.
+            check = observer.check_stopped if cluster.processes() == 1 else _ignore
+            stack.enter_context(hold_lock(path, wait, check))
         yield
 
 

@@ -26,6 +26,7 @@ PARSED_ONLY = {
     "benchmarks.readme": "rewrites the documents in the checkout; see test_readme",
     "benchmarks.speedrun": "trains on all of MNIST many times; see test_speedrun",
     "benchmarks.regress": "trains with two commits for minutes; see test_regress",
+    "benchmarks.scale": "times jobs of several processes; see test_scale",
 }
 NEEDS_HARDWARE = ("--platform=gpu", "--platform=tpu")
 # Appended to each command whose program has the flag, so that it takes seconds.
@@ -81,7 +82,10 @@ def run_command(words: list[str], folder: Path) -> None:
     """Runs a documented command, or parses it only."""
     program = words[words.index("-m") + 1]
     arguments = quick_arguments(words, folder)
-    if program in PARSED_ONLY or any(word in arguments for word in NEEDS_HARDWARE):
+    # A process of a job would wait for the others; see test_cluster.
+    job = any(word.startswith("--coordinator") for word in arguments)
+    hardware = any(word in arguments for word in NEEDS_HARDWARE)
+    if program in PARSED_ONLY or hardware or job:
         arguments.append("--only_check_args")
     run(program, *arguments)
 

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from helpers.jobs import INVALID_FLAGS
 from helpers.programs import flags_of, run
 
 from mnist_jax.cli.flags import _PathParser
@@ -40,11 +41,8 @@ CONFIG = {
         "--hidden= --dropout=0.1",
     ],
     "layer_names": [
-        "--layer_names=Dense_0",
-        "--layer_names=Dense_9:x",
-        "--layer_names=Dense_0:Dense_1",
-        "--layer_names=Dense_0:a,Dense_0:b",
-        "--layer_names=Dense_0:Dropout_1",
+        f"--layer_names=Dense_{pairs}"
+        for pairs in ("0", "9:x", "0:Dense_1", "0:a,Dense_0:b", "0:Dropout_1")
     ],
     "model_args": ["--model_args=width"],
     "freeze": ["--freeze=Dense_9"],
@@ -112,6 +110,7 @@ if not Path("/dev/nvidia0").exists():
     PLATFORM.append("--platform=gpu")
 COMPILE_CACHE = ["--compile_cache=maybe"]
 MACHINE = {"platform": PLATFORM, "compile_cache": COMPILE_CACHE}
+CLUSTER = {"compile_cache": COMPILE_CACHE, **INVALID_FLAGS}
 DATA_AND_MACHINE = {"data_dir": DATA_DIR, **MACHINE}
 SEEDS = ["--seeds=0", "--seeds=x"]
 FROM_SEED = [*SEEDS, "--seed=4294967290 --seeds=7"]
@@ -146,6 +145,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "init_preset": ["--init_preset=ml10_mlp_raw"],
             "preset": ["--preset=av_rnn"],
             "overwrite": ["--overwrite=maybe", "--overwrite"],
+            **INVALID_FLAGS,
             "seeds": FROM_SEED,
             "track": ["--track=mlflow", "--track=tensorboard"],
             "checkpoint_every": ["--checkpoint_every=-1", "--checkpoint_every=1"],
@@ -206,6 +206,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             **first_of("model", "model_args"),
             "model_args": CUSTOM_ARGS,
             **DATA_AND_MACHINE,
+            **INVALID_FLAGS,
             "quiet": QUIET,
             "report": ["--report=maybe"],
             "against": ["--against=gru"],
@@ -234,7 +235,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "seeds": SEEDS,
             "starts": ["--starts=-1", "--starts=x"],
             "profile": ["--profile"],
-            "compile_cache": COMPILE_CACHE,
+            **CLUSTER,
             "out": OUT,
         },
     ),
@@ -250,7 +251,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "peers": ["--peers=maybe"],
             "data_dir": ["--recipe=cnn_99 --data_dir=/nonexistent"],
             "platform": [f"--recipe=cnn_99 {text}" for text in PLATFORM],
-            "compile_cache": COMPILE_CACHE,
+            **CLUSTER,
             "out": OUT,
         },
     ),
@@ -376,7 +377,7 @@ def test_invalid_flags_print_one_sentence_without_traceback(
 
 
 # Flags with any text but a path. The path of --model is expanded when it is read.
-TEXTS = {"against", "dataset", "init_preset", "model"}
+TEXTS = {"against", "coordinator", "dataset", "init_preset", "model"}
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

@@ -1,0 +1,143 @@
+"""Checks that all processes of a job are there, before JAX connects them.
+
+JAX aborts a process whose job does not come together, without naming who is missing.
+"""
+
+import contextlib
+import json
+import socket
+import time
+from typing import NamedTuple
+
+from mnist_jax.errors import InputError
+
+
+class Job(NamedTuple):
+    """A process's position in its job."""
+
+    host: str
+    port: int
+    processes: int
+    process: int
+
+
+def check_job(
+    coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> Job:
+    """Returns the job given by three flags.
+
+    Raises:
+        InputError: one is missing or out of range.
+    """
+    host, _, port = (coordinator or "").rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise InputError(
+            "--coordinator must be host:port of process 0, such as node0:12345; got "
+            f"{coordinator}"
+        )
+    if num_processes is None or process_id is None:
+        raise InputError(
+            "--coordinator needs --num_processes and --process_id; give all three to "
+            "every process"
+        )
+    if not 0 <= process_id < num_processes:
+        raise InputError(
+            "--process_id must be from 0 to --num_processes - 1 = "
+            f"{num_processes - 1}; got {process_id}"
+        )
+    return Job(host.strip("[]"), int(port), num_processes, process_id)
+
+
+def call_roll(job: Job, timeout: float) -> None:
+    """Waits until all processes of a job have started.
+
+    Process 0 listens at the coordinator's port, and closes it before it answers.
+
+    Raises:
+        InputError: in every process that has started: some are missing after `timeout`
+            seconds, two have the same index, or they disagree about their number.
+    """
+    limit = time.monotonic() + timeout
+    verdict = _listen(job, limit) if job.process == 0 else _report(job, limit)
+    if verdict:
+        raise InputError(
+            f"{verdict}; --coordinator={job.host}:{job.port}, "
+            f"--cluster_timeout={timeout:g} seconds: start the job again"
+        )
+
+
+def _listen(job: Job, limit: float) -> str:
+    """Returns what is wrong with the job, after telling it to the others."""
+    arrived: set[int] = set()
+    verdict = ""
+    with contextlib.ExitStack() as stack:
+        connections: list[socket.socket] = []
+        with _server(job) as server:
+            while len(arrived) < job.processes - 1 and not verdict:
+                server.settimeout(max(0.01, limit - time.monotonic()))
+                try:
+                    connection = stack.enter_context(server.accept()[0])
+                    connection.settimeout(5)
+                    process, processes = json.loads(connection.recv(64))
+                except TimeoutError:
+                    if time.monotonic() >= limit:
+                        verdict = _missing(job, arrived)
+                except (OSError, ValueError, TypeError):
+                    continue  # not one of ours, such as a port scan
+                else:
+                    connections.append(connection)
+                    verdict = _mismatch(job, arrived, process, processes)
+                    arrived.add(process)
+        for connection in connections:
+            with contextlib.suppress(OSError):
+                connection.sendall(json.dumps(verdict).encode())
+    return verdict
+
+
+def _missing(job: Job, arrived: set[int]) -> str:
+    missing = sorted(set(range(1, job.processes)) - arrived)
+    plural = "es" if len(missing) > 1 else ""
+    return (
+        f"{len(missing)} of {job.processes} processes did not start: process{plural} "
+        f"{', '.join(map(str, missing))}"
+    )
+
+
+def _mismatch(job: Job, arrived: set[int], process: int, processes: int) -> str:
+    if processes != job.processes:
+        return (
+            f"--num_processes is {job.processes} in process 0 and {processes} in "
+            f"process {process}"
+        )
+    return f"two processes have --process_id={process}" if process in arrived else ""
+
+
+def _server(job: Job) -> socket.socket:
+    try:
+        return socket.create_server(
+            ("", job.port), reuse_port=False, backlog=job.processes
+        )
+    except OSError as error:
+        raise InputError(
+            f"--coordinator={job.host}:{job.port}: cannot listen at this port "
+            f"({error.strerror}); give a free one"
+        ) from error
+
+
+def _report(job: Job, limit: float) -> str:
+    """Returns what process 0 says is wrong, or that it cannot be reached."""
+    reason = ""
+    while (left := limit - time.monotonic()) > 0:
+        try:
+            with socket.create_connection((job.host, job.port), left) as connection:
+                # Process 0's clock may have started last; its verdict names more.
+                connection.settimeout(left + 5)
+                connection.sendall(json.dumps([job.process, job.processes]).encode())
+                if answer := connection.recv(4096):
+                    return json.loads(answer)
+        except OSError as error:
+            reason = f" ({error.strerror or error})"
+        except ValueError:  # something else listens there
+            reason = " (another program answers at its port)"
+        time.sleep(0.1)
+    return f"process {job.process} could not reach process 0{reason}"

@@ -1,0 +1,185 @@
+"""Tests of jobs of several processes: layouts, disagreement, kills, signals."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flax import serialization
+from flax.traverse_util import flatten_dict
+from helpers.jobs import finish, free_port, run_job, scratch_folders, start_job
+from helpers.programs import DIGITS, ROOT, run
+
+from mnist_jax.training.checkpoints import FOLDER
+from mnist_jax.training.run_dir import METRICS, PARAMS
+
+pytestmark = pytest.mark.scale
+
+LAYOUTS = {"2x2": (2, 2), "2x1": (2, 1), "1x2": (1, 2), "1x4": (1, 4)}
+LONG = "experiments.train", *DIGITS, "--epochs=3000", "--checkpoint_every=1"
+
+
+def losses(folder: Path) -> list[float]:
+    lines = (folder / METRICS).read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def params(folder: Path) -> dict[tuple[str, ...], np.ndarray]:
+    return flatten_dict(serialization.msgpack_restore((folder / PARAMS).read_bytes()))
+
+
+def wait_for_checkpoint(folder: Path) -> None:
+    for _ in range(600):
+        if list((folder / FOLDER).glob("*.msgpack")):
+            return
+        time.sleep(0.1)
+    raise AssertionError("no checkpoint within a minute")
+
+
+@pytest.mark.parametrize("name", ["mlp", "lstm", "cnn"])
+def test_every_layout_takes_the_same_steps(name: str, tmp_path: Path) -> None:
+    """100 steps: 5 epochs of 20 batches, the last of them padded."""
+    flags = {
+        "mlp": ("--model=mlp", "--hidden=16", "--dropout=0.2", "--augment=rotate10"),
+        "lstm": ("--model=lstm", "--lstm_units=16", "--dropout=0.2"),
+        "cnn": ("--model=cnn", "--conv=8:bn:pool2", "--hidden=16", "--augment=shift1"),
+    }[name]
+    words = "experiments.train", "--dataset=digits", "--epochs=5", "--batch_size=66"
+    found, reached = {}, {}
+    for layout, (processes, devices) in LAYOUTS.items():
+        folder = tmp_path / layout
+        job = *words, *flags, f"--run_dir={folder}"
+        if processes > 1:
+            run_job(processes, *job, devices=devices)
+        else:
+            run(*job, f"--cpu_devices={devices}")
+        found[layout], reached[layout] = params(folder), losses(folder)
+    pairs = [("2x2", "1x4"), ("2x1", "1x2")]
+    if name != "cnn":  # batch normalization is over a device's share of a batch
+        pairs.append(("1x2", "1x4"))
+    for one, other in pairs:
+        np.testing.assert_allclose(reached[one], reached[other], rtol=1e-4)
+        for leaf, values in found[other].items():
+            np.testing.assert_allclose(found[one][leaf], values, atol=1e-4)
+    # Two addends are summed in one order only.
+    for leaf, values in found["1x2"].items():
+        np.testing.assert_array_equal(found["2x1"][leaf], values)
+
+
+def test_a_checkpoint_resumes_in_another_layout(tmp_path: Path) -> None:
+    words = "experiments.train", *DIGITS, "--checkpoint_every=1", "--schedule=constant"
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    run(*words, "--epochs=4", f"--run_dir={whole}", "--cpu_devices=1")
+    run(*words, "--epochs=2", f"--run_dir={moved}", "--cpu_devices=1")
+    run_job(2, *words, "--epochs=3", f"--run_dir={moved}", "--resume")
+    run(*words, "--epochs=4", f"--run_dir={moved}", "--resume", "--cpu_devices=1")
+    assert len(losses(moved)) == 4
+    np.testing.assert_allclose(losses(moved), losses(whole), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "extra, expected",
+    [
+        ("--batch_size=32", "--batch_size is 64 in process 0 and 32 in process 1"),
+        ("--seeds=2", "--seeds is 1 in process 0 and 2 in process 1"),
+        ("--process_id=7", "--process_id must be from 0"),
+    ],
+)
+def test_different_flags_are_refused(extra: str, expected: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    words = "experiments.train", *DIGITS, f"--run_dir={folder}", "--cluster_timeout=9"
+    job = finish(start_job(2, *words, extra=[[], [extra]]))
+    assert [one.returncode for one in job] == [1, 1]
+    assert expected in job[1].stderr and not folder.exists()
+    assert all(one.stderr.count("\n") == 1 for one in job), job
+
+
+OTHER_DATA = """
+import dataclasses, sys
+import mnist_jax
+from mnist_jax.training import cluster
+port, process = sys.argv[1], int(sys.argv[2])
+cluster.start(f"localhost:{port}", 2, process)
+mnist_jax.setup(cpu_devices=1)
+dataset = mnist_jax.load_dataset("digits")
+dataset = dataclasses.replace(dataset, checksum=f"checksum{process}")
+config = mnist_jax.TrainConfig(model="mlp", epochs=1, hidden=(16,))
+try:
+    mnist_jax.train(config, dataset=dataset)
+except mnist_jax.InputError as error:
+    print(error, flush=True)
+"""
+
+
+def test_different_data_are_refused() -> None:
+    port = free_port()
+    job = [
+        subprocess.Popen(
+            [sys.executable, "-c", OTHER_DATA, str(port), str(process)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for process in (0, 1)
+    ]
+    refused = "the sha256 of the data is checksum0 in process 0 and checksum1"
+    assert all(refused in one.stdout for one in finish(job))
+
+
+def test_an_error_of_one_process_ends_all(tmp_path: Path) -> None:
+    (tmp_path / "record.json").write_text("{}")
+    words = "experiments.train", *DIGITS, f"--run_dir={tmp_path}"
+    first, second = finish(start_job(2, *words))
+    assert (first.returncode, second.returncode) == (1, 1)
+    assert "already holds a run" in first.stderr
+    assert "process 0 of the job ended" in second.stderr
+
+
+@pytest.mark.parametrize("receiver", [0, 1])
+def test_sigterm_stops_all_processes_at_the_same_step(
+    receiver: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    folder = tmp_path / "run"
+    job = start_job(2, *LONG, f"--run_dir={folder}")
+    wait_for_checkpoint(folder)
+    job[receiver].send_signal(signal.SIGTERM)
+    stopped = finish(job)
+    assert [one.returncode for one in stopped] == [143, 143], stopped
+    assert all(
+        "stopped: the same command with --resume" in one.stderr for one in stopped
+    )
+    assert not scratch_folders(tmp_path)
+    resume_for_one_epoch(folder)
+
+
+@pytest.mark.parametrize("victim", [0, 1, 2])
+def test_the_death_of_a_process_ends_all(victim: int, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    job = start_job(3, *LONG, f"--run_dir={folder}")
+    wait_for_checkpoint(folder)
+    job[victim].kill()
+    killed = time.monotonic()
+    ended = finish(job)
+    assert time.monotonic() - killed < 40
+    assert 0 not in [one.returncode for one in ended]
+    for number, one in enumerate(ended):
+        # JAX aborts the others with its own report if the first process dies.
+        if victim not in (0, number):
+            assert one.returncode == 1 and one.stderr.count("error: ") == 1, one
+            assert "Traceback" not in one.stderr
+    resume_for_one_epoch(folder)
+
+
+def resume_for_one_epoch(folder: Path) -> None:
+    """Resumes a job of two processes; the rest of a long run would take minutes."""
+    done = max(int(p.stem[5:]) for p in (folder / FOLDER).glob("epoch*.msgpack"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "epochs": done + 1}))
+    run_job(2, *LONG, f"--run_dir={folder}", "--resume", f"--epochs={done + 1}")
+    assert len(losses(folder)) == done + 1

@@ -1,0 +1,103 @@
+"""Tests of jobs of several processes; the long ones are in test_scale."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from helpers.jobs import free_port, run_job, scratch_folders
+from helpers.programs import DIGITS, run
+
+from mnist_jax.config import TrainConfig
+from mnist_jax.errors import InputError
+from mnist_jax.records.schema import RunRecord, read_json
+from mnist_jax.training import cluster
+from mnist_jax.training.rollcall import Job, call_roll, check_job
+from mnist_jax.training.run_dir import RECORD
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_process_with_two_devices_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    words = "experiments.train", *DIGITS, "--epochs=1"
+    first, second = run_job(2, *words, f"--run_dir={tmp_path / 'job'}")
+    run(*words, "--cpu_devices=2", f"--run_dir={tmp_path / 'alone'}")
+    job, alone = (
+        read_json(RunRecord, tmp_path / name / RECORD) for name in ("job", "alone")
+    )
+    assert job.params_sha256 == alone.params_sha256
+    assert job.test_accuracy == alone.test_accuracy and job.devices == 2
+    assert "test accuracy" in first.stdout and not second.stdout
+    assert not scratch_folders(tmp_path)
+
+
+def test_a_single_process_is_a_job_of_one() -> None:
+    assert cluster.processes() == 1 and cluster.is_writer()
+    assert cluster.exchange("test", 7) == [7] and cluster.decided("test", 7) == 7
+    assert cluster.output_folder(Path("runs")) == Path("runs")
+    cluster.agree("test", {"config": TrainConfig()}, "")
+    cluster.leave("there is nobody to tell")
+
+
+def call_together(jobs: list[Job], timeout: float = 5) -> list[str]:
+    """Returns what each of the processes is told is wrong."""
+    told = [""] * len(jobs)
+
+    def call(index: int) -> None:
+        try:
+            call_roll(jobs[index], timeout)
+        except InputError as error:
+            told[index] = str(error)
+
+    threads = [threading.Thread(target=call, args=[i]) for i in range(len(jobs))]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.01)
+    for thread in threads:
+        thread.join()
+    return told
+
+
+def test_roll_call_succeeds_in_any_order() -> None:
+    port = free_port()
+    jobs = [Job("localhost", port, 3, process) for process in (2, 0, 1)]
+    assert call_together(jobs) == [""] * 3
+
+
+@pytest.mark.parametrize(
+    "processes, counts, timeout, expected",
+    [
+        ([0, 2], [4, 4], 0.3, "2 of 4 processes did not start: processes 1, 3"),
+        ([0, 1, 1], [3] * 3, 5, "two processes have --process_id=1"),
+        ([0, 1], [3, 2], 5, "--num_processes is 3 in process 0 and 2 in process 1"),
+        ([1], [2], 0.3, "process 1 could not reach process 0"),
+    ],
+)
+def test_roll_call_names_what_is_wrong(
+    processes: list[int], counts: list[int], timeout: float, expected: str
+) -> None:
+    port = free_port()
+    jobs = [
+        Job("localhost", port, count, process)
+        for process, count in zip(processes, counts, strict=True)
+    ]
+    told = call_together(jobs, timeout)
+    assert all(expected in message for message in told), told
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        (("node0", 2, 0), "host:port"),
+        (("node0:99999", 2, 0), "host:port"),
+        (("node0:1234", None, 0), "give all three"),
+        (("node0:1234", 2, 2), "from 0 to --num_processes - 1 = 1; got 2"),
+    ],
+)
+def test_job_flags_are_checked(
+    given: tuple[str, int | None, int | None], expected: str
+) -> None:
+    with pytest.raises(InputError, match=expected):
+        check_job(*given)
