@@ -44,6 +44,18 @@ class Experiment:
     compile_cached: bool
 
 
+def split_for_training(dataset: Dataset, config: TrainConfig) -> Dataset:
+    """Splits a dataset; raises InputError if the config asks for too many images."""
+    dataset = split_dataset(dataset, config)
+    size = len(dataset.train.labels)
+    if config.batch_size > size:
+        raise InputError(
+            f"--batch_size must be at most the {size} training images; got "
+            f"{config.batch_size}; give a smaller batch size"
+        )
+    return dataset
+
+
 def prepare(
     config: TrainConfig, dataset: Dataset, seeds: int = 1, mesh: Mesh | None = None
 ) -> Experiment:
@@ -61,13 +73,8 @@ def prepare(
     """
     check_jax_settings()
     config = config.for_dataset(dataset.name)
-    dataset = split_dataset(dataset, config)
+    dataset = split_for_training(dataset, config)
     size = len(dataset.train.labels)
-    if config.batch_size > size:
-        raise InputError(
-            f"--batch_size must be at most the {size} training images; got "
-            f"{config.batch_size}; give a smaller batch size"
-        )
     mesh = mesh or choose_mesh(config, seeds)
     is_cpu = mesh.devices.flat[0].platform == "cpu"
     if config.precision == "bfloat16" and is_cpu and cpu_lacks_bfloat16():
@@ -106,6 +113,26 @@ def prepare(
         test=test,
         compile_seconds=clock.seconds,
         compile_cached=clock.cached,
+    )
+
+
+def change_learning_rate(experiment: Experiment, config: TrainConfig) -> Experiment:
+    """Returns an experiment with the same compiled programs and data.
+
+    Args:
+        experiment: returned by `prepare`.
+        config: as that of the experiment, but for the learning rate and the seed.
+    """
+    config = config.for_dataset(experiment.dataset.name)
+    same = dataclasses.replace(
+        config,
+        learning_rate=experiment.config.learning_rate,
+        seed=experiment.config.seed,
+    )
+    if same != experiment.config:
+        raise ValueError(f"{config} differs from {experiment.config} in other fields")
+    return dataclasses.replace(
+        experiment, config=config, compile_seconds=0.0, compile_cached=True
     )
 
 
