@@ -3,6 +3,7 @@
 # make test         install, lint, then run the tests
 # make test-fast    install, then run the fast tests, in under a minute
 # make test-faults  install, then run the long fault-injection tests and print figures
+# make test-scale   install Ray too, then run the tests of sweeps on a cluster
 # make test-matrix  run the tests on the oldest and newest supported Python and jax
 # make lint         install, then run ruff and mypy
 # make peers        install PyTorch and Keras in .venv-peers, then benchmark them
@@ -21,7 +22,7 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready-$(shell $(PYTHON) -c \
 	'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null)
 
-.PHONY: install compare test test-fast test-faults test-matrix lint peers speedrun \
+.PHONY: install compare test test-fast test-faults test-scale test-matrix lint peers speedrun \
 	accelerator check-tpu clean
 
 install: $(READY)
@@ -43,10 +44,15 @@ test: install lint
 	$(BIN)/python -m pytest --numprocesses=auto --dist=worksteal
 
 test-fast: install
-	$(BIN)/python -m pytest --numprocesses=auto --dist=worksteal -m 'not slow and not faults'
+	$(BIN)/python -m pytest --numprocesses=auto --dist=worksteal -m 'not slow and not faults and not scale'
 
 test-faults: install
 	$(BIN)/python -m pytest -m faults -rP tests
+
+test-scale: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint $(CONSTRAINTS) --editable '.[test,sweep]'
+	$(BIN)/python -m pytest -m scale -rP tests
 
 # The constraints for Python 3.11 pin the oldest jax, flax and optax that pyproject.toml
 # allows; the constraints for newer Pythons pin the newest.

@@ -4,6 +4,7 @@ import gc
 import re
 import sys
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 from absl import app, flags, logging
@@ -17,19 +18,29 @@ from mnist_jax.training.setup import setup
 FLAGS = flags.FLAGS
 
 
-def start_jax() -> None:
-    """Sets JAX up from the flags; raises as `setup`."""
+class Machine(NamedTuple):
+    """How a process is to set JAX up; the fields are as for `setup`."""
+
+    platform: str | None
+    cpu_devices: int
+    compile_cache: bool
+
+
+def chosen_machine() -> Machine:
+    """Returns the machine given by the flags."""
+    devices = (FLAGS.cpu_devices if "cpu_devices" in FLAGS else None) or 0
+    return Machine(FLAGS.platform, devices, FLAGS.compile_cache == "on")
+
+
+def start_jax(machine: Machine | None = None) -> None:
+    """Sets JAX up, by default from the flags; raises as `setup`."""
+    machine = machine or chosen_machine()
     # Objects created by imports stay alive. Scanning them in every collection would
     # take a tenth of the time of tracing and lowering.
     gc.freeze()
-    use_cache = FLAGS.compile_cache == "on"
-    if not use_cache:  # nor the one of JAX_COMPILATION_CACHE_DIR
+    if not machine.compile_cache:  # nor the one of JAX_COMPILATION_CACHE_DIR
         jax.config.update("jax_enable_compilation_cache", False)
-    setup(
-        FLAGS.platform,
-        (FLAGS.cpu_devices if "cpu_devices" in FLAGS else None) or 0,
-        use_cache,
-    )
+    setup(*machine)
 
 
 def with_commands(text: str, package: str) -> str:

@@ -17,7 +17,7 @@ PROGRAMS = [
     *(f"experiments.{name}" for name in "train predict demo plot summary data".split()),
     *(
         f"benchmarks.{name}"
-        for name in "compare report throughput redrawn speedrun".split()
+        for name in "compare report throughput redrawn speedrun sweep".split()
     ),
     *("benchmarks.published.table", "benchmarks.regress"),
 ]

@@ -27,7 +27,7 @@ PARSED_ONLY = {
     "benchmarks.speedrun": "trains on all of MNIST many times; see test_speedrun",
     "benchmarks.regress": "trains with two commits for minutes; see test_regress",
 }
-NEEDS_HARDWARE = ("--platform=gpu", "--platform=tpu")
+NEEDS_HARDWARE = ("--platform=gpu", "--platform=tpu", "--engine=ray")
 # Appended to each command whose program has the flag, so that it takes seconds.
 QUICK = {
     "dataset": "digits",
@@ -62,6 +62,8 @@ def quick_arguments(words: list[str], folder: Path) -> list[str]:
         name, _, value = argument.removeprefix("--").partition("=")
         if name in PATHS:
             argument = f"--{name}={folder / value}"
+        elif name == "samples":
+            argument = "--samples=2"
         elif name == "seeds":
             argument = f"--seeds={SEEDS}"
         quick.append(argument)

@@ -212,6 +212,45 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "out": OUT,
         },
     ),
+    "benchmarks.sweep": (
+        "--dataset=digits --out=OUT",
+        {
+            **first_of("model", "model_args"),
+            "model_args": CUSTOM_ARGS,
+            "data_dir": DATA_DIR,
+            "platform": PLATFORM,
+            "compile_cache": COMPILE_CACHE,
+            "quiet": QUIET,
+            "report": ["--report=maybe"],
+            "models": MODELS,
+            "seeds": FROM_SEED,
+            "out": OUT,
+            "vary": [
+                *("--vary=colour=1", "--vary=seed=1,2", "--vary=dataset=digits"),
+                *("--vary=learning_rate=", "--vary=learning_rate=0", "--vary=conv=8"),
+                *("--vary=batch_size=1.5", "--vary=optimizer=lion", "--vary=model=cnn"),
+                *(
+                    "--vary=momentum=0.9",
+                    "--vary=batch_size=99999",
+                    "--vary=epochs=none",
+                ),
+                *("--vary=epochs=1 --vary=epochs=2", "--vary=learning_rate=log(0,1)"),
+                *("--vary=optimizer=log(1,2)", "--vary=learning_rate=log(1e-4,1e-2)"),
+                "--vary=validation=none",
+            ],
+            "samples": ["--samples=-1", "--samples=x"],
+            "search": ["--search=grid", "--search=tpe"],
+            "search_seed": ["--search_seed=-1"],
+            "prune": ["--prune=maybe", "--prune --patience=2 --seeds=2"],
+            "min_epochs": ["--min_epochs=0", "--min_epochs=2"],
+            "reduction": ["--reduction=1", "--reduction=3"],
+            "engine": ["--engine=slurm"],
+            "workers": ["--workers=0", "--engine=ray --workers=2"],
+            "address": ["--address=auto"],
+            "cpus_per_trial": ["--cpus_per_trial=0", "--cpus_per_trial=2"],
+            "gpus_per_trial": ["--gpus_per_trial=-1", "--gpus_per_trial=1"],
+        },
+    ),
     "benchmarks.throughput": (
         "--images=64 --repeats=1 --batch_sizes=16",
         {
@@ -374,7 +413,7 @@ def test_invalid_flags_print_one_sentence_without_traceback(
 
 
 # Flags with any text but a path. The path of --model is expanded when it is read.
-TEXTS = {"against", "dataset", "init_preset", "model"}
+TEXTS = {"address", "against", "dataset", "init_preset", "model", "vary"}
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
