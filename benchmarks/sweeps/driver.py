@@ -80,6 +80,8 @@ class Sweep:
             self._replay(trial)
             state = self._states.get(folder, STARTED)
             if set(read_records(trial.folders)) == set(self.seeds):
+                if state == STARTED:  # the driver was killed before it wrote the state
+                    write_trial(trial, FINISHED)
                 state = FINISHED
             if state == STARTED:
                 write_trial(trial)

@@ -5,6 +5,7 @@ import importlib.util
 import math
 import os
 import secrets
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -59,8 +60,9 @@ def run_on_ray(
     """
     ray = _import_ray()
     try:
+        _check_address(address)
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise InputError(
             f"--address={address}: no Ray cluster answers ({error}); start one with "
             "`ray start --head`, or give its address"
@@ -81,6 +83,13 @@ def _import_ray() -> ModuleType:
     import ray
 
     return ray
+
+
+def _check_address(address: str) -> None:
+    """Raises OSError if nothing answers there, where Ray would end the process."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit() and "/" not in address:
+        socket.create_connection((host, int(port)), timeout=5).close()
 
 
 class Mailbox:

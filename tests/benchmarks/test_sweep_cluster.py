@@ -180,9 +180,7 @@ def test_a_trial_larger_than_every_node_is_refused(cluster, tmp_path):
 
 def test_an_address_without_a_cluster_is_one_sentence(tmp_path):
     words = GRID[:4] + ("--engine=ray", "--address=127.0.0.1:1")
-    refused = run_process(
-        *words, f"--out={tmp_path}", RAY_gcs_rpc_server_reconnect_timeout_s="1"
-    )
+    refused = run_process(*words, f"--out={tmp_path}")
     assert refused.returncode == 1
     assert "no Ray cluster answers" in refused.stderr
     assert "Traceback" not in refused.stderr

@@ -9,6 +9,34 @@ from benchmarks.sweeps.space import combine, parse_space
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Dataset
 
+# Invalid command lines by flag, as in `test_flags.py`.
+SWEEP_FLAGS = {
+    "vary": [
+        *("--vary=colour=1", "--vary=seed=1,2", "--vary=dataset=digits"),
+        *("--vary=learning_rate=", "--vary=learning_rate=0", "--vary=conv=8"),
+        *("--vary=batch_size=1.5", "--vary=optimizer=lion", "--vary=model=cnn"),
+        *(
+            "--vary=momentum=0.9",
+            "--vary=batch_size=99999",
+            "--vary=epochs=none",
+        ),
+        *("--vary=epochs=1 --vary=epochs=2", "--vary=learning_rate=log(0,1)"),
+        *("--vary=optimizer=log(1,2)", "--vary=learning_rate=log(1e-4,1e-2)"),
+        "--vary=validation=none",
+    ],
+    "samples": ["--samples=-1", "--samples=x"],
+    "search": ["--search=grid", "--search=tpe"],
+    "search_seed": ["--search_seed=-1"],
+    "prune": ["--prune=maybe", "--prune --patience=2 --seeds=2"],
+    "min_epochs": ["--min_epochs=0", "--min_epochs=2"],
+    "reduction": ["--reduction=1", "--reduction=3"],
+    "engine": ["--engine=slurm"],
+    "workers": ["--workers=0", "--engine=ray --workers=2"],
+    "address": ["--address=auto"],
+    "cpus_per_trial": ["--cpus_per_trial=0", "--cpus_per_trial=2"],
+    "gpus_per_trial": ["--gpus_per_trial=-1", "--gpus_per_trial=1"],
+}
+
 
 def make_config(settings: dict[str, str]) -> TrainConfig:
     """Returns a small config with the settings that the tests vary."""

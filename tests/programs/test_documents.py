@@ -27,7 +27,8 @@ PARSED_ONLY = {
     "benchmarks.speedrun": "trains on all of MNIST many times; see test_speedrun",
     "benchmarks.regress": "trains with two commits for minutes; see test_regress",
 }
-NEEDS_HARDWARE = ("--platform=gpu", "--platform=tpu", "--engine=ray")
+# Or a Ray cluster; new processes take seconds to start, see test_sweep.
+NEEDS_HARDWARE = ("--platform=gpu", "--platform=tpu", "--engine=ray", "--workers=2")
 # Appended to each command whose program has the flag, so that it takes seconds.
 QUICK = {
     "dataset": "digits",

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from helpers.programs import flags_of, run
+from helpers.sweeps import SWEEP_FLAGS
 
 from mnist_jax.cli.flags import _PathParser
 from mnist_jax.config import TrainConfig
@@ -117,6 +118,7 @@ PICTURE = ["--picture=digits.bmp", "--picture=/nonexistent/digits.png"]
 OUT = ["--out=/dev/null/results"]
 MODELS = ["--models=vit", "--models="]
 CUSTOM_ARGS = ["--models=examples/mixer.py:Mixer --model_args=width"]
+UNVALIDATED = [f"--validation={name} --targets=0.9" for name in ("none", "test")]
 TARGETS = [f"--targets={text}" for text in ("0", "1", "x", "nan", "0.9,", "98")]
 
 
@@ -130,6 +132,18 @@ def first_of(*without: str) -> dict[str, list[str]]:
     return {name: rows[:1] for name, rows in CONFIG.items() if name not in without}
 
 
+OF_SEVERAL = {
+    **first_of("model", "model_args"),
+    "model_args": CUSTOM_ARGS,
+    "data_dir": DATA_DIR,
+    "platform": PLATFORM,
+    "compile_cache": COMPILE_CACHE,
+    "quiet": QUIET,
+    "report": ["--report=maybe"],
+    "models": MODELS,
+    "seeds": FROM_SEED,
+    "out": OUT,
+}
 # By program: arguments that precede each invalid flag, and the rows. RUN is a finished
 # run.
 PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
@@ -195,62 +209,12 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
     "benchmarks.compare": (
         "--dataset=digits --out=OUT",
         {
-            **first_of("model", "model_args"),
-            "model_args": CUSTOM_ARGS,
-            "data_dir": DATA_DIR,
-            "platform": PLATFORM,
-            "compile_cache": COMPILE_CACHE,
-            "quiet": QUIET,
-            "report": ["--report=maybe"],
+            **OF_SEVERAL,
             "against": ["--against=gru"],
-            "targets": [
-                *TARGETS,
-                *("--validation=none --targets=0.9", "--validation=test --targets=0.9"),
-            ],
-            "models": MODELS,
-            "seeds": FROM_SEED,
-            "out": OUT,
+            "targets": TARGETS + UNVALIDATED,
         },
     ),
-    "benchmarks.sweep": (
-        "--dataset=digits --out=OUT",
-        {
-            **first_of("model", "model_args"),
-            "model_args": CUSTOM_ARGS,
-            "data_dir": DATA_DIR,
-            "platform": PLATFORM,
-            "compile_cache": COMPILE_CACHE,
-            "quiet": QUIET,
-            "report": ["--report=maybe"],
-            "models": MODELS,
-            "seeds": FROM_SEED,
-            "out": OUT,
-            "vary": [
-                *("--vary=colour=1", "--vary=seed=1,2", "--vary=dataset=digits"),
-                *("--vary=learning_rate=", "--vary=learning_rate=0", "--vary=conv=8"),
-                *("--vary=batch_size=1.5", "--vary=optimizer=lion", "--vary=model=cnn"),
-                *(
-                    "--vary=momentum=0.9",
-                    "--vary=batch_size=99999",
-                    "--vary=epochs=none",
-                ),
-                *("--vary=epochs=1 --vary=epochs=2", "--vary=learning_rate=log(0,1)"),
-                *("--vary=optimizer=log(1,2)", "--vary=learning_rate=log(1e-4,1e-2)"),
-                "--vary=validation=none",
-            ],
-            "samples": ["--samples=-1", "--samples=x"],
-            "search": ["--search=grid", "--search=tpe"],
-            "search_seed": ["--search_seed=-1"],
-            "prune": ["--prune=maybe", "--prune --patience=2 --seeds=2"],
-            "min_epochs": ["--min_epochs=0", "--min_epochs=2"],
-            "reduction": ["--reduction=1", "--reduction=3"],
-            "engine": ["--engine=slurm"],
-            "workers": ["--workers=0", "--engine=ray --workers=2"],
-            "address": ["--address=auto"],
-            "cpus_per_trial": ["--cpus_per_trial=0", "--cpus_per_trial=2"],
-            "gpus_per_trial": ["--gpus_per_trial=-1", "--gpus_per_trial=1"],
-        },
-    ),
+    "benchmarks.sweep": ("--dataset=digits --out=OUT", {**OF_SEVERAL, **SWEEP_FLAGS}),
     "benchmarks.throughput": (
         "--images=64 --repeats=1 --batch_sizes=16",
         {
