@@ -101,7 +101,8 @@ def flag_figure(frame: pd.DataFrame, name: str, title: str = "") -> Figure:
     axes.set_xlabel(name)
     axes.set_ylabel(_ACCURACY)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    if not all(frame["state"] == FINISHED):
+        axes.legend(frameon=False)
     return figure
 
 
