@@ -3,7 +3,7 @@
 # make test         install, lint, then run the tests
 # make test-fast    install, then run the fast tests, in under a minute
 # make test-faults  install, then run the long fault-injection tests and print figures
-# make test-scale   install, then run the tests of jobs of several processes
+# make test-scale   install Ray too, then run the tests of jobs and sweeps on a cluster
 # make test-matrix  run the tests on the oldest and newest supported Python and jax
 # make lint         install, then run ruff and mypy
 # make peers        install PyTorch and Keras in .venv-peers, then benchmark them
@@ -50,7 +50,9 @@ test-faults: install
 	$(BIN)/python -m pytest -m faults -rP tests
 
 test-scale: install
-	$(BIN)/python -m pytest -m scale tests
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint $(CONSTRAINTS) --editable '.[test,sweep]'
+	$(BIN)/python -m pytest -m scale -rP tests
 
 # The constraints for Python 3.11 pin the oldest jax, flax and optax that pyproject.toml
 # allows; the constraints for newer Pythons pin the newest.

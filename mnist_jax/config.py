@@ -593,3 +593,19 @@ def as_text(value: Any) -> str:
     if value is None:
         return "none"
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def changed_fields(config: TrainConfig, dataset: str) -> dict[str, Any]:
+    """Returns the fields, without the seed, that differ from the model's defaults.
+
+    Args:
+        config: the settings.
+        dataset: name of the loaded dataset, whose defaults `dataset="auto"` takes.
+    """
+    default = TrainConfig(model=config.model).for_dataset(dataset)
+    return {
+        field.name: value
+        for field in dataclasses.fields(config)
+        if field.name not in ("model", "seed", "dataset")
+        and (value := getattr(config, field.name)) != getattr(default, field.name)
+    }

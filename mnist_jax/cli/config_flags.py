@@ -99,7 +99,7 @@ def config_from_flags(
     Raises:
         InputError: a value is not allowed, or a flag has no effect with the others.
     """
-    given = {
+    given: dict[str, Any] = {
         name: flag_values[name].value
         for name in _FIELDS
         if name in flag_values and flag_values[name].value is not None
@@ -120,6 +120,7 @@ def config_from_flags(
             if not needs[name] or needs[name][0] != "model" or kind in needs[name][1]
         }
         given["model"] = model
-    config = TrainConfig(**{**given, **changes})
+    given.update(changes)
+    config = TrainConfig(**given)
     check_used(config, given)
     return config

@@ -1,6 +1,7 @@
 """The absl flags shared by several programs, and helpers that read them."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +126,10 @@ def define_cluster_flags() -> None:
     )
 
 
-def define_models_flag(purpose: str) -> None:
+def define_models_flag(purpose: str, default: Sequence[str] = MODELS) -> None:
     """Defines `--models`; read it with `chosen_models`."""
     help = f"networks to {purpose}, comma-separated"
-    flags.DEFINE_list("models", list(MODELS), help)
+    flags.DEFINE_list("models", list(default), help)
 
 
 def chosen_models(custom: bool = False) -> list[str]:

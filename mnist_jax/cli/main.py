@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
+from typing import NamedTuple
 
 import jax
 from absl import app, flags, logging
@@ -63,19 +64,29 @@ def start_job() -> None:
     cluster.agree("flags", values, "start all processes with the same command")
 
 
-def start_jax() -> None:
-    """Sets JAX up from the flags; raises as `setup`."""
+class Machine(NamedTuple):
+    """How a process is to set JAX up; the fields are as for `setup`."""
+
+    platform: str | None
+    cpu_devices: int
+    compile_cache: bool
+
+
+def chosen_machine() -> Machine:
+    """Returns the machine given by the flags."""
+    devices = (FLAGS.cpu_devices if "cpu_devices" in FLAGS else None) or 0
+    return Machine(FLAGS.platform, devices, FLAGS.compile_cache == "on")
+
+
+def start_jax(machine: Machine | None = None) -> None:
+    """Sets JAX up, by default from the flags; raises as `setup`."""
+    machine = machine or chosen_machine()
     # Objects created by imports stay alive. Scanning them in every collection would
     # take a tenth of the time of tracing and lowering.
     gc.freeze()
-    use_cache = FLAGS.compile_cache == "on"
-    if not use_cache:  # nor the one of JAX_COMPILATION_CACHE_DIR
+    if not machine.compile_cache:  # nor the one of JAX_COMPILATION_CACHE_DIR
         jax.config.update("jax_enable_compilation_cache", False)
-    setup(
-        FLAGS.platform,
-        (FLAGS.cpu_devices if "cpu_devices" in FLAGS else None) or 0,
-        use_cache,
-    )
+    setup(*machine)
 
 
 def _first(error: Exception) -> str:

@@ -25,6 +25,7 @@ from mnist_jax.reporting.pictures import (
     pareto_picture,
 )
 from mnist_jax.reporting.plots import THEMES, save_figure, themed_svg
+from mnist_jax.reporting.sweep_page import SweepSection, read_sweep
 from mnist_jax.reporting.tables import (
     comparison_frame,
     format_comparison,
@@ -67,8 +68,10 @@ def _sort_value(text: str) -> float | str:
 
     >>> _sort_value("93,322"), _sort_value("0.9935 ± 0.0002 (n=3)"), _sort_value("cnn")
     (93322.0, 0.9935, 'cnn')
+    >>> _sort_value("1e-3")
+    0.001
     """
-    number = re.match(r"-?\d[\d,]*\.?\d*", text)
+    number = re.match(r"-?\d[\d,]*\.?\d*(e-?\d+)?", text)
     return float(number[0].replace(",", "")) if number else text
 
 
@@ -157,7 +160,9 @@ def read_details(out: Path) -> dict[tuple[Any, ...], DetailsRecord]:
 def read_sections(
     out: Path, targets: Sequence[float] = (), against: TrainConfig | None = None
 ) -> list[Section]:
-    """Reads the output folder of `benchmarks.compare`; arguments of `write_tables`.
+    """Reads the output folder of `benchmarks.compare` or of a sweep.
+
+    Arguments are as for `write_tables`.
 
     Damaged lines are skipped with a warning, as by `read_jsonl`.
 
@@ -198,7 +203,7 @@ def _image(picture: Picture) -> _Image:
     return _Image(sources, width, height)
 
 
-def format_page(sections: Sequence[Section]) -> str:
+def format_page(sections: Sequence[Section], sweep: SweepSection | None = None) -> str:
     """Returns the page as self-contained HTML, without links to other resources."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mnist_jax.reporting", ""),
@@ -207,13 +212,17 @@ def format_page(sections: Sequence[Section]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(PAGE).render(sections=sections, image=_image)
+    return environment.get_template(PAGE).render(
+        sections=sections, sweep=sweep, image=_image, sort_value=_sort_value
+    )
 
 
 def write_report(
     out: Path, targets: Sequence[float] = (), against: TrainConfig | None = None
 ) -> Path:
     """Writes the page for a folder's records, and its pictures as PNG and SVG.
+
+    In the folder of a sweep it begins with the sweep.
 
     Args:
         out: the folder.
@@ -226,15 +235,22 @@ def write_report(
     Raises:
         InputError: see `read_sections`, or a file cannot be written.
     """
-    sections = read_sections(out, targets, against)
+    sections, sweep = read_sections(out, targets, against), read_sweep(out)
     make_folder(out / PICTURES)
+    for picture in sweep.pictures if sweep else []:
+        _save(picture, sections[0].title, out)
     for section in sections:
         pictures = [
             picture for network in section.networks for picture in network.pictures
         ]
         for picture in (*section.comparisons, *pictures):
-            figure = picture.draw(f"{picture.heading}, {section.title}")
-            for suffix in (".png", ".svg"):
-                save_figure(figure, out / PICTURES / f"{picture.name}{suffix}")
-    write_file(out / PAGE, format_page(sections))
+            _save(picture, section.title, out)
+    write_file(out / PAGE, format_page(sections, sweep))
     return out / PAGE
+
+
+def _save(picture: Picture, title: str, out: Path) -> None:
+    """Writes a picture of the page as PNG and SVG."""
+    figure = picture.draw(f"{picture.heading}, {title}")
+    for suffix in (".png", ".svg"):
+        save_figure(figure, out / PICTURES / f"{picture.name}{suffix}")

@@ -1,13 +1,12 @@
 """Comparison tables of recorded runs."""
 
-import dataclasses
 import math
 import statistics
 from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from mnist_jax.config import TrainConfig, as_text
+from mnist_jax.config import TrainConfig, as_text, changed_fields
 from mnist_jax.records.environment import Environment
 from mnist_jax.records.schema import RunRecord
 from mnist_jax.reporting.differences import NOTE as DIFFERENCES_NOTE
@@ -22,14 +21,7 @@ from mnist_jax.reporting.targets import format_targets, target_columns
 
 def format_settings(record: RunRecord) -> str:
     """Formats the settings that differ from the defaults, without the seed."""
-    config = record.config
-    default = TrainConfig(model=config.model).for_dataset(record.dataset)
-    changes = {
-        field.name: value
-        for field in dataclasses.fields(config)
-        if field.name not in ("model", "seed", "dataset")
-        and (value := getattr(config, field.name)) != getattr(default, field.name)
-    }
+    changes = changed_fields(record.config, record.dataset)
     if record.source_sha256 is not None:
         changes["source"] = record.source_sha256[:8]  # other code is another network
     return " ".join(f"{name}={as_text(value)}" for name, value in changes.items())
@@ -57,10 +49,11 @@ def mean_and_spread(values: Sequence[float]) -> str:
     '0.9750 ± 0.0071 (n=2)'
     """
     series = pd.Series(values)
-    return _format_mean(series.mean(), series.std(), len(series))
+    return format_mean(series.mean(), series.std(), len(series))
 
 
-def _format_mean(mean: float, std: float, n: int) -> str:
+def format_mean(mean: float, std: float, n: int) -> str:
+    """Formats a mean as `mean_and_spread` does."""
     spread = f" ± {std:.4f}" if n > 1 else ""
     return f"{mean:.4f}{spread} (n={n})"
 
@@ -179,7 +172,7 @@ def format_comparison(frame: pd.DataFrame) -> pd.DataFrame:
             "devices": frame["devices"],
             "seeds together": frame["seeds_together"],
             "test accuracy": [
-                _format_mean(*row) for row in accuracies.itertuples(index=False)
+                format_mean(*row) for row in accuracies.itertuples(index=False)
             ],
             "with TTA": column("tta_accuracy", "{:.4f}"),
             "test loss": column("test_loss", "{:.4f}"),

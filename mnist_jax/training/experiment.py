@@ -46,6 +46,24 @@ class Experiment:
     compile_cached: bool
 
 
+def split_for_training(dataset: Dataset, config: TrainConfig) -> Dataset:
+    """Splits a dataset; raises InputError if the config asks for too many images."""
+    dataset = split_dataset(dataset, config)
+    size = len(dataset.train.labels)
+    if config.batch_size > size:
+        raise InputError(
+            f"--batch_size must be at most the {size} training images; got "
+            f"{config.batch_size}; give a smaller batch size"
+        )
+    if erase := dict(map(parse_augmentation, config.augment)).get("erase"):
+        if erase >= min(dataset.shapes.image):
+            raise InputError(
+                f"--augment=erase{erase:g} erases whole images of "
+                f"{'x'.join(map(str, dataset.shapes.image))}; use a smaller square"
+            )
+    return dataset
+
+
 def prepare(
     config: TrainConfig, dataset: Dataset, seeds: int = 1, mesh: Mesh | None = None
 ) -> Experiment:
@@ -63,19 +81,8 @@ def prepare(
     """
     check_jax_settings()
     config = config.for_dataset(dataset.name)
-    dataset = split_dataset(dataset, config)
+    dataset = split_for_training(dataset, config)
     size = len(dataset.train.labels)
-    if config.batch_size > size:
-        raise InputError(
-            f"--batch_size must be at most the {size} training images; got "
-            f"{config.batch_size}; give a smaller batch size"
-        )
-    if erase := dict(map(parse_augmentation, config.augment)).get("erase"):
-        if erase >= min(dataset.shapes.image):
-            raise InputError(
-                f"--augment=erase{erase:g} erases whole images of "
-                f"{'x'.join(map(str, dataset.shapes.image))}; use a smaller square"
-            )
     mesh = mesh or choose_mesh(config, seeds, dataset.shapes)
     _agree(config, dataset, seeds, mesh)
     is_cpu = mesh.devices.flat[0].platform == "cpu"
@@ -139,6 +146,26 @@ def _agree(config: TrainConfig, dataset: Dataset, seeds: int, mesh: Mesh) -> Non
         "the number of devices": mesh.size,
     }
     cluster.agree("prepare", values, "make them equal and start all processes again")
+
+
+def change_learning_rate(experiment: Experiment, config: TrainConfig) -> Experiment:
+    """Returns an experiment with the same compiled programs and data.
+
+    Args:
+        experiment: returned by `prepare`.
+        config: as that of the experiment, but for the learning rate and the seed.
+    """
+    config = config.for_dataset(experiment.dataset.name)
+    same = dataclasses.replace(
+        config,
+        learning_rate=experiment.config.learning_rate,
+        seed=experiment.config.seed,
+    )
+    if same != experiment.config:
+        raise ValueError(f"{config} differs from {experiment.config} in other fields")
+    return dataclasses.replace(
+        experiment, config=config, compile_seconds=0.0, compile_cached=True
+    )
 
 
 def _hold_out(

@@ -14,7 +14,7 @@ import numpy as np
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.augment import all_shifts
 from mnist_jax.data.batches import epoch_indices
-from mnist_jax.errors import InputError
+from mnist_jax.errors import DivergedError
 from mnist_jax.models.networks import count_params, resolve_impl
 from mnist_jax.records.environment import Environment, current_environment
 from mnist_jax.records.schema import EpochRecord, RunRecord
@@ -23,7 +23,7 @@ from mnist_jax.training.checkpoints import Checkpoint, params_sha256
 from mnist_jax.training.epochs import predict_images
 from mnist_jax.training.experiment import Experiment
 from mnist_jax.training.mesh import shard_seeds
-from mnist_jax.training.optimizers import final_params
+from mnist_jax.training.optimizers import final_params, set_learning_rate
 from mnist_jax.training.steps import Metrics, TrainState
 
 # Duration of a chunk of an epoch. Between chunks, the program reports progress and can
@@ -103,7 +103,7 @@ def is_over(config: TrainConfig, epochs: Sequence[EpochRecord]) -> bool:
 def check_finite(
     losses: Any, config: TrainConfig, seed: int, epochs: Sequence[EpochRecord]
 ) -> None:
-    """Raises InputError if a loss is NaN or infinite.
+    """Raises DivergedError if a loss is NaN or infinite.
 
     Args:
         losses: loss of each step of an epoch `[steps]`, or one evaluation loss.
@@ -131,7 +131,7 @@ def check_finite(
             "no step has changed the parameters yet, so the network, the parameters it "
             "starts from or --pixels are the cause, not the learning rate"
         )
-    raise InputError(
+    raise DivergedError(
         f"{config.name}, seed {seed}: the loss is {losses.flat[bad[0]]} {where} "
         f"of epoch {min(len(epochs) + 1, config.epochs)}; {before}; {advice}"
     )
@@ -225,7 +225,7 @@ def fit(
         includes the epochs before the stop, but only the last compilation.
 
     Raises:
-        InputError: a loss became NaN or infinite.
+        DivergedError: a loss became NaN or infinite.
     """
     config, programs = experiment.config, experiment.programs
     if len(seeds) != experiment.seeds:
@@ -235,6 +235,9 @@ def fit(
         raise ValueError(f"with patience, seeds train one by one; got {len(seeds)}")
     environment, began = current_environment(), time.perf_counter()
     states, run_keys = programs.init_run(seeds)
+    # The programs may have been compiled with another one: see `change_learning_rate`.
+    opt_state = set_learning_rate(states.opt_state, config.learning_rate)
+    states = states._replace(opt_state=opt_state)
     histories: list[list[EpochRecord]] = [[] for _ in seeds]
     if resume is not None:
         states, histories = resume.states, [list(epochs) for epochs in resume.histories]

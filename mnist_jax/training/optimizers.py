@@ -1,9 +1,11 @@
 """Optax optimizers and learning rate schedules for a config."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from mnist_jax.config import TrainConfig
@@ -49,6 +51,56 @@ def scale_by_adam(
         return updates, optax.ScaleByAdamState(count, mu, nu)
 
     return optax.GradientTransformation(init, update)
+
+
+class RateState(NamedTuple):
+    """The state of `scale_by_rate`."""
+
+    steps: jax.Array  # so far
+    learning_rate: Any  # array: data, so that one program trains with any
+
+
+def scale_by_rate(
+    learning_rate: float, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+    """Multiplies updates by the negative learning rate of the step.
+
+    `set_learning_rate` changes it in the state: a sweep over learning rates compiles
+    once.
+
+    Args:
+        learning_rate: its peak.
+        schedule: factor of the peak at each step.
+    """
+
+    def init(params: Any) -> RateState:
+        del params
+        return RateState(
+            jnp.zeros((), jnp.int32), jnp.asarray(learning_rate, jnp.float32)
+        )
+
+    def update(
+        updates: Any, state: RateState, params: Any = None
+    ) -> tuple[Any, RateState]:
+        del params
+        rate = -state.learning_rate * schedule(state.steps)
+        scaled = jax.tree.map(lambda u: jnp.asarray(rate, u.dtype) * u, updates)
+        steps = optax.safe_increment(state.steps)
+        return scaled, RateState(steps, state.learning_rate)
+
+    return optax.GradientTransformation(init, update)
+
+
+def set_learning_rate(opt_state: Any, learning_rate: float) -> Any:
+    """Returns an optimizer state with another learning rate, of all its seeds."""
+
+    def change(node: Any) -> Any:
+        if not isinstance(node, RateState):
+            return node
+        rates = np.full_like(node.learning_rate, learning_rate)  # one for each seed
+        return node._replace(learning_rate=rates)
+
+    return jax.tree.map(change, opt_state, is_leaf=lambda n: isinstance(n, RateState))
 
 
 class AverageState(NamedTuple):
@@ -128,12 +180,11 @@ def create_schedule(config: TrainConfig, steps: int) -> optax.Schedule:
     return optax.cosine_onecycle_schedule(steps, peak, pct_start=fraction)
 
 
-def _muon(
-    schedule: optax.Schedule, b1: float, b2: float
-) -> optax.GradientTransformation:
+def _muon(b1: float, b2: float) -> optax.GradientTransformation:
     """Muon for kernels, a convolution's as a matrix `[k*k*C,F]`; Adam for biases.
 
     Updates of kernels have the size of Adam's, so that learning rates are comparable.
+    Their sign is that of the gradients.
     """
 
     def dimensions(params: Any) -> Any:
@@ -146,7 +197,7 @@ def _muon(
         return jax.tree.map(of_leaf, params)
 
     return optax.contrib.muon(
-        schedule,
+        -1.0,  # which it negates: `scale_by_rate` has the learning rate
         muon_weight_dimension_numbers=dimensions,
         consistent_rms=0.2,
         adam_b1=b1,
@@ -157,7 +208,6 @@ def _muon(
 def create_optimizer(config: TrainConfig, steps: int) -> optax.GradientTransformation:
     """Returns the optimizer of a config for a run of `steps` steps."""
     transforms, betas = [], (config.beta1, config.beta2)
-    schedule = create_schedule(config, steps)
     if config.clip_norm is not None:
         transforms.append(optax.clip_by_global_norm(config.clip_norm))
     if config.optimizer == "sgd":
@@ -170,9 +220,9 @@ def create_optimizer(config: TrainConfig, steps: int) -> optax.GradientTransform
     if config.optimizer == "adamw":
         transforms.append(optax.add_decayed_weights(config.weight_decay))
     if config.optimizer == "muon":
-        transforms.append(_muon(schedule, *betas))
-    else:
-        transforms.append(optax.scale_by_learning_rate(schedule))
+        transforms.append(_muon(*betas))
+    factor = create_schedule(dataclasses.replace(config, learning_rate=1.0), steps)
+    transforms.append(scale_by_rate(config.learning_rate, factor))
     tx = optax.chain(*transforms)
     if config.freeze:
 

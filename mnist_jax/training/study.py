@@ -24,7 +24,7 @@ from mnist_jax.records.schema import (
 from mnist_jax.training.run_dir import RECORD
 from mnist_jax.training.sweep import LOCK, Plan
 
-_RUNS = "runs"
+RUNS = "runs"
 
 
 class Study(NamedTuple):
@@ -46,7 +46,7 @@ class Study(NamedTuple):
         """
         key = self.run_keys(config, system, [0])[0]
         digest = hashlib.sha256(repr(key).encode()).hexdigest()[:12]
-        folder = self.out / _RUNS / f"{name}-{digest}"
+        folder = self.out / RUNS / f"{name}-{digest}"
         return {seed: folder / f"seed{seed}" for seed in self.seeds}
 
     def plan(
@@ -97,7 +97,7 @@ def find_runs(out: Path) -> dict[Path, RunRecord]:
     An unreadable record is skipped with a warning.
     """
     records = {}
-    for path in sorted((out / _RUNS).glob(f"*/*/{RECORD}")):
+    for path in sorted((out / RUNS).glob(f"*/*/{RECORD}")):
         try:
             records[path.parent] = read_json(RunRecord, path)
         except InputError as error:

@@ -158,7 +158,12 @@ def plan_runs(
     return plan
 
 
-def train_runs(plan: Plan, dataset: Dataset, observer: Observer) -> Experiment | None:
+def train_runs(
+    plan: Plan,
+    dataset: Dataset,
+    observer: Observer,
+    prepare_runs: Callable[[TrainConfig, Dataset, int], Experiment] | None = None,
+) -> Experiment | None:
     """Trains the missing runs of a plan, with as many seeds together as possible.
 
     With `patience`, seeds train one by one, since each stops after another epoch.
@@ -170,6 +175,12 @@ def train_runs(plan: Plan, dataset: Dataset, observer: Observer) -> Experiment |
     process trains into them, or if no checkpoint is intact. A sweep waits for the other
     process and uses its runs; without an intact checkpoint of the same data and code it
     starts over; and it removes the checkpoints once all runs are finished.
+
+    Args:
+        plan: what to train, and where.
+        dataset: as returned by `load_dataset`.
+        observer: receives the progress.
+        prepare_runs: called instead of `prepare`, to reuse compiled programs.
 
     Returns:
         The experiment trained last; None if all runs were finished.
@@ -185,7 +196,7 @@ def train_runs(plan: Plan, dataset: Dataset, observer: Observer) -> Experiment |
             folders = {seed: plan.folders[seed] for seed in seeds}
             observer.check_stopped()
             observer.compiling(plan.config)
-            experiment = prepare(plan.config, dataset, len(seeds))
+            experiment = (prepare_runs or prepare)(plan.config, dataset, len(seeds))
             observer.check_stopped()
             params = None
             if plan.start_params is not None:

@@ -28,9 +28,10 @@ WRITTEN = {
     *("metrics.jsonl", "compare.jsonl", "compare.md", "throughput.jsonl"),
     *("published.jsonl", "published.md", "peers.jsonl", "report.html"),
     "accelerators.jsonl",
+    *("sweep.md", "sweep.csv", "sweep.jsonl", "best.cfg", "trial.json"),
     *("digits.png", "first_digits.png", "my7.png", "seen.png"),
 }
-OTHER_FLAGS = {"logdir", "help", "flagfile"}  # of TensorBoard and absl
+OTHER_FLAGS = {"logdir", "help", "flagfile", "head"}  # of TensorBoard, absl and Ray
 
 every_page = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 

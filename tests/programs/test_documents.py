@@ -28,7 +28,8 @@ PARSED_ONLY = {
     "benchmarks.regress": "trains with two commits for minutes; see test_regress",
     "benchmarks.scale": "times jobs of several processes; see test_scale",
 }
-NEEDS_HARDWARE = ("--platform=gpu", "--platform=tpu")
+# Or a Ray cluster; new processes take seconds to start, see test_sweep.
+NEEDS_HARDWARE = ("--platform=gpu", "--platform=tpu", "--engine=ray", "--workers=2")
 # Appended to each command whose program has the flag, so that it takes seconds.
 QUICK = {
     "dataset": "digits",
@@ -63,6 +64,8 @@ def quick_arguments(words: list[str], folder: Path) -> list[str]:
         name, _, value = argument.removeprefix("--").partition("=")
         if name in PATHS:
             argument = f"--{name}={folder / value}"
+        elif name == "samples":
+            argument = "--samples=2"
         elif name == "seeds":
             argument = f"--seeds={SEEDS}"
         quick.append(argument)

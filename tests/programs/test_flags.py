@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from helpers.jobs import INVALID_FLAGS
 from helpers.programs import flags_of, run
+from helpers.sweeps import SWEEP_FLAGS
 
 from mnist_jax.cli.flags import _PathParser
 from mnist_jax.config import TrainConfig
@@ -32,11 +33,7 @@ CONFIG = {
     ],
     "activation": ["--activation=gelu", "--model=cnn --activation=relu"],
     "dropout": [
-        "--dropout=1",
-        "--dropout=much",
-        "--dropout=-0.1",
-        "--dropout=nan",
-        "--dropout=",
+        *(f"--dropout={rate}" for rate in ("1", "much", "-0.1", "nan", "")),
         "--dropout=0.1,0.1,0.1,0.1,0.1",
         "--hidden= --dropout=0.1",
     ],
@@ -119,6 +116,7 @@ PICTURE = ["--picture=digits.bmp", "--picture=/nonexistent/digits.png"]
 OUT = ["--out=/dev/null/results"]
 MODELS = ["--models=vit", "--models="]
 CUSTOM_ARGS = ["--models=examples/mixer.py:Mixer --model_args=width"]
+UNVALIDATED = [f"--validation={name} --targets=0.9" for name in ("none", "test")]
 TARGETS = [f"--targets={text}" for text in ("0", "1", "x", "nan", "0.9,", "98")]
 
 
@@ -132,6 +130,16 @@ def first_of(*without: str) -> dict[str, list[str]]:
     return {name: rows[:1] for name, rows in CONFIG.items() if name not in without}
 
 
+OF_SEVERAL = {
+    **first_of("model", "model_args"),
+    "model_args": CUSTOM_ARGS,
+    **DATA_AND_MACHINE,
+    "quiet": QUIET,
+    "report": ["--report=maybe"],
+    "models": MODELS,
+    "seeds": FROM_SEED,
+    "out": OUT,
+}
 # By program: arguments that precede each invalid flag, and the rows. RUN is a finished
 # run.
 PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
@@ -203,22 +211,13 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
     "benchmarks.compare": (
         "--dataset=digits --out=OUT",
         {
-            **first_of("model", "model_args"),
-            "model_args": CUSTOM_ARGS,
-            **DATA_AND_MACHINE,
+            **OF_SEVERAL,
             **INVALID_FLAGS,
-            "quiet": QUIET,
-            "report": ["--report=maybe"],
             "against": ["--against=gru"],
-            "targets": [
-                *TARGETS,
-                *("--validation=none --targets=0.9", "--validation=test --targets=0.9"),
-            ],
-            "models": MODELS,
-            "seeds": FROM_SEED,
-            "out": OUT,
+            "targets": TARGETS + UNVALIDATED,
         },
     ),
+    "benchmarks.sweep": ("--dataset=digits --out=OUT", {**OF_SEVERAL, **SWEEP_FLAGS}),
     "benchmarks.throughput": (
         "--images=64 --repeats=1 --batch_sizes=16",
         {
@@ -377,7 +376,7 @@ def test_invalid_flags_print_one_sentence_without_traceback(
 
 
 # Flags with any text but a path. The path of --model is expanded when it is read.
-TEXTS = {"against", "coordinator", "dataset", "init_preset", "model"}
+TEXTS = {"address", "against", "coordinator", "dataset", "init_preset", "model", "vary"}
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

@@ -1,0 +1,220 @@
+"""Sweeps on a real Ray cluster of two nodes, whose parts are killed."""
+
+import csv
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from helpers.programs import run_process, start
+from helpers.sweeps import make_sweep
+
+from benchmarks.sweeps import ray_engine
+from benchmarks.sweeps.ray_engine import run_on_ray
+from mnist_jax.cli.main import Machine
+from mnist_jax.training.run_dir import load_run
+
+pytestmark = [
+    pytest.mark.scale,
+    pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed"),
+    # Ray leaves sockets and subprocesses to the interpreter's end.
+    pytest.mark.filterwarnings("ignore"),
+]
+
+TRIALS = 24
+GRID = (
+    *("benchmarks.sweep", "--dataset=digits", "--epochs=30", "--hidden=16"),
+    "--vary=learning_rate=1e-3,2e-3,3e-3,5e-3,1e-2,2e-2",
+    *("--vary=batch_size=64,256", "--vary=optimizer=adam,sgd"),
+)
+
+
+@pytest.fixture
+def cluster(monkeypatch) -> Iterator[Any]:
+    """A Ray cluster of two nodes with one CPU each, on this machine."""
+    for name, value in {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DISABLE_IMPORT_WARNING": "1",
+        "RAY_memory_monitor_refresh_ms": "0",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
+        "PYTHONPATH": os.getcwd(),
+    }.items():
+        monkeypatch.setenv(name, value)
+    from ray.cluster_utils import Cluster
+
+    options = dict(num_cpus=1, object_store_memory=200 * 2**20, include_dashboard=False)
+    cluster = Cluster(initialize_head=True, head_node_args=options)
+    cluster.add_node(num_cpus=1, object_store_memory=200 * 2**20)
+    yield cluster
+    cluster.shutdown()
+
+
+def records(out: Path) -> dict[str, tuple[str, str, int]]:
+    """Returns each run's settings with its sha256, date and time of writing."""
+    found = {}
+    for path in out.glob("runs/*/*/record.json"):
+        settings = json.loads((path.parents[1] / "trial.json").read_text())["settings"]
+        record = json.loads(path.read_text())
+        key = f"{settings} {record['config']['seed']}"
+        assert key not in found
+        found[key] = (
+            record["params_sha256"],
+            record["environment"]["date"],
+            path.stat().st_mtime_ns,
+        )
+    return found
+
+
+def read_until(process: Any, text: str) -> list[str]:
+    """Returns the lines of a program's output up to one with a text."""
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if text in line:
+            return lines
+    raise AssertionError(f"{text}: {lines[-5:]} {process.stderr.read()}")
+
+
+def ended(lines: list[str]) -> list[str]:
+    """Returns the trials whose end was printed."""
+    return [line.split(":")[0] for line in lines if "validation accuracy" in line]
+
+
+def kill_a_task() -> None:
+    """Kills a process that trains."""
+    for process in psutil.process_iter(["cmdline"]):
+        if any("ray::train_task" in word for word in process.info["cmdline"] or []):
+            process.kill()
+            return
+    raise AssertionError("no task runs")
+
+
+def test_a_sweep_survives_the_death_of_a_worker_a_node_and_the_driver(
+    cluster, tmp_path, record_property
+):
+    local, out = tmp_path / "local", tmp_path / "ray"
+    assert run_process(*GRID, "--workers=2", f"--out={local}").returncode == 0
+    command = [
+        *(sys.executable, "-m", *GRID, "--engine=ray", f"--address={cluster.address}"),
+        f"--out={out}",
+    ]
+    process = start(command)
+    lines = read_until(process, f" 3/{TRIALS} done")
+    kill_a_task()
+    lines += read_until(process, f" 8/{TRIALS} done")
+    node = cluster.worker_nodes.copy().pop()
+    cluster.remove_node(node, allow_graceful=False)
+    lines += read_until(process, f" 12/{TRIALS} done")
+    cluster.add_node(num_cpus=1, object_store_memory=200 * 2**20)
+    lines += read_until(process, f" 15/{TRIALS} done")
+    process.send_signal(signal.SIGKILL)
+    rest, _ = process.communicate(timeout=60)
+    lines += rest.splitlines()
+    before = records(out)
+    assert len(before) >= 15
+    process = start(command)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    after = records(out)
+    assert len(after) == TRIALS
+    # None was trained twice: the records of the first start are untouched.
+    assert {key: after[key] for key in before} == before
+    printed = ended(lines) + ended(output.splitlines())
+    assert len(set(printed)) == len(printed)
+    states = [
+        json.loads(path.read_text())["state"] for path in out.glob("runs/*/trial.json")
+    ]
+    assert states == ["finished"] * TRIALS
+    assert {k: v[0] for k, v in after.items()} == {
+        k: v[0] for k, v in records(local).items()
+    }
+    record_property("kills: of workers, nodes and drivers of sweeps", 3)
+
+
+def test_nodes_without_the_folder_send_their_runs_back(
+    cluster, digits, tmp_path, monkeypatch
+):
+    # The nodes look for another file than the one by which they would find the folder.
+    monkeypatch.setattr(ray_engine, "_MARK", ".other")
+    sweep = make_sweep(tmp_path, digits, "1e-3,1e-2")
+    machine = Machine("cpu", 0, True)
+    run_on_ray(sweep, cluster.address, 1, 0, machine, lambda: None)
+    assert len(records(tmp_path)) == 4
+    for path in tmp_path.rglob("record.json"):
+        assert load_run(path.parent).record.epochs  # verifies the parameters
+        assert (path.parent / "metrics.jsonl").exists()
+
+
+def test_pruning_on_a_cluster(cluster, tmp_path):
+    words = GRID[:4] + ("--vary=learning_rate=1e-2,1e-5,1e-6,2e-2", "--prune")
+    engine = "--engine=ray", f"--address={cluster.address}"
+    finished = run_process(*words, *engine, f"--out={tmp_path}")
+    assert finished.returncode == 0, finished.stderr
+    states = {
+        found["settings"]["learning_rate"]: found["state"]
+        for path in tmp_path.glob("runs/*/trial.json")
+        for found in [json.loads(path.read_text())]
+    }
+    assert "pruned" in states.values() and "finished" in states.values()
+    assert states["1e-6"] == "pruned"
+
+
+def test_a_trial_larger_than_every_node_is_refused(cluster, tmp_path):
+    words = GRID[:4] + ("--engine=ray", f"--address={cluster.address}")
+    refused = run_process(*words, "--cpus_per_trial=3", f"--out={tmp_path}")
+    assert refused.returncode == 1
+    assert "no node of the Ray cluster has --cpus_per_trial=3" in refused.stderr
+
+
+def test_an_address_without_a_cluster_is_one_sentence(tmp_path):
+    words = GRID[:4] + ("--engine=ray", "--address=127.0.0.1:1")
+    refused = run_process(*words, f"--out={tmp_path}")
+    assert refused.returncode == 1
+    assert "no Ray cluster answers" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def thousand(out: Path, *engine: str) -> tuple[float, float]:
+    """Trains 1,000 trials; returns the seconds for each beside its epoch, and MB.
+
+    The megabytes are by how much the driver grew after its first 200 trials.
+    """
+    rates = ",".join(f"{number / 1e5:.5f}" for number in range(1, 1001))
+    command = [
+        *(sys.executable, "-m", "benchmarks.sweep", "--dataset=digits", "--epochs=1"),
+        *("--hidden=8", "--batch_size=256", f"--vary=learning_rate={rates}"),
+        *(f"--out={out}", *engine),
+    ]
+    began = time.perf_counter()
+    process = start(command)
+    memory = psutil.Process(process.pid).memory_info
+    read_until(process, " 200/1000 done")
+    before = memory().rss
+    read_until(process, " 999/1000 done")
+    grown = (memory().rss - before) / 2**20
+    process.communicate(timeout=300)
+    seconds = time.perf_counter() - began
+    assert process.returncode == 0
+    rows = list(csv.DictReader((out / "sweep.csv").read_text().splitlines()))
+    assert len(rows) == 1000
+    return (seconds - sum(float(row["seconds"]) for row in rows)) / 1000, grown
+
+
+def test_a_thousand_trials_here(tmp_path, record_property):
+    seconds, grown = thousand(tmp_path)
+    record_property("milliseconds beside training, local", round(1000 * seconds))
+    assert seconds < 0.3 and grown < 50
+
+
+def test_a_thousand_trials_on_a_cluster(cluster, tmp_path, record_property):
+    engine = "--engine=ray", f"--address={cluster.address}"
+    seconds, grown = thousand(tmp_path, *engine)
+    record_property("milliseconds beside training, Ray", round(1000 * seconds))
+    assert seconds < 0.5 and grown < 50
