@@ -46,7 +46,7 @@ def load_any(path: Path, setting: str) -> Dataset:
     if prefix.startswith("emnist"):
         images = {k: np.ascontiguousarray(v.swapaxes(1, 2)) for k, v in images.items()}
         notes.append("the images of EMNIST's files are transposed back")
-    if prefix.startswith("qmnist"):
+    if any(arrays[name, "labels"][1].ndim == 2 for name in _SETS):
         notes.append("the labels of QMNIST's files are the first of their 8 columns")
     low = min(values.min() for values in labels.values())
     high = max(values.max() for values in labels.values())
