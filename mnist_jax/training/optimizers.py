@@ -75,9 +75,8 @@ def scale_by_rate(
 
     def init(params: Any) -> RateState:
         del params
-        return RateState(
-            jnp.zeros((), jnp.int32), jnp.asarray(learning_rate, jnp.float32)
-        )
+        rate = jnp.asarray(learning_rate, float)  # float64 with jax_enable_x64
+        return RateState(jnp.zeros((), jnp.int32), rate)
 
     def update(
         updates: Any, state: RateState, params: Any = None
