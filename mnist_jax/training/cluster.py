@@ -222,6 +222,25 @@ def _put_global(leaf: Any, sharding: Sharding) -> jax.Array:
     return jax.make_array_from_callback(values.shape, sharding, values.__getitem__)
 
 
+def yield_polling_threads() -> None:
+    """Lets the threads that wait for the network give way to those that compute.
+
+    Gloo's thread polls without a pause while data are on their way. On a core that also
+    computes, Linux let it do so until the next tick of its scheduler, so that each sum
+    took 4 ms. With the policy for batch jobs the computing thread interrupts it, and a
+    sum takes 0.2 ms (two processes with a Zen 5 core each, 93,000 numbers, jax 0.10.2).
+    """
+    if processes() == 1 or not hasattr(os, "SCHED_BATCH"):
+        return
+    for _ in range(5):  # a thread that is just running is not seen
+        for task in Path("/proc/self/task").glob("*"):
+            with contextlib.suppress(OSError):
+                if "epoll" in (task / "wchan").read_text():
+                    parameters = os.sched_param(0)
+                    os.sched_setscheduler(int(task.name), os.SCHED_BATCH, parameters)
+        time.sleep(2e-3)
+
+
 def output_folder(path: Path) -> Path:
     """Returns the folder, or a temporary one in processes that keep no files."""
     if is_writer():

@@ -113,6 +113,7 @@ def prepare(
         ).compile(orders, train, held_out, test)
     # Gloo gives up after 30 s if processes arrive apart, one from its cache.
     cluster.exchange("compiled")
+    cluster.yield_polling_threads()
     return Experiment(
         config=config,
         seeds=seeds,

@@ -1,5 +1,7 @@
 """Tests of jobs of several processes; the long ones are in test_scale."""
 
+import os
+import select
 import threading
 import time
 from pathlib import Path
@@ -101,3 +103,19 @@ def test_job_flags_are_checked(
 ) -> None:
     with pytest.raises(InputError, match=expected):
         check_job(*given)
+
+
+@pytest.mark.skipif(not Path("/proc/self/wchan").exists(), reason="not on Linux")
+def test_threads_that_poll_the_network_give_way_to_others(monkeypatch):
+    monkeypatch.setattr(cluster, "processes", lambda: 2)
+    end, poll = os.eventfd(0), select.epoll()
+    poll.register(end, select.EPOLLIN)
+    poller = threading.Thread(target=poll.poll)
+    poller.start()
+    cluster.yield_polling_threads()
+    assert os.sched_getscheduler(poller.native_id) == os.SCHED_BATCH
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER  # of this thread
+    os.eventfd_write(end, 1)
+    poller.join()
+    poll.close()
+    os.close(end)
