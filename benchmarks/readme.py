@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from mnist_jax.cli.main import run_program
-from mnist_jax.config import MODELS
+from mnist_jax.config import MODELS, TrainConfig
 from mnist_jax.errors import InputError
 from mnist_jax.records.files import write_file
 from mnist_jax.records.schema import RunRecord, read_jsonl
@@ -52,6 +52,7 @@ DOCUMENTS = (
         ROOT / "docs" / f"{name}.md"
         for name in (
             "accelerators",
+            "architecture",
             "benchmarks",
             "command_line",
             "performance",
@@ -110,6 +111,11 @@ def format_summary(records: Sequence[PeerRecord]) -> str:
     )
 
 
+def format_examples(records: Sequence[RunRecord]) -> str:
+    """Formats the networks of `examples/` with their differences from the MLP."""
+    return format_markdown(records, against=TrainConfig(model="mlp", dataset="mnist"))
+
+
 def _speedup(race: ByFramework, peer: str) -> str:
     pairs = paired(race, peer)
     if not pairs:
@@ -118,6 +124,7 @@ def _speedup(race: ByFramework, peer: str) -> str:
     return f"{ratio.mean:.1f} [{ratio.low:.1f}, {ratio.high:.1f}]"
 
 
+_EXAMPLES = ("mixer.py:Mixer", "gru.py:GRU", "nnx_cnn.py:CNN", "resnet.py:ResNet")
 _PEERS = "make peers PEERS_OUT=benchmarks/results"
 BLOCKS = {
     "summary": Block("peers", PeerRecord, format_summary),
@@ -133,6 +140,13 @@ BLOCKS = {
         format_markdown,
         "python -m benchmarks.compare --dataset=mnist --seeds=3 "
         "--out=benchmarks/results",
+    ),
+    "examples": Block(
+        "examples",
+        RunRecord,
+        format_examples,
+        "python -m benchmarks.compare --dataset=mnist --seeds=3 --against=mlp --models="
+        f"mlp,{','.join(f'examples/{name}' for name in _EXAMPLES)}",
     ),
     "peers": Block("peers", PeerRecord, format_ratios, _PEERS),
     "peers and times": Block("peers", PeerRecord, format_tables, _PEERS),
