@@ -29,7 +29,11 @@ PARSED_ONLY = {
     "benchmarks.scale": "times jobs of several processes; see test_scale",
 }
 # Or a Ray cluster; new processes take seconds to start, see test_sweep.
-NEEDS_HARDWARE = ("--platform=gpu", "--platform=tpu", "--engine=ray", "--workers=2")
+# Flags with which commands are only parsed: they need more, or are in test_profiling.
+PARSED_FLAGS = (
+    *("--platform=gpu", "--platform=tpu", "--engine=ray", "--workers=2"),
+    "--profile",
+)
 # Appended to each command whose program has the flag, so that it takes seconds.
 QUICK = {
     "dataset": "digits",
@@ -87,7 +91,7 @@ def run_command(words: list[str], folder: Path) -> None:
     arguments = quick_arguments(words, folder)
     # A process of a job would wait for the others; see test_cluster.
     job = any(word.startswith("--coordinator") for word in arguments)
-    hardware = any(word in arguments for word in NEEDS_HARDWARE)
+    hardware = any(flag in arguments for flag in PARSED_FLAGS)
     if program in PARSED_ONLY or hardware or job:
         arguments.append("--only_check_args")
     run(program, *arguments)

@@ -157,12 +157,9 @@ def outcomes(out: Path, program: str) -> list[tuple]:
     )
 
 
+@pytest.mark.faults  # test_sweeps kills a sweep in every run of the tests
 @pytest.mark.parametrize(
-    "program, number",
-    [
-        ("compare", signal.SIGKILL),
-        pytest.param("published", signal.SIGTERM, marks=pytest.mark.faults),
-    ],
+    "program, number", [("compare", signal.SIGKILL), ("published", signal.SIGTERM)]
 )
 def test_a_killed_sweep_resumes_with_the_same_results(program, number, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
