@@ -277,8 +277,9 @@ def _row(record: SpeedRecord) -> dict[str, Any]:
 
 def format_speed(records: Sequence[SpeedRecord]) -> str:
     """Formats the latest record of each recipe and target, a table per machine."""
+    models = [*MODELS, *(r.config.model for r in records)]  # custom networks come last
     latest = {
-        (r.config.dataset, MODELS.index(r.config.model), r.target, r.recipe): r
+        (r.config.dataset, models.index(r.config.model), r.target, r.recipe): r
         for r in records
     }
     chosen = [latest[key] for key in sorted(latest)]

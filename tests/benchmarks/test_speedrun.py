@@ -6,7 +6,13 @@ import pytest
 
 from benchmarks import speedrun
 from benchmarks.readme import BLOCKS
-from benchmarks.speedrun import PeerRuns, SpeedRecord, best_recipe, read_recipe
+from benchmarks.speedrun import (
+    PeerRuns,
+    SpeedRecord,
+    best_recipe,
+    format_speed,
+    read_recipe,
+)
 from mnist_jax.config import TrainConfig
 from mnist_jax.errors import InputError
 from mnist_jax.records.environment import current_environment
@@ -88,6 +94,13 @@ def test_the_table_shows_records_and_peers(record):
     for cell in ("0.9906 ± 0.0002 (n=4)", "yes", "0.95 [0.80, 5.00]", "4.0", "1.4"):
         assert f"| {cell} " in row or f"| {cell}" in row
     assert "PyTorch" in peer and "3.50 [3.00, 4.00]" in peer
+
+
+def test_custom_networks_follow_the_built_in_ones(record):
+    config = TrainConfig(model="mixer.py:Mixer", dataset="mnist")
+    custom = dataclasses.replace(record, config=config, recipe="mixer")
+    table = format_speed([custom, record])
+    assert -1 < table.index(record.recipe) < table.index("| mixer ")
 
 
 def test_accuracy_with_tta_has_a_column_of_its_own(record):
