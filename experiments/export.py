@@ -32,8 +32,8 @@ def main() -> None:
     dataset = split_dataset(load_data_of(run.record), run.config)
     images = dataset.test.images[:_COMPARED]
     difference = export_run(run, FLAGS.format, out, images)
-    files = sorted(out.iterdir()) if out.is_dir() else [out]
-    for file in files:
+    files = sorted(out.rglob("*")) if out.is_dir() else [out]
+    for file in filter(Path.is_file, files):
         print(f"written: {file} ({file.stat().st_size:,} bytes)")
     if difference is not None:
         print(

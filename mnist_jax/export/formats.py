@@ -13,6 +13,7 @@ from mnist_jax.demo.static_page import write_static_page
 from mnist_jax.errors import InputError
 from mnist_jax.export.onnx_file import predict_onnx, write_onnx
 from mnist_jax.export.safetensors_folder import predict_safetensors, write_safetensors
+from mnist_jax.export.saved_model import predict_saved_model, write_saved_model
 from mnist_jax.export.stablehlo_file import predict_stablehlo, write_stablehlo
 from mnist_jax.records.environment import check_packages
 from mnist_jax.records.files import make_folder, write_error
@@ -39,6 +40,9 @@ FORMATS: Mapping[str, Format] = {
         write_safetensors, predict_safetensors, ("safetensors",), is_folder=True
     ),
     "stablehlo": Format(write_stablehlo, predict_stablehlo, ("flatbuffers",)),
+    "saved": Format(
+        write_saved_model, predict_saved_model, ("tensorflow",), is_folder=True
+    ),
     "html": Format(write_static_page, None),  # a browser would have to read it
 }
 

@@ -1,6 +1,7 @@
 """Networks as StableHLO, with `jax.export`: one file for CPUs, GPUs and TPUs."""
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,32 @@ from mnist_jax.training.run_dir import TrainedRun
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
+def make_classifier(run: TrainedRun) -> Callable[[jax.Array], jax.Array]:
+    """Returns a function from images `[N,H,W] uint8` to probabilities `[N,classes]`.
+
+    It computes in float32, can be traced for any N, and runs on every platform.
+    """
+    config = dataclasses.replace(run.config, impl="plain", precision="float32")
+    classify = partial(
+        predict,
+        jax.device_get(run.params),
+        model=create_model(config, run.shapes),
+        preprocess=run.preprocess,
+    )
+    # Networks may call len(images), which must be a number: here it is 1.
+    return jax.vmap(lambda image: classify(image[None])[0])
+
+
+def export_error(name: str, run: TrainedRun, error: Exception) -> InputError:
+    """Returns the error for a network that cannot be traced for a format."""
+    reason = (str(error) or repr(error)).splitlines()[0]
+    return InputError(
+        f"--format={name} cannot export {run.config.model} "
+        f"({type(error).__name__}: {reason}); give --format=safetensors, or write "
+        "the network with operations of JAX only"
+    )
+
+
 def write_stablehlo(run: TrainedRun, path: Path) -> None:
     """Writes a network as StableHLO, serialized by `jax.export`.
 
@@ -33,30 +60,14 @@ def write_stablehlo(run: TrainedRun, path: Path) -> None:
         InputError: an operation of the network is not JAX's, or the file cannot be
             written.
     """
-    config = dataclasses.replace(run.config, impl="plain", precision="float32")
-    classify = partial(
-        predict,
-        jax.device_get(run.params),
-        model=create_model(config, run.shapes),
-        preprocess=run.preprocess,
-    )
-
-    def classify_all(images: jax.Array) -> jax.Array:
-        # Networks may call len(images), which must be a number: here it is 1.
-        return jax.vmap(lambda image: classify(image[None])[0])(images)
-
+    classify = make_classifier(run)
     [batch] = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *run.shapes.image), jnp.uint8)
     try:
-        exported = export.export(jax.jit(classify_all), platforms=PLATFORMS)(images)
+        exported = export.export(jax.jit(classify), platforms=PLATFORMS)(images)
         content = bytes(exported.serialize())
     except Exception as error:  # whatever the user's code raises
-        reason = (str(error) or repr(error)).splitlines()[0]
-        raise InputError(
-            f"--format=stablehlo cannot export {run.config.model} "
-            f"({type(error).__name__}: {reason}); give --format=safetensors, or write "
-            "the network with operations of JAX only"
-        ) from error
+        raise export_error("stablehlo", run, error) from error
     write_file(path, content)
 
 

@@ -165,6 +165,15 @@ def test_networks_for_other_images_are_exported(model, tmp_path):
         export_run(run, "html", tmp_path / "html", images)
 
 
+@pytest.mark.parametrize("model", ["mlp", "lstm", "cnn"])
+def test_networks_are_saved_for_tensorflow(model, tmp_path):
+    pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
+    conv = {"conv": ("4:same:s2", "3:bn")} if model == "cnn" else {}
+    run = make_run(Shapes((12, 20), 3), model=model, dataset="idx", **conv)
+    images = np.random.default_rng(0).integers(0, 256, (7, 12, 20), np.uint8)
+    assert export_run(run, "saved", tmp_path / "saved", images) < 1e-5
+
+
 @pytest.fixture
 def folder(images, tmp_path) -> Path:
     """A folder with an exported network."""
