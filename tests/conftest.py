@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 from helpers.browser import Browser, find_programs, open_browser
+from helpers.compilation import QUICK_FLAGS, SHARED_FLAGS
 from helpers.programs import DIGITS, run
 
 from mnist_jax.data.datasets import load_dataset
@@ -17,14 +18,11 @@ from mnist_jax.records.environment import available_cores
 
 # Eight host devices, so that meshes of 1, 2, 4 and 8 can be compared in one process.
 jax.config.update("jax_num_cpu_devices", 8)
-# Programs that run once need not be fast: with XLA's older fusion code, which jax 0.11
-# no longer has, they compile in half the time. Tests of the CPU implementations compile
-# them as for users (`users_jit`), and so does every program that a test starts.
-with pytest.MonkeyPatch.context() as patch:
-    if jax.__version_info__ < (0, 11):
-        quick = "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
-        patch.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} {quick}")
-    jax.devices()  # reads the flags
+# Tests of the CPU implementations compile them as for users (`users_jit`), and so do
+# most programs that a test starts.
+os.environ["XLA_FLAGS"] = QUICK_FLAGS
+jax.devices()  # reads the flags
+os.environ["XLA_FLAGS"] = SHARED_FLAGS
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 

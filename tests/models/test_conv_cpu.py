@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.quick_compile import quick_jit, users_jit
+from helpers.compilation import users_jit
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
@@ -32,7 +32,7 @@ def value_and_grads(fn, stage, arrays, jit=users_jit):
 
 def assert_same(stage, arrays, atol=1e-5, jit=users_jit):
     """Compares with plain, relative to each array's max; returns the fast results."""
-    want = value_and_grads(plain_conv_pool, stage, arrays, quick_jit)
+    want = value_and_grads(plain_conv_pool, stage, arrays, jax.jit)
     got = value_and_grads(conv_pool, stage, arrays, jit)
     for name, a, b in zip(("y", "x", "kernel", "bias"), got, want, strict=True):
         assert a.shape == b.shape, name
@@ -102,7 +102,7 @@ def test_equals_the_plain_implementation(case):
     stage = dict(strides=strides, padding=padding, activation=activation, pool=pool)
     # With 32 channels, Winograd's rounding errors reach 1.01e-5 (jax 0.12).
     atol = 2e-5 if channels == 32 else 1e-5
-    assert_same(stage, random_arrays(15, 18, size, channels, 8), atol, quick_jit)
+    assert_same(stage, random_arrays(15, 18, size, channels, 8), atol, jax.jit)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def network_gradients():
 
         return jax.grad(loss)
 
-    return quick_jit(make(plain_conv_pool)), users_jit(make(conv_pool))
+    return jax.jit(make(plain_conv_pool)), users_jit(make(conv_pool))
 
 
 @pytest.mark.parametrize("mean", [0.0, 0.1307])
@@ -177,7 +177,7 @@ def test_ties_on_real_images_go_to_the_first_maximum(digits):
 def test_all_negative_windows_have_no_gradient_under_relu():
     x, kernel, bias = random_arrays(12, 12, 3, 1, 4)
     arrays = x, kernel, bias - 1e3
-    _, *grads = value_and_grads(conv_pool, FIRST, arrays, quick_jit)
+    _, *grads = value_and_grads(conv_pool, FIRST, arrays, jax.jit)
     assert all(not np.any(grad) for grad in grads)
 
 
@@ -190,7 +190,7 @@ def test_vmap_over_parameters_equals_a_loop():
 
     grad = jax.value_and_grad(loss, (0, 1))
     together = users_jit(jax.vmap(grad))(kernels, biases)
-    one = quick_jit(grad)
+    one = jax.jit(grad)
     for seed in range(2):
         alone = one(kernels[seed], biases[seed])
         for a, b in zip(*map(jax.tree.leaves, (together, alone)), strict=True):
@@ -245,7 +245,7 @@ def sharded_epoch():
 
 def test_training_in_a_sharded_scan_equals_the_plain_implementation(sharded_epoch):
     args = epoch_arguments()
-    want = quick_jit(make_epoch(plain_conv_pool))(*args)
+    want = jax.jit(make_epoch(plain_conv_pool))(*args)
     got = sharded_epoch(*args)
     for a, b in zip(*map(jax.tree.leaves, (got, want)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.compilation import optimized_jit, users_jit
 from helpers.keras_systems import (
     ONE_HOT,
     SYSTEMS,
@@ -25,7 +26,6 @@ from helpers.keras_systems import (
     read_system,
     with_channel,
 )
-from helpers.quick_compile import quick_jit, users_jit
 from scipy import stats
 from sklearn.model_selection import train_test_split
 
@@ -94,7 +94,7 @@ class System:
     @functools.cached_property
     def ours(self) -> Any:
         """The initial parameters in mnist_jax."""
-        init = quick_jit(partial(init_params, create_model(read_system(self.name))))
+        init = jax.jit(partial(init_params, create_model(read_system(self.name))))
         return jax.tree.map(np.asarray, init(jax.random.key(0)))
 
     @functools.cache  # noqa: B019 - a system lives as long as its tests
@@ -148,7 +148,7 @@ def test_logits_equal_keras(system):
     pixels = read_system(system.name).pixels
     images = np.asarray(scale_pixels(system.real.test.images[:256], pixels))
     ours = {
-        impl: quick_jit(create_model(read_system(system.name, impl)).apply)
+        impl: jax.jit(create_model(read_system(system.name, impl)).apply)
         for impl in system.impls
     }
     for params in run.params:
@@ -169,7 +169,7 @@ def test_training_losses_equal_keras(system, dtype):
     for impl in system.impls:
         config, losses = read_system(system.name, impl), []
         # The fast layers in float32 compile as for users, the others quickly.
-        jit = partial(quick_jit, optimize=dtype == "float64" and impl == "plain")
+        jit = optimized_jit if dtype == "float64" and impl == "plain" else jax.jit
         if dtype == "float32" and impl == "fast":
             jit = users_jit
         with jax.enable_x64(dtype == "float64"):

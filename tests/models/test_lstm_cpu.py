@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers.quick_compile import quick_jit, users_jit
+from helpers.compilation import users_jit
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
@@ -94,7 +94,7 @@ def fast(**static):
 @functools.cache
 def plain(**static):
     """Returns `value_and_gradients` of the plain layer."""
-    return quick_jit(value_and_gradients(plain_scan, **static))
+    return jax.jit(value_and_gradients(plain_scan, **static))
 
 
 def assert_close(actual, expected, tolerance=1e-5):
@@ -113,11 +113,11 @@ def test_equals_plain_scan_and_loop(shape, static):
     inputs = make_inputs(*shape)
     run = fast(**static)
     if shape != SMALL:
-        run = quick_jit(value_and_gradients(lstm, **static))
+        run = jax.jit(value_and_gradients(lstm, **static))
     actual = run(*inputs)
     assert_close(actual, plain(**static)(*inputs))
     if shape[1] < 6:
-        loop = quick_jit(value_and_gradients(plain_loop, **static))
+        loop = jax.jit(value_and_gradients(plain_loop, **static))
         assert_close(actual, loop(*inputs))
 
 
@@ -157,7 +157,7 @@ def test_vmap_over_stacked_params(static):
     others = make_inputs(*SMALL, seed=1)[1:]
     stacked = [jnp.stack(pair) for pair in zip(params, others, strict=True)]
     run = value_and_gradients(lstm, **static)
-    together = quick_jit(jax.vmap(run, in_axes=(None, 0, 0, 0)))(x, *stacked)
+    together = jax.jit(jax.vmap(run, in_axes=(None, 0, 0, 0)))(x, *stacked)
     for k, alone in enumerate([params, others]):
         assert_close([a[k] for a in together], fast(**static)(x, *alone))
 
@@ -203,7 +203,7 @@ def make_task(batch):
 @functools.cache
 def plain_losses(activation):
     """Returns the losses of training the plain layers."""
-    return quick_jit(make_train(plain_scan, activation))(*make_task(batch=8))
+    return jax.jit(make_train(plain_scan, activation))(*make_task(batch=8))
 
 
 @pytest.mark.parametrize("activation", ["tanh", "relu"])

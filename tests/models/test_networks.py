@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.quick_compile import quick_jit, users_jit
+from helpers.compilation import users_jit
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Dataset
@@ -60,7 +60,7 @@ COUNTS = {
 
 def quick_params(model, seed=0):
     """Returns a network's initial parameters, with a program that compiles quickly."""
-    return quick_jit(lambda key: init_params(model, key))(jax.random.key(seed))
+    return jax.jit(lambda key: init_params(model, key))(jax.random.key(seed))
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -76,7 +76,7 @@ def test_logits_have_one_row_per_image(name):
     def run(key, images):
         return model.apply({"params": init_params(model, key)}, images)
 
-    logits = quick_jit(run)(jax.random.key(0), jnp.ones((3, 28, 28)))
+    logits = jax.jit(run)(jax.random.key(0), jnp.ones((3, 28, 28)))
     assert logits.shape == (3, 10) and logits.dtype == jnp.float32
 
 
@@ -86,12 +86,12 @@ def test_scan_lstm_equals_loop_over_rows(digits: Dataset, activation, return_seq
     rows = jnp.asarray(digits.test.images[:5] / np.float32(255))
     layer = LSTMLayer(16, activation, return_sequences)
 
-    @quick_jit
+    @jax.jit
     def init_and_run(key, rows):
         params = layer.init(key, rows)["params"]
         return params, layer.apply({"params": params}, rows)
 
-    @quick_jit
+    @jax.jit
     def loop(kernel, recurrent_kernel, bias, rows):
         h = c = jnp.zeros((5, 16))
         states = []
@@ -108,7 +108,7 @@ def test_scan_lstm_equals_loop_over_rows(digits: Dataset, activation, return_seq
 
 def test_lstm_is_initialized_as_in_keras():
     layer = LSTMLayer(8, "tanh")
-    init = quick_jit(layer.init)
+    init = jax.jit(layer.init)
     params = init(jax.random.key(1), jnp.zeros((1, 3, 5)))["params"]
     assert params["bias"].tolist() == [0.0] * 8 + [1.0] * 8 + [0.0] * 16
     recurrent = params["recurrent_kernel"]
@@ -134,7 +134,7 @@ def test_fast_and_plain_implementations_agree_on_real_digits(digits: Dataset, mo
         logits = model.apply({"params": params}, images)
         return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(32), labels])
 
-    want, want_grads = quick_jit(jax.value_and_grad(partial(loss, plain)))(params)
+    want, want_grads = jax.jit(jax.value_and_grad(partial(loss, plain)))(params)
     got, got_grads = users_jit(jax.value_and_grad(partial(loss, fast)))(params)
     np.testing.assert_allclose(got, want, rtol=1e-5)
     for a, b in zip(
@@ -152,7 +152,7 @@ def test_dropout_acts_in_training_only():
         rngs = {"dropout": jax.random.key(seed)}
         return model.apply({"params": params}, images, train=train, rngs=rngs)
 
-    logits = quick_jit(run, static_argnums=0)
+    logits = jax.jit(run, static_argnums=0)
 
     assert np.any(logits(True, 0) != logits(True, 1))
     np.testing.assert_array_equal(logits(False, 0), logits(False, 1))
@@ -161,7 +161,7 @@ def test_dropout_acts_in_training_only():
 def test_dropout_has_its_rate_and_keeps_the_mean():
     ones = jnp.ones((64, 1000))
 
-    @quick_jit
+    @jax.jit
     def drop(ones, key):
         return Dropout(0.2).apply({}, ones, True, 0, rngs={"dropout": key})
 
@@ -186,7 +186,7 @@ def test_microbatches_have_the_dropout_masks_of_the_whole_batch(model):
     params = quick_params(model)
     images = jax.random.uniform(jax.random.key(1), (6, 28, 28))
 
-    @quick_jit
+    @jax.jit
     def logits(images, batch_offset):
         rngs = {"dropout": jax.random.key(2)}
         return model.apply(
@@ -226,7 +226,7 @@ def test_bfloat16_is_float32_with_rounded_operands(digits: Dataset, model, impl)
             assert logits.dtype == jnp.float32
             return batch_metrics(logits, labels, mask)[0]
 
-        return quick_jit(jax.grad(loss))(params)
+        return jax.jit(jax.grad(loss))(params)
 
     want, got = gradients("float32"), gradients("bfloat16")
     for w, g in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):

@@ -72,8 +72,8 @@ def kill_and_resume(name: str, kills: int, rng: random.Random, tmp_path: Path) -
     assert rows == [EPOCHS, EPOCHS]
 
 
-def test_a_run_killed_at_random_times_matches_an_uninterrupted_run(tmp_path):
-    kill_and_resume("mlp", 3, random.Random(0), tmp_path)
+def test_a_run_killed_at_a_random_time_matches_an_uninterrupted_run(tmp_path):
+    kill_and_resume("mlp", 1, random.Random(0), tmp_path)
 
 
 @pytest.mark.faults

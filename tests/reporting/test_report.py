@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers.browser import Browser
-from helpers.quick_compile import quick_jit
 from helpers.records import make_record
 from matplotlib.figure import Figure
 
@@ -243,7 +242,7 @@ def test_details_count_all_test_images_and_rank_mistakes(digits: Dataset):
     record = make_record("cnn", conv=("4:pool2",), hidden=())
     config, preprocess = record.config, Preprocess(record.config.pixels)
     model = create_model(config)
-    params = quick_jit(lambda key: init_params(model, key))(jax.random.key(0))
+    params = jax.jit(lambda key: init_params(model, key))(jax.random.key(0))
     run = TrainedRun(config, record, params, preprocess)
     details = run_details(run, digits.test)
     counts = np.array(details.confusion)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers.quick_compile import users_options
+from helpers.compilation import users_options
 
 from mnist_jax.config import ConvStage, TrainConfig
 from mnist_jax.data.batches import epoch_indices

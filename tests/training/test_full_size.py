@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from helpers.quick_compile import quick_jit
+from helpers.compilation import optimized_jit
 
 from mnist_jax.config import MODELS, TrainConfig
 from mnist_jax.data.pixels import Preprocess
@@ -31,7 +31,7 @@ def reference(config: TrainConfig, params, images, labels):
     model = create_model(TrainConfig(**{**vars(config), "impl": "plain"}))
     with jax.enable_x64(True):
         params = jax.tree.map(lambda leaf: np.float64(leaf), params)
-        step = quick_jit(partial(batch_gradients, model=model), optimize=True)
+        step = optimized_jit(partial(batch_gradients, model=model))
         total = None
         for start in range(0, len(labels), CHUNK):
             chunk = slice(start, start + CHUNK)

@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 from flax import linen as nn
-from helpers.quick_compile import quick_jit
 from helpers.runs import stop_after
 from helpers.small_sets import write_idx_set
 
@@ -66,7 +65,7 @@ def test_fast_equals_plain(model, shapes):
     }
     params = init_params(networks["plain"], jax.random.key(0), shapes.image)
     (grads, metrics), (plain_grads, plain_metrics) = (
-        quick_jit(
+        jax.jit(
             lambda params, network=network: batch_gradients(
                 params, images, split.labels, mask, jax.random.key(0), network
             )
@@ -150,7 +149,7 @@ def test_augmentation_keeps_the_shape_and_the_inside():
     images[:, 5:7, 8:12] = 200
     for name in ("flip", "shift2", "rotate5", "zoom0.1", "elastic1", "erase3"):
         augment = Augmentation((name,))
-        changed = quick_jit(lambda x, key, augment=augment: augment(x, key))(
+        changed = jax.jit(lambda x, key, augment=augment: augment(x, key))(
             images, jax.random.key(0)
         )
         assert changed.shape == images.shape
