@@ -92,7 +92,7 @@ ACCELERATOR ?= cuda
 accelerator: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--constraint $(CONSTRAINTS) --editable '.[test,$(ACCELERATOR)]'
-	$(BIN)/python -m pytest -m accelerator
+	XLA_FLAGS= $(BIN)/python -m pytest -m accelerator
 	$(BIN)/python -m benchmarks.accelerators
 
 # The version that this jax asks for, without its other requirements.

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 from helpers.browser import Browser, find_programs, open_browser
-from helpers.compilation import QUICK_FLAGS, SHARED_FLAGS
+from helpers.compilation import QUICK_FLAGS
 from helpers.programs import DIGITS, run
 
 from mnist_jax.data.datasets import load_dataset
@@ -18,11 +18,9 @@ from mnist_jax.records.environment import available_cores
 
 # Eight host devices, so that meshes of 1, 2, 4 and 8 can be compared in one process.
 jax.config.update("jax_num_cpu_devices", 8)
-# Tests of the CPU implementations compile them as for users (`users_jit`), and so do
-# most programs that a test starts.
-os.environ["XLA_FLAGS"] = QUICK_FLAGS
-jax.devices()  # reads the flags
-os.environ["XLA_FLAGS"] = SHARED_FLAGS
+# For this process and the programs that it starts. Tests of the CPU implementations
+# (`users_jit`) and of whole programs (`XLA_FLAGS=""`) compile as for users.
+os.environ.setdefault("XLA_FLAGS", QUICK_FLAGS)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 

@@ -7,13 +7,12 @@ import jax
 
 # XLA's older fusion code, which jax 0.11 no longer has, compiles in half the time.
 _HAS_OLD_FUSIONS = jax.__version_info__ < (0, 11)
-# For all processes: LLVM compiles a program in one piece, for the one core of a worker.
-SHARED_FLAGS = "--xla_cpu_parallel_codegen_split_count=1"
-# For programs that run once and need not be fast: LLVM does not optimize. Results are
-# those of users but for rounding.
+# For programs that run once and need not be fast: LLVM does not optimize, and compiles
+# in one piece, for the one core of a worker. Results differ by rounding only.
 QUICK_FLAGS = " ".join(
     [
-        *(SHARED_FLAGS, "--xla_backend_optimization_level=0"),
+        "--xla_backend_optimization_level=0",
+        "--xla_cpu_parallel_codegen_split_count=1",
         *(["--xla_cpu_use_fusion_emitters=false"] if _HAS_OLD_FUSIONS else []),
     ]
 )

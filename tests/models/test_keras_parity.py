@@ -49,7 +49,7 @@ pytestmark = pytest.mark.slow
 STEPS = {"float64": 30, "float32": 4}
 RTOL = {"float64": 1e-10, "float32": 1e-5}
 # Small in float64, where XLA:CPU compiles convolutions to naive loops.
-BATCH_SIZES = {"float64": 8, "float32": 32}
+BATCH_SIZES = {"float64": 4, "float32": 32}
 
 
 @pytest.fixture(scope="module")

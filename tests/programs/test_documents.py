@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.compilation import QUICK_FLAGS
 from helpers.documents import PAGES, ROOT, code_blocks, commands
 from helpers.programs import flags_of, run
 from PIL import Image, ImageDraw
@@ -95,7 +94,7 @@ def run_command(words: list[str], folder: Path) -> None:
     hardware = any(flag in arguments for flag in PARSED_FLAGS)
     if program in PARSED_ONLY or hardware or job:
         arguments.append("--only_check_args")
-    run(program, *arguments, XLA_FLAGS=QUICK_FLAGS)
+    run(program, *arguments)
 
 
 def page_commands(path: Path) -> list[list[str]]:
@@ -133,11 +132,7 @@ def draw_seven(path: Path) -> None:
 def run_python(code: str, folder: Path) -> None:
     """Runs Python code in a new process, where JAX has not started yet."""
     code = code.replace('model="cnn"', f'model="cnn", conv={SMALL_CNN}')
-    environment = {
-        **os.environ,
-        **{"MNIST_JAX_DATA_DIR": "", "PYTHONPATH": str(ROOT)},
-        "XLA_FLAGS": QUICK_FLAGS,
-    }
+    environment = {**os.environ, "MNIST_JAX_DATA_DIR": "", "PYTHONPATH": str(ROOT)}
     process = subprocess.run(
         [sys.executable, "-c", SMALL_DATA + code],
         cwd=folder,

@@ -199,6 +199,7 @@ def test_a_signal_stops_a_sweep_that_waits_for_another_process(tmp_path):
     try:
         while not processes[0].stdout.readline().startswith(" 1/"):
             assert processes[0].poll() is None
+        processes[0].send_signal(signal.SIGSTOP)  # it keeps its lock, and no core
         for number in (signal.SIGINT, signal.SIGTERM):
             processes.append(process := start(command))
             while "waiting for another process" not in process.stdout.readline():

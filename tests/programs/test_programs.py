@@ -96,7 +96,7 @@ def test_a_seed_gives_the_same_parameters_in_another_process(run_dir: Path, tmp_
 @pytest.mark.parametrize("model", ["lstm", "cnn"])
 def test_train_runs_every_model(model, tmp_path):
     flags = *DIGITS, f"--model={model}", *SMALL[model], "--dropout=0.1"
-    process = run("experiments.train", *flags, f"--run_dir={tmp_path}")
+    process = run("experiments.train", *flags, f"--run_dir={tmp_path}", XLA_FLAGS="")
     rows = [line for line in process.stdout.splitlines() if line.startswith(" ")]
     assert [row.split()[0] for row in rows if "/2" in row] == ["1/2", "2/2"]
     assert "test accuracy" in process.stdout

@@ -29,6 +29,7 @@ def test_cnn_learns_mnist_in_one_epoch_of_20000_images(mnist: Dataset, tmp_path)
         *("--model=cnn", "--epochs=1", "--train_size=20000", "--validation=none"),
         f"--run_dir={tmp_path}",
         MNIST_JAX_DATA_DIR=os.environ["MNIST_JAX_DATA_DIR"],
+        XLA_FLAGS="",
     )
     record = load_run(tmp_path).record
     assert record.train_images == 20_000 and record.test_images == 10_000
