@@ -99,13 +99,13 @@ def _assert_close(got: np.ndarray, want: np.ndarray) -> None:
 
 
 def check_fusions(text: str) -> None:
-    """Checks that XLA's fusions for YNNPACK hold matrix products only."""
+    """Checks that XLA's fusions for YNNPACK hold no matrix product and its sum."""
     fused = re.findall(r"calls=%([\w.-]+)[^\n]*__ynn_fusion", text)
     assert fused or "__ynn_fusion" not in text
     for name in fused:
         body = re.search(rf"^%{re.escape(name)} [^{{]*{{\n(.*?)^}}", text, re.M | re.S)
         operations = set(re.findall(r"= [^ ]+ ([\w-]+)\(", body[1]))
-        assert operations <= {"parameter", "dot", "bitcast"}, (name, operations)
+        assert "dot" not in operations or operations <= {"parameter", "dot", "bitcast"}
 
 
 class SumOfSquares(nn.Module):
