@@ -28,7 +28,7 @@ from flax import serialization
 from jax.sharding import Sharding
 
 from mnist_jax.errors import InputError
-from mnist_jax.training import rollcall
+from mnist_jax.training import coordination, rollcall
 
 TIMEOUT = 60  # default seconds until all processes must have started
 # A process that has not been heard of for so long counts as dead. JAX itself aborts the
@@ -89,7 +89,7 @@ def start(
     jax.config.update("jax_enable_preemption_service", False)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
-        with _connecting(timeout):
+        with _connecting(timeout), coordination.in_own_process():
             jax.distributed.initialize(
                 *given,
                 cluster_detection_method="deactivate" if coordinator else None,
@@ -314,7 +314,7 @@ def hold_exit() -> None:
 def leave(reason: str) -> None:
     """Tells the other processes that this one ends early; call `hold_exit` before.
 
-    The first process waits for them, since JAX aborts those that lose it.
+    The first process waits for them: its end closes JAX's service to them all.
 
     Args:
         reason: why; empty if all of them end for the same reason.
@@ -328,9 +328,10 @@ def leave(reason: str) -> None:
         limit = time.monotonic() + 5
         while is_writer() and time.monotonic() < limit:
             if len(client.key_value_dir_get("ended/")) == processes():
-                time.sleep(0.3)  # until they have ended
                 break
             time.sleep(0.05)
+        if is_writer():
+            _state().service.all_end()
     except RuntimeError:
         pass  # the first process is gone
 

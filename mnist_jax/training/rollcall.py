@@ -4,12 +4,14 @@ JAX aborts a process whose job does not come together, without naming who is mis
 """
 
 import contextlib
+import errno
 import json
 import socket
 import time
 from typing import NamedTuple
 
 from mnist_jax.errors import InputError
+from mnist_jax.training.coordination import LINGER_SECONDS
 
 
 class Job(NamedTuple):
@@ -72,7 +74,7 @@ def _listen(job: Job, limit: float) -> str:
     verdict = ""
     with contextlib.ExitStack() as stack:
         connections: list[socket.socket] = []
-        with _server(job) as server:
+        with _server(job, limit) as server:
             while len(arrived) < job.processes - 1 and not verdict:
                 server.settimeout(max(0.01, limit - time.monotonic()))
                 try:
@@ -112,16 +114,21 @@ def _mismatch(job: Job, arrived: set[int], process: int, processes: int) -> str:
     return f"two processes have --process_id={process}" if process in arrived else ""
 
 
-def _server(job: Job) -> socket.socket:
-    try:
-        return socket.create_server(
-            ("", job.port), reuse_port=False, backlog=job.processes
-        )
-    except OSError as error:
-        raise InputError(
-            f"--coordinator={job.host}:{job.port}: cannot listen at this port "
-            f"({error.strerror}); give a free one"
-        ) from error
+def _server(job: Job, limit: float) -> socket.socket:
+    # The service of a job whose process 0 was killed still listens for a while.
+    limit = min(limit, time.monotonic() + LINGER_SECONDS + 1)
+    while True:
+        try:
+            return socket.create_server(
+                ("", job.port), reuse_port=False, backlog=job.processes
+            )
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > limit:
+                raise InputError(
+                    f"--coordinator={job.host}:{job.port}: cannot listen at this port "
+                    f"({error.strerror}); give a free one"
+                ) from error
+        time.sleep(0.1)
 
 
 def _report(job: Job, limit: float) -> str:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from helpers.programs import ROOT, Finished
 
@@ -25,7 +26,11 @@ def free_port() -> int:
 
 
 def start_job(
-    processes: int, *words: object, extra: Sequence[Sequence[object]] = (), devices=1
+    processes: int,
+    *words: object,
+    extra: Sequence[Sequence[object]] = (),
+    devices=1,
+    port: int | None = None,
 ) -> list[subprocess.Popen[str]]:
     """Starts the processes of a job.
 
@@ -34,11 +39,13 @@ def start_job(
         *words: module of the program and its flags.
         extra: more flags of each process.
         devices: CPU devices of each process.
+        port: of the coordinator; by default a free one.
     """
     # JAX checks its address with the proxies of the environment, which it must not use.
     environment = {**os.environ, "http_proxy": "http://proxy.invalid:1"}
-    job = [f"--coordinator=localhost:{free_port()}", f"--num_processes={processes}"]
-    words = (*words, *job, f"--cpu_devices={devices}")
+    coordinator = f"--coordinator=localhost:{port or free_port()}"
+    words = (*words, coordinator, f"--num_processes={processes}")
+    words = (*words, f"--cpu_devices={devices}")
     return [
         subprocess.Popen(
             [
@@ -68,11 +75,9 @@ def finish(job: list[subprocess.Popen[str]]) -> list[Finished]:
     ]
 
 
-def run_job(
-    processes: int, *words: object, extra: Sequence[Sequence[object]] = (), devices=1
-) -> list[Finished]:
+def run_job(processes: int, *words: object, **arguments: Any) -> list[Finished]:
     """Runs a job, as `start_job`; every process must succeed."""
-    finished = finish(start_job(processes, *words, extra=extra, devices=devices))
+    finished = finish(start_job(processes, *words, **arguments))
     assert [one.returncode for one in finished] == [0] * processes, finished
     return finished
 
