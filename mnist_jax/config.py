@@ -416,8 +416,8 @@ class TrainConfig:
     impl: str = _option(
         "auto",
         "implementation of convolution, pooling and LSTM: fast is written for CPUs, "
-        "plain is Flax's; auto chooses by device",
-        choices=("auto", "fast", "plain"),
+        "gpu for GPUs, plain is Flax's; auto chooses by device",
+        choices=("auto", "fast", "gpu", "plain"),
         needs=("model", MODELS),
     )
     precision: str = _option(

@@ -1,8 +1,8 @@
 """The layers of the networks, in plain and fast implementations.
 
-The plain implementations use the operations of Flax and lax. They run on GPUs and TPUs,
-and tests compare the fast ones with them. The fast implementations (`conv_cpu`,
-`lstm_cpu`) are for CPUs. Both use the same parameters.
+The plain implementations use the operations of Flax and lax, and tests compare the fast
+ones with them. The fast implementations are for CPUs (`conv_cpu`, `lstm_cpu`) and GPUs
+(`conv_gpu`). All use the same parameters.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax import lax
 
 from mnist_jax.config import ConvStage
-from mnist_jax.models import conv_cpu, lstm_cpu
+from mnist_jax.models import conv_cpu, conv_gpu, lstm_cpu
 from mnist_jax.models.precision import matmul
 
 _ACTIVATE = {"relu": nn.relu, "tanh": jnp.tanh, "linear": lambda x: x}
@@ -51,6 +51,13 @@ def conv_pool(
     return x if pool == 1 else nn.max_pool(x, (pool, pool), strides=(pool, pool))
 
 
+_CONV_POOL = {
+    "fast": conv_cpu.conv_pool,
+    "gpu": conv_gpu.conv_pool,
+    "plain": conv_pool,
+}
+
+
 class Dropout(nn.Module):
     """Dropout whose mask for an image depends only on the image's index in the batch.
 
@@ -82,7 +89,7 @@ class Conv(nn.Module):
     """A convolution stage; its parameters are `kernel [k,k,C,F]` and `bias [F]`.
 
     They are float32; `dtype` is that of the computation and, if it is bfloat16 and the
-    implementation plain, of the output.
+    implementation is not the one for CPUs, of the output.
     """
 
     stage: ConvStage
@@ -98,12 +105,9 @@ class Conv(nn.Module):
             "kernel", nn.initializers.glorot_uniform(), shape, jnp.float32
         )
         bias = self.param("bias", nn.initializers.zeros, (stage.filters,), jnp.float32)
-        run = conv_cpu.conv_pool
-        if self.impl == "plain":
-            run = conv_pool
-            if self.dtype == jnp.bfloat16:
-                x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
-        return run(
+        if self.impl != "fast" and self.dtype == jnp.bfloat16:
+            x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+        return _CONV_POOL[self.impl](
             x,
             kernel,
             bias,

@@ -202,10 +202,10 @@ class CNN(nn.Module):
 
 
 def resolve_impl(impl: str) -> str:
-    """Resolves "auto" to "fast" on CPUs and to "plain" elsewhere."""
+    """Resolves "auto" to "fast" on CPUs, "gpu" on GPUs and "plain" elsewhere."""
     if impl != "auto":
         return impl
-    return "fast" if jax.default_backend() == "cpu" else "plain"
+    return {"cpu": "fast", "gpu": "gpu"}.get(jax.default_backend(), "plain")
 
 
 def usual_names(config: TrainConfig, shapes: Shapes = MNIST) -> list[str]:

@@ -59,7 +59,7 @@ def gather(split: Split, indices: jax.Array) -> tuple[jax.Array, jax.Array, jax.
 
 def count_microbatches(model: Any, images: int) -> int:
     """Returns the number of microbatches for a device's `images` of a batch."""
-    if getattr(model, "impl", "plain") != "fast":  # an MLP, or not on a CPU
+    if getattr(model, "impl", "plain") != "fast":  # an MLP, or not for CPUs
         return 1
     return -(-images // model.microbatch)
 

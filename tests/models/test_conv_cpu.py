@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.compilation import users_jit
+from helpers.stages import CASES, assert_same, random_arrays, value_and_grads
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
@@ -19,42 +20,6 @@ FIRST = dict(strides=1, padding="VALID", activation="relu", pool=2)
 LAST = dict(strides=1, padding="VALID", activation="relu", pool=1)
 
 
-def value_and_grads(fn, stage, arrays, jit=users_jit):
-    """Returns outputs and gradients of inputs, kernel and bias, random cotangent."""
-
-    def run(*arrays):
-        y, pull = jax.vjp(lambda *a: fn(*a, **stage), *arrays)
-        rng = np.random.default_rng(1)
-        return y, *pull(jnp.asarray(rng.normal(size=y.shape), y.dtype))
-
-    return jit(run)(*arrays)
-
-
-def assert_same(stage, arrays, atol=1e-5, jit=users_jit):
-    """Compares with plain, relative to each array's max; returns the fast results."""
-    want = value_and_grads(plain_conv_pool, stage, arrays, jax.jit)
-    got = value_and_grads(conv_pool, stage, arrays, jit)
-    for name, a, b in zip(("y", "x", "kernel", "bias"), got, want, strict=True):
-        assert a.shape == b.shape, name
-        scale = np.max(np.abs(b))
-        np.testing.assert_allclose(
-            a / scale, b / scale, rtol=0, atol=atol, err_msg=name
-        )
-    return got
-
-
-def random_arrays(height, width, size, channels, features, batch=3):
-    rng = np.random.default_rng(0)
-    shape = batch, height, width, channels
-    scale = 1 / np.sqrt(size * size * channels)  # for outputs near 1
-    arrays = (
-        rng.normal(size=shape),
-        rng.normal(size=(size, size, channels, features)) * scale,
-        rng.normal(size=features),
-    )
-    return [jnp.asarray(array, jnp.float32) for array in arrays]
-
-
 def blank_images(background):
     """Returns images [8,28,28,1], one random stroke each on a constant background."""
     rng = np.random.default_rng(0)
@@ -65,44 +30,14 @@ def blank_images(background):
     return jnp.asarray(images + background)
 
 
-# (kernel, strides, padding, channels, pool, activation): each pair of values at least
-# once, kernel sizes 1 to 7, all three algorithms.
-CASES = [
-    (1, 1, "SAME", 2, 2, "relu"),
-    (1, 2, "SAME", 1, 1, "linear"),
-    (1, 2, "VALID", 2, 2, "linear"),
-    (2, 1, "SAME", 1, 3, "tanh"),
-    (2, 2, "VALID", 3, 3, "relu"),
-    (3, 1, "SAME", 32, 2, "tanh"),
-    (3, 1, "VALID", 32, 2, "linear"),
-    (3, 1, "SAME", 32, 1, "relu"),
-    (3, 1, "VALID", 32, 3, "relu"),
-    (3, 1, "VALID", 3, 2, "relu"),
-    (3, 1, "VALID", 1, 2, "relu"),
-    (3, 1, "VALID", 3, 1, "relu"),
-    (3, 2, "SAME", 2, 2, "relu"),
-    (3, 2, "VALID", 1, 2, "tanh"),
-    (3, 2, "SAME", 1, 1, "relu"),
-    (3, 1, "VALID", 2, 3, "linear"),
-    (4, 1, "SAME", 1, 1, "linear"),
-    (4, 2, "VALID", 2, 1, "tanh"),
-    (5, 1, "SAME", 1, 2, "relu"),
-    (5, 1, "VALID", 2, 2, "relu"),
-    (5, 2, "SAME", 2, 3, "linear"),
-    (6, 2, "SAME", 1, 1, "relu"),
-    (7, 1, "SAME", 2, 1, "relu"),
-    (7, 2, "VALID", 1, 2, "relu"),
-    (7, 2, "SAME", 2, 1, "tanh"),
-]
-
-
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 def test_equals_the_plain_implementation(case):
     size, strides, padding, channels, pool, activation = case
     stage = dict(strides=strides, padding=padding, activation=activation, pool=pool)
     # With 32 channels, Winograd's rounding errors reach 1.01e-5 (jax 0.12).
     atol = 2e-5 if channels == 32 else 1e-5
-    assert_same(stage, random_arrays(15, 18, size, channels, 8), atol, jax.jit)
+    arrays = random_arrays(15, 18, size, channels, 8)
+    assert_same(conv_pool, stage, arrays, atol, jax.jit)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +47,7 @@ def test_float32_stays_float32_under_x64(size, channels, padding):
     arrays = random_arrays(15, 18, size, channels, 8)
     stage = {**FIRST, "padding": padding}
     with jax.enable_x64(True):
-        for array in assert_same(stage, arrays, 2e-5):
+        for array in assert_same(conv_pool, stage, arrays, 2e-5):
             assert array.dtype == jnp.float32
 
 
@@ -129,7 +64,7 @@ def test_ties_on_blank_areas_go_to_the_first_maximum(background, channels, size)
     x = blank_images(background) * jnp.linspace(0.5, 1.5, channels)[None, None, None]
     _, kernel, bias = random_arrays(1, 1, size, channels, 8)
     stage = dict(strides=1, padding="SAME", activation="linear", pool=2)
-    assert_same(stage, (x, kernel, bias))
+    assert_same(conv_pool, stage, (x, kernel, bias))
 
 
 @pytest.fixture(scope="module")

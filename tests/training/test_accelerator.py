@@ -37,7 +37,8 @@ def gradients(config: TrainConfig, dataset: Dataset, device: jax.Device):
         )
     images = np.float32(dataset.train.images[:128]) / 255
     arrays = params, images, dataset.train.labels[:128], np.ones(128, np.float32)
-    model = create_model(dataclasses.replace(config, impl="plain"))
+    impl = "plain" if device.platform == "cpu" else "auto"
+    model = create_model(dataclasses.replace(config, impl=impl))
     step = jax.jit(lambda *a: batch_gradients(*a, jax.random.key(1), model)[0])
     with jax.default_device(device):
         return jax.device_get(step(*jax.device_put(arrays, device)))

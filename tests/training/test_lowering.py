@@ -21,7 +21,7 @@ SEEDS, STEPS, BATCH = 2, 3, 32
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("model", MODELS)
 def test_programs_lower_for_accelerators(model, precision, monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "cuda")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     # On the mesh of a CPU, seeds would be trained one after the other.
     monkeypatch.setattr(epochs, "_train_together", lambda mesh: True)
     config = TrainConfig(model=model, precision=precision)

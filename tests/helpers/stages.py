@@ -1,0 +1,75 @@
+"""Convolution stages and the comparison of an implementation with the plain one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from helpers.compilation import users_jit
+from mnist_jax.models.layers import conv_pool
+
+
+def value_and_grads(fn, stage, arrays, jit=users_jit):
+    """Returns outputs and gradients of inputs, kernel and bias, random cotangent."""
+
+    def run(*arrays):
+        y, pull = jax.vjp(lambda *a: fn(*a, **stage), *arrays)
+        rng = np.random.default_rng(1)
+        return y, *pull(jnp.asarray(rng.normal(size=y.shape), y.dtype))
+
+    return jit(run)(*arrays)
+
+
+def assert_same(fast, stage, arrays, atol=1e-5, jit=users_jit):
+    """Compares with plain, relative to each array's max; returns the fast results."""
+    want = value_and_grads(conv_pool, stage, arrays, jax.jit)
+    got = value_and_grads(fast, stage, arrays, jit)
+    for name, a, b in zip(("y", "x", "kernel", "bias"), got, want, strict=True):
+        assert a.shape == b.shape, name
+        scale = np.max(np.abs(b))
+        np.testing.assert_allclose(
+            a / scale, b / scale, rtol=0, atol=atol, err_msg=name
+        )
+    return got
+
+
+def random_arrays(height, width, size, channels, features, batch=3):
+    rng = np.random.default_rng(0)
+    shape = batch, height, width, channels
+    scale = 1 / np.sqrt(size * size * channels)  # for outputs near 1
+    arrays = (
+        rng.normal(size=shape),
+        rng.normal(size=(size, size, channels, features)) * scale,
+        rng.normal(size=features),
+    )
+    return [jnp.asarray(array, jnp.float32) for array in arrays]
+
+
+# (kernel, strides, padding, channels, pool, activation): each pair of values at least
+# once, kernel sizes 1 to 7, all three algorithms.
+CASES = [
+    (1, 1, "SAME", 2, 2, "relu"),
+    (1, 2, "SAME", 1, 1, "linear"),
+    (1, 2, "VALID", 2, 2, "linear"),
+    (2, 1, "SAME", 1, 3, "tanh"),
+    (2, 2, "VALID", 3, 3, "relu"),
+    (3, 1, "SAME", 32, 2, "tanh"),
+    (3, 1, "VALID", 32, 2, "linear"),
+    (3, 1, "SAME", 32, 1, "relu"),
+    (3, 1, "VALID", 32, 3, "relu"),
+    (3, 1, "VALID", 3, 2, "relu"),
+    (3, 1, "VALID", 1, 2, "relu"),
+    (3, 1, "VALID", 3, 1, "relu"),
+    (3, 2, "SAME", 2, 2, "relu"),
+    (3, 2, "VALID", 1, 2, "tanh"),
+    (3, 2, "SAME", 1, 1, "relu"),
+    (3, 1, "VALID", 2, 3, "linear"),
+    (4, 1, "SAME", 1, 1, "linear"),
+    (4, 2, "VALID", 2, 1, "tanh"),
+    (5, 1, "SAME", 1, 2, "relu"),
+    (5, 1, "VALID", 2, 2, "relu"),
+    (5, 2, "SAME", 2, 3, "linear"),
+    (6, 2, "SAME", 1, 1, "relu"),
+    (7, 1, "SAME", 2, 1, "relu"),
+    (7, 2, "VALID", 1, 2, "relu"),
+    (7, 2, "SAME", 2, 1, "tanh"),
+]
