@@ -1,6 +1,7 @@
 """Parameter counts, shapes, dropout, and the LSTM compared with a loop."""
 
 import dataclasses
+import itertools
 from functools import partial
 
 import jax
@@ -117,13 +118,15 @@ def test_lstm_is_initialized_as_in_keras():
     assert 0.8 * limit < float(jnp.abs(params["kernel"]).max()) <= limit
 
 
-@pytest.mark.parametrize("model", ["lstm", "cnn"])
-def test_fast_and_plain_implementations_agree_on_real_digits(digits: Dataset, model):
+@pytest.mark.parametrize(
+    "model, impl", [("lstm", "fast"), ("cnn", "fast"), ("cnn", "gpu")]
+)
+def test_implementations_agree_on_real_digits(digits: Dataset, model, impl):
     # In the first 32 digits a ReLU input is 1e-7, whose sign depends on rounding.
     images = jnp.asarray(digits.train.images[32:64] / np.float32(255))
     labels = jnp.asarray(digits.train.labels[32:64])
     plain = create_model(TrainConfig(model=model, impl="plain"))
-    fast = create_model(TrainConfig(model=model, impl="fast"))
+    fast = create_model(TrainConfig(model=model, impl=impl))
     params = quick_params(plain)
     blank = jnp.zeros((1, *IMAGE_SHAPE))
     # Not `init_params`, which uses the plain implementation for both.
@@ -204,13 +207,21 @@ def test_microbatches_have_the_dropout_masks_of_the_whole_batch(model):
     assert np.abs(logits(images[4:], 0) - microbatches[1]).max() > 1e-3
 
 
+@pytest.mark.parametrize("backend", ["cpu", "gpu", "tpu"])
+def test_auto_chooses_the_implementation_by_device(backend, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    model = create_model(TrainConfig(model="cnn"))
+    assert model.impl == {"cpu": "fast", "gpu": "gpu", "tpu": "plain"}[backend]
+
+
 def test_stages_that_leave_no_pixel_are_rejected():
     with pytest.raises(InputError, match="stage 3 .* leaves no pixel"):
         TrainConfig(model="cnn", conv=("8:pool3", "8:pool3", "8:k5"))
 
 
-@pytest.mark.parametrize("impl", ["plain", "fast"])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    "model, impl", [*itertools.product(MODELS, ["plain", "fast"]), ("cnn", "gpu")]
+)
 def test_bfloat16_is_float32_with_rounded_operands(digits: Dataset, model, impl):
     images = jnp.asarray(digits.train.images[32:64] / np.float32(255))
     labels = jnp.asarray(digits.train.labels[32:64])
