@@ -34,6 +34,7 @@ TIMEOUT = 60  # default seconds until all processes must have started
 # A process that has not been heard of for so long counts as dead. JAX itself aborts the
 # others, with a stack trace, but only after twice that.
 _SILENT_SECONDS = 15
+_SEE = "see its output, then "
 _CHUNK = 1 << 20  # bytes of a value in the key-value store, below gRPC's limit
 
 _counts: collections.Counter[str] = collections.Counter()
@@ -81,61 +82,85 @@ def start(
         InputError: the arguments are invalid, there is no cluster, JAX is already
             running, or a process is missing.
     """
-    given = coordinator, num_processes, process_id
-    if coordinator is not None:
-        job = rollcall.check_job(*given)
+    if jax.distributed.is_initialized():
+        raise InputError("this process is already part of a job")
+    with _without_proxies():
+        given: tuple[Any, ...] = coordinator, num_processes, process_id, None
+        if coordinator is None:
+            given = _detect(timeout)
+        job = rollcall.check_job(*given[:3])
         rollcall.call_roll(job, timeout)
+        _connect(job, given[3], timeout)
+    threading.Thread(target=_watch, daemon=True).start()
+    atexit.register(_remove_scratch)
+
+
+def _detect(timeout: int) -> tuple[Any, ...]:
+    """Returns JAX's address, number and index, and the devices of this process."""
+    from jax._src.clusters import ClusterEnv
+
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    indices = os.environ.get("JAX_LOCAL_DEVICE_IDS")
+    reason = ""
+    try:
+        devices = [int(i) for i in indices.split(",")] if indices else None
+        given = address, None, None, devices, None, timeout
+        found = ClusterEnv.auto_detect_unset_distributed_params(*given)
+        if None not in found[:3]:
+            return found
+    except (ValueError, RuntimeError) as error:
+        reason = f" ({str(error).splitlines()[0].rstrip('.')})"
+    raise InputError(
+        f"--cluster=auto found no cluster{reason}; start the program with srun or "
+        "mpirun, or give --coordinator, --num_processes and --process_id"
+    )
+
+
+def _connect(job: rollcall.Job, devices: Sequence[int] | None, timeout: int) -> None:
     # It takes SIGTERM from the program, which agrees on the step to stop at by itself.
     jax.config.update("jax_enable_preemption_service", False)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    timer = threading.Timer(timeout, _fail_to_connect, [job.processes, timeout])
+    timer.daemon = True
+    timer.start()
     try:
-        with _connecting(timeout), coordination.in_own_process():
+        with coordination.in_own_process():
             jax.distributed.initialize(
-                *given,
-                cluster_detection_method="deactivate" if coordinator else None,
+                f"{job.host}:{job.port}",
+                job.processes,
+                job.process,
+                devices,
+                cluster_detection_method="deactivate",
                 # JAX aborts the process at its timeout, with a stack trace.
                 initialization_timeout=timeout + 60,
                 heartbeat_timeout_seconds=2 * _SILENT_SECONDS,
                 shutdown_timeout_seconds=timeout,
             )
-    except ValueError as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise InputError(
-            f"--cluster=auto found no cluster ({reason}); start the program with srun "
-            "or mpirun, or give --coordinator, --num_processes and --process_id"
-        ) from error
     except RuntimeError as error:
-        if jax.distributed.is_initialized():
-            raise InputError("this process is already part of a job") from error
+        _state().client = None
         raise InputError(
             f"JAX cannot start the job ({str(error).splitlines()[0]}); start it before "
             "any other use of JAX, with a free port"
         ) from error
-    threading.Thread(target=_watch, daemon=True).start()
-    atexit.register(_remove_scratch)
+    finally:
+        timer.cancel()
+
+
+def _fail_to_connect(processes: int, timeout: int) -> None:
+    _state().client = None  # it is not connected: a call would abort this process
+    fail(
+        f"not all {processes} processes of the job connected within "
+        f"--cluster_timeout={timeout} seconds, although all had started"
+    )
 
 
 @contextlib.contextmanager
-def _connecting(timeout: int) -> Iterator[None]:
-    """Ends the process if the block takes too long; hides proxies in it.
-
-    The coordinator is reached directly: gRPC would ask a proxy for it.
-    """
-
-    def end() -> None:
-        fail(
-            f"not all processes of the job started within --cluster_timeout={timeout} "
-            "seconds"
-        )
-
+def _without_proxies() -> Iterator[None]:
+    """Hides proxies: gRPC would ask one for the coordinator."""
     proxies = {name: os.environ.pop(name) for name in _proxies()}
-    timer = threading.Timer(timeout, end)
-    timer.daemon = True
-    timer.start()
     try:
         yield
     finally:
-        timer.cancel()
         os.environ.update(proxies)
 
 
@@ -286,21 +311,24 @@ def _watch() -> None:
         for key, reason in reasons.items():
             number = key.rpartition("/")[2]
             if reason and int(number) != process():
-                fail(f"process {number} of the job ended ({reason})")
+                fail(f"process {number} of the job ended ({reason})", _SEE)
         now = time.monotonic()
         for key, state in states.items():
             if key not in heard or heard[key][0] != state:
                 heard[key] = state, now
             elif now - heard[key][1] > _SILENT_SECONDS:
-                fail(f"process {key.rpartition('/')[2]} of the job has died or hangs")
+                number = key.rpartition("/")[2]
+                fail(f"process {number} of the job has died or hangs", _SEE)
         time.sleep(1)
 
 
-def fail(reason: str) -> NoReturn:
+def fail(reason: str, hint: str = "") -> NoReturn:
     """Prints why the job cannot go on and ends this process with status 1."""
     hold_exit()
-    advice = "see its output, then run all processes again (with --resume, if it had "
-    print(f"error: {reason}; {advice}checkpoints)", file=sys.__stderr__, flush=True)
+    advice = (
+        f"{hint}run all processes again (with --resume, if the run has checkpoints)"
+    )
+    print(f"error: {reason}; {advice}", file=sys.__stderr__, flush=True)
     leave(reason)
     os._exit(1)
 

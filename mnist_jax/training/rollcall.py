@@ -63,8 +63,8 @@ def call_roll(job: Job, timeout: float) -> None:
     verdict = _listen(job, limit) if job.process == 0 else _report(job, limit)
     if verdict:
         raise InputError(
-            f"{verdict}; --coordinator={job.host}:{job.port}, "
-            f"--cluster_timeout={timeout:g} seconds: start the job again"
+            f"{verdict}; start the job again (coordinator {job.host}:{job.port}, "
+            f"--cluster_timeout={timeout:g} seconds)"
         )
 
 
@@ -125,7 +125,7 @@ def _server(job: Job, limit: float) -> socket.socket:
         except OSError as error:
             if error.errno != errno.EADDRINUSE or time.monotonic() > limit:
                 raise InputError(
-                    f"--coordinator={job.host}:{job.port}: cannot listen at this port "
+                    f"process 0 cannot listen at port {job.port} of the coordinator "
                     f"({error.strerror}); give a free one"
                 ) from error
         time.sleep(0.1)

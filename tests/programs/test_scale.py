@@ -15,6 +15,7 @@ from helpers.jobs import finish, free_port, run_job, scratch_folders, start_job
 from helpers.programs import DIGITS, ROOT, run
 
 from mnist_jax.training.checkpoints import FOLDER
+from mnist_jax.training.rollcall import Job, call_roll
 from mnist_jax.training.run_dir import METRICS, PARAMS
 
 pytestmark = pytest.mark.scale
@@ -183,6 +184,22 @@ def test_the_death_of_a_process_ends_all(victim: int, tmp_path: Path) -> None:
             assert one.returncode == 1 and one.stderr.count("error: ") == 1, one
             assert "Traceback" not in one.stderr
     resume_for_one_epoch(folder, port)  # at once, at the same port
+
+
+def test_a_death_while_jax_connects_is_one_sentence() -> None:
+    """Process 1 answers the roll call only."""
+    port = free_port()
+    words = f"cluster.start('localhost:{port}', 2, 0, timeout=4)"
+    first = subprocess.Popen(
+        [sys.executable, "-c", f"from mnist_jax.training import cluster; {words}"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    call_roll(Job("localhost", port, 2, 1), 60)
+    [ended] = finish([first])
+    assert ended.returncode == 1 and ended.stderr.count("\n") == 1, ended
+    assert "error: not all 2 processes of the job connected within" in ended.stderr
 
 
 def resume_for_one_epoch(folder: Path, port: int | None = None) -> None:

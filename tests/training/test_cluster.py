@@ -105,6 +105,18 @@ def test_job_flags_are_checked(
         check_job(*given)
 
 
+def test_the_roll_is_called_with_what_the_cluster_says(monkeypatch):
+    slurm = {"JOB_ID": 7, "STEP_NODELIST": "localhost", "NTASKS": 3, "LOCALID": 0}
+    for name, value in {**slurm, "PROCID": 0}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    monkeypatch.setenv("JAX_COORDINATOR_PORT", str(free_port()))
+    with pytest.raises(InputError, match="2 of 3 .* did not start: processes 1, 2"):
+        cluster.start(timeout=0.1)
+    monkeypatch.delenv("SLURM_JOB_ID")
+    with pytest.raises(InputError, match="--cluster=auto found no cluster; start"):
+        cluster.start(timeout=0.1)
+
+
 @pytest.mark.skipif(not Path("/proc/self/wchan").exists(), reason="not on Linux")
 def test_threads_that_poll_the_network_give_way_to_others(monkeypatch):
     monkeypatch.setattr(cluster, "processes", lambda: 2)
