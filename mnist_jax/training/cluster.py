@@ -300,7 +300,8 @@ def share_files(folders: Sequence[Path]) -> None:
 def _watch() -> None:
     """Ends this process with one sentence once another has failed or is silent."""
     client = _state().client
-    heard: dict[str, tuple[str, float]] = {}
+    start = "", time.monotonic()  # a process may die before its first beat
+    heard = {f"alive/{number}": start for number in range(processes())}
     for beat in itertools.count():
         try:
             client.key_value_set(f"alive/{process()}", str(beat), allow_overwrite=True)
@@ -313,10 +314,10 @@ def _watch() -> None:
             if reason and int(number) != process():
                 fail(f"process {number} of the job ended ({reason})", _SEE)
         now = time.monotonic()
-        for key, state in states.items():
-            if key not in heard or heard[key][0] != state:
+        for key, (last, since) in heard.items():
+            if (state := states.get(key, "")) != last:
                 heard[key] = state, now
-            elif now - heard[key][1] > _SILENT_SECONDS:
+            elif now - since > _SILENT_SECONDS:
                 number = key.rpartition("/")[2]
                 fail(f"process {number} of the job has died or hangs", _SEE)
         time.sleep(1)

@@ -5,6 +5,8 @@ import select
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NoReturn
 
 import pytest
 from helpers.jobs import free_port, run_job, scratch_folders
@@ -115,6 +117,32 @@ def test_the_roll_is_called_with_what_the_cluster_says(monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID")
     with pytest.raises(InputError, match="--cluster=auto found no cluster; start"):
         cluster.start(timeout=0.1)
+
+
+class Client:
+    """A key-value store that only this process writes to."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, str] = {}
+
+    def key_value_set(self, key: str, value: str, allow_overwrite: bool) -> None:
+        self.values[key] = value
+
+    def key_value_dir_get(self, folder: str) -> list[tuple[str, str]]:
+        return [item for item in self.values.items() if item[0].startswith(folder)]
+
+
+def test_a_process_that_never_beats_counts_as_dead(monkeypatch):
+    state = SimpleNamespace(client=Client(), num_processes=2, process_id=0)
+    monkeypatch.setattr(cluster, "_state", lambda: state)
+    monkeypatch.setattr(cluster, "_SILENT_SECONDS", 0)
+
+    def fail(reason: str, hint: str) -> NoReturn:
+        raise InputError(reason)
+
+    monkeypatch.setattr(cluster, "fail", fail)
+    with pytest.raises(InputError, match="process 1 of the job has died or hangs"):
+        cluster._watch()
 
 
 @pytest.mark.skipif(not Path("/proc/self/wchan").exists(), reason="not on Linux")
