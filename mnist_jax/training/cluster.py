@@ -303,6 +303,8 @@ def _watch() -> None:
     start = "", time.monotonic()  # a process may die before its first beat
     heard = {f"alive/{number}": start for number in range(processes())}
     for beat in itertools.count():
+        if _state().client is not client:  # `jax.distributed.shutdown` has ended it
+            return
         try:
             client.key_value_set(f"alive/{process()}", str(beat), allow_overwrite=True)
             states = dict(client.key_value_dir_get("alive/"))

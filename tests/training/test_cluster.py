@@ -145,6 +145,16 @@ def test_a_process_that_never_beats_counts_as_dead(monkeypatch):
         cluster._watch()
 
 
+def test_the_watch_ends_with_its_job(monkeypatch):
+    state, following = (
+        SimpleNamespace(client=Client(), num_processes=1, process_id=0) for _ in "12"
+    )
+    states = iter([state, state])  # for its client and number of processes
+    monkeypatch.setattr(cluster, "_state", lambda: next(states, following))
+    cluster._watch()
+    assert not state.client.values
+
+
 @pytest.mark.skipif(not Path("/proc/self/wchan").exists(), reason="not on Linux")
 def test_threads_that_poll_the_network_give_way_to_others(monkeypatch):
     monkeypatch.setattr(cluster, "processes", lambda: 2)
