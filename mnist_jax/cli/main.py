@@ -60,7 +60,8 @@ def start_job() -> None:
         if flag.name not in _OWN_FLAGS
     }
     versions = {f"the version of {name}": version(name) for name in _PACKAGES}
-    values = {"the program": sys.argv[0], **versions, **shared}
+    program = os.path.basename(sys.argv[0])  # hosts may have it at different paths
+    values = {"the program": program, **versions, **shared}
     cluster.agree("flags", values, "start all processes with the same command")
 
 
