@@ -126,7 +126,7 @@ def _connect(job: rollcall.Job, devices: Sequence[int] | None, timeout: int) -> 
     try:
         with coordination.in_own_process():
             jax.distributed.initialize(
-                f"{job.host}:{job.port}",
+                job.address,
                 job.processes,
                 job.process,
                 devices,

@@ -22,6 +22,12 @@ class Job(NamedTuple):
     processes: int
     process: int
 
+    @property
+    def address(self) -> str:
+        """The coordinator as `host:port`, with brackets around an IPv6 address."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
 
 def check_job(
     coordinator: str | None, num_processes: int | None, process_id: int | None
@@ -63,7 +69,7 @@ def call_roll(job: Job, timeout: float) -> None:
     verdict = _listen(job, limit) if job.process == 0 else _report(job, limit)
     if verdict:
         raise InputError(
-            f"{verdict}; start the job again (coordinator {job.host}:{job.port}, "
+            f"{verdict}; start the job again (coordinator {job.address}, "
             f"--cluster_timeout={timeout:g} seconds)"
         )
 
@@ -117,10 +123,14 @@ def _mismatch(job: Job, arrived: set[int], process: int, processes: int) -> str:
 def _server(job: Job, limit: float) -> socket.socket:
     # The service of a job whose process 0 was killed still listens for a while.
     limit = min(limit, time.monotonic() + LINGER_SECONDS + 1)
+    ipv6 = socket.has_dualstack_ipv6()
     while True:
         try:
             return socket.create_server(
-                ("", job.port), reuse_port=False, backlog=job.processes
+                ("", job.port),
+                family=socket.AF_INET6 if ipv6 else socket.AF_INET,
+                backlog=job.processes,
+                dualstack_ipv6=ipv6,
             )
         except OSError as error:
             if error.errno != errno.EADDRINUSE or time.monotonic() > limit:

@@ -2,6 +2,7 @@
 
 import os
 import select
+import socket
 import threading
 import time
 from pathlib import Path
@@ -64,10 +65,14 @@ def call_together(jobs: list[Job], timeout: float = 5) -> list[str]:
     return told
 
 
-def test_roll_call_succeeds_in_any_order() -> None:
-    port = free_port()
-    jobs = [Job("localhost", port, 3, process) for process in (2, 0, 1)]
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]"])
+def test_roll_call_succeeds_in_any_order(host: str) -> None:
+    if host == "[::1]" and not socket.has_dualstack_ipv6():
+        pytest.skip("no IPv6")
+    address = f"{host}:{free_port()}"
+    jobs = [check_job(address, 3, process) for process in (2, 0, 1)]
     assert call_together(jobs) == [""] * 3
+    assert jobs[0].address == address
 
 
 @pytest.mark.parametrize(
