@@ -20,10 +20,12 @@ SHORT_LINGER_SECONDS = 0.3
 
 # The standard input is closed by the end of process 0.
 _PROGRAM = """
-import json, sys, time
+import json, os, sys, time
+arguments = json.loads(sys.argv[1])
+sys.path[:], address, processes, options, linger, short_linger = arguments
 from jaxlib import _jax
-address, processes, options, linger, short_linger = json.loads(sys.argv[1])
 service = _jax.get_distributed_runtime_service(address, processes, **options)
+os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 print("listening", flush=True)
 time.sleep(short_linger if sys.stdin.read() else linger)
 """
@@ -35,17 +37,23 @@ class CoordinationService:
     def __init__(self, address: str, processes: int, **options: Any) -> None:
         """Starts the service; the arguments are JAX's."""
         lingers = LINGER_SECONDS, SHORT_LINGER_SECONDS
-        arguments = json.dumps([address, processes, options, *lingers])
+        path = [*map(str, sys.path)]
+        arguments = json.dumps([path, address, processes, options, *lingers])
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, arguments],
+            # Isolated: no module of the current folder hides one of Python's.
+            [sys.executable, "-I", "-c", _PROGRAM, arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             start_new_session=True,  # the terminal's Ctrl-C is for process 0
         )
         assert self._process.stdout is not None
         if not self._process.stdout.readline():
-            raise RuntimeError(f"its service cannot be started at {address}")
+            lines = self._process.communicate()[1].decode(errors="replace").split("\n")
+            reason = next(filter(str.strip, reversed(lines)), "it printed no error")
+            raise RuntimeError(
+                f"its service cannot be started at {address}: {reason.strip()}"
+            )
 
     def all_end(self) -> None:
         """Ends the service soon after this process, since all others end too."""

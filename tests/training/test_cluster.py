@@ -3,6 +3,7 @@
 import os
 import select
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from mnist_jax.config import TrainConfig
 from mnist_jax.errors import InputError
 from mnist_jax.records.schema import RunRecord, read_json
 from mnist_jax.training import cluster
+from mnist_jax.training.coordination import CoordinationService
 from mnist_jax.training.rollcall import Job, call_roll, check_job
 from mnist_jax.training.run_dir import RECORD
 
@@ -122,6 +124,20 @@ def test_the_roll_is_called_with_what_the_cluster_says(monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID")
     with pytest.raises(InputError, match="--cluster=auto found no cluster; start"):
         cluster.start(timeout=0.1)
+
+
+def test_the_service_starts_as_its_process_and_reports_errors(tmp_path, monkeypatch):
+    options = {"heartbeat_timeout": 9, "shutdown_timeout": 9, "recoverable": False}
+    (tmp_path / "json.py").write_text("1 / 0")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    CoordinationService(f"[::]:{free_port()}", 2, **options).shutdown()
+    with socket.create_server(("", 0)) as taken, pytest.raises(RuntimeError) as raised:
+        CoordinationService(f"[::]:{taken.getsockname()[1]}", 2, **options)
+    assert "server" in str(raised.value) and "\n" not in str(raised.value)
+    monkeypatch.setattr(sys, "path", [])
+    with pytest.raises(RuntimeError, match="No module named 'jaxlib'"):
+        CoordinationService(f"[::]:{free_port()}", 2, **options)
 
 
 class Client:
