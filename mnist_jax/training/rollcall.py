@@ -76,12 +76,12 @@ def call_roll(job: Job, timeout: float) -> None:
 
 def _listen(job: Job, limit: float) -> str:
     """Returns what is wrong with the job, after telling it to the others."""
-    arrived: set[int] = set()
+    arrived = {0}
     verdict = ""
     with contextlib.ExitStack() as stack:
         connections: list[socket.socket] = []
         with _server(job, limit) as server:
-            while len(arrived) < job.processes - 1 and not verdict:
+            while len(arrived) < job.processes and not verdict:
                 server.settimeout(max(0.01, limit - time.monotonic()))
                 try:
                     connection = stack.enter_context(server.accept()[0])
@@ -103,7 +103,7 @@ def _listen(job: Job, limit: float) -> str:
 
 
 def _missing(job: Job, arrived: set[int]) -> str:
-    missing = sorted(set(range(1, job.processes)) - arrived)
+    missing = sorted(set(range(job.processes)) - arrived)
     plural = "es" if len(missing) > 1 else ""
     return (
         f"{len(missing)} of {job.processes} processes did not start: process{plural} "
@@ -112,16 +112,24 @@ def _missing(job: Job, arrived: set[int]) -> str:
 
 
 def _mismatch(job: Job, arrived: set[int], process: int, processes: int) -> str:
+    if process in arrived:
+        return f"two processes have --process_id={process}"
     if processes != job.processes:
         return (
             f"--num_processes is {job.processes} in process 0 and {processes} in "
             f"process {process}"
         )
-    return f"two processes have --process_id={process}" if process in arrived else ""
+    return ""
 
 
 def _server(job: Job, limit: float) -> socket.socket:
-    # The service of a job whose process 0 was killed still listens for a while.
+    """Returns a socket at the coordinator's port, once that is free.
+
+    The service of a job whose process 0 was killed still listens for a while.
+
+    Raises:
+        InputError: the port is taken, possibly by another process 0.
+    """
     limit = min(limit, time.monotonic() + LINGER_SECONDS + 1)
     ipv6 = socket.has_dualstack_ipv6()
     while True:
@@ -138,6 +146,11 @@ def _server(job: Job, limit: float) -> socket.socket:
                     f"process 0 cannot listen at port {job.port} of the coordinator "
                     f"({error.strerror}); give a free one"
                 ) from error
+        verdict = None
+        with contextlib.suppress(OSError, ValueError):  # not another process 0
+            verdict = _ask(job._replace(host="localhost"), 1)
+        if verdict:
+            raise InputError(f"{verdict}; give each a different one")
         time.sleep(0.1)
 
 
@@ -146,15 +159,21 @@ def _report(job: Job, limit: float) -> str:
     reason = ""
     while (left := limit - time.monotonic()) > 0:
         try:
-            with socket.create_connection((job.host, job.port), left) as connection:
-                # Process 0's clock may have started last; its verdict names more.
-                connection.settimeout(left + 5)
-                connection.sendall(json.dumps([job.process, job.processes]).encode())
-                if answer := connection.recv(4096):
-                    return json.loads(answer)
+            if (verdict := _ask(job, left)) is not None:
+                return verdict
         except OSError as error:
             reason = f" ({error.strerror or error})"
         except ValueError:  # something else listens there
             reason = " (another program answers at its port)"
         time.sleep(0.1)
     return f"process {job.process} could not reach process 0{reason}"
+
+
+def _ask(job: Job, timeout: float) -> str | None:
+    """Returns the verdict of the process 0 that listens; None if it gives none."""
+    with socket.create_connection((job.host, job.port), timeout) as connection:
+        # Process 0's clock may have started last; its verdict names more.
+        connection.settimeout(timeout + 5)
+        connection.sendall(json.dumps([job.process, job.processes]).encode())
+        answer = connection.recv(4096)
+        return json.loads(answer) if answer else None

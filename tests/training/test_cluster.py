@@ -82,6 +82,7 @@ def test_roll_call_succeeds_in_any_order(host: str) -> None:
     [
         ([0, 2], [4, 4], 0.3, "2 of 4 processes did not start: processes 1, 3"),
         ([0, 1, 1], [3] * 3, 5, "two processes have --process_id=1"),
+        ([0, 1, 0], [3] * 3, 5, "two processes have --process_id=0"),
         ([0, 1], [3, 2], 5, "--num_processes is 3 in process 0 and 2 in process 1"),
         ([1], [2], 0.3, "process 1 could not reach process 0"),
     ],
