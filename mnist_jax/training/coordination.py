@@ -58,8 +58,9 @@ class CoordinationService:
     def all_end(self) -> None:
         """Ends the service soon after this process, since all others end too."""
         assert self._process.stdin is not None
-        self._process.stdin.write(b"all end")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it was killed
+            self._process.stdin.write(b"all end")
+            self._process.stdin.flush()
 
     def shutdown(self) -> None:
         """Ends the service at once."""

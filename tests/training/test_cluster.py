@@ -132,7 +132,11 @@ def test_the_service_starts_as_its_process_and_reports_errors(tmp_path, monkeypa
     (tmp_path / "json.py").write_text("1 / 0")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    CoordinationService(f"[::]:{free_port()}", 2, **options).shutdown()
+    service = CoordinationService(f"[::]:{free_port()}", 2, **options)
+    service._process.kill()
+    service._process.wait()
+    service.all_end()
+    service.shutdown()
     with socket.create_server(("", 0)) as taken, pytest.raises(RuntimeError) as raised:
         CoordinationService(f"[::]:{taken.getsockname()[1]}", 2, **options)
     assert "server" in str(raised.value) and "\n" not in str(raised.value)
