@@ -1,5 +1,7 @@
 """The table of a sweep, and its best settings as a flag file."""
 
+import contextlib
+import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,8 +10,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from mnist_jax.config import TrainConfig, as_text, changed_fields
+from mnist_jax.errors import InputError
 from mnist_jax.records.files import write_file
-from mnist_jax.records.schema import EpochRecord, RunRecord
+from mnist_jax.records.schema import EpochRecord, RunRecord, read_json
 from mnist_jax.reporting.tables import (
     format_commit,
     format_mean,
@@ -17,6 +20,7 @@ from mnist_jax.reporting.tables import (
     markdown_table,
     mean_and_spread,
 )
+from mnist_jax.training.run_dir import CONFIG
 from mnist_jax.training.trials import (
     FAILED,
     FINISHED,
@@ -46,6 +50,7 @@ class Row(NamedTuple):
     state: str
     records: list[RunRecord]  # of its finished seeds
     epochs: list[list[EpochRecord]]  # by seed
+    config: TrainConfig | None  # of a seed; None if none was written
 
     @property
     def validation(self) -> list[float]:
@@ -73,7 +78,8 @@ def read_rows(out: Path) -> list[Row]:
         finished = len(records) == len(folders)
         epochs = [r.epochs for r in records] if finished else read_epochs(folders)
         state = FINISHED if finished else trial.state
-        rows.append(Row(folder, trial, state, records, epochs))
+        config = _read_config(folders)
+        rows.append(Row(folder, trial, state, records, epochs, config))
 
     def key(row: Row) -> tuple[int, int, float]:
         epochs = max(map(len, row.epochs)) if row.state != FINISHED else 0
@@ -86,11 +92,37 @@ def read_rows(out: Path) -> list[Row]:
     return sorted(rows, key=key)
 
 
+def _read_config(folders: Mapping[int, Path]) -> TrainConfig | None:
+    for folder in folders.values():
+        with contextlib.suppress(InputError):
+            return read_json(TrainConfig, folder / CONFIG)
+    return None
+
+
 def setting_names(rows: Sequence[Row]) -> list[str]:
-    """Returns the flags that vary in a sweep; the model only if there are several."""
+    """Returns the flags that vary in a sweep; the model only if there are several.
+
+    A folder may hold the trials of several commands: flags in which the trials of a
+    model differ are included.
+    """
     names = dict.fromkeys(name for row in rows for name in row.trial.settings)
     models = {row.trial.settings.get("model") for row in rows}
+    names |= dict.fromkeys(name for row in rows for name in _differing(row, rows))
     return [n for n in names if n != "model" or len(models) > 1 or len(names) == 1]
+
+
+def _differing(row: Row, rows: Sequence[Row]) -> dict[str, str]:
+    """Returns the flags of a trial in which others of its model differ."""
+    if row.config is None:
+        return {}
+    others = [r.config for r in rows if r.config and r.config.model == row.config.model]
+    return {
+        field.name: as_text(value)
+        for field in dataclasses.fields(TrainConfig)
+        if field.name not in ("seed", "epochs")  # the table has a column of epochs
+        for value in [getattr(row.config, field.name)]
+        if any(getattr(other, field.name) != value for other in others)
+    }
 
 
 def sweep_frame(rows: Sequence[Row]) -> pd.DataFrame:
@@ -106,9 +138,10 @@ def sweep_frame(rows: Sequence[Row]) -> pd.DataFrame:
     for row in rows:
         test = [record.test_accuracy for record in row.records]
         finished = row.state == FINISHED
+        settings = _differing(row, rows) | row.trial.settings
         table.append(
             {
-                **{name: row.trial.settings.get(name, "-") for name in names},
+                **{name: settings.get(name, "-") for name in names},
                 "state": row.state,
                 "seeds": len(row.validation),
                 "val_accuracy": pd.Series(row.validation, dtype=float).mean(),

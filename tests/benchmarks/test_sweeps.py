@@ -17,15 +17,25 @@ from benchmarks.sweeps.progress import Progress
 from benchmarks.sweeps.search import Pruner, TpeSearch, sample
 from benchmarks.sweeps.space import combine, parse_axis, parse_space
 from mnist_jax.cli.main import Machine
+from mnist_jax.config import TrainConfig
 from mnist_jax.errors import InputError
+from mnist_jax.records.files import make_folder
+from mnist_jax.records.schema import write_json
 from mnist_jax.reporting import report
 from mnist_jax.reporting.pictures import Picture
 from mnist_jax.reporting.plots import themed_svg
 from mnist_jax.reporting.sweep_page import read_sweep
-from mnist_jax.reporting.sweep_tables import read_rows, write_sweep
+from mnist_jax.reporting.sweep_tables import read_rows, sweep_frame, write_sweep
 from mnist_jax.training import trials
-from mnist_jax.training.run_dir import RECORD
-from mnist_jax.training.trials import FAILED, FINISHED, PRUNED, find_trials
+from mnist_jax.training.run_dir import CONFIG, RECORD
+from mnist_jax.training.trials import (
+    FAILED,
+    FINISHED,
+    PRUNED,
+    Trial,
+    find_trials,
+    write_trial,
+)
 
 SMALL = "--dataset=digits", "--hidden=16", "--epochs=3", "--batch_size=256"
 GRID = *SMALL, "--vary=learning_rate=1e-3,1e-2", "--vary=optimizer=adam,sgd"
@@ -80,6 +90,24 @@ def test_a_grid_is_trained_and_its_best_settings_train_again(tmp_path):
     repeated = run("benchmarks.sweep", *GRID, "--seeds=2", f"--out={out}")
     assert "4 of 4 trials had ended before" in repeated.stdout
     assert {p: p.stat().st_mtime_ns for p in out.rglob(RECORD)} == times
+
+
+def test_trials_of_two_commands_differ_in_the_table(tmp_path):
+    for rate in ("3e-3", "1e-2"):
+        for size in (32, 128):
+            config = TrainConfig(batch_size=size, learning_rate=float(rate))
+            settings, folder = {"learning_rate": rate}, tmp_path / f"runs/{rate}-{size}"
+            trial = Trial(settings, config, folder, [0])
+            write_trial(trial)
+            make_folder(trial.folders[0])
+            write_json(trial.folders[0] / CONFIG, config.for_dataset("digits"))
+    write_trial(Trial({"learning_rate": "1"}, config, tmp_path / "runs/failed", [0]))
+    frame = sweep_frame(read_rows(tmp_path))
+    assert list(frame.columns[:3]) == ["learning_rate", "batch_size", "state"]
+    assert {*zip(frame["learning_rate"], frame["batch_size"], strict=True)} == {
+        *(("3e-3", "32"), ("3e-3", "128"), ("1e-2", "32"), ("1e-2", "128")),
+        ("1", "-"),
+    }
 
 
 @pytest.mark.slow
