@@ -6,6 +6,7 @@ JAX aborts a process whose job does not come together, without naming who is mis
 import contextlib
 import errno
 import json
+import os
 import socket
 import time
 from typing import NamedTuple
@@ -144,7 +145,7 @@ def _server(job: Job, limit: float) -> socket.socket:
             if error.errno != errno.EADDRINUSE or time.monotonic() > limit:
                 raise InputError(
                     f"process 0 cannot listen at port {job.port} of the coordinator "
-                    f"({error.strerror}); give a free one"
+                    f"({os.strerror(error.errno or 0)}); give a free one"
                 ) from error
         verdict = None
         with contextlib.suppress(OSError, ValueError):  # not another process 0
