@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from mnist_jax.config import TrainConfig
+from mnist_jax.models.custom import network_sha256
 from mnist_jax.records.schema import RunRecord
 from mnist_jax.reporting.intervals import Interval, paired_difference
 
@@ -20,13 +21,28 @@ _COLUMNS = ("difference", "difference_low", "difference_high")
 def find_row(
     rows: Sequence[Sequence[RunRecord]], against: TrainConfig | None
 ) -> Sequence[RunRecord]:
-    """Returns the row with a config's runs, an empty one if there is none."""
-    for runs in rows:
-        if against is not None and runs[0].config == dataclasses.replace(
+    """Returns the row with a config's runs, an empty one if there is none.
+
+    A custom network has a row for each version of its source; the present one counts.
+    Of the rows that are left, such as on other numbers of devices, the latest counts.
+    """
+    if against is None:
+        return ()
+    source = network_sha256(against)
+    found = [
+        runs
+        for runs in rows
+        if runs[0].config
+        == dataclasses.replace(
             against.for_dataset(runs[0].dataset), seed=runs[0].config.seed
-        ):
-            return runs
-    return ()
+        )
+    ]
+
+    def rank(runs: Sequence[RunRecord]) -> tuple[bool, str]:
+        dates = [run.environment.date for run in runs]
+        return runs[0].source_sha256 == source, max(dates)
+
+    return max(found, key=rank, default=())
 
 
 def difference_columns(

@@ -1,14 +1,17 @@
 """Differences from a row of the comparison table."""
 
+import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.records import make_record
+from helpers.records import make_environment, make_record
 from scipy import stats
 
 from mnist_jax import TrainConfig, compare
 from mnist_jax.errors import InputError
+from mnist_jax.models.custom import network_sha256
 from mnist_jax.reporting.tables import (
     comparison_frame,
     format_comparison,
@@ -45,6 +48,31 @@ def test_the_table_names_the_row_and_shows_intervals():
     assert "difference" not in format_markdown(RECORDS)
     other = TrainConfig(model="cnn", batch_size=7)
     assert "difference" not in comparison_frame(RECORDS, against=other)
+
+
+def test_the_row_is_that_of_the_present_source_and_the_latest():
+    path = Path(__file__).parents[2] / "examples" / "residual_mlp.py"
+    model = f"{path}:ResidualMLP"
+    present = network_sha256(TrainConfig(model=model))
+    record = make_record(model)
+
+    def version(source: str, accuracy: float, day: int, devices: int = 2):
+        return dataclasses.replace(
+            record,
+            source_sha256=source,
+            test_accuracy=accuracy,
+            devices=devices,
+            environment=make_environment(date=f"2026-01-0{day}T00:00:00+00:00"),
+        )
+
+    versions = [
+        version("0" * 64, 0.99, 4),  # the best, and recorded last
+        version(present, 0.98, 1, devices=1),
+        version(present, 0.97, 3),
+    ]
+    frame = comparison_frame(versions, against=record.config)
+    assert math.isnan(frame["difference"][2])
+    assert frame["difference"][:2].tolist() == pytest.approx([0.02, 0.01])
 
 
 @pytest.mark.slow
