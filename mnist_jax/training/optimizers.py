@@ -43,7 +43,9 @@ def scale_by_adam(
         mu = jax.tree.map(lambda m, g: m + (1 - b1) * (g - m), state.mu, grads)
         nu = jax.tree.map(lambda v, g: v + (1 - b2) * (g * g - v), state.nu, grads)
         # In the gradients' precision, as in Keras: 1 - b2^t loses four digits at first.
-        t = count.astype(jax.tree.leaves(grads)[0].dtype)
+        # In bfloat16 it loses all: 0.999 is 1 there.
+        dtype = jnp.promote_types(jax.tree.leaves(grads)[0].dtype, jnp.float32)
+        t = count.astype(dtype)
         correction = jnp.sqrt(1 - b2**t)
         rate = correction / (1 - b1**t)
         e = eps if keras else eps * correction

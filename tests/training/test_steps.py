@@ -103,6 +103,16 @@ def test_adam_equals_optax():
                 np.testing.assert_allclose(ours_moment, moment, rtol=1e-10)
 
 
+def test_adam_corrects_the_bias_of_bfloat16_gradients_in_float32():
+    gradient = jnp.ones(1, jnp.bfloat16)
+    tx = scale_by_adam()
+    state = tx.init(gradient)
+    for _ in range(20):  # a constant gradient: each update is 1
+        update, state = tx.update(gradient, state)
+        np.testing.assert_allclose(update, 1, rtol=0.03)
+    assert state.mu.dtype == state.nu.dtype == gradient.dtype
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "keras_adam", "adamw", "sgd"])
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "onecycle"])
 @pytest.mark.parametrize("steps", [1, 2, 100])
