@@ -110,6 +110,11 @@ def create_custom(
             f"--model={spec}: {name}({', '.join(args)}) failed ({error}); give every "
             "field of the class a hashable default or a value by --model_args"
         ) from error
+    except Exception as error:  # whatever the user's code raises
+        raise InputError(
+            f"--model={spec}: {name}({', '.join(args)}) failed with "
+            f"{type(error).__name__}: {_first_line(error)}"
+        ) from error
     check_network(f"--model={spec}", model, shapes)
     return model
 

@@ -85,6 +85,15 @@ class Unhashable(Linear):
     widths: list = dataclasses.field(default_factory=list)
 
 
+class Odd(Linear):
+    width: int = 7
+
+    def __post_init__(self):
+        if self.width % 2:
+            raise ValueError("width must be even")
+        super().__post_init__()
+
+
 class Broken(nn.Module):
     @nn.compact
     def __call__(self, images):

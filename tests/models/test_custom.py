@@ -88,6 +88,7 @@ def test_a_module_can_be_named_instead_of_a_file(file, monkeypatch):
         ("PerRow", r"returns float32 \[2, 28, 10\] for images"),
         ("Required", "width"),
         ("Unhashable", "hashable"),
+        ("Odd", r"Odd\(\) failed with ValueError: width must be even$"),
         ("Broken", "failed with TypeError"),
         ("NotAModule", "NotAModule is not a Flax module"),
         ("AlwaysDropping", 'in evaluation Dropout_0 needs PRNG for "dropout", but'),
