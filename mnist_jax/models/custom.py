@@ -31,14 +31,21 @@ def source_sha256(spec: str) -> str:
     It covers the file that defines the class, not what that file imports.
 
     Raises:
-        InputError: the file or module cannot be found.
+        InputError: the file, module or source cannot be found.
     """
     target, _, name = spec.rpartition(":")
     if not target.endswith(".py"):
         module = _import_module(spec, target)
         if file := getattr(module, "__file__", None):
             return _module_sha256(file)
-        source = inspect.getsource(getattr(module, name))  # of a notebook
+        cls = _find_class(spec, module)
+        try:
+            source = inspect.getsource(cls)  # of a notebook
+        except (OSError, TypeError) as error:
+            raise InputError(
+                f"--model={spec}: the source of {name} cannot be found; define it in a "
+                "file or a notebook"
+            ) from error
         return hashlib.sha256(source.encode()).hexdigest()
     return hashlib.sha256(_read(spec, Path(target))).hexdigest()
 
@@ -90,15 +97,7 @@ def create_custom(
         module = _load_file(spec, Path(target), sha256)
     else:
         module = _import_module(spec, target)
-    cls = getattr(module, name, None)
-    if cls is not None and not _is_module(cls):
-        raise InputError(f"--model={spec}: {name} is not a Flax module class")
-    if cls is None:
-        modules = [key for key, value in vars(module).items() if _is_module(value)]
-        raise InputError(
-            f"--model={spec}: {target} has no Flax module {name}; it has "
-            f"{', '.join(modules) or 'none'}"
-        )
+    cls = _find_class(spec, module)
     fields = parse_model_args(cls, args)
     if "classes" in inspect.signature(cls.__init__).parameters:
         fields.setdefault("classes", shapes.classes)
@@ -244,6 +243,21 @@ def call_options(
     options = {"train": train, "batch_offset": batch_offset}
     taken = inspect.signature(model.__call__).parameters
     return {k: v for k, v in options.items() if k in taken and v is not None}
+
+
+def _find_class(spec: str, module: ModuleType) -> Any:
+    """Returns the Flax module class that a spec names in its Python module."""
+    target, _, name = spec.rpartition(":")
+    cls = getattr(module, name, None)
+    if cls is not None and not _is_module(cls):
+        raise InputError(f"--model={spec}: {name} is not a Flax module class")
+    if cls is None:
+        modules = [key for key, value in vars(module).items() if _is_module(value)]
+        raise InputError(
+            f"--model={spec}: {target} has no Flax module {name}; it has "
+            f"{', '.join(modules) or 'none'}"
+        )
+    return cls
 
 
 def _read(spec: str, path: Path) -> bytes:

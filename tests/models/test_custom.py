@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import inspect
 import sys
+import types
 from functools import partial
 from pathlib import Path
 
@@ -112,12 +113,22 @@ def test_unusable_networks_are_refused(file, name, message):
     [
         ("/nonexistent/net.py:Net", "cannot read"),
         ("nonexistent.module:Net", "No module named"),
+        ("sys:Net", "sys has no Flax module Net; it has none"),  # sys has no file
+        ("builtins:int", "int is not a Flax module class"),
         ("vit", "must be mlp, lstm, cnn, or a Flax module"),
     ],
 )
 def test_missing_sources_are_refused(model, message):
     with pytest.raises(InputError, match=message):
         create_model(TrainConfig(model=model))
+
+
+def test_a_class_without_source_is_refused(monkeypatch):
+    module = types.ModuleType("typed")  # as if typed into an interpreter
+    monkeypatch.setitem(sys.modules, "typed", module)
+    exec("class Net(nn.Module): pass", {"nn": nn, "__name__": "typed"}, vars(module))
+    with pytest.raises(InputError, match="the source of Net cannot be found; define"):
+        create_model(TrainConfig(model="typed:Net"))
 
 
 @pytest.mark.parametrize("given", [nn.Dense, nn.Dense(10)])
