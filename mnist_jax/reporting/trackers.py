@@ -1,5 +1,6 @@
 """Sends runs to an experiment tracker: config, metrics, results and pictures."""
 
+import contextlib
 import contextvars
 import dataclasses
 import importlib
@@ -243,6 +244,21 @@ class TrackingPrinter(ProgressPrinter):
         name = self._root.resolve().name
         return name if folder == self._root else f"{name}-{folder.name}"
 
+    @contextlib.contextmanager
+    def _failure_is_a_warning(self, seed: int) -> Iterator[None]:
+        """Warns if the tracker fails, and sends it nothing more of that seed."""
+        try:
+            yield
+        except Exception as error:  # whatever the tracker raises
+            self._open.pop(seed, None)
+            logging.warning(
+                "--track=%s failed (%s: %s); nothing more of seed %d is sent",
+                self._tracker,
+                type(error).__name__,
+                error,
+                seed,
+            )
+
     def training(
         self, experiment: Experiment, folders: Mapping[int, Path]
     ) -> Callbacks:
@@ -253,11 +269,14 @@ class TrackingPrinter(ProgressPrinter):
             config = _config(experiment.config, seed, dataset.name)
             run = start_run(self._tracker, self._name(folder), folder, config)
             self._open[seed] = run, folder
-        runs, size = [self._open[s][0] for s in folders], len(dataset.train.labels)
+        size = len(dataset.train.labels)
 
         def on_epoch(records: Sequence[EpochRecord]) -> None:
-            for run, record in zip(runs, records, strict=True):
-                run.log(epoch_scalars(record, size), record.epoch)
+            for seed, record in zip(folders, records, strict=True):
+                if seed in self._open:
+                    with self._failure_is_a_warning(seed):
+                        run, _ = self._open[seed]
+                        run.log(epoch_scalars(record, size), record.epoch)
             callbacks.on_epoch(records)
 
         return callbacks._replace(on_epoch=on_epoch)
@@ -268,19 +287,20 @@ class TrackingPrinter(ProgressPrinter):
         A tracker that fails now does not make the trained run a failure.
         """
         super().finished(record)
-        run, folder = self._open.pop(record.config.seed)
+        seed, last = record.config.seed, len(record.epochs)
+        if seed not in self._open:  # its tracker failed during training
+            return
+        run, folder = self._open.pop(seed)
         assert self._dataset is not None
-        last = len(record.epochs)
-        try:
+        with self._failure_is_a_warning(seed):
             run.log(final_scalars(record), last)
             for name, pixels in _pictures(load_run(folder), self._dataset):
                 run.log_picture(name, pixels, last)
             run.finish()
-        except Exception as error:
-            logging.warning("%s: %s: %s", self._tracker, type(error).__name__, error)
 
     def close(self) -> None:
         """Closes the runs that were stopped."""
-        for run, _ in self._open.values():
-            run.finish()
+        for seed, (run, _) in list(self._open.items()):
+            with self._failure_is_a_warning(seed):
+                run.finish()
         self._open.clear()

@@ -236,6 +236,31 @@ def test_a_service_that_fails_after_training_is_a_warning(
     assert caplog.text.count("no space left") == 2
 
 
+def test_a_service_that_fails_during_training_is_a_warning(
+    service, experiment, tmp_path, monkeypatch, caplog
+):
+    def fail(run: ServiceRun, values: Mapping[str, Any], step: int) -> None:
+        raise RuntimeError(f"no connection in epoch {step}")
+
+    monkeypatch.setattr(ServiceRun, "log", fail)
+    train(TrackingPrinter(service.__name__, tmp_path, True), experiment, tmp_path)
+    assert caplog.text.count("no connection in epoch 1") == 2  # once per seed
+    assert caplog.text.count("no connection") == 2
+
+
+def test_a_service_that_fails_at_the_end_of_a_stopped_run_is_a_warning(
+    service, experiment, tmp_path, monkeypatch, caplog
+):
+    def fail(run: ServiceRun) -> None:
+        raise RuntimeError("no connection")
+
+    monkeypatch.setattr(ServiceRun, "finish", fail)
+    printer = TrackingPrinter(service.__name__, tmp_path, quiet=True)
+    printer.training(experiment, {0: tmp_path})
+    printer.close()
+    assert caplog.text.count("no connection") == 1
+
+
 def test_a_run_that_cannot_start_is_an_input_error(service, tmp_path, monkeypatch):
     def fail(**options: Any) -> None:
         raise ValueError("no such entity")
