@@ -40,11 +40,17 @@ def check_tracker(tracker: str) -> None:
     """Checks before any work is done that a tracker can be used.
 
     Raises:
-        InputError: its package is not installed, or it needs a login.
+        InputError: its package is not installed or broken, or it needs a login.
     """
     package = _PACKAGES[tracker]
     check_packages(f"--track={tracker}", [package], tracker)
-    module = importlib.import_module(package)
+    try:
+        module = importlib.import_module(package)
+    except Exception as error:  # whatever a broken installation raises
+        raise InputError(
+            f"--track={tracker} cannot import {package} ({type(error).__name__}: "
+            f"{error}); repair its installation, or omit the flag"
+        ) from error
     if tracker != "wandb" or module.setup().settings.mode != "online":
         return
     try:

@@ -291,5 +291,13 @@ def test_a_missing_package_is_an_error_with_instructions(tracker, monkeypatch):
         check_tracker(tracker)
 
 
+def test_a_package_that_cannot_be_imported_is_an_error(tmp_path, monkeypatch):
+    (tmp_path / "trackio.py").write_text("import a_missing_dependency")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "trackio", raising=False)
+    with pytest.raises(InputError, match="--track=trackio .* 'a_missing_dependency'"):
+        check_tracker("trackio")
+
+
 def test_tensorboard_needs_no_login():
     check_tracker("tensorboard")
