@@ -37,7 +37,7 @@ def parse_model_args(cls: type, args: Sequence[str]) -> dict[str, Any]:
     init = cls.__init__  # type: ignore[misc]
     try:
         hints = typing.get_type_hints(cls if dataclasses.is_dataclass(cls) else init)
-    except NameError:  # a name that only type checkers import
+    except Exception:  # an annotation for type checkers only, such as a missing name
         hints = {}
     kinds = {
         name: hints.get(name, Any)

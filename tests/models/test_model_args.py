@@ -74,6 +74,13 @@ def test_wrong_fields_and_types_are_refused_with_the_fields(args, message):
     assert message in str(error.value) and "width: int, rate: float" in str(error.value)
 
 
+@pytest.mark.parametrize("hint", ["Missing", "Path.nothing", "not a type"])
+def test_annotations_that_cannot_be_resolved_are_not_checked(hint):
+    network = type("Typed", (nn.Module,), {"__annotations__": {"width": hint}})
+    network.__module__ = __name__
+    assert parse_model_args(network, ["width=64"]) == {"width": 64}
+
+
 @pytest.mark.slow
 def test_a_run_with_fields_trains_and_loads(digits: Dataset, tmp_path):
     args = ("width=8", "depth=1")
