@@ -3,7 +3,6 @@
 import ast
 import dataclasses
 import inspect
-import re
 import types
 import typing
 from collections.abc import Sequence
@@ -19,8 +18,8 @@ def parse_model_args(cls: type, args: Sequence[str]) -> dict[str, Any]:
 
     Args:
         cls: a linen module class, or an NNX module class: the arguments of `__init__`.
-        args: items such as `width=64`; a tuple in parentheses may be spread over
-            several, since flags are split at commas.
+        args: items such as `width=64`; a tuple or list in brackets may be spread over
+            several, since flags are split at commas. The value is a tuple.
 
     Raises:
         InputError: the class has no such field, or it has another type.
@@ -45,7 +44,7 @@ def parse_model_args(cls: type, args: Sequence[str]) -> dict[str, Any]:
         if name not in ("self", "parent", "name", "rngs")
     }
     values: dict[str, Any] = {}
-    for item in re.split(r",(?![^(]*\))", ",".join(args)):
+    for item in _join_brackets(",".join(args).split(",")):
         name, equals, text = (part.strip() for part in item.partition("="))
         problem = ""
         if not equals or name not in kinds:
@@ -64,6 +63,22 @@ def parse_model_args(cls: type, args: Sequence[str]) -> dict[str, Any]:
                 f"{cls.__name__} are {', '.join(known) or 'none'}"
             )
     return values
+
+
+def _join_brackets(parts: Sequence[str]) -> list[str]:
+    """Joins parts of a text that was split at commas within brackets.
+
+    >>> _join_brackets(["pairs=((1", "2)", "(3", "4))", "width=8"])
+    ['pairs=((1,2),(3,4))', 'width=8']
+    """
+    items = list(parts[:1])
+    for part in parts[1:]:
+        depth = sum((c in "([") - (c in ")]") for c in items[-1])
+        if depth > 0 and "=" not in part:  # a field starts even after a missing bracket
+            items[-1] += f",{part}"
+        else:
+            items.append(part)
+    return items
 
 
 def _type_name(kind: Any) -> str:
@@ -93,9 +108,10 @@ def _as_type(kind: Any, value: Any) -> Any:
     elif origin is typing.Literal:
         if value in options:
             return value
-    elif (origin or kind) in (tuple, Sequence):
+    elif (origin or kind) in (tuple, list, Sequence):
+        # A tuple in place of a list too, since fields are hashed.
         items = value if isinstance(value, tuple | list) else (value,)
-        if not options or options[-1] is Ellipsis or origin is Sequence:
+        if not options or options[-1] is Ellipsis or origin is not tuple:
             return tuple(_as_type(options[0] if options else Any, v) for v in items)
         if len(items) == len(options):
             return tuple(map(_as_type, options, items))

@@ -1,6 +1,7 @@
 """Fields of a custom network's class, given as text."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,9 @@ class Network(nn.Module):
     pair: tuple[int, float] = (1, 0.5)
     mode: Literal["same", "valid"] = "same"
     limit: float | None = None
+    pairs: tuple[tuple[int, int], ...] = ()
+    sequence: Sequence[int] = ()
+    items: list[int] | None = None
     anything: Any = None
 
 
@@ -41,6 +45,9 @@ class Network(nn.Module):
         (["widths=(8", "16)"], "widths", (8, 16)),  # a flag is split at commas
         (["widths=8"], "widths", (8,)),
         (["pair=(2", "1)"], "pair", (2, 1.0)),
+        (["pairs=((1", "2)", "(3", "4))"], "pairs", ((1, 2), (3, 4))),
+        (["sequence=[4", "8]"], "sequence", (4, 8)),
+        (["items=[4", "8]"], "items", (4, 8)),  # a list cannot be hashed
         (["mode=valid"], "mode", "valid"),
         (["limit=none"], "limit", None),
         (["limit=2"], "limit", 2.0),
@@ -65,6 +72,9 @@ def test_values_have_the_declared_types(args, name, value):
         (["bias=1"], "bias must be of type bool"),
         (["widths=(1", "x)"], "widths must be of type tuple"),
         (["pair=(1", "2", "3)"], "pair must be of type tuple"),
+        (["pairs=((1", "2)", "3)"], "pairs must be of type tuple"),
+        (["items=[1", "x]"], "items must be of type list[int] | None"),
+        (["anything=(1", "width=x"], "width must be of type int"),
         (["mode=full"], "mode must be of type"),
     ],
 )
