@@ -101,7 +101,13 @@ def _read_arrays(
     if wanted is not None:
         found = {wanted: found[wanted]} if wanted in found else {}
     archives = [file for file in names if file.suffix == ".npz"]
-    if not found and wanted is None and len(archives) == 1:
+    if not found and wanted is None and archives:
+        if len(archives) > 1:
+            raise InputError(
+                f"{setting}={path} holds {len(archives)} .npz files "
+                f"({', '.join(sorted(file.name for file in archives))}); give one, as "
+                f"in {setting}={min(archives)}"
+            )
         return "", _read_archive(archives[0])
     if len(found) > 1:
         raise InputError(

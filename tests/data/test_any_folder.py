@@ -76,6 +76,14 @@ def test_one_of_several_sets_is_chosen_by_its_prefix(tmp_path):
     assert load_any(tmp_path / "emnist-mnist", "--data_dir").classes == 10
 
 
+def test_one_of_several_archives_is_chosen_by_its_name(tmp_path):
+    for name in ("a.npz", "b.npz"):
+        np.savez(tmp_path / name, **make_arrays())
+    with pytest.raises(InputError, match=r"2 \.npz files \(a\.npz, b\.npz\); give"):
+        load_any(tmp_path, "--data_dir")
+    assert_holds(load_any(tmp_path / "a.npz", "--data_dir"), make_arrays())
+
+
 def test_qmnist_has_labels_of_eight_columns(tmp_path):
     arrays = make_arrays(28, 28, 10)
     columns = {
