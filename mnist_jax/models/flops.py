@@ -79,7 +79,7 @@ def _traced_products(model: nn.Module, image_shape: tuple[int, ...]) -> list[int
 
 
 def _count_products(jaxpr: Any) -> list[int]:
-    """Counts multiply-adds; the body of a `while_loop` counts once."""
+    """Counts multiply-adds: a `while_loop`'s body once, all branches of a `cond`."""
     counts = []
     for eqn in jaxpr.eqns:
         out_size = eqn.outvars[0].aval.size if eqn.outvars else 0

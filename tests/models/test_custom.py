@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -221,6 +222,18 @@ def test_traced_products_equal_the_formula(model):
     image = jax.ShapeDtypeStruct((1, 28, 28), np.float32)
     jaxpr = jax.make_jaxpr(lambda p, x: network.apply({"params": p}, x))(params, image)
     assert sum(count_products(jaxpr.jaxpr)) == sum(map(sum, products_by_layer(config)))
+
+
+def test_loops_and_branches_are_counted_as_documented():
+    x = np.ones((3, 3), np.float32)
+    loops = {
+        "scan": (lambda x: jax.lax.fori_loop(0, 5, lambda _, y: y @ y, x), 5),
+        "while_loop": (lambda x: jax.lax.while_loop(jnp.any, lambda y: y @ y, x), 1),
+        "cond": (lambda x: jax.lax.cond(x[0, 0] > 0, lambda: x @ x, lambda: x @ x), 2),
+    }
+    for name, (function, products) in loops.items():
+        counts = count_products(jax.make_jaxpr(function)(x).jaxpr)
+        assert sum(counts) == 27 * products, name
 
 
 def test_files_import_the_modules_beside_them(tmp_path):
