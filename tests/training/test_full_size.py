@@ -12,18 +12,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from helpers.compilation import optimized_jit
+from helpers.compilation import optimized_jit, users_options
 
 from mnist_jax.config import MODELS, TrainConfig
 from mnist_jax.data.pixels import Preprocess
 from mnist_jax.data.types import Dataset
 from mnist_jax.models.networks import create_model
+from mnist_jax.training import epochs
 from mnist_jax.training.epochs import make_predict
 from mnist_jax.training.experiment import prepare
 from mnist_jax.training.steps import batch_gradients
 
 pytestmark = pytest.mark.slow
+options = epochs.compiler_options
 CHUNK = 1000  # images per call of the reference
+
+
+@pytest.fixture(autouse=True)
+def compiled_as_for_users(monkeypatch) -> None:
+    """Undoes the tests' quick flags in what these tests compile."""
+    monkeypatch.setattr(
+        epochs, "compiler_options", lambda platform: users_options() | options(platform)
+    )
 
 
 def reference(config: TrainConfig, params, images, labels):
