@@ -16,7 +16,7 @@ class ResNet(nn.Module):
         def conv(x, filters, strides=1, kernel=3):
             stage = ConvStage(filters, kernel, "SAME", strides, activation="linear")
             # On a CPU, several times faster than nn.Conv and nn.BatchNorm.
-            x = Conv(stage, impl="fast")(x)
+            x = Conv(stage, impl="auto")(x)
             return BatchNorm(not train, momentum=0.9)(x)
 
         x = nn.relu(conv(images[..., None], self.width, strides=2))

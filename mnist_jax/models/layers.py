@@ -51,6 +51,13 @@ def conv_pool(
     return x if pool == 1 else nn.max_pool(x, (pool, pool), strides=(pool, pool))
 
 
+def resolve_impl(impl: str) -> str:
+    """Resolves "auto" to "fast" on CPUs, "gpu" on GPUs and "plain" elsewhere."""
+    if impl != "auto":
+        return impl
+    return {"cpu": "fast", "gpu": "gpu"}.get(jax.default_backend(), "plain")
+
+
 _CONV_POOL = {
     "fast": conv_cpu.conv_pool,
     "gpu": conv_gpu.conv_pool,
@@ -93,21 +100,21 @@ class Conv(nn.Module):
     """
 
     stage: ConvStage
-    impl: str = "plain"
+    impl: str = "plain"  # or as for `resolve_impl`
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        stage = self.stage
+        stage, impl = self.stage, resolve_impl(self.impl)
         shape = (stage.kernel, stage.kernel, x.shape[-1], stage.filters)
         # float32 is explicit, as in Flax's layers: the default is float64 under x64.
         kernel = self.param(
             "kernel", nn.initializers.glorot_uniform(), shape, jnp.float32
         )
         bias = self.param("bias", nn.initializers.zeros, (stage.filters,), jnp.float32)
-        if self.impl != "fast" and self.dtype == jnp.bfloat16:
+        if impl != "fast" and self.dtype == jnp.bfloat16:
             x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
-        return _CONV_POOL[self.impl](
+        return _CONV_POOL[impl](
             x,
             kernel,
             bias,

@@ -24,7 +24,7 @@ from mnist_jax.models.custom import (
     init_variables,
     source_sha256,
 )
-from mnist_jax.models.layers import Conv, Dropout, LSTMLayer
+from mnist_jax.models.layers import Conv, Dropout, LSTMLayer, resolve_impl
 from mnist_jax.models.precision import DTYPES, dot_general
 
 # Pairs of a layer's default name and its custom one.
@@ -201,13 +201,6 @@ class CNN(nn.Module):
         )
 
 
-def resolve_impl(impl: str) -> str:
-    """Resolves "auto" to "fast" on CPUs, "gpu" on GPUs and "plain" elsewhere."""
-    if impl != "auto":
-        return impl
-    return {"cpu": "fast", "gpu": "gpu"}.get(jax.default_backend(), "plain")
-
-
 def usual_names(config: TrainConfig, shapes: Shapes = MNIST) -> list[str]:
     """Returns the default names of a config's layers, in order."""
     if config.model not in MODELS:
@@ -291,7 +284,7 @@ def create_model(config: TrainConfig, shapes: Shapes = MNIST) -> nn.Module:
     if config.model == "lstm":
         # On a GPU, the unrolled loop takes less than half the time
         # (docs/accelerators.md); on a CPU it would compile for long.
-        unroll = 1 if jax.default_backend() == "cpu" else height
+        unroll = height if impl == "gpu" or jax.default_backend() == "tpu" else 1
         layers = config.lstm_units, config.activation, hidden, dropout
         return LSTM(*layers, impl, names, dtype, unroll, crop, classes)
     check_stages(config.conv, height, width)

@@ -15,7 +15,8 @@ from mnist_jax.config import TrainConfig
 from mnist_jax.data.augment import all_shifts
 from mnist_jax.data.batches import epoch_indices
 from mnist_jax.errors import DivergedError
-from mnist_jax.models.networks import count_params, resolve_impl
+from mnist_jax.models.layers import resolve_impl
+from mnist_jax.models.networks import count_params
 from mnist_jax.records.environment import Environment, current_environment
 from mnist_jax.records.schema import EpochRecord, RunRecord
 from mnist_jax.training import cluster

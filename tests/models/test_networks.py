@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 from functools import partial
 
 import jax
@@ -266,3 +267,4 @@ def test_cpus_without_bfloat16_are_warned_of_once(
         for _ in range(2):
             prepare(config, digits)
         assert caplog.text.count("no instructions for bfloat16") == 1
+        assert re.search(r"takes \d+\.\d times as long", caplog.text)
