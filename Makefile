@@ -93,7 +93,8 @@ accelerator: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--constraint $(CONSTRAINTS) --editable '.[test,$(ACCELERATOR)]'
 	XLA_FLAGS= $(BIN)/python -m pytest -m accelerator
-	$(BIN)/python -m benchmarks.accelerators
+	$(BIN)/python -m benchmarks.accelerators --out=benchmarks/results
+	$(BIN)/python -m benchmarks.readme
 
 # The version that this jax asks for, without its other requirements.
 check-tpu: install

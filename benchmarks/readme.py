@@ -132,7 +132,7 @@ BLOCKS = {
         "accelerators",
         AcceleratorRecord,
         format_accelerators,
-        "python -m benchmarks.accelerators --repeats=2 --out=benchmarks/results",
+        "python -m benchmarks.accelerators --out=benchmarks/results",
     ),
     "compare": Block(
         "compare",

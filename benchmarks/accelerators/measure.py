@@ -42,6 +42,7 @@ FLAGS = flags.FLAGS
 PRECISIONS = ("float32", "bfloat16")
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 CUDNN_LSTM = f"{Path(__file__).parent / 'cudnn_lstm.py'}:CudnnLSTM"
+CUDA_PARTS = "lstm", "determinism"
 Rows = Iterator[dict[str, Any]]
 
 
@@ -146,6 +147,11 @@ def main() -> None:
     results = Path(FLAGS.out) / "accelerators.jsonl"
     make_folder(results.parent)
     start_jax()
+    if jax.default_backend() == "cpu" and FLAGS.platform != "cpu":
+        raise InputError(
+            "JAX finds no GPU or TPU here; install JAX for one, as in "
+            "docs/command_line.md, or give --platform=cpu to measure the CPU"
+        )
     synthetic, repeats = synthetic_dataset(max(images, *batch_sizes)), FLAGS.repeats
     parts: dict[str, Callable[[], Rows]] = {
         "training": lambda: measure_training(dataset, FLAGS.epochs, FLAGS.seeds),
@@ -154,12 +160,16 @@ def main() -> None:
         "lstm": lambda: measure_lstm(synthetic, batch_sizes, repeats),
         "determinism": measure_determinism,
     }
+    chosen = [part for part in parts if part in FLAGS.parts]
     if "cuda" not in jax.devices()[0].client.platform_version.lower():
-        del parts["lstm"], parts["determinism"]
+        chosen = [part for part in chosen if part not in CUDA_PARTS]
+        if not chosen:
+            raise InputError(
+                f"--parts={','.join(FLAGS.parts)} needs an NVIDIA GPU; give one of "
+                f"{', '.join(part for part in TABLES if part not in CUDA_PARTS)}"
+            )
     records = []
-    for part in parts:
-        if part not in FLAGS.parts:
-            continue
+    for part in chosen:
         print(f"measuring {part} ...", flush=True)
         rows = []
         for row in parts[part]():
@@ -181,7 +191,7 @@ def run() -> None:
     flags.DEFINE_list("together", ["1", "8", "64"], "numbers of seeds together")
     flags.DEFINE_integer("epochs", 5, "epochs of training", lower_bound=1)
     flags.DEFINE_integer("seeds", 3, "seeds of training", lower_bound=1)
-    flags.DEFINE_integer("repeats", 3, "timed rounds of each speed", lower_bound=1)
+    flags.DEFINE_integer("repeats", 2, "timed rounds of each speed", lower_bound=1)
     flags.DEFINE_string("dataset", "mnist", "name of the dataset")
     flags.DEFINE_string("out", "results", "directory of accelerators.jsonl")
     run_program(main)

@@ -40,6 +40,7 @@ QUICK = {
     "epochs": "1",
     "images": "256",
     "models": "mlp",
+    "platform": "cpu",
     "repeats": "1",
     "starts": "0",
     "systems": "av_dnn",
