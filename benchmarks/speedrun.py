@@ -24,7 +24,6 @@ import pandas as pd
 from absl import flags
 from scipy import stats
 
-from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
 from mnist_jax.cli.flags import (
     define_cluster_flags,
     define_machine_flags,
@@ -32,7 +31,7 @@ from mnist_jax.cli.flags import (
     define_preset_flag,
 )
 from mnist_jax.cli.main import run_program, start_jax, start_job
-from mnist_jax.config import DATASETS, MODELS, TrainConfig
+from mnist_jax.config import MODELS, TrainConfig
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.errors import InputError
 from mnist_jax.models.networks import count_params
@@ -50,11 +49,11 @@ from mnist_jax.training.experiment import prepare
 from mnist_jax.training.fit import fit
 
 from .peers.frameworks import KEEP_MEMORY
+from .recipes import NAMED, RECIPES, read_recipe
 from .statistics import ratio_interval
 from .throughput import measure_starts
 
 FLAGS = flags.FLAGS
-RECIPES = Path(__file__).parents[1] / "experiments" / "recipes"
 RECORDS = Path(__file__).parent / "results" / "speedrun.jsonl"
 SIGNIFICANCE = 0.01  # of the one-sided t-test
 
@@ -107,24 +106,6 @@ class SpeedRecord:
     def median_seconds(self) -> float:
         """Median training seconds over the seeds."""
         return statistics.median(self.seconds)
-
-
-def read_recipe(path: Path) -> TrainConfig:
-    """Returns the config of a recipe.
-
-    Raises:
-        InputError: it has a validation set: a record trains on all training images.
-    """
-    values = flags.FlagValues()
-    define_config_flags(values)
-    values(["recipe", f"--flagfile={path}"])
-    config = config_from_flags(values)
-    if config.validation != "none":
-        raise InputError(
-            f"the recipe {path} must have --validation=none, so that it trains on all "
-            f"training images; got --validation={config.validation}"
-        )
-    return config
 
 
 def best_recipe(
@@ -265,7 +246,7 @@ def _row(record: SpeedRecord) -> dict[str, Any]:
         "test accuracy": mean_and_spread(record.accuracies),
         "with TTA": mean_and_spread(tta) if (tta := record.tta_accuracies) else "-",
         "reached": f"{'yes' if record.reached else 'no'} "
-        f"(p {max(record.p_value, 1e-9):.1g})",
+        f"(p {f'{p:.1g}' if (p := record.p_value) > 1e-9 else '< 1e-9'})",
         "training s": median_and_range(record.seconds, 2),
         "with compiling": f"{record.median_seconds + record.compile_seconds:.1f}",
         "cached": f"{record.median_seconds + record.cached_compile_seconds:.1f}",
@@ -332,8 +313,15 @@ def main() -> None:
     start_job()
     out = cluster.output_folder(Path(FLAGS.out)) / "speedrun.jsonl"
     check_append(out)
-    path = FLAGS.recipe and Path(FLAGS.recipe)
-    if path is None:
+    if FLAGS.recipe:
+        path = Path(FLAGS.recipe)
+        for name in ("dataset", "model"):
+            if FLAGS[name].present:
+                raise InputError(
+                    f"--{name} chooses a recorded recipe, and --recipe={path.stem} is "
+                    "one already; leave one of them out"
+                )
+    else:
         recorded = read_jsonl(SpeedRecord, RECORDS)
         path = best_recipe(recorded, FLAGS.target, FLAGS.dataset, FLAGS.model)
     paths = [path, *([Path(FLAGS.against)] if FLAGS.against else [])]
@@ -369,8 +357,7 @@ def run() -> None:
     flags.DEFINE_float("target", 0.99, "mean test accuracy to reach")
     define_preset_flag(RECIPES, "recipe", "recipe; default: the fastest recorded one")
     define_preset_flag(RECIPES, "against", "another recipe to train in turns")
-    known = [name for name in DATASETS if name not in ("auto", "idx")]
-    flags.DEFINE_enum("dataset", "mnist", known, "dataset")
+    flags.DEFINE_enum("dataset", "mnist", NAMED, "dataset")
     flags.DEFINE_enum("model", None, list(MODELS), "network; default: any")
     flags.DEFINE_integer(
         "seeds", 10, "seeds, counted from 0, one by one", lower_bound=2

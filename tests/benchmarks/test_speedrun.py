@@ -6,12 +6,12 @@ import pytest
 
 from benchmarks import speedrun
 from benchmarks.readme import BLOCKS
+from benchmarks.recipes import RECIPES, read_recipe
 from benchmarks.speedrun import (
     PeerRuns,
     SpeedRecord,
     best_recipe,
     format_speed,
-    read_recipe,
 )
 from mnist_jax.config import TrainConfig
 from mnist_jax.errors import InputError
@@ -121,12 +121,26 @@ def test_the_readme_has_the_cnns_that_reached_a_target(record):
     assert len(lines) == 3 and "| 99 % " in lines[2] and "0.65 [0.50" in lines[2]
 
 
-def test_recipes_train_without_validation(tmp_path):
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("--validation=fraction", "must have --validation=none"),
+        ("--dataset=auto", "must have --dataset=mnist or"),
+        ("--train_size=1000", "must have --train_size=None"),
+        ("--split=shuffled", "must have --split=official"),
+        ("--bogus=3", "Unknown command line flag 'bogus'"),
+        ("--epochs=many", "--epochs"),
+    ],
+)
+def test_recipes_that_break_the_rules_are_refused(change, message, tmp_path):
     file = tmp_path / "recipe.cfg"
-    file.write_text("--model=mlp\n")
-    with pytest.raises(InputError, match="must have --validation=none"):
+    file.write_text(f"{RECIPE}{change}\n")
+    with pytest.raises(InputError, match=message):
         read_recipe(file)
-    for path in speedrun.RECIPES.glob("*.cfg"):
+
+
+def test_the_recipes_follow_the_rules():
+    for path in RECIPES.glob("*.cfg"):
         assert read_recipe(path).dataset in ("mnist", "fashion_mnist")
 
 
