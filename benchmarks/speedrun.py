@@ -111,14 +111,15 @@ class SpeedRecord:
 def best_recipe(
     records: Sequence[SpeedRecord], target: float, dataset: str, model: str | None
 ) -> Path:
-    """Returns the recipe that reached a target in the shortest median time.
+    """Returns the recipe whose latest record reached a target in the shortest time.
 
     Raises:
         InputError: none is recorded that did.
     """
+    latest = {record.recipe: record for record in records}
     fits = [
         record
-        for record in records
+        for record in latest.values()
         if dataclasses.replace(record, target=target).reached
         and record.config.dataset == dataset
         and model in (None, record.config.model)

@@ -69,6 +69,8 @@ def test_the_fastest_recipe_that_reached_is_chosen(record):
     records = [slow, record, higher, missed]
     assert best_recipe(records, 0.99, "mnist", None).stem == "cnn_99"
     assert best_recipe(records, 0.992, "mnist", "cnn").stem == "high"
+    again = dataclasses.replace(missed, recipe="cnn_99")  # as measured later
+    assert best_recipe([*records, again], 0.99, "mnist", None).stem == "slow"
     lower = dataclasses.replace(
         record, target=0.999, recipe="lower", seconds=[0.1, 0.2]
     )
