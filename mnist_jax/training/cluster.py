@@ -91,8 +91,21 @@ def start(
         job = rollcall.check_job(*given[:3])
         rollcall.call_roll(job, timeout)
         _connect(job, given[3], timeout)
-    threading.Thread(target=_watch, daemon=True).start()
+    ended = threading.Event()
+    watch = threading.Thread(target=_watch, args=[ended], daemon=True)
+    watch.start()
+    atexit.register(_end, watch, ended)
     atexit.register(_remove_scratch)
+
+
+def _end(watch: threading.Thread, ended: threading.Event) -> None:
+    """Leaves JAX's service, then ends the watch.
+
+    Python aborts if it ends while a thread is in JAX's code.
+    """
+    jax.distributed.shutdown()
+    ended.set()
+    watch.join()
 
 
 def _detect(timeout: int) -> tuple[Any, ...]:
@@ -297,7 +310,7 @@ def share_files(folders: Sequence[Path]) -> None:
                 (folder / name).write_bytes(content)
 
 
-def _watch() -> None:
+def _watch(ended: threading.Event) -> None:
     """Ends this process with one sentence once another has failed or is silent."""
     client = _state().client
     start = "", time.monotonic()  # a process may die before its first beat
@@ -322,7 +335,7 @@ def _watch() -> None:
             elif now - since > _SILENT_SECONDS:
                 number = key.rpartition("/")[2]
                 fail(f"process {number} of the job has died or hangs", _SEE)
-        time.sleep(1)
+        ended.wait(1)
 
 
 def fail(reason: str, hint: str = "") -> NoReturn:

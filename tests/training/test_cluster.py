@@ -168,7 +168,7 @@ def test_a_process_that_never_beats_counts_as_dead(monkeypatch):
 
     monkeypatch.setattr(cluster, "fail", fail)
     with pytest.raises(InputError, match="process 1 of the job has died or hangs"):
-        cluster._watch()
+        cluster._watch(threading.Event())
 
 
 def test_the_watch_ends_with_its_job(monkeypatch):
@@ -177,7 +177,7 @@ def test_the_watch_ends_with_its_job(monkeypatch):
     )
     states = iter([state, state])  # for its client and number of processes
     monkeypatch.setattr(cluster, "_state", lambda: next(states, following))
-    cluster._watch()
+    cluster._watch(threading.Event())
     assert not state.client.values
 
 
