@@ -1,5 +1,6 @@
 """The table of a sweep, and its best settings as a flag file."""
 
+import collections
 import contextlib
 import dataclasses
 import statistics
@@ -99,30 +100,34 @@ def _read_config(folders: Mapping[int, Path]) -> TrainConfig | None:
     return None
 
 
-def setting_names(rows: Sequence[Row]) -> list[str]:
-    """Returns the flags that vary in a sweep; the model only if there are several.
+def read_settings(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Returns each trial's flags that vary in its sweep, or in which trials differ.
 
-    A folder may hold the trials of several commands: flags in which the trials of a
-    model differ are included.
+    A folder may hold the trials of several commands. Trials of a model are compared.
     """
+    fields = [field.name for field in dataclasses.fields(TrainConfig)]
+    compared = [n for n in fields if n not in ("seed", "epochs")]  # a column of its own
+    values: dict[tuple[str, str], set[Any]] = collections.defaultdict(set)
+    for config in (row.config for row in rows if row.config):
+        for name in compared:
+            values[config.model, name].add(getattr(config, name))
+    return [
+        {
+            name: as_text(getattr(row.config, name))
+            for name in compared
+            if row.config and len(values[row.config.model, name]) > 1
+        }
+        | row.trial.settings
+        for row in rows
+    ]
+
+
+def setting_names(rows: Sequence[Row]) -> list[str]:
+    """Returns the flags of `read_settings`; the model only if there are several."""
     names = dict.fromkeys(name for row in rows for name in row.trial.settings)
     models = {row.trial.settings.get("model") for row in rows}
-    names |= dict.fromkeys(name for row in rows for name in _differing(row, rows))
+    names |= dict.fromkeys(name for found in read_settings(rows) for name in found)
     return [n for n in names if n != "model" or len(models) > 1 or len(names) == 1]
-
-
-def _differing(row: Row, rows: Sequence[Row]) -> dict[str, str]:
-    """Returns the flags of a trial in which others of its model differ."""
-    if row.config is None:
-        return {}
-    others = [r.config for r in rows if r.config and r.config.model == row.config.model]
-    return {
-        field.name: as_text(value)
-        for field in dataclasses.fields(TrainConfig)
-        if field.name not in ("seed", "epochs")  # the table has a column of epochs
-        for value in [getattr(row.config, field.name)]
-        if any(getattr(other, field.name) != value for other in others)
-    }
 
 
 def sweep_frame(rows: Sequence[Row]) -> pd.DataFrame:
@@ -135,10 +140,9 @@ def sweep_frame(rows: Sequence[Row]) -> pd.DataFrame:
     """
     names = setting_names(rows)
     table = []
-    for row in rows:
+    for row, settings in zip(rows, read_settings(rows), strict=True):
         test = [record.test_accuracy for record in row.records]
         finished = row.state == FINISHED
-        settings = _differing(row, rows) | row.trial.settings
         table.append(
             {
                 **{name: settings.get(name, "-") for name in names},
