@@ -1,5 +1,6 @@
 """Matrix products with bfloat16 operands and float32 sums."""
 
+import functools
 import re
 import time
 from pathlib import Path
@@ -23,6 +24,7 @@ def cpu_lacks_bfloat16() -> bool:
     return not re.search(r"^(flags|Features)\b.*bf16", text, re.MULTILINE)
 
 
+@functools.cache
 def bfloat16_slowdown() -> float:
     """Returns the time of a product in bfloat16 over that in float32, measured here."""
 
