@@ -23,6 +23,7 @@ from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
 from mnist_jax.errors import InputError
+from mnist_jax.models.activations import ACTIVATIONS
 from mnist_jax.models.winograd import (
     choose_tiling,
     combine,
@@ -33,8 +34,6 @@ from mnist_jax.models.winograd import (
 )
 
 Tiles = list[list[jax.Array]]
-
-_ACTIVATIONS = {"linear": lambda y: y, "relu": jax.nn.relu, "tanh": jnp.tanh}
 
 
 class _Stage(NamedTuple):
@@ -89,9 +88,9 @@ def conv_pool(
     """
     if padding not in ("SAME", "VALID"):
         raise InputError(f"padding must be 'SAME' or 'VALID'; got {padding!r}")
-    if activation not in _ACTIVATIONS:
+    if activation not in ACTIVATIONS:
         raise InputError(
-            f"activation must be one of {list(_ACTIVATIONS)}; got {activation!r}"
+            f"activation must be one of {list(ACTIVATIONS)}; got {activation!r}"
         )
     if padding == "SAME":
         x = _pad_same(x, kernel.shape[0], strides)
@@ -293,7 +292,7 @@ def _pool_phases(
             larger &= fields[index] != fields[earlier]
         winner = jnp.where(larger, jnp.asarray(index, best.dtype), winner)
         best = jnp.maximum(best, phase)
-    out = _ACTIVATIONS[stage.activation](best + bias[None, None, None, :])
+    out = ACTIVATIONS[stage.activation](best + bias[None, None, None, :])
     return lax.complex(out, winner) if len(phases) > 1 else out
 
 

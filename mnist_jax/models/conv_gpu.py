@@ -12,10 +12,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax import lax
 
-_ACTIVATE = {"relu": nn.relu, "tanh": jnp.tanh, "linear": lambda x: x}
+from mnist_jax.models.activations import ACTIVATIONS
 
 
 def conv_pool(
@@ -38,7 +37,7 @@ def conv_pool(
     else:
         windows, axes = _convolve(x, kernel, strides, padding, pool), (2, 4)
     best = jnp.squeeze(windows, axes) if pool == 1 else _max(windows, axes)
-    return _ACTIVATE[activation](best + bias[None, None, None, :])
+    return ACTIVATIONS[activation](best + bias[None, None, None, :])
 
 
 def _convolve(

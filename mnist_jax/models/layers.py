@@ -14,9 +14,8 @@ from jax import lax
 
 from mnist_jax.config import ConvStage
 from mnist_jax.models import conv_cpu, conv_gpu, lstm_cpu
+from mnist_jax.models.activations import ACTIVATIONS
 from mnist_jax.models.precision import matmul
-
-_ACTIVATE = {"relu": nn.relu, "tanh": jnp.tanh, "linear": lambda x: x}
 
 
 def conv_pool(
@@ -47,7 +46,7 @@ def conv_pool(
         padding=padding,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    x = _ACTIVATE[activation](x + bias[None, None, None, :])
+    x = ACTIVATIONS[activation](x + bias[None, None, None, :])
     return x if pool == 1 else nn.max_pool(x, (pool, pool), strides=(pool, pool))
 
 
@@ -147,7 +146,7 @@ def lstm_cell(
     h, c = carry
     gates = projected + matmul(h, recurrent_kernel, dtype)
     i, f, candidate, o = jnp.split(gates, 4, axis=-1)
-    activate = _ACTIVATE[activation]
+    activate = ACTIVATIONS[activation]
     c = nn.sigmoid(f) * c + nn.sigmoid(i) * activate(candidate)
     h = nn.sigmoid(o) * activate(c)
     return (h, c), h
