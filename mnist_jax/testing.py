@@ -19,7 +19,7 @@ from mnist_jax.data.pixels import Preprocess
 from mnist_jax.data.types import CLASSES, IMAGE_SHAPE, MNIST, Shapes, Split
 from mnist_jax.models.custom import check_network
 from mnist_jax.models.networks import apply_model, split_params
-from mnist_jax.training.epochs import gather, make_programs
+from mnist_jax.training.epochs import gather, jit, make_programs
 from mnist_jax.training.mesh import make_mesh, replicate, seed_keys, shard_seeds
 from mnist_jax.training.steps import TrainState, train_step
 
@@ -73,7 +73,7 @@ def check_logits(model: nn.Module, shapes: Shapes = MNIST) -> None:
 
     params = jax.tree.map(fill, _init_state(model, optax.identity(), shapes).params)
 
-    @partial(jax.jit, static_argnames="train")
+    @partial(jit, static_argnames="train")
     def run(batches: jax.Array, train: bool) -> Any:
         options: Any = dict(train=train, dropout_key=key if train else None)
         return lax.map(lambda x: apply_model(model, params, x, **options)[0], batches)
@@ -109,7 +109,7 @@ def check_step_learns(
 ) -> None:
     """Asserts that training lowers the loss, changes every leaf and stays finite."""
     tx, split = optax.adam(3e-3), make_split(shapes=shapes)
-    step = jax.jit(partial(train_step, model=model, tx=tx))
+    step = jit(partial(train_step, model=model, tx=tx))
     state = initial = _init_state(model, tx, shapes)
     images, labels, mask = gather(split, jnp.arange(len(split.labels)))
     losses = []
@@ -155,7 +155,7 @@ def check_epoch_equals_steps(
         shard_seeds(keys, programs.mesh),
     )
     state, metrics = jax.tree.map(lambda leaf: leaf[0], (states, metrics))
-    step = jax.jit(partial(train_step, model=model, tx=tx))
+    step = jit(partial(train_step, model=model, tx=tx))
     for i, row in enumerate(indices):
         images, labels, mask = gather(split, jnp.asarray(row))
         step_key = jax.random.fold_in(key, i)

@@ -13,7 +13,7 @@ from jax import export
 from mnist_jax.errors import InputError
 from mnist_jax.models.networks import create_model
 from mnist_jax.records.files import write_file
-from mnist_jax.training.epochs import predict
+from mnist_jax.training.epochs import jit, predict
 from mnist_jax.training.run_dir import TrainedRun
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -64,7 +64,7 @@ def write_stablehlo(run: TrainedRun, path: Path) -> None:
     [batch] = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *run.shapes.image), jnp.uint8)
     try:
-        exported = export.export(jax.jit(classify), platforms=PLATFORMS)(images)
+        exported = export.export(jit(classify), platforms=PLATFORMS)(images)
         content = bytes(exported.serialize())
     except Exception as error:  # whatever the user's code raises
         raise export_error("stablehlo", run, error) from error
@@ -79,4 +79,4 @@ def predict_stablehlo(path: Path, images: np.ndarray) -> np.ndarray:
         images: `[N,H,W] uint8`.
     """
     exported = export.deserialize(bytearray(path.read_bytes()))
-    return np.asarray(exported.call(images))
+    return np.asarray(jit(exported.call)(images))

