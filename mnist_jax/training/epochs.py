@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 from jax import lax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mnist_jax.data.augment import Augmentation
@@ -253,7 +253,11 @@ class Programs:
         """Compiles the programs ahead of time for arguments of these shapes."""
         keys = seed_keys(range(len(orders)))
         init = self.init.lower(keys).compile()
-        states, keys = shard_seeds((init(keys), keys), self.mesh)
+        sharding = NamedSharding(self.mesh, P(SEEDS))
+        states = jax.tree.map(
+            lambda leaf: leaf.update(sharding=sharding), jax.eval_shape(self.init, keys)
+        )
+        keys = shard_seeds(keys, self.mesh)
         bounds = step_bounds(0, orders.shape[1], self.mesh)
         indices = self.shard(orders)
         run = self.train.lower(states, train, indices, keys, bounds).compile()

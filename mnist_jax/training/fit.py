@@ -256,10 +256,11 @@ def fit(
     best_params = shard_seeds(resume.best_params, programs.mesh) if resume else None
     steps = -(-len(experiment.dataset.train.labels) // config.batch_size)
     chunk_steps = max(1, steps // 16)  # a first guess: nothing has been timed yet
+    final_params(states.params, states.opt_state)  # compiled here, in no epoch's clock
     while not is_over(config, histories[0]):
         epoch = len(histories[0])
+        keys = programs.epoch_keys(run_keys, epoch)  # compiles in the first epoch
         start = time.perf_counter()
-        keys = programs.epoch_keys(run_keys, epoch)
         states, metrics, chunk_steps = _train_epoch(
             experiment, states, seeds, keys, histories, chunk_steps, callbacks.on_chunk
         )
@@ -289,25 +290,29 @@ def fit(
         trained = final_params(states.params, states.opt_state)
     tests = [_evaluate(experiment, trained, experiment.test) for _ in range(3)]
     eval_seconds = statistics.median(seconds for _, seconds in tests) / len(seeds)
+    params_of = [
+        jax.tree.map(operator.itemgetter(n), trained) for n in range(len(seeds))
+    ]
+    tta_accuracies = [_tta_accuracy(experiment, params) for params in params_of]
     seconds = experiment.compile_seconds + time.perf_counter() - began
     runs = []
     earlier = histories[0][:resumed]
     seconds += len(seeds) * sum(e.train_seconds + e.eval_seconds for e in earlier)
     for number, (seed, test) in enumerate(zip(seeds, tests[0][0], strict=True)):
         check_finite(test[0], config, seed, histories[number])
-        params = jax.tree.map(lambda leaf, number=number: leaf[number], trained)
         record = _run_record(
             experiment,
             seed,
             histories[number],
-            params,
+            params_of[number],
             test,
+            tta_accuracies[number],
             eval_seconds,
             seconds / len(seeds),
             environment,
             start_params is not None,
         )
-        runs.append((record, params))
+        runs.append((record, params_of[number]))
     return runs
 
 
@@ -317,6 +322,7 @@ def _run_record(
     epochs: list[EpochRecord],
     params: Any,
     test: tuple[float, float],
+    tta_accuracy: float | None,
     eval_seconds: float,
     total_seconds: float,
     environment: Environment,
@@ -359,6 +365,6 @@ def _run_record(
         pixel_mean=experiment.preprocess.mean if standardized else None,
         pixel_std=experiment.preprocess.std if standardized else None,
         source_sha256=experiment.source_sha256,
-        tta_accuracy=_tta_accuracy(experiment, params),
+        tta_accuracy=tta_accuracy,
         best_epoch=None if config.patience is None else _best_epoch(epochs),
     )

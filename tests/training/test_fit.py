@@ -178,6 +178,41 @@ def test_seed_keys_equal_jax_random_key():
     assert seed_keys(seeds).dtype == jax.random.key(0).dtype
 
 
+class CompileCounter:
+    """A clock whose seconds are compiled programs; each reading takes a little."""
+
+    def __init__(self):
+        self.programs = self.readings = 0
+
+    def count(self, event: str, _: float, **__: object) -> None:
+        self.programs += event == "/jax/core/compile/backend_compile_duration"
+
+    def perf_counter(self) -> float:
+        self.readings += 1
+        return self.programs + self.readings * 1e-6
+
+
+def test_no_clock_of_an_epoch_holds_compiling_and_the_total_holds_all(
+    digits: Dataset, monkeypatch
+):
+    jax.clear_caches()
+    config = dataclasses.replace(SMALL["mlp"], epochs=1, ema=0.9, tta=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(jax.stages.Compiled, "__call__", None)
+        experiment = prepare(config, digits)  # runs no program
+    clock = CompileCounter()
+    monkeypatch.setattr(fit_module, "time", clock)
+    jax.monitoring.register_event_duration_secs_listener(clock.count)
+    try:
+        [(record, _)] = fit(experiment, [0])
+    finally:
+        jax.monitoring.unregister_event_duration_listener(clock.count)
+    [epoch] = record.epochs
+    assert round(epoch.train_seconds) == round(epoch.eval_seconds) == 0
+    seconds = record.total_seconds - record.compile_seconds
+    assert round(seconds) == clock.programs > 10  # with test-time augmentation
+
+
 def test_seeds_trained_together_have_separate_records(digits: Dataset):
     config = dataclasses.replace(SMALL["mlp"], epochs=2)
     reported: list[Sequence[EpochRecord]] = []
