@@ -4,8 +4,8 @@ python -m benchmarks.regress --against=HEAD~1 --rounds=8
 
 Each round trains every network once with the code of each commit, in separate processes
 and alternating order. The ratio of the two times is tested by its 95 % confidence
-interval over the rounds (Student's t on paired logarithms). Each comparison is appended
-to benchmarks/history.jsonl.
+interval over the rounds (Student's t on paired logarithms). All trains on the CPU. Each
+comparison is appended to benchmarks/history.jsonl.
 """
 
 import json
@@ -18,18 +18,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pandas as pd
 from absl import flags
 
 from mnist_jax.cli.flags import (
     chosen_models,
-    define_machine_flags,
+    define_data_dir_flag,
     define_models_flag,
     define_path_flag,
     load_data,
 )
-from mnist_jax.cli.main import run_program, start_jax
+from mnist_jax.cli.main import run_program
 from mnist_jax.errors import InputError
 from mnist_jax.records.environment import current_environment, git
 from mnist_jax.records.files import check_append
@@ -135,7 +136,7 @@ def main() -> None:
             f"--out={FLAGS.out} must be a file in an existing folder; choose another"
         )
     check_append(out)
-    start_jax()
+    jax.config.update("jax_platforms", "cpu")  # as in the workers
     dataset, machine = load_data(FLAGS.dataset, any_shape=False), current_environment()
     rows = []
     with tempfile.TemporaryDirectory(prefix="mnist_jax-regress-") as name:
@@ -176,7 +177,7 @@ def main() -> None:
 
 def run() -> None:
     """Entry point."""
-    define_machine_flags()
+    define_data_dir_flag()
     define_models_flag("time")
     flags.DEFINE_string("against", "HEAD", "commit to compare this checkout with")
     flags.DEFINE_integer("rounds", 8, "repetitions of all measurements", lower_bound=2)

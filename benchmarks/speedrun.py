@@ -200,7 +200,7 @@ def run_recipes(
     records = []
     for i, path in enumerate(paths):
         settings = {"flagfile": path, "epochs": 1}
-        starts = measure_starts(path.stem, settings, 1, data_dir)
+        starts = measure_starts(path.stem, settings, 1)
         cold, cached = (start["compile s"] for start in starts)
         records.append(
             SpeedRecord(

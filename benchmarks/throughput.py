@@ -34,7 +34,7 @@ from mnist_jax.cli.flags import (
     define_seeds_flag,
 )
 from mnist_jax.cli.main import run_program, start_jax, start_job
-from mnist_jax.config import TrainConfig
+from mnist_jax.config import TrainConfig, as_text, changed_fields
 from mnist_jax.data.batches import epoch_indices
 from mnist_jax.data.types import Dataset, Split
 from mnist_jax.errors import InputError
@@ -120,26 +120,33 @@ def measure(
     return speeds
 
 
+def start_settings(config: TrainConfig) -> dict[str, Any]:
+    """Returns the flags of `measure_starts` for one epoch of a config."""
+    changed = {**changed_fields(config, "mnist"), "epochs": 1}
+    flags = {name: as_text(value) for name, value in changed.items()}
+    return {"model": config.model, **flags}
+
+
 def measure_starts(
-    name: str, settings: dict[str, Any], count: int, data_dir: str | None
+    name: str, settings: dict[str, Any], count: int
 ) -> list[dict[str, Any]]:
     """Times starts of a training program with an empty and a full compilation cache.
 
     Args:
         name: of what is started, for messages.
-        settings: its config flags.
+        settings: its config flags; those of the machine are as for this program.
         count: starts with each cache.
-        data_dir: `--data_dir`, if given.
 
     Returns:
         The results of `benchmarks.start_worker`, in turns with an empty and a full
         cache.
     """
-    settings = settings | ({"data_dir": data_dir} if data_dir else {})
+    machine = {"data_dir": FLAGS.data_dir, "platform": FLAGS.platform}
+    settings = settings | {flag: value for flag, value in machine.items() if value}
     starts = []
     for _ in range(count):
         with tempfile.TemporaryDirectory(prefix="mnist_jax-start-") as folder:
-            cache = {"MNIST_JAX_CACHE_DIR": folder, "JAX_PLATFORMS": ""}
+            cache = {"MNIST_JAX_CACHE_DIR": folder}
             cache["JAX_COMPILATION_CACHE_DIR"] = ""  # which would not be empty
             # The first start is not recorded: it fills the cache of decoded data.
             for compile_cache in ("off", "on", "on"):
@@ -246,9 +253,8 @@ def main() -> None:
     for config in {config.model: config for config in configs}.values():
         if FLAGS.starts:
             print(f"\nstarting {config.model} ...", flush=True)
-            settings = dict(model=config.model, batch_size=config.batch_size, epochs=1)
             starts[config.model] = measure_starts(
-                config.model, settings, FLAGS.starts, FLAGS.data_dir
+                config.model, start_settings(config), FLAGS.starts
             )
     if starts:
         print(

@@ -270,7 +270,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "rounds": ["--rounds=1", "--rounds=x"],
             "batch_size": ["--batch_size=0"],
             "dataset": ["--dataset=cifar"],
-            **DATA_AND_MACHINE,
+            "data_dir": DATA_DIR,
             "out": ["--out=/dev/null/history.jsonl", "--out=/tmp"],
         },
     ),
