@@ -108,6 +108,7 @@ def measure(
     runs = [e.programs.init_run(range(e.seeds)) for e in experiments]
     speeds: dict[str, list[float]] = {name: [] for name in PROGRAMS}
     for number in range(repeats + 1):
+        start = time.perf_counter()
         for index, experiment in enumerate(experiments):
             states, run_keys = runs[index]
             states, seconds = _measure_round(experiment, states, run_keys, number)
@@ -117,6 +118,9 @@ def measure(
             for name, value in seconds.items():
                 if number:
                     speeds[name].append(1 / value)
+        seconds_left = (time.perf_counter() - start) * (repeats - number)
+        name = f"round {number} of {repeats}" if number else "warm-up"
+        print(f"{name}, {seconds_left:.0f} s left", flush=True)
     return speeds
 
 
@@ -144,7 +148,8 @@ def measure_starts(
     machine = {"data_dir": FLAGS.data_dir, "platform": FLAGS.platform}
     settings = settings | {flag: value for flag, value in machine.items() if value}
     starts = []
-    for _ in range(count):
+    for number in range(1, count + 1):
+        print(f"\nstarting {name}, {number} of {count} ...", flush=True)
         with tempfile.TemporaryDirectory(prefix="mnist_jax-start-") as folder:
             cache = {"MNIST_JAX_CACHE_DIR": folder}
             cache["JAX_COMPILATION_CACHE_DIR"] = ""  # which would not be empty
@@ -221,8 +226,12 @@ def main() -> None:
             append_jsonl(out / "throughput.jsonl", line)
 
     rows = []
-    for config in configs:
-        print(f"measuring {config.model}, batch {config.batch_size} ...", flush=True)
+    for number, config in enumerate(configs, start=1):
+        print(
+            f"measuring {config.model}, batch {config.batch_size} ({number} of "
+            f"{len(configs)}) ...",
+            flush=True,
+        )
         figures = measure(config, dataset, FLAGS.repeats, FLAGS.seeds)
         record(config=plain(config), **figures)
         rows.append(
@@ -252,7 +261,6 @@ def main() -> None:
     starts = {}
     for config in {config.model: config for config in configs}.values():
         if FLAGS.starts:
-            print(f"\nstarting {config.model} ...", flush=True)
             starts[config.model] = measure_starts(
                 config.model, start_settings(config), FLAGS.starts
             )

@@ -76,9 +76,17 @@ def read_scopes(hlo: str) -> dict[str, str]:
     return scopes
 
 
+def _traces(folder: Path, pattern: str) -> list[Path]:
+    """Returns the files of a folder's traces, the newest last."""
+    return sorted(folder.rglob(pattern), key=lambda path: path.stat().st_mtime)
+
+
 def sum_by_scope(folder: Path, scopes: Mapping[str, str], steps: int) -> pd.DataFrame:
-    """Returns the time of a trace by scope, in microseconds per step, largest first."""
-    files = sorted(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
+    """Returns the time of a trace by scope, largest first.
+
+    In microseconds per step, summed over the devices.
+    """
+    files = _traces(folder, "*.xplane.pb")
     if not files:
         raise InputError(
             f"the profiler wrote no trace to {folder}; run without --profile"
@@ -178,7 +186,7 @@ def format_profile(found: Profile, folder: Path) -> str:
     operations = pd.DataFrame(
         {
             "most expensive operations, by scope": row.scope,
-            "us per step": f"{row._2:,.1f}",
+            "us per step, all devices": f"{row._2:,.1f}",
             "share": f"{row.share:.1%}",
         }
         for row in found.scopes.head(SHOWN).itertuples()
@@ -188,11 +196,17 @@ def format_profile(found: Profile, folder: Path) -> str:
         if found.device_megabytes is None
         else f", device {found.device_megabytes:,.0f} MB"
     )
+    share = found.gflops / found.peak_gflops
+    above = (
+        " (above 100%: Winograd's convolution multiplies less than the formula counts, "
+        "bfloat16 is faster, or other programs slowed the measurement)"
+    )
+    [*_, trace] = [folder, *_traces(folder, "*.trace.json.gz")]
     return (
         f"{markdown_table(times)}\n\n{markdown_table(operations)}\n\n"
         f"training steps: {found.gflops:,.1f} GFLOP/s by formula, "
-        f"{found.gflops / found.peak_gflops:.1%} of the {found.peak_gflops:,.0f} "
-        f"GFLOP/s measured for matrix products\n"
+        f"{share:.1%} of the {found.peak_gflops:,.0f} GFLOP/s measured for matrix "
+        f"products in float32{above if share > 1 else ''}\n"
         f"peak memory: process {found.peak_megabytes:,.0f} MB{device}\n"
-        f"trace: {folder} (open with https://ui.perfetto.dev or XProf)"
+        f"trace: {trace} (open with https://ui.perfetto.dev; XProf takes {folder})"
     )

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from helpers.programs import DIGITS, run
@@ -43,7 +44,12 @@ def test_profile_lists_layers_and_adds_up(digits: Dataset, tmp_path, monkeypatch
     assert all(value >= 0 for value in found.seconds.values())
     assert 0 < found.gflops and 0 < found.peak_gflops and found.peak_megabytes > 100
     text = format_profile(found, tmp_path)
-    assert len(re.findall(r"Dense_", text)) >= 2 and "GFLOP/s" in text
+    assert len(re.findall(r"Dense_", text)) >= 2 and "us per step, all devices" in text
+    assert Path(re.search(r"trace: (\S+)", text)[1]).is_file()
+    assert "above 100%" not in format_profile(found._replace(gflops=1.0), tmp_path)
+    found = found._replace(gflops=78.0, peak_gflops=52.0)
+    fast = "150.0% of the 52 GFLOP/s measured .* in float32 .above 100%: Winograd's"
+    assert re.search(fast, format_profile(found, tmp_path))
 
 
 def test_train_and_throughput_profile(tmp_path):

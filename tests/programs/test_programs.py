@@ -233,6 +233,8 @@ def test_throughput_reports_step_epoch_and_evaluation(tmp_path):
         f"--out={tmp_path}",
     )
     assert "train step images/s" in process.stdout
+    assert "measuring cnn, batch 16 (2 of 2) ..." in process.stdout
+    assert process.stdout.count("\nround 2 of 2, 0 s left") == 2
     assert "2 seeds together images/s" in process.stdout
     lines = (tmp_path / "throughput.jsonl").read_text().splitlines()
     assert len(lines) == 2 and len(json.loads(lines[0])["epoch"]) == 2
