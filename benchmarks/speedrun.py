@@ -82,7 +82,7 @@ class SpeedRecord:
     accuracies: list[float]  # on the test set, by seed
     seconds: list[float]  # of training, by seed
     compile_seconds: float  # with an empty compilation cache
-    cached_compile_seconds: float
+    cached_compile_seconds: float | None  # None: none was loaded from the cache
     parameters: int
     environment: Environment
     tta_accuracies: list[float] = dataclasses.field(default_factory=list)
@@ -201,7 +201,7 @@ def run_recipes(
     for i, path in enumerate(paths):
         settings = {"flagfile": path, "epochs": 1}
         starts = measure_starts(path.stem, settings, 1)
-        cold, cached = (start["compile s"] for start in starts)
+        cold, warm = starts
         records.append(
             SpeedRecord(
                 recipe=path.stem,
@@ -210,8 +210,8 @@ def run_recipes(
                 checksum=datasets[configs[i].dataset].checksum,
                 accuracies=accuracies[i],
                 seconds=seconds[i],
-                compile_seconds=cold,
-                cached_compile_seconds=cached,
+                compile_seconds=cold["compile s"],
+                cached_compile_seconds=warm["compile s"] if warm["cached"] else None,
                 parameters=count_params(experiments[i].model),
                 environment=current_environment(),
                 tta_accuracies=tta_accuracies[i],
@@ -240,6 +240,7 @@ def speed_frame(records: Sequence[SpeedRecord]) -> pd.DataFrame:
 
 
 def _row(record: SpeedRecord) -> dict[str, Any]:
+    cached = record.cached_compile_seconds
     return {
         "data": record.config.dataset,
         "target": f"{record.target:g}",
@@ -250,7 +251,7 @@ def _row(record: SpeedRecord) -> dict[str, Any]:
         f"(p {f'{p:.1g}' if (p := record.p_value) > 1e-9 else '< 1e-9'})",
         "training s": median_and_range(record.seconds, 2),
         "with compiling": f"{record.median_seconds + record.compile_seconds:.1f}",
-        "cached": f"{record.median_seconds + record.cached_compile_seconds:.1f}",
+        "cached": "-" if cached is None else f"{record.median_seconds + cached:.1f}",
         "epochs": record.config.epochs,
         "parameters": f"{record.parameters:,}",
         "recipe": record.recipe,

@@ -3,12 +3,15 @@
 import hashlib
 import os
 import platform
+import re
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import jax
 import jaxlib
+from absl import logging
 
 from mnist_jax.data.array_cache import cache_dir
 from mnist_jax.errors import InputError
@@ -58,6 +61,7 @@ def use_compile_cache() -> None:
             f"{variable} to another, or give --compile_cache=off"
         ) from None
     jax.config.update("jax_compilation_cache_dir", folder)
+    _warn_once_of(folder)
     settings = {
         "jax_persistent_cache_min_compile_time_secs": 0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
@@ -65,6 +69,27 @@ def use_compile_cache() -> None:
     for name, value in settings.items():
         if not os.environ.get(name.upper()):
             jax.config.update(name, value)
+
+
+def _warn_once_of(folder: str) -> None:
+    """Replaces JAX's warnings, one for each program, of a cache that is not usable."""
+    show: Any = warnings.showwarning
+    told: list[str] = []
+
+    def showwarning(message: Any, *details: Any, **more: Any) -> None:
+        fault = re.match(r"Error (reading|writing) persistent.*?: (.*)", str(message))
+        if not fault:
+            show(message, *details, **more)
+        elif not told:
+            told.append(fault[2])
+            logging.warning(
+                "%s the compiled programs in %s failed (%s), so they are compiled at "
+                "every start; delete that folder, or make room for it, or give "
+                "--compile_cache=off",
+                *(fault[1], folder, fault[2]),
+            )
+
+    warnings.showwarning = showwarning
 
 
 class CompileClock:

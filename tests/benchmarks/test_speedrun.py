@@ -151,8 +151,12 @@ def test_recipes_are_trained_in_turns_and_recorded(tmp_path, capsys, monkeypatch
     paths = [tmp_path / "one.cfg", tmp_path / "two.cfg"]
     for path in paths:
         path.write_text(RECIPE)
-    starts = [{"compile s": 3.0}, {"compile s": 0.5}]
-    monkeypatch.setattr(speedrun, "measure_starts", lambda *args: starts)
+
+    def starts(name: str, *_: object) -> list[dict[str, object]]:
+        warm = {"compile s": 0.5, "cached": name == "one"}
+        return [{"compile s": 3.0, "cached": False}, warm]
+
+    monkeypatch.setattr(speedrun, "measure_starts", starts)
     one, two = speedrun.run_recipes(paths, 0.5, 2)
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in lines] == [
@@ -160,3 +164,5 @@ def test_recipes_are_trained_in_turns_and_recorded(tmp_path, capsys, monkeypatch
     ]
     assert one.accuracies == two.accuracies and len(one.seconds) == 2
     assert one.compile_seconds == 3.0 and one.parameters == 12_730
+    assert (one.cached_compile_seconds, two.cached_compile_seconds) == (0.5, None)
+    assert list(speedrun.speed_frame([two])["cached"]) == ["-"]
