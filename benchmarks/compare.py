@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def run() -> None:
-    """Entry point of `mnist-jax-compare`."""
+    """Entry point."""
     define_config_flags(exclude=("model",))
     define_machine_flags()
     define_cluster_flags()

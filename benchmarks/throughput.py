@@ -275,7 +275,7 @@ def main() -> None:
 
 
 def run() -> None:
-    """Entry point of `mnist-jax-throughput`."""
+    """Entry point."""
     define_config_flags(
         exclude=(
             *("model", "batch_size", "dataset", "train_size"),

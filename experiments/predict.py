@@ -111,7 +111,7 @@ def _warn(digits: list[UserDigit], run: TrainedRun) -> None:
 
 
 def run() -> None:
-    """Entry point of `mnist-jax-predict`."""
+    """Entry point."""
     define_machine_flags()
     define_run_dir_flag()
     flags.DEFINE_list(

@@ -113,7 +113,7 @@ def main() -> None:
 
 
 def run() -> None:
-    """Entry point of `mnist-jax-train`."""
+    """Entry point."""
     define_config_flags()
     define_machine_flags()
     define_cluster_flags()

@@ -2,7 +2,6 @@
 
 import gc
 import os
-import re
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -94,21 +93,6 @@ def _first(error: Exception) -> str:
     return str(error).splitlines()[0][:200]
 
 
-def with_commands(text: str, package: str) -> str:
-    """Returns a text whose `python -m` commands name the programs as they are found.
-
-    Args:
-        text: the text, with the names that the programs have in the checkout.
-        package: package of the running program.
-
-    >>> with_commands("python -m experiments.train", "mnist_jax.benchmarks")
-    'python -m mnist_jax.experiments.train'
-    """
-    if not package.startswith("mnist_jax."):
-        return text
-    return re.sub(r"python -m (?=experiments|benchmarks)", r"\g<0>mnist_jax.", text)
-
-
 def run_program(main: Callable[[], None]) -> None:
     """Parses the flags, runs a program and exits; an error is one sentence.
 
@@ -117,11 +101,9 @@ def run_program(main: Callable[[], None]) -> None:
             flags.
     """
     protect_streams()
-    module = sys.modules[main.__module__]
-    package = module.__package__ or ""
-    if main.__module__ != "__main__":  # a console script or a package
+    if main.__module__ != "__main__":  # run by the `__main__.py` of a package
         sys.argv[0] = main.__module__
-    sys.modules["__main__"].__doc__ = with_commands(module.__doc__ or "", package)
+        sys.modules["__main__"].__doc__ = sys.modules[main.__module__].__doc__
 
     def checked(_: None) -> None:
         logging.set_verbosity(logging.WARNING)  # JAX logs every backend that is missing
@@ -152,7 +134,7 @@ def run_program(main: Callable[[], None]) -> None:
         for flag in FLAGS.get_flags_for_module(main.__module__):
             delattr(FLAGS, flag.name)
     cluster.hold_exit()
-    print(with_commands(message, package), file=sys.stderr)
+    print(message, file=sys.stderr)
     cluster.leave(message.strip() if status or not stopped else "")
     if status is None:
         exit_after_signal()

@@ -29,9 +29,7 @@ def code_blocks(text: str) -> list[Code]:
 
 def commands(block: Code) -> list[list[str]]:
     """Returns the words after `python -m` of each such command of a block."""
-    # Where the package is installed, its name precedes the program's.
-    text = block.text.replace("\\\n", " ").replace("-m mnist_jax.", "-m ")
-    lines = text.splitlines()
+    lines = block.text.replace("\\\n", " ").splitlines()
     found = [re.match(rf"(?:\$ )?(?:[\w./]*/)?{_PROGRAM}.*", line) for line in lines]
     return [shlex.split(m[0], comments=True) for m in found if m]
 
