@@ -12,6 +12,7 @@ from typing import Any
 from absl import logging
 
 from mnist_jax.cli.main import Machine, start_jax
+from mnist_jax.cli.signals import SIGNALS
 from mnist_jax.data.types import Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.training.trials import FAILED, Trial, TrialResult, TrialRunner
@@ -157,8 +158,8 @@ def _work(
     share: float,
 ) -> None:
     """Trains the trials that arrive, until the other end is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C also reaches this process
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in {*SIGNALS} - {signal.SIGTERM}:  # they reach all of a terminal or job
+        signal.signal(number, signal.SIG_IGN)
     logging.set_verbosity(logging.WARNING)
     parent = os.getppid()
     share_accelerator(share)

@@ -1,5 +1,6 @@
 """Start-up and error messages of the programs."""
 
+import contextlib
 import gc
 import os
 import sys
@@ -11,8 +12,7 @@ import jax
 from absl import app, flags, logging
 
 from mnist_jax.cli.parsing import parse_flags
-from mnist_jax.cli.signals import exit_after_signal, interrupt_at_signals
-from mnist_jax.cli.streams import keep_stdout, output_error, protect_streams
+from mnist_jax.cli.signals import exit_status, interrupt_at_signals
 from mnist_jax.errors import InputError, Stopped
 from mnist_jax.training import cluster
 from mnist_jax.training.setup import setup
@@ -48,7 +48,7 @@ def start_job() -> None:
     cluster.start(
         FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.cluster_timeout
     )
-    keep_stdout(cluster.is_writer())
+    _keep_stdout(cluster.is_writer())
     if not cluster.is_writer() and "quiet" in FLAGS:
         FLAGS["quiet"].value = True
     shared = {
@@ -93,14 +93,27 @@ def _first(error: Exception) -> str:
     return str(error).splitlines()[0][:200]
 
 
+def _keep_stdout(keep: bool) -> None:
+    """Discards what libraries print past Python, such as gloo's connections.
+
+    Args:
+        keep: whether to keep what Python prints.
+    """
+    sys.stdout.flush()
+    kept, null = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    sys.stdout = open(kept if keep else null, "w", errors="backslashreplace")
+
+
 def run_program(main: Callable[[], None]) -> None:
-    """Parses the flags, runs a program and exits; an error is one sentence.
+    """Parses the flags and runs a program; an error is one sentence.
 
     Args:
         main: function without arguments. `--help` shows its module's docstring and
             flags.
     """
-    protect_streams()
+    # Tables have a plus-minus sign, which the encoding of a terminal may lack.
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if main.__module__ != "__main__":  # run by the `__main__.py` of a package
         sys.argv[0] = main.__module__
         sys.modules["__main__"].__doc__ = sys.modules[main.__module__].__doc__
@@ -108,36 +121,30 @@ def run_program(main: Callable[[], None]) -> None:
     def checked(_: None) -> None:
         logging.set_verbosity(logging.WARNING)  # JAX logs every backend that is missing
         main()
-        if error := output_error():
-            raise InputError(
-                f"cannot write to standard output: {error.strerror}; redirect it "
-                "elsewhere (all files of the program are complete)"
-            )
+        sys.stdout.flush()  # the disk may be full
 
-    status, stopped = None, False
+    stopped = False
     try:
         interrupt_at_signals()
         app.run(checked, flags_parser=parse_flags)
+        return
     except InputError as error:
         message, status = f"error: {error}", 1
     except OSError as error:
         message, status = f"error: {error}; fix this and run the command again", 1
     except Stopped as stop:  # in all processes of a job
-        message, stopped = f"stopped: {stop}", True
+        message, status, stopped = f"stopped: {stop}", exit_status(), True
     except KeyboardInterrupt:
-        message = "\ninterrupted"
+        message, status = "\ninterrupted", exit_status()
     except jax.errors.JaxRuntimeError as error:
         if cluster.processes() == 1:
             raise
         cluster.fail(f"the connection to another process is lost ({_first(error)})")
-    finally:  # so that a caller that catches SystemExit can run a program again
-        for flag in FLAGS.get_flags_for_module(main.__module__):
-            delattr(FLAGS, flag.name)
     cluster.hold_exit()
-    print(message, file=sys.stderr)
-    cluster.leave(message.strip() if status or not stopped else "")
-    if status is None:
-        exit_after_signal()
-    if cluster.processes() > 1:
-        os._exit(status)  # JAX would wait for the other processes
-    sys.exit(status)
+    with contextlib.suppress(OSError):  # of a terminal that is closed
+        print(message, file=sys.stderr)
+        sys.stdout.flush()
+    cluster.leave("" if stopped else message.strip())
+    # Without Python's clean-up, which may crash while XLA compiles in other threads,
+    # and in a job waits for the other processes.
+    os._exit(status)

@@ -1,50 +1,29 @@
-"""Signals during imports, downloads, training, and where Python drops exceptions."""
+"""Signals during downloads and training, and where Python drops exceptions."""
 
 import gc
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from mnist_jax.cli import signals
-from mnist_jax.cli.signals import interrupt_at_signals, stop_between_chunks
+from mnist_jax.cli.signals import SIGNALS, interrupt_at_signals, stop_between_chunks
 from mnist_jax.errors import Stopped
 from mnist_jax.records.files import hold_lock
-
-ROOT = Path(__file__).parents[2]
-BOTH = signal.SIGINT, signal.SIGTERM
 
 
 @pytest.fixture(autouse=True)
 def handlers(monkeypatch) -> Iterator[None]:
     """Restores the handlers."""
     monkeypatch.setattr(signals, "_received", [])
-    before = [signal.getsignal(number) for number in BOTH]
+    before = [signal.getsignal(number) for number in SIGNALS]
     yield
-    for number, handler in zip(BOTH, before, strict=True):
+    for number, handler in zip(SIGNALS, before, strict=True):
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("number", BOTH)
-@pytest.mark.parametrize("program", ["experiments.train", "benchmarks.compare"])
-def test_a_signal_during_the_imports_ends_a_program(number, program):
-    command = [sys.executable, "-X", "importtime", "-m", program]
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(command, cwd=ROOT, stderr=pipe, text=True)
-    for line in process.stderr:
-        if line.endswith(f" {program.split('.')[0]}\n"):  # the package; imports follow
-            process.send_signal(number)
-            break
-    _, errors = process.communicate(timeout=100)
-    assert process.returncode == 128 + number
-    assert "Traceback" not in errors
-
-
-@pytest.mark.parametrize("number", BOTH)
+@pytest.mark.parametrize("number", SIGNALS)
 def test_waiting_for_a_lock_ends_at_a_signal(number, tmp_path):
     interrupt_at_signals()
     with (
@@ -57,7 +36,7 @@ def test_waiting_for_a_lock_ends_at_a_signal(number, tmp_path):
 
 # Python reports the dropped exception, here to pytest.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("number", BOTH)
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_whose_exception_is_dropped_stops_at_the_next_check(number):
     interrupt_at_signals()
 
@@ -72,12 +51,12 @@ def test_a_signal_whose_exception_is_dropped_stops_at_the_next_check(number):
             check_stopped()
 
 
-@pytest.mark.parametrize("number", BOTH)
+@pytest.mark.parametrize("number", SIGNALS)
 def test_the_first_signal_is_deferred_and_the_second_is_not(number):
     with stop_between_chunks("") as check_stopped:
         check_stopped()
         os.kill(os.getpid(), number)
-        assert {signal.getsignal(each) for each in BOTH} == {signal.SIG_DFL}
+        assert {signal.getsignal(each) for each in SIGNALS} == {signal.SIG_DFL}
         with pytest.raises(Stopped) as stopped:
             check_stopped()
         assert stopped.value.number == number

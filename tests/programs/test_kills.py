@@ -103,19 +103,34 @@ def test_a_signal_stops_a_run_and_prints_how_to_resume_it(number, line, tmp_path
 
 
 INTERRUPTED = """
-import os, signal, time
+import os, sys, time
 from mnist_jax.cli.main import run_program
 def main():
-    os.kill(os.getpid(), signal.SIGTERM)
+    print("\xb1", flush=True)
+    for number in numbers:
+        os.kill(os.getpid(), number)
     time.sleep(600)
+numbers = list(map(int, sys.argv[1:]))
+del sys.argv[1:]
 run_program(main)
 """
 
 
-def test_a_signal_before_training_interrupts_a_program():
-    _, errors = (process := start([sys.executable, "-c", INTERRUPTED])).communicate()
-    assert process.returncode == 143
-    assert errors == "\ninterrupted\n"
+@pytest.mark.parametrize(
+    "before, numbers",
+    [
+        ([], [signal.SIGTERM]),
+        ([], [signal.SIGHUP]),
+        (["nohup"], [signal.SIGHUP, signal.SIGUSR1]),
+    ],
+)
+def test_a_signal_before_training_interrupts_a_program(before, numbers, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    words = [*before, sys.executable, "-c", INTERRUPTED, *map(str, map(int, numbers))]
+    output, errors = (process := start(words)).communicate(timeout=100)
+    assert process.returncode == 128 + numbers[-1]
+    assert errors.endswith("\ninterrupted\n") and "Traceback" not in errors
+    assert output == "\\xb1\n"  # a character that the encoding lacks
 
 
 def test_resume_prints_where_it_starts_and_that_a_run_is_finished(tmp_path):

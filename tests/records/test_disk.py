@@ -125,7 +125,7 @@ def test_output_that_cannot_be_written_is_a_one_line_error():
         )
     assert process.returncode == 1
     [line] = process.stderr.splitlines()
-    assert line.startswith("error: cannot write to standard output: No space left")
+    assert line.startswith("error: [Errno 28] No space left on device")
 
 
 @pytest.fixture
