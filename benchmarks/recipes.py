@@ -6,6 +6,7 @@ from typing import Any
 from absl import flags
 
 from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
+from mnist_jax.cli.parsing import parse_flags
 from mnist_jax.config import DATASETS, TrainConfig
 from mnist_jax.errors import InputError
 
@@ -29,10 +30,7 @@ def read_recipe(path: Path) -> TrainConfig:
     """
     values = flags.FlagValues()
     define_config_flags(values)
-    try:
-        values(["recipe", f"--flagfile={path}"])
-    except flags.Error as error:
-        raise InputError(f"the recipe {path}: {error}") from error
+    parse_flags(["recipe", f"--flagfile={path}"], values)
     config = config_from_flags(values)
     for name, allowed in RULES.items():
         if (value := getattr(config, name)) not in allowed:

@@ -5,9 +5,7 @@ python -m benchmarks.peers.matmul_worker
 
 import json
 
-from absl import app
-
 from mnist_jax.profiling.hardware import matmul_peaks
 
 if __name__ == "__main__":
-    app.run(lambda _: print(json.dumps(matmul_peaks())))
+    print(json.dumps(matmul_peaks()))

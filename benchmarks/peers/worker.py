@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
+from mnist_jax.cli.parsing import parse_flags
 from mnist_jax.config import MODELS, TrainConfig
 from mnist_jax.errors import InputError
 from mnist_jax.profiling.memory import peak_megabytes
@@ -133,23 +134,18 @@ def run_worker(
     if variants:
         flags.DEFINE_enum("variant", variants[0], variants, "variant of the framework")
 
-    def main(argv: Sequence[str]) -> None:
-        try:
-            if len(argv) > 1:
-                raise InputError(f"unexpected argument {argv[1]!r}; see --help")
-            job = Job(
-                FLAGS.model,
-                FLAGS.batch_size,
-                FLAGS.steady_epochs,
-                FLAGS.seed,
-                FLAGS.threads,
-                FLAGS.variant if variants else "",
-                FLAGS.turns,
-            )
-            result = measure(job, load_arrays(FLAGS.arrays))._asdict()
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(1)
-        print(json.dumps({**result, "peak_rss_mb": round(peak_megabytes())}))
-
-    app.run(main)
+    try:
+        parse_flags(sys.argv)
+        job = Job(
+            FLAGS.model,
+            FLAGS.batch_size,
+            FLAGS.steady_epochs,
+            FLAGS.seed,
+            FLAGS.threads,
+            FLAGS.variant if variants else "",
+            FLAGS.turns,
+        )
+        result = measure(job, load_arrays(FLAGS.arrays))._asdict()
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    print(json.dumps({**result, "peak_rss_mb": round(peak_megabytes())}))

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from absl import flags
 
 from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
+from mnist_jax.cli.parsing import parse_flags
 from mnist_jax.config import TrainConfig
 
 PRESETS = Path(__file__).parents[2] / "experiments" / "presets"
@@ -65,5 +66,5 @@ def read_preset(name: str, *arguments: str) -> tuple[TrainConfig, str | None]:
     values = flags.FlagValues()
     define_config_flags(values)
     flags.DEFINE_string("init_preset", None, "", flag_values=values)
-    values(["preset", f"--flagfile={PRESETS / preset}.cfg", *arguments])
+    parse_flags(["preset", f"--flagfile={PRESETS / preset}.cfg", *arguments], values)
     return config_from_flags(values, None, **changes), values["init_preset"].value

@@ -11,6 +11,7 @@ from mnist_jax.config import MODELS
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.types import MNIST, Dataset
 from mnist_jax.errors import InputError
+from mnist_jax.records.files import expand_home
 from mnist_jax.records.schema import RunRecord
 from mnist_jax.training import cluster
 from mnist_jax.training.setup import PLATFORMS
@@ -25,10 +26,7 @@ class _PathParser(flags.ArgumentParser):
     def parse(self, argument: str) -> str:
         if not argument:  # as of an unset shell variable; it would become "."
             raise ValueError("a path; give one, or leave the flag out")
-        try:
-            return str(Path(argument).expanduser())
-        except RuntimeError:  # ~name of no user
-            raise ValueError("a path below the home of an existing user") from None
+        return str(expand_home(argument))
 
 
 class _PresetParser(flags.EnumParser):

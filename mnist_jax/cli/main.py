@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import NamedTuple
 
 import jax
-from absl import app, flags, logging
+from absl import flags, logging
 
 from mnist_jax.cli.parsing import parse_flags
 from mnist_jax.cli.signals import exit_status, interrupt_at_signals
@@ -114,19 +114,20 @@ def run_program(main: Callable[[], None]) -> None:
     """
     # Tables have a plus-minus sign, which the encoding of a terminal may lack.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    logging.use_absl_handler()
     if main.__module__ != "__main__":  # run by the `__main__.py` of a package
         sys.argv[0] = main.__module__
-        sys.modules["__main__"].__doc__ = sys.modules[main.__module__].__doc__
-
-    def checked(_: None) -> None:
-        logging.set_verbosity(logging.WARNING)  # JAX logs every backend that is missing
-        main()
-        sys.stdout.flush()  # the disk may be full
-
+    # Not by `absl.app`, whose further flags end a program before it checks any.
+    if "--help" in sys.argv:
+        print(sys.modules[main.__module__].__doc__, "\nflags:", sep="")
+        print(FLAGS.main_module_help())
+        return
     stopped = False
     try:
         interrupt_at_signals()
-        app.run(checked, flags_parser=parse_flags)
+        parse_flags(sys.argv)
+        main()
+        sys.stdout.flush()  # the disk may be full
         return
     except InputError as error:
         message, status = f"error: {error}", 1

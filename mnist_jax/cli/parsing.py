@@ -1,76 +1,78 @@
-"""Parses a program's flags; what is wrong with them is one sentence."""
+"""Parses flags, those of flag files included."""
 
-import difflib
-import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from absl import flags
 
 from mnist_jax.errors import InputError
+from mnist_jax.records.files import expand_home
 
-FLAGS = flags.FLAGS
+Word = tuple[str, Path | None]  # and the flag file that has it
 
 
-def parse_flags(argv: list[str]) -> None:
+def parse_flags(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
     """Parses the flags of a command line, the program's name first.
 
-    Flags on the command line override those of a `--preset`.
+    A flag overrides the same flag before it, and the one of a `--preset`.
+
+    Args:
+        argv: the command line.
+        values: the flags that are defined, which get the values.
 
     Raises:
         InputError: a flag is unknown, lacks a value or has an invalid one, a flag file
-            cannot be read, or an argument is not a flag or not text.
+            is not text or includes itself, or an argument is not a flag.
+        OSError: a flag file cannot be read.
     """
-    for argument in argv:
-        # Python reads bytes that are not UTF-8 as surrogates, which neither JAX nor
-        # pyarrow takes, some of them only after training.
-        if re.search("[\ud800-\udfff]", argument):
-            raise InputError(f"{argument} is not UTF-8 text; rename the file or folder")
+    words = list(_expand_files(argv[1:]))
     try:
-        rest = FLAGS(argv)
-        if "preset" in FLAGS and FLAGS.preset:
-            rest = FLAGS([argv[0], f"--flagfile={FLAGS.preset}", *argv[1:]])
-    except SystemExit:  # --help, to which absl gives status 1
-        raise SystemExit(0) from None
-    except flags.UnrecognizedFlagError as error:
-        name = error.flagname
-        near = difflib.get_close_matches(name, FLAGS)
-        hint = f"did you mean --{' or --'.join(near)}? " if near else ""
-        raise InputError(f"unknown flag --{name}; {hint}see --help") from error
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"--flagfile: the file is not UTF-8 text ({error}); write one flag per line"
-        ) from error
-    except flags.CantOpenFlagFileError as error:
-        cause = error.__context__
-        assert isinstance(cause, OSError)
-        raise InputError(
-            f"--flagfile={cause.filename}: {cause.strerror}; give a text file with one "
-            "flag per line"
-        ) from error
-    # absl raises ValueError for --noquiet=1.
-    except (flags.Error, ValueError) as error:
-        raise InputError(_what_is_wrong(error)) from error
+        rest = values([argv[0], *(word for word, _ in words)])
+        if "preset" in values and (preset := values["preset"].value):
+            words = [*_expand_files([f"--flagfile={preset}"]), *words]
+            rest = values([argv[0], *(word for word, _ in words)])
+    except (flags.Error, ValueError) as error:  # absl's ValueError is of --noquiet=1
+        raise _error(str(error), words) from error
     if len(rest) > 1:
-        raise InputError(
-            f"unexpected argument {rest[1]!r}; flags are written --name=value; see "
-            "--help"
+        text = f"{rest[1]} is not a flag; flags are written --name=value; see --help"
+        raise _error(text, words)
+
+
+def _expand_files(words: Iterable[str], *files: Path) -> Iterator[Word]:
+    """Yields the words of a command line, for `--flagfile` those of the file.
+
+    Not left to absl, which keeps a byte order mark, trains with all defaults after a
+    file that includes only itself, and names no file in its errors.
+
+    Args:
+        words: of the command line or a file.
+        *files: the file that has them, and those that include it, outermost first.
+    """
+    words = iter(words)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name not in ("--flagfile", "-flagfile"):
+            yield word, files[-1] if files else None
+            continue
+        file = expand_home(value if equals else next(words, ""))
+        if file.resolve() in map(Path.resolve, files):
+            raise InputError(f"--flagfile={file} includes itself; remove that line")
+        try:
+            lines = map(str.strip, file.read_text("utf-8-sig").splitlines())
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"--flagfile={file} is not UTF-8 text ({error}); write a flag per line"
+            ) from error
+        yield from _expand_files(
+            [line for line in lines if line and not line.startswith(("#", "//"))],
+            *(*files, file),
         )
 
 
-def _what_is_wrong(error: Exception) -> str:
-    """Returns a sentence for an error that absl raised while parsing."""
-    text = str(error)
-    match = re.match(r"flag --(\w+)=", text)
-    if not match:
-        return f"{text[0].lower()}{text[1:].rstrip('.')}; see --help"
-    name = match[1]
-    if text.startswith(f"flag --{name}=None: "):
-        return f"--{name} is missing; give it a value; see --help"
-    flag, cause = FLAGS[name], str(error.__context__)
-    if choices := getattr(flag.parser, "enum_values", None):
-        allowed = f"one of {', '.join(choices)}"
-    elif flag.boolean:
-        allowed = "true or false"
-    else:
-        allowed = flag.parser.syntactic_help or cause
-    given = text.removeprefix("flag ").removesuffix(f": {cause}")
-    return f"{given} must be {allowed}"
+def _error(text: str, words: Iterable[Word]) -> InputError:
+    """Returns the error with a text, and the flag file with the word that it names."""
+    for word, file in words:
+        name = word.lstrip("-").partition("=")[0]
+        if file and (word in text or f"'{name}'" in text):
+            return InputError(f"{file}: {text}")
+    return InputError(text)

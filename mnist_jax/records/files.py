@@ -19,6 +19,21 @@ from mnist_jax.errors import InputError
 _WAIT = 60  # seconds to wait for another process that appends to the same file
 
 
+def expand_home(path: str | os.PathLike[str]) -> Path:
+    """Returns a path with `~` or `~name` at its start replaced by that home folder.
+
+    Raises:
+        InputError: that folder is not known. Otherwise a folder `~` would be created,
+            and whoever removes that may remove a home.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(
+            f"the home folder in {path} is not known; set HOME, or give the whole path"
+        ) from error
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Writes a file atomically: readers and crashes never see a partial file.
 

@@ -58,9 +58,11 @@ def run_child(request: dict[str, Any], out: int, err: int) -> None:
     try:
         name = request["program"]
         program = importlib.import_module(MAINS.get(name, name))
-        if request["flags"]:
+        if request["mode"] == "flags":
             print(json.dumps(flags_of(program)))
         else:
+            if request["mode"] == "parse":
+                program.main = lambda: None
             program.run()
     except SystemExit as exit:
         status = exit.code if isinstance(exit.code, int) else int(exit.code is not None)

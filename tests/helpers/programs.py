@@ -21,12 +21,15 @@ class Finished(NamedTuple):
     stderr: str
 
 
-def run(*arguments: object, ok: bool | None = True, **environment: str) -> Finished:
+def run(
+    *arguments: object, ok: bool | None = True, mode: str = "run", **environment: str
+) -> Finished:
     """Runs a program of the checkout in the `program_server`.
 
     Args:
         *arguments: the program's module, then its command line.
         ok: whether it must succeed; None if either is allowed.
+        mode: "parse" only parses the command line.
         **environment: variables to set. JAX's, which are read at import, start a
             separate process, except JAX_ENABLE_X64.
     """
@@ -38,7 +41,7 @@ def run(*arguments: object, ok: bool | None = True, **environment: str) -> Finis
         variables["MNIST_JAX_CACHE_DIR"] = variables.get(
             "MNIST_JAX_CACHE_DIR", os.environ["MNIST_JAX_CACHE_DIR"]
         )
-        process = _request(program, words, variables)
+        process = _request(program, words, variables, mode)
     assert ok in (process.returncode == 0, None), process.stdout + process.stderr
     assert "Traceback" not in process.stderr, process.stderr
     return process
@@ -68,7 +71,7 @@ def start(words: list[str]) -> subprocess.Popen[str]:
 
 def flags_of(program: str) -> dict[str, str]:
     """Returns the flags that a program defines, each with the class of its parser."""
-    return json.loads(_request(program, [], {}, flags=True).stdout)
+    return json.loads(_request(program, [], {}, "flags").stdout)
 
 
 @functools.cache
@@ -86,11 +89,9 @@ def _server() -> subprocess.Popen[str]:
 
 
 def _request(
-    program: str, words: list[str], environment: dict[str, str], flags: bool = False
+    program: str, words: list[str], environment: dict[str, str], mode: str
 ) -> Finished:
-    request = dict(
-        program=program, arguments=words, environment=environment, flags=flags
-    )
+    request = dict(program=program, arguments=words, environment=environment, mode=mode)
     server = _server()
     assert server.stdin is not None and server.stdout is not None
     print(json.dumps(request), file=server.stdin, flush=True)

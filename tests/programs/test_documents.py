@@ -93,9 +93,8 @@ def run_command(words: list[str], folder: Path) -> None:
     # A process of a job would wait for the others; see test_cluster.
     job = any(word.startswith("--coordinator") for word in arguments)
     hardware = any(flag in arguments for flag in PARSED_FLAGS)
-    if program in PARSED_ONLY or hardware or job:
-        arguments.append("--only_check_args")
-    run(program, *arguments)
+    parsed = program in PARSED_ONLY or hardware or job
+    run(program, *arguments, mode="parse" if parsed else "run")
 
 
 def page_commands(path: Path) -> list[list[str]]:

@@ -395,5 +395,5 @@ def test_paths_are_expanded(monkeypatch):
     ]
     with pytest.raises(ValueError, match="a path; give one"):
         parse("")
-    with pytest.raises(ValueError, match="home of an existing user"):
+    with pytest.raises(ValueError, match="home folder in ~no such user/a"):
         parse("~no such user/a")

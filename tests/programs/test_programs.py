@@ -267,7 +267,7 @@ def test_help_is_readable_and_unknown_flags_are_errors(program):
     assert f"python -m {program}" in process.stdout
     assert "--data_dir" in process.stdout and "--platform" in process.stdout
     error = run(program, "--platfrm=cpu", ok=False).stderr
-    assert error.startswith("error: unknown flag --platfrm; did you mean --platform?")
+    assert "error: Unknown command line flag 'platfrm'. Did you mean: platform" in error
 
 
 BAD_COMMANDS = {
@@ -287,16 +287,16 @@ BAD_COMMANDS = {
         "cannot write .*test_programs.py/run",
     ),
     "tracker without a folder": (["--track=tensorboard"], "--track needs"),
-    "positional argument": (["cnn"], "unexpected argument 'cnn'"),
+    "positional argument": (["cnn"], "cnn is not a flag; flags are written --"),
+    # Without it, a flag of absl that ends a program before it has checked the flags.
+    "flag of absl": (["--only_check_args", "--conv=8"], "Unknown .*'only_check_args'"),
     "no such platform": (["--platform=tpu"], "--platform=tpu"),
-    "no value": (["--epochs"], "missing value for flag --epochs"),
+    "no value": (["--epochs"], "Missing value for flag --epochs"),
     "value of a negated flag": (["--noquiet=1"], "--noquiet=1 does not take"),
-    "value of a boolean": (["--quiet=2"], "--quiet=2 must be true or false"),
-    "wrong type": (["--epochs=x"], "--epochs=x must be an integer$"),
-    "no user": (["--run_dir=~no such user/x"], "home of an existing user"),
-    "no flag file": (["--flagfile=/nonexistent"], "--flagfile=/nonexistent: No such"),
-    "undecodable path": (["--run_dir=\udcff"], r"--run_dir=\\udcff is not UTF-8 text"),
-    "binary flag file": ([f"--flagfile={sys.executable}"], "--flagfile: .* not UTF-8"),
+    "value of a boolean": (["--quiet=2"], "--quiet=2: .*Non-boolean argument"),
+    "wrong type": (["--epochs=x"], "--epochs=x: invalid literal for int"),
+    "no user": (["--run_dir=~no such user/x"], "home folder in ~no such user/x is not"),
+    "no flag file": (["--flagfile=/nonexistent"], "No such file .* '/nonexistent';"),
 }
 
 
