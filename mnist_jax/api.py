@@ -17,7 +17,7 @@ from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.types import Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.records.environment import available_cores
-from mnist_jax.records.files import make_folder
+from mnist_jax.records.files import expand_home, make_folder
 from mnist_jax.reporting.comparison import train_configs, write_tables
 from mnist_jax.reporting.progress import ProgressPrinter
 from mnist_jax.reporting.report import RESULTS
@@ -90,7 +90,7 @@ def train(
             resume=resume,
             overwrite=overwrite,
             checkpoint_every=checkpoint_every,
-            init_from=None if init_from is None else Path(init_from).expanduser(),
+            init_from=None if init_from is None else expand_home(init_from),
         )
         train_runs(plan, _load(config, dataset, observer), observer)
         return [load_run(plan.folders[seed]) for seed in seeds]
@@ -214,7 +214,7 @@ def _folder_or_temporary(path: Folder | None) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         if path is None:
             path = stack.enter_context(tempfile.TemporaryDirectory())
-        yield cluster.output_folder(Path(path).expanduser())
+        yield cluster.output_folder(expand_home(path))
 
 
 def _warn_of_one_device(configs: Sequence[TrainConfig]) -> None:

@@ -8,7 +8,12 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from mnist_jax.records.files import add_checksum, replace_file, verify_checksum
+from mnist_jax.records.files import (
+    add_checksum,
+    expand_home,
+    replace_file,
+    verify_checksum,
+)
 
 _HEADER_BYTES = 128  # size of the header that np.save writes for a small array
 
@@ -16,9 +21,9 @@ _HEADER_BYTES = 128  # size of the header that np.save writes for a small array
 def cache_dir() -> Path:
     """Returns the folder for downloads and decoded arrays; it may not exist yet."""
     if folder := os.environ.get("MNIST_JAX_CACHE_DIR"):
-        return Path(os.path.expanduser(folder))
+        return expand_home(folder)
     parent = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.path.expanduser(parent)) / "mnist_jax"
+    return expand_home(parent) / "mnist_jax"
 
 
 def load_or_build(

@@ -28,7 +28,7 @@ from mnist_jax.data.digits import load_digits
 from mnist_jax.data.download import FILES, URLS, DownloadError, download_files
 from mnist_jax.data.types import IMAGE_SHAPE, Dataset, Split
 from mnist_jax.errors import InputError
-from mnist_jax.records.files import hold_lock
+from mnist_jax.records.files import expand_home, hold_lock
 
 FALLBACK_NOTE = (
     "NOT MNIST: these are scikit-learn's 1,797 handwritten digits, resized from 8x8 to"
@@ -104,7 +104,7 @@ def load_dataset(
 def _any_dataset(data_dir: str | os.PathLike[str] | None) -> Dataset:
     """Returns the dataset of any size in the given folder, or the environment's."""
     if data_dir:
-        return load_any(Path(os.path.expanduser(data_dir)), "--data_dir")
+        return load_any(expand_home(data_dir), "--data_dir")
     if environment_dir := _environment_dir():
         return load_any(environment_dir, _VARIABLE)
     raise InputError(
@@ -126,7 +126,7 @@ def _digits_dataset(note: str) -> Dataset:
 def _find_files(name: str, data_dir: str | os.PathLike[str] | None) -> Files | None:
     """Returns a set's verified files, or None to download them."""
     if data_dir:
-        folder = Path(os.path.expanduser(data_dir))
+        folder = expand_home(data_dir)
         if (found := search_folder(folder, "--data_dir", name)) is None:
             raise no_files_error(folder, "--data_dir", name)
         return found
@@ -142,7 +142,7 @@ def _find_files(name: str, data_dir: str | os.PathLike[str] | None) -> Files | N
 def _environment_dir() -> Path | None:
     """Returns the folder in `MNIST_JAX_DATA_DIR`, or None if it is not set."""
     folder = os.environ.get(_VARIABLE)
-    return Path(os.path.expanduser(folder)) if folder else None
+    return expand_home(folder) if folder else None
 
 
 def _find_download(name: str) -> Files | None:

@@ -23,6 +23,7 @@ from mnist_jax.data.types import MNIST, Shapes
 from mnist_jax.errors import InputError
 from mnist_jax.models.model_args import parse_model_args
 from mnist_jax.models.nnx_module import wrap_nnx
+from mnist_jax.records.files import expand_home
 
 
 def source_sha256(spec: str) -> str:
@@ -63,7 +64,7 @@ def find_network(config: TrainConfig, folder: Path) -> TrainConfig:
     run directory, since the run may be read from elsewhere than where it was trained.
     """
     target, _, name = config.model.rpartition(":")
-    if target.endswith(".py") and not Path(target).expanduser().exists():
+    if target.endswith(".py") and not expand_home(target).exists():
         for parent in folder.resolve().parents:
             if (parent / target).exists():
                 return dataclasses.replace(config, model=f"{parent / target}:{name}")
@@ -262,7 +263,7 @@ def _find_class(spec: str, module: ModuleType) -> Any:
 
 def _read(spec: str, path: Path) -> bytes:
     try:
-        return path.expanduser().read_bytes()
+        return expand_home(path).read_bytes()
     except OSError as error:
         raise InputError(
             f"--model={spec}: cannot read {path} ({error.strerror}); give the path of "
@@ -277,7 +278,7 @@ def _load_file(spec: str, path: Path, sha256: str) -> ModuleType:
     The file can import the modules beside it. They are forgotten afterwards, since
     another folder may have modules of the same names.
     """
-    path = path.expanduser().absolute()
+    path = expand_home(path).absolute()
     loading = importlib.util.spec_from_file_location(f"{path.stem}_{sha256[:12]}", path)
     assert loading is not None and loading.loader is not None
     module = importlib.util.module_from_spec(loading)

@@ -25,7 +25,7 @@ from mnist_jax.errors import InputError
 from mnist_jax.models.custom import find_network, network_sha256
 from mnist_jax.models.networks import create_model, param_shapes
 from mnist_jax.records.environment import code_digest
-from mnist_jax.records.files import make_folder, write_file
+from mnist_jax.records.files import expand_home, make_folder, write_file
 from mnist_jax.records.schema import (
     EpochRecord,
     RunRecord,
@@ -117,7 +117,7 @@ def load_run(
     Raises:
         InputError: a file is missing, damaged or of another version.
     """
-    folder = Path(folder).expanduser()
+    folder = expand_home(folder)
     _check_one_run(folder)
     config = find_network(read_json(TrainConfig, folder / CONFIG), folder)
     record = read_json(RunRecord, folder / RECORD)

@@ -4,20 +4,29 @@ import errno
 import fcntl
 import os
 import platform
+import pwd
 from pathlib import Path
 
 import pytest
+from absl.flags import FlagValues
 
+import mnist_jax
+from mnist_jax.cli.flags import _PathParser
+from mnist_jax.cli.parsing import parse_flags
+from mnist_jax.config import TrainConfig
 from mnist_jax.errors import InputError
+from mnist_jax.models.custom import source_sha256
 from mnist_jax.records import files
 from mnist_jax.records.files import (
     append_line,
     check_append,
+    expand_home,
     hold_lock,
     make_folder,
     read_lines,
     write_file,
 )
+from mnist_jax.training.compile_cache import use_compile_cache
 
 
 @pytest.mark.parametrize(
@@ -107,3 +116,33 @@ def test_an_append_does_not_wait_forever_for_a_lock_left_behind(
     with pytest.raises(InputError, match=f"delete {held} if it has ended"):
         append_line(tmp_path / "lines", "a")
     assert (tmp_path / "lines").read_text() == ""
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda: expand_home("~name-of-nobody/x"),
+        lambda: _PathParser().parse("~/x"),
+        lambda: mnist_jax.load_dataset("mnist", "~/data"),
+        lambda: mnist_jax.load_dataset("digits"),  # its cache
+        lambda: mnist_jax.load_run("~/run"),
+        lambda: mnist_jax.train(TrainConfig(dataset="digits"), run_dir="~/run"),
+        lambda: mnist_jax.train(TrainConfig(dataset="digits"), init_from="~/run"),
+        lambda: source_sha256("~/network.py:Linear"),
+        lambda: use_compile_cache(),
+        lambda: parse_flags(["program", "--flagfile=~/flags.cfg"], FlagValues()),
+    ],
+)
+def test_without_a_home_no_folder_takes_its_place(use, tmp_path, monkeypatch):
+    """As in a container whose user is neither in the environment nor in passwd."""
+
+    def unknown(user: object) -> None:
+        raise KeyError(user)
+
+    for name in ("HOME", "MNIST_JAX_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="the home folder in ~.* is not known; set HO"):
+        use()
+    assert not list(tmp_path.iterdir())
