@@ -40,7 +40,7 @@ class Profile(NamedTuple):
     gflops: float  # in training steps, by formula
     peak_gflops: float
     peak_megabytes: float
-    device_megabytes: float | None  # of the first device; None if not reported
+    device_megabytes: float | None  # of this process's first; None if not reported
 
 
 def read_scopes(hlo: str) -> dict[str, str]:
@@ -119,7 +119,7 @@ def profile(experiment: Experiment, folder: Path) -> Profile:
         folder: where to write the trace; created if missing.
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the folder or the trace cannot be written.
     """
     make_folder(folder)
     config, programs = experiment.config, experiment.programs
@@ -150,13 +150,17 @@ def profile(experiment: Experiment, folder: Path) -> Profile:
             for name, value in zip(names, np.diff(ticks), strict=True):
                 seconds[name].append(float(value))
     steps = min(TRACED_STEPS, len(order))
-    with jax.profiler.trace(str(folder)):
-        jax.block_until_ready(
-            programs.run_steps(states, experiment.train, indices, keys, 0, steps)
-        )
+    jax.profiler.start_trace(folder)
+    jax.block_until_ready(
+        programs.run_steps(states, experiment.train, indices, keys, 0, steps)
+    )
+    try:
+        jax.profiler.stop_trace()
+    except jax.errors.JaxRuntimeError as error:  # such as of a full disk
+        raise InputError(f"cannot write a trace: {error}; free some space") from error
     medians = {name: float(np.median(values)) for name, values in seconds.items()}
     scopes = read_scopes(programs.train.as_text() or "")
-    memory: dict[str, Any] = programs.mesh.devices.flat[0].memory_stats() or {}
+    memory: dict[str, Any] = programs.mesh.local_devices[0].memory_stats() or {}
     device_bytes = memory.get("peak_bytes_in_use")
     return Profile(
         medians,
