@@ -67,6 +67,19 @@ def test_empty_list_means_no_hidden_layer():
     assert config_from_flags(parse("--model=cnn", "--hidden=")).hidden == ()
 
 
+@pytest.mark.parametrize("text", ["None", "none"])
+def test_none_means_none(text):
+    """Sweep agents send every flag, those that are not set as None."""
+    names = "patience", "train_size", "clip_norm", "ema", "augment", "freeze"
+    values = parse("--patience=3", *(f"--{name}={text}" for name in names))
+    config = config_from_flags(values)
+    assert [getattr(config, name) for name in names] == [None] * 4 + [()] * 2
+    assert config_from_flags(values, augment=None) == config  # as in --vary
+    for name in ("epochs", "hidden"):  # here it might mean the model's default
+        with pytest.raises(flags.IllegalFlagValueError, match=f"--{name}={text}"):
+            parse(f"--{name}={text}")
+
+
 def test_dropout_needs_no_hidden_layer_if_there_is_an_lstm_layer():
     values = parse("--model=lstm", "--hidden=", "--dropout=0.5")
     assert config_from_flags(values).dropout == (0.5,)

@@ -5,7 +5,6 @@ A setting is a text per flag, as on the command line of `experiments.train`.
 
 import itertools
 import re
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -193,9 +192,6 @@ def _no_meaning(settings: Mapping[str, str], error: InputError) -> InputError:
 
 def _parse_value(name: str, text: str, values: flags.FlagValues) -> Any:
     """Returns a value as its flag parses it; raises InputError."""
-    hint = _HINTS[name]
-    if text == "none" and isinstance(hint, types.UnionType):
-        return None
     parser: Any = values[name].parser
     try:
         return parser.parse(text)

@@ -34,6 +34,25 @@ class _TupleParser(flags.ArgumentParser):
             raise ValueError(f"must be {self.syntactic_help}") from None
 
 
+class _OrNone(flags.ArgumentParser):
+    """Parses what another parser does, or none, which programs that tune send."""
+
+    def __init__(self, parser: flags.ArgumentParser) -> None:
+        self._parser = parser
+        self.syntactic_help = f"{parser.syntactic_help} or none"
+
+    def parse(self, argument: Any) -> Any:
+        return None if argument.lower() == "none" else self._parser.parse(argument)
+
+
+def _parser_of(kind: Any) -> flags.ArgumentParser:
+    """Returns the parser of numbers, or of tuples."""
+    items = typing.get_args(kind) or (kind,)
+    if typing.get_origin(kind) is tuple:
+        return _TupleParser(items[0])
+    return flags.IntegerParser() if int in items else flags.FloatParser()
+
+
 def define_config_flags(
     flag_values: flags.FlagValues = flags.FLAGS,
     *,
@@ -56,21 +75,19 @@ def define_config_flags(
         if metadata["needs"]:
             other, values = metadata["needs"]
             text += f" (with --{other}={'|'.join(values)})"
-        text += f"; default {_default_text(name)}"
+        default = _default_text(name)
+        text += f"; default {default}"
         more: dict[str, Any] = {"flag_values": flag_values}
         if choices:
             flags.DEFINE_enum(name, None, choices, text, **more)
-        elif typing.get_origin(kind) is tuple:
-            parser = _TupleParser(typing.get_args(kind)[0])
-            flags.DEFINE(parser, name, None, text, **more)
         elif kind is bool:
             flags.DEFINE_boolean(name, None, text, **more)
         elif kind is str:
             flags.DEFINE_string(name, None, text, **more)
-        elif int in (kind, *typing.get_args(kind)):
-            flags.DEFINE_integer(name, None, text, **more)
         else:
-            flags.DEFINE_float(name, None, text, **more)
+            parser = _parser_of(kind)
+            parser = _OrNone(parser) if default == "none" else parser
+            flags.DEFINE(parser, name, None, text, **more)
         if name == "impl":
             help = "deprecated name of --impl, to be removed in the next release"
             flags.DEFINE_enum(_OLD_IMPL, None, choices, help, **more)
@@ -121,6 +138,7 @@ def config_from_flags(
         }
         given["model"] = model
     given.update(changes)
+    given = {name: value for name, value in given.items() if value is not None}
     config = TrainConfig(**given)
     check_used(config, given)
     return config
