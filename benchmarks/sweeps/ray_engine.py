@@ -1,12 +1,13 @@
 """Trains the trials of a sweep on a Ray cluster, a task for each."""
 
 import contextlib
-import importlib.util
 import math
 import os
 import secrets
+import signal
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,8 +17,10 @@ from typing import Any
 from absl import logging
 
 from mnist_jax.cli.main import Machine, start_jax
+from mnist_jax.cli.signals import SIGNALS
 from mnist_jax.data.types import Dataset
 from mnist_jax.errors import InputError
+from mnist_jax.records.environment import check_packages
 from mnist_jax.records.files import write_file
 from mnist_jax.training.run_dir import FILES, RECORD
 from mnist_jax.training.trials import FAILED, Trial, TrialResult, TrialRunner
@@ -27,6 +30,7 @@ from .local import share_accelerator
 
 RETRIES = 5  # of a trial whose process or node dies
 _POLL_SECONDS = 0.05
+_CONNECT_SECONDS = 60  # until a cluster must have answered
 _MARK = (
     ".sweep"  # file in the folder of a sweep, by which a node finds out if it has it
 )
@@ -59,13 +63,14 @@ def run_on_ray(
             enough; a file cannot be written.
     """
     ray = _import_ray()
+    if address == "auto":  # as Ray does
+        address = os.environ.get("RAY_ADDRESS") or address
     try:
-        _check_address(address)
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        _connect(ray, address, check_stopped)
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(
-            f"--address={address}: no Ray cluster answers ({error}); start one with "
-            "`ray start --head`, or give its address"
+            f"no Ray cluster answers at {address} ({error}); start one with `ray start "
+            "--head`, or give its address by --address or RAY_ADDRESS"
         ) from error
     try:
         _run_tasks(ray, sweep, cpus, gpus, machine, check_stopped)
@@ -74,22 +79,46 @@ def run_on_ray(
 
 
 def _import_ray() -> ModuleType:
-    if importlib.util.find_spec("ray") is None:
-        raise InputError(
-            "--engine=ray needs Ray, not installed here; run `pip install "
-            "'mnist-jax[sweep]'`, or leave --engine out"
-        )
+    check_packages("--engine=ray", ["ray"], "sweep")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # It would start every worker by `uv run`, which needs the network and a lock file.
+    os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
     import ray
 
     return ray
 
 
-def _check_address(address: str) -> None:
-    """Raises OSError if nothing answers there, where Ray would end the process."""
+def _connect(ray: Any, address: str, check_stopped: Callable[[], None]) -> None:
+    """Connects to a cluster.
+
+    In a thread, which can be given up, and where Ray leaves the handler of SIGTERM.
+
+    Raises:
+        OSError: nothing answers there, or not in time; Ray would try for minutes.
+    """
     host, colon, port = address.rpartition(":")
     if colon and port.isdigit() and "/" not in address:
         socket.create_connection((host, int(port)), timeout=5).close()
+    errors: list[Exception] = []
+
+    def connect() -> None:
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    limit = time.monotonic() + _CONNECT_SECONDS
+    while thread.is_alive():
+        check_stopped()
+        if time.monotonic() > limit:
+            raise TimeoutError(f"not within {_CONNECT_SECONDS} s")
+        thread.join(_POLL_SECONDS)
+    if errors:
+        raise errors[0]
+    for number in SIGNALS:  # of which Ray's C++ prints a stack trace
+        signal.signal(number, signal.getsignal(number))
 
 
 class Mailbox:

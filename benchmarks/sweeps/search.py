@@ -4,12 +4,11 @@ Optuna samples and prunes. Its studies are in memory: what they know is read fro
 trials' folders when a sweep starts.
 """
 
-import importlib.util
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from mnist_jax.errors import InputError
+from mnist_jax.records.environment import check_packages
 from mnist_jax.training.trials import PRUNED
 
 from .space import Axis, Settings, as_value
@@ -17,11 +16,7 @@ from .space import Axis, Settings, as_value
 
 def import_optuna(flag: str) -> ModuleType:
     """Returns Optuna, silenced; raises InputError if it is not installed."""
-    if importlib.util.find_spec("optuna") is None:
-        raise InputError(
-            f"{flag} needs Optuna, not installed here; run `pip install "
-            f"'mnist-jax[sweep]'`, or leave {flag} out"
-        )
+    check_packages(flag, ["optuna"], "sweep")
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)

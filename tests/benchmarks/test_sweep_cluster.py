@@ -20,6 +20,7 @@ from benchmarks.sweeps import ray_engine
 from benchmarks.sweeps.ray_engine import run_on_ray
 from mnist_jax.cli.main import Machine
 from mnist_jax.training.run_dir import load_run
+from mnist_jax.training.sweep import HOW_TO_RESUME
 
 pytestmark = [
     pytest.mark.scale,
@@ -173,12 +174,16 @@ def test_a_trial_larger_than_every_node_is_refused(cluster, tmp_path):
     assert "no node of the Ray cluster has --cpus_per_trial=3" in refused.stderr
 
 
-def test_an_address_without_a_cluster_is_one_sentence(tmp_path):
-    words = GRID[:4] + ("--engine=ray", "--address=127.0.0.1:1")
-    refused = run_process(*words, f"--out={tmp_path}")
-    assert refused.returncode == 1
-    assert "no Ray cluster answers" in refused.stderr
-    assert "Traceback" not in refused.stderr
+def test_a_signal_stops_a_sweep_at_once(cluster, tmp_path):
+    engine = "--engine=ray", f"--address={cluster.address}"
+    words = *GRID[:1], "--dataset=digits", "--epochs=5000", *engine
+    process = start([sys.executable, "-m", *words, f"--out={tmp_path}"])
+    while not list(tmp_path.rglob("metrics.jsonl")):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 143 and errors == f"stopped: {HOW_TO_RESUME}\n"
 
 
 def thousand(out: Path, *engine: str) -> tuple[float, float]:

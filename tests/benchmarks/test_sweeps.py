@@ -4,16 +4,21 @@ import csv
 import json
 import os
 import signal
+import socket
 import sys
+import threading
 from multiprocessing import active_children
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers.programs import run, start
 from helpers.sweeps import make_sweep
 
+from benchmarks.sweeps import ray_engine
 from benchmarks.sweeps.local import ATTEMPTS, run_here, run_processes
 from benchmarks.sweeps.progress import Progress
+from benchmarks.sweeps.ray_engine import run_on_ray
 from benchmarks.sweeps.search import Pruner, TpeSearch, sample
 from benchmarks.sweeps.space import combine, parse_axis, parse_space
 from mnist_jax.cli.main import Machine
@@ -231,3 +236,24 @@ def test_without_optuna_the_message_names_the_extra(flag, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'mnist-jax\[sweep\]'"):
         Pruner(1, 2) if flag == "--prune" else sample([], 1, 0)
+
+
+@pytest.mark.parametrize("alive", [False, True])
+def test_an_address_without_a_ray_cluster_is_an_error(
+    alive, digits, tmp_path, monkeypatch
+):
+    """Ray itself would try for eight minutes."""
+    ended = threading.Event()
+    fake = SimpleNamespace(init=lambda **_: ended.wait())
+    monkeypatch.setattr(ray_engine, "_import_ray", lambda: fake)
+    monkeypatch.setattr(ray_engine, "_CONNECT_SECONDS", 0.1)
+    with socket.create_server(("localhost", 0)) as server:
+        address = f"localhost:{server.getsockname()[1]}"
+        if not alive:
+            server.close()
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        reason = "not within" if alive else "Connection refused"
+        with pytest.raises(InputError, match=f"answers at {address} .*{reason}"):
+            sweep = make_sweep(tmp_path, digits, "1e-3")
+            run_on_ray(sweep, "auto", 1, 0, Machine("cpu", 0, True), lambda: None)
+    ended.set()
