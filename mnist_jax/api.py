@@ -24,8 +24,8 @@ from mnist_jax.reporting.report import RESULTS
 from mnist_jax.reporting.tables import comparison_frame
 from mnist_jax.reporting.targets import check_targets
 from mnist_jax.training import cluster
-from mnist_jax.training.run_dir import TrainedRun, load_run
-from mnist_jax.training.study import Study, read_runs
+from mnist_jax.training.run_dir import TrainedRun, load_run, read_records
+from mnist_jax.training.study import Study
 from mnist_jax.training.sweep import Observer, plan_runs, train_runs
 
 Folder = str | os.PathLike[str]
@@ -156,10 +156,10 @@ def compare(
         make_folder(folder)
         dataset = _load(configs[0], dataset, observer)
         study = Study(folder, RESULTS, dataset, seeds)
-        keys = {key for config in configs for key in study.run_keys(config).values()}
         train_configs(study, configs, observer)
         write_tables(folder, targets, against)
-        runs = [run for run in read_runs(folder, RESULTS) if run.run_key() in keys]
+        folders = [study.folders(config.name, config) for config in configs]
+        runs = [run for found in folders for run in read_records(found).values()]
         return comparison_frame(runs, targets, against)
 
 

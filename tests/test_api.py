@@ -104,7 +104,8 @@ def test_train_keeps_resumes_and_overwrites(tmp_path, capsys):
     assert dates[:2] == [run.record.environment.date for run in runs]
     settings = {"overwrite": True, "init_from": folder / "seed5"}
     [new] = mnist_jax.train(CONFIG, [3], run_dir=folder / "seed3", **settings)
-    assert new.record.warm_start and "test accuracy" in capsys.readouterr().out
+    assert new.record.start_sha256 == runs[1].record.params_sha256
+    assert "test accuracy" in capsys.readouterr().out
 
 
 def test_compare_returns_numbers_and_keeps_runs(tmp_path, digits: Dataset):

@@ -28,7 +28,6 @@ from mnist_jax.records.schema import RunRecord
 from mnist_jax.reporting.plots import save_figure
 from mnist_jax.reporting.progress import ProgressPrinter
 from mnist_jax.reporting.tables import group_by_table, markdown_table, provenance, title
-from mnist_jax.training.run_dir import load_run_params
 from mnist_jax.training.study import Study, export_runs, read_runs
 from mnist_jax.training.sweep import HOW_TO_RESUME, train_runs
 
@@ -177,18 +176,10 @@ def train_system(
 ) -> None:
     """Trains the missing seeds of a system; overrides replace flags of its preset."""
     config, start = read_preset(name, *overrides)
-    # Untrained systems that start from its parameters need its run directories.
-    dependents = [other for other in SYSTEMS if read_preset(other)[1] == name]
-    plans = [study.plan(o, read_preset(o, *overrides)[0], o) for o in dependents]
-    needed = any(len(p.find_finished(p.config)) < len(study.seeds) for p in plans)
-    plan = study.plan(name, config, system=name, need_folders=needed)
+    plan = study.plan(name, config, system=name)
     if start:
         folders = study.folders(start, read_preset(start, *overrides)[0], start)
-        plan = plan._replace(
-            start_params=lambda seed, experiment: load_run_params(
-                folders[seed], experiment.model
-            )
-        )
+        plan = plan._replace(start_from=folders)
     train_runs(plan, study.dataset, printer)
 
 

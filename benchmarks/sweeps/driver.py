@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Dataset
+from mnist_jax.training.run_dir import read_records
 from mnist_jax.training.trials import (
     FINISHED,
     STARTED,
@@ -13,7 +14,6 @@ from mnist_jax.training.trials import (
     TrialResult,
     find_trials,
     read_curve,
-    read_records,
     trial_folder,
     validation_accuracy,
     write_trial,

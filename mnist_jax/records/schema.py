@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from absl import logging
 
-from mnist_jax.config import TrainConfig
+from mnist_jax.config import TrainConfig, as_text
 from mnist_jax.errors import InputError
 from mnist_jax.records.environment import Environment
 from mnist_jax.records.files import append_line, read_lines, write_file
@@ -39,6 +39,45 @@ class EpochRecord:
     eval_seconds: float
 
 
+def _part(label: str) -> Any:
+    """Declares a field of `RunKey` with its name in messages."""
+    return dataclasses.field(metadata={"label": label})
+
+
+@dataclasses.dataclass(frozen=True)
+class RunKey:
+    """Everything that decides a run's numbers: equal keys, the same run.
+
+    It is known before training. A run is finished if its directory holds a record with
+    the wanted key, and can be resumed from checkpoints with it. Each field besides the
+    config is one of `RunRecord` too.
+    """
+
+    config: TrainConfig  # with its seed, and the defaults of its dataset
+    checksum: str = _part("the sha256 of the data")
+    source_sha256: str | None = _part("the sha256 of the network's source")
+    start_sha256: str | None = _part("the sha256 of the parameters of --init_from")
+
+    def differences(self, before: "RunKey") -> list[str]:
+        """Returns in which values a run of this key cannot resume one of another.
+
+        More epochs or a larger patience extend a run.
+        """
+        values = {
+            f"--{name}": (old, getattr(self.config, name))
+            for name, old in vars(before.config).items()
+        }
+        for field in dataclasses.fields(self)[1:]:
+            pair = getattr(before, field.name), getattr(self, field.name)
+            values[field.metadata["label"]] = pair
+        return [
+            f"{label} was {as_text(old)}, is {as_text(new)}"
+            for label, (old, new) in values.items()
+            if new != old
+            and not (label in ("--epochs", "--patience") and old and new and new > old)
+        ]
+
+
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
     """One finished run. Seconds are wall-clock; epochs do not include compilation."""
@@ -55,7 +94,6 @@ class RunRecord:
     impl: str
     devices: int
     seeds_together: int  # seeds trained by one program; seconds are per seed
-    warm_start: bool  # initialized from another run's parameters
     epochs: list[EpochRecord]
     test_loss: float
     test_accuracy: float
@@ -76,16 +114,22 @@ class RunRecord:
     image_shape: tuple[int, ...] = (28, 28)  # height, width
     classes: int = 10
     best_epoch: int | None = None  # whose parameters were kept, with `patience`
+    start_sha256: str | None = None  # of the parameters it started from, if not random
     schema_version: int = SCHEMA_VERSION
 
     def table_key(self) -> tuple[str | int, ...]:
         """Returns the values that must be equal within a table of runs."""
         return self.checksum, self.dataset_note, *self.environment.compared()
 
-    def run_key(self) -> tuple[Any, ...]:
-        """Returns the values that identify a run, including its seed."""
-        flags = self.environment.xla_flags
-        return self.system, self.config, self.source_sha256, flags, *self.table_key()
+    @property
+    def key(self) -> RunKey:
+        """What decided the run's numbers."""
+        fields = dataclasses.fields(RunKey)
+        return RunKey(**{field.name: getattr(self, field.name) for field in fields})
+
+    def timing_key(self) -> tuple[Any, ...]:
+        """Returns the values that identify a run and the machine that timed it."""
+        return self.system, self.key, self.environment.xla_flags, *self.table_key()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,21 +1,18 @@
 """Writes recorded runs as a self-contained HTML page, and its pictures as files."""
 
 import base64
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
-from absl import logging
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Shapes
 from mnist_jax.errors import InputError
-from mnist_jax.records.environment import Environment
-from mnist_jax.records.files import make_folder, read_lines, write_file
-from mnist_jax.records.schema import DetailsRecord, RunRecord, decode, read_json
+from mnist_jax.records.files import make_folder, write_file
+from mnist_jax.records.schema import DetailsRecord, RunRecord, read_json
 from mnist_jax.reporting.pictures import (
     DRAWN,
     Picture,
@@ -92,9 +89,9 @@ def _section(
     named = zip(row_names(rows), rows, strict=True)
     for row_number, (name, row) in enumerate(list(named)[:DRAWN], start=1):
         pictures = curve_pictures(name, row)
-        runs = [run for run in row if run.run_key() in details_by_run]
+        runs = [run for run in row if run.timing_key() in details_by_run]
         if runs:
-            details = [details_by_run[run.run_key()] for run in runs]
+            details = [details_by_run[run.timing_key()] for run in runs]
             pictures += detail_pictures(
                 name,
                 runs[0].config.seed,
@@ -134,26 +131,13 @@ def _section(
 
 
 def read_details(out: Path) -> dict[tuple[Any, ...], DetailsRecord]:
-    """Returns the details of all runs under a folder, by `RunRecord.run_key`."""
+    """Returns the details of all runs under a folder, by `RunRecord.timing_key`."""
     details = {}
-    # Written by version 1 of the records; to be removed in the release after next.
-    for number, line in enumerate(read_lines(out / "details.jsonl"), start=1):
-        try:
-            value = json.loads(line)
-            config = decode(TrainConfig, value["config"])
-            machine = decode(Environment, value["environment"])
-            data = value["checksum"], value["dataset_note"]
-            names = ("confusion", "worst", "filters")
-            key = (None, config, None, machine.xla_flags, *data, *machine.compared())
-            details[key] = decode(DetailsRecord, {name: value[name] for name in names})
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            message = "%s line %d is damaged and is left out (%s)"
-            logging.warning(message, out / "details.jsonl", number, error)
     for folder, record in find_runs(out).items():
         if (folder / DETAILS).exists():
             remedy = "delete it and rerun benchmarks.compare to rewrite it"
             read = read_json(DetailsRecord, folder / DETAILS, remedy)
-            details[record.run_key()] = read
+            details[record.timing_key()] = read
     return details
 
 

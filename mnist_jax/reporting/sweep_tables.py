@@ -21,7 +21,7 @@ from mnist_jax.reporting.tables import (
     markdown_table,
     mean_and_spread,
 )
-from mnist_jax.training.run_dir import CONFIG
+from mnist_jax.training.run_dir import CONFIG, read_records
 from mnist_jax.training.trials import (
     FAILED,
     FINISHED,
@@ -30,7 +30,6 @@ from mnist_jax.training.trials import (
     TrialRecord,
     find_trials,
     read_epochs,
-    read_records,
     validation_accuracy,
 )
 

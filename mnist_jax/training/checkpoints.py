@@ -17,8 +17,7 @@ from absl import logging
 from flax import serialization
 from flax.traverse_util import flatten_dict
 
-from mnist_jax.config import TrainConfig
-from mnist_jax.data.types import MNIST, Shapes
+from mnist_jax.data.types import Shapes
 from mnist_jax.errors import InputError
 from mnist_jax.models.networks import create_model
 from mnist_jax.records.files import (
@@ -27,7 +26,7 @@ from mnist_jax.records.files import (
     verify_checksum,
     write_file,
 )
-from mnist_jax.records.schema import EpochRecord, decode, json_line
+from mnist_jax.records.schema import EpochRecord, RunKey, decode, json_line
 from mnist_jax.training.optimizers import create_optimizer
 from mnist_jax.training.steps import TrainState, init_state
 
@@ -55,17 +54,6 @@ class _Saved(NamedTuple):
     params: Any
     opt_state: Any
     best_params: Any  # None, without leaves, unless there is `patience`
-
-
-class Origin(NamedTuple):
-    """The data and code a checkpoint is valid for; empty strings match anything."""
-
-    checksum: str = ""  # of the dataset, which `--dataset=auto` does not fix
-    code: str = ""  # see `code_digest`
-    source: str = ""  # sha256 of a custom network's source
-
-
-ANY_ORIGIN = Origin()
 
 
 def params_sha256(params: Any) -> str:
@@ -177,10 +165,18 @@ def seeds_together(folder: Path) -> list[int]:
 def save_checkpoint(
     checkpoint: Checkpoint,
     folders: Mapping[int, Path],
+    keys: Mapping[int, RunKey],
+    code: str,
     keep: int = KEEP,
-    origin: Origin = ANY_ORIGIN,
 ) -> None:
     """Writes each seed's checkpoint to its run directory, keeping the newest `keep`.
+
+    Args:
+        checkpoint: of all seeds.
+        folders: run directory of each seed.
+        keys: key of each seed's run.
+        code: `code_digest` of the running code.
+        keep: number of newest checkpoints to keep.
 
     Raises:
         InputError: a file cannot be written; existing files are left unchanged.
@@ -191,8 +187,8 @@ def save_checkpoint(
     for index, (seed, folder) in enumerate(folders.items()):
         content = serialization.msgpack_serialize(
             {
-                "seed": str(seed),
-                **origin._asdict(),
+                "key": json_line(keys[seed]),
+                "code": code,
                 "history": json.dumps(
                     [e.__dict__ for e in checkpoint.histories[index]]
                 ),
@@ -209,17 +205,24 @@ def save_checkpoint(
 
 def load_checkpoint(
     folders: Mapping[int, Path],
-    config: TrainConfig,
-    origin: Origin = ANY_ORIGIN,
-    shapes: Shapes = MNIST,
+    keys: Mapping[int, RunKey],
+    shapes: Shapes,
+    code: str | None = None,
 ) -> Checkpoint | None:
     """Loads the newest valid checkpoint that all seeds have, or None if none exists.
 
-    Damaged checkpoints and those of another origin are skipped with a warning.
+    Damaged checkpoints and those of other runs are skipped with a warning.
+
+    Args:
+        folders: run directory of each seed to load.
+        keys: key of each seed's run.
+        shapes: of the images, and the number of classes.
+        code: `code_digest` that the checkpoints must have, or None for any.
 
     Raises:
         InputError: there are checkpoints, but none is valid.
     """
+    config = keys[next(iter(folders))].config  # equal but for the seed
     model, tx = create_model(config, shapes), create_optimizer(config, 3)
     state = jax.eval_shape(
         lambda: init_state(model, tx, jax.random.key(0), shapes.image)
@@ -227,13 +230,14 @@ def load_checkpoint(
     best_params = None if config.patience is None else state.params
     like = _Saved(state.params, state.opt_state, best_params)
     common = set.intersection(*(_epochs(folder) for folder in folders.values()))
+    reason = ""
     for epoch in sorted(common, reverse=True):
         loaded = []
         for seed, folder in folders.items():
             try:
-                loaded.append(_load(folder, epoch, seed, like, origin))
+                loaded.append(_load(folder, epoch, keys[seed], code, like))
             except (OSError, ValueError) as error:
-                path = _path(folder, epoch)
+                path, reason = _path(folder, epoch), reason or str(error)
                 logging.warning("%s is not used: %s", path, error)
         if len(loaded) == len(folders):
             saved = jax.tree.map(
@@ -245,8 +249,8 @@ def load_checkpoint(
     if common:
         names = ", ".join(str(folder / FOLDER) for folder in folders.values())
         raise InputError(
-            f"no checkpoint in {names} is valid; train again with --overwrite instead "
-            "of --resume"
+            f"no checkpoint in {names} is valid: {reason}; train again with "
+            "--overwrite instead of --resume"
         )
     return None
 
@@ -284,29 +288,25 @@ def _named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def _load(
-    folder: Path, epoch: int, seed: int, like: _Saved, origin: Origin
+    folder: Path, epoch: int, key: RunKey, code: str | None, like: _Saved
 ) -> tuple[_Saved, list[EpochRecord]]:
     """Loads the checkpoint of one seed.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is damaged, or from another network, seed, epoch, data or code.
+        ValueError: it is damaged, or from another run, epoch, code or network.
     """
     content = bytes(verify_checksum(_path(folder, epoch).read_bytes()))
     try:
         values = serialization.msgpack_restore(content)
-        found_seed, leaves = int(values["seed"]), dict(values["states"])
-        found = Origin(*(values.get(name) or "" for name in Origin._fields))
+        found = decode(RunKey, json.loads(values["key"]))
+        leaves, found_code = dict(values["states"]), values["code"]
         history = decode(list[EpochRecord], json.loads(values["history"]))
     except Exception as error:  # msgpack raises unrelated exception types
         raise ValueError(f"it has another format ({error})") from error
-    if found_seed != seed:
-        raise ValueError(f"it is from seed {found_seed}, not {seed}")
-    if origin.checksum and found.checksum not in ("", origin.checksum):
-        raise ValueError(f"it is from other data (sha256 {found.checksum})")
-    if origin.source and found.source != origin.source:
-        raise ValueError("it is from another version of the custom network's source")
-    if origin.code not in ("", found.code):
+    if different := key.differences(found):
+        raise ValueError(f"it is from another run: {'; '.join(different)}")
+    if code not in (None, found_code):
         raise ValueError("it is from another version of the code")
     if len(history) != epoch:
         raise ValueError(f"it is from epoch {len(history)}, not {epoch}")

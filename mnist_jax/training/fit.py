@@ -310,7 +310,6 @@ def fit(
             eval_seconds,
             seconds / len(seeds),
             environment,
-            start_params is not None,
         )
         runs.append((record, params_of[number]))
     return runs
@@ -326,7 +325,6 @@ def _run_record(
     eval_seconds: float,
     total_seconds: float,
     environment: Environment,
-    warm_start: bool,
 ) -> RunRecord:
     """Returns the record of a finished run; `test` is its mean loss and accuracy."""
     config, dataset = experiment.config, experiment.dataset
@@ -349,7 +347,6 @@ def _run_record(
         impl=resolve_impl(config.impl),
         devices=experiment.programs.mesh.size,
         seeds_together=experiment.seeds,
-        warm_start=warm_start,
         epochs=epochs,
         test_loss=test[0],
         test_accuracy=test[1],

@@ -8,15 +8,16 @@ run with a record is finished; one with checkpoints but no record is unfinished.
 import dataclasses
 import functools
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from absl import logging
 from flax import linen as nn
 
-from mnist_jax.config import TrainConfig, as_text
+from mnist_jax.config import TrainConfig
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.pixels import Preprocess, make_preprocess
 from mnist_jax.data.splits import split_dataset
@@ -28,6 +29,7 @@ from mnist_jax.records.environment import code_digest
 from mnist_jax.records.files import expand_home, make_folder, write_file
 from mnist_jax.records.schema import (
     EpochRecord,
+    RunKey,
     RunRecord,
     append_jsonl,
     json_line,
@@ -37,7 +39,6 @@ from mnist_jax.records.schema import (
 from mnist_jax.training.checkpoints import (
     KEEP,
     Checkpoint,
-    Origin,
     begin_checkpoints,
     has_checkpoints,
     load_params,
@@ -58,6 +59,7 @@ CONFIG, METRICS, RECORD, PARAMS, EXPORTED_PARAMS, DETAILS = FILES = (
     "model.safetensors",  # instead of it in a folder written by `experiments.export`
     "details.json",  # data for plots, computed from the parameters
 )
+_T = TypeVar("_T")
 _EVENTS = "events.out.tfevents.*"  # TensorBoard would merge two runs' files
 
 
@@ -164,9 +166,46 @@ def _check_source(folder: Path, config: TrainConfig, record: RunRecord) -> None:
         )
 
 
-def current_origin(dataset: Dataset, source_sha256: str | None) -> Origin:
-    """Returns the origin of checkpoints written by this code."""
-    return Origin(dataset.checksum, code_digest(), source_sha256 or "")
+def run_keys(
+    config: TrainConfig,
+    dataset: Dataset,
+    seeds: Iterable[int],
+    start_from: Mapping[int, Path] | None = None,
+) -> dict[int, RunKey]:
+    """Returns the key of the run of each seed, before it is trained.
+
+    Args:
+        config: what to train; its seed is ignored.
+        dataset: as returned by `load_dataset`.
+        seeds: seeds of the runs.
+        start_from: finished run of each seed whose parameters it starts from.
+
+    Raises:
+        InputError: such a run has no record.
+    """
+    config, source = config.for_dataset(dataset.name), network_sha256(config)
+    keys = {}
+    for seed in seeds:
+        start = start_from and read_json(RunRecord, start_from[seed] / RECORD)
+        keys[seed] = RunKey(
+            config=dataclasses.replace(config, seed=seed),
+            checksum=dataset.checksum,
+            source_sha256=source,
+            start_sha256=start.params_sha256 if start else None,
+        )
+    return keys
+
+
+def read_records(folders: Mapping[_T, Path]) -> dict[_T, RunRecord]:
+    """Returns the records of finished runs; skips damaged ones with a warning."""
+    records = {}
+    for name, folder in folders.items():
+        if (folder / RECORD).exists():
+            try:
+                records[name] = read_json(RunRecord, folder / RECORD)
+            except InputError as error:
+                logging.warning("%s", error)
+    return records
 
 
 def load_run_params(
@@ -202,15 +241,16 @@ def check_run_dir(folder: Path, overwrite: bool) -> None:
         )
 
 
-def is_finished(folder: Path, config: TrainConfig) -> bool:
-    """Returns whether a folder contains the finished run of a config.
+def is_finished(folder: Path, key: RunKey) -> bool:
+    """Returns whether a folder contains the finished run of a key.
 
-    The config may have more epochs or a larger patience than the run, which can then be
+    The key may have more epochs or a larger patience than the run, which can then be
     resumed.
 
     Raises:
-        InputError: the run's config is missing or differs in other fields (the message
-            names them), or the run is shorter and has no checkpoint to resume from.
+        InputError: the run's config is missing, its key differs in other values (the
+            message names them), or the run is shorter and has no checkpoint to resume
+            from.
     """
     if not (folder / CONFIG).exists():
         if (folder / RECORD).exists():
@@ -220,24 +260,20 @@ def is_finished(folder: Path, config: TrainConfig) -> bool:
                 "replace that run"
             )
         return False
-    before = read_json(TrainConfig, folder / CONFIG)
-    different = [
-        f"--{field.name} was {as_text(old)}, is {as_text(new)}"
-        for field in dataclasses.fields(config)
-        if (new := getattr(config, field.name)) != (old := getattr(before, field.name))
-        and not (field.name in ("epochs", "patience") and new and old and new > old)
-    ]
-    if different:
-        raise InputError(
-            f"--resume: the run in {folder} has a different config: "
-            f"{'; '.join(different)}; give its flags, or another --run_dir"
-        )
-    if not (folder / RECORD).exists():
-        return False
+    record, before = None, key
+    if (folder / RECORD).exists():
+        record = read_json(RunRecord, folder / RECORD)
+        before = record.key
     # A run that was extended and then stopped still has its earlier record.
-    record = read_json(RunRecord, folder / RECORD)
-    _check_source(folder, config, record)
-    finished = record.config == config or is_over(config, record.epochs)
+    config = read_json(TrainConfig, folder / CONFIG)
+    if different := key.differences(dataclasses.replace(before, config=config)):
+        raise InputError(
+            f"--resume: {folder} holds a different run: {'; '.join(different)}; give "
+            "its flags and data, or another --run_dir"
+        )
+    if record is None:  # its checkpoints have keys of their own
+        return False
+    finished = record.key == key or is_over(key.config, record.epochs)
     if not finished and not has_checkpoints(folder):
         raise InputError(
             f"--resume: the run in {folder} finished after {len(record.epochs)} epochs "
@@ -251,7 +287,7 @@ def fit_into(
     experiment: Experiment,
     folders: Mapping[int, Path],
     callbacks: Callbacks = SILENT,
-    start_params: Sequence[Any] | None = None,
+    start_from: Mapping[int, Path] | None = None,
     *,
     checkpoint_every: int = 0,
     keep: int = KEEP,
@@ -267,7 +303,7 @@ def fit_into(
         experiment: returned by `prepare`.
         folders: run directory of each seed.
         callbacks: as for `fit`.
-        start_params: as for `fit`.
+        start_from: as for `run_keys`.
         checkpoint_every: epochs between checkpoints; 0 writes none.
         keep: number of newest checkpoints to keep.
         resume: checkpoint of these runs to resume from.
@@ -278,6 +314,16 @@ def fit_into(
     Returns:
         The records of all seeds except `recorded`.
     """
+    config, dataset, start_params = experiment.config, experiment.dataset, None
+    keys = {  # the source file may have changed since the network was created
+        seed: dataclasses.replace(key, source_sha256=experiment.source_sha256)
+        for seed, key in run_keys(config, dataset, folders, start_from).items()
+    }
+    if start_from is not None:  # before it is removed: it may be one of the folders
+        start_params = [
+            load_run_params(start_from[seed], experiment.model, dataset.shapes.image)
+            for seed in folders
+        ]
     for index, (seed, folder) in enumerate(folders.items()):
         if seed in recorded:
             continue
@@ -290,16 +336,15 @@ def fit_into(
             # Epochs after the checkpoint are run again.
             lines = map(json_line, resume.histories[index])
             write_file(folder / METRICS, "".join(f"{line}\n" for line in lines))
-        config = dataclasses.replace(experiment.config, seed=seed)
-        write_json(folder / CONFIG, config)
+        write_json(folder / CONFIG, keys[seed].config)
     if checkpoint_every:
         begin_checkpoints(folders)
-    origin = current_origin(experiment.dataset, experiment.source_sha256)
+    code = code_digest()
 
     def save(checkpoint: Checkpoint) -> None:
-        last = is_over(experiment.config, checkpoint.histories[0])
+        last = is_over(config, checkpoint.histories[0])
         if checkpoint_every and (last or checkpoint.epoch % checkpoint_every == 0):
-            save_checkpoint(checkpoint, folders, keep, origin)
+            save_checkpoint(checkpoint, folders, keys, code, keep)
 
     def write_and_report(epochs: Sequence[EpochRecord]) -> None:
         for (seed, folder), epoch in zip(folders.items(), epochs, strict=True):
@@ -318,7 +363,8 @@ def fit_into(
     records = []
     for (seed, folder), (record, params) in zip(folders.items(), runs, strict=True):
         if seed not in recorded:
-            record = dataclasses.replace(record, system=system)
+            start = keys[seed].start_sha256
+            record = dataclasses.replace(record, system=system, start_sha256=start)
             save_params(folder / PARAMS, params)
             write_json(folder / RECORD, record)
             records.append(record)

@@ -6,17 +6,16 @@ since the last checkpoint.
 """
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Dataset
 from mnist_jax.errors import InputError
-from mnist_jax.models.custom import network_sha256
+from mnist_jax.records.environment import code_digest
 from mnist_jax.records.files import hold_lock
-from mnist_jax.records.schema import RunRecord
+from mnist_jax.records.schema import RunKey, RunRecord
 from mnist_jax.training import cluster
 from mnist_jax.training.checkpoints import (
     KEEP,
@@ -31,10 +30,10 @@ from mnist_jax.training.fit import SILENT, Callbacks
 from mnist_jax.training.run_dir import (
     CONFIG,
     check_run_dir,
-    current_origin,
     fit_into,
     is_finished,
-    load_run_params,
+    read_records,
+    run_keys,
 )
 
 HOW_TO_RESUME = "the same command resumes where this one stopped"
@@ -48,14 +47,14 @@ class Plan(NamedTuple):
     config: TrainConfig  # its seed is ignored
     folders: Mapping[int, Path]  # seed -> run directory
     root: Path  # parent of the run directories, locked during training
-    # Takes the config with the defaults of its dataset; called while the lock is held.
-    find_finished: Callable[[TrainConfig], Collection[int]]
+    # Raises if the directories hold other runs; called while the lock is held.
+    check_folders: Callable[[], None] = lambda: None
     sweep: bool = True  # see `train_runs`
     resume: bool = True  # whether to resume unfinished runs
     checkpoint_every: int = 1
     keep: int = KEEP
     system: str | None = None  # name of the published system, if any
-    start_params: Callable[[int, Experiment], Any] | None = None  # of a seed
+    start_from: Mapping[int, Path] | None = None  # see `run_keys`
 
 
 class Observer:
@@ -128,30 +127,17 @@ def plan_runs(
         for folder in folders.values():
             check_run_dir(folder, resume or overwrite)
 
-    def find_finished(config: TrainConfig) -> set[int]:
-        check_folders()  # another process may have trained there in the meantime
-        return {
-            seed
-            for seed, folder in folders.items()
-            if resume and is_finished(folder, dataclasses.replace(config, seed=seed))
-        }
-
-    def start_params(seed: int, experiment: Experiment) -> Any:
-        assert init_from is not None
-        shapes = experiment.dataset.shapes
-        return load_run_params(init_from, experiment.model, shapes.image)
-
     plan = Plan(
         name=config.name,
         config=config,
         folders=folders,
         root=root,
-        find_finished=find_finished,
+        check_folders=check_folders,
         sweep=False,
         resume=resume,
         checkpoint_every=checkpoint_every,
         keep=keep,
-        start_params=start_params if init_from else None,
+        start_from=dict.fromkeys(seeds, init_from) if init_from else None,
     )
     with _hold_locks(plan._replace(folders={}), Observer()):
         check_folders()  # before the data is loaded
@@ -188,24 +174,21 @@ def train_runs(
     experiment = None
     with _hold_locks(plan, observer):
         cluster.share_files(list(plan.folders.values()))
-        found = plan.find_finished(plan.config.for_dataset(dataset.name))
-        finished = set(cluster.decided("finished", sorted(found)))
+        keys = run_keys(plan.config, dataset, plan.folders, plan.start_from)
+        finished = set(cluster.decided("finished", _find_finished(plan, keys)))
         for seed in sorted(finished):
             observer.report(f"{plan.name}, seed {seed}: already recorded")
-        for seeds, checkpoint in _groups(plan, dataset, finished, observer):
+        for seeds, checkpoint in _groups(plan, keys, dataset, finished, observer):
             folders = {seed: plan.folders[seed] for seed in seeds}
             observer.check_stopped()
             observer.compiling(plan.config)
             experiment = (prepare_runs or prepare)(plan.config, dataset, len(seeds))
             observer.check_stopped()
-            params = None
-            if plan.start_params is not None:
-                params = [plan.start_params(seed, experiment) for seed in seeds]
             for record in fit_into(
                 experiment,
                 folders,
                 observer.training(experiment, folders),
-                params,
+                plan.start_from,
                 checkpoint_every=plan.checkpoint_every,
                 keep=plan.keep,
                 resume=checkpoint,
@@ -217,6 +200,16 @@ def train_runs(
             for path in plan.folders.values():
                 remove_checkpoints(path)
     return experiment
+
+
+def _find_finished(plan: Plan, keys: Mapping[int, RunKey]) -> list[int]:
+    """Returns the seeds whose runs are finished; raises as `is_finished`."""
+    if plan.sweep:
+        records = read_records(plan.folders)
+        return [seed for seed, record in records.items() if record.key == keys[seed]]
+    plan.check_folders()  # another process may have trained there in the meantime
+    folders = plan.folders if plan.resume else {}
+    return [seed for seed, folder in folders.items() if is_finished(folder, keys[seed])]
 
 
 def _ignore() -> None:
@@ -246,7 +239,11 @@ def _hold_locks(plan: Plan, observer: Observer) -> Iterator[None]:
 
 
 def _groups(
-    plan: Plan, dataset: Dataset, finished: Collection[int], observer: Observer
+    plan: Plan,
+    keys: Mapping[int, RunKey],
+    dataset: Dataset,
+    finished: Collection[int],
+    observer: Observer,
 ) -> list[tuple[list[int], Checkpoint | None]]:
     """Returns groups of seeds to train together, each with a checkpoint or None."""
     missing = [seed for seed in plan.folders if seed not in finished]
@@ -262,9 +259,9 @@ def _groups(
         seeds = noted if seed in noted else [s for s in held if s in others]
         if one_by_one:
             seeds = [seed]
-        checkpoint = _checkpoint(plan, dataset, seeds)
+        checkpoint = _checkpoint(plan, keys, dataset, seeds)
         if checkpoint is None and not plan.sweep:  # the others' checkpoints are gone
-            seeds, checkpoint = [seed], _checkpoint(plan, dataset, [seed])
+            seeds, checkpoint = [seed], _checkpoint(plan, keys, dataset, [seed])
         if checkpoint is not None:
             observer.report(f"{plan.name}: resuming after epoch {checkpoint.epoch}")
             groups.append((seeds, checkpoint))
@@ -278,16 +275,13 @@ def _groups(
 
 
 def _checkpoint(
-    plan: Plan, dataset: Dataset, seeds: Sequence[int]
+    plan: Plan, keys: Mapping[int, RunKey], dataset: Dataset, seeds: Sequence[int]
 ) -> Checkpoint | None:
     """Returns the checkpoint to resume from; raises as `load_checkpoint`."""
     folders = {seed: plan.folders[seed] for seed in seeds}
-    origin = current_origin(dataset, network_sha256(plan.config))
     if not plan.sweep:
-        return load_checkpoint(
-            folders, plan.config, origin._replace(code=""), dataset.shapes
-        )
+        return load_checkpoint(folders, keys, dataset.shapes)
     try:
-        return load_checkpoint(folders, plan.config, origin, dataset.shapes)
+        return load_checkpoint(folders, keys, dataset.shapes, code_digest())
     except InputError:  # none is intact; each has been named in a warning
         return None

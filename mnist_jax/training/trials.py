@@ -5,7 +5,6 @@ ended if every seed has a record, or if `trial.json` says that it was pruned or 
 """
 
 import dataclasses
-import hashlib
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,6 @@ from absl import logging
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Dataset
 from mnist_jax.errors import DivergedError, InputError
-from mnist_jax.models.custom import network_sha256
 from mnist_jax.records.schema import (
     SCHEMA_VERSION,
     EpochRecord,
@@ -28,8 +26,8 @@ from mnist_jax.records.schema import (
 from mnist_jax.training.checkpoints import remove_checkpoints
 from mnist_jax.training.experiment import Experiment, change_learning_rate, prepare
 from mnist_jax.training.fit import Callbacks
-from mnist_jax.training.run_dir import METRICS, RECORD
-from mnist_jax.training.study import RUNS
+from mnist_jax.training.run_dir import METRICS, run_keys
+from mnist_jax.training.study import RUNS, digest
 from mnist_jax.training.sweep import Observer, Plan, train_runs
 
 TRIAL = "trial.json"
@@ -86,10 +84,8 @@ def trial_folder(out: Path, config: TrainConfig, dataset: Dataset) -> Path:
     Its name ends in a digest of the config and the data. Machine and versions are not
     included, since the trials of one sweep may run on several machines.
     """
-    config = dataclasses.replace(config.for_dataset(dataset.name), seed=0)
-    key = config, network_sha256(config), dataset.checksum, dataset.note
-    digest = hashlib.sha256(repr(key).encode()).hexdigest()[:12]
-    return out / RUNS / f"{config.name}-{digest}"
+    [key] = run_keys(config, dataset, [0]).values()
+    return out / RUNS / f"{config.name}-{digest(key)}"
 
 
 def find_trials(out: Path) -> dict[Path, TrialRecord]:
@@ -112,18 +108,6 @@ def write_trial(trial: Trial, state: str = STARTED, reason: str = "") -> None:
     seeds = sorted(trial.seeds)
     record = TrialRecord(dict(trial.settings), seeds, state, reason)
     write_json(trial.folder / TRIAL, record)
-
-
-def read_records(folders: Mapping[int, Path]) -> dict[int, RunRecord]:
-    """Returns the records of the seeds that are finished; skips damaged ones."""
-    records = {}
-    for seed, folder in folders.items():
-        if (folder / RECORD).exists():
-            try:
-                records[seed] = read_json(RunRecord, folder / RECORD)
-            except InputError as error:
-                logging.warning("%s", error)
-    return records
 
 
 def validation_accuracy(record: RunRecord) -> float:
@@ -211,13 +195,7 @@ class TrialRunner:
         Raises:
             InputError: a file cannot be written.
         """
-
-        def find_finished(config: TrainConfig) -> set[int]:
-            return set(read_records(trial.folders))
-
-        plan = Plan(
-            trial.name, trial.config, trial.folders, trial.folder, find_finished
-        )
+        plan = Plan(trial.name, trial.config, trial.folders, trial.folder)
         observer = _TrialObserver(on_epoch, check_stopped, notify)
         try:
             train_runs(plan, self._dataset, observer, self._prepare)

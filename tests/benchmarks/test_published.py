@@ -15,9 +15,10 @@ from benchmarks.published.systems import CONTROLS, PRESETS, SYSTEMS, read_preset
 from benchmarks.published.table import RESULTS, by_system, systems_frame, train_system
 from benchmarks.statistics import difference, prediction_interval
 from mnist_jax.models.networks import count_params, create_model
-from mnist_jax.records.schema import RunRecord, read_jsonl
+from mnist_jax.records.schema import RunRecord, read_jsonl, write_json
 from mnist_jax.reporting.intervals import Interval, paired_difference
 from mnist_jax.reporting.progress import ProgressPrinter
+from mnist_jax.training.run_dir import RECORD
 from mnist_jax.training.study import Study, export_runs, read_runs
 
 COUNTS = {
@@ -224,7 +225,8 @@ def test_runner_chains_warm_starts_resumes_and_writes_tables(tmp_path):
     assert first.stdout.index("ml10_mlp_raw\nmlp:") < first.stdout.index("mlp\nmlp:")
     assert "2 seeds together" in first.stdout
     records = read_jsonl(RunRecord, tmp_path / "published.jsonl")
-    assert [r.warm_start for r in records] == [False, False, True, True]
+    starts = [record.start_sha256 for record in records]
+    assert starts == [None, None, *(record.params_sha256 for record in records[:2])]
     assert set(by_system(records)) == {"ml10_mlp_raw", "ml10_mlp"}
     again = run(*command, "--systems=ml10_mlp,cv_cnn", "--seeds=2")
     assert "ml10_mlp, seed 1: already recorded\n" in again.stdout
@@ -236,31 +238,32 @@ def test_runner_chains_warm_starts_resumes_and_writes_tables(tmp_path):
     assert "ML10" in (tmp_path / "claims.csv").read_text()
 
 
-def test_a_run_that_another_starts_from_is_repeated_without_its_directory(
-    digits, tmp_path
-):
-    study = Study(tmp_path, RESULTS, digits, range(2))
-
-    def train(name: str) -> None:
-        overrides = ["--epochs=2", "--dataset=digits"]
+def test_a_system_is_trained_again_after_the_one_it_starts_from(digits, tmp_path):
+    def train(name: str, seeds: int) -> None:
+        study = Study(tmp_path, RESULTS, digits, range(seeds))
+        overrides = ["--epochs=1", "--dataset=digits", "--train_size=200"]
         train_system(name, study, overrides, ProgressPrinter(quiet=True))
         export_runs(tmp_path, RESULTS)
 
-    train("ml10_mlp_raw")
-    assert [run.config.seed for run in read_runs(tmp_path, RESULTS)] == [0, 1]
+    def records(name: str) -> list[RunRecord]:
+        return [run for run in read_runs(tmp_path, RESULTS) if run.system == name]
+
+    train("ml10_mlp_raw", 2)
+    train("ml10_mlp", 2)
+    before = records("ml10_mlp")
+    assert [run.config.seed for run in before] == [0, 1]
+    # The second seed trained alone has other parameters, up to rounding.
     [folder] = tmp_path.glob("runs/ml10_mlp_raw-*/seed1")
+    start = dataclasses.replace(records("ml10_mlp_raw")[1], params_sha256="0" * 64)
+    write_json(folder / RECORD, start)
+    train("ml10_mlp", 1)
+    assert records("ml10_mlp") == before
     shutil.rmtree(folder)
-    train("ml10_mlp_raw")
-    assert (folder / "params.msgpack").exists()
-    seeds = [run.config.seed for run in read_runs(tmp_path, RESULTS)]
-    assert sorted(seeds) == [0, 1]
-    train("ml10_mlp")
-    runs = [run for run in read_runs(tmp_path, RESULTS) if run.system == "ml10_mlp"]
-    assert [run.warm_start for run in runs] == [True, True]
-    shutil.rmtree(tmp_path / "runs")
-    train("ml10_mlp_raw")  # no untrained system starts from it
-    assert not list(tmp_path.rglob("params.msgpack"))
-    assert len(read_runs(tmp_path, RESULTS)) == 4
+    train("ml10_mlp_raw", 2)
+    train("ml10_mlp", 2)
+    first, second = records("ml10_mlp_raw")
+    assert records("ml10_mlp")[0] == before[0]
+    assert records("ml10_mlp")[1].start_sha256 == second.params_sha256
 
 
 def test_preset_that_needs_a_run_names_the_commands_to_run():

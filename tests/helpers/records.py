@@ -72,7 +72,6 @@ def make_record(
         impl="fast",
         devices=2,
         seeds_together=1,
-        warm_start=False,
         epochs=make_epochs(config.epochs, seconds),
         test_loss=0.1,
         test_accuracy=accuracy,

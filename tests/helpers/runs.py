@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from mnist_jax.config import TrainConfig
+from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.types import Dataset
 from mnist_jax.errors import Stopped
 from mnist_jax.records.schema import EpochRecord, RunRecord
-from mnist_jax.training.checkpoints import Checkpoint, Origin, load_checkpoint
+from mnist_jax.training.checkpoints import Checkpoint, load_checkpoint
 from mnist_jax.training.experiment import Experiment, prepare
 from mnist_jax.training.fit import SILENT, Callbacks
-from mnist_jax.training.run_dir import METRICS, fit_into, is_finished
+from mnist_jax.training.run_dir import METRICS, fit_into, is_finished, run_keys
 
 CONFIGS = {
     name: TrainConfig(
@@ -78,15 +79,23 @@ def stopped_run(
 
 
 def resumable(
-    folders: Mapping[int, Path], config: TrainConfig, checksum: str = ""
+    folders: Mapping[int, Path], config: TrainConfig, **changes: str
 ) -> tuple[bool, Checkpoint | None]:
-    """Returns whether runs are finished, and otherwise their checkpoint."""
-    if all(
-        is_finished(folder, dataclasses.replace(config, seed=seed))
-        for seed, folder in folders.items()
-    ):
+    """Returns whether runs are finished, and otherwise their checkpoint.
+
+    Args:
+        folders: run directory of each seed.
+        config: what was trained on the digits.
+        **changes: other fields of the runs' keys than those of such a run.
+    """
+    dataset = load_dataset("digits")
+    keys = {
+        seed: dataclasses.replace(key, **changes)
+        for seed, key in run_keys(config, dataset, folders).items()
+    }
+    if all(is_finished(folder, keys[seed]) for seed, folder in folders.items()):
         return True, None
-    return False, load_checkpoint(folders, config, Origin(checksum))
+    return False, load_checkpoint(folders, keys, dataset.shapes)
 
 
 def outcome(record: RunRecord, folder: Path) -> tuple:

@@ -16,6 +16,7 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 from helpers.custom_networks import NETWORKS
+from helpers.runs import resumable
 
 import mnist_jax
 from experiments.demo import load_predictor
@@ -32,7 +33,7 @@ from mnist_jax.testing import check_model, check_same_tree
 from mnist_jax.training.epochs import make_predict
 from mnist_jax.training.experiment import prepare
 from mnist_jax.training.fit import fit
-from mnist_jax.training.run_dir import fit_into, is_finished, load_run
+from mnist_jax.training.run_dir import fit_into, load_run
 from mnist_jax.training.steps import batch_gradients, eval_step, init_state, train_step
 
 
@@ -168,13 +169,14 @@ def test_dropout_of_custom_networks_is_off_in_evaluation_and_differs_by_device(f
 def test_a_changed_source_is_noticed(file, digits: Dataset, tmp_path):
     config, folder = config_of(file, "Linear"), tmp_path / "run"
     fit_into(prepare(config, digits), {0: folder})
-    assert is_finished(folder, config)
+    assert resumable({0: folder}, config)[0]
     assert load_run(folder).predict(digits.test.images[:3]).shape == (3, 10)
     assert multiply_adds(config_of(file, "Dropped")) == [25_088, 320]
     file.write_text(NETWORKS.replace("nn.Dense(10)", "nn.Dense(10, use_bias=False)"))
-    for read in (load_run, lambda folder: is_finished(folder, config)):
-        with pytest.raises(InputError, match="has changed since"):
-            read(folder)
+    with pytest.raises(InputError, match="has changed since"):
+        load_run(folder)
+    with pytest.raises(InputError, match="the network's source was .*, is"):
+        resumable({0: folder}, config)
     assert set(init_params(create_model(config), jax.random.key(0))["Dense_0"]) == {
         "kernel"
     }  # the new source is loaded

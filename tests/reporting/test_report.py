@@ -49,7 +49,6 @@ from mnist_jax.reporting.tables import (
 )
 from mnist_jax.training.run_dir import RECORD, TrainedRun
 
-DETAILS_1 = "details.jsonl"  # in version 1 of the records
 PIXELS = base64.b64encode(bytes(range(196)) * 4).decode()
 WRONG = MistakeRecord(index=8, truth=5, predicted=6, probability=0.998, pixels=PIXELS)
 
@@ -60,19 +59,6 @@ def details_of(record: RunRecord) -> DetailsRecord:
     filters = np.linspace(-1, 1, 72).reshape(3, 3, 8).tolist()
     is_cnn = record.config.model == "cnn"
     return DetailsRecord(confusion, [WRONG] * 5, filters if is_cnn else None)
-
-
-def details_1_of(record: RunRecord) -> dict[str, Any]:
-    """Returns details in version 1 of the records, a line of `details.jsonl`."""
-    names = ("config", "dataset", "dataset_note", "checksum", "impl", "devices")
-    identity = {name: plain(getattr(record, name)) for name in names}
-    details = plain(details_of(record))
-    del details["schema_version"]
-    identity["kernels"] = identity.pop("impl")
-    details["worst"] = [
-        {**mistake, "place": mistake.pop("index")} for mistake in details["worst"]
-    ]
-    return identity | {"environment": plain(record.environment)} | details
 
 
 def write_run(out: Path, record: RunRecord, details: DetailsRecord) -> None:
@@ -125,13 +111,6 @@ def test_a_report_without_details_lists_the_missing_pictures(tmp_path, records):
     page = write_report(tmp_path).read_text()
     assert "recorded without them (details.json)" in page
     assert "&lt;b&gt;NOT MNIST" in page and "&lt;img src=x&gt;" in page
-
-
-def test_details_of_version_1_are_shown(tmp_path, records):
-    write_lines(tmp_path / RESULTS, records[:1])
-    write_lines(tmp_path / DETAILS_1, [details_1_of(records[0])])
-    page = write_report(tmp_path).read_text()
-    assert "7 of 9,807 wrong" in page and "recorded without them" not in page
 
 
 def test_a_click_on_a_header_sorts_and_sets_aria_sort(out: Path, browser: Browser):
@@ -204,13 +183,8 @@ def test_no_usable_run_is_an_input_error(case, records, tmp_path, caplog):
 def test_a_damaged_line_is_reported_and_skipped(records, tmp_path, caplog):
     whole, torn = (json.dumps(plain(record)) for record in records[:2])
     (tmp_path / RESULTS).write_text(f"{torn[:500]}\n{whole}\n")
-    details = details_1_of(records[0])
-    del details["filters"]
-    write_lines(tmp_path / DETAILS_1, [details])
     assert "(n=1)" in write_report(tmp_path).read_text()
     assert "compare.jsonl line 1 is damaged" in caplog.text
-    message = r"details.jsonl line 1 is damaged and is left out \(.*filters"
-    assert re.search(message, caplog.text)
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,9 @@ from mnist_jax.data import array_cache as cache
 from mnist_jax.data.types import Dataset
 from mnist_jax.errors import InputError, Stopped
 from mnist_jax.models.networks import create_model
-from mnist_jax.records.schema import RunRecord
+from mnist_jax.records.schema import RunKey, RunRecord, json_line
 from mnist_jax.training import fit
-from mnist_jax.training.checkpoints import FOLDER, load_checkpoint
+from mnist_jax.training.checkpoints import FOLDER
 from mnist_jax.training.experiment import Experiment, prepare
 from mnist_jax.training.mesh import make_mesh
 from mnist_jax.training.run_dir import METRICS, fit_into, load_run_params
@@ -121,7 +121,7 @@ def test_an_extended_run_that_stops_is_not_finished(digits, tmp_path):
 
 def test_a_config_without_epochs_is_not_resumed(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(InputError, match="a different config: .*--epochs was none"):
+    with pytest.raises(InputError, match="a different run: .*--epochs was none"):
         resumable({0: tmp_path}, CONFIGS["mlp"])
 
 
@@ -152,28 +152,34 @@ def test_a_checkpoint_that_cannot_be_read_is_named_and_the_one_before_used(
     assert f"{newest} is not used" in caplog.text
 
 
-def test_a_checkpoint_of_another_network_or_seed_is_not_used(digits, tmp_path, caplog):
+def test_a_checkpoint_of_another_network_or_seed_is_not_used(
+    digits, tmp_path, caplog, monkeypatch
+):
     here, wide, other = tmp_path / "here", tmp_path / "wide", tmp_path / "other"
     experiment = stopped_run(digits, here)
     stopped_run(digits, wide, dataclasses.replace(CONFIGS["mlp"], hidden=(17,)))
     newest = "epoch00003.msgpack"
     shutil.copy(wide / FOLDER / newest, here / FOLDER / newest)
     assert resumable({0: here}, experiment.config)[1].epoch == 2
-    assert "another network" in caplog.text
+    assert "it is from another run: --hidden was 17, is 16" in caplog.text
+    with monkeypatch.context() as patch:  # as if the code had another network
+        patch.setattr(RunKey, "differences", lambda *_: [])
+        assert resumable({0: here}, experiment.config)[1].epoch == 2
+    assert "['Dense_0']['bias'] is (17,), not (16,)" in caplog.text
     shutil.copytree(here / FOLDER, other / FOLDER)
     (other / FOLDER / newest).unlink()
     with pytest.raises(InputError, match="no checkpoint"):
         resumable({1: other}, experiment.config)
-    assert "it is from seed 0, not 1" in caplog.text
+    assert "it is from another run: --seed was 0, is 1" in caplog.text
 
 
-def test_checkpoints_of_other_data_are_not_used(digits, tmp_path, caplog):
+def test_checkpoints_of_other_data_or_another_start_are_not_used(digits, tmp_path):
     config = stopped_run(digits, tmp_path).config
-    finished, checkpoint = resumable({0: tmp_path}, config, digits.checksum)
+    finished, checkpoint = resumable({0: tmp_path}, config)
     assert not finished and checkpoint is not None
-    with pytest.raises(InputError, match="--overwrite"):
-        resumable({0: tmp_path}, config, "0" * 64)
-    assert f"it is from other data (sha256 {digits.checksum})" in caplog.text
+    for field, before in (("checksum", digits.checksum), ("start_sha256", "none")):
+        with pytest.raises(InputError, match=f"no checkpoint .* was {before}, is 0"):
+            resumable({0: tmp_path}, config, **{field: "0"})
 
 
 def test_a_checkpoint_of_another_epoch_is_not_used(digits, tmp_path, caplog):
@@ -185,13 +191,15 @@ def test_a_checkpoint_of_another_epoch_is_not_used(digits, tmp_path, caplog):
 
 
 # Unusable contents with a valid sha256.
+VALID = {"key": json_line(RunKey(CONFIGS["mlp"], "", None, None)), "code": ""}
 FORGED = {
     "not msgpack": b"\xc1",
-    "not a map": msgpack.packb(["seed"]),
-    "no states": msgpack.packb({"seed": "0", "history": "[{}]"}),
-    "invalid states": msgpack.packb({"seed": "0", "history": "[]", "states": 5}),
+    "not a map": msgpack.packb(["key"]),
+    "no key": msgpack.packb({"code": "", "history": "[]", "states": {}}),
+    "no states": msgpack.packb({**VALID, "history": "[{}]"}),
+    "invalid states": msgpack.packb({**VALID, "history": "[]", "states": 5}),
     "invalid history": msgpack.packb(
-        {"seed": "0", "history": '[{"epok": 1}]', "states": {}}
+        {**VALID, "history": '[{"epok": 1}]', "states": {}}
     ),
 }
 
@@ -202,7 +210,7 @@ def test_a_checkpoint_of_another_format_is_not_used(forged, tmp_path, caplog):
     path.parent.mkdir()
     path.write_bytes(FORGED[forged] + hashlib.sha256(FORGED[forged]).digest())
     with pytest.raises(InputError, match="no checkpoint in .* is valid"):
-        load_checkpoint({0: tmp_path}, CONFIGS["mlp"])
+        resumable({0: tmp_path}, CONFIGS["mlp"])
     assert f"{path} is not used: it has another format" in caplog.text
 
 
@@ -263,7 +271,7 @@ def test_hundreds_of_damaged_files_are_refused(
     cache.write_entry(entry, digits.test.images[:50])
 
     def refuses_checkpoint() -> bool:
-        return load_checkpoint({0: stopped}, config).epoch == 2
+        return resumable({0: stopped}, config)[1].epoch == 2
 
     def refuses_parameters() -> bool:
         with pytest.raises(InputError, match="params.msgpack is damaged"):
@@ -284,7 +292,7 @@ def test_hundreds_of_damaged_files_are_refused(
             assert path == finished / "params.msgpack" or str(path) in caplog.text
             tried += 1
         path.write_bytes(content)
-    assert load_checkpoint({0: stopped}, config).epoch == 3
+    assert resumable({0: stopped}, config)[1].epoch == 3
     assert (
         load_run_params(finished, model)
         and cache.read_entry(entry, (28, 28)) is not None

@@ -14,7 +14,7 @@ from mnist_jax.records.schema import EpochRecord
 from mnist_jax.reporting.tables import comparison_frame, format_comparison
 from mnist_jax.training import sweep
 from mnist_jax.training.fit import fit, is_over
-from mnist_jax.training.run_dir import fit_into, is_finished, load_run
+from mnist_jax.training.run_dir import fit_into, load_run
 
 pytestmark = pytest.mark.slow
 
@@ -84,14 +84,15 @@ def test_it_resumes_bit_for_bit_and_only_more_patience_extends_it(
         _, checkpoint = resumable({0: folder}, CONFIG)
         [got] = fit_into(experiment, {0: folder}, checkpoint_every=3, resume=checkpoint)
         assert outcome(got, folder) == outcome(want, whole)
-        assert got.best_epoch == want.best_epoch and is_finished(folder, CONFIG)
+        assert got.best_epoch == want.best_epoch
+        assert resumable({0: folder}, CONFIG)[0]
         assert load_run(folder).record == got
-    assert is_finished(folder, dataclasses.replace(CONFIG, epochs=50))
+    assert resumable({0: folder}, dataclasses.replace(CONFIG, epochs=50))[0]
     patient = dataclasses.replace(CONFIG, patience=4)
     experiment, expected = prepare_once(patient, digits), tmp_path / "patient"
     [want] = fit_into(experiment, {0: expected})
-    assert not is_finished(folder, patient)
-    _, checkpoint = resumable({0: folder}, patient)  # the last epoch has one
+    finished, checkpoint = resumable({0: folder}, patient)
+    assert not finished  # and the last epoch has a checkpoint
     [more] = fit_into(experiment, {0: folder}, resume=checkpoint)
     assert outcome(more, folder) == outcome(want, expected)
     assert len(more.epochs) > len(got.epochs)

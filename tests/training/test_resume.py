@@ -1,6 +1,7 @@
 """Runs in a directory of the user's choice: what is resumed, refused and kept."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from helpers.small_sets import files_below
 
 from mnist_jax.errors import InputError, Stopped
 from mnist_jax.records.files import hold_lock
+from mnist_jax.records.schema import RunRecord, read_json
 from mnist_jax.training import checkpoints, sweep
 from mnist_jax.training.run_dir import CONFIG, RECORD
 from mnist_jax.training.sweep import Observer, plan_runs, train_runs
@@ -36,13 +38,14 @@ def train(digits, tmp_path, monkeypatch):
     """Returns a function that trains seeds 0, 1, ... into `tmp_path`."""
     monkeypatch.setattr(sweep, "prepare", prepare_once)
 
-    def train(seeds: int, epochs: int = 3, stop: int = 0, **options):
+    def train(seeds: int, epochs: int = 3, stop: int = 0, checksum="", **options):
         """Returns the epochs that were run, each with its seeds."""
         config = dataclasses.replace(CONFIGS["mlp"], epochs=epochs)
-        observer = Epochs(stop)
+        folder, observer = options.pop("folder", tmp_path), Epochs(stop)
+        data = dataclasses.replace(digits, checksum=checksum or digits.checksum)
         try:
-            plan = plan_runs(config, range(seeds), tmp_path, **options)
-            train_runs(plan, digits, observer)
+            plan = plan_runs(config, range(seeds), folder, **options)
+            train_runs(plan, data, observer)
         except Stopped:
             pass
         return observer.epochs
@@ -90,6 +93,35 @@ def test_resume_keeps_finished_runs(
     if epochs == 3:
         assert files.items() <= contents(tmp_path).items()
     assert train(seeds, epochs, resume=True) == []
+
+
+@pytest.mark.parametrize("stop", [0, 2], ids=["finished", "stopped"])
+def test_only_a_run_of_the_same_data_and_start_is_resumed(
+    train, digits, tmp_path, stop
+):
+    start, other, same, folder = (tmp_path / name for name in "abcd")
+    for epochs, path in enumerate((start, other), start=1):
+        train(1, epochs, folder=path)
+    shutil.copytree(start, same)
+    first, second = (
+        read_json(RunRecord, path / RECORD).params_sha256 for path in (start, other)
+    )
+    settings = dict(seeds=1, folder=folder, checkpoint_every=1)
+    train(**settings, stop=stop, init_from=start)
+    files = contents(folder)
+    for changes, message in (
+        (dict(init_from=start, checksum="0"), f"the data was {digits.checksum}, is 0;"),
+        (dict(init_from=None), f"--init_from was {first}, is none;"),
+        (dict(init_from=other), f"--init_from was {first}, is {second};"),
+    ):
+        with pytest.raises(InputError, match=message):
+            train(**settings, resume=True, **changes)
+    assert contents(folder) == files
+    epochs = train(**settings, resume=True, init_from=same)
+    assert epochs == ([([0], 3)] if stop else [])
+    assert read_json(RunRecord, folder / RECORD).start_sha256 == first
+    # Also if the parameters are those of the run that is replaced.
+    train(**settings, overwrite=True, init_from=folder)
 
 
 def test_a_record_without_its_config_is_not_replaced(train, tmp_path):

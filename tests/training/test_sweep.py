@@ -17,10 +17,15 @@ from mnist_jax.errors import InputError, Stopped
 from mnist_jax.records import environment as environment_module
 from mnist_jax.records.environment import current_environment
 from mnist_jax.records.files import hold_lock
-from mnist_jax.records.schema import RunRecord, append_jsonl, plain, write_json
+from mnist_jax.records.schema import (
+    RunRecord,
+    append_jsonl,
+    plain,
+    read_json,
+    write_json,
+)
 from mnist_jax.reporting.progress import ProgressPrinter
-from mnist_jax.training import run_dir, sweep
-from mnist_jax.training.checkpoints import Origin
+from mnist_jax.training import run_dir, study, sweep
 from mnist_jax.training.run_dir import PARAMS, RECORD, load_run
 from mnist_jax.training.study import Study, export_runs, read_runs
 from mnist_jax.training.sweep import train_runs
@@ -60,8 +65,8 @@ def train(digits: Dataset, monkeypatch) -> Train:
     ) -> list[int]:
         """Trains, stopping after epoch `stop` if not 0; returns the epochs run."""
         printer = Printer(stop)
-        study = Study(out, RESULTS, digits, range(config.seed, config.seed + seeds))
-        plan = study.plan(config.model, config)
+        chosen = range(config.seed, config.seed + seeds)
+        plan = Study(out, RESULTS, digits, chosen).plan(config.model, config)
         try:
             train_runs(plan, digits, printer)
             assert not stop
@@ -130,15 +135,14 @@ def test_a_sweep_killed_between_its_records_writes_the_rest(
 
 
 def test_checkpoints_of_another_config_or_code_are_not_used(
-    train, tmp_path, monkeypatch, digits
+    train, tmp_path, monkeypatch
 ):
     train(tmp_path, stop=2)
     for field, value in (("epochs", 2), ("learning_rate", 0.5)):
         config = dataclasses.replace(CONFIG, **{field: value})
         assert train(tmp_path, stop=1, config=config) == [1]
     with monkeypatch.context() as patch:
-        other = Origin(digits.checksum, "another")
-        patch.setattr(sweep, "current_origin", lambda *_: other)
+        patch.setattr(sweep, "code_digest", lambda: "another")
         assert train(tmp_path, stop=1) == [1]
     assert train(tmp_path, stop=3) == [2, 3]
     assert len(list((tmp_path / "runs").iterdir())) == 3
@@ -259,59 +263,46 @@ def test_lines_without_a_run_directory_are_kept(train, tmp_path, digits):
     assert (tmp_path / RESULTS).read_text().splitlines() == lines
 
 
-def test_runs_that_exist_only_in_the_export_are_not_run_again(train, tmp_path):
-    train(tmp_path / "first")
-    runs = read_runs(tmp_path / "first", RESULTS)
-    (tmp_path / "second").mkdir()
-    for run in runs:
-        append_jsonl(tmp_path / "second" / RESULTS, version_1(run))
-    assert train(tmp_path / "second") == []
-    assert train(tmp_path / "second", seeds=3) == [1, 2, 3]
-    seeds = [run[0] for run in outcomes(tmp_path / "second")]
-    assert seeds == [0, 1, 2]
-
-
 def test_recorded_runs_are_identified_by_everything_that_determines_them(
     digits, tmp_path, monkeypatch
 ):
-    config = TrainConfig(epochs=5)
+    config = CONFIGS["mlp"]
     monkeypatch.setenv("XLA_FLAGS", "")
-    data = dict(checksum=digits.checksum, dataset_note=digits.note)
-    records = [
-        dataclasses.replace(
-            make_record(seed=seed), environment=current_environment(), **data
-        )
-        for seed in (0, 2)
+    machine = current_environment()
+    monkeypatch.setattr(study, "current_environment", lambda: machine)
+
+    def folder(config=config, dataset=digits, system=None):
+        return Study(tmp_path, RESULTS, dataset, [0]).folders("mlp", config, system)[0]
+
+    here = folder()
+    assert folder(dataclasses.replace(config, seed=5)) == here
+    others = [
+        folder(dataclasses.replace(config, epochs=6)),
+        folder(dataset=dataclasses.replace(digits, checksum="another")),
+        folder(system="av_dnn"),
     ]
-
-    def recorded(config=config, dataset=digits, system=None, records=records):
-        path = tmp_path / RESULTS
-        path.unlink(missing_ok=True)
-        for record in records:
-            append_jsonl(path, record)
-        study = Study(tmp_path, RESULTS, dataset, range(6))
-        return study.plan("mlp", config, system).find_finished(config)
-
-    assert recorded() == {0, 2}
-    assert recorded(TrainConfig(seed=5, epochs=5)) == {0, 2}
-    assert recorded(TrainConfig()) == set()  # the digits' default is not 5 epochs
-    assert recorded(TrainConfig(epochs=6)) == set()
-    assert recorded(system="av_dnn") == set()
-    assert recorded(dataset=dataclasses.replace(digits, checksum="another")) == set()
-    with monkeypatch.context() as patch:
-        patch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
-        assert recorded() == set()
     compared = [
         field.name
-        for field in dataclasses.fields(records[0].environment)
+        for field in dataclasses.fields(machine)
         if "compared" in field.metadata
     ]
     assert compared[:3] == ["device", "platform", "cores"] and len(compared) == 8
-    for name in compared:
+    for name in (*compared, "xla_flags"):
         value = 99 if name == "cores" else "another"
-        changed = dataclasses.replace(records[0].environment, **{name: value})
-        record = dataclasses.replace(records[0], environment=changed)
-        assert recorded(records=[record]) == set()
+        changed = dataclasses.replace(machine, **{name: value})
+        monkeypatch.setattr(study, "current_environment", lambda value=changed: value)
+        others.append(folder())
+    assert len({here, *others}) == 1 + len(others)
+
+
+def test_a_record_of_another_key_is_replaced(train, tmp_path):
+    train(tmp_path)
+    [folder] = tmp_path.glob("runs/*/seed1")
+    record = read_json(RunRecord, folder / RECORD)
+    for field in ("checksum", "source_sha256", "start_sha256"):
+        write_json(folder / RECORD, dataclasses.replace(record, **{field: "another"}))
+        assert train(tmp_path) == [1, 2, 3]
+    assert train(tmp_path) == []
 
 
 def test_a_run_is_loaded_with_everything_that_prediction_needs(digits, tmp_path, train):
