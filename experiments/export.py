@@ -29,7 +29,7 @@ def main() -> None:
     check_export(FLAGS.format, out)
     start_jax()
     run = load_run(folder, FLAGS.data_dir)
-    dataset = split_dataset(load_data_of(run.record), run.config)
+    dataset = split_dataset(load_data_of(folder, run.record), run.config)
     images = dataset.test.images[:_COMPARED]
     difference = export_run(run, FLAGS.format, out, images)
     files = sorted(out.rglob("*")) if out.is_dir() else [out]

@@ -32,7 +32,7 @@ def main() -> None:
     print(f"\n{run.record.total_seconds:.1f} s total")
     name, seed = f"{run.config.name} on {run.record.dataset}", run.config.seed
     figures = {"history": history_figure(history, f"{name}, one run, seed {seed}")}
-    dataset = split_dataset(load_data_of(run.record), run.config)
+    dataset = split_dataset(load_data_of(folder, run.record), run.config)
     for picture in detail_pictures(
         name, seed, [run_details(run, dataset.test)], dataset.name, run.shapes
     ):

@@ -57,7 +57,7 @@ def main() -> None:
     images: list[np.ndarray] = []
     frames: list[pd.DataFrame] = []
     if words:
-        dataset = split_dataset(load_data_of(run.record), run.config)
+        dataset = split_dataset(load_data_of(folder, run.record), run.config)
         indices = _indices(words, len(dataset.test.labels))
         test_images, labels = (array[indices] for array in dataset.test)
         frame = prediction_frame(run.predict(test_images), labels)

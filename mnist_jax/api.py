@@ -201,7 +201,10 @@ def _load(config: TrainConfig, dataset: Dataset | None, observer: Observer) -> D
     """Returns the user's dataset, or else loads the one that the config names."""
     if dataset is not None:
         dataset.check()
-        return dataset
+        if dataset.loaded:
+            return dataset
+        # Whatever its checksum says: it decides which runs are the same.
+        return dataclasses.replace(dataset, checksum=dataset.arrays_sha256())
     dataset = load_dataset(config.dataset)
     if dataset.note:
         observer.report(f"\n*** {dataset.note} ***\n")

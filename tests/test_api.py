@@ -16,6 +16,7 @@ from helpers.programs import run
 import mnist_jax
 from mnist_jax import InputError, TrainConfig, api
 from mnist_jax.config import check_used
+from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.types import Dataset, Split
 from mnist_jax.reporting.tables import comparison_frame
 
@@ -133,6 +134,24 @@ def test_the_dataset_that_auto_finds_decides_the_epochs(tmp_path, digits: Datase
     assert frame["epochs"].tolist() == [epochs]
     with pytest.raises(InputError, match=f"--epochs was {epochs}, is 3"):
         train(dataclasses.replace(config, epochs=3), resume=True)
+
+
+def test_a_run_is_only_that_of_the_arrays_it_was_trained_on(tmp_path, digits: Dataset):
+    train = partial(mnist_jax.train, CONFIG, run_dir=tmp_path, quiet=True, resume=True)
+    split = Split(255 - digits.train.images, digits.train.labels)
+    changed = dataclasses.replace(digits, train=split)  # with the checksum of before
+    [first], [again] = train(dataset=changed), train(dataset=changed)
+    assert first.record == again.record
+    for other in (digits, dataclasses.replace(changed, test=digits.train)):
+        with pytest.raises(InputError, match="the sha256 of the data was .*, is"):
+            train(dataset=other)
+    with pytest.raises(InputError, match="the number of classes was 10, is 11"):
+        train(dataset=dataclasses.replace(changed, classes=11))
+    # The program that predicts needs the arrays in a file, and recognizes them.
+    arrays = [*changed.train, *changed.test]
+    names = ("x_train", "y_train", "x_test", "y_test")
+    np.savez(tmp_path / "set.npz", **dict(zip(names, arrays, strict=True)))
+    assert load_dataset("idx", tmp_path).checksum == first.record.checksum
 
 
 def test_predict_takes_unscaled_images_only(digits: Dataset):

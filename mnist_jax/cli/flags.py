@@ -7,13 +7,14 @@ from typing import Any
 
 from absl import flags
 
-from mnist_jax.config import MODELS
+from mnist_jax.config import DATASETS, MODELS
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.types import MNIST, Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.records.files import expand_home
 from mnist_jax.records.schema import RunRecord
 from mnist_jax.training import cluster
+from mnist_jax.training.run_dir import read_data_dir
 from mnist_jax.training.setup import PLATFORMS
 
 FLAGS = flags.FLAGS
@@ -209,17 +210,20 @@ def define_quiet_flag() -> None:
     flags.DEFINE_boolean("quiet", False, "print results only, no progress")
 
 
-def load_data(name: str, any_shape: bool = True) -> Dataset:
+def load_data(
+    name: str, any_shape: bool = True, data_dir: str | None = None
+) -> Dataset:
     """Loads a dataset; prints its note, such as that it is a substitute for MNIST.
 
     Args:
         name: as for `load_dataset`.
         any_shape: whether the program works with other images than 28x28 in 10 classes.
+        data_dir: as for `load_dataset`, unless `--data_dir` is given.
 
     Raises:
         InputError: as `load_dataset`, or the images have another shape than allowed.
     """
-    dataset = load_dataset(name, FLAGS.data_dir)
+    dataset = load_dataset(name, FLAGS.data_dir or data_dir)
     if not any_shape and dataset.shapes != MNIST:
         (height, width), classes = dataset.shapes
         raise InputError(
@@ -232,18 +236,22 @@ def load_data(name: str, any_shape: bool = True) -> Dataset:
     return dataset
 
 
-def load_data_of(record: RunRecord) -> Dataset:
-    """Loads the dataset of a finished run as `load_data`.
+def load_data_of(folder: Path, record: RunRecord) -> Dataset:
+    """Loads the dataset of a finished run, by default from where it was read then.
 
     Raises:
-        InputError: as there, or `--data_dir` holds another set of any size.
+        InputError: as `load_data`, or they are other data.
     """
-    dataset = load_data(record.dataset)
-    if record.dataset == "idx" and dataset.checksum != record.checksum:
+    name = record.dataset if record.dataset in DATASETS else "idx"  # made in Python
+    data_dir = read_data_dir(folder)
+    if data_dir and name != "idx" and not Path(data_dir).is_dir():
+        data_dir = None  # the published sets are recognized wherever they are
+    dataset = load_data(name, data_dir=data_dir)
+    if dataset.checksum != record.checksum:
         raise InputError(
-            f"the run was trained on data with the sha256 {record.checksum}, but those "
-            f"in --data_dir={FLAGS.data_dir} have {dataset.checksum}; give the folder "
-            "of the run's data"
+            f"the run in {folder} was trained on data with the sha256 "
+            f"{record.checksum}, but those in {dataset.data_dir or name} have "
+            f"{dataset.checksum}; give the folder of the run's data by --data_dir"
         )
     return dataset
 

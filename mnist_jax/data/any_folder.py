@@ -1,6 +1,6 @@
 """Datasets of any image size and number of classes, from IDX files or an `.npz`."""
 
-import hashlib
+import dataclasses
 import re
 from pathlib import Path
 
@@ -75,7 +75,8 @@ def load_any(path: Path, setting: str) -> Dataset:
         )
     train, test = (Split(images[name], labels[name]) for name in _SETS)
     note = f"idx: {'; '.join(notes)}" if notes else ""
-    return Dataset("idx", train, None, test, _checksum(train, test), note, classes)
+    dataset = Dataset("idx", train, None, test, "", note, classes, str(path.absolute()))
+    return dataclasses.replace(dataset, checksum=dataset.arrays_sha256())
 
 
 def _read_arrays(
@@ -187,13 +188,3 @@ def _check_labels(name: str, labels: np.ndarray, prefix: str) -> np.ndarray:
             f"{MAX_CLASSES - 1}"
         )
     return labels.astype(np.int32)
-
-
-def _checksum(*splits: Split) -> str:
-    """Returns the sha256 of the arrays and their shapes."""
-    digest = hashlib.sha256()
-    for split in splits:
-        for array in split:
-            digest.update(repr(array.shape).encode())
-            digest.update(np.ascontiguousarray(array))
-    return digest.hexdigest()

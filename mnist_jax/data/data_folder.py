@@ -1,5 +1,6 @@
 """Finds the files of a dataset in a folder, in each form that is distributed."""
 
+import contextlib
 import os
 import zipfile
 from pathlib import Path
@@ -52,13 +53,24 @@ def search_folder(folder: Path, setting: str, name: str) -> Files | None:
         if digests not in SHA256.values():
             rows = zip(files, FILES, digests, SHA256[name], strict=True)
             file, published, got, expected = next(r for r in rows if r[2] != r[3])
+            of = "".join(f" of {other}" for other in SHA256 if got in SHA256[other])
             raise InputError(
                 f"{file} is truncated, damaged or not from {name}: it has the sha256"
-                f" {got}, and its content is not recognized as that of the published"
-                f" {published} with the sha256 {expected}; delete it or replace it with"
-                " the published file"
+                f" {got}{of}, and its content is not recognized as that of the"
+                f" published {published} with the sha256 {expected}; delete it or"
+                " replace it with the published file"
             )
     return None
+
+
+def intact_sets(folder: Path) -> list[str]:
+    """Returns the names of the published sets whose files a folder holds."""
+    names = []
+    for name in SHA256:
+        with contextlib.suppress(InputError):
+            if search_folder(folder, "", name):
+                names.append(name)
+    return names
 
 
 def holds_dataset(folder: Path) -> bool:
@@ -71,6 +83,12 @@ def holds_dataset(folder: Path) -> bool:
 
 def no_files_error(folder: Path, setting: str, name: str) -> InputError:
     """Returns the error for a folder without a set's files: what it holds instead."""
+    if others := intact_sets(folder):
+        flags = " or ".join(f"--dataset={other}" for other in others)
+        return InputError(
+            f"{setting}={folder} holds the files of {' and '.join(others)}, not those"
+            f" of {name}; give {flags}, or another folder, or leave {setting} out"
+        )
     held = sorted(os.listdir(folder))
     listing = ", ".join(held[:6]) + (f" and {len(held) - 6} more" if held[6:] else "")
     no_files = f"holds no files of {name}, but {listing}" if held else "is empty"

@@ -21,6 +21,7 @@ from mnist_jax.data.data_folder import (
     FILES_PHRASE,
     Files,
     holds_dataset,
+    intact_sets,
     no_files_error,
     search_folder,
 )
@@ -72,6 +73,15 @@ def load_dataset(
     Raises:
         InputError: the name is unknown, or files are missing, incomplete or damaged.
     """
+    dataset = _load_dataset(name, data_dir, download)
+    object.__setattr__(dataset, "loaded", True)
+    return dataset
+
+
+def _load_dataset(
+    name: str, data_dir: str | os.PathLike[str] | None, download: Downloader
+) -> Dataset:
+    """Loads a dataset; see `load_dataset`."""
     if name not in DATASETS:
         raise InputError(
             f"--dataset={name} is unknown; choose one of {', '.join(DATASETS)}"
@@ -81,9 +91,9 @@ def load_dataset(
     if name == "idx":
         return _any_dataset(data_dir)
     files_name = "mnist" if name == "auto" else name
-    files = _find_files(files_name, data_dir)
+    files, folder = _find_files(files_name, data_dir)
     if files is not None:
-        return _decode_files(files_name, files)
+        return _decode_files(files_name, files, folder)
     try:
         with _one_at_a_time(files_name):
             # Another process may have downloaded it while this one waited.
@@ -94,6 +104,7 @@ def load_dataset(
         if environment_dir := _environment_dir():
             raise DownloadError(
                 f"{error}; {_VARIABLE}={environment_dir} holds other datasets only"
+                f" ({', '.join(intact_sets(environment_dir)) or 'none intact'})"
             ) from None
         if name != "auto":
             raise
@@ -123,20 +134,25 @@ def _digits_dataset(note: str) -> Dataset:
     return Dataset("digits", train, None, test, checksum, note)
 
 
-def _find_files(name: str, data_dir: str | os.PathLike[str] | None) -> Files | None:
-    """Returns a set's verified files, or None to download them."""
+def _find_files(
+    name: str, data_dir: str | os.PathLike[str] | None
+) -> tuple[Files | None, Path | None]:
+    """Returns a set's verified files, or None to download them, and their folder.
+
+    It is the one that the user named, None if the files are in the cache.
+    """
     if data_dir:
         folder = expand_home(data_dir)
         if (found := search_folder(folder, "--data_dir", name)) is None:
             raise no_files_error(folder, "--data_dir", name)
-        return found
+        return found, folder
     if environment_dir := _environment_dir():
         if (found := search_folder(environment_dir, _VARIABLE, name)) is not None:
-            return found
+            return found, environment_dir
         # The variable applies to all datasets, so its folder may lack this one.
         if not holds_dataset(environment_dir):
             raise no_files_error(environment_dir, _VARIABLE, name)
-    return _find_download(name)
+    return _find_download(name), None
 
 
 def _environment_dir() -> Path | None:
@@ -223,7 +239,7 @@ def _keep_downloads(name: str, folder: Path) -> None:
         warn_unwritable(error)
 
 
-def _decode_files(name: str, files: Files) -> Dataset:
+def _decode_files(name: str, files: Files, folder: Path | None = None) -> Dataset:
     """Decodes verified files, or loads the arrays from the cache."""
     arrays = []
     item_shape: tuple[int, ...]
@@ -242,4 +258,5 @@ def _decode_files(name: str, files: Files) -> Dataset:
         test=Split(test_images, test_labels.astype(np.int32)),
         checksum=hashlib.sha256("".join(SHA256[name]).encode()).hexdigest(),
         note="",
+        data_dir=str(folder.absolute()) if folder else None,
     )

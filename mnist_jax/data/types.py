@@ -1,6 +1,7 @@
 """The types of datasets and their splits."""
 
 import dataclasses
+import hashlib
 from typing import NamedTuple
 
 import numpy as np
@@ -57,11 +58,23 @@ class Dataset:
     checksum: str  # sha256 of the files' sha256 digests, or of the arrays
     note: str  # empty, or one sentence to print with all results
     classes: int = CLASSES
+    data_dir: str | None = None  # where the user said that the files are
+    # Whether `load_dataset` returned it: `dataclasses.replace` does not copy this.
+    loaded: bool = dataclasses.field(default=False, init=False)
 
     @property
     def shapes(self) -> Shapes:
         """The shape of an image, and the number of classes."""
         return Shapes(self.train.images.shape[1:], self.classes)
+
+    def arrays_sha256(self) -> str:
+        """Returns the sha256 of the arrays and their shapes."""
+        digest = hashlib.sha256()
+        for split in filter(None, (self.train, self.validation, self.test)):
+            for array in (split.images, np.asarray(split.labels, np.int32)):
+                digest.update(repr(array.shape).encode())
+                digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()
 
     def check(self) -> None:
         """Raises InputError if a split is empty or does not match `Split`."""

@@ -55,6 +55,7 @@ class RunKey:
 
     config: TrainConfig  # with its seed, and the defaults of its dataset
     checksum: str = _part("the sha256 of the data")
+    classes: int = _part("the number of classes")
     source_sha256: str | None = _part("the sha256 of the network's source")
     start_sha256: str | None = _part("the sha256 of the parameters of --init_from")
 

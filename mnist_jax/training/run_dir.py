@@ -51,13 +51,14 @@ from mnist_jax.training.experiment import Experiment
 from mnist_jax.training.fit import SILENT, Callbacks, fit, is_over
 from mnist_jax.training.safetensors_file import load_safetensors
 
-CONFIG, METRICS, RECORD, PARAMS, EXPORTED_PARAMS, DETAILS = FILES = (
+CONFIG, METRICS, RECORD, PARAMS, EXPORTED_PARAMS, DETAILS, DATA_DIR = FILES = (
     "config.json",
     "metrics.jsonl",
     "record.json",
     "params.msgpack",
     "model.safetensors",  # instead of it in a folder written by `experiments.export`
     "details.json",  # data for plots, computed from the parameters
+    "data_dir.txt",  # the folder of the dataset's files, if the user named it
 )
 _T = TypeVar("_T")
 _EVENTS = "events.out.tfevents.*"  # TensorBoard would merge two runs' files
@@ -190,6 +191,7 @@ def run_keys(
         keys[seed] = RunKey(
             config=dataclasses.replace(config, seed=seed),
             checksum=dataset.checksum,
+            classes=dataset.classes,
             source_sha256=source,
             start_sha256=start.params_sha256 if start else None,
         )
@@ -206,6 +208,12 @@ def read_records(folders: Mapping[_T, Path]) -> dict[_T, RunRecord]:
             except InputError as error:
                 logging.warning("%s", error)
     return records
+
+
+def read_data_dir(folder: Path) -> str | None:
+    """Returns where a run's dataset was read, if the user said so."""
+    path = folder / DATA_DIR
+    return path.read_text() if path.exists() else None
 
 
 def load_run_params(
@@ -337,6 +345,8 @@ def fit_into(
             lines = map(json_line, resume.histories[index])
             write_file(folder / METRICS, "".join(f"{line}\n" for line in lines))
         write_json(folder / CONFIG, keys[seed].config)
+        if dataset.data_dir:
+            write_file(folder / DATA_DIR, dataset.data_dir)
     if checkpoint_every:
         begin_checkpoints(folders)
     code = code_digest()

@@ -86,7 +86,7 @@ def test_keras_archive_is_the_same_set(small_sets, tmp_path, save):
     write_archive(tmp_path / "mnist.npz", small_sets["mnist"], save, y_train=labels)
     assert_equal_sets(load_dataset("mnist", tmp_path, no_call), decoded)
     assert_equal_sets(load_dataset("mnist", small_sets["mnist"], no_call), decoded)
-    with pytest.raises(InputError, match="holds no files of kmnist, but .*mnist.npz"):
+    with pytest.raises(InputError, match="holds the files of mnist, not those of kmni"):
         load_dataset("kmnist", tmp_path, no_call)
 
 

@@ -69,16 +69,16 @@ def test_data_dir_precedes_the_environment_which_precedes_downloads(
     folders = []
     decode_files = datasets._decode_files
 
-    def decode(name, files):
+    def decode(name, files, *folder):
         folders.append(files[0].parent)
-        return decode_files(name, files)
+        return decode_files(name, files, *folder)
 
     monkeypatch.setattr(datasets, "_decode_files", decode)
-    load_dataset("mnist", download=copy_from(small_sets))
-    load_dataset("mnist", download=no_call)
+    assert load_dataset("mnist", download=copy_from(small_sets)).data_dir is None
+    assert load_dataset("mnist", download=no_call).data_dir is None
     monkeypatch.setenv("MNIST_JAX_DATA_DIR", str(small_sets["mnist"]))
-    load_dataset("mnist", download=no_call)
-    load_dataset("mnist", elsewhere, no_call)
+    assert load_dataset("mnist", download=no_call).data_dir == str(small_sets["mnist"])
+    assert load_dataset("mnist", elsewhere, no_call).data_dir == str(elsewhere)
     downloads = cache_dir() / "downloads" / "mnist"
     assert folders[1:] == [downloads, small_sets["mnist"], elsewhere / "mnist"]
 
@@ -113,17 +113,21 @@ def test_a_set_missing_from_the_environment_folder_is_downloaded(
     dataset = load_dataset("kmnist", download=copy_from(small_sets, calls))
     assert (dataset.name, calls) == ("kmnist", ["kmnist"])
     monkeypatch.setenv("MNIST_JAX_DATA_DIR", str(small_sets["kmnist"]))
-    with pytest.raises(InputError, match="not found.*no network.*other datasets only"):
+    message = r"not found.*no network.*holds other datasets only \(kmnist\)"
+    with pytest.raises(InputError, match=message):
         load_dataset("auto", download=no_network)  # not the digits
 
 
 def test_a_given_folder_without_the_files_is_an_error(small_sets, tmp_path):
     for name in ("auto", "mnist"):
-        for folder in (tmp_path / "cache", tmp_path / "nowhere", small_sets["kmnist"]):
+        for folder in (tmp_path / "cache", tmp_path / "nowhere"):
             with pytest.raises(InputError, match="--data_dir=") as caught:
                 load_dataset(name, folder, no_call)
             assert str(folder) in str(caught.value)
             assert FILES[0] in str(caught.value)
+        message = "kmnist holds the files of kmnist, not .*; give --dataset=kmnist, or"
+        with pytest.raises(InputError, match=message):
+            load_dataset(name, small_sets["kmnist"], no_call)
 
 
 def test_a_missing_environment_folder_is_an_error(tmp_path, monkeypatch):
@@ -165,6 +169,7 @@ def test_a_damaged_file_is_an_error_even_if_it_was_decoded_before(
         assert str(path) in message
         assert hashlib.sha256(content).hexdigest() in message
         assert hashlib.sha256(changed).hexdigest() in message
+        assert ("of kmnist," in message) == (damage == "exchanged")
 
 
 def test_an_unreadable_file_is_an_error(small_sets):

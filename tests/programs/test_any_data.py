@@ -21,11 +21,11 @@ def test_programs_take_or_refuse_other_shapes(tmp_path):
     folder, data = f"--run_dir={tmp_path / 'run'}", save(tmp_path / "set.npz")
     few = ("--epochs=1", "--hidden=4", "--batch_size=32", "--dataset=idx")
     run("experiments.train", *few, data, folder)
-    output = run("experiments.predict", folder, data, "--index=3,4").stdout
+    output = run("experiments.predict", folder, "--index=3,4").stdout
     header, first, second = output.splitlines()
     assert header.split() == ["probability", "predicted", "truth"]
     assert first.split()[-1] == "3" and second.split()[-1] == "4"
-    run("experiments.plot", folder, data)
+    run("experiments.plot", folder)
     assert (tmp_path / "run" / "confusion.png").stat().st_size > 2_000
     summary = run("experiments.summary", *few[1:2], "--dataset=idx", data).stdout
     assert "| 964 " in summary and "| 125 " in summary  # 240 * 4 + 4, 4 * 25 + 25
@@ -38,7 +38,7 @@ def test_programs_take_or_refuse_other_shapes(tmp_path):
     for arguments, message in (
         (("experiments.demo", folder), "network for images of 12x20 in 25 classes"),
         (("experiments.predict", folder, f"--image={image}"), "to MNIST's 28x28"),
-        (("experiments.predict", folder, other), "the run was trained on data with"),
+        (("experiments.predict", folder, other), f"in {tmp_path / 'other.npz'} have"),
         (("benchmarks.accelerators", "--dataset=idx", data, out), "is for 28x28 in 10"),
     ):
         process = run(*arguments, ok=False)
