@@ -10,7 +10,6 @@ best settings are in --out/best.cfg, a flag file for experiments.train.
 """
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from absl import flags
@@ -55,6 +54,7 @@ from .sweeps.space import (
     check_trainable,
     combine,
     make_config,
+    pairs,
     parse_space,
 )
 
@@ -110,12 +110,18 @@ def _check_settings() -> tuple[list[Axis], list[Settings], Dataset]:
     """Checks all flags and settings before anything is trained.
 
     Returns:
-        The axes, the settings at their corners, and the data.
+        The axes; the settings to train, or those that stand for what TPE may draw; and
+        the data.
     """
     axes = parse_space(FLAGS.vary, chosen_models(custom=True))
     _check_flags(axes)
-    corners = combine(axes)
-    configs = [make_config(settings, FLAGS) for settings in corners]
+    if not FLAGS.samples:
+        chosen = combine(axes)
+    elif FLAGS.search == "random":
+        chosen = sample(axes, FLAGS.samples, FLAGS.search_seed)
+    else:
+        chosen = pairs(axes)
+    configs = [make_config(settings, FLAGS) for settings in chosen]
     for config in configs:
         _check_patience(config)
     make_folder(Path(FLAGS.out))
@@ -125,19 +131,17 @@ def _check_settings() -> tuple[list[Axis], list[Settings], Dataset]:
         machine = machine._replace(platform="cpu", cpu_devices=1)
     start_jax(machine)
     dataset = load_data(configs[0].dataset)
-    for settings, config in zip(corners, configs, strict=True):
+    for settings, config in zip(chosen, configs, strict=True):
         check_trainable(settings, config, dataset, _cores_per_trial())
-    return axes, corners, dataset
+    return axes, chosen, dataset
 
 
 def _make_search(
-    axes: list[Axis], corners: list[Settings], out: Path
+    axes: list[Axis], chosen: list[Settings], out: Path
 ) -> ListSearch | TpeSearch:
     """Returns the search that the flags ask for."""
-    if not FLAGS.samples:
-        return ListSearch(corners)
     if FLAGS.search == "random":
-        return ListSearch(sample(axes, FLAGS.samples, FLAGS.search_seed))
+        return ListSearch(chosen)
     # Another seed after a restart: what was drawn before is not drawn again.
     return TpeSearch(axes, FLAGS.samples, FLAGS.search_seed + len(find_trials(out)))
 
@@ -157,18 +161,23 @@ def _train(sweep: Sweep, check_stopped: Callable[[], None]) -> None:
 
 def main() -> None:
     """Trains the settings given by the flags and prints their table."""
-    axes, corners, dataset = _check_settings()
+    axes, chosen, dataset = _check_settings()
     seeds = chosen_seeds(FLAGS.seed or 0, FLAGS.seeds)
     out, progress = Path(FLAGS.out), Progress(FLAGS.quiet)
+
+    def config_of(settings: Settings) -> TrainConfig:
+        config = make_config(settings, FLAGS)
+        if FLAGS.search == "tpe":  # only pairs of its values have been checked
+            check_trainable(settings, config, dataset, _cores_per_trial())
+        return config
 
     def wait(holder: str) -> None:
         progress.note(f"waiting for {holder}, which runs a sweep in {out}")
 
     with stop_between_chunks(HOW_TO_RESUME) as check_stopped:
         with hold_lock(out / LOCK, wait, check_stopped), progress:
-            search = _make_search(axes, corners, out)
+            search = _make_search(axes, chosen, out)
             pruner = Pruner(FLAGS.min_epochs, FLAGS.reduction) if FLAGS.prune else None
-            config_of = partial(make_config, values=FLAGS)
             sweep = Sweep(out, dataset, seeds, search, config_of, pruner, progress)
             _train(sweep, check_stopped)
     export_runs(out, EXPORT)

@@ -137,7 +137,8 @@ def compare(
     0   mlp  hidden=64 epochs=5       50890
     1   mlp    hidden= epochs=5        7850
     """
-    configs = [configs] if isinstance(configs, TrainConfig) else list(configs)
+    # A name is refused as a whole, not letter by letter.
+    configs = [configs] if isinstance(configs, TrainConfig | str) else list(configs)
     _check_configs("compare", configs)
     if len(names := {config.dataset for config in configs}) != 1:
         given = ", ".join(sorted(names)) or "none"

@@ -205,12 +205,14 @@ def test_lists_and_numpy_numbers_are_converted():
     [
         (lambda: mnist_jax.train("cnn"), "takes a config"),
         (lambda: mnist_jax.compare(["mlp", "cnn"]), "takes a config"),
+        (lambda: mnist_jax.compare("mlp"), "takes a config .* got 'mlp'"),
         (lambda: mnist_jax.train(CONFIG, resume=True), "need run_dir"),
         (
             lambda: mnist_jax.compare([CONFIG, dataclasses.replace(CONFIG, seed=3)]),
             "equal but for the seed",
         ),
         (lambda: mnist_jax.compare(CONFIG, targets=[98]), "--targets must be"),
+        (lambda: mnist_jax.compare(CONFIG, targets="0.9,98"), "--targets .* got '98'"),
     ],
 )
 def test_wrong_arguments_are_refused(call, message):

@@ -6,8 +6,10 @@ from pathlib import Path
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Dataset
+from mnist_jax.errors import InputError
 from mnist_jax.training.run_dir import read_records
 from mnist_jax.training.trials import (
+    FAILED,
     FINISHED,
     STARTED,
     Trial,
@@ -46,12 +48,22 @@ class Sweep:
             make_config: returns the config of a setting.
             pruner: stops trials; None for none.
             progress: prints what happens.
+
+        Raises:
+            InputError: the trials there were trained on other data.
         """
         self.out, self.dataset, self.seeds = out, dataset, seeds
         self.progress, self.pruner = progress, pruner
         self._search, self._make_config = search, make_config
         self._seen: set[Path] = set()
         known = find_trials(out)
+        for record in known.values():
+            if record.checksum != dataset.checksum:
+                raise InputError(
+                    f"--out={out} holds trials on data with the sha256 "
+                    f"{record.checksum}, but {dataset.name} has {dataset.checksum}; "
+                    "accuracies on different data do not compare, so give another --out"
+                )
         self._states = {
             folder: record.state
             for folder, record in known.items()
@@ -70,11 +82,17 @@ class Sweep:
             settings = self._waiting.pop(0) if self._waiting else self._search.next()
             if settings is None:
                 return None
-            config = self._make_config(settings)
+            try:
+                config = self._make_config(settings)
+            except InputError as error:  # of a combination that TPE has drawn now
+                self.progress.left_out(str(error))
+                self._search.tell(settings, FAILED, None, 0)
+                continue
             folder = trial_folder(self.out, config, self.dataset)
-            trial = Trial(settings, config, folder, self.seeds)
+            checksum = self.dataset.checksum
+            trial = Trial(settings, config, folder, self.seeds, checksum)
             if folder in self._seen:
-                self.progress.repeated(trial)
+                self.progress.left_out(f"{trial.name}: the same as an earlier trial")
                 continue
             self._seen.add(folder)
             self._replay(trial)

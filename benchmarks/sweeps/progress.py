@@ -58,11 +58,11 @@ class Progress:
         self._running[trial.name] = f"epoch {epoch}: {accuracy:.4f}"
         self._show()
 
-    def repeated(self, trial: Trial) -> None:
-        """Called for settings that are the same as earlier ones."""
+    def left_out(self, reason: str) -> None:
+        """Called for settings that are not trained."""
         self._total -= 1
         self._bar.total = self._total
-        self.note(f"{trial.name}: the same as an earlier trial, left out")
+        self.note(f"{reason}, left out")
 
     def ended(
         self, trial: Trial, result: TrialResult, accuracy: float | None, trained: bool

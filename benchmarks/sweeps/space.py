@@ -137,6 +137,19 @@ def combine(axes: Sequence[Axis]) -> list[Settings]:
     return [dict(zip(names, values, strict=True)) for values in products]
 
 
+def pairs(axes: Sequence[Axis]) -> list[Settings]:
+    """Returns settings with each two corners of any two axes, far fewer than all.
+
+    The other axes have their first.
+    """
+    first = {axis.name: axis.corners[0] for axis in axes}
+    found = [first]
+    for one, other in itertools.combinations(axes, 2):
+        for values in itertools.product(one.corners, other.corners):
+            found.append(first | {one.name: values[0], other.name: values[1]})
+    return found
+
+
 def make_config(settings: Mapping[str, str], values: flags.FlagValues) -> TrainConfig:
     """Returns the config of a setting.
 
@@ -169,7 +182,7 @@ def check_trainable(
     and the cores of a trial. JAX must have started.
     """
     try:
-        create_model(config)
+        create_model(config, dataset.shapes)
         if config.cpu_devices > cores:
             raise InputError(
                 f"--cpu_devices must be at most the {cores} cores of a trial; got "

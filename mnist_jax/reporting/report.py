@@ -2,6 +2,7 @@
 
 import base64
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -157,7 +158,8 @@ def read_sections(
     if not records or not all(record.epochs for record in records):
         raise InputError(
             f"--out={out} holds no usable run in {RESULTS}; run `python -m "
-            f"benchmarks.compare --out={out}` first, or give its output folder"
+            f"benchmarks.compare {shlex.quote(f'--out={out}')}` first, or give its "
+            "output folder"
         )
     details = read_details(out)
     return [

@@ -194,9 +194,8 @@ def read_sweep(out: Path) -> SweepSection | None:
     counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
     command = flags = ""
     if rows[0].state == FINISHED:
-        best = rows[0].records[0]
         command = best_command(out, rows[0])
-        flags = "\n".join(flag_lines(best.config, best.dataset))
+        flags = "\n".join(flag_lines(rows[0]))
     return SweepSection(
         f"{len(rows)} trials: {counts}",
         list(table.columns),

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from mnist_jax.reporting.tables import (
     markdown_table,
     mean_and_spread,
 )
-from mnist_jax.training.run_dir import CONFIG, read_records
+from mnist_jax.training.run_dir import CONFIG, read_data_dir, read_records
 from mnist_jax.training.trials import (
     FAILED,
     FINISHED,
@@ -195,22 +196,24 @@ def sweep_provenance(rows: Sequence[Row]) -> list[str]:
     return items
 
 
-def flag_lines(config: TrainConfig, dataset: str) -> list[str]:
-    """Returns the flags with which `experiments.train` trains a config."""
-    given: Mapping[str, Any] = {"model": config.model}
+def flag_lines(row: Row) -> list[str]:
+    """Returns the flags with which `experiments.train` trains a finished trial."""
+    config, dataset = row.records[0].config, row.records[0].dataset
+    flags = {"model": config.model}
     if config.dataset != "auto":
-        given = {**given, "dataset": config.dataset}
-    flags = {**given, **changed_fields(config, dataset)}
+        flags["dataset"] = config.dataset
+    if data_dir := read_data_dir(row.folder / f"seed{config.seed}"):
+        flags["data_dir"] = data_dir
+    flags |= changed_fields(config, dataset)
     return [f"--{name}={as_text(value)}" for name, value in flags.items()]
 
 
 def best_command(out: Path, row: Row) -> str:
     """Returns the command that trains the best settings again."""
-    return (
-        f"python -m experiments.train --flagfile={out / BEST} "
-        f"--seed={row.trial.seeds[0]} --seeds={len(row.trial.seeds)} "
-        f"--run_dir={out / 'best'}"
-    )
+    seeds = row.trial.seeds
+    words = [f"--flagfile={out / BEST}", f"--seed={seeds[0]}", f"--seeds={len(seeds)}"]
+    words.append(f"--run_dir={out / 'best'}")
+    return f"python -m experiments.train {shlex.join(words)}"
 
 
 def write_sweep(out: Path) -> str:
@@ -232,7 +235,7 @@ def write_sweep(out: Path) -> str:
             f"# Validation accuracy {accuracy} on {best.dataset}, selected from "
             f"{len(rows)} trials.",
             f"# {best_command(out, rows[0])}",
-            *flag_lines(best.config, best.dataset),
+            *flag_lines(rows[0]),
         ]
         write_file(out / BEST, "\n".join(lines) + "\n")
     return text

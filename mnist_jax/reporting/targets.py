@@ -31,10 +31,12 @@ def check_targets(
         InputError: a target is not between 0 and 1, or a config has no validation set
             from the training set.
 
-    >>> check_targets(["0.98", "0.99", "0.980"])
-    [0.98, 0.99]
+    >>> check_targets(["0.98", "0.99", "0.980"]), check_targets("0.98,0.99")
+    ([0.98, 0.99], [0.98, 0.99])
     """
     checked = []
+    if isinstance(targets, str):
+        targets = targets.split(",")
     for target in targets if isinstance(targets, Iterable) else [targets]:
         try:
             number = float(target)

@@ -43,6 +43,7 @@ class TrialRecord:
 
     settings: dict[str, str]  # the model and the varied flags, as on the command line
     seeds: list[int]
+    checksum: str  # of the data
     state: str = STARTED
     reason: str = ""  # why it failed
     schema_version: int = SCHEMA_VERSION
@@ -55,6 +56,7 @@ class Trial(NamedTuple):
     config: TrainConfig  # its seed is ignored
     folder: Path
     seeds: Sequence[int]
+    checksum: str  # of the data
 
     @property
     def folders(self) -> dict[int, Path]:
@@ -106,7 +108,7 @@ def write_trial(trial: Trial, state: str = STARTED, reason: str = "") -> None:
     """Writes a trial's `trial.json`; raises as `write_json`."""
     trial.folder.mkdir(parents=True, exist_ok=True)
     seeds = sorted(trial.seeds)
-    record = TrialRecord(dict(trial.settings), seeds, state, reason)
+    record = TrialRecord(dict(trial.settings), seeds, trial.checksum, state, reason)
     write_json(trial.folder / TRIAL, record)
 
 

@@ -1,8 +1,12 @@
 """Sweeps: combinations, sampling, pruning, stops and their tables."""
 
 import csv
+import dataclasses
+import itertools
 import json
+import math
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -13,16 +17,24 @@ from types import SimpleNamespace
 
 import pytest
 from helpers.programs import run, start
-from helpers.sweeps import make_sweep
+from helpers.sweeps import make_config, make_sweep
 
 from benchmarks.sweeps import ray_engine
+from benchmarks.sweeps.driver import Sweep
 from benchmarks.sweeps.local import ATTEMPTS, run_here, run_processes
 from benchmarks.sweeps.progress import Progress
 from benchmarks.sweeps.ray_engine import run_on_ray
 from benchmarks.sweeps.search import Pruner, TpeSearch, sample
-from benchmarks.sweeps.space import combine, parse_axis, parse_space
+from benchmarks.sweeps.space import (
+    check_trainable,
+    combine,
+    pairs,
+    parse_axis,
+    parse_space,
+)
 from mnist_jax.cli.main import Machine
 from mnist_jax.config import TrainConfig
+from mnist_jax.data.types import Shapes
 from mnist_jax.errors import InputError
 from mnist_jax.records.files import make_folder
 from mnist_jax.records.schema import write_json
@@ -31,6 +43,7 @@ from mnist_jax.reporting.pictures import Picture
 from mnist_jax.reporting.plots import themed_svg
 from mnist_jax.reporting.sweep_page import read_sweep
 from mnist_jax.reporting.sweep_tables import read_rows, sweep_frame, write_sweep
+from mnist_jax.testing import make_split
 from mnist_jax.training import trials
 from mnist_jax.training.run_dir import CONFIG, RECORD
 from mnist_jax.training.trials import (
@@ -74,7 +87,7 @@ def check_page(out: Path, monkeypatch) -> None:
 
 @pytest.mark.slow
 def test_a_grid_is_trained_and_its_best_settings_train_again(tmp_path):
-    out = tmp_path / "sweep"
+    out = tmp_path / "a sweep"
     printed = run("benchmarks.sweep", *GRID, "--seeds=2", f"--out={out}")
     rows = list(csv.DictReader((out / "sweep.csv").read_text().splitlines()))
     assert len(rows) == 4 and {row["state"] for row in rows} == {FINISHED}
@@ -86,8 +99,8 @@ def test_a_grid_is_trained_and_its_best_settings_train_again(tmp_path):
     assert "4/4 done" in printed.stdout and "neither the search" in printed.stdout
     # The best settings as a flag file, with the command that the program prints.
     best = read_rows(out)[0]
-    command = printed.stdout.split("best: python -m ")[1].splitlines()[0].split()
-    run(*command)
+    command = printed.stdout.split("best: python -m ")[1].splitlines()[0]
+    run(*shlex.split(command))
     again = json.loads((out / "best" / "seed0" / RECORD).read_text())
     assert again["params_sha256"] == best.records[0].params_sha256
     # The same command trains nothing.
@@ -102,11 +115,12 @@ def test_trials_of_two_commands_differ_in_the_table(tmp_path):
         for size in (32, 128):
             config = TrainConfig(batch_size=size, learning_rate=float(rate))
             settings, folder = {"learning_rate": rate}, tmp_path / f"runs/{rate}-{size}"
-            trial = Trial(settings, config, folder, [0])
+            trial = Trial(settings, config, folder, [0], "")
             write_trial(trial)
             make_folder(trial.folders[0])
             write_json(trial.folders[0] / CONFIG, config.for_dataset("digits"))
-    write_trial(Trial({"learning_rate": "1"}, config, tmp_path / "runs/failed", [0]))
+    failed = tmp_path / "runs/failed"
+    write_trial(Trial({"learning_rate": "1"}, config, failed, [0], ""))
     frame = sweep_frame(read_rows(tmp_path))
     assert list(frame.columns[:3]) == ["learning_rate", "batch_size", "state"]
     assert {*zip(frame["learning_rate"], frame["batch_size"], strict=True)} == {
@@ -205,6 +219,57 @@ def test_samples_are_within_their_ranges_and_repeat():
     assert all(16 <= int(s["batch_size"]) <= 64 for s in drawn)
     assert {s["model"] for s in drawn} == {"mlp", "cnn"}
     assert sum(float(s["learning_rate"]) < 1e-3 for s in drawn) > 5  # log-uniform
+
+
+def test_every_pair_of_values_is_checked_before_tpe_draws():
+    names = "beta1", "beta2", "momentum", "crop", "ema", "clip_norm", "label_smoothing"
+    texts = [f"{name}=0.1,0.2,0.3,0.4,0.5,0.6" for name in names]
+    axes = parse_space(texts, ["mlp", "cnn"])
+    assert math.prod(len(axis.corners) for axis in axes) == 559_872
+    settings = pairs(axes)
+    assert len(settings) == 1 + 21 * 36 + 7 * 12
+    for one, other in itertools.combinations(axes, 2):
+        found = {(chosen[one.name], chosen[other.name]) for chosen in settings}
+        assert found == {*itertools.product(one.values, other.values)}
+    assert all(chosen.keys() == {"model", *names} for chosen in settings)
+
+
+def test_what_tpe_draws_but_cannot_be_trained_is_left_out(tmp_path, digits, capsys):
+    axes = parse_space(["learning_rate=1e-3,1e-2"], ["mlp"])
+
+    def config_of(settings: dict[str, str]) -> TrainConfig:
+        if settings["learning_rate"] == "1e-2":
+            raise InputError("--vary: the combination cannot be trained")
+        return make_config(settings)
+
+    search = TpeSearch(axes, 8, 0)
+    sweep = Sweep(tmp_path, digits, range(2), search, config_of, None, Progress())
+    trials = list(iter(sweep.next, None))
+    assert [trial.settings["learning_rate"] for trial in trials] == ["1e-3"]
+    output = capsys.readouterr().out
+    assert (
+        "cannot be trained, left out" in output and "an earlier trial, left" in output
+    )
+
+
+def test_trials_on_other_data_are_not_compared(tmp_path, digits):
+    make_sweep(tmp_path, digits, "1e-3").next()
+    other = dataclasses.replace(digits, name="mnist", checksum="another")
+    with pytest.raises(InputError, match=f"{digits.checksum}, but mnist has another"):
+        make_sweep(tmp_path, other, "1e-2")
+
+
+def test_networks_must_fit_the_images_of_the_data(digits):
+    def check(conv: str, height: int, width: int) -> None:
+        config = TrainConfig(model="cnn", dataset="idx", conv=conv.split(","))
+        train, test = (make_split(160, shapes=Shapes((height, width))),) * 2
+        dataset = dataclasses.replace(digits, name="idx", train=train, test=test)
+        check_trainable({"model": "cnn", "conv": conv}, config, dataset, 1)
+
+    for conv, small, large in (("4:k7", 6, 7), ("4:k7:pool3,4:k7:pool2", 29, 32)):
+        check(conv, large, 60)
+        with pytest.raises(InputError, match=f"conv={conv} cannot be trained: .* no p"):
+            check(conv, small, 60)
 
 
 def test_tpe_samples_near_the_best_and_adopts_earlier_trials():

@@ -1,17 +1,21 @@
 """The programs with images of another size than MNIST's."""
 
+import json
+import shlex
+
 import numpy as np
 import pytest
 from helpers.programs import run
 from PIL import Image
 
+FEW = ("--epochs=1", "--hidden=4", "--batch_size=32", "--dataset=idx")
 pytestmark = pytest.mark.slow
 
 
-def save(path, classes=25):
-    """Writes an archive of 12x20 images."""
+def save(path, classes=25, shape=(12, 20)):
+    """Writes an archive of small images."""
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (75, 12, 20)).astype(np.uint8)
+    images = rng.integers(0, 256, (75, *shape)).astype(np.uint8)
     labels = np.arange(75) % classes
     np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
     return f"--data_dir={path}"
@@ -19,15 +23,14 @@ def save(path, classes=25):
 
 def test_programs_take_or_refuse_other_shapes(tmp_path):
     folder, data = f"--run_dir={tmp_path / 'run'}", save(tmp_path / "set.npz")
-    few = ("--epochs=1", "--hidden=4", "--batch_size=32", "--dataset=idx")
-    run("experiments.train", *few, data, folder)
+    run("experiments.train", *FEW, data, folder)
     output = run("experiments.predict", folder, "--index=3,4").stdout
     header, first, second = output.splitlines()
     assert header.split() == ["probability", "predicted", "truth"]
     assert first.split()[-1] == "3" and second.split()[-1] == "4"
     run("experiments.plot", folder)
     assert (tmp_path / "run" / "confusion.png").stat().st_size > 2_000
-    summary = run("experiments.summary", *few[1:2], "--dataset=idx", data).stdout
+    summary = run("experiments.summary", *FEW[1:2], "--dataset=idx", data).stdout
     assert "| 964 " in summary and "| 125 " in summary  # 240 * 4 + 4, 4 * 25 + 25
     image = tmp_path / "image.png"
     pixels = np.full((90, 60), 255, np.uint8)
@@ -43,3 +46,22 @@ def test_programs_take_or_refuse_other_shapes(tmp_path):
     ):
         process = run(*arguments, ok=False)
         assert message in process.stderr and "Traceback" not in process.stderr
+
+
+def test_a_sweep_fits_its_data_and_names_them(tmp_path):
+    data, out = save(tmp_path / "set.npz", 3, (9, 7)), tmp_path / "a sweep"
+    words = ("benchmarks.sweep", *FEW, data, f"--out={out}")
+    refused = run(*words, "--vary=crop=0,3,4", ok=False)
+    assert "crop=4 cannot be trained: --crop=4 leaves no pixel of" in refused.stderr
+    assert not list(out.rglob("config.json"))
+    # 6**6 * 4**2 combinations, of which two are drawn.
+    names = "beta1", "beta2", "ema", "warmup_fraction", "clip_norm", "label_smoothing"
+    many = [f"--vary={name}=0.1,0.2,0.3,0.4,0.5,0.6" for name in names]
+    many += ["--vary=crop=0,1,2,3", "--vary=tta=0,1,2,3", "--samples=2"]
+    printed = run(*words, *many).stdout
+    assert "2/2 done" in printed
+    # The flags of the best settings name the data.
+    run(*shlex.split(printed.split("best: python -m ")[1].splitlines()[0]))
+    best = json.loads((out / "best" / "record.json").read_text())
+    shas = {json.loads(p.read_text())["params_sha256"] for p in out.glob("runs/*/*/r*")}
+    assert len(shas) == 2 and best["params_sha256"] in shas

@@ -37,9 +37,12 @@ from mnist_jax.reporting.report import (
     DETAILS,
     PICTURES,
     RESULTS,
+    Section,
+    format_page,
     read_sections,
     write_report,
 )
+from mnist_jax.reporting.sweep_page import SweepSection
 from mnist_jax.reporting.tables import (
     budget_frame,
     comparison_frame,
@@ -111,6 +114,14 @@ def test_a_report_without_details_lists_the_missing_pictures(tmp_path, records):
     page = write_report(tmp_path).read_text()
     assert "recorded without them (details.json)" in page
     assert "&lt;b&gt;NOT MNIST" in page and "&lt;img src=x&gt;" in page
+
+
+def test_lists_in_the_table_of_a_sweep_sort_by_their_first_number():
+    rows = [["64,64"], ["128"], ["adam"]]
+    sweep = SweepSection("", ["hidden"], rows, [], "", "", [])
+    page = format_page([Section("", "", [], [], [], [], [], [])], sweep)
+    for value, text in (("64.0", "64,64"), ("128.0", "128"), ("adam", "adam")):
+        assert f'data-value="{value}">{text}<' in page
 
 
 def test_a_click_on_a_header_sorts_and_sets_aria_sort(out: Path, browser: Browser):
