@@ -112,7 +112,7 @@ def main() -> None:
     if FLAGS.out:
         check_append(Path(FLAGS.out) / "redrawn.jsonl")
     start_jax()
-    run = load_run(folder, FLAGS.data_dir)
+    run = load_run(folder)
     dataset = split_dataset(load_data(run.record.dataset, any_shape=False), run.config)
     if FLAGS.images > (total := len(dataset.test.labels)):
         raise InputError(

@@ -18,9 +18,9 @@ from mnist_jax.training.run_dir import load_run
 FLAGS = flags.FLAGS
 
 
-def load_predictor(folder: Path, name: str, data_dir: str | None) -> Predictor:
+def load_predictor(folder: Path, name: str) -> Predictor:
     """Loads the network of a finished run and compiles it for a single image."""
-    run = load_run(folder, data_dir)
+    run = load_run(folder)
     check_drawable(f"--run_dir={folder}", run)
     run.predict(np.zeros((1, *IMAGE_SHAPE), np.uint8))
     note = f"{network_name(run)}, {accuracy_note(run)}"
@@ -35,7 +35,7 @@ def main() -> None:
     if len(set(names)) < len(names):
         names = FLAGS.run_dir
     predictors = [
-        load_predictor(folder, name, FLAGS.data_dir)
+        load_predictor(folder, name)
         for folder, name in zip(folders, names, strict=True)
     ]
     with make_server(predictors, FLAGS.port) as server:

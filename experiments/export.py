@@ -28,7 +28,7 @@ def main() -> None:
     folder, out = existing_folder(FLAGS.run_dir, "run_dir"), Path(FLAGS.out)
     check_export(FLAGS.format, out)
     start_jax()
-    run = load_run(folder, FLAGS.data_dir)
+    run = load_run(folder)
     dataset = split_dataset(load_data_of(folder, run.record), run.config)
     images = dataset.test.images[:_COMPARED]
     difference = export_run(run, FLAGS.format, out, images)

@@ -26,7 +26,7 @@ def main() -> None:
     """Plots the run in --run_dir."""
     folder = existing_folder(FLAGS.run_dir, "run_dir")
     start_jax()
-    run = load_run(folder, FLAGS.data_dir)
+    run = load_run(folder)
     history = history_frame(run.record)
     print(markdown_table(history.round(4)))
     print(f"\n{run.record.total_seconds:.1f} s total")

@@ -45,7 +45,7 @@ def main() -> None:
     folder = existing_folder(FLAGS.run_dir, "run_dir")
     user_digits = [read_digit(Path(path)) for path in FLAGS.image or []]
     start_jax()
-    run = load_run(folder, FLAGS.data_dir)
+    run = load_run(folder)
     if user_digits and run.shapes.image != IMAGE_SHAPE:
         raise InputError(
             "--image converts pictures to MNIST's 28x28 pixels, but the network of "

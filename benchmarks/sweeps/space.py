@@ -143,11 +143,11 @@ def pairs(axes: Sequence[Axis]) -> list[Settings]:
     The other axes have their first.
     """
     first = {axis.name: axis.corners[0] for axis in axes}
-    found = [first]
-    for one, other in itertools.combinations(axes, 2):
-        for values in itertools.product(one.corners, other.corners):
-            found.append(first | {one.name: values[0], other.name: values[1]})
-    return found
+    return [first] + [
+        {**first, one.name: value, other.name: another}
+        for one, other in itertools.combinations(axes, 2)
+        for value, another in itertools.product(one.corners, other.corners)
+    ]
 
 
 def make_config(settings: Mapping[str, str], values: flags.FlagValues) -> TrainConfig:

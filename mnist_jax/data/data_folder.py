@@ -73,14 +73,6 @@ def intact_sets(folder: Path) -> list[str]:
     return names
 
 
-def holds_dataset(folder: Path) -> bool:
-    """Returns whether a folder or its sub-folders hold a file of any set."""
-    subfolders = [sub for subs in SUBFOLDERS.values() for sub in subs]
-    return (folder / _ARCHIVE).is_file() or any(
-        _find_form(folder / sub, file) for sub in (*subfolders, "") for file in FILES
-    )
-
-
 def no_files_error(folder: Path, setting: str, name: str) -> InputError:
     """Returns the error for a folder without a set's files: what it holds instead."""
     if others := intact_sets(folder):

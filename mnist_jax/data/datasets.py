@@ -20,7 +20,6 @@ from mnist_jax.data.checksums import SHA256, published_sha256
 from mnist_jax.data.data_folder import (
     FILES_PHRASE,
     Files,
-    holds_dataset,
     intact_sets,
     no_files_error,
     search_folder,
@@ -104,7 +103,7 @@ def _load_dataset(
         if environment_dir := _environment_dir():
             raise DownloadError(
                 f"{error}; {_VARIABLE}={environment_dir} holds other datasets only"
-                f" ({', '.join(intact_sets(environment_dir)) or 'none intact'})"
+                f" ({', '.join(intact_sets(environment_dir))})"
             ) from None
         if name != "auto":
             raise
@@ -150,7 +149,7 @@ def _find_files(
         if (found := search_folder(environment_dir, _VARIABLE, name)) is not None:
             return found, environment_dir
         # The variable applies to all datasets, so its folder may lack this one.
-        if not holds_dataset(environment_dir):
+        if not intact_sets(environment_dir):
             raise no_files_error(environment_dir, _VARIABLE, name)
     return _find_download(name), None
 

@@ -18,9 +18,7 @@ from absl import logging
 from flax import linen as nn
 
 from mnist_jax.config import TrainConfig
-from mnist_jax.data.datasets import load_dataset
-from mnist_jax.data.pixels import Preprocess, make_preprocess
-from mnist_jax.data.splits import split_dataset
+from mnist_jax.data.pixels import Preprocess
 from mnist_jax.data.types import IMAGE_SHAPE, Dataset, Shapes
 from mnist_jax.errors import InputError
 from mnist_jax.models.custom import find_network, network_sha256
@@ -106,16 +104,12 @@ class TrainedRun:
         return predict_images(self.model, self.preprocess, self.params, images)
 
 
-def load_run(
-    folder: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None = None
-) -> TrainedRun:
+def load_run(folder: str | os.PathLike[str]) -> TrainedRun:
     """Loads a finished run from its directory.
 
     Args:
         folder: the run directory, or a folder that `experiments.export` wrote with
             `--format=safetensors`.
-        data_dir: as for `load_dataset`; only used for runs with standardized pixels
-            whose record has version 1, without the mean and standard deviation.
 
     Raises:
         InputError: a file is missing, damaged or of another version.
@@ -126,11 +120,9 @@ def load_run(
     record = read_json(RunRecord, folder / RECORD)
     _check_source(folder, config, record)
     preprocess = Preprocess(config.pixels)
-    if record.pixel_mean is not None and record.pixel_std is not None:
+    if config.pixels == "standardized":
+        assert record.pixel_mean is not None and record.pixel_std is not None
         preprocess = Preprocess(config.pixels, record.pixel_mean, record.pixel_std)
-    elif config.pixels == "standardized":
-        dataset = load_dataset(record.dataset, data_dir)
-        preprocess = make_preprocess(config, split_dataset(dataset, config).train)
     model = create_model(config, _shapes(record))
     params = _load_params(folder, model, record, record.image_shape)
     return TrainedRun(config, record, jax.device_put(params), preprocess)

@@ -279,9 +279,10 @@ def _checkpoint(
 ) -> Checkpoint | None:
     """Returns the checkpoint to resume from; raises as `load_checkpoint`."""
     folders = {seed: plan.folders[seed] for seed in seeds}
-    if not plan.sweep:
-        return load_checkpoint(folders, keys, dataset.shapes)
+    code = code_digest() if plan.sweep else None
     try:
-        return load_checkpoint(folders, keys, dataset.shapes, code_digest())
+        return load_checkpoint(folders, keys, dataset.shapes, code)
     except InputError:  # none is intact; each has been named in a warning
+        if not plan.sweep:
+            raise
         return None

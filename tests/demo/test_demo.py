@@ -58,9 +58,7 @@ def always_3(name: str, note: str) -> Predictor:
 @pytest.fixture(scope="module")
 def port(run_dir: Path) -> Iterator[int]:
     """The port of a server with two networks: a trained one and one for `always_3`."""
-    with serve(
-        load_predictor(run_dir, "mlp0", None), always_3("three", "always 3")
-    ) as port:
+    with serve(load_predictor(run_dir, "mlp0"), always_3("three", "always 3")) as port:
         yield port
 
 
@@ -146,7 +144,7 @@ def test_a_network_of_other_data_shows_its_classes_and_a_note(run_dir, tmp_path)
     record = json.loads((tmp_path / "record.json").read_text())
     changed = json.dumps(record | {"dataset": "fashion_mnist"})
     (tmp_path / "record.json").write_text(changed)
-    predictor = load_predictor(tmp_path, "fashion", None)
+    predictor = load_predictor(tmp_path, "fashion")
     with serve(predictor) as port:
         [model] = json.loads(ask(port, "GET", "/models")[2])
         answer = json.loads(send(port, drawing(lines=(70, 210)))[2])

@@ -263,7 +263,7 @@ def test_a_run_is_loaded_from_another_working_directory(
     run = load_run("../runs/linear")
     assert run.record.config == config and run.config.model == f"{file}:Linear"
     assert run.predict(digits.test.images[:3]).shape == (3, 10)
-    shown = load_predictor(Path("../runs/linear"), "linear", None)
+    shown = load_predictor(Path("../runs/linear"), "linear")
     assert shown.note.startswith("Linear, test accuracy")
     monkeypatch.setenv("HOME", str(tmp_path))
     home = dataclasses.replace(config, model="~/networks.py:Linear")
