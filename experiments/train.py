@@ -139,7 +139,7 @@ def run() -> None:
         "track",
         None,
         TRACKERS,
-        "experiment tracker that also gets the config, metrics, results and pictures",
+        "experiment tracker that also gets the config, metrics and results",
     )
     define_profile_flag("--run_dir")
     flags.DEFINE_boolean(
