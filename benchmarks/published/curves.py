@@ -5,10 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from mnist_jax.records.schema import RunRecord
-from mnist_jax.reporting.plots import STYLES, NotebookFigure
+from mnist_jax.reporting.plots import STYLES, Figure, NotebookFigure
 
 from ..statistics import prediction_interval
 from .claims import Runs
