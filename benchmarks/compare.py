@@ -58,8 +58,8 @@ def main() -> None:
     study = Study(out, RESULTS, load_data(configs[0].dataset), seeds)
     with stop_between_chunks(HOW_TO_RESUME) as check_stopped:
         train_configs(study, configs, ProgressPrinter(FLAGS.quiet, check_stopped))
-    tables = write_tables(out, targets, against)
-    print(f"\n{tables}\n\nwritten: {out}/compare.jsonl, .csv, .md")
+    tables = write_tables(out, targets, against, FLAGS.columns == "all")
+    print(f"\n{tables}\n\nwritten: {out}/compare.jsonl, .csv, .md, with all columns")
     if FLAGS.report:
         page = write_report(out, targets, against)
         print(f"written: {page} and its pictures in {out}/{PICTURES}")
@@ -78,6 +78,12 @@ def run() -> None:
         None,
         "one of --models: adds the difference of each mean test accuracy from its to "
         "the table, with a 95 % interval, paired by seed",
+    )
+    flags.DEFINE_enum(
+        "columns",
+        "main",
+        ["main", "all"],
+        "columns of the printed table; main: those that fit 100 characters",
     )
     define_quiet_flag()
     define_path_flag("out", "results", "folder for the runs and their tables")

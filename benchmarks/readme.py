@@ -19,7 +19,9 @@ from mnist_jax.records.schema import RunRecord, read_jsonl
 from mnist_jax.reporting.plots import save_figure
 from mnist_jax.reporting.tables import (
     comparison_frame,
+    format_comparison,
     format_markdown,
+    main_columns,
     markdown_table,
     mean_and_spread,
 )
@@ -111,9 +113,15 @@ def format_summary(records: Sequence[PeerRecord]) -> str:
     )
 
 
+def format_printed(records: Sequence[RunRecord]) -> str:
+    """Formats the table that `benchmarks.compare` prints."""
+    return markdown_table(main_columns(format_comparison(comparison_frame(records))))
+
+
 def format_examples(records: Sequence[RunRecord]) -> str:
     """Formats the networks of `examples/` with their differences from the MLP."""
-    return format_markdown(records, against=TrainConfig(model="mlp", dataset="mnist"))
+    mlp = TrainConfig(model="mlp", dataset="mnist")
+    return format_markdown(records, against=mlp, all_columns=False)
 
 
 def _speedup(race: ByFramework, peer: str) -> str:
@@ -127,6 +135,7 @@ def _speedup(race: ByFramework, peer: str) -> str:
 _EXAMPLES = ("mixer.py:Mixer", "gru.py:GRU", "nnx_cnn.py:CNN", "resnet.py:ResNet")
 _PEERS = "make peers PEERS_OUT=benchmarks/results"
 BLOCKS = {
+    "printed": Block("compare", RunRecord, format_printed),
     "summary": Block("peers", PeerRecord, format_summary),
     "accelerators": Block(
         "accelerators",

@@ -14,7 +14,7 @@ from mnist_jax.cli.flags import (
 from mnist_jax.cli.main import run_program, start_jax
 from mnist_jax.data.splits import split_dataset
 from mnist_jax.reporting.pictures import detail_pictures
-from mnist_jax.reporting.plots import history_figure, save_figure
+from mnist_jax.reporting.plots import history_figure, save_figure, set_title
 from mnist_jax.reporting.predictions import run_details
 from mnist_jax.reporting.tables import history_frame, markdown_table
 from mnist_jax.training.run_dir import load_run
@@ -31,12 +31,14 @@ def main() -> None:
     print(markdown_table(history.round(4)))
     print(f"\n{run.record.total_seconds:.1f} s total")
     name, seed = f"{run.config.name} on {run.record.dataset}", run.config.seed
-    figures = {"history": history_figure(history, f"{name}, one run, seed {seed}")}
+    figures = {"history": history_figure(history)}
+    set_title(figures["history"], f"{name}, one run, seed {seed}")
     dataset = split_dataset(load_data_of(folder, run.record), run.config)
     for picture in detail_pictures(
         name, seed, [run_details(run, dataset.test)], dataset.name, run.shapes
     ):
-        figures[picture.name] = picture.draw(picture.heading)
+        figures[picture.name] = picture.draw()
+        set_title(figures[picture.name], picture.heading)
         print(picture.caption)
     for stem, figure in figures.items():
         for suffix in (".png", ".svg"):

@@ -33,6 +33,7 @@ ONLY_IN = {
             *("records/files", "data/download"),  # which wait for others
             *("training/cluster", "training/rollcall"),  # as do these
             "models/precision",  # which compares products
+            "reporting/trackers",  # whose events have a time
             *("training/fit", "training/compile_cache", "profiling", "demo"),
         },
     ),

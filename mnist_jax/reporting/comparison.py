@@ -38,7 +38,10 @@ def train_configs(
 
 
 def write_tables(
-    out: Path, targets: Sequence[float] = (), against: TrainConfig | None = None
+    out: Path,
+    targets: Sequence[float] = (),
+    against: TrainConfig | None = None,
+    all_columns: bool = True,
 ) -> str:
     """Exports the runs of a results folder as JSON lines, Markdown and CSV.
 
@@ -47,9 +50,10 @@ def write_tables(
         targets: validation accuracies, as returned by `check_targets`. They are not
             recorded: each call writes the columns of its own.
         against: as for `comparison_frame`; not recorded either.
+        all_columns: of what is returned; the files have them all.
 
     Returns:
-        The Markdown.
+        The Markdown, to print.
     """
     export_runs(out, RESULTS)
     records = read_runs(out, RESULTS)
@@ -62,4 +66,4 @@ def write_tables(
         for group in group_by_table(records)
     ]
     write_file(out / "compare.csv", pd.concat(frames).to_csv(index=False))
-    return markdown
+    return format_markdown(records, targets, against, all_columns)

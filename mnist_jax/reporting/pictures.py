@@ -1,33 +1,30 @@
 """The pictures of the report: what each shows, its caption, and how it is drawn."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mnist_jax.data.types import DIGITS, MNIST, Shapes, class_names
+from mnist_jax.data.types import DIGITS, Shapes, class_names
 from mnist_jax.errors import InputError
 from mnist_jax.records.schema import DetailsRecord, RunRecord
 from mnist_jax.reporting.comparison_plots import (
-    MAX_NAMED,
     budget_figure,
+    budget_frame,
     pareto_figure,
+    pareto_frame,
 )
 from mnist_jax.reporting.plots import (
     confusion_figure,
-    curve_figure,
     digits_figure,
     filters_figure,
+    history_figure,
 )
 from mnist_jax.reporting.predictions import mistake_image
-from mnist_jax.reporting.tables import (
-    budget_frame,
-    history_frame,
-    pareto_frame,
-    row_names,
-)
+from mnist_jax.reporting.tables import history_frame, row_names
 from mnist_jax.training.run_dir import DETAILS
 
 DRAWN = 6  # networks per table with their own pictures; the page must stay below 3 MB
@@ -40,31 +37,16 @@ class Picture(NamedTuple):
     heading: str  # title in the file: the network and the number of runs
     alt: str
     caption: str
-    draw: Callable[[str], Figure]  # takes the title
+    draw: Callable[[], Figure]
 
 
-def _runs(count: int) -> str:
-    """Formats the number of runs."""
-    return "1 run" if count == 1 else f"{count} runs with different seeds"
-
-
-def _seed_counts(rows: Sequence[Sequence[RunRecord]]) -> str:
+def _seeds(rows: Sequence[Sequence[RunRecord]]) -> str:
     """Formats the numbers of seeds of the rows, such as "n=1 or 3"."""
     return f"n={' or '.join(map(str, sorted({len(row) for row in rows})))}"
 
 
-def _unnamed(count: int) -> str:
-    """Returns a sentence on the networks without a name in a plot of `count`."""
-    if count <= MAX_NAMED:
-        return ""
-    return f" Grey are all but the {MAX_NAMED} most accurate networks."
-
-
 def budget_picture(
-    number: int,
-    rows: Sequence[Sequence[RunRecord]],
-    comparison: pd.DataFrame,
-    targets: Sequence[float],
+    number: int, rows: Sequence[Sequence[RunRecord]], targets: Sequence[float]
 ) -> Picture:
     """Returns a plot of accuracy against training time for all networks.
 
@@ -86,55 +68,47 @@ def budget_picture(
     split = "validation" if validated else "test"
     images = getattr(rows[0][0], f"{split}_images")
     when = "after each epoch" if validated else "at the end"
-    compiling = ""
-    if len(runs) <= DRAWN:  # the table has them all
-        named = zip(runs, comparison["compile s"], strict=True)
-        listing = ", ".join(f"{name} {seconds}" for name, seconds in named)
-        compiling = f" (seconds: {listing})"
     held_out = all(run.config.validation == "fraction" for row in rows for run in row)
     marked = targets if validated and held_out else ()
     dashed = " Dashed lines are the targets." if marked else ""
-    n = _seed_counts(rows)
+    n = _seeds(rows)
     return Picture(
         f"{number}-accuracy-by-time",
         f"all networks ({n})",
         "Accuracy against training time, one line per network",
-        f"Accuracy on the {images:,} {split} images {when}, against training time. "
-        f"Points are seeds, lines are means ({n}).{_unnamed(len(runs))}{dashed} "
-        f"Compile time is excluded{compiling}.",
-        lambda title: budget_figure(runs, f"{split} accuracy", title, marked),
+        f"Accuracy on the {images:,} {split} images {when}, against training time "
+        f"without compiling. Points are seeds, lines are means ({n}).{dashed}",
+        partial(budget_figure, runs, f"{split} accuracy", marked),
     )
 
 
 def pareto_picture(number: int, rows: Sequence[Sequence[RunRecord]]) -> Picture:
     """Returns a plot of the networks' test accuracy, training time and parameters."""
-    n = _seed_counts(rows)
+    n = _seeds(rows)
     return Picture(
         f"{number}-pareto-front",
         f"all networks ({n})",
         "Test accuracy against training time, one point per network",
-        f"Test accuracy against training time without compiling, means over seeds ({n})"
-        f".{_unnamed(len(rows))} Larger markers are more parameters. Filled markers "
-        "are on the Pareto front: no other network is as accurate, as fast and as "
-        "small, and better in one of the three.",
-        lambda title: pareto_figure(pareto_frame(rows), title),
+        f"Test accuracy against training time without compiling, means over seeds "
+        f"({n}). Larger markers are more parameters. Filled markers are on the Pareto "
+        "front: no other network is as accurate, as fast and as small, and better in "
+        "one of the three.",
+        partial(pareto_figure, pareto_frame(rows)),
     )
 
 
 def curve_pictures(name: str, row: Sequence[RunRecord]) -> list[Picture]:
     """Returns plots of loss and accuracy by epoch for the runs of one row."""
     history = pd.concat([history_frame(run) for run in row])
-    band = "; the band spans min to max" if len(row) > 1 else ""
     return [
         Picture(
             quantity,
-            f"{name} (n={len(row)})",
+            f"{name} ({_seeds([row])})",
             f"{quantity.capitalize()} of {name} by epoch",
-            f"{quantity.capitalize()} by epoch, mean of {_runs(len(row))}{band}. "
-            "Training metrics are measured during the epoch, validation after it.",
-            lambda title, quantity=quantity: curve_figure(  # type: ignore[misc]
-                history, quantity, title
-            ),
+            f"{quantity.capitalize()} by epoch, mean over seeds with a band from min "
+            f"to max ({_seeds([row])}). Training metrics are measured during the "
+            "epoch, validation after it.",
+            partial(history_figure, history, [quantity]),
         )
         for quantity in ("loss", "accuracy")
     ]
@@ -145,7 +119,7 @@ def detail_pictures(
     seed: int,
     details: Sequence[DetailsRecord],
     dataset: str,
-    shapes: Shapes = MNIST,
+    shapes: Shapes,
 ) -> list[Picture]:
     """Returns the confusion matrix, worst mistakes and filters of one network.
 
@@ -187,9 +161,10 @@ def detail_pictures(
             "confusion",
             f"{name} (n={len(details)})",
             f"Confusion matrix of {name}",
-            f"Test images by true and predicted class, {_runs(len(details))}: "
-            f"{wrong:,} of {counts.sum():,} wrong; darker is more mistakes.",
-            lambda title: confusion_figure(counts, title, classes),
+            "Test images by true and predicted class, summed over seeds "
+            f"(n={len(details)}): {wrong:,} of {counts.sum():,} wrong. The stronger "
+            "the blue, the more mistakes.",
+            partial(confusion_figure, counts, classes),
         )
     ]
     if len(images):
@@ -201,7 +176,7 @@ def detail_pictures(
                 f"Most confidently misclassified test images of {name}",
                 "Most confidently misclassified test images: true class, predicted "
                 f"class and its probability; seed {seed}, test images {indices}.",
-                lambda title: digits_figure(images, captions, 4, title),
+                partial(digits_figure, images, captions, 4),
             )
         )
     if filters is not None:
@@ -213,7 +188,7 @@ def detail_pictures(
                 f"First filters of {name}",
                 f"The {count} {size}x{size} filters of the first convolution, on a "
                 f"common scale; seed {seed}.",
-                lambda title: filters_figure(filters, title),
+                partial(filters_figure, filters),
             )
         )
     return pictures

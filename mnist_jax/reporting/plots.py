@@ -2,7 +2,7 @@
 
 import io
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.colors import to_rgb, to_rgba
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullLocator,
+)
 
 from mnist_jax.data.types import DIGITS
 from mnist_jax.errors import InputError
@@ -35,23 +41,11 @@ MAX_CLASSES = 30  # with a label each in a plot
 MAX_PREDICTIONS = 20  # images in a plot; each takes 0.1 s to draw
 FORMATS = (".png", ".svg", ".pdf")
 
-# Matplotlib settings for pictures in a page, which provides the background.
-THEMES: Mapping[str, Any] = {
-    theme: {
-        "text.color": ink,
-        "axes.edgecolor": ink,
-        "axes.labelcolor": ink,
-        "xtick.color": ink,
-        "ytick.color": ink,
-        "axes.facecolor": "none",
-        "figure.facecolor": "none",
-        "savefig.facecolor": "none",
-        # Keep text as text: a tenth of the bytes of outlines, and as sharp.
-        "svg.fonttype": "none",
-        "svg.hashsalt": "mnist_jax",  # same picture, same bytes
-    }
-    for theme, ink in (("light", "#1a1a1a"), ("dark", "#e8e8e8"))
-}
+# In a page the ink of an SVG follows the reader's colour scheme.
+_INK = (
+    "svg{color:#1a1a1a;fill:currentColor}"
+    "@media (prefers-color-scheme:dark){svg{color:#e8e8e8}}"
+)
 _LABELS = {"loss": "cross-entropy (nats, log scale)", "accuracy": "accuracy"}
 
 
@@ -76,10 +70,29 @@ def wrap(text: str, width: int) -> str:
 
 
 def plain_ticks(axis: Axis) -> None:
-    """Labels a logarithmic axis with plain numbers: 0.1, 0.2, 0.5, 1, ..."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    """Labels a logarithmic axis, whose data are drawn, with four plain numbers or more.
+
+    They are 0.01, 0.1, 1, ... where the axis spans much, then 1, 2, 5, 10, ..., then
+    evenly spaced ones.
+    """
+    low, high = axis.get_view_interval()
+    series = (1,), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)
+    for locator in (*(LogLocator(subs=subs) for subs in series), MaxNLocator(5)):
+        ticks = np.asarray(locator.tick_values(low, high))
+        ticks = ticks[(low <= ticks) & (ticks <= high)]
+        if len(ticks) >= 4:
+            break
+    axis.set_major_locator(FixedLocator(ticks.tolist()))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
+
+
+def legend_above(axes: Axes) -> None:
+    """Adds a legend of one line above the axes, where it covers no data."""
+    labels = axes.get_legend_handles_labels()[1]
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1), ncols=len(labels), frameon=False
+    )
 
 
 def _draw_curves(axes: Axes, history: pd.DataFrame, quantity: str) -> None:
@@ -111,77 +124,53 @@ def _draw_curves(axes: Axes, history: pd.DataFrame, quantity: str) -> None:
     axes.set_ylabel(_LABELS[quantity])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    legend_above(axes)
 
 
-def history_figure(history: pd.DataFrame, title: str = "") -> Figure:
+def history_figure(
+    history: pd.DataFrame, quantities: Sequence[str] = tuple(_LABELS)
+) -> Figure:
     """Plots loss and accuracy by epoch, for training and any validation set.
 
     Args:
         history: as returned by `history_frame`; the frames of several runs may be
             concatenated, to plot their mean with a band from min to max.
-        title: figure title.
+        quantities: a panel for each: "loss", "accuracy".
     """
-    figure = NotebookFigure(figsize=(8, 3.2), layout="constrained")
-    set_title(figure, title)
-    for axes, quantity in zip(figure.subplots(1, 2), _LABELS, strict=True):
+    size = (4.4 * len(quantities), 3.3)
+    figure = NotebookFigure(figsize=size, layout="constrained")
+    [panels] = figure.subplots(1, len(quantities), squeeze=False)
+    for axes, quantity in zip(panels, quantities, strict=True):
         _draw_curves(axes, history, quantity)
     return figure
 
 
-def curve_figure(history: pd.DataFrame, quantity: str, title: str = "") -> Figure:
-    """Plots one panel of `history_figure`: `quantity` is "loss" or "accuracy"."""
-    figure = NotebookFigure(figsize=(4.4, 3.3), layout="constrained")
-    axes = figure.subplots()
-    set_title(figure, title)
-    _draw_curves(axes, history, quantity)
-    return figure
-
-
-def confusion_figure(
-    counts: np.ndarray, title: str = "", classes: Sequence[str] = DIGITS
-) -> Figure:
+def confusion_figure(counts: np.ndarray, classes: Sequence[str] = DIGITS) -> Figure:
     """Plots a confusion matrix; only its mistakes are coloured.
 
     Args:
         counts: numbers of images `[classes,classes]`, by truth (row) and prediction
             (column).
-        title: figure title.
         classes: their names; of more than `MAX_CLASSES`, cells have no numbers.
     """
     counts = np.asarray(counts)
-    mistakes = np.where(np.eye(len(counts), dtype=bool), 0, counts)
-    max_count = max(mistakes.max(), 1)
+    diagonal = np.eye(len(counts), dtype=bool)
+    mistakes = np.where(diagonal, 0, counts)
+    # One colour, more opaque for more mistakes: on a white and on a dark page such a
+    # cell differs more from the background, and the numbers in it are legible.
+    colors = np.zeros((*counts.shape, 4))
+    colors[..., :3] = to_rgb(_TRAIN[0])
+    colors[..., 3] = (mistakes > 0) * 0.15 + 0.6 * mistakes / max(mistakes.max(), 1)
+    colors[diagonal] = to_rgba("#808080", 0.3)
     figure = NotebookFigure(figsize=(4.6, 4.5), layout="constrained")
     axes = figure.subplots()
-    set_title(figure, title)
-    # Zeros are transparent, to show the page's background in any theme.
-    axes.imshow(
-        np.ma.masked_equal(mistakes, 0),
-        cmap="Blues",
-        # Neither so light nor so dark that a cell vanishes in the page's background.
-        vmin=-0.25 * max_count,
-        vmax=1.3 * max_count,
-        interpolation="none",
-    )
+    axes.imshow(colors, interpolation="none")
     axes.set(xlabel="predicted class", ylabel="true class")
     if len(classes) > MAX_CLASSES:
         return figure
     for (row, column), count in np.ndenumerate(counts):
-        if row == column:
-            axes.add_patch(
-                Rectangle(
-                    (column - 0.5, row - 0.5), 1, 1, color="#808080", alpha=0.3, lw=0
-                )
-            )
-        elif not count:
-            continue
-        color = None
-        if row != column:
-            color = "white" if count > 0.7 * max_count else "black"
-        axes.text(
-            column, row, f"{count}", ha="center", va="center", fontsize=8, color=color
-        )
+        if count or row == column:
+            axes.text(column, row, f"{count}", ha="center", va="center", fontsize=8)
     _label_classes(axes, classes)
     axes.set_yticks(range(len(classes)), classes)
     axes.set_xticks(np.arange(len(counts) - 1) + 0.5, minor=True)
@@ -201,7 +190,6 @@ def digits_figure(
     images: np.ndarray,
     captions: Sequence[object] | np.ndarray,
     columns: int = 10,
-    title: str = "",
 ) -> Figure:
     """Draws images `[N,H,W]` in rows of up to `columns`, with captions above."""
     columns = min(len(images), columns)
@@ -211,7 +199,6 @@ def digits_figure(
     figure = NotebookFigure(
         figsize=(1.1 * columns, height * rows), layout="constrained"
     )
-    set_title(figure, title)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.axis("off")
@@ -221,7 +208,7 @@ def digits_figure(
     return figure
 
 
-def filters_figure(filters: np.ndarray, title: str = "") -> Figure:
+def filters_figure(filters: np.ndarray) -> Figure:
     """Draws the filters `[k,k,F]` of a first convolution on a common colour scale."""
     filters = np.asarray(filters)
     count = filters.shape[-1]
@@ -229,7 +216,6 @@ def filters_figure(filters: np.ndarray, title: str = "") -> Figure:
     rows = -(-count // columns)
     limit = np.abs(filters).max() or 1.0
     figure = NotebookFigure(figsize=(4.4, 0.55 * rows + 1), layout="constrained")
-    set_title(figure, title)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.ravel():
         axes.set(xticks=[], yticks=[])
@@ -297,12 +283,15 @@ def _short(path: object) -> str:
     return name if len(name) <= 24 else f"{name[:12]}…{name[-11:]}"
 
 
-def themed_svg(draw: Callable[[], Figure], theme: str) -> bytes:
-    """Returns a picture as SVG with a transparent background, in one of `THEMES`."""
-    file = io.BytesIO()
-    with matplotlib.rc_context(THEMES[theme]):
-        draw().savefig(file, format="svg", metadata={"Date": None})
-    return file.getvalue()
+def page_svg(figure: Figure) -> str:
+    """Returns a picture for a page, whose background and colour scheme it takes."""
+    file = io.StringIO()
+    # Text as text: a tenth of the bytes of outlines. Same picture, same bytes.
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "mnist_jax"}
+    with matplotlib.rc_context(settings):
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    svg = file.getvalue().replace("#000000", "currentColor")
+    return svg.replace('<style type="text/css">', f'<style type="text/css">{_INK}', 1)
 
 
 def save_figure(figure: Figure, path: Path) -> None:

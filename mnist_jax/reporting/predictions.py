@@ -5,7 +5,7 @@ import base64
 import numpy as np
 import pandas as pd
 
-from mnist_jax.data.types import CLASSES, IMAGE_SHAPE, Split
+from mnist_jax.data.types import Split
 from mnist_jax.models.networks import layer_names
 from mnist_jax.records.schema import DetailsRecord, MistakeRecord
 from mnist_jax.training.run_dir import TrainedRun
@@ -31,12 +31,12 @@ def prediction_frame(
 
 
 def confusion_counts(
-    truths: np.ndarray, predicted: np.ndarray, classes: int = CLASSES
+    truths: np.ndarray, predicted: np.ndarray, classes: int
 ) -> np.ndarray:
     """Counts images `[classes,classes]` by truth (row) and prediction (column).
 
-    >>> confusion_counts(np.array([5, 5, 3]), np.array([5, 3, 3]))[[3, 5]].sum(axis=1)
-    array([1, 2])
+    >>> confusion_counts(np.array([2, 2, 1]), np.array([2, 1, 1]), 3).sum(axis=1)
+    array([0, 1, 2])
     """
     pairs = np.asarray(truths) * classes + predicted
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
@@ -59,9 +59,7 @@ def _worst_mistakes(probabilities: np.ndarray, split: Split) -> list[MistakeReco
     ]
 
 
-def mistake_image(
-    pixels: str, image_shape: tuple[int, ...] = IMAGE_SHAPE
-) -> np.ndarray:
+def mistake_image(pixels: str, image_shape: tuple[int, ...]) -> np.ndarray:
     """Returns the image `[H,W] uint8` of a `MistakeRecord`.
 
     Raises:

@@ -1,7 +1,6 @@
 """Writes recorded runs as a self-contained HTML page, and its pictures as files."""
 
 import base64
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from mnist_jax.reporting.pictures import (
     detail_pictures,
     pareto_picture,
 )
-from mnist_jax.reporting.plots import THEMES, save_figure, themed_svg
+from mnist_jax.reporting.plots import page_svg, save_figure, set_title
 from mnist_jax.reporting.sweep_page import SweepSection, read_sweep
 from mnist_jax.reporting.tables import (
     comparison_frame,
@@ -31,6 +30,8 @@ from mnist_jax.reporting.tables import (
     group_by_table,
     provenance_items,
     row_names,
+    shared_settings,
+    sort_value,
     title,
 )
 from mnist_jax.training.run_dir import DETAILS
@@ -61,18 +62,6 @@ class Section(NamedTuple):
     provenance: list[str]
 
 
-def _sort_value(text: str) -> float | str:
-    """Returns the sort key of a cell: its leading number, or else its text.
-
-    >>> _sort_value("93,322"), _sort_value("0.9935 ± 0.0002 (n=3)"), _sort_value("cnn")
-    (93322.0, 0.9935, 'cnn')
-    >>> _sort_value("1e-3")
-    0.001
-    """
-    number = re.match(r"-?\d[\d,]*\.?\d*(e-?\d+)?", text)
-    return float(number[0].replace(",", "")) if number else text
-
-
 def _section(
     number: int,
     records: Sequence[RunRecord],
@@ -82,8 +71,9 @@ def _section(
 ) -> Section:
     """Returns the page's content for the records of one dataset and machine."""
     rows = group_by_row(records)
-    frame = format_comparison(comparison_frame(records, targets, against))
-    comparisons = [budget_picture(number, rows, frame, targets)]
+    compared = comparison_frame(records, targets, against)
+    frame = format_comparison(compared)
+    comparisons = [budget_picture(number, rows, targets)]
     if len(rows) > 1:
         comparisons.append(pareto_picture(number, rows))
     networks, hints = [], []
@@ -123,11 +113,11 @@ def _section(
         title(records[0]),
         records[0].dataset_note,
         list(frame.columns),
-        [[(str(c), _sort_value(str(c))) for c in row] for row in frame.to_numpy()],
+        [[(str(c), sort_value(str(c))) for c in row] for row in frame.to_numpy()],
         comparisons,
         networks,
         hints,
-        provenance_items(records, targets, against),
+        shared_settings(compared) + provenance_items(records, targets, against),
     )
 
 
@@ -169,24 +159,19 @@ def read_sections(
 
 
 class _Image(NamedTuple):
-    """A picture embedded in the page: data URIs by theme, size in CSS pixels."""
+    """A picture embedded in the page: data URI, size in CSS pixels."""
 
-    sources: dict[str, str]
+    source: str
     width: int
     height: int
 
 
 def _image(picture: Picture) -> _Image:
-    """Draws a picture in the light and the dark theme."""
-    drawn = {theme: themed_svg(lambda: picture.draw(""), theme) for theme in THEMES}
-    points = re.search(rb'width="([\d.]+)pt" height="([\d.]+)pt"', drawn["light"])
-    assert points is not None  # always present in Matplotlib's SVG
-    width, height = (round(float(side) * 96 / 72) for side in points.groups())
-    sources = {
-        theme: f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
-        for theme, svg in drawn.items()
-    }
-    return _Image(sources, width, height)
+    """Draws a picture for the page."""
+    figure = picture.draw()
+    svg = base64.b64encode(page_svg(figure).encode()).decode()
+    width, height = (round(96 * inches) for inches in figure.get_size_inches())
+    return _Image(f"data:image/svg+xml;base64,{svg}", width, height)
 
 
 def format_page(sections: Sequence[Section], sweep: SweepSection | None = None) -> str:
@@ -199,7 +184,7 @@ def format_page(sections: Sequence[Section], sweep: SweepSection | None = None) 
         lstrip_blocks=True,
     )
     return environment.get_template(PAGE).render(
-        sections=sections, sweep=sweep, image=_image, sort_value=_sort_value
+        sections=sections, sweep=sweep, image=_image
     )
 
 
@@ -237,6 +222,7 @@ def write_report(
 
 def _save(picture: Picture, title: str, out: Path) -> None:
     """Writes a picture of the page as PNG and SVG."""
-    figure = picture.draw(f"{picture.heading}, {title}")
+    figure = picture.draw()
+    set_title(figure, f"{picture.heading}, {title}")
     for suffix in (".png", ".svg"):
         save_figure(figure, out / PICTURES / f"{picture.name}{suffix}")

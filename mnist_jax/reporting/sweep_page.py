@@ -14,7 +14,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from mnist_jax.reporting.pictures import Picture
-from mnist_jax.reporting.plots import STYLES, NotebookFigure, plain_ticks, set_title
+from mnist_jax.reporting.plots import STYLES, NotebookFigure, legend_above, plain_ticks
 from mnist_jax.reporting.sweep_tables import (
     best_command,
     flag_lines,
@@ -24,6 +24,7 @@ from mnist_jax.reporting.sweep_tables import (
     sweep_frame,
     sweep_provenance,
 )
+from mnist_jax.reporting.tables import sort_value
 from mnist_jax.training.trials import FINISHED
 
 _ACCURACY = "validation accuracy"
@@ -35,7 +36,7 @@ class SweepSection(NamedTuple):
 
     summary: str
     columns: list[str]
-    rows: list[list[str]]
+    rows: list[list[tuple[str, float | str]]]  # cells: text and sort key
     pictures: list[Picture]
     command: str  # trains the best settings; empty if no trial has finished
     flags: str  # of the best settings, a line each
@@ -66,17 +67,15 @@ def _scale(texts: Sequence[str]) -> _Scale:
         )
 
 
-def flag_figure(frame: pd.DataFrame, name: str, title: str = "") -> Figure:
+def flag_figure(frame: pd.DataFrame, name: str) -> Figure:
     """Plots the validation accuracy of all trials against one of their flags.
 
     Args:
         frame: as returned by `sweep_frame`.
         name: of the flag.
-        title: figure title.
     """
     figure = NotebookFigure(figsize=(4.4, 3.3), layout="constrained")
     axes = figure.subplots()
-    set_title(figure, title)
     scale = _scale(list(frame[name]))
     x = frame[name].map(scale.positions)
     for finished, (color, marker, _) in zip((True, False), STYLES, strict=False):
@@ -102,25 +101,21 @@ def flag_figure(frame: pd.DataFrame, name: str, title: str = "") -> Figure:
     axes.set_ylabel(_ACCURACY)
     axes.grid(alpha=0.3)
     if not all(frame["state"] == FINISHED):
-        axes.legend(frameon=False)
+        legend_above(axes)
     return figure
 
 
-def parallel_figure(
-    frame: pd.DataFrame, names: Sequence[str], title: str = ""
-) -> Figure:
+def parallel_figure(frame: pd.DataFrame, names: Sequence[str]) -> Figure:
     """Plots each trial as a line through its flags and its validation accuracy.
 
     Args:
         frame: as returned by `sweep_frame`.
         names: of the flags.
-        title: figure title.
     """
     frame = frame.dropna(subset=["val_accuracy"]).sort_values("val_accuracy")
     width = max(6.0, 1.6 * (len(names) + 1))
     figure = NotebookFigure(figsize=(width, 3.6), layout="constrained")
     axes = figure.subplots()
-    set_title(figure, title)
     columns = []
     for position, name in enumerate(names):
         scale = _scale(list(frame[name]))
@@ -190,6 +185,7 @@ def read_sweep(out: Path) -> SweepSection | None:
                 draw=partial(parallel_figure, frame, names),
             )
         )
+    cells = table.astype(str).to_numpy().tolist()
     states = [row.state for row in rows]
     counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
     command = flags = ""
@@ -199,7 +195,7 @@ def read_sweep(out: Path) -> SweepSection | None:
     return SweepSection(
         f"{len(rows)} trials: {counts}",
         list(table.columns),
-        table.astype(str).to_numpy().tolist(),
+        [[(c, sort_value(c.partition(",")[0])) for c in row] for row in cells],
         pictures,
         command,
         flags,

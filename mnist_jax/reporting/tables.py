@@ -1,6 +1,7 @@
 """Comparison tables of recorded runs."""
 
 import math
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 
@@ -17,6 +18,8 @@ from mnist_jax.reporting.differences import (
 )
 from mnist_jax.reporting.targets import NOTE as TARGETS_NOTE
 from mnist_jax.reporting.targets import format_targets, target_columns
+
+WIDTH = 100  # characters of a printed table
 
 
 def format_settings(record: RunRecord) -> str:
@@ -66,14 +69,52 @@ def row_key(record: RunRecord) -> tuple[str, str, str, int]:
 def row_names(rows: Sequence[Sequence[RunRecord]]) -> list[str]:
     """Names each row by its model and the settings that differ from the defaults.
 
-    Names that would not be unique include the implementation and number of devices.
+    What all rows share is left out. Names that would not be unique include the
+    implementation and number of devices.
     """
     keys = [row_key(row[0]) for row in rows]
-    names = [" ".join(filter(None, key[:2])) for key in keys]
+    short = _shorten([key[0] for key in keys], [key[1] for key in keys])
+    names = [" ".join(filter(None, row)) for row in short]
     return [
         f"{name} (impl={impl}, devices={devices})" if names.count(name) > 1 else name
         for name, (_, _, impl, devices) in zip(names, keys, strict=True)
     ]
+
+
+def _shared(settings: Iterable[str]) -> list[str]:
+    """Returns the settings that all rows share; none of a single row."""
+    first, *others = [text.split() for text in settings]
+    return [word for word in first if others and all(word in row for row in others)]
+
+
+def _shorten(models: Sequence[str], settings: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns model and settings of each row, without what all rows share.
+
+    Files and sources of custom networks are left out too if rows differ without them.
+
+    >>> _shorten(["a.py:Net", "mlp"], ["epochs=2 source=0f", "epochs=2 hidden=8"])
+    [('Net', ''), ('mlp', 'hidden=8')]
+    """
+    shared = _shared(settings)
+    own = [[word for word in text.split() if word not in shared] for text in settings]
+    long = [(m, " ".join(words)) for m, words in zip(models, own, strict=True)]
+    short = [
+        (m.rpartition(":")[2], " ".join(w for w in words if w[:7] != "source="))
+        for m, words in zip(models, own, strict=True)
+    ]
+    return short if len({*short}) == len({*long}) else long
+
+
+def shared_settings(frame: pd.DataFrame) -> list[str]:
+    """Returns a line on what all rows of a `comparison_frame` share, if anything."""
+    texts = [
+        f"{settings} devices={devices} seeds_together={together}"
+        for settings, devices, together in zip(
+            frame["settings"], frame["devices"], frame["seeds_together"], strict=True
+        )
+    ]
+    shared = " ".join(_shared(texts))
+    return [f"all rows: {shared}"] if shared else []
 
 
 def group_by_row(records: Iterable[RunRecord]) -> list[list[RunRecord]]:
@@ -164,32 +205,53 @@ def format_comparison(frame: pd.DataFrame) -> pd.DataFrame:
 
     accuracies = frame[["test_accuracy", "test_accuracy_std", "seeds"]]
     cached = frame["compile_cached"].map({True: " (cached)", False: ""})
+    models, settings = zip(
+        *_shorten(list(frame["model"]), list(frame["settings"])), strict=True
+    )
     table = pd.DataFrame(
         {
-            "model": frame["model"],
-            "settings": frame["settings"],
-            "parameters": column("parameters", "{:,}"),
-            "devices": frame["devices"],
-            "seeds together": frame["seeds_together"],
+            "model": models,
+            "settings": settings,
             "test accuracy": [
                 format_mean(*row) for row in accuracies.itertuples(index=False)
             ],
             "with TTA": column("tta_accuracy", "{:.4f}"),
-            "test loss": column("test_loss", "{:.4f}"),
-            "compile s": column("compile_seconds", "{:.2f}") + cached,
-            "first epoch s": column("first_epoch_seconds", "{:.2f}"),
+            **format_differences(frame),
+            **format_targets(frame),
             "steady s/epoch": column("steady_epoch_seconds", "{:.2f}"),
-            "epochs": column("epochs", "{:g}"),
             "train images/s": column("train_images_per_second", "{:,.0f}"),
+            "parameters": column("parameters", "{:,}"),
+            "compile s": column("compile_seconds", "{:.2f}") + cached,
+            "total s": column("total_seconds", "{:.1f}"),
+            "test loss": column("test_loss", "{:.4f}"),
+            "first epoch s": column("first_epoch_seconds", "{:.2f}"),
+            "epochs": column("epochs", "{:g}"),
             "step ms": column("step_milliseconds", "{:.2f}"),
             "evaluate images/s": column("evaluate_images_per_second", "{:,.0f}"),
-            "total s": column("total_seconds", "{:.1f}"),
-            **format_targets(frame),
-            **format_differences(frame),
+            "devices": frame["devices"],
+            "seeds together": frame["seeds_together"],
         }
     )
     defaults = {"settings": "", "seeds together": 1, "with TTA": "-"}
-    return table.drop(columns=[c for c, v in defaults.items() if all(table[c] == v)])
+    unneeded = {name for name, value in defaults.items() if all(table[name] == value)}
+    if len(table) > 1:  # then they are in the line of `shared_settings`
+        counts = ("devices", "seeds together")
+        unneeded |= {name for name in counts if table[name].nunique() == 1}
+    return table.drop(columns=list(unneeded))
+
+
+def main_columns(table: pd.DataFrame) -> pd.DataFrame:
+    """Returns the first columns of a formatted comparison: those that fit `WIDTH`."""
+    short = {"steady s/epoch": "s/epoch", "train images/s": "images/s"}
+    main = table.loc[:, :"total s"].rename(columns=short)
+    key = [name for name in ("model", "settings") if name in main]
+    if main.duplicated(key).any() and "devices" in table:
+        main.insert(len(key), "devices", table["devices"])
+    while (
+        len(markdown_table(main).partition("\n")[0]) > WIDTH and len(main.columns) > 3
+    ):
+        main = main.iloc[:, :-1]
+    return main
 
 
 def history_frame(record: RunRecord) -> pd.DataFrame:
@@ -197,54 +259,33 @@ def history_frame(record: RunRecord) -> pd.DataFrame:
     return pd.DataFrame(record.epochs)
 
 
-def budget_frame(record: RunRecord) -> pd.DataFrame:
-    """Returns `seconds` of training so far and `accuracy` after each epoch of a run.
+def sort_value(text: str) -> float | str:
+    """Returns the sort key of a cell: its leading number, or else its text.
 
-    Seconds exclude compiling and evaluation. The accuracy is on the validation set;
-    without one, a single row holds the final test accuracy.
+    >>> sort_value("93,322"), sort_value("0.9935 ± 0.0002 (n=3)"), sort_value("3x3")
+    (93322.0, 0.9935, '3x3')
+    >>> sort_value("1e-3"), sort_value("+0.0098 [+0.0065, +0.0131]")
+    (0.001, 0.0098)
     """
-    history = history_frame(record)
-    seconds = history["train_seconds"].cumsum()
-    if history["val_accuracy"].isna().any():
-        values = {"seconds": seconds.iloc[-1:], "accuracy": record.test_accuracy}
-        return pd.DataFrame(values)
-    return pd.DataFrame({"seconds": seconds, "accuracy": history["val_accuracy"]})
-
-
-def pareto_frame(rows: Sequence[Sequence[RunRecord]]) -> pd.DataFrame:
-    """Returns `accuracy`, `seconds`, `parameters` and `on_front` of each row, by name.
-
-    The test accuracy and the training seconds are means over seeds. A row is on the
-    Pareto front unless another one is as good in all three and better in one.
-    """
-    frame = pd.DataFrame(
-        {
-            "accuracy": [
-                statistics.fmean(run.test_accuracy for run in runs) for runs in rows
-            ],
-            "seconds": [
-                statistics.fmean(
-                    sum(epoch.train_seconds for epoch in run.epochs) for run in runs
-                )
-                for runs in rows
-            ],
-            "parameters": [runs[0].parameters for runs in rows],
-        },
-        index=row_names(rows),
-    )
-    costs = frame[["seconds", "parameters"]].assign(error=-frame["accuracy"])
-    mine, others = costs.to_numpy()[:, None], costs.to_numpy()[None]
-    dominated = (others <= mine).all(axis=-1) & (others < mine).any(axis=-1)
-    return frame.assign(on_front=~dominated.any(axis=1))
+    number = re.match(r"[+-]?\d[\d,]*\.?\d*(e[+-]?\d+)?(?=[ %]|$)", text)
+    return float(number[0].replace(",", "")) if number else text
 
 
 def markdown_table(frame: pd.DataFrame) -> str:
-    """Formats a frame as a Markdown table, padded to be readable as plain text."""
-    cells = [list(map(str, frame.columns)), *frame.astype(str).to_numpy().tolist()]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [f"| {' | '.join(map(str.ljust, row, widths))} |" for row in cells]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
+    """Formats a frame as a Markdown table, padded to be readable as plain text.
+
+    Columns of numbers are aligned at the right.
+    """
+    columns = []
+    for name, values in zip(frame.columns, frame.astype(str).to_numpy().T, strict=True):
+        cells = [str(name), *values]
+        filled = [sort_value(value) for value in values if value not in ("", "-")]
+        right = bool(filled) and all(isinstance(key, float) for key in filled)
+        width = max(map(len, cells))
+        rule = "-" * (width + 1) + (":" if right else "-")
+        padded = [f" {c:>{width}} " if right else f" {c:<{width}} " for c in cells]
+        columns.append([padded[0], rule, *padded[1:]])
+    return "\n".join(f"|{'|'.join(row)}|" for row in zip(*columns, strict=True))
 
 
 def group_by_table(records: Iterable[RunRecord]) -> list[list[RunRecord]]:
@@ -325,11 +366,15 @@ def format_markdown(
     records: Iterable[RunRecord],
     targets: Sequence[float] = (),
     against: TrainConfig | None = None,
+    all_columns: bool = True,
 ) -> str:
     """Formats the title, table and provenance of each group of `group_by_table`."""
     texts = []
     for group in group_by_table(records):
-        frame = format_comparison(comparison_frame(group, targets, against))
-        items = provenance(group, targets, against)
-        texts.append(f"**{title(group[0])}**\n\n{markdown_table(frame)}\n\n{items}")
+        frame = comparison_frame(group, targets, against)
+        table = format_comparison(frame)
+        table = markdown_table(table if all_columns else main_columns(table))
+        shared = "".join(f"- {line}\n" for line in shared_settings(frame))
+        items = shared + provenance(group, targets, against)
+        texts.append(f"**{title(group[0])}**\n\n{table}\n\n{items}")
     return "\n\n".join(texts)

@@ -214,6 +214,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             **OF_SEVERAL,
             **INVALID_FLAGS,
             "against": ["--against=gru"],
+            "columns": ["--columns=none"],
             "targets": TARGETS + UNVALIDATED,
         },
     ),

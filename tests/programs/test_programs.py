@@ -136,13 +136,13 @@ def test_overwrite_replaces_a_run(tmp_path):
 def test_compare_adds_rows_and_writes_all_formats(tmp_path):
     command = ("benchmarks.compare", *DIGITS, f"--out={tmp_path}")
     run(*command, "--models=mlp", "--seeds=2")
-    report = ("--targets=0.1,0.999", "--report")
+    report = ("--targets=0.1,0.999", "--report", "--columns=all")
     process = run(*command, "--models=lstm", "--lstm_units=8", *report)
     assert len((tmp_path / "compare.jsonl").read_text().splitlines()) == 3
     markdown = (tmp_path / "compare.md").read_text()
     assert markdown.strip() in process.stdout
     assert "(n=2)" in markdown and "lstm" in markdown and "DIGITS" in markdown
-    assert " s to 0.1 " in markdown and " s to 0.999 |" in markdown
+    assert " s to 0.1 |" in markdown and " s to 0.999 |" in markdown
     assert len((tmp_path / "compare.csv").read_text().splitlines()) == 3
     page = (tmp_path / "report.html").read_text()
     assert "s to 0.999</button>" in page

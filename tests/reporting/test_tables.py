@@ -3,16 +3,20 @@
 import dataclasses
 
 import pandas as pd
+import pytest
 from helpers.records import make_record
 
+from benchmarks.readme import RESULTS
+from mnist_jax.records.schema import RunRecord, read_jsonl
+from mnist_jax.reporting.comparison_plots import pareto_frame
 from mnist_jax.reporting.tables import (
     comparison_frame,
     format_comparison,
     format_markdown,
     group_by_row,
     group_by_table,
+    main_columns,
     markdown_table,
-    pareto_frame,
     row_names,
 )
 
@@ -65,10 +69,72 @@ def test_a_run_of_one_epoch_has_no_steady_time():
     assert format_comparison(frame)["steady s/epoch"].tolist() == ["-"]
 
 
-def test_markdown_columns_are_aligned():
-    text = markdown_table(pd.DataFrame({"a": ["long cell", "b"], "number": [1, 20]}))
-    assert len({len(line) for line in text.splitlines()}) == 1
-    assert text.splitlines()[0] == "| a         | number |"
+def test_markdown_columns_are_aligned_and_numbers_at_the_right():
+    columns = {
+        "a": ["long cell", "b"],
+        "number": [1, 20],
+        "result": ["+0.01 [0.001, 0.1]", "-"],
+        "size": ["3x3", "5x5"],
+    }
+    assert markdown_table(pd.DataFrame(columns)).splitlines() == [
+        "| a         | number |             result | size |",
+        "|-----------|-------:|-------------------:|------|",
+        "| long cell |      1 | +0.01 [0.001, 0.1] | 3x3  |",
+        "| b         |     20 |                  - | 5x5  |",
+    ]
+
+
+def test_what_all_rows_share_is_a_line_below_the_table():
+    shared = dict(batch_size=32, hidden=(64, 64))
+    records = [
+        make_record(dropout=(0.5,), **shared),
+        make_record(**shared),
+        dataclasses.replace(make_record("cnn", batch_size=32), source_sha256="0" * 64),
+    ]
+    line = "\n- all rows: batch_size=32 devices=2 seeds_together=1\n"
+    assert line in format_markdown(records)
+    table = format_comparison(comparison_frame(records))
+    assert not {"devices", "seeds together"} & set(table)
+    assert sorted(table["settings"]) == ["", "hidden=64,64", "hidden=64,64 dropout=0.5"]
+    names = row_names([[record] for record in records])
+    assert names == ["mlp hidden=64,64 dropout=0.5", "mlp hidden=64,64", "cnn"]
+    # In a table of one row nothing is repeated.
+    assert "all rows" not in format_markdown(records[:1])
+    assert row_names([records[:1]]) == ["mlp hidden=64,64 dropout=0.5 batch_size=32"]
+
+
+def test_networks_of_one_name_keep_their_files_and_versions():
+    base = make_record()
+
+    def custom(model: str, source: str) -> RunRecord:
+        config = dataclasses.replace(base.config, model=model)
+        return dataclasses.replace(base, config=config, source_sha256=source * 64)
+
+    names = [[custom(*row)] for row in (("a.py:Net", "0"), ("b.py:Net", "1"))]
+    assert row_names(names) == ["a.py:Net source=00000000", "b.py:Net source=11111111"]
+    names[1] = [custom("b.py:Other", "1")]
+    assert row_names(names) == ["Net", "Other"]
+
+
+@pytest.mark.parametrize("name", ["compare", "examples"])
+def test_the_main_columns_fit_100_characters(name):
+    records = read_jsonl(RunRecord, RESULTS / f"{name}.jsonl")
+    records = [dataclasses.replace(record, compile_cached=True) for record in records]
+    for row in (None, records[0].config):
+        text = format_markdown(records, [0.98], row, all_columns=False)
+        table = [line for line in text.splitlines() if line.startswith("|")]
+        assert len(table) == 2 + len(group_by_row(records))
+        assert max(map(len, table)) <= 100
+        columns = table[0].replace("|", "").split("  ")
+        asked = ["s to 0.98"] + ["difference"] * (row is not None)
+        for column in ("model", "test accuracy", *asked, "s/epoch", "images/s"):
+            assert column in map(str.strip, columns)
+
+
+def test_rows_that_differ_only_in_devices_have_a_column():
+    one = dataclasses.replace(make_record(), devices=1)
+    table = main_columns(format_comparison(comparison_frame([make_record(), one])))
+    assert list(table)[:3] == ["model", "devices", "test accuracy"]
 
 
 def test_rows_that_differ_only_in_devices_have_unique_names():

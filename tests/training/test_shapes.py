@@ -133,7 +133,7 @@ def test_many_classes_are_learned_and_drawn(tmp_path):
     pictures = detail_pictures("mlp", 0, [details], "idx", run.shapes)
     assert [picture.name for picture in pictures] == ["confusion", "worst"]
     for picture in pictures:
-        picture.draw("title")
+        picture.draw()
     assert class_names("idx", 100)[99] == "99"
 
 
