@@ -26,7 +26,8 @@ def main() -> None:
     shapes = load_data("idx").shapes if config.dataset == "idx" else MNIST
     layers = layer_frame(config, shapes)
     counts = layers.select_dtypes("integer").map("{:,}".format)
-    print(markdown_table(layers.assign(**counts)))
+    unneeded = [] if config.freeze else ["frozen"]
+    print(markdown_table(layers.assign(**counts).drop(columns=unneeded)))
     print(format_totals(config, layers, shapes))
 
 

@@ -24,7 +24,6 @@ _CHUNKS_PER_LINE = 30
 def _announce(experiment: Experiment) -> None:
     """Prints the network, the data and the devices of a run, and the table header."""
     config, dataset = experiment.config, experiment.dataset
-    sizes = [len(dataset.train.labels), len(dataset.test.labels)]
     validation = len(dataset.validation.labels) if dataset.validation else 0
     cached = " (cached)" if experiment.compile_cached else ""
     together = f", {experiment.seeds} seeds together" if experiment.seeds > 1 else ""
@@ -33,10 +32,10 @@ def _announce(experiment: Experiment) -> None:
     devices = f"{mesh.size} {mesh.devices.flat[0].platform} device{plural}"
     parameters = count_params(experiment.model, dataset.shapes.image)
     print(
-        f"{config.name}: {parameters:,} parameters, "
-        f"{dataset.name} {sizes[0]:,} train / {validation:,} validation / "
-        f"{sizes[1]:,} test images, {devices}{together}, "
-        f"compiled in {experiment.compile_seconds:.1f} s{cached}\n{_HEADER}",
+        f"{config.name}: {parameters:,} parameters, {devices}{together}, "
+        f"compiled in {experiment.compile_seconds:.1f} s{cached}\n"
+        f"{dataset.name}: {len(dataset.train.labels):,} training, {validation:,} "
+        f"validation, {len(dataset.test.labels):,} test images\n{_HEADER}",
         flush=True,
     )
 

@@ -18,10 +18,11 @@ from mnist_jax.models.networks import create_model, layer_names, usual_names
 
 def _stage_settings(stage: ConvStage) -> str:
     """Formats the settings of a convolution stage."""
-    pool = f", max pool {stage.pool}" if stage.pool > 1 else ""
+    stride = f", stride {stage.strides}" if stage.strides > 1 else ""
+    pool = f", pool {stage.pool}" if stage.pool > 1 else ""
     return (
-        f"{stage.kernel}x{stage.kernel}, stride {stage.strides}, "
-        f"{stage.padding.lower()}, {stage.activation}{pool}"
+        f"{stage.kernel}x{stage.kernel}{stride}, {stage.padding.lower()}, "
+        f"{stage.activation}{pool}"
     )
 
 
@@ -45,12 +46,12 @@ def _settings(config: TrainConfig, usual_name: str) -> str:
 
 
 def layer_frame(config: TrainConfig, shapes: Shapes = MNIST) -> pd.DataFrame:
-    """Returns one row per layer: name, kind, settings, output shape, sizes, frozen.
+    """Returns one row per layer: name, settings or kind, output shape, sizes, frozen.
 
     Computes no parameter values. The output shape omits the batch dimension and
     includes a convolution's pooling. `multiply-adds` are per image and forward pass;
-    see `flops` for what is counted. A custom network's layers have no settings and
-    multiply-adds.
+    see `flops` for what is counted. A custom network's layers have the name of their
+    class as kind, but no settings and multiply-adds.
 
     >>> layer_frame(TrainConfig(model="mlp", hidden=(32,)))["parameters"].tolist()
     [25120, 330]
@@ -82,7 +83,6 @@ def layer_frame(config: TrainConfig, shapes: Shapes = MNIST) -> pd.DataFrame:
     frame = pd.DataFrame(
         {
             "layer": name,
-            "kind": kinds.get(name, "parameter"),
             "output shape": _output_shape(outputs.get(name, {})),
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(params[name])),
             "frozen": "yes" if name in config.freeze else "no",
@@ -92,8 +92,11 @@ def layer_frame(config: TrainConfig, shapes: Shapes = MNIST) -> pd.DataFrame:
     if config.model in MODELS:
         settings = [_settings(config, usual) for usual in usual_names(config)]
         counts = [sum(products) for products in products_by_layer(config, shapes)]
-        frame.insert(2, "settings", settings)
-        frame.insert(5, "multiply-adds", counts)
+        frame.insert(1, "settings", settings)
+        frame.insert(4, "multiply-adds", counts)
+    else:
+        names = [kinds.get(name, "parameter") for name in frame["layer"]]
+        frame.insert(1, "kind", names)
     return frame
 
 
@@ -113,9 +116,8 @@ def format_totals(
     forward, training = multiply_adds(config, shapes), training_flops(config, shapes)
     return (
         f"total {total:,}, trainable {total - frozen:,}, frozen {frozen:,} parameters\n"
-        f"per image: {sum(forward):,} multiply-adds in the forward "
-        f"pass, {training:,} floating-point operations in training"
-        f"{unfrozen}"
+        f"forward pass: {sum(forward):,} multiply-adds per image\n"
+        f"training: {training:,} floating-point operations per image{unfrozen}"
     )
 
 

@@ -33,6 +33,9 @@ def test_without_a_terminal_a_long_epoch_prints_a_few_lines(experiment, capsys):
         callbacks.on_chunk(chunk(step))
     callbacks.on_epoch([RECORD])
     text = capsys.readouterr().out
+    network, data, *_ = text.splitlines()
+    assert network.startswith("mlp: 3,190 parameters, ") and "compiled in " in network
+    assert data == "digits: 1,293 training, 144 validation, 360 test images"
     lines = [line for line in text.splitlines() if line.startswith("epoch 1, ")]
     assert len(lines) == 3 and lines[0] == (
         "epoch 1, 30%: loss 0.5000, accuracy 0.7500, 1,234 images/s, 56 s left"

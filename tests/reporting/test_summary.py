@@ -22,7 +22,7 @@ from mnist_jax.reporting.plots import (
 )
 from mnist_jax.reporting.predictions import prediction_frame
 from mnist_jax.reporting.summary import data_frame, format_totals, layer_frame
-from mnist_jax.reporting.tables import history_frame
+from mnist_jax.reporting.tables import history_frame, markdown_table
 from mnist_jax.training.experiment import prepare
 from mnist_jax.training.fit import fit
 from mnist_jax.training.mesh import make_mesh
@@ -48,10 +48,13 @@ def test_layer_table_lists_shapes_settings_and_frozen_layers():
     layers = layer_frame(config).set_index("layer")
     assert layers["output shape"].tolist() == [(7, 7, 4), (3, 3, 8), (64,), (10,)]
     assert layers["parameters"].sum() == count_params(create_model(config))
-    assert layers.loc["Conv_0", "settings"] == "3x3, stride 2, same, tanh, max pool 2"
+    assert layers.loc["Conv_0", "settings"] == "3x3, stride 2, same, tanh, pool 2"
+    assert layers.loc["Conv_1", "settings"] == "5x5, valid, relu"
     assert layers.loc["Dense_0", "settings"] == "relu, dropout 0.5"
     assert layers["frozen"].tolist() == ["no", "yes", "no", "no"]
-    assert "frozen 808 parameters" in format_totals(config, layers)
+    assert "frozen 808 parameters" in (totals := format_totals(config, layers))
+    table = markdown_table(layers.reset_index())
+    assert max(map(len, f"{table}\n{totals}".splitlines())) <= 100
 
 
 @pytest.mark.parametrize("model", ["mlp", "lstm", "cnn"])
@@ -115,7 +118,7 @@ def test_history_is_tabulated_and_plotted(trained, tmp_path):
     assert history["epoch"].tolist() == [1, 2]
     assert {"loss", "accuracy", "val_loss", "val_accuracy"} <= set(history)
     for suffix in (".png", ".svg"):
-        save_figure(history_figure(history, "title"), tmp_path / f"history{suffix}")
+        save_figure(history_figure(history), tmp_path / f"history{suffix}")
         assert (tmp_path / f"history{suffix}").stat().st_size > 5_000
 
 
