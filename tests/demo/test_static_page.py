@@ -190,6 +190,7 @@ def test_a_drawing_is_classified_without_a_server(browser: Browser, mlp, tmp_pat
     assert status.startswith("Predicted in")
     [expected] = mlp.predict(np.array(seen, np.uint8).reshape(1, 28, 28))
     assert cells == [f"{100 * p:.1f}%" for p in expected]
+    assert browser.run("return seen.clientWidth") == 4 * 28
     assert browser.run("return document.querySelector('.note').textContent") == (
         f"test accuracy {mlp.record.test_accuracy:.2%}"
     )
