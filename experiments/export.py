@@ -1,6 +1,6 @@
 """Exports a trained network for use without this project.
 
-python -m experiments.export --run_dir=runs/cnn0 --format=onnx --out=cnn0.onnx
+python -m experiments.export --run_dir=runs/cnn0 --format=onnx
 """
 
 from pathlib import Path
@@ -25,7 +25,8 @@ _COMPARED = 1_000  # test images
 
 def main() -> None:
     """Exports the run in --run_dir."""
-    folder, out = existing_folder(FLAGS.run_dir, "run_dir"), Path(FLAGS.out)
+    folder = existing_folder(FLAGS.run_dir, "run_dir")
+    out = Path(FLAGS.out or f"{folder.resolve()}.{FLAGS.format}")
     check_export(FLAGS.format, out)
     start_jax()
     run = load_run(folder)
@@ -48,7 +49,10 @@ def run() -> None:
     define_run_dir_flag()
     flags.DEFINE_enum("format", None, list(FORMATS), "what to export to", required=True)
     define_path_flag(
-        "out", None, "file to write, or folder for safetensors", required=True
+        "out",
+        None,
+        "file to write, or folder for safetensors and saved; default: beside --run_dir, "
+        "such as runs/cnn0.onnx",
     )
     run_program(main)
 
