@@ -270,6 +270,17 @@ def test_help_is_readable_and_unknown_flags_are_errors(program):
     assert "error: Unknown command line flag 'platfrm'. Did you mean: platform" in error
 
 
+@pytest.mark.parametrize(
+    "program, given, meant",
+    [("experiments.train", "models", "model"), ("benchmarks.sweep", "model", "models")],
+)
+def test_the_flag_for_one_network_and_for_several_name_each_other(
+    program, given, meant
+):
+    error = run(program, f"--{given}=cnn", ok=False).stderr
+    assert f"unknown flag --{given}; did you mean --{meant} or" in error
+
+
 BAD_COMMANDS = {
     "unknown model": (["--model=vit"], "model"),
     "batch size 0": (["--batch_size=0"], "--batch_size must be .*; got 0"),
