@@ -113,7 +113,7 @@ def shared_settings(frame: pd.DataFrame) -> list[str]:
             frame["settings"], frame["devices"], frame["seeds_together"], strict=True
         )
     ]
-    shared = " ".join(_shared(texts))
+    shared = " ".join(word for word in _shared(texts) if word != "seeds_together=1")
     return [f"all rows: {shared}"] if shared else []
 
 

@@ -91,7 +91,7 @@ def test_what_all_rows_share_is_a_line_below_the_table():
         make_record(**shared),
         dataclasses.replace(make_record("cnn", batch_size=32), source_sha256="0" * 64),
     ]
-    line = "\n- all rows: batch_size=32 devices=2 seeds_together=1\n"
+    line = "\n- all rows: batch_size=32 devices=2\n"
     assert line in format_markdown(records)
     table = format_comparison(comparison_frame(records))
     assert not {"devices", "seeds together"} & set(table)
