@@ -44,8 +44,6 @@ from mnist_jax.reporting.report import (
     DETAILS,
     PICTURES,
     RESULTS,
-    Section,
-    format_page,
     read_sections,
     write_report,
 )
