@@ -1,6 +1,7 @@
 """Prepares training: compiled programs and data on the devices, from a config."""
 
 import dataclasses
+import itertools
 
 import jax
 import numpy as np
@@ -25,6 +26,11 @@ from mnist_jax.training.epochs import Programs, make_programs
 from mnist_jax.training.mesh import choose_mesh, eval_indices, replicate
 from mnist_jax.training.optimizers import create_optimizer
 from mnist_jax.training.setup import check_jax_settings
+
+# JAX's caches hold 5 to 10 MB for each config, and are cleared after this many. That
+# costs half a second, since small operations are then compiled again.
+_KEPT_PROGRAMS = 8
+_prepared = itertools.count(1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +86,8 @@ def prepare(
             with which it cannot train.
     """
     check_jax_settings()
+    if next(_prepared) % _KEPT_PROGRAMS == 0:
+        jax.clear_caches()
     config = config.for_dataset(dataset.name)
     dataset = split_for_training(dataset, config)
     size = len(dataset.train.labels)

@@ -20,6 +20,7 @@ from mnist_jax.errors import InputError
 from mnist_jax.models.networks import create_model
 from mnist_jax.records.schema import EpochRecord
 from mnist_jax.testing import check_same_tree
+from mnist_jax.training import experiment as experiment_module
 from mnist_jax.training import fit as fit_module
 from mnist_jax.training.checkpoints import params_sha256
 from mnist_jax.training.epochs import Programs, make_programs
@@ -176,6 +177,17 @@ def test_seed_keys_equal_jax_random_key():
     expected = [jax.random.key_data(jax.random.key(seed)) for seed in seeds]
     np.testing.assert_array_equal(jax.random.key_data(seed_keys(seeds)), expected)
     assert seed_keys(seeds).dtype == jax.random.key(0).dtype
+
+
+def test_memory_of_earlier_configs_is_freed(digits: Dataset, monkeypatch):
+    cleared: list[int] = []
+    monkeypatch.setattr(jax, "clear_caches", lambda: cleared.append(1))
+    numbers = itertools.count(experiment_module._KEPT_PROGRAMS - 1)
+    monkeypatch.setattr(experiment_module, "_prepared", numbers)
+    prepare(SMALL["mlp"], digits)
+    assert cleared == []
+    prepare(SMALL["mlp"], digits)
+    assert len(cleared) == 1
 
 
 class CompileCounter:
