@@ -22,7 +22,6 @@ from mnist_jax.errors import InputError
 from mnist_jax.profiling.memory import peak_megabytes
 
 FLAGS = flags.FLAGS
-flags.disclaim_key_flags()  # so that each worker's --help lists its flags
 
 LEARNING_RATE = 1e-3
 TURN_OVER = "turn over"  # printed after each epoch but the last
