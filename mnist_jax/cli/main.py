@@ -131,12 +131,13 @@ def run_program(main: Callable[[], None]) -> None:
         return
     except InputError as error:
         message, status = f"error: {error}", 1
-    except OSError as error:
-        message, status = f"error: {error}; fix this and run the command again", 1
+    except OSError as error:  # also of a terminal that was closed, after its signal
+        message = f"error: {error}; fix this and run the command again"
+        status = exit_status(1)
     except Stopped as stop:  # in all processes of a job
-        message, status, stopped = f"stopped: {stop}", exit_status(), True
+        message, status, stopped = f"stopped: {stop}", exit_status(1), True
     except KeyboardInterrupt:
-        message, status = "\ninterrupted", exit_status()
+        message, status = "\ninterrupted", exit_status(130)
     except jax.errors.JaxRuntimeError as error:
         if cluster.processes() == 1:
             raise

@@ -57,9 +57,9 @@ def stop_between_chunks(message: str) -> Iterator[Callable[[], None]]:
         interrupt_at_signals()
 
 
-def exit_status() -> int:
-    """Returns the status that shells report for the first signal."""
-    return 128 + (_received or [signal.SIGINT])[0]
+def exit_status(default: int) -> int:
+    """Returns the status that shells report for the first signal, if there was one."""
+    return 128 + _received[0] if _received else default
 
 
 def _handle(handler: Any) -> None:

@@ -102,6 +102,27 @@ def test_a_signal_stops_a_run_and_prints_how_to_resume_it(number, line, tmp_path
     assert bool(list((tmp_path / FOLDER).glob("epoch*"))) == trained
 
 
+CLOSED = """
+import os, pty, sys
+child, terminal = pty.fork()
+if child == 0:
+    os.execv(sys.executable, sys.argv[1:])
+output = b""
+while b" 2/100000 " not in output:
+    output += os.read(terminal, 4096)
+os.close(terminal)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_closing_the_terminal_ends_a_run_whose_checkpoints_stay(tmp_path):
+    words = command("mlp", tmp_path)
+    words[words.index(f"--epochs={EPOCHS}")] = "--epochs=100000"
+    output, errors = start([sys.executable, "-c", CLOSED, *words]).communicate()
+    assert output == f"{128 + signal.SIGHUP}\n", errors
+    assert list((tmp_path / FOLDER).glob("epoch*"))
+
+
 INTERRUPTED = """
 import os, sys, time
 from mnist_jax.cli.main import run_program
