@@ -199,6 +199,7 @@ def run_recipes(
             peer.train(seed)
     records = []
     for i, path in enumerate(paths):
+        image_shape = experiments[i].dataset.shapes.image
         settings = {"flagfile": path, "epochs": 1}
         starts = measure_starts(path.stem, settings, 1)
         cold, warm = starts
@@ -212,7 +213,7 @@ def run_recipes(
                 seconds=seconds[i],
                 compile_seconds=cold["compile s"],
                 cached_compile_seconds=warm["compile s"] if warm["cached"] else None,
-                parameters=count_params(experiments[i].model),
+                parameters=count_params(experiments[i].model, image_shape),
                 environment=current_environment(),
                 tta_accuracies=tta_accuracies[i],
                 peers=[peer.runs for peer in peers] if i == 0 else [],

@@ -24,7 +24,8 @@ def load_predictor(folder: Path, name: str) -> Predictor:
     check_drawable(f"--run_dir={folder}", run)
     run.predict(np.zeros((1, *IMAGE_SHAPE), np.uint8))
     note = f"{network_name(run)}, {accuracy_note(run)}"
-    return Predictor(name, note, run.predict, class_names(run.record.dataset))
+    classes = class_names(run.record.dataset, run.shapes.classes)
+    return Predictor(name, note, run.predict, classes)
 
 
 def main() -> None:

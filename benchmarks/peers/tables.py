@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from mnist_jax.config import MODELS
+from mnist_jax.data.types import MNIST
 from mnist_jax.models.flops import training_flops
 from mnist_jax.reporting.intervals import Interval
 from mnist_jax.reporting.tables import (
@@ -174,7 +175,7 @@ def time_frame(records: Sequence[PeerRecord]) -> pd.DataFrame:
     peak = peak_gflops(records)
     rows = {}
     for (model, batch_size), by_framework in group(records).items():
-        flops = training_flops(peer_config(Job(model, batch_size, 1)))
+        flops = training_flops(peer_config(Job(model, batch_size, 1)), MNIST)
         for name, runs in by_framework.items():
             results, seconds = [run.result for run in runs], _steady(runs)
             fast = float(np.percentile(seconds, LOWER_QUARTILE))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from mnist_jax.data.types import MNIST
 from mnist_jax.models.flops import multiply_adds
 from mnist_jax.records.schema import RunRecord
 from mnist_jax.reporting.intervals import Interval, paired_difference
@@ -148,9 +149,8 @@ def _strides_cost_less(runs: Runs) -> Claim:
     counts = _parameters(runs, *names)
     if len(counts) < 2:
         return Claim("FJ", claim, "not both run", "not tested")
-    work = [
-        sum(multiply_adds(next(iter(runs[name].values())).config)) for name in names
-    ]
+    configs = [next(iter(runs[name].values())).config for name in names]
+    work = [sum(multiply_adds(config, MNIST)) for config in configs]
     timed = _faster(runs, "FJ", claim, " > ".join(names))
     exact = len(set(counts.values())) == 1 and work[0] < work[1]
     text = (

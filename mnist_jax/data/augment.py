@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from mnist_jax.config import parse_augmentation
-from mnist_jax.data.types import IMAGE_SHAPE
 
 SMOOTHNESS = 4.0  # standard deviation of the elastic field's Gaussian filter, pixels
 
@@ -144,7 +143,7 @@ def interpolate(images: jax.Array, coordinates: jax.Array) -> jax.Array:
 
 
 def source_coordinates(
-    key: jax.Array, sizes: dict[str, float], shape: tuple[int, ...] = IMAGE_SHAPE
+    key: jax.Array, sizes: dict[str, float], shape: tuple[int, ...]
 ) -> jax.Array:
     """Returns where in an image the pixels of its deformed image come from.
 

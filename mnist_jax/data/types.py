@@ -22,7 +22,7 @@ CLASS_NAMES = {
 }
 
 
-def class_names(dataset: str, classes: int = CLASSES) -> tuple[str, ...]:
+def class_names(dataset: str, classes: int) -> tuple[str, ...]:
     """Returns the names of a dataset's classes, in the order of its labels.
 
     The classes of a set without names are numbered.
@@ -31,13 +31,13 @@ def class_names(dataset: str, classes: int = CLASSES) -> tuple[str, ...]:
 
 
 class Shapes(NamedTuple):
-    """What a network must know of its data; the defaults are MNIST's."""
+    """What a network must know of its data."""
 
-    image: tuple[int, ...] = IMAGE_SHAPE  # height, width
-    classes: int = CLASSES
+    image: tuple[int, ...]  # height, width
+    classes: int
 
 
-MNIST = Shapes()
+MNIST = Shapes(IMAGE_SHAPE, CLASSES)
 
 
 class Split(NamedTuple):

@@ -52,7 +52,7 @@ def write_static_page(run: TrainedRun, path: Path) -> None:
     label = {
         "name": network_name(run),
         "note": accuracy_note(run),
-        "classes": class_names(run.record.dataset),
+        "classes": class_names(run.record.dataset, run.shapes.classes),
     }
     scaling = run.preprocess
     pixels = {"kind": scaling.pixels, "mean": scaling.mean, "std": scaling.std}
@@ -76,7 +76,7 @@ def write_static_page(run: TrainedRun, path: Path) -> None:
 def _layers(run: TrainedRun) -> list[dict[str, Any]]:
     """Returns the layers of a built-in network, as arguments for `network.js`."""
     config, params = run.config, jax.device_get(run.params)
-    names = iter(layer_names(config))
+    names = iter(layer_names(config, run.shapes))
     layers: list[dict[str, Any]] = []
     if config.model == "lstm":
         last = len(config.lstm_units) - 1

@@ -72,7 +72,8 @@ class _Graph:
             run.model, jax.device_get(run.params), self.shapes.image
         )
         stats = others.get("batch_stats", {})
-        names = zip(usual_names(self.config), layer_names(self.config), strict=True)
+        config = self.config, self.shapes
+        names = zip(usual_names(*config), layer_names(*config), strict=True)
         self.layers = {
             usual: {**params[name], **stats.get(name, {})} for usual, name in names
         }

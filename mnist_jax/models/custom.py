@@ -19,7 +19,7 @@ from flax import nnx
 from flax.errors import InvalidRngError
 
 from mnist_jax.config import MODELS, TrainConfig
-from mnist_jax.data.types import MNIST, Shapes
+from mnist_jax.data.types import Shapes
 from mnist_jax.errors import InputError
 from mnist_jax.models.model_args import parse_model_args
 from mnist_jax.models.nnx_module import wrap_nnx
@@ -78,7 +78,7 @@ def network_sha256(config: TrainConfig) -> str | None:
 
 @functools.lru_cache(maxsize=16)
 def create_custom(
-    spec: str, sha256: str, args: tuple[str, ...] = (), shapes: Shapes = MNIST
+    spec: str, sha256: str, args: tuple[str, ...], shapes: Shapes
 ) -> nn.Module:
     """Returns an instance of a custom network.
 
@@ -119,7 +119,7 @@ def create_custom(
     return model
 
 
-def check_network(name: str, model: nn.Module, shapes: Shapes = MNIST) -> None:
+def check_network(name: str, model: nn.Module, shapes: Shapes) -> None:
     """Checks that a model maps images to logits, in evaluation and in training.
 
     Args:

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mnist_jax.config import MODELS, TrainConfig, parse_conv_stage
-from mnist_jax.data.types import MNIST, Shapes
+from mnist_jax.data.types import Shapes
 from mnist_jax.models.networks import apply_model, create_model, param_shapes
 
 
-def products_by_layer(config: TrainConfig, shapes: Shapes = MNIST) -> list[list[int]]:
+def products_by_layer(config: TrainConfig, shapes: Shapes) -> list[list[int]]:
     """Counts the multiply-adds of one image's forward pass, layer by layer.
 
     A convolution counts every output position, even where pooling drops a border row.
@@ -30,7 +30,7 @@ def products_by_layer(config: TrainConfig, shapes: Shapes = MNIST) -> list[list[
         product: two for an LSTM (input, state), none for batch normalization, one for
         other layers.
 
-    >>> products_by_layer(TrainConfig(model="lstm", lstm_units=(128,), hidden=()))
+    >>> products_by_layer(TrainConfig(model="lstm"), Shapes((28, 28), 10))
     [[401408, 1835008], [1280]]
     """
     layers = []
@@ -57,12 +57,12 @@ def products_by_layer(config: TrainConfig, shapes: Shapes = MNIST) -> list[list[
     return layers
 
 
-def multiply_adds(config: TrainConfig, shapes: Shapes = MNIST) -> list[int]:
+def multiply_adds(config: TrainConfig, shapes: Shapes) -> list[int]:
     """Returns the multiply-adds of each matrix product in one image's forward pass.
 
     The first entry is the product with the image.
 
-    >>> multiply_adds(TrainConfig(model="mlp", hidden=(128, 128)))
+    >>> multiply_adds(TrainConfig(model="mlp", hidden=(128, 128)), Shapes((28, 28), 10))
     [100352, 16384, 1280]
     """
     if config.model not in MODELS:
@@ -100,13 +100,13 @@ def _count_products(jaxpr: Any) -> list[int]:
     return counts
 
 
-def training_flops(config: TrainConfig, shapes: Shapes = MNIST) -> int:
+def training_flops(config: TrainConfig, shapes: Shapes) -> int:
     """Counts the FLOPs of one image in one epoch of training.
 
     Each product has two gradients of the same size, so training takes three times the
     forward pass, minus the gradient with respect to the image, which is not computed.
 
-    >>> training_flops(TrainConfig(model="mlp", hidden=(128, 128)))
+    >>> training_flops(TrainConfig(hidden=(128, 128)), Shapes((28, 28), 10))
     507392
     """
     counts = multiply_adds(config, shapes)

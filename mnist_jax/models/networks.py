@@ -15,7 +15,7 @@ from mnist_jax.config import (
     check_stages,
     parse_conv_stage,
 )
-from mnist_jax.data.types import CLASSES, IMAGE_SHAPE, MNIST, Shapes
+from mnist_jax.data.types import CLASSES, Shapes
 from mnist_jax.errors import InputError
 from mnist_jax.models.batch_norm import BatchNorm
 from mnist_jax.models.custom import (
@@ -79,7 +79,7 @@ class MLP(nn.Module):
     """Dense layers with ReLU.
 
     >>> model = MLP(hidden=(32,))
-    >>> count_params(model)
+    >>> count_params(model, (28, 28))
     25450
     """
 
@@ -113,7 +113,7 @@ class MLP(nn.Module):
 class LSTM(nn.Module):
     """LSTM layers over the rows of the image, then dense layers on the last state.
 
-    >>> count_params(LSTM(units=(128,), activation="tanh", hidden=()))
+    >>> count_params(LSTM(units=(128,), activation="tanh", hidden=()), (28, 28))
     81674
     """
 
@@ -165,7 +165,7 @@ class CNN(nn.Module):
     """Convolution stages, then dense layers.
 
     >>> stages = ConvStage(32, pool=2), ConvStage(64, pool=2), ConvStage(64)
-    >>> count_params(CNN(stages, hidden=(64,)))
+    >>> count_params(CNN(stages, hidden=(64,)), (28, 28))
     93322
     """
 
@@ -201,7 +201,7 @@ class CNN(nn.Module):
         )
 
 
-def usual_names(config: TrainConfig, shapes: Shapes = MNIST) -> list[str]:
+def usual_names(config: TrainConfig, shapes: Shapes) -> list[str]:
     """Returns the default names of a config's layers, in order."""
     if config.model not in MODELS:
         model, image = _create_custom(config, shapes), shapes.image
@@ -215,7 +215,7 @@ def usual_names(config: TrainConfig, shapes: Shapes = MNIST) -> list[str]:
     return names + [f"Dense_{n}" for n in range(len(config.hidden) + 1)]
 
 
-def layer_names(config: TrainConfig, shapes: Shapes = MNIST) -> list[str]:
+def layer_names(config: TrainConfig, shapes: Shapes) -> list[str]:
     """Returns the names of a config's layers, in order.
 
     Raises:
@@ -255,7 +255,7 @@ def layer_names(config: TrainConfig, shapes: Shapes = MNIST) -> list[str]:
     return names
 
 
-def create_model(config: TrainConfig, shapes: Shapes = MNIST) -> nn.Module:
+def create_model(config: TrainConfig, shapes: Shapes) -> nn.Module:
     """Returns the network that a config describes.
 
     Args:
@@ -314,7 +314,7 @@ def _collections(model: nn.Module, image_shape: tuple[int, ...]) -> tuple[str, .
 
 
 def init_params(
-    model: nn.Module, key: jax.Array, image_shape: tuple[int, ...] = IMAGE_SHAPE
+    model: nn.Module, key: jax.Array, image_shape: tuple[int, ...]
 ) -> dict[str, Any]:
     """Returns the initial parameters of a network, by layer.
 
@@ -326,7 +326,7 @@ def init_params(
 
 
 def split_params(
-    model: nn.Module, params: Any, image_shape: tuple[int, ...] = IMAGE_SHAPE
+    model: nn.Module, params: Any, image_shape: tuple[int, ...]
 ) -> tuple[Any, Any]:
     """Splits a tree as of `init_params` into parameters and other collections."""
     others = _collections(model, image_shape)
@@ -374,12 +374,12 @@ def apply_model(
 
 
 @functools.cache
-def param_shapes(model: nn.Module, image_shape: tuple[int, ...] = IMAGE_SHAPE) -> Any:
+def param_shapes(model: nn.Module, image_shape: tuple[int, ...]) -> Any:
     """Returns the shapes and dtypes of a network's parameters, as of `init_params`."""
     return jax.eval_shape(lambda: init_params(model, jax.random.key(0), image_shape))
 
 
-def count_params(model: nn.Module, image_shape: tuple[int, ...] = IMAGE_SHAPE) -> int:
+def count_params(model: nn.Module, image_shape: tuple[int, ...]) -> int:
     """Counts a network's trained parameters without computing them."""
     shapes = param_shapes(model, image_shape)
     trained, _ = split_params(model, shapes, image_shape)

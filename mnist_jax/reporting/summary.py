@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from mnist_jax.config import MODELS, ConvStage, TrainConfig, parse_conv_stage
 from mnist_jax.data.datasets import Dataset
-from mnist_jax.data.types import MNIST, Shapes
+from mnist_jax.data.types import Shapes
 from mnist_jax.models.custom import call_options, init_variables
 from mnist_jax.models.flops import multiply_adds, products_by_layer, training_flops
 from mnist_jax.models.networks import create_model, layer_names, usual_names
@@ -45,7 +45,7 @@ def _settings(config: TrainConfig, usual_name: str) -> str:
     return "logits" if index == len(config.hidden) else f"relu{dropout}"
 
 
-def layer_frame(config: TrainConfig, shapes: Shapes = MNIST) -> pd.DataFrame:
+def layer_frame(config: TrainConfig, shapes: Shapes) -> pd.DataFrame:
     """Returns one row per layer: name, settings or kind, output shape, sizes, frozen.
 
     Computes no parameter values. The output shape omits the batch dimension and
@@ -53,7 +53,8 @@ def layer_frame(config: TrainConfig, shapes: Shapes = MNIST) -> pd.DataFrame:
     see `flops` for what is counted. A custom network's layers have the name of their
     class as kind, but no settings and multiply-adds.
 
-    >>> layer_frame(TrainConfig(model="mlp", hidden=(32,)))["parameters"].tolist()
+    >>> frame = layer_frame(TrainConfig(hidden=(32,)), Shapes((28, 28), 10))
+    >>> frame["parameters"].tolist()
     [25120, 330]
     """
     model = create_model(dataclasses.replace(config, impl="plain"), shapes)
@@ -90,7 +91,7 @@ def layer_frame(config: TrainConfig, shapes: Shapes = MNIST) -> pd.DataFrame:
         for name in layer_names(config, shapes)
     )
     if config.model in MODELS:
-        settings = [_settings(config, usual) for usual in usual_names(config)]
+        settings = [_settings(config, usual) for usual in usual_names(config, shapes)]
         counts = [sum(products) for products in products_by_layer(config, shapes)]
         frame.insert(1, "settings", settings)
         frame.insert(4, "multiply-adds", counts)
@@ -106,9 +107,7 @@ def _output_shape(outputs: Any) -> Any:
     return first.shape[1:] if hasattr(first, "shape") else "-"
 
 
-def format_totals(
-    config: TrainConfig, layers: pd.DataFrame, shapes: Shapes = MNIST
-) -> str:
+def format_totals(config: TrainConfig, layers: pd.DataFrame, shapes: Shapes) -> str:
     """Formats the totals of a config's `layer_frame`, and the cost of training."""
     total = layers["parameters"].sum()
     frozen = layers.loc[layers["frozen"] == "yes", "parameters"].sum()

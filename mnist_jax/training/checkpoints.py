@@ -171,13 +171,6 @@ def save_checkpoint(
 ) -> None:
     """Writes each seed's checkpoint to its run directory, keeping the newest `keep`.
 
-    Args:
-        checkpoint: of all seeds.
-        folders: run directory of each seed.
-        keys: key of each seed's run.
-        code: `code_digest` of the running code.
-        keep: number of newest checkpoints to keep.
-
     Raises:
         InputError: a file cannot be written; existing files are left unchanged.
     """
@@ -211,13 +204,8 @@ def load_checkpoint(
 ) -> Checkpoint | None:
     """Loads the newest valid checkpoint that all seeds have, or None if none exists.
 
-    Damaged checkpoints and those of other runs are skipped with a warning.
-
-    Args:
-        folders: run directory of each seed to load.
-        keys: key of each seed's run.
-        shapes: of the images, and the number of classes.
-        code: `code_digest` that the checkpoints must have, or None for any.
+    Damaged checkpoints and those of other runs, or of other code unless `code` is None,
+    are skipped with a warning.
 
     Raises:
         InputError: there are checkpoints, but none is valid.

@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from mnist_jax.data.augment import Augmentation
 from mnist_jax.data.pixels import Preprocess
-from mnist_jax.data.types import CLASSES, IMAGE_SHAPE, Split
+from mnist_jax.data.types import Split
 from mnist_jax.models.networks import apply_model
 from mnist_jax.training.mesh import (
     BATCH,
@@ -76,7 +76,7 @@ def train_epoch(
     preprocess: Preprocess,
     augment: Augmentation = NO_AUGMENTATION,
     label_smoothing: float = 0.0,
-    classes: int = CLASSES,
+    classes: int = 0,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Runs steps of an epoch on one device's share of each batch.
@@ -92,7 +92,7 @@ def train_epoch(
         preprocess: converts pixels to float32.
         augment: changes the images before that.
         label_smoothing: share of each label that is spread over all classes.
-        classes: their number, for that.
+        classes: their number, which that needs.
         axis_name: as for `train_step`.
 
     Returns:
@@ -291,7 +291,7 @@ def make_programs(
     tx: optax.GradientTransformation,
     preprocess: Preprocess,
     mesh: Mesh,
-    image_shape: tuple[int, ...] = IMAGE_SHAPE,
+    image_shape: tuple[int, ...],
     **recipe: Any,
 ) -> Programs:
     """Returns the jitted programs of a network on a mesh.

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mnist_jax.config import TrainConfig
-from mnist_jax.data.types import MNIST, Shapes
+from mnist_jax.data.types import Shapes
 from mnist_jax.errors import InputError
 from mnist_jax.models.flops import training_flops
 from mnist_jax.models.networks import count_params, create_model
@@ -28,7 +28,7 @@ EVAL_CHUNK = 200
 _OPERATIONS_PER_PARAMETER = 350
 
 
-def choose_mesh(config: TrainConfig, seeds: int = 1, shapes: Shapes = MNIST) -> Mesh:
+def choose_mesh(config: TrainConfig, seeds: int, shapes: Shapes) -> Mesh:
     """Returns a mesh of all devices, or on a CPU of as many as speed up training.
 
     Seeds are sharded first, as far as they divide evenly, since they exchange nothing;

@@ -19,7 +19,7 @@ from flax import linen as nn
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.pixels import Preprocess
-from mnist_jax.data.types import IMAGE_SHAPE, Dataset, Shapes
+from mnist_jax.data.types import Dataset, Shapes
 from mnist_jax.errors import InputError
 from mnist_jax.models.custom import find_network, network_sha256
 from mnist_jax.models.networks import create_model, param_shapes
@@ -209,7 +209,7 @@ def read_data_dir(folder: Path) -> str | None:
 
 
 def load_run_params(
-    folder: Path, model: nn.Module, image_shape: tuple[int, ...] = IMAGE_SHAPE
+    folder: Path, model: nn.Module, image_shape: tuple[int, ...]
 ) -> Any:
     """Loads the trained parameters of a finished run for a network.
 

@@ -9,7 +9,6 @@ import optax
 from flax import linen as nn
 from jax import lax
 
-from mnist_jax.data.types import IMAGE_SHAPE
 from mnist_jax.models.custom import call_options
 from mnist_jax.models.networks import apply_model, init_params, split_params
 
@@ -65,7 +64,7 @@ def init_state(
     model: nn.Module,
     tx: optax.GradientTransformation,
     key: jax.Array,
-    image_shape: tuple[int, ...] = IMAGE_SHAPE,
+    image_shape: tuple[int, ...],
 ) -> TrainState:
     """Returns the initial parameters and optimizer state."""
     params = init_params(model, key, image_shape)
@@ -76,7 +75,7 @@ def init_states(
     model: nn.Module,
     tx: optax.GradientTransformation,
     keys: jax.Array,
-    image_shape: tuple[int, ...] = IMAGE_SHAPE,
+    image_shape: tuple[int, ...],
 ) -> TrainState:
     """Returns the initial state for each of the keys `[seeds]`, stacked."""
     return lax.map(partial(init_state, model, tx, image_shape=image_shape), keys)

@@ -24,7 +24,7 @@ from benchmarks.peers.tables import (
 )
 from benchmarks.peers.worker import Arrays, Job, Measurement, peer_config, save_arrays
 from mnist_jax.config import TrainConfig
-from mnist_jax.data.types import Dataset
+from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
 from mnist_jax.models.flops import multiply_adds, training_flops
 from mnist_jax.models.networks import count_params, create_model
 from mnist_jax.records.schema import append_jsonl, read_jsonl
@@ -36,19 +36,19 @@ RESULTS = ROOT / "benchmarks" / "results" / "peers.jsonl"
 
 
 def test_multiply_adds_of_the_three_networks_by_hand():
-    assert multiply_adds(peer_config(Job("mlp", 32, 1))) == [
+    assert multiply_adds(peer_config(Job("mlp", 32, 1)), MNIST) == [
         784 * 128,
         128 * 128,
         128 * 10,
     ]
-    assert multiply_adds(peer_config(Job("cnn", 32, 1))) == [
+    assert multiply_adds(peer_config(Job("cnn", 32, 1)), MNIST) == [
         26 * 26 * 9 * 1 * 32,
         11 * 11 * 9 * 32 * 64,  # 26 / 2 = 13, 13 - 2 = 11
         3 * 3 * 9 * 64 * 64,  # 11 / 2 = 5, 5 - 2 = 3
         576 * 64,
         64 * 10,
     ]
-    assert multiply_adds(peer_config(Job("lstm", 32, 1))) == [
+    assert multiply_adds(peer_config(Job("lstm", 32, 1)), MNIST) == [
         28 * 28 * 512,
         28 * 128 * 512,
         28 * 128 * 512,
@@ -62,7 +62,7 @@ def test_multiply_adds_of_padding_strides_and_kernels_by_hand():
     config = TrainConfig(
         model="cnn", conv=("4:k5:same:s2", "8:same:pool3"), hidden=(), epochs=1
     )
-    assert multiply_adds(config) == [
+    assert multiply_adds(config, MNIST) == [
         14 * 14 * 25 * 4,
         14 * 14 * 9 * 4 * 8,
         4 * 4 * 8 * 10,
@@ -72,8 +72,8 @@ def test_multiply_adds_of_padding_strides_and_kernels_by_hand():
 def test_training_flops_by_hand():
     # Three matmuls of the forward pass's size per layer, two for the first layer.
     cnn = 6 * (2_230_272 + 331_776 + 36_864 + 640) + 4 * 194_688
-    assert training_flops(peer_config(Job("cnn", 128, 1))) == cnn == 16_376_064
-    assert training_flops(TrainConfig(model="mlp", hidden=())) == 4 * 7_840
+    assert training_flops(peer_config(Job("cnn", 128, 1)), MNIST) == cnn == 16_376_064
+    assert training_flops(TrainConfig(model="mlp", hidden=()), MNIST) == 4 * 7_840
 
 
 def test_peers_are_trained_by_plain_adam_at_a_constant_rate():
@@ -217,7 +217,7 @@ def check(measurement: Measurement, job: Job) -> None:
     assert all(seconds > 0 for seconds in measurement.epoch_seconds)
     assert 0 <= measurement.test_accuracy <= 1
     biases = 1024 if "Adam" in measurement.form and job.model == "lstm" else 0
-    parameters = count_params(create_model(peer_config(job)))
+    parameters = count_params(create_model(peer_config(job), MNIST), IMAGE_SHAPE)
     assert measurement.parameters == parameters + biases
 
 

@@ -14,6 +14,7 @@ from benchmarks.published.curves import CURVES, curves_figure, curves_frame
 from benchmarks.published.systems import CONTROLS, PRESETS, SYSTEMS, read_preset
 from benchmarks.published.table import RESULTS, by_system, systems_frame, train_system
 from benchmarks.statistics import difference, prediction_interval
+from mnist_jax.data.types import IMAGE_SHAPE, MNIST
 from mnist_jax.models.networks import count_params, create_model
 from mnist_jax.records.schema import RunRecord, read_jsonl, write_json
 from mnist_jax.reporting.intervals import Interval, paired_difference
@@ -43,7 +44,7 @@ def test_every_system_has_a_preset_and_every_preset_a_system():
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_preset_builds_the_published_network(name):
     config, start = read_preset(name)
-    assert count_params(create_model(config)) == COUNTS[name]
+    assert count_params(create_model(config, MNIST), IMAGE_SHAPE) == COUNTS[name]
     assert SYSTEMS[name].parameters in (None, COUNTS[name])
     assert start == ("ml10_mlp_raw" if name == "ml10_mlp" else None)
     assert config.dataset == "mnist" and config.schedule == "constant"

@@ -262,7 +262,8 @@ def test_trials_on_other_data_are_not_compared(tmp_path, digits):
 def test_networks_must_fit_the_images_of_the_data(digits):
     def check(conv: str, height: int, width: int) -> None:
         config = TrainConfig(model="cnn", dataset="idx", conv=conv.split(","))
-        train, test = (make_split(160, shapes=Shapes((height, width))),) * 2
+        shapes = Shapes((height, width), 10)
+        train, test = (make_split(160, shapes=shapes),) * 2
         dataset = dataclasses.replace(digits, name="idx", train=train, test=test)
         check_trainable({"model": "cnn", "conv": conv}, config, dataset, 1)
 

@@ -14,7 +14,7 @@ from helpers.browser import Browser
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.pixels import Preprocess
-from mnist_jax.data.types import Dataset
+from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
 from mnist_jax.data.user_images import digit_from_bytes
 from mnist_jax.demo.static_page import write_static_page
 from mnist_jax.errors import InputError
@@ -51,7 +51,7 @@ def random_run(run: TrainedRun, config: TrainConfig) -> TrainedRun:
     Not trained, since to compile the training of six networks would take half a minute.
     """
     rng = np.random.default_rng(0)
-    params = init_params(create_model(config), jax.random.key(0))
+    params = init_params(create_model(config, MNIST), jax.random.key(0), IMAGE_SHAPE)
     params = jax.tree.map(
         # With large biases: some channels are negative in a whole pooling window.
         lambda leaf: np.float32(

@@ -3,6 +3,7 @@
 from typing import Any
 
 from mnist_jax.config import TrainConfig
+from mnist_jax.data.types import IMAGE_SHAPE, MNIST
 from mnist_jax.models.networks import count_params, create_model
 from mnist_jax.records.environment import Environment
 from mnist_jax.records.schema import EpochRecord, RunRecord
@@ -67,7 +68,7 @@ def make_record(
         dataset_note="",
         checksum="abc",
         **SIZES,
-        parameters=count_params(create_model(config)),
+        parameters=count_params(create_model(config, MNIST), IMAGE_SHAPE),
         params_sha256="0" * 64,
         impl="fast",
         devices=2,

@@ -22,7 +22,7 @@ import mnist_jax
 from experiments.demo import load_predictor
 from mnist_jax import testing
 from mnist_jax.config import TrainConfig
-from mnist_jax.data.types import Dataset
+from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.models.custom import call_options, network_sha256
 from mnist_jax.models.flops import _count_products as count_products
@@ -62,8 +62,9 @@ def test_custom_networks_train(file, digits: Dataset, name, devices):
 
 
 def test_parameters_keep_their_type_and_losses_are_float32(file):
-    model, tx = create_model(config_of(file, "Half")), optax.adam(1e-3)
-    state = jax.eval_shape(partial(init_state, model, tx), jax.random.key(0))
+    model, tx = create_model(config_of(file, "Half"), MNIST), optax.adam(1e-3)
+    init = partial(init_state, model, tx, image_shape=IMAGE_SHAPE)
+    state = jax.eval_shape(init, jax.random.key(0))
     images, labels = np.zeros((2, 28, 28), np.float32), np.zeros(2, np.int32)
     step = partial(train_step, model=model, tx=tx)
     batch = images, labels, np.ones(2, np.float32), jax.random.key(0)
@@ -77,7 +78,7 @@ def test_parameters_keep_their_type_and_losses_are_float32(file):
 def test_a_module_can_be_named_instead_of_a_file(file, monkeypatch):
     monkeypatch.syspath_prepend(file.parent)
     try:
-        model = create_model(TrainConfig(model="networks:Linear"))
+        model = create_model(TrainConfig(model="networks:Linear"), MNIST)
         assert type(model).__name__ == "Linear"
     finally:
         sys.modules.pop("networks", None)
@@ -107,7 +108,7 @@ def test_a_module_can_be_named_instead_of_a_file(file, monkeypatch):
 )
 def test_unusable_networks_are_refused(file, name, message):
     with pytest.raises(InputError, match=message):
-        create_model(config_of(file, name))
+        create_model(config_of(file, name), MNIST)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,7 @@ def test_unusable_networks_are_refused(file, name, message):
 )
 def test_missing_sources_are_refused(model, message):
     with pytest.raises(InputError, match=message):
-        create_model(TrainConfig(model=model))
+        create_model(TrainConfig(model=model), MNIST)
 
 
 def test_a_class_without_source_is_refused(monkeypatch):
@@ -130,7 +131,7 @@ def test_a_class_without_source_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "typed", module)
     exec("class Net(nn.Module): pass", {"nn": nn, "__name__": "typed"}, vars(module))
     with pytest.raises(InputError, match="the source of Net cannot be found; define"):
-        create_model(TrainConfig(model="typed:Net"))
+        create_model(TrainConfig(model="typed:Net"), MNIST)
 
 
 @pytest.mark.parametrize("given", [nn.Dense, nn.Dense(10)])
@@ -146,13 +147,13 @@ def test_a_class_in_place_of_its_name_is_refused(given):
 def test_a_file_that_cannot_be_imported_is_refused(file, source, error):
     file.write_text(source)
     with pytest.raises(InputError, match=f"importing .* {error}"):
-        create_model(config_of(file, "Linear"))
+        create_model(config_of(file, "Linear"), MNIST)
 
 
 def test_dropout_of_custom_networks_is_off_in_evaluation_and_differs_by_device(file):
-    model = create_model(config_of(file, "Dropped"))
+    model = create_model(config_of(file, "Dropped"), MNIST)
     assert call_options(model, True, 8) == {"train": True}
-    params = init_params(model, jax.random.key(0))
+    params = init_params(model, jax.random.key(0), IMAGE_SHAPE)
     images, labels = np.ones((4, 28, 28), np.float32), np.zeros(4, np.int32)
     batch = images, labels, np.ones(4, np.float32)
     losses = eval_step(params, *batch, model=model).loss_sum
@@ -171,17 +172,19 @@ def test_a_changed_source_is_noticed(file, digits: Dataset, tmp_path):
     fit_into(prepare(config, digits), {0: folder})
     assert resumable({0: folder}, config)[0]
     assert load_run(folder).predict(digits.test.images[:3]).shape == (3, 10)
-    assert multiply_adds(config_of(file, "Dropped")) == [25_088, 320]
+    assert multiply_adds(config_of(file, "Dropped"), MNIST) == [25_088, 320]
     file.write_text(NETWORKS.replace("nn.Dense(10)", "nn.Dense(10, use_bias=False)"))
     with pytest.raises(InputError, match="has changed since"):
         load_run(folder)
     with pytest.raises(InputError, match="the network's source was .*, is"):
         resumable({0: folder}, config)
-    assert set(init_params(create_model(config), jax.random.key(0))["Dense_0"]) == {
-        "kernel"
-    }  # the new source is loaded
+    assert set(
+        init_params(create_model(config, MNIST), jax.random.key(0), IMAGE_SHAPE)[
+            "Dense_0"
+        ]
+    ) == {"kernel"}  # the new source is loaded
     file.write_text(NETWORKS.replace("nn.Dense(32)", "nn.Dense(16)"))
-    assert multiply_adds(config_of(file, "Dropped")) == [12_544, 160]
+    assert multiply_adds(config_of(file, "Dropped"), MNIST) == [12_544, 160]
 
 
 def test_the_record_has_the_source_that_was_trained(file, digits: Dataset):
@@ -198,7 +201,9 @@ def test_a_field_called_impl_stays_as_it_is(file):
     )
     width = 'nn.Dense(32 if self.impl == "a" else 16)'
     file.write_text(source.replace("nn.Dense(32)", width))
-    params = init_params(create_model(config_of(file, "Dropped")), jax.random.key(0))
+    params = init_params(
+        create_model(config_of(file, "Dropped"), MNIST), jax.random.key(0), IMAGE_SHAPE
+    )
     assert params["Dense_0"]["kernel"].shape == (784, 32)
 
 
@@ -219,11 +224,13 @@ def test_a_run_is_not_resumed_with_a_changed_source(file, digits: Dataset, tmp_p
 @pytest.mark.parametrize("model", ["mlp", "lstm", "cnn"])
 def test_traced_products_equal_the_formula(model):
     config = TrainConfig(model=model, impl="plain")
-    network = create_model(config)
-    params = param_shapes(network)
+    network = create_model(config, MNIST)
+    params = param_shapes(network, IMAGE_SHAPE)
     image = jax.ShapeDtypeStruct((1, 28, 28), np.float32)
     jaxpr = jax.make_jaxpr(lambda p, x: network.apply({"params": p}, x))(params, image)
-    assert sum(count_products(jaxpr.jaxpr)) == sum(map(sum, products_by_layer(config)))
+    assert sum(count_products(jaxpr.jaxpr)) == sum(
+        map(sum, products_by_layer(config, MNIST))
+    )
 
 
 def test_loops_and_branches_are_counted_as_documented():
@@ -246,7 +253,9 @@ def test_files_import_the_modules_beside_them(tmp_path):
         source = NETWORKS.replace("nn.Dense(32)", "nn.Dense(WIDTH)")
         (folder / "net.py").write_text(f"from beside import WIDTH\n{source}")
         params = init_params(
-            create_model(config_of(folder / "net.py", "Dropped")), jax.random.key(0)
+            create_model(config_of(folder / "net.py", "Dropped"), MNIST),
+            jax.random.key(0),
+            IMAGE_SHAPE,
         )
         assert params["Dense_0"]["bias"].shape == (width,)
     assert "beside" not in sys.modules and str(folder) not in sys.path
@@ -274,11 +283,11 @@ def test_a_run_is_loaded_from_another_working_directory(
 
 
 def test_summary_of_a_custom_network(file):
-    layers = layer_frame(config_of(file, "Dropped"))
+    layers = layer_frame(config_of(file, "Dropped"), MNIST)
     assert layers["layer"].tolist() == ["Dense_0", "Dense_1"]
     assert layers["parameters"].tolist() == [25_120, 330]
-    assert multiply_adds(config_of(file, "Dropped")) == [25_088, 320]
-    [layer] = layer_frame(config_of(file, "Half")).to_dict("records")
+    assert multiply_adds(config_of(file, "Dropped"), MNIST) == [25_088, 320]
+    [layer] = layer_frame(config_of(file, "Half"), MNIST).to_dict("records")
     assert (layer["layer"], layer["kind"]) == ("out", "Dense")
 
 
@@ -295,7 +304,7 @@ def test_summary_of_a_custom_network(file):
 )
 def test_check_model_names_what_is_wrong(file, name, message):
     with pytest.raises(AssertionError, match=message):
-        check_model(create_model(config_of(file, name)))
+        check_model(create_model(config_of(file, name), MNIST))
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from sklearn.model_selection import train_test_split
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.pixels import scale_pixels
 from mnist_jax.data.splits import split_dataset
-from mnist_jax.data.types import Dataset, Split
+from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset, Split
 from mnist_jax.models.networks import create_model, init_params
 from mnist_jax.testing import leaf_names
 from mnist_jax.training.optimizers import create_optimizer, scale_by_adam
@@ -94,7 +94,8 @@ class System:
     @functools.cached_property
     def ours(self) -> Any:
         """The initial parameters in mnist_jax."""
-        init = jax.jit(partial(init_params, create_model(read_system(self.name))))
+        model = create_model(read_system(self.name), MNIST)
+        init = jax.jit(partial(init_params, model, image_shape=IMAGE_SHAPE))
         return jax.tree.map(np.asarray, init(jax.random.key(0)))
 
     @functools.cache  # noqa: B019 - a system lives as long as its tests
@@ -139,7 +140,9 @@ def test_parameter_counts_match_and_conversion_is_lossless(system):
     jax.tree.map(np.testing.assert_array_equal, back, ours)
     jax.tree.map(np.testing.assert_array_equal, again, theirs)
     count = sum(leaf.size for leaf in jax.tree.leaves(ours))
-    assert count == model.count_params() == SYSTEMS[system.name][0]
+    assert (
+        count == model.count_params(image_shape=IMAGE_SHAPE) == SYSTEMS[system.name][0]
+    )
 
 
 def test_logits_equal_keras(system):
@@ -148,7 +151,7 @@ def test_logits_equal_keras(system):
     pixels = read_system(system.name).pixels
     images = np.asarray(scale_pixels(system.real.test.images[:256], pixels))
     ours = {
-        impl: jax.jit(create_model(read_system(system.name, impl)).apply)
+        impl: jax.jit(create_model(read_system(system.name, impl), MNIST).apply)
         for impl in system.impls
     }
     for params in run.params:
@@ -173,7 +176,10 @@ def test_training_losses_equal_keras(system, dtype):
         if dtype == "float32" and impl == "fast":
             jit = users_jit
         with jax.enable_x64(dtype == "float64"):
-            model, tx = create_model(config), create_optimizer(config, len(run.losses))
+            model, tx = (
+                create_model(config, MNIST),
+                create_optimizer(config, len(run.losses)),
+            )
             step = jit(partial(train_step, model=model, tx=tx))
             state = TrainState(run.params[0], tx.init(run.params[0]))
             batches = zip(run.images.astype(dtype), run.labels, strict=True)

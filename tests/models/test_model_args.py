@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 
 from mnist_jax.config import TrainConfig
-from mnist_jax.data.types import Dataset
+from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.models.model_args import parse_model_args
 from mnist_jax.models.networks import count_params, create_model
@@ -95,8 +95,8 @@ def test_annotations_that_cannot_be_resolved_are_not_checked(hint):
 def test_a_run_with_fields_trains_and_loads(digits: Dataset, tmp_path):
     args = ("width=8", "depth=1")
     config = TrainConfig(model=EXAMPLE, model_args=args, dataset="digits", epochs=1)
-    assert count_params(create_model(config)) < count_params(
-        create_model(dataclasses.replace(config, model_args=()))
+    assert count_params(create_model(config, MNIST), IMAGE_SHAPE) < count_params(
+        create_model(dataclasses.replace(config, model_args=()), MNIST), IMAGE_SHAPE
     )
     fit_into(prepare(config, digits), {0: tmp_path})
     run = load_run(tmp_path)

@@ -12,12 +12,11 @@ import pytest
 from helpers.compilation import users_jit
 
 from mnist_jax.config import TrainConfig
-from mnist_jax.data.types import Dataset
+from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.models import precision
 from mnist_jax.models.layers import Dropout, LSTMLayer, lstm_cell
 from mnist_jax.models.networks import (
-    IMAGE_SHAPE,
     LSTM,
     MLP,
     count_params,
@@ -62,21 +61,23 @@ COUNTS = {
 
 def quick_params(model, seed=0):
     """Returns a network's initial parameters, with a program that compiles quickly."""
-    return jax.jit(lambda key: init_params(model, key))(jax.random.key(seed))
+    return jax.jit(lambda key: init_params(model, key, IMAGE_SHAPE))(
+        jax.random.key(seed)
+    )
 
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_parameter_count_is_exact(name):
     config, parameters = COUNTS[name]
-    assert count_params(create_model(config)) == parameters
+    assert count_params(create_model(config, MNIST), IMAGE_SHAPE) == parameters
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_have_one_row_per_image(name):
-    model = create_model(TrainConfig(model=name, impl="plain"))
+    model = create_model(TrainConfig(model=name, impl="plain"), MNIST)
 
     def run(key, images):
-        return model.apply({"params": init_params(model, key)}, images)
+        return model.apply({"params": init_params(model, key, IMAGE_SHAPE)}, images)
 
     logits = jax.jit(run)(jax.random.key(0), jnp.ones((3, 28, 28)))
     assert logits.shape == (3, 10) and logits.dtype == jnp.float32
@@ -126,8 +127,8 @@ def test_implementations_agree_on_real_digits(digits: Dataset, model, impl):
     # In the first 32 digits a ReLU input is 1e-7, whose sign depends on rounding.
     images = jnp.asarray(digits.train.images[32:64] / np.float32(255))
     labels = jnp.asarray(digits.train.labels[32:64])
-    plain = create_model(TrainConfig(model=model, impl="plain"))
-    fast = create_model(TrainConfig(model=model, impl=impl))
+    plain = create_model(TrainConfig(model=model, impl="plain"), MNIST)
+    fast = create_model(TrainConfig(model=model, impl=impl), MNIST)
     params = quick_params(plain)
     blank = jnp.zeros((1, *IMAGE_SHAPE))
     # Not `init_params`, which uses the plain implementation for both.
@@ -211,7 +212,7 @@ def test_microbatches_have_the_dropout_masks_of_the_whole_batch(model):
 @pytest.mark.parametrize("backend", ["cpu", "gpu", "tpu"])
 def test_auto_chooses_the_implementation_by_device(backend, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    model = create_model(TrainConfig(model="cnn"))
+    model = create_model(TrainConfig(model="cnn"), MNIST)
     assert model.impl == {"cpu": "fast", "gpu": "gpu", "tpu": "plain"}[backend]
 
 
@@ -227,10 +228,10 @@ def test_bfloat16_is_float32_with_rounded_operands(digits: Dataset, model, impl)
     images = jnp.asarray(digits.train.images[32:64] / np.float32(255))
     labels = jnp.asarray(digits.train.labels[32:64])
     config = TrainConfig(model=model, impl=impl)
-    params = quick_params(create_model(config))
+    params = quick_params(create_model(config, MNIST))
 
     def gradients(precision: str):
-        network = create_model(dataclasses.replace(config, precision=precision))
+        network = create_model(dataclasses.replace(config, precision=precision), MNIST)
         mask = jnp.ones(len(labels))
 
         def loss(params):

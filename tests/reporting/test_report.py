@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from benchmarks.readme import RESULTS as RECORDED
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.pixels import Preprocess
-from mnist_jax.data.types import MNIST, Dataset
+from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.models.networks import create_model, init_params
 from mnist_jax.records.files import make_folder
@@ -254,8 +254,10 @@ def test_damaged_details_name_the_file_to_delete(records, tmp_path):
 def test_details_count_all_test_images_and_rank_mistakes(digits: Dataset):
     record = make_record("cnn", conv=("4:pool2",), hidden=())
     config, preprocess = record.config, Preprocess(record.config.pixels)
-    model = create_model(config)
-    params = jax.jit(lambda key: init_params(model, key))(jax.random.key(0))
+    model = create_model(config, MNIST)
+    params = jax.jit(lambda key: init_params(model, key, IMAGE_SHAPE))(
+        jax.random.key(0)
+    )
     run = TrainedRun(config, record, params, preprocess)
     details = run_details(run, digits.test)
     counts = np.array(details.confusion)
@@ -267,7 +269,7 @@ def test_details_count_all_test_images_and_rank_mistakes(digits: Dataset):
     assert confidences == sorted(confidences, reverse=True)
     for wrong in details.worst:
         assert wrong.truth == digits.test.labels[wrong.index] != wrong.predicted
-        image = mistake_image(wrong.pixels, (28, 28))
+        image = mistake_image(wrong.pixels, IMAGE_SHAPE)
         assert (image == digits.test.images[wrong.index]).all()
     kernel = params["Conv_0"]["kernel"][:, :, 0]
     np.testing.assert_allclose(details.filters, kernel, atol=1e-4)

@@ -8,7 +8,7 @@ import pytest
 from helpers.records import make_record
 
 from mnist_jax.config import TrainConfig
-from mnist_jax.data.types import Dataset, class_names
+from mnist_jax.data.types import CLASSES, IMAGE_SHAPE, MNIST, Dataset, class_names
 from mnist_jax.errors import InputError
 from mnist_jax.models.flops import multiply_adds, training_flops
 from mnist_jax.models.networks import count_params, create_model, init_params
@@ -45,14 +45,16 @@ def test_layer_table_lists_shapes_settings_and_frozen_layers():
         freeze=("Conv_1",),
         dropout=(0.5,),
     )
-    layers = layer_frame(config).set_index("layer")
+    layers = layer_frame(config, MNIST).set_index("layer")
     assert layers["output shape"].tolist() == [(7, 7, 4), (3, 3, 8), (64,), (10,)]
-    assert layers["parameters"].sum() == count_params(create_model(config))
+    assert layers["parameters"].sum() == count_params(
+        create_model(config, MNIST), IMAGE_SHAPE
+    )
     assert layers.loc["Conv_0", "settings"] == "3x3, stride 2, same, tanh, pool 2"
     assert layers.loc["Conv_1", "settings"] == "5x5, valid, relu"
     assert layers.loc["Dense_0", "settings"] == "relu, dropout 0.5"
     assert layers["frozen"].tolist() == ["no", "yes", "no", "no"]
-    assert "frozen 808 parameters" in (totals := format_totals(config, layers))
+    assert "frozen 808 parameters" in (totals := format_totals(config, layers, MNIST))
     table = markdown_table(layers.reset_index())
     assert max(map(len, f"{table}\n{totals}".splitlines())) <= 100
 
@@ -60,20 +62,24 @@ def test_layer_table_lists_shapes_settings_and_frozen_layers():
 @pytest.mark.parametrize("model", ["mlp", "lstm", "cnn"])
 def test_layer_table_adds_up_to_the_network(model):
     config = TrainConfig(model=model)
-    layers = layer_frame(config)
-    assert layers["parameters"].sum() == count_params(create_model(config))
-    assert layers["multiply-adds"].sum() == sum(multiply_adds(config))
-    assert f"{training_flops(config):,} floating" in format_totals(config, layers)
+    layers = layer_frame(config, MNIST)
+    assert layers["parameters"].sum() == count_params(
+        create_model(config, MNIST), IMAGE_SHAPE
+    )
+    assert layers["multiply-adds"].sum() == sum(multiply_adds(config, MNIST))
+    assert f"{training_flops(config, MNIST):,} floating" in format_totals(
+        config, layers, MNIST
+    )
 
 
 def test_layers_take_custom_names():
     names = ("LSTMLayer_0:rows", "Dense_0:digits")
     config = TrainConfig(model="lstm", layer_names=names)
     params = jax.eval_shape(
-        lambda: init_params(create_model(config), jax.random.key(0))
+        lambda: init_params(create_model(config, MNIST), jax.random.key(0), IMAGE_SHAPE)
     )
     assert sorted(params) == ["digits", "rows"]
-    assert layer_frame(config)["layer"].tolist() == ["rows", "digits"]
+    assert layer_frame(config, MNIST)["layer"].tolist() == ["rows", "digits"]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +96,7 @@ def test_layers_take_custom_names():
 )
 def test_errors_for_unknown_layers_list_the_valid_names(changes, message):
     with pytest.raises(InputError, match=message):
-        create_model(TrainConfig(model="mlp", **changes))
+        create_model(TrainConfig(model="mlp", **changes), MNIST)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
@@ -142,7 +148,7 @@ def test_predictions_of_many_images_are_drawn_in_part(digits: Dataset, monkeypat
     assert plots.MAX_PREDICTIONS <= 20
     monkeypatch.setattr(plots, "MAX_PREDICTIONS", 2)
     frame = prediction_frame(np.eye(10)[[7, 7, 7]], np.array([9, 9, 9]))
-    names = class_names("fashion_mnist")
+    names = class_names("fashion_mnist", CLASSES)
     figure = predictions_figure(digits.test.images[:3], frame, names)
     left, right, *others = (axes.get_title() for axes in figure.axes)
     assert left == "test image 0\ntrue Ankle boot" and right == "predicted Sneaker"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mnist_jax.config import MODELS, TrainConfig
-from mnist_jax.data.types import Dataset
+from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
 from mnist_jax.models.layers import Dropout
 from mnist_jax.models.networks import create_model, init_params
 from mnist_jax.training.experiment import prepare
@@ -32,13 +32,13 @@ def gradients(config: TrainConfig, dataset: Dataset, device: jax.Device):
     """Returns the gradients of the initial parameters, drawn on the CPU."""
     cpu = jax.devices("cpu")[0]
     with jax.default_device(cpu):
-        params = jax.jit(lambda key: init_params(create_model(config), key))(
-            jax.random.key(0)
-        )
+        params = jax.jit(
+            lambda key: init_params(create_model(config, MNIST), key, IMAGE_SHAPE)
+        )(jax.random.key(0))
     images = np.float32(dataset.train.images[:128]) / 255
     arrays = params, images, dataset.train.labels[:128], np.ones(128, np.float32)
     impl = "plain" if device.platform == "cpu" else "auto"
-    model = create_model(dataclasses.replace(config, impl=impl))
+    model = create_model(dataclasses.replace(config, impl=impl), MNIST)
     step = jax.jit(lambda *a: batch_gradients(*a, jax.random.key(1), model)[0])
     with jax.default_device(device):
         return jax.device_get(step(*jax.device_put(arrays, device)))

@@ -12,6 +12,7 @@ from flax import linen as nn
 from mnist_jax import TrainConfig, check_model
 from mnist_jax.config import ConvStage
 from mnist_jax.data.batches import epoch_indices
+from mnist_jax.data.types import IMAGE_SHAPE, MNIST
 from mnist_jax.models.flops import multiply_adds
 from mnist_jax.models.networks import (
     CNN,
@@ -60,7 +61,7 @@ def test_a_network_with_batch_statistics_passes_check_model():
 
 def plain_step(state: TrainState, batch, model, tx) -> TrainState:
     """Returns the state after a step of plain Flax, on batches of several devices."""
-    trained, others = split_params(model, state.params)
+    trained, others = split_params(model, state.params, IMAGE_SHAPE)
 
     def loss_fn(trained):
         loss, stats, images = 0.0, [], []
@@ -87,8 +88,8 @@ def plain_step(state: TrainState, batch, model, tx) -> TrainState:
 def test_epochs_of_seeds_equal_plain_flax(devices):
     """Each device normalizes its share; the running statistics are their mean."""
     model, split, tx = Normalized(), make_split(40), optax.sgd(0.1)
-    programs = make_programs(model, tx, preprocess, make_mesh(devices))
-    states = init_states(model, tx, seed_keys([0, 1]))
+    programs = make_programs(model, tx, preprocess, make_mesh(devices), IMAGE_SHAPE)
+    states = init_states(model, tx, seed_keys([0, 1]), IMAGE_SHAPE)
     orders = np.stack([epoch_indices(seed, 0, 40, 16) for seed in (0, 1)])
     got, _ = programs.run_steps(
         shard_seeds(jax.tree.map(jnp.copy, states), programs.mesh),
@@ -109,7 +110,9 @@ def test_epochs_of_seeds_equal_plain_flax(devices):
 def test_microbatches_average_the_statistics():
     model = CNN((ConvStage(4, pool=2, bn=True),), ())
     tx, split = optax.sgd(0.1), make_split(12)
-    state = jax.tree.map(lambda x: x[0], init_states(model, tx, seed_keys([0])))
+    state = jax.tree.map(
+        lambda x: x[0], init_states(model, tx, seed_keys([0]), IMAGE_SHAPE)
+    )
     batch = preprocess(split.images), split.labels, jnp.ones(12), jax.random.key(0)
     step = partial(train_step, state, *batch, model=model, tx=tx)
     got, _ = jax.jit(partial(step, microbatches=3))()
@@ -121,12 +124,12 @@ def test_microbatches_average_the_statistics():
 
 def test_averaged_parameters_keep_the_running_statistics(digits):
     model = Normalized()
-    params = init_params(model, jax.random.key(0))
-    trained, others = split_params(model, params)
+    params = init_params(model, jax.random.key(0), IMAGE_SHAPE)
+    trained, others = split_params(model, params, IMAGE_SHAPE)
     state = average_params(optax.sgd(0.1), 0.9).init(trained)
     assert set(trained) == {"Dense_0", "BatchNorm_0", "Dense_1"}
     assert set(others) == {"batch_stats"} and "batch_stats" not in state.total
-    assert count_params(model) == 784 * 8 + 8 + 16 + 90
+    assert count_params(model, IMAGE_SHAPE) == 784 * 8 + 8 + 16 + 90
 
 
 def test_resumed_and_loaded_runs_keep_the_statistics(digits, tmp_path):
@@ -148,8 +151,10 @@ def test_resumed_and_loaded_runs_keep_the_statistics(digits, tmp_path):
 
 def test_summaries_and_flops_know_batch_normalization():
     names = ["Conv_0", "BatchNorm_0", "Conv_1", "Dense_0"]
-    assert layer_names(CONFIG) == names
-    frame = layer_frame(CONFIG)
-    assert frame["parameters"].sum() == count_params(create_model(CONFIG))
+    assert layer_names(CONFIG, MNIST) == names
+    frame = layer_frame(CONFIG, MNIST)
+    assert frame["parameters"].sum() == count_params(
+        create_model(CONFIG, MNIST), IMAGE_SHAPE
+    )
     assert frame["kind"].tolist() == ["Conv", "BatchNorm", "Conv", "Dense"]
-    assert frame["multiply-adds"].sum() == sum(multiply_adds(CONFIG))
+    assert frame["multiply-adds"].sum() == sum(multiply_adds(CONFIG, MNIST))

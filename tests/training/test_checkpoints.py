@@ -23,7 +23,7 @@ from helpers.runs import (
 )
 
 from mnist_jax.data import array_cache as cache
-from mnist_jax.data.types import Dataset
+from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
 from mnist_jax.errors import InputError, Stopped
 from mnist_jax.models.networks import create_model
 from mnist_jax.records.schema import RunKey, RunRecord, json_line
@@ -267,7 +267,7 @@ def test_hundreds_of_damaged_files_are_refused(
     stopped, finished = tmp_path / "stopped", tmp_path / "finished"
     config = stopped_run(digits, stopped).config
     fit_into(prepare_once(CONFIGS["mlp"], digits), {0: finished})
-    model, entry = create_model(config), tmp_path / "entry.npy"
+    model, entry = create_model(config, MNIST), tmp_path / "entry.npy"
     cache.write_entry(entry, digits.test.images[:50])
 
     def refuses_checkpoint() -> bool:
@@ -275,7 +275,7 @@ def test_hundreds_of_damaged_files_are_refused(
 
     def refuses_parameters() -> bool:
         with pytest.raises(InputError, match="params.msgpack is damaged"):
-            load_run_params(finished, model)
+            load_run_params(finished, model, IMAGE_SHAPE)
         return True
 
     rng, tried = random.Random(0), 0
@@ -294,7 +294,7 @@ def test_hundreds_of_damaged_files_are_refused(
         path.write_bytes(content)
     assert resumable({0: stopped}, config)[1].epoch == 3
     assert (
-        load_run_params(finished, model)
+        load_run_params(finished, model, IMAGE_SHAPE)
         and cache.read_entry(entry, (28, 28)) is not None
     )
     record_property("damaged files", tried)

@@ -11,7 +11,7 @@ from helpers.compilation import users_options
 
 from mnist_jax.config import ConvStage, TrainConfig
 from mnist_jax.data.batches import epoch_indices
-from mnist_jax.data.types import Dataset, Split
+from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset, Split
 from mnist_jax.errors import InputError
 from mnist_jax.models.networks import CNN, LSTM, MLP
 from mnist_jax.testing import (
@@ -83,7 +83,9 @@ def test_large_shares_of_a_batch_are_split_into_microbatches():
 
 def make_inputs(model, tx, split, mesh, seed=0, epoch=0, batch_size=16):
     """Returns the arguments of a training epoch of one seed."""
-    states = make_programs(model, tx, preprocess, mesh).init(seed_keys([seed]))
+    states = make_programs(model, tx, preprocess, mesh, IMAGE_SHAPE).init(
+        seed_keys([seed])
+    )
     indices = epoch_indices(seed, epoch, len(split.labels), batch_size)
     return (
         shard_seeds(states, mesh),
@@ -107,7 +109,7 @@ class CountTraces(MLP):
 def test_one_trace_serves_all_batches_epochs_and_seeds():
     model, tx, mesh = CountTraces(hidden=(4,)), optax.adam(1e-3), make_mesh(2)
     split = make_split(50)
-    train_epoch = make_programs(model, tx, preprocess, mesh).train
+    train_epoch = make_programs(model, tx, preprocess, mesh, IMAGE_SHAPE).train
     inputs = [
         make_inputs(model, tx, split, mesh, seed, epoch)
         for seed in range(3)
@@ -122,7 +124,7 @@ def test_one_trace_serves_all_batches_epochs_and_seeds():
 @pytest.mark.parametrize("devices", [1, 2])
 def test_epoch_donates_its_state_and_transfers_nothing(devices):
     model, tx, mesh = MODELS["mlp"], optax.adam(1e-3), make_mesh(devices)
-    train_epoch = make_programs(model, tx, preprocess, mesh).train
+    train_epoch = make_programs(model, tx, preprocess, mesh, IMAGE_SHAPE).train
     arguments = make_inputs(model, tx, make_split(), mesh)
     with jax.transfer_guard("disallow"):
         state, _ = train_epoch(*arguments)
@@ -134,7 +136,7 @@ def test_epoch_donates_its_state_and_transfers_nothing(devices):
 @pytest.mark.parametrize("name", MODELS)
 def test_an_epoch_in_chunks_is_bit_for_bit_the_whole_epoch(name):
     model, tx, mesh = MODELS[name], optax.adam(1e-3), make_mesh(2)
-    train_epoch = make_programs(model, tx, preprocess, mesh).train
+    train_epoch = make_programs(model, tx, preprocess, mesh, IMAGE_SHAPE).train
     arguments = make_inputs(model, tx, make_split(80), mesh)  # 5 steps
     whole, metrics = train_epoch(*arguments)
     states, *others, _ = make_inputs(model, tx, make_split(80), mesh)
@@ -152,7 +154,7 @@ def test_evaluation_counts_every_image_once(digits: Dataset, devices, size):
     images = np.concatenate([digits.train.images, digits.test.images])[:size]
     labels = np.concatenate([digits.train.labels, digits.test.labels])[:size]
     model, mesh = MODELS["mlp"], make_mesh(devices)
-    programs = make_programs(model, optax.sgd(0.1), preprocess, mesh)
+    programs = make_programs(model, optax.sgd(0.1), preprocess, mesh, IMAGE_SHAPE)
     params = programs.init(seed_keys([0])).params
     metrics = programs.evaluate(
         shard_seeds(params, mesh),
@@ -181,7 +183,9 @@ def compiled_epoch(model, images=64):
     """Returns the HLO of a network's epoch on two devices, compiled as for users."""
     tx, mesh = optax.adam(1e-3), make_mesh(2)
     arguments = make_inputs(model, tx, make_split(images), mesh)
-    lowered = make_programs(model, tx, preprocess, mesh).train.lower(*arguments)
+    lowered = make_programs(model, tx, preprocess, mesh, IMAGE_SHAPE).train.lower(
+        *arguments
+    )
     return lowered.compile(users_options()).as_text()
 
 
@@ -217,7 +221,7 @@ def test_no_sum_is_recomputed_for_every_gradient(images):
     ],
 )
 def test_a_batch_uses_as_many_devices_as_speed_it_up(model, changes, devices):
-    mesh = choose_mesh(TrainConfig(model=model, **changes))
+    mesh = choose_mesh(TrainConfig(model=model, **changes), 1, MNIST)
     assert dict(mesh.shape) == {"seeds": 1, "batch": devices}
 
 
@@ -225,17 +229,17 @@ def test_a_batch_uses_as_many_devices_as_speed_it_up(model, changes, devices):
     "model, seeds, shape", [("cnn", 2, (2, 4)), ("mlp", 10, (2, 1)), ("mlp", 3, (1, 1))]
 )
 def test_seeds_are_sharded_evenly_before_batches(model, seeds, shape):
-    assert choose_mesh(TrainConfig(model=model), seeds).devices.shape == shape
+    assert choose_mesh(TrainConfig(model=model), seeds, MNIST).devices.shape == shape
 
 
 @pytest.mark.parametrize("devices", range(1, 9))
 def test_all_requested_devices_are_used(devices):
     config = TrainConfig(model="cnn", cpu_devices=devices)
     for seeds in range(1, 9):
-        mesh = choose_mesh(config, seeds)
+        mesh = choose_mesh(config, seeds, MNIST)
         assert mesh.size == devices and seeds % mesh.shape["seeds"] == 0
 
 
 def test_more_cpu_devices_than_there_are_is_refused():
     with pytest.raises(InputError, match="at most the 8 .*; got 9"):
-        choose_mesh(TrainConfig(model="mlp", cpu_devices=9))
+        choose_mesh(TrainConfig(model="mlp", cpu_devices=9), 1, MNIST)

@@ -15,7 +15,7 @@ from mnist_jax.data.batches import epoch_indices
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.pixels import make_preprocess
 from mnist_jax.data.splits import split_dataset
-from mnist_jax.data.types import Dataset, Split
+from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset, Split
 from mnist_jax.errors import InputError
 from mnist_jax.models.networks import create_model
 from mnist_jax.records.schema import EpochRecord
@@ -121,7 +121,11 @@ def programs_of(name: str, shape: tuple[int, int]) -> tuple[Split, Programs]:
     split = split_dataset(load_dataset("digits"), config).train
     tx = create_optimizer(config, 100)
     return split, make_programs(
-        create_model(config), tx, make_preprocess(config, split), make_mesh(*shape)
+        create_model(config, MNIST),
+        tx,
+        make_preprocess(config, split),
+        make_mesh(*shape),
+        IMAGE_SHAPE,
     )
 
 
@@ -249,7 +253,7 @@ def test_validation_and_test_sets_are_evaluated_separately(digits: Dataset):
             (sets.test, record.test_loss, record.test_accuracy),
             (sets.validation, last.val_loss, last.val_accuracy),
         ):
-            logits = create_model(config).apply(
+            logits = create_model(config, MNIST).apply(
                 {"params": params}, make_preprocess(config, sets.train)(split.images)
             )
             assert accuracy == pytest.approx(np.mean(logits.argmax(1) == split.labels))

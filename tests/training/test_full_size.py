@@ -9,7 +9,7 @@ import pytest
 from helpers.compilation import optimized_jit, users_options
 
 from mnist_jax.config import MODELS, TrainConfig
-from mnist_jax.data.types import Dataset
+from mnist_jax.data.types import MNIST, Dataset
 from mnist_jax.models.networks import create_model
 from mnist_jax.training import epochs
 from mnist_jax.training.experiment import prepare
@@ -30,7 +30,7 @@ def compiled_as_for_users(monkeypatch) -> None:
 
 def reference(config: TrainConfig, params, images, labels):
     """Returns a batch's mean gradients and its metrics, computed in float64."""
-    model = create_model(TrainConfig(**{**vars(config), "impl": "plain"}))
+    model = create_model(TrainConfig(**{**vars(config), "impl": "plain"}), MNIST)
     with jax.enable_x64(True):
         params = jax.tree.map(lambda leaf: np.float64(leaf), params)
         step = optimized_jit(partial(batch_gradients, model=model))

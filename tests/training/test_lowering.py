@@ -7,7 +7,7 @@ from jax import export
 
 from mnist_jax.config import MODELS, TrainConfig
 from mnist_jax.data.pixels import Preprocess
-from mnist_jax.data.types import Split
+from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Split
 from mnist_jax.models.networks import create_model
 from mnist_jax.training import epochs
 from mnist_jax.training.epochs import make_programs
@@ -26,9 +26,13 @@ def test_programs_lower_for_accelerators(model, precision, backend, monkeypatch)
     # On the mesh of a CPU, seeds would be trained one after the other.
     monkeypatch.setattr(epochs, "_train_together", lambda mesh: True)
     config = TrainConfig(model=model, precision=precision)
-    network = create_model(config)
+    network = create_model(config, MNIST)
     programs = make_programs(
-        network, create_optimizer(config, STEPS), Preprocess("scaled"), make_mesh(1)
+        network,
+        create_optimizer(config, STEPS),
+        Preprocess("scaled"),
+        make_mesh(1),
+        IMAGE_SHAPE,
     )
     keys = jax.random.split(jax.random.key(0), SEEDS)
     states = jax.eval_shape(programs.init, keys)

@@ -6,11 +6,12 @@ import jax
 import numpy as np
 import pytest
 
+from mnist_jax.data.types import IMAGE_SHAPE
 from mnist_jax.errors import InputError
 from mnist_jax.models.networks import MLP, init_params
 from mnist_jax.training.checkpoints import load_params, params_sha256, save_params
 
-PARAMS = init_params(MLP(hidden=(16,)), jax.random.key(0))
+PARAMS = init_params(MLP(hidden=(16,)), jax.random.key(0), IMAGE_SHAPE)
 
 
 @pytest.fixture
@@ -49,8 +50,8 @@ def test_a_damaged_file_is_named(path, damage):
 
 
 def test_parameters_of_another_network_are_refused_by_leaf(path):
-    wider = init_params(MLP(hidden=(17,)), jax.random.key(0))
-    deeper = init_params(MLP(hidden=(16, 16)), jax.random.key(0))
+    wider = init_params(MLP(hidden=(17,)), jax.random.key(0), IMAGE_SHAPE)
+    deeper = init_params(MLP(hidden=(16, 16)), jax.random.key(0), IMAGE_SHAPE)
     with pytest.raises(InputError, match=r"Dense_0/bias is \(17,\) here and \(16,\)"):
         load_params(path, wider, params_sha256(PARAMS))
     with pytest.raises(InputError, match=r"Dense_1/bias is \(16,\) here and \(10,\)"):

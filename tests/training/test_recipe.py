@@ -12,6 +12,7 @@ from scipy import ndimage
 from mnist_jax.config import ConvStage, TrainConfig
 from mnist_jax.data.augment import Augmentation
 from mnist_jax.data.batches import epoch_indices
+from mnist_jax.data.types import CLASSES, IMAGE_SHAPE
 from mnist_jax.models.networks import CNN, LSTM, MLP
 from mnist_jax.testing import check_same_tree, make_split, preprocess
 from mnist_jax.training.epochs import AUGMENT, gather, make_programs
@@ -33,7 +34,9 @@ MODELS = {
     "cnn": CNN((ConvStage(8, pool=2),), (16,), (0.5,), impl="fast"),
 }
 RECIPE = dict(
-    augment=Augmentation(("shift2", "rotate10", "erase")), label_smoothing=0.1
+    augment=Augmentation(("shift2", "rotate10", "erase")),
+    label_smoothing=0.1,
+    classes=CLASSES,
 )
 
 
@@ -46,8 +49,9 @@ def test_epochs_of_seeds_equal_plain_loops(name, devices, batch_size, monkeypatc
     if hasattr(model, "microbatch"):
         monkeypatch.setattr(type(model), "microbatch", 7)
     tx = average_params(optax.sgd(0.1), 0.9)
-    programs = make_programs(model, tx, preprocess, make_mesh(devices), **RECIPE)
-    states = init_states(model, tx, seed_keys([0, 1]))
+    mesh = make_mesh(devices)
+    programs = make_programs(model, tx, preprocess, mesh, IMAGE_SHAPE, **RECIPE)
+    states = init_states(model, tx, seed_keys([0, 1]), IMAGE_SHAPE)
     keys = jax.random.split(jax.random.key(7), 2)
     orders = np.stack([epoch_indices(s, 0, 64, batch_size) for s in (0, 1)])
     got, metrics = programs.run_steps(

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from mnist_jax.config import ConvStage, TrainConfig
+from mnist_jax.data.types import IMAGE_SHAPE
 from mnist_jax.errors import InputError
 from mnist_jax.models.networks import CNN, LSTM, MLP
 from mnist_jax.testing import check_step_learns, make_split, preprocess
@@ -66,7 +67,7 @@ def test_one_hot_labels_give_the_same_loss():
 
 def test_eval_step_ignores_padding():
     split, model = make_split(8), MODELS["mlp"]
-    params = init_state(model, optax.sgd(0.1), jax.random.key(0)).params
+    params = init_state(model, optax.sgd(0.1), jax.random.key(0), IMAGE_SHAPE).params
     images, labels = preprocess(split.images), jnp.asarray(split.labels)
     half = jnp.array([1.0] * 4 + [0.0] * 4)
     padded = eval_step(params, images, labels, half, model=model)
