@@ -60,9 +60,9 @@ class Sweep:
         for record in known.values():
             if record.checksum != dataset.checksum:
                 raise InputError(
-                    f"--out={out} holds trials on data with the sha256 "
-                    f"{record.checksum}, but {dataset.name} has {dataset.checksum}; "
-                    "accuracies on different data do not compare, so give another --out"
+                    f"--out={out} holds trials on other data than {dataset.name} "
+                    f"(sha256 {record.checksum}, now {dataset.checksum}), whose "
+                    "accuracies do not compare; give another --out"
                 )
         self._states = {
             folder: record.state

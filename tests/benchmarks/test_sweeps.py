@@ -255,7 +255,7 @@ def test_what_tpe_draws_but_cannot_be_trained_is_left_out(tmp_path, digits, caps
 def test_trials_on_other_data_are_not_compared(tmp_path, digits):
     make_sweep(tmp_path, digits, "1e-3").next()
     other = dataclasses.replace(digits, name="mnist", checksum="another")
-    with pytest.raises(InputError, match=f"{digits.checksum}, but mnist has another"):
+    with pytest.raises(InputError, match=f"{digits.checksum}, now another"):
         make_sweep(tmp_path, other, "1e-2")
 
 
