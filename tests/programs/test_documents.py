@@ -81,7 +81,8 @@ def quick_arguments(words: list[str], folder: Path) -> list[str]:
     ]
     if "--model=cnn" in arguments and not any("--conv" in word for word in arguments):
         quick.append(f"--conv={','.join(SMALL_CNN)}")
-    if "out" in known and not any(word.startswith("--out=") for word in arguments):
+    given = any(word.startswith("--out=") for word in arguments)
+    if "out" in known and not given and program != "experiments.export":
         quick.append(f"--out={folder / 'results'}")
     return quick
 
