@@ -1,5 +1,6 @@
 """`TrainConfig`: the settings of a run, with their defaults and checks."""
 
+import ctypes
 import dataclasses
 import math
 import numbers
@@ -482,10 +483,12 @@ class TrainConfig:
             check, needs = field.metadata["check"], field.metadata["needs"]
             if needs and getattr(self, needs[0]) not in needs[1]:
                 continue
-            if check is not None and not check(value):
+            rounded = _as_float32(value)
+            if check is not None and not (check(value) and check(rounded)):
+                note = f", which is {as_text(rounded)} in float32"
                 raise InputError(
                     f"--{field.name} must be {field.metadata['allowed']}; "
-                    f"got {as_text(value)}"
+                    f"got {as_text(value)}{note if check(value) else ''}"
                 )
         if self.nesterov and self.optimizer == "sgd" and self.momentum == 0.0:
             raise InputError(
@@ -520,6 +523,8 @@ def _convert(name: str, hint: Any, value: Any) -> Any:
         kind = hint.__name__
         accepted = {int: numbers.Integral, float: numbers.Real}.get(hint, hint)
         if isinstance(value, accepted) and isinstance(value, bool) == (hint is bool):
+            if not isinstance(value, int):  # NumPy compares in its own precision
+                value = hint(value)
             # The comparison is also false for NaN.
             if hint is float and not abs(value) <= sys.float_info.max:
                 raise InputError(f"--{name} must be a finite number; got {value}")
@@ -531,6 +536,13 @@ def _convert(name: str, hint: Any, value: Any) -> Any:
             f"{'the class' if value is cls else 'an instance of'} {cls.__name__}"
         )
     raise InputError(f"--{name} must be of type {kind}; got {value!r}")
+
+
+def _as_float32(value: Any) -> Any:
+    """Returns the value with its floats rounded: 0.99999999 to 1, 1e-50 to 0."""
+    if isinstance(value, tuple):
+        return tuple(map(_as_float32, value))
+    return ctypes.c_float(value).value if isinstance(value, float) else value
 
 
 def check_used(config: TrainConfig, given: Collection[str] | None = None) -> None:

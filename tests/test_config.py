@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 from absl import flags
 
@@ -25,6 +26,12 @@ def test_config_round_trips_through_json(model):
     config = TrainConfig(model=model, dropout=(0.25,), train_size=7, dataset="mnist")
     text = json.dumps(plain(config))
     assert decode(TrainConfig, json.loads(text)) == config
+
+
+def test_numpy_numbers_become_pythons():
+    config = TrainConfig(learning_rate=np.float32(0.5), hidden=[np.int64(7)])
+    assert config == TrainConfig(learning_rate=0.5, hidden=(7,))
+    assert type(config.learning_rate) is float and type(config.hidden[0]) is int
 
 
 def test_every_field_is_a_flag():
@@ -151,6 +158,13 @@ BAD = [
     ("clip_norm", float("nan")),
     ("momentum", float("nan")),  # also where it has no effect
     ("weight_decay", 10**400),
+    ("learning_rate", 1e39),  # infinite in float32
+    ("learning_rate", 1e-46),  # 0 there
+    ("clip_norm", 1e-46),
+    ("ema", 0.99999999),  # 1 there
+    ("beta1", 0.99999999),
+    ("beta2", 0.99999999),
+    ("dropout", (0.99999999,)),
     ("validation_fraction", 1.0),
     ("validation_fraction", 0.0),
 ]
