@@ -1,7 +1,6 @@
 """The page that describes an exported network."""
 
 import pandas as pd
-from flax.traverse_util import flatten_dict
 
 from mnist_jax.config import MODELS
 from mnist_jax.data.types import class_names
@@ -11,6 +10,7 @@ from mnist_jax.reporting.tables import (
     format_versions,
     markdown_table,
 )
+from mnist_jax.training.checkpoints import named_leaves
 from mnist_jax.training.run_dir import EXPORTED_PARAMS, TrainedRun
 
 _CARD = """\
@@ -93,5 +93,5 @@ def model_card(run: TrainedRun) -> str:
         layers=markdown_table(layer_frame(run.config, run.shapes)),
         network=network,
         params=EXPORTED_PARAMS,
-        example=next(iter(flatten_dict(run.params, sep="/"))),
+        example=next(iter(named_leaves(run.params))),
     )

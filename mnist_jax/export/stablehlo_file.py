@@ -27,7 +27,7 @@ def make_classifier(run: TrainedRun) -> Callable[[jax.Array], jax.Array]:
     config = dataclasses.replace(run.config, impl="plain", precision="float32")
     classify = partial(
         predict,
-        jax.device_get(run.params),
+        run.params,
         model=create_model(config, run.shapes),
         preprocess=run.preprocess,
     )

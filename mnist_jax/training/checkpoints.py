@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from absl import logging
 from flax import serialization
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mnist_jax.data.types import Shapes
 from mnist_jax.errors import InputError
@@ -71,7 +71,37 @@ def save_params(path: Path, params: Any) -> None:
 
 
 def _to_bytes(params: Any) -> bytes:
-    return serialization.to_bytes(jax.device_get(params))
+    leaves = named_leaves(jax.device_get(params))
+    return serialization.msgpack_serialize(unflatten_dict(leaves, sep="/"))
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """Returns the leaves of any tree by their paths, such as `Dense_0/kernel`."""
+    leaves = jax.tree.leaves_with_path(tree)
+    named = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in leaves
+    }
+    if len(named) < len(leaves):
+        raise ValueError(f"{', '.join(named)} are the paths of {len(leaves)} arrays")
+    return named
+
+
+def check_saving(like: Any) -> None:
+    """Raises InputError unless what would be saved of a network can be loaded again.
+
+    Args:
+        like: the network's parameters, or their shapes.
+    """
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
+    try:
+        saved = serialization.msgpack_restore(_to_bytes(zeros))
+        _unflatten(flatten_dict(saved, sep="/"), like)
+    except Exception as error:  # msgpack and Flax raise unrelated exception types
+        raise InputError(
+            "the network's parameters cannot be saved and loaded again "
+            f"({type(error).__name__}: {error}); use other names or types"
+        ) from error
 
 
 def load_params(path: Path, like: Any, sha256: str) -> Any:
@@ -96,8 +126,7 @@ def load_params(path: Path, like: Any, sha256: str) -> Any:
         found = flatten_dict(params, sep="/")
     except Exception as error:  # msgpack raises unrelated exception types
         raise InputError(f"{path} is damaged ({error}); train again") from error
-    check_fit(path, found, like)
-    return params
+    return as_params(path, found, like)
 
 
 def read_params(path: Path) -> bytes:
@@ -115,8 +144,8 @@ def read_params(path: Path) -> bytes:
         ) from error
 
 
-def check_fit(path: Path, found: Mapping[str, Any], like: Any) -> None:
-    """Checks that the arrays of a file are a network's parameters.
+def as_params(path: Path, found: Mapping[str, Any], like: Any) -> Any:
+    """Returns the arrays of a file as a network's parameters.
 
     Args:
         path: the file, for the message.
@@ -124,27 +153,32 @@ def check_fit(path: Path, found: Mapping[str, Any], like: Any) -> None:
         like: the network's parameters, or their shapes.
 
     Raises:
-        InputError: an array is missing, unknown or of another shape.
+        InputError: an array is missing, unknown or of another shape or dtype.
     """
-    if (mismatch := _find_mismatch(flatten_dict(like, sep="/"), found)) is not None:
-        name, expected_shape, found_shape = mismatch
+    try:
+        return _unflatten(found, like)
+    except ValueError as error:
         raise InputError(
-            f"{path} does not fit this network: {name} is {expected_shape} here and "
-            f"{found_shape} in the file; use the flags of the run that wrote it"
-        )
+            f"{path} does not fit this network: {error}; use the flags and JAX's "
+            "settings of the run that wrote it"
+        ) from error
 
 
-def _find_mismatch(
-    expected: Mapping[str, Any], found: Mapping[str, Any]
-) -> tuple[Any, ...] | None:
-    """Returns the first leaf whose shapes differ: its name and both shapes."""
+def _unflatten(found: Mapping[str, Any], like: Any) -> Any:
+    """Returns the tree of `named_leaves`; raises ValueError unless it is as `like`."""
+    expected = named_leaves(like)
     for name in sorted(expected.keys() | found.keys()):
-        shapes = [
-            np.shape(t[name]) if name in t else "missing" for t in (expected, found)
-        ]
-        if shapes[0] != shapes[1]:
-            return name, *shapes
-    return None
+        here, there = (_type(leaves.get(name)) for leaves in (expected, found))
+        if here != there:
+            raise ValueError(f"{name} is {here} here and {there} in the file")
+    return jax.tree.unflatten(jax.tree.structure(like), [found[n] for n in expected])
+
+
+def _type(leaf: Any) -> str:
+    """Returns a leaf's dtype and shape, as in `float32[784,10]`."""
+    if not hasattr(leaf, "dtype"):
+        return "missing" if leaf is None else type(leaf).__name__
+    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
 
 
 def begin_checkpoints(folders: Mapping[int, Path]) -> None:
@@ -176,7 +210,7 @@ def save_checkpoint(
     """
     states = checkpoint.states
     saved = _Saved(states.params, states.opt_state, checkpoint.best_params)
-    leaves = _named_leaves(jax.device_get(saved))
+    leaves = named_leaves(jax.device_get(saved))
     for index, (seed, folder) in enumerate(folders.items()):
         content = serialization.msgpack_serialize(
             {
@@ -269,12 +303,6 @@ def _epochs(folder: Path) -> set[int]:
     return {int(text) for text in numbers if text.isascii() and text.isdigit()}
 
 
-def _named_leaves(tree: Any) -> dict[str, Any]:
-    """Returns a tree's leaves by path, in order."""
-    leaves = jax.tree.leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
-
-
 def _load(
     folder: Path, epoch: int, key: RunKey, code: str | None, like: _Saved
 ) -> tuple[_Saved, list[EpochRecord]]:
@@ -298,11 +326,7 @@ def _load(
         raise ValueError("it is from another version of the code")
     if len(history) != epoch:
         raise ValueError(f"it is from epoch {len(history)}, not {epoch}")
-    expected = _named_leaves(like)
-    if (mismatch := _find_mismatch(expected, leaves)) is not None:
-        name, expected_shape, shape = mismatch
-        raise ValueError(
-            f"it is from another network ({name} is {shape}, not {expected_shape})"
-        )
-    ordered = [leaves[name] for name in expected]
-    return jax.tree.unflatten(jax.tree.structure(like), ordered), history
+    try:
+        return _unflatten(leaves, like), history
+    except ValueError as error:
+        raise ValueError(f"it is from another network ({error})") from error

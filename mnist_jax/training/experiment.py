@@ -17,10 +17,11 @@ from mnist_jax.data.splits import split_dataset
 from mnist_jax.data.types import Dataset, Split
 from mnist_jax.errors import InputError
 from mnist_jax.models.custom import network_sha256
-from mnist_jax.models.networks import create_model
+from mnist_jax.models.networks import create_model, param_shapes
 from mnist_jax.models.precision import bfloat16_slowdown, cpu_lacks_bfloat16
 from mnist_jax.records.environment import code_digest, current_environment
 from mnist_jax.training import cluster
+from mnist_jax.training.checkpoints import check_saving
 from mnist_jax.training.compile_cache import CompileClock
 from mnist_jax.training.epochs import Programs, make_programs
 from mnist_jax.training.mesh import choose_mesh, eval_indices, replicate
@@ -105,6 +106,7 @@ def prepare(
         )
     source_sha256 = network_sha256(config)
     model = create_model(config, dataset.shapes)
+    check_saving(param_shapes(model, dataset.shapes.image))
     preprocess = make_preprocess(config, dataset.train)
     orders = np.stack([epoch_indices(0, 0, size, config.batch_size)] * seeds)
     tx = create_optimizer(config, orders.shape[1] * config.epochs)

@@ -4,13 +4,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mnist_jax.errors import InputError
 from mnist_jax.records.environment import check_packages
 from mnist_jax.records.files import write_file
-from mnist_jax.training.checkpoints import check_fit, params_sha256, read_params
+from mnist_jax.training.checkpoints import (
+    as_params,
+    named_leaves,
+    params_sha256,
+    read_params,
+)
+
+# By their names in the format. `safetensors.numpy.load` does not know bfloat16.
+_DTYPES = dict(F16=np.float16, BF16=jnp.bfloat16, F32=np.float32, F64=np.float64)
 
 
 def save_safetensors(path: Path, params: Any) -> None:
@@ -23,9 +31,9 @@ def save_safetensors(path: Path, params: Any) -> None:
     """
     from safetensors.numpy import save  # optional
 
-    leaves = flatten_dict(jax.device_get(params), sep="/")
+    leaves = named_leaves(jax.device_get(params))
     # The format stores memory as it lies.
-    arrays = {name: np.ascontiguousarray(leaf) for name, leaf in leaves.items()}
+    arrays = {name: np.asarray(leaf, order="C") for name, leaf in leaves.items()}
     write_file(path, save(arrays))
 
 
@@ -42,17 +50,16 @@ def load_safetensors(path: Path, like: Any, sha256: str) -> Any:
             package safetensors is not installed.
     """
     check_packages(f"reading {path}", ["safetensors"], "safetensors")
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
+    from safetensors import SafetensorError, deserialize
 
     try:
-        found = load(read_params(path))
+        found = {
+            name: np.frombuffer(a["data"], _DTYPES[a["dtype"]]).reshape(a["shape"])
+            for name, a in deserialize(read_params(path))
+        }
     except (SafetensorError, KeyError) as error:  # KeyError: an unknown type
         raise InputError(f"{path} is damaged ({error}); export the run again") from None
-    check_fit(path, found, like)
-    names = flatten_dict(like)
-    # In the order of the network: the file has its own.
-    params = unflatten_dict({name: found["/".join(name)] for name in names})
+    params = as_params(path, found, like)
     if (found_sha256 := params_sha256(params)) != sha256:
         raise InputError(
             f"{path} is damaged: its parameters have the sha256 {found_sha256}, but "

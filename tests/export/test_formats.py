@@ -196,7 +196,7 @@ def test_a_damaged_safetensors_file_is_refused(folder):
         with pytest.raises(InputError, match="model.safetensors is damaged"):
             load_run(folder)
     save_file({"Dense_0/kernel": np.zeros((3, 10), np.float32)}, path)
-    with pytest.raises(InputError, match=r"Dense_0/bias is \(10,\) here and missing"):
+    with pytest.raises(InputError, match=r"bias is float32\[10\] here and missing"):
         load_run(folder)
     path.unlink()
     with pytest.raises(InputError, match="cannot read .*params.msgpack"):

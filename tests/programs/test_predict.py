@@ -49,7 +49,7 @@ def test_it_reports_what_is_wrong_with_a_run(run_dir: Path, tmp_path):
     config = tmp_path / "config.json"
     config.write_text(config.read_text().replace("16", "17"))
     params.write_bytes((run_dir / "params.msgpack").read_bytes())
-    assert "Dense_0/bias is (17,) here and (16,) in the file" in error(tmp_path)
+    assert "Dense_0/bias is float32[17] here and float32[16] in" in error(tmp_path)
 
 
 def test_it_draws_test_images_and_user_images(run_dir: Path, tmp_path):

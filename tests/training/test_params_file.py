@@ -2,14 +2,23 @@
 
 import hashlib
 
+import flax
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from mnist_jax.data.types import IMAGE_SHAPE
 from mnist_jax.errors import InputError
 from mnist_jax.models.networks import MLP, init_params
-from mnist_jax.training.checkpoints import load_params, params_sha256, save_params
+from mnist_jax.training.checkpoints import (
+    check_saving,
+    load_params,
+    params_sha256,
+    save_params,
+)
+from mnist_jax.training.safetensors_file import load_safetensors, save_safetensors
 
 PARAMS = init_params(MLP(hidden=(16,)), jax.random.key(0), IMAGE_SHAPE)
 
@@ -32,6 +41,38 @@ def test_parameters_round_trip_and_their_sha256_is_the_files(path):
     assert params_sha256(other) != sha256
 
 
+@flax.struct.dataclass
+class Pair:
+    """A node that JAX can flatten."""
+
+    scale: jax.Array
+    more: tuple
+
+
+def test_any_tree_that_jax_can_flatten_round_trips_in_both_formats(tmp_path):
+    """Integers as names, in numeric order, tuples, boxes, scalars and bfloat16."""
+    layers = {number: np.float32([number]) for number in range(12)}
+    pair = Pair(np.float32(0.25), ({("a", "b"): jnp.ones(2, jnp.bfloat16)}, [PARAMS]))
+    box = nn.Partitioned(np.ones(3), ("x",))
+    tree = jax.tree.map(jnp.asarray, {"layers": layers, "box": box, "pair": pair})
+    like = jax.eval_shape(lambda: tree)
+    check_saving(like)
+    for save, load in (save_params, load_params), (save_safetensors, load_safetensors):
+        save(tmp_path / "file", tree)
+        loaded = load(tmp_path / "file", like, params_sha256(tree))
+        assert jax.tree.structure(loaded) == jax.tree.structure(tree)
+        for got, want in zip(*map(jax.tree.leaves, (loaded, tree)), strict=True):
+            assert (got.dtype, got.shape) == (want.dtype, want.shape)
+            np.testing.assert_array_equal(got, want)
+
+
+def test_a_tree_that_would_be_lost_is_refused_before_training():
+    zero = np.zeros(3)
+    for lost in {"a/b": zero, "a": {"b": zero}}, {"a": zero, "a/b": zero}:
+        with pytest.raises(InputError, match="cannot be saved and loaded again"):
+            check_saving(lost)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -51,11 +92,20 @@ def test_a_damaged_file_is_named(path, damage):
 
 def test_parameters_of_another_network_are_refused_by_leaf(path):
     wider = init_params(MLP(hidden=(17,)), jax.random.key(0), IMAGE_SHAPE)
+    half = jax.tree.map(lambda leaf: leaf.astype(np.float16), PARAMS)
     deeper = init_params(MLP(hidden=(16, 16)), jax.random.key(0), IMAGE_SHAPE)
-    with pytest.raises(InputError, match=r"Dense_0/bias is \(17,\) here and \(16,\)"):
+    with pytest.raises(
+        InputError, match=r"Dense_0/bias is float32\[17\] here and .*\[16\]"
+    ):
         load_params(path, wider, params_sha256(PARAMS))
-    with pytest.raises(InputError, match=r"Dense_1/bias is \(16,\) here and \(10,\)"):
+    with pytest.raises(
+        InputError, match=r"Dense_1/bias is float32\[16\] here and .*\[10\]"
+    ):
         load_params(path, deeper, params_sha256(PARAMS))
+    with pytest.raises(
+        InputError, match=r"bias is float16\[16\] here and float32\[16\]"
+    ):
+        load_params(path, half, params_sha256(PARAMS))
 
 
 @pytest.mark.parametrize(
