@@ -44,7 +44,7 @@ def scale_by_adam(
         nu = jax.tree.map(lambda v, g: v + (1 - b2) * (g * g - v), state.nu, grads)
         # In the gradients' precision, as in Keras: 1 - b2^t loses four digits at first.
         # In bfloat16 it loses all: 0.999 is 1 there.
-        dtype = jnp.promote_types(jax.tree.leaves(grads)[0].dtype, jnp.float32)
+        dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(grads))
         t = count.astype(dtype)
         correction = jnp.sqrt(1 - b2**t)
         rate = correction / (1 - b1**t)
@@ -131,7 +131,7 @@ def average_params(
         updates, inner = tx.update(grads, state.inner, params)
 
         def add(total: Any, value: Any) -> Any:
-            return (total + (1 - decay) * (value - total)).astype(total.dtype)
+            return total + (1 - decay) * (value - total)
 
         total = jax.tree.map(add, state.total, optax.apply_updates(params, updates))
         return updates, AverageState(inner, total, add(state.weight, 1.0))
@@ -149,11 +149,12 @@ def final_params(params: Any, opt_state: Any) -> Any:
     if not isinstance(opt_state, AverageState):
         return params
 
-    def divide(total: jax.Array) -> jax.Array:
+    def divide(total: jax.Array, param: jax.Array) -> jax.Array:
         shape = (-1,) + (1,) * (total.ndim - 1) if opt_state.weight.ndim else ()
-        return (total / opt_state.weight.reshape(shape)).astype(total.dtype)
+        return (total / opt_state.weight.reshape(shape)).astype(param.dtype)
 
-    return {**params, **jax.tree.map(divide, opt_state.total)}
+    trained = {name: params[name] for name in opt_state.total}
+    return {**params, **jax.tree.map(divide, opt_state.total, trained)}
 
 
 def create_schedule(config: TrainConfig, steps: int) -> optax.Schedule:

@@ -57,7 +57,8 @@ def batch_metrics(
     classes = labels if labels.ndim == 1 else jnp.argmax(labels, axis=-1)
     loss_sum = jnp.sum(cross_entropy(logits, labels) * mask)
     correct = jnp.sum((jnp.argmax(logits, axis=-1) == classes) * mask)
-    return loss_sum, Metrics(loss_sum, correct, jnp.sum(mask))
+    # Parameters in float64 give such a loss, but the epoch's metrics are as the mask.
+    return loss_sum, Metrics(loss_sum.astype(mask.dtype), correct, jnp.sum(mask))
 
 
 def init_state(
@@ -68,7 +69,17 @@ def init_state(
 ) -> TrainState:
     """Returns the initial parameters and optimizer state."""
     params = init_params(model, key, image_shape)
-    return TrainState(params, tx.init(split_params(model, params, image_shape)[0]))
+    trained, _ = split_params(model, params, image_shape)
+    return TrainState(params, tx.init(_at_least_float32(trained)))
+
+
+def _at_least_float32(tree: Any) -> Any:
+    """Returns a tree of arrays for the optimizer, whose means bfloat16 would round."""
+
+    def widen(leaf: jax.Array) -> jax.Array:
+        return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+
+    return jax.tree.map(widen, tree)
 
 
 def init_states(
@@ -218,14 +229,15 @@ def train_step(
         )
     if axis_name is not None:
         grads, metrics = _sum_over_devices((grads, metrics), axis_name)
-    # The type of the parameters, which may be bfloat16, is the optimizer state's too.
     # Multiplied, not divided: XLA fuses that into the update, with no pass of its own.
+    # In float32 at least, as the optimizer's state; parameters keep their type.
     scale = 1 / metrics.images
-    grads = jax.tree.map(lambda grad: (grad * scale).astype(grad.dtype), grads)
+    grads = jax.tree.map(lambda grad: grad * scale, grads)
     image_shape = images.shape[1:]
-    trained, _ = split_params(model, state.params, image_shape)
+    trained, others = split_params(model, state.params, image_shape)
     grads, updated = split_params(model, grads, image_shape)
-    updates, opt_state = tx.update(grads, state.opt_state, trained)
+    updates, opt_state = tx.update(grads, state.opt_state, _at_least_float32(trained))
+    updated = jax.tree.map(lambda new, old: new.astype(old.dtype), updated, others)
     params = {**optax.apply_updates(trained, updates), **updated}
     return TrainState(params, opt_state), metrics
 

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from mnist_jax.config import ConvStage, TrainConfig
+from mnist_jax.config import ADAMS, ConvStage, TrainConfig
 from mnist_jax.data.types import IMAGE_SHAPE
 from mnist_jax.errors import InputError
 from mnist_jax.models.networks import CNN, LSTM, MLP
@@ -128,6 +128,14 @@ def test_optimizers_take_finite_steps(optimizer, schedule, steps):
         updates, state = tx.update({"w": jnp.ones(3)}, state, params)
         params = optax.apply_updates(params, updates)
     assert np.all(np.isfinite(params["w"]))
+
+
+@pytest.mark.parametrize("optimizer", [*ADAMS, "sgd"])
+def test_all_layers_can_be_frozen(optimizer):
+    config = TrainConfig(optimizer=optimizer, clip_norm=1.0, freeze=("w",))
+    tx, params = create_optimizer(config, 9), {"w": jnp.ones(3)}
+    updates, _ = tx.update(params, tx.init(params), params)
+    np.testing.assert_array_equal(updates["w"], 0)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "onecycle"])
