@@ -149,21 +149,28 @@ def check_network(name: str, model: nn.Module, shapes: Shapes) -> None:
 
     def run(images: jax.Array, train: bool) -> Any:
         options = call_options(model, train)
-        variables = init_variables(model, jax.random.key(0), images)
-        rngs = dropout if train else {}
-        others = [name for name in variables if name != "params"]
-        if train and others:
-            outputs, _ = model.apply(
-                variables, images, rngs=rngs, mutable=others, **options
-            )
-            return variables, outputs
-        return variables, model.apply(variables, images, rngs=rngs, **options)
+        variables = init_variables(model, jax.random.key(0), images[:1])
+        others = {name: tree for name, tree in variables.items() if name != "params"}
+        if not train:
+            return variables, model.apply(variables, images, **options), others
+
+        def forward(params: Any) -> Any:
+            trained = {**others, "params": params}
+            mutable, rngs = list(others), dropout
+            return model.apply(trained, images, rngs=rngs, mutable=mutable, **options)
+
+        params = variables.get("params", {})
+        outputs, backward, updated = jax.vjp(forward, params, has_aux=True)
+        backward(jax.tree.map(jnp.ones_like, outputs))
+        return variables, outputs, updated
 
     for size, train in ((2, False), (1, False), (2, True)):
         given_images = f"[{size},{shapes.image[0]},{shapes.image[1]}]"
         images = jax.ShapeDtypeStruct((size, *shapes.image), jnp.float32)
         try:
-            variables, logits = jax.eval_shape(partial(run, train=train), images)
+            variables, logits, updated = jax.eval_shape(
+                partial(run, train=train), images
+            )
         except InvalidRngError as error:
             needed = _first_line(error).replace("None needs", "it needs")
             if train:
@@ -181,7 +188,7 @@ def check_network(name: str, model: nn.Module, shapes: Shapes) -> None:
                 f"{name}: calling it on images {given_images} float32 in {phase} "
                 f"failed with {type(error).__name__}: {_first_line(error)}"
             ) from error
-        params = variables.pop("params", {})
+        params = variables.get("params", {})
         if not params:
             raise InputError(f"{name} has no parameters; there is nothing to train")
         for collection, tree in variables.items():
@@ -194,9 +201,15 @@ def check_network(name: str, model: nn.Module, shapes: Shapes) -> None:
                 if not jnp.issubdtype(leaf.dtype, jnp.floating):
                     raise InputError(
                         f"{name} has variables of type {leaf.dtype} in {collection}; "
-                        "besides parameters, only variables of a float type can be "
-                        "averaged over devices"
+                        "only those of a float type can be trained, or averaged over "
+                        "devices"
                     )
+            if collection in updated and _shapes(updated[collection]) != _shapes(tree):
+                raise InputError(
+                    f"{name}: training changes the number or the shapes of the arrays "
+                    f"in {collection}; give sow() a reduce_fn that keeps them, or sow "
+                    "into intermediates, which training ignores"
+                )
         shape = getattr(logits, "shape", None)
         expected = (size, shapes.classes)
         if shape != expected or not jnp.issubdtype(logits.dtype, jnp.floating):
@@ -207,6 +220,10 @@ def check_network(name: str, model: nn.Module, shapes: Shapes) -> None:
                 f"{name} returns {given} for images {given_images}; it must return "
                 f"logits {list(expected)} of a float type"
             )
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(jnp.shape, tree)
 
 
 def _first_line(error: Exception) -> str:
@@ -228,7 +245,8 @@ def init_variables(
     """Returns a network's initial variables, by collection."""
     # An NNX module asks for the key of its dropout when it is created.
     keys = {"params": key, "dropout": key}
-    return dict(model.init(keys, images, **call_options(model, False)))
+    # Without the boxes of `nn.with_partitioning`: our mesh has none of their axes.
+    return dict(nn.unbox(model.init(keys, images, **call_options(model, False))))
 
 
 def call_options(

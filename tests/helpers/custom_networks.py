@@ -43,6 +43,53 @@ class Normalized(nn.Module):
         return nn.Dense(10)(nn.BatchNorm(use_running_average=not train)(x))
 
 
+class Mixed16(nn.Module):
+    @nn.compact
+    def __call__(self, images, train=False):
+        init = nn.with_partitioning(nn.initializers.lecun_normal(), ("in", "out"))
+        x = nn.Dense(8, kernel_init=init)(images.reshape(len(images), -1))
+        init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), ("a", "b"))
+        x = nn.Dense(8, kernel_init=init, param_dtype="bfloat16")(nn.PReLU()(x))
+        running = self.variable("means", "x", jnp.zeros, 8, "bfloat16")
+        if train and not self.is_initializing():
+            running.value = running.value / 2 + x.mean(0).astype("bfloat16") / 2
+        zero, last = dict(init_fn=lambda: 0.0), dict(reduce_fn=lambda old, new: new)
+        self.sow("losses", "mean", x.mean(), **zero, **last)
+        self.sow("intermediates", "x", x)
+        return nn.Dense(10)(x - running.value[None])
+
+
+class Sown(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        x = nn.Dense(10)(images.reshape(len(images), -1))
+        self.sow("losses", "mean", x.mean())
+        return x
+
+
+class Whole(nn.Module):
+    dtype: str = "int32"
+
+    @nn.compact
+    def __call__(self, images):
+        self.param("table", nn.initializers.zeros, (3,), self.dtype)
+        return nn.Dense(10)(images.reshape(len(images), -1))
+
+
+class Looping(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        x = nn.Dense(10)(images.reshape(len(images), -1))
+        return jax.lax.while_loop(lambda x: jnp.any(x > 9), lambda x: x / 2, x)
+
+
+class Precise(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        scale = self.param("scale", nn.initializers.ones, (10,), float)
+        return nn.Dense(10)(images.reshape(len(images), -1)) * scale[None]
+
+
 class Counting(nn.Module):
     @nn.compact
     def __call__(self, images):
@@ -161,6 +208,17 @@ class Nnx(nnx.Module):
     def __call__(self, images):
         x = self.norm(self.first(images.reshape(len(images), -1)))
         return self.last(self.dropout(nnx.relu(x)))
+
+
+class Nested(nnx.Module):
+    def __init__(self, *, rngs: nnx.Rngs):
+        first, last = nnx.Linear(784, 8, rngs=rngs), nnx.Linear(8, 10, rngs=rngs)
+        first = nnx.Sequential(nnx.WeightNorm(first, rngs=rngs), nnx.relu)
+        self.layers = nnx.List([first, nnx.SpectralNorm(last, rngs=rngs)])
+
+    def __call__(self, images):
+        first, last = self.layers
+        return last(first(images.reshape(len(images), -1)))
 
 
 class Probabilities(nn.Module):
