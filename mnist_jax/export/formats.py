@@ -53,10 +53,6 @@ def check_export(name: str, path: Path) -> None:
     Args:
         name: of the format.
         path: the file or folder to write.
-
-    Raises:
-        InputError: a package is not installed, the path is a folder where a file is to
-            be written, or exists where a folder is, or is not writable.
     """
     form = FORMATS[name]
     check_packages(f"--format={name}", form.packages, name)
@@ -92,10 +88,6 @@ def export_run(
 
     Returns:
         The largest difference of a probability, or None in a format that is not read.
-
-    Raises:
-        InputError: the network has no such form, the file cannot be written, or its
-            probabilities differ.
     """
     form, difference = FORMATS[name], None
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")

@@ -28,10 +28,6 @@ def write_onnx(run: TrainedRun, path: Path) -> None:
     Args:
         run: the run to export.
         path: the file.
-
-    Raises:
-        InputError: the network is not one of the built-in ones, or the file cannot be
-            written.
     """
     if run.config.model not in MODELS:
         raise InputError(

@@ -28,9 +28,6 @@ def write_safetensors(run: TrainedRun, folder: Path) -> None:
     Args:
         run: the run to export.
         folder: a folder, created if it does not exist.
-
-    Raises:
-        InputError: a file cannot be written.
     """
     record = run.record
     if run.config.pixels == "standardized":  # which records of version 1 lack

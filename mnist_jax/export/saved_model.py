@@ -21,10 +21,6 @@ def write_saved_model(run: TrainedRun, folder: Path) -> None:
     Args:
         run: the run to export.
         folder: the folder, created if it does not exist.
-
-    Raises:
-        InputError: an operation of the network is not JAX's, or a file cannot be
-            written.
     """
     import tensorflow as tf  # optional
     from jax.experimental import jax2tf

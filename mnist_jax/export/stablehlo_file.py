@@ -55,10 +55,6 @@ def write_stablehlo(run: TrainedRun, path: Path) -> None:
     Args:
         run: the run to export.
         path: the file.
-
-    Raises:
-        InputError: an operation of the network is not JAX's, or the file cannot be
-            written.
     """
     classify = make_classifier(run)
     [batch] = export.symbolic_shape("batch")

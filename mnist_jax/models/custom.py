@@ -204,7 +204,8 @@ def check_network(name: str, model: nn.Module, shapes: Shapes) -> None:
                         "only those of a float type can be trained, or averaged over "
                         "devices"
                     )
-            if collection in updated and _shapes(updated[collection]) != _shapes(tree):
+            new, old = jax.tree.map(jnp.shape, (updated.get(collection, tree), tree))
+            if new != old:
                 raise InputError(
                     f"{name}: training changes the number or the shapes of the arrays "
                     f"in {collection}; give sow() a reduce_fn that keeps them, or sow "
@@ -220,10 +221,6 @@ def check_network(name: str, model: nn.Module, shapes: Shapes) -> None:
                 f"{name} returns {given} for images {given_images}; it must return "
                 f"logits {list(expected)} of a float type"
             )
-
-
-def _shapes(tree: Any) -> Any:
-    return jax.tree.map(jnp.shape, tree)
 
 
 def _first_line(error: Exception) -> str:

@@ -62,11 +62,7 @@ def params_sha256(params: Any) -> str:
 
 
 def save_params(path: Path, params: Any) -> None:
-    """Writes parameters to a file atomically.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
+    """Writes parameters to a file atomically."""
     write_file(path, _to_bytes(params))
 
 
@@ -77,31 +73,17 @@ def _to_bytes(params: Any) -> bytes:
 
 def named_leaves(tree: Any) -> dict[str, Any]:
     """Returns the leaves of any tree by their paths, such as `Dense_0/kernel`."""
-    leaves = jax.tree.leaves_with_path(tree)
-    named = {
+    return {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in leaves
+        for path, leaf in jax.tree.leaves_with_path(tree)
     }
-    if len(named) < len(leaves):
-        raise ValueError(f"{', '.join(named)} are the paths of {len(leaves)} arrays")
-    return named
 
 
 def check_saving(like: Any) -> None:
-    """Raises InputError unless what would be saved of a network can be loaded again.
-
-    Args:
-        like: the network's parameters, or their shapes.
-    """
+    """Saves and loads zeros like these parameters, before training depends on it."""
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
-    try:
-        saved = serialization.msgpack_restore(_to_bytes(zeros))
-        _unflatten(flatten_dict(saved, sep="/"), like)
-    except Exception as error:  # msgpack and Flax raise unrelated exception types
-        raise InputError(
-            "the network's parameters cannot be saved and loaded again "
-            f"({type(error).__name__}: {error}); use other names or types"
-        ) from error
+    saved = serialization.msgpack_restore(_to_bytes(zeros))
+    as_params(Path("parameters"), flatten_dict(saved, sep="/"), like)
 
 
 def load_params(path: Path, like: Any, sha256: str) -> Any:
@@ -111,9 +93,6 @@ def load_params(path: Path, like: Any, sha256: str) -> Any:
         path: file written by `save_params`.
         like: the network's parameters, or their shapes.
         sha256: expected sha256, as returned by `params_sha256`.
-
-    Raises:
-        InputError: the file is missing, damaged or does not fit the network.
     """
     content = read_params(path)
     if (found_sha256 := hashlib.sha256(content).hexdigest()) != sha256:
@@ -130,11 +109,7 @@ def load_params(path: Path, like: Any, sha256: str) -> Any:
 
 
 def read_params(path: Path) -> bytes:
-    """Returns the content of a file with parameters.
-
-    Raises:
-        InputError: it cannot be read.
-    """
+    """Returns the content of a file with parameters."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -155,30 +130,20 @@ def as_params(path: Path, found: Mapping[str, Any], like: Any) -> Any:
     Raises:
         InputError: an array is missing, unknown or of another shape or dtype.
     """
-    try:
-        return _unflatten(found, like)
-    except ValueError as error:
-        raise InputError(
-            f"{path} does not fit this network: {error}; use the flags and JAX's "
-            "settings of the run that wrote it"
-        ) from error
-
-
-def _unflatten(found: Mapping[str, Any], like: Any) -> Any:
-    """Returns the tree of `named_leaves`; raises ValueError unless it is as `like`."""
     expected = named_leaves(like)
     for name in sorted(expected.keys() | found.keys()):
-        here, there = (_type(leaves.get(name)) for leaves in (expected, found))
+        here, there = (
+            f"{leaves[name].dtype}{list(leaves[name].shape)}"
+            if name in leaves
+            else "missing"
+            for leaves in (expected, found)
+        )
         if here != there:
-            raise ValueError(f"{name} is {here} here and {there} in the file")
+            raise InputError(
+                f"{path} does not fit this network: {name} is {here} here and {there} "
+                "in the file; use the flags and JAX's settings of the run that wrote it"
+            )
     return jax.tree.unflatten(jax.tree.structure(like), [found[n] for n in expected])
-
-
-def _type(leaf: Any) -> str:
-    """Returns a leaf's dtype and shape, as in `float32[784,10]`."""
-    if not hasattr(leaf, "dtype"):
-        return "missing" if leaf is None else type(leaf).__name__
-    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
 
 
 def begin_checkpoints(folders: Mapping[int, Path]) -> None:
@@ -203,11 +168,7 @@ def save_checkpoint(
     code: str,
     keep: int = KEEP,
 ) -> None:
-    """Writes each seed's checkpoint to its run directory, keeping the newest `keep`.
-
-    Raises:
-        InputError: a file cannot be written; existing files are left unchanged.
-    """
+    """Writes each seed's checkpoint to its run directory, keeping the newest `keep`."""
     states = checkpoint.states
     saved = _Saved(states.params, states.opt_state, checkpoint.best_params)
     leaves = named_leaves(jax.device_get(saved))
@@ -326,7 +287,4 @@ def _load(
         raise ValueError("it is from another version of the code")
     if len(history) != epoch:
         raise ValueError(f"it is from epoch {len(history)}, not {epoch}")
-    try:
-        return _unflatten(leaves, like), history
-    except ValueError as error:
-        raise ValueError(f"it is from another network ({error})") from error
+    return as_params(_path(folder, epoch), leaves, like), history

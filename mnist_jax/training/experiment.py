@@ -81,10 +81,6 @@ def prepare(
         dataset: as returned by `load_dataset`.
         seeds: number of seeds that `fit` will train together.
         mesh: devices to use (default: `choose_mesh`).
-
-    Raises:
-        InputError: the config asks for more images than there are, or JAX has a setting
-            with which it cannot train.
     """
     check_jax_settings()
     if next(_prepared) % _KEPT_PROGRAMS == 0:

@@ -5,6 +5,7 @@ import operator
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,13 +15,13 @@ import numpy as np
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.augment import all_shifts
 from mnist_jax.data.batches import epoch_indices
-from mnist_jax.errors import DivergedError
 from mnist_jax.models.layers import resolve_impl
 from mnist_jax.models.networks import count_params
 from mnist_jax.records.environment import Environment, current_environment
 from mnist_jax.records.schema import EpochRecord, RunRecord
 from mnist_jax.training import cluster
 from mnist_jax.training.checkpoints import Checkpoint, params_sha256
+from mnist_jax.training.diverged import check_finite, find_cause
 from mnist_jax.training.epochs import predict_images
 from mnist_jax.training.experiment import Experiment
 from mnist_jax.training.mesh import shard_seeds
@@ -101,58 +102,22 @@ def is_over(config: TrainConfig, epochs: Sequence[EpochRecord]) -> bool:
     return len(epochs) - _best_epoch(epochs) >= config.patience
 
 
-def check_finite(
-    losses: Any, config: TrainConfig, seed: int, epochs: Sequence[EpochRecord]
-) -> None:
-    """Raises DivergedError if a loss is NaN or infinite.
-
-    Args:
-        losses: loss of each step of an epoch `[steps]`, or one evaluation loss.
-        config: the run's settings.
-        seed: seed of the run.
-        epochs: the run's finished epochs.
-    """
-    losses = np.asarray(losses)
-    bad = np.flatnonzero(~np.isfinite(losses))
-    if not bad.size:
-        return
-    where = "in the evaluation"
-    if losses.ndim:
-        where = f"at step {bad[0] + 1} of {losses.size}"
-    before = "no epoch finished before it"
-    if epochs:
-        last = epochs[-1]
-        before = (
-            f"epoch {last.epoch} ended with loss {last.loss:.4f} and accuracy "
-            f"{last.accuracy:.4f}"
-        )
-    advice = f"try a --learning_rate below {config.learning_rate:g} or --clip_norm=1"
-    if losses.ndim and bad[0] == len(epochs) == 0:
-        advice = (
-            "no step has changed the parameters yet, so the network, the parameters it "
-            "starts from or --pixels are the cause, not the learning rate"
-        )
-    raise DivergedError(
-        f"{config.name}, seed {seed}: the loss is {losses.flat[bad[0]]} {where} "
-        f"of epoch {min(len(epochs) + 1, config.epochs)}; {before}; {advice}"
-    )
-
-
 def _train_epoch(
     experiment: Experiment,
     states: TrainState,
     seeds: Sequence[int],
     keys: jax.Array,
-    histories: Sequence[Sequence[EpochRecord]],
+    epoch: int,
     chunk_steps: int,
     on_chunk: Callable[[Progress], None],
+    check: Callable[[int, Any], None],
 ) -> tuple[TrainState, Metrics, int]:
-    """Runs the epoch after `histories` in chunks of about `CHUNK_SECONDS`.
+    """Runs the epoch after the first `epoch` in chunks of about `CHUNK_SECONDS`.
 
     Returns the states, the metrics of each step `[seeds,steps]` on the host, and the
-    number of steps for the next chunk; raises as `check_finite`.
+    number of steps for the next chunk. `check` gets each seed's losses of a chunk.
     """
-    config, programs, epoch = experiment.config, experiment.programs, len(histories[0])
+    config, programs = experiment.config, experiment.programs
     size = len(experiment.dataset.train.labels)
     orders = np.stack(
         [epoch_indices(seed, epoch, size, config.batch_size) for seed in seeds]
@@ -168,8 +133,8 @@ def _train_epoch(
         )
         chunk = jax.device_get(metrics)
         # Losses of steps outside this chunk are 0.
-        for seed, losses, history in zip(seeds, chunk.loss_sum, histories, strict=True):
-            check_finite(losses, config, seed, history)
+        for number, losses in enumerate(chunk.loss_sum):
+            check(number, losses)
         chunks.append(Metrics(*(leaf[:, start:stop] for leaf in chunk)))
         seconds_per_step = (time.perf_counter() - began) / (stop - start)
         # Processes with chunks of different sizes would wait for each other forever.
@@ -196,6 +161,26 @@ def _train_epoch(
 def _join(chunks: Sequence[Metrics]) -> Metrics:
     """Concatenates the metrics of an epoch's chunks."""
     return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *chunks)
+
+
+def _begin(
+    experiment: Experiment,
+    seeds: Sequence[int],
+    start_params: Sequence[Any] | None,
+    resume: Checkpoint | None,
+) -> tuple[TrainState, jax.Array, list[list[EpochRecord]]]:
+    """Returns the states to start from, the runs' keys and their finished epochs."""
+    states, run_keys = experiment.programs.init_run(seeds)
+    # The programs may have been compiled with another one: see `change_learning_rate`.
+    rate = experiment.config.learning_rate
+    states = states._replace(opt_state=set_learning_rate(states.opt_state, rate))
+    histories: list[list[EpochRecord]] = [[] for _ in seeds]
+    if resume is not None:
+        states, histories = resume.states, [list(epochs) for epochs in resume.histories]
+    elif start_params is not None:
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *start_params)
+        states = states._replace(params=stacked)
+    return shard_seeds(states, experiment.programs.mesh), run_keys, histories
 
 
 def fit(
@@ -235,16 +220,8 @@ def fit(
     if early and len(seeds) > 1:
         raise ValueError(f"with patience, seeds train one by one; got {len(seeds)}")
     environment, began = current_environment(), time.perf_counter()
-    states, run_keys = programs.init_run(seeds)
-    # The programs may have been compiled with another one: see `change_learning_rate`.
-    opt_state = set_learning_rate(states.opt_state, config.learning_rate)
-    states = states._replace(opt_state=opt_state)
-    histories: list[list[EpochRecord]] = [[] for _ in seeds]
-    if resume is not None:
-        states, histories = resume.states, [list(epochs) for epochs in resume.histories]
-    elif start_params is not None:
-        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *start_params)
-        states = states._replace(params=stacked)
+    begin = partial(_begin, experiment, seeds, start_params, resume)
+    states, run_keys, histories = begin()
     if cluster.processes() > 1:
         start_values = {
             "the list of seeds": list(seeds),
@@ -252,7 +229,15 @@ def fit(
             "the sha256 of the initial parameters": params_sha256(states.params),
         }
         cluster.agree("fit", start_values, "give all processes the same files")
-    states, resumed = shard_seeds(states, programs.mesh), len(histories[0])
+    resumed = len(histories[0])
+
+    def check(number: int, losses: Any) -> None:
+        find = None
+        # A replay of several epochs takes long; one process of a job cannot replay.
+        if len(histories[0]) == resumed and cluster.processes() == 1:
+            find = partial(find_cause, experiment, seeds, begin, number)
+        check_finite(losses, config, seeds[number], histories[number], find)
+
     best_params = shard_seeds(resume.best_params, programs.mesh) if resume else None
     steps = -(-len(experiment.dataset.train.labels) // config.batch_size)
     chunk_steps = max(1, steps // 16)  # a first guess: nothing has been timed yet
@@ -262,7 +247,14 @@ def fit(
         keys = programs.epoch_keys(run_keys, epoch)  # compiles in the first epoch
         start = time.perf_counter()
         states, metrics, chunk_steps = _train_epoch(
-            experiment, states, seeds, keys, histories, chunk_steps, callbacks.on_chunk
+            experiment,
+            states,
+            seeds,
+            keys,
+            epoch,
+            chunk_steps,
+            callbacks.on_chunk,
+            check,
         )
         params = jax.block_until_ready(final_params(states.params, states.opt_state))
         train_seconds = (time.perf_counter() - start) / len(seeds)
@@ -271,10 +263,8 @@ def fit(
         if experiment.validation is not None:
             val_means, seconds = _evaluate(experiment, params, experiment.validation)
             eval_seconds = seconds / len(seeds)
-            for seed, (loss, _), history in zip(
-                seeds, val_means, histories, strict=True
-            ):
-                check_finite(loss, config, seed, history)
+            for number, (loss, _) in enumerate(val_means):
+                check(number, loss)
         records = [
             EpochRecord(epoch + 1, *mean, *val_mean, train_seconds, eval_seconds)
             for mean, val_mean in zip(_means(metrics), val_means, strict=True)
@@ -299,7 +289,7 @@ def fit(
     earlier = histories[0][:resumed]
     seconds += len(seeds) * sum(e.train_seconds + e.eval_seconds for e in earlier)
     for number, (seed, test) in enumerate(zip(seeds, tests[0][0], strict=True)):
-        check_finite(test[0], config, seed, histories[number])
+        check(number, test[0])
         record = _run_record(
             experiment,
             seed,

@@ -25,9 +25,6 @@ def save_safetensors(path: Path, params: Any) -> None:
     """Writes parameters to a safetensors file atomically.
 
     The arrays are named by layer and parameter, such as `Dense_0/kernel`.
-
-    Raises:
-        InputError: the file cannot be written.
     """
     from safetensors.numpy import save  # optional
 
@@ -44,10 +41,6 @@ def load_safetensors(path: Path, like: Any, sha256: str) -> Any:
         path: file written by `save_safetensors`.
         like: the network's parameters, or their shapes.
         sha256: expected `params_sha256` of the parameters.
-
-    Raises:
-        InputError: the file is missing, damaged or does not fit the network, or the
-            package safetensors is not installed.
     """
     check_packages(f"reading {path}", ["safetensors"], "safetensors")
     from safetensors import SafetensorError, deserialize

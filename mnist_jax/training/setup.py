@@ -14,7 +14,7 @@ PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
 _REQUIRED: dict[str, tuple[object, ...]] = {
     "jax_disable_jit": (False,),
     "jax_no_tracing": (False,),
-    # A run ends by itself where its loss is not finite, and says at which step.
+    # A run ends by itself where its loss is not finite: see `diverged.py`.
     "jax_debug_nans": (False,),
     "jax_debug_infs": (False,),
     "jax_numpy_dtype_promotion": ("standard",),
@@ -36,10 +36,6 @@ def setup(
             JAX_NUM_CPU_DEVICES or XLA_FLAGS, or else one per available core.
         compile_cache: whether to keep compiled programs in the user's cache folder;
             False does not turn off a cache that is already on.
-
-    Raises:
-        InputError: JAX finds no such platform, already runs with other devices, or has
-            a setting with which it cannot train, or the cache's folder is not UTF-8.
     """
     check_jax_settings()
     if platform not in (None, *PLATFORMS):
@@ -66,9 +62,12 @@ def check_jax_settings() -> None:
     """Raises InputError if a setting of JAX keeps the compiled epoch from running."""
     for name, values in _REQUIRED.items():
         if (value := getattr(jax.config, name)) not in values:
+            note = ""
+            if "debug" in name:
+                note = " and names the layer whose numbers are first not finite"
             raise InputError(
                 f"{name.upper()}={value} does not work with training, which compiles "
-                f"ahead of time; unset it, or call jax.config.update({name!r}, "
+                f"ahead of time{note}; unset it, or call jax.config.update({name!r}, "
                 f"{values[0]!r})"
             )
 

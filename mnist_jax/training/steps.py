@@ -53,7 +53,7 @@ def batch_metrics(
             the image's class.
         mask: `[B]`, 1 for an image and 0 for padding.
     """
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = _at_least_float32(logits)
     classes = labels if labels.ndim == 1 else jnp.argmax(labels, axis=-1)
     loss_sum = jnp.sum(cross_entropy(logits, labels) * mask)
     correct = jnp.sum((jnp.argmax(logits, axis=-1) == classes) * mask)
@@ -74,12 +74,9 @@ def init_state(
 
 
 def _at_least_float32(tree: Any) -> Any:
-    """Returns a tree of arrays for the optimizer, whose means bfloat16 would round."""
-
-    def widen(leaf: jax.Array) -> jax.Array:
-        return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
-
-    return jax.tree.map(widen, tree)
+    return jax.tree.map(
+        lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), tree
+    )
 
 
 def init_states(

@@ -59,6 +59,14 @@ class Mixed16(nn.Module):
         return nn.Dense(10)(x - running.value[None])
 
 
+class Rooted(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        x = nn.Dense(8, name="first")(images.reshape(len(images), -1))
+        x = nn.Dense(8, name="inner")(x)  # half of the roots are 0
+        return nn.Dense(10, name="last")(jnp.sqrt(jnp.maximum(x, 0)))
+
+
 class Sown(nn.Module):
     @nn.compact
     def __call__(self, images):

@@ -23,7 +23,7 @@ from experiments.demo import load_predictor
 from mnist_jax import testing
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
-from mnist_jax.errors import InputError, Stopped
+from mnist_jax.errors import DivergedError, InputError, Stopped
 from mnist_jax.export.formats import export_run
 from mnist_jax.models.custom import call_options, network_sha256
 from mnist_jax.models.flops import _count_products as count_products
@@ -100,6 +100,27 @@ def test_runs_of_any_parameter_tree_are_resumed_loaded_and_exported(
         assert export_run(run, form, tmp_path / form, images) < 1e-5
     with pytest.raises(InputError, match="does not fit this network"):
         load_run_params(tmp_path, create_model(config_of(file, "Linear")))
+
+
+ROOTED = r"the gradient of inner/bias is the first .* at step 1; .* not the learning"
+
+
+@pytest.mark.parametrize(
+    "name, changes, message",
+    [
+        ("Rooted", {"cpu_devices": 2}, f"nan at step 2 of .*; {ROOTED}"),
+        ("Rooted", {"batch_size": 230}, f"nan in the evaluation .*; {ROOTED}"),
+        ("NotFinite", {}, "nan at step 1 .*; the input of Dense_0 is .* step 1; no"),
+        ("Linear", {"learning_rate": 1e38}, "at step 2 .*; the output .*; try a --lea"),
+    ],
+)
+def test_the_layer_that_was_first_not_finite_is_named(
+    file, digits: Dataset, name, changes, message
+):
+    changes = {"cpu_devices": 1, "train_size": 256, **changes}  # 2 steps, or 1
+    config = config_of(file, name, **changes)
+    with pytest.raises(DivergedError, match=f"{name}, seed 3: the loss .* {message}"):
+        fit(prepare(config, digits, 2), [3, 1])
 
 
 def test_float64_parameters_train(file, digits: Dataset):
