@@ -92,14 +92,15 @@ def test_runs_of_any_parameter_tree_are_resumed_loaded_and_exported(
         fit_into(experiment, folders, stop_after(1), checkpoint_every=1)
     _, checkpoint = resumable(folders, experiment.config)
     fit_into(experiment, folders, resume=checkpoint)
-    params = load_run_params(tmp_path, experiment.model)
+    params = load_run_params(tmp_path, experiment.model, digits.shapes.image)
     [(again, _)] = fit(experiment, [0], start_params=[params])
     run, images = load_run(tmp_path), digits.test.images[:20]
     assert again.epochs[0].loss < run.record.epochs[0].loss
     for form in ("safetensors", "stablehlo"):
         assert export_run(run, form, tmp_path / form, images) < 1e-5
     with pytest.raises(InputError, match="does not fit this network"):
-        load_run_params(tmp_path, create_model(config_of(file, "Linear")))
+        linear = create_model(config_of(file, "Linear"), MNIST)
+        load_run_params(tmp_path, linear, IMAGE_SHAPE)
 
 
 ROOTED = r"the gradient of inner/bias is the first .* at step 1; .* not the learning"
