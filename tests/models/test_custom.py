@@ -11,37 +11,28 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
 from helpers.custom_networks import NETWORKS
-from helpers.runs import resumable, stop_after
+from helpers.runs import resumable
 
 import mnist_jax
 from experiments.demo import load_predictor
 from mnist_jax import testing
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
-from mnist_jax.errors import DivergedError, InputError, Stopped
-from mnist_jax.export.formats import export_run
+from mnist_jax.errors import InputError
 from mnist_jax.models.custom import call_options, network_sha256
 from mnist_jax.models.flops import _count_products as count_products
 from mnist_jax.models.flops import multiply_adds, products_by_layer
 from mnist_jax.models.networks import create_model, init_params, param_shapes
 from mnist_jax.reporting.summary import layer_frame
 from mnist_jax.testing import check_model, check_same_tree
-from mnist_jax.training.epochs import make_predict
 from mnist_jax.training.experiment import prepare
 from mnist_jax.training.fit import fit
-from mnist_jax.training.mesh import make_mesh
-from mnist_jax.training.optimizers import average_params, final_params
-from mnist_jax.training.run_dir import (
-    fit_into,
-    load_run,
-    load_run_params,
-)
-from mnist_jax.training.steps import batch_gradients, eval_step, init_state, train_step
+from mnist_jax.training.run_dir import fit_into, load_run
+from mnist_jax.training.steps import batch_gradients, eval_step
 
 
 @pytest.fixture
@@ -66,85 +57,6 @@ def test_custom_networks_train(file, digits: Dataset, name, devices):
     assert record.config.name == name and record.devices == devices
     assert record.epochs[-1].loss < record.epochs[0].loss
     assert len(record.source_sha256) == 64
-
-
-def test_parameters_keep_their_type_and_losses_are_float32(file):
-    model, tx = create_model(config_of(file, "Half"), MNIST), optax.adam(1e-3)
-    init = partial(init_state, model, tx, image_shape=IMAGE_SHAPE)
-    state = jax.eval_shape(init, jax.random.key(0))
-    images, labels = np.zeros((2, 28, 28), np.float32), np.zeros(2, np.int32)
-    step = partial(train_step, model=model, tx=tx)
-    batch = images, labels, np.ones(2, np.float32), jax.random.key(0)
-    stepped, metrics = jax.eval_shape(step, state, *batch)
-    assert stepped == state and state.params["out"]["bias"].dtype == "bfloat16"
-    predict = make_predict(model, testing.preprocess)
-    probabilities = jax.eval_shape(predict, state.params, images.astype(np.uint8))
-    assert metrics.loss_sum.dtype == probabilities.dtype == "float32"
-
-
-@pytest.mark.parametrize("name", ["Mixed16", "Nested"])
-def test_runs_of_any_parameter_tree_are_resumed_loaded_and_exported(
-    file, digits: Dataset, name, tmp_path
-):
-    config = config_of(file, name, ema=0.9, train_size=256, epochs=2)
-    experiment, folders = prepare(config, digits, mesh=make_mesh(1)), {0: tmp_path}
-    with pytest.raises(Stopped):
-        fit_into(experiment, folders, stop_after(1), checkpoint_every=1)
-    _, checkpoint = resumable(folders, experiment.config)
-    fit_into(experiment, folders, resume=checkpoint)
-    params = load_run_params(tmp_path, experiment.model, digits.shapes.image)
-    [(again, _)] = fit(experiment, [0], start_params=[params])
-    run, images = load_run(tmp_path), digits.test.images[:20]
-    assert again.epochs[0].loss < run.record.epochs[0].loss
-    for form in ("safetensors", "stablehlo"):
-        assert export_run(run, form, tmp_path / form, images) < 1e-5
-    with pytest.raises(InputError, match="does not fit this network"):
-        linear = create_model(config_of(file, "Linear"), MNIST)
-        load_run_params(tmp_path, linear, IMAGE_SHAPE)
-
-
-ROOTED = r"the gradient of inner/bias is the first .* at step 1; .* not the learning"
-
-
-@pytest.mark.parametrize(
-    "name, changes, message",
-    [
-        ("Rooted", {"cpu_devices": 2}, f"nan at step 2 of .*; {ROOTED}"),
-        ("Rooted", {"batch_size": 230}, f"nan in the evaluation .*; {ROOTED}"),
-        ("NotFinite", {}, "nan at step 1 .*; the input of Dense_0 is .* step 1; no"),
-        ("Linear", {"learning_rate": 1e38}, "at step 2 .*; the output .*; try a --lea"),
-    ],
-)
-def test_the_layer_that_was_first_not_finite_is_named(
-    file, digits: Dataset, name, changes, message
-):
-    changes = {"cpu_devices": 1, "train_size": 256, **changes}  # 2 steps, or 1
-    config = config_of(file, name, **changes)
-    with pytest.raises(DivergedError, match=f"{name}, seed 3: the loss .* {message}"):
-        fit(prepare(config, digits, 2), [3, 1])
-
-
-def test_float64_parameters_train(file, digits: Dataset):
-    with jax.enable_x64(True):
-        [(record, params)] = fit(prepare(config_of(file, "Precise"), digits), [0])
-    assert record.test_loss < np.log(10)
-    assert [leaf.dtype for leaf in jax.tree.leaves(params)].count("float64") == 1
-
-
-def test_optimizer_states_and_averages_of_bfloat16_are_float32(file):
-    model = create_model(config_of(file, "Half"))
-    tx = average_params(optax.sgd(0.0), 0.9)
-    state = init_state(model, tx, jax.random.key(0))
-    step = jax.jit(partial(train_step, model=model, tx=tx))
-    batch = np.ones((2, 28, 28), np.float32), np.zeros(2, np.int32), np.ones(2)
-    for _ in range(30):
-        state, _ = step(state, *batch, jax.random.key(0))
-    # The mean of equal numbers, which a mean in bfloat16 misses.
-    final = final_params(state.params, state.opt_state)
-    jax.tree.map(np.testing.assert_array_equal, final, state.params)
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(final)} == {"bfloat16"}
-    adam = init_state(model, optax.adam(0.1), jax.random.key(0)).opt_state[0]
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(adam.nu)} == {"float32"}
 
 
 def test_a_module_can_be_named_instead_of_a_file(file, monkeypatch):
@@ -190,7 +102,7 @@ def test_unusable_networks_are_refused(file, name, message):
 def test_parameters_without_a_real_gradient_are_refused(file, dtype):
     config = config_of(file, "Whole", model_args=(f"dtype={dtype}",))
     with pytest.raises(InputError, match=f"variables of type {dtype} in params; only"):
-        create_model(config)
+        create_model(config, MNIST)
 
 
 @pytest.mark.parametrize(
