@@ -423,8 +423,9 @@ class TrainConfig:
     )
     precision: str = _option(
         "float32",
-        "operands of matrix products and convolutions; parameters, optimizer state, "
-        "sums and losses are float32 either way",
+        "operands of matrix products and convolutions; on CPUs those of weight "
+        "gradients, and with --impl=fast of convolutions, stay float32. GPUs and TPUs "
+        "round float32 operands too, unless JAX_DEFAULT_MATMUL_PRECISION=highest",
         choices=("float32", "bfloat16"),
         needs=("model", MODELS),
     )

@@ -23,11 +23,12 @@ def measure(job: Job, arrays: Arrays) -> Measurement:
     [(record, _)] = fit(prepare(config, dataset), [job.seed], callbacks)
     seconds = [epoch.train_seconds for epoch in record.epochs]
     seconds[0] += record.compile_seconds
+    but = " but float32 convolutions" if record.float32_convolutions else ""
     return Measurement(
         seconds,
         record.test_accuracy,
         record.parameters,
-        f"{record.impl} layers, {record.devices} host devices, {config.precision}",
+        f"{record.impl} layers, {record.devices} host devices, {config.precision}{but}",
     )
 
 

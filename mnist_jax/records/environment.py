@@ -11,6 +11,7 @@ import platform
 import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -20,6 +21,21 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 _COMPARED = {"compared": True}  # fields that must be equal within a table of runs
+# JAX's settings that change numbers, and their defaults. Some versions lack some.
+_NUMERICS: dict[str, Any] = {
+    "jax_accurate_erf_inv": False,
+    "jax_allow_f16_reductions": True,
+    "jax_default_matmul_precision": None,
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_enable_x64": False,
+    "jax_optimization_level": "UNKNOWN",
+    "jax_random_seed_offset": 0,
+    "jax_softmax_custom_jvp": False,
+    "jax_threefry_partitionable": True,
+    "jax_use_hlo_logistic_lowering": None,
+}
+# Variables of the libraries behind GPUs and TPUs that do.
+_NUMERICS_VARIABLES = ("NVIDIA_TF32_OVERRIDE", "LIBTPU_INIT_ARGS")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,16 +51,37 @@ class Environment:
     flax: str = dataclasses.field(metadata=_COMPARED)
     optax: str = dataclasses.field(metadata=_COMPARED)
     numpy: str
-    xla_flags: str
+    xla_flags: str = dataclasses.field(metadata=_COMPARED)
     commit: str | None  # None outside a git checkout
     dirty: bool | None  # whether tracked files had uncommitted changes
     date: str
     load: float  # one-minute load average
+    numerics: str = dataclasses.field(default="", metadata=_COMPARED)  # see `numerics`
 
     def compared(self) -> tuple[str | int, ...]:
         """Returns the values that must be equal within a table of runs."""
         fields = dataclasses.fields(self)
         return tuple(getattr(self, f.name) for f in fields if "compared" in f.metadata)
+
+
+def numerics() -> str:
+    """Returns the settings that change numbers and do not have their defaults.
+
+    >>> numerics()
+    ''
+    >>> with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+    ...     numerics()
+    'jax_default_matmul_precision=highest jax_enable_x64=True'
+    """
+    settings = {
+        name: value
+        for name, default in _NUMERICS.items()
+        if (value := getattr(jax.config, name, default)) != default
+    }
+    for name in _NUMERICS_VARIABLES:
+        if value := os.environ.get(name):
+            settings[name] = value
+    return " ".join(f"{name}={value}" for name, value in settings.items())
 
 
 def current_environment() -> Environment:
@@ -68,6 +105,7 @@ def current_environment() -> Environment:
         # Records are sorted by it, and a second is enough for several small runs.
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
         load=round(os.getloadavg()[0], 2),
+        numerics=numerics(),
     )
 
 

@@ -116,6 +116,7 @@ class RunRecord:
     classes: int = 10
     best_epoch: int | None = None  # whose parameters were kept, with `patience`
     start_sha256: str | None = None  # of the parameters it started from, if not random
+    float32_convolutions: bool = False  # with precision="bfloat16", of `impl="fast"`
     schema_version: int = SCHEMA_VERSION
 
     def table_key(self) -> tuple[str | int, ...]:

@@ -25,6 +25,8 @@ WIDTH = 100  # characters of a printed table
 def format_settings(record: RunRecord) -> str:
     """Formats the settings that differ from the defaults, without the seed."""
     changes = changed_fields(record.config, record.dataset)
+    if record.float32_convolutions:
+        changes["precision"] = "bfloat16(convolutions:float32)"
     if record.source_sha256 is not None:
         changes["source"] = record.source_sha256[:8]  # other code is another network
     return " ".join(f"{name}={as_text(value)}" for name, value in changes.items())
@@ -289,7 +291,7 @@ def markdown_table(frame: pd.DataFrame) -> str:
 
 
 def group_by_table(records: Iterable[RunRecord]) -> list[list[RunRecord]]:
-    """Groups records by dataset, machine and versions, in order of appearance."""
+    """Groups records by dataset, machine, versions and flags that change numbers."""
     groups: dict[tuple[str | int, ...], list[RunRecord]] = {}
     for record in records:
         groups.setdefault(record.table_key(), []).append(record)
@@ -306,9 +308,10 @@ def title(record: RunRecord) -> str:
 
 
 def format_versions(environment: Environment) -> str:
-    """Formats the versions of Python and of the numerical packages."""
+    """Formats the versions of Python and of numerical packages, and JAX's settings."""
     names = ("python", "jax", "jaxlib", "flax", "optax", "numpy")
-    return ", ".join(f"{name} {getattr(environment, name)}" for name in names)
+    versions = [f"{name} {getattr(environment, name)}" for name in names]
+    return ", ".join([*versions, *environment.numerics.split()])
 
 
 def format_commit(environment: Environment) -> str:
@@ -326,7 +329,6 @@ def provenance_items(
     first, machine = records[0], records[0].environment
     environments = [record.environment for record in records]
     commits = dict.fromkeys(map(format_commit, environments))
-    flags = dict.fromkeys(e.xla_flags or "none" for e in environments)
     dates = sorted(e.date for e in environments)
     loads = [e.load for e in environments]
     rows = group_by_row(records)
@@ -339,7 +341,8 @@ def provenance_items(
     return [
         f"data: {first.dataset}, sha256 {first.checksum}",
         f"device: {machine.device} ({machine.platform}), {machine.cores} cores",
-        f"versions: {format_versions(machine)}; XLA_FLAGS: {', '.join(flags)}",
+        f"versions: {format_versions(machine)}; XLA_FLAGS: "
+        f"{machine.xla_flags or 'none'}",
         f"commit: {', '.join(commits)}",
         f"date: {dates[0]} to {dates[-1]}; load average at start "
         f"{min(loads)} to {max(loads)}",

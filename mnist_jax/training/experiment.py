@@ -144,7 +144,8 @@ def _agree(config: TrainConfig, dataset: Dataset, seeds: int, mesh: Mesh) -> Non
     if cluster.processes() == 1:
         return
     environment = dataclasses.asdict(current_environment())
-    machine = ("device", "platform", "python", "jax", "jaxlib", "flax", "optax")
+    versions = ("python", "jax", "jaxlib", "flax", "optax")
+    machine = ("device", "platform", *versions, "numerics")
     values = {f"--{name}": value for name, value in vars(config).items()}
     values |= {name: environment[name] for name in machine}
     values |= {

@@ -4,7 +4,7 @@ import dataclasses
 
 import pandas as pd
 import pytest
-from helpers.records import make_record
+from helpers.records import make_environment, make_record
 
 from benchmarks.readme import RESULTS
 from mnist_jax.records.schema import RunRecord, read_jsonl
@@ -53,13 +53,22 @@ def test_different_settings_are_different_rows():
 
 
 def test_different_machines_and_datasets_are_different_tables():
+    first = make_record()
     small = dataclasses.replace(
-        make_record(), checksum="def", dataset="digits", dataset_note="small stand-in"
+        first, checksum="def", dataset="digits", dataset_note="small stand-in"
     )
-    records = [make_record(), make_record(device="CPU B"), small, make_record(seed=1)]
-    assert [len(group) for group in group_by_table(records)] == [2, 1, 1]
+    flags = [
+        dataclasses.replace(first, environment=make_environment(**{name: "--a=1"}))
+        for name in ("xla_flags", "numerics")
+    ]
+    other = make_record(device="CPU B")
+    records = [first, other, small, *flags, make_record(seed=1)]
+    assert [len(group) for group in group_by_table(records)] == [2, 1, 1, 1, 1]
+    assert len({record.run_key() for record in records}) == 6
     text = format_markdown(records)
-    assert text.count("\n- device: ") == 3
+    assert text.count("\n- device: ") == 5
+    assert "numpy 1.2.3; XLA_FLAGS: --a=1" in text
+    assert "numpy 1.2.3, --a=1; XLA_FLAGS: none" in text
     assert "DIGITS, NOT MNIST" in text and "**small stand-in**" in text
 
 

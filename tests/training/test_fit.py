@@ -19,6 +19,7 @@ from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset, Split
 from mnist_jax.errors import InputError
 from mnist_jax.models.networks import create_model
 from mnist_jax.records.schema import EpochRecord
+from mnist_jax.reporting.tables import format_settings
 from mnist_jax.testing import check_same_tree
 from mnist_jax.training import experiment as experiment_module
 from mnist_jax.training import fit as fit_module
@@ -181,6 +182,18 @@ def test_seed_keys_equal_jax_random_key():
     expected = [jax.random.key_data(jax.random.key(seed)) for seed in seeds]
     np.testing.assert_array_equal(jax.random.key_data(seed_keys(seeds)), expected)
     assert seed_keys(seeds).dtype == jax.random.key(0).dtype
+
+
+def test_records_of_bfloat16_say_what_stays_in_float32(digits: Dataset):
+    config = dataclasses.replace(
+        SMALL["cnn"], conv=("4:pool2",), precision="bfloat16", epochs=1
+    )
+    with jax.default_matmul_precision("highest"):
+        [(record, _)] = fit(prepare(config, digits), [0])
+    assert "precision=bfloat16(convolutions:float32)" in format_settings(record)
+    assert record.environment.numerics == "jax_default_matmul_precision=highest"
+    plain = dataclasses.replace(record, float32_convolutions=False)
+    assert " precision=bfloat16" in format_settings(plain)
 
 
 def test_memory_of_earlier_configs_is_freed(digits: Dataset, monkeypatch):
