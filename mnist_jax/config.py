@@ -481,11 +481,9 @@ class TrainConfig:
                 value = by_dataset[self.dataset]
             value = _convert(field.name, hints[field.name], value)
             object.__setattr__(self, field.name, value)
-            check, needs = field.metadata["check"], field.metadata["needs"]
-            if needs and getattr(self, needs[0]) not in needs[1]:
-                continue
-            rounded = _as_float32(value)
-            if check is not None and not (check(value) and check(rounded)):
+            check, rounded = field.metadata["check"], _as_float32(value)
+            effect = check is not None and _has_effect(self, field)
+            if effect and not (check(value) and check(rounded)):
                 note = f", which is {as_text(rounded)} in float32"
                 raise InputError(
                     f"--{field.name} must be {field.metadata['allowed']}; "
@@ -546,27 +544,32 @@ def _as_float32(value: Any) -> Any:
     return ctypes.c_float(value).value if isinstance(value, float) else value
 
 
+def _has_effect(config: TrainConfig, field: "dataclasses.Field[Any]") -> bool:
+    """Returns whether a field is used with the values of the others."""
+    if not field.metadata["needs"]:
+        return True
+    name, values = field.metadata["needs"]
+    value = getattr(config, name)
+    return (model_kind(value) if name == "model" else value) in values
+
+
 def check_used(config: TrainConfig, given: Collection[str] | None = None) -> None:
     """Raises InputError if a field that the user chose has no effect with the others.
 
     Args:
         config: the settings.
-        given: names of those fields; default: those whose value is no model's default.
+        given: names of those fields; default: those whose value is not the default.
     """
     for field in dataclasses.fields(config):
         name, value = field.name, getattr(config, field.name)
-        by_model, needs = field.metadata["by_model"], field.metadata["needs"]
         if given is None:
-            chosen = value not in (by_model.values() if by_model else [field.default])
+            by_model = field.metadata["by_model"]
+            default = by_model[model_kind(config.model)] if by_model else field.default
+            chosen = value != default
         else:
             chosen = name in given
-        if not (chosen and needs):
-            continue
-        other, values = needs
-        value_of_other = getattr(config, other)
-        if other == "model":
-            value_of_other = model_kind(value_of_other)
-        if value_of_other not in values:
+        if chosen and not _has_effect(config, field):
+            other, values = field.metadata["needs"]
             raise InputError(
                 f"--{name}={as_text(value)} only applies with "
                 f"--{other}={' or '.join(values)}; got "

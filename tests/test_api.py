@@ -254,8 +254,14 @@ def test_fields_without_effect_are_refused_before_training():
     for start in mnist_jax.train, mnist_jax.compare:
         with pytest.raises(InputError, match="--conv=8 only applies with --model=cnn"):
             start(config)
-    # Not those that another model's config brings along.
-    check_used(dataclasses.replace(TrainConfig(model="cnn"), model="a.py:B"))
+    check_used(TrainConfig(model="a.py:B"))
+    # Also the default of another model, which its config brings along.
+    for custom in (
+        TrainConfig(model="a.py:B", hidden=(64,)),
+        dataclasses.replace(TrainConfig(model="cnn"), model="a.py:B"),
+    ):
+        with pytest.raises(InputError, match="--hidden=64 only applies with --model="):
+            check_used(custom)
 
 
 def test_importing_on_windows_is_refused_with_one_sentence(monkeypatch):

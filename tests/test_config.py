@@ -222,6 +222,12 @@ def test_invalid_or_unknown_flags_are_refused(argument):
         parse(argument)
 
 
+def test_model_args_of_a_custom_network_are_checked_in_python_too():
+    assert TrainConfig(model="net.py:Net", model_args=["width=8"]).model_args
+    with pytest.raises(InputError, match="--model_args must be fields .*; got width$"):
+        TrainConfig(model="net.py:Net", model_args=("width",))
+
+
 def test_config_of_another_version_is_refused():
     with pytest.raises(ValueError, match="unknown fields colour"):
         decode(TrainConfig, {"model": "mlp", "colour": "blue"})

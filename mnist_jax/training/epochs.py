@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from mnist_jax.data.augment import Augmentation
 from mnist_jax.data.pixels import Preprocess
 from mnist_jax.data.types import Split
-from mnist_jax.models.networks import apply_model
+from mnist_jax.models.networks import CNN, LSTM, apply_model
 from mnist_jax.training.mesh import (
     BATCH,
     SEEDS,
@@ -59,9 +59,9 @@ def gather(split: Split, indices: jax.Array) -> tuple[jax.Array, jax.Array, jax.
 
 def count_microbatches(model: Any, images: int) -> int:
     """Returns the number of microbatches for a device's `images` of a batch."""
-    if getattr(model, "impl", "plain") != "fast":  # an MLP, or not for CPUs
-        return 1
-    return -(-images // model.microbatch)
+    if isinstance(model, LSTM | CNN) and model.impl == "fast":
+        return -(-images // model.microbatch)
+    return 1
 
 
 def train_epoch(

@@ -189,15 +189,13 @@ def test_the_record_has_the_source_that_was_trained(file, digits: Dataset):
     assert record.source_sha256 == trained != network_sha256(experiment.config)
 
 
-def test_a_field_called_impl_stays_as_it_is(file):
+def test_a_field_called_impl_is_the_networks_own(file, digits: Dataset):
     source = NETWORKS.replace(
-        "rate: float = 0.5", 'rate: float = 0.5\n    impl: str = "a"'
+        "rate: float = 0.5", 'rate: float = 0.5\n    impl: str = "fast"'
     )
-    width = 'nn.Dense(32 if self.impl == "a" else 16)'
+    width = 'nn.Dense(32 if self.impl == "fast" else 16)'
     file.write_text(source.replace("nn.Dense(32)", width))
-    params = init_params(
-        create_model(config_of(file, "Dropped"), MNIST), jax.random.key(0), IMAGE_SHAPE
-    )
+    [(_, params)] = fit(prepare(config_of(file, "Dropped"), digits), [0])
     assert params["Dense_0"]["kernel"].shape == (784, 32)
 
 
