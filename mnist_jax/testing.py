@@ -1,9 +1,13 @@
 """Checks that a network trains correctly, for this project's tests and for your own.
 
-Each check takes any linen module with `apply(variables, images, train=...)` that
-returns logits `[B,classes]`.
+`check_model` runs all of them. Each takes any linen module with
+`apply(variables, images, train=...)` that returns logits `[B,classes]`.
 """
 
+import functools
+import inspect
+import re
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -12,30 +16,47 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
-from jax import lax
 
+from mnist_jax.config import TrainConfig
 from mnist_jax.data.batches import epoch_indices
 from mnist_jax.data.pixels import Preprocess
 from mnist_jax.data.types import CLASSES, IMAGE_SHAPE, MNIST, Shapes, Split
-from mnist_jax.models.custom import check_network
-from mnist_jax.models.networks import apply_model, split_params
-from mnist_jax.training.epochs import gather, jit, make_programs
-from mnist_jax.training.mesh import make_mesh, replicate, seed_keys, shard_seeds
-from mnist_jax.training.steps import TrainState, train_step
+from mnist_jax.models.custom import NORMALIZE, check_network, instantiate
+from mnist_jax.models.networks import (
+    apply_model,
+    create_model,
+    init_params,
+    split_params,
+)
+from mnist_jax.training.epochs import (
+    differ,
+    fill_zeros,
+    find_batch_dependence,
+    gather,
+    jit,
+    make_programs,
+)
+from mnist_jax.training.mesh import make_mesh, replicate, shard_seeds
+from mnist_jax.training.steps import TrainState, batch_gradients, train_step
 
 preprocess = Preprocess("scaled")
 
 
 def make_split(size: int = 64, seed: int = 0, shapes: Shapes = MNIST) -> Split:
-    """Returns random images with learnable labels."""
+    """Returns random images with learnable labels.
+
+    As in MNIST, the last rows are black; the first image is black, the second white.
+    """
     rng = np.random.default_rng(seed)
     height, width = shapes.image
     labels = rng.integers(0, shapes.classes, size).astype(np.int32)
     images = rng.integers(0, 100, (size, height, width)).astype(np.uint8)
+    images[:, -(height // 4) :] = 0
     # Bright pixels mark the label: every second row, or less where there are many.
     step = min(2 * width, height * width // shapes.classes) or 1
     marked = step * labels[:, None] + np.arange(max(1, step // 2))
     images.reshape(size, -1)[np.arange(size)[:, None], marked % (height * width)] += 150
+    images[:1], images[1:2] = 0, 255
     return Split(images, labels)
 
 
@@ -44,12 +65,19 @@ def leaf_names(tree: Any) -> list[str]:
     return [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(tree)]
 
 
+@functools.lru_cache(maxsize=4)  # one initialization serves all checks of a network
+def _init_params(model: nn.Module, shapes: Shapes) -> Any:
+    """Returns the initial parameters for seed 0."""
+    init = partial(init_params, model, image_shape=shapes.image)
+    return jit(init, quick=True)(jax.random.key(0))
+
+
 def _init_state(
     model: nn.Module, tx: optax.GradientTransformation, shapes: Shapes
 ) -> TrainState:
     """Returns the initial state for seed 0."""
-    programs = make_programs(model, tx, preprocess, make_mesh(1), shapes.image)
-    return jax.tree.map(lambda leaf: leaf[0], programs.init(seed_keys([0])))
+    params = _init_params(model, shapes)
+    return TrainState(params, tx.init(split_params(model, params, shapes.image)[0]))
 
 
 def _require(condition: bool, message: str) -> None:
@@ -59,48 +87,113 @@ def _require(condition: bool, message: str) -> None:
 
 
 def check_logits(model: nn.Module, shapes: Shapes = MNIST) -> None:
-    """Asserts that the outputs are logits, each image's computed from it alone.
+    """Asserts finite logits in evaluation, the same compiled and op by op."""
+    images = preprocess(make_split(16, shapes=shapes).images)
+    params = fill_zeros(_init_params(model, shapes))
+
+    def run(params: Any, images: jax.Array) -> jax.Array:
+        return apply_model(model, params, images, train=False)[0].astype(jnp.float32)
+
+    eager, compiled = np.asarray(run(params, images)), jit(run)(params, images)
+    finite = np.isfinite(eager).all(axis=1)
+    kinds = "a black image", "a white image", "an image with black rows"
+    kind = kinds[min(int(np.argmin(finite)), 2)]
+    _require(bool(finite.all()), f"logits in evaluation are not finite for {kind}")
+    _require(
+        eager.min() < 0 or np.abs(eager.sum(axis=1) - 1).max() > 0.01,
+        "the outputs are probabilities, which add up to 1; return logits, without "
+        "a softmax",
+    )
+    _require(
+        not differ(np.asarray(compiled), eager),
+        "the compiled network has other logits in evaluation than its operations one "
+        "by one: a fault of XLA, or an operation without a defined result",
+    )
+
+
+def check_batch(model: nn.Module, shapes: Shapes = MNIST) -> None:
+    """Asserts that an image's logits do not depend on the batch it is in.
 
     In training they may depend on the image's index in the batch, as dropout masks do,
     and with batch statistics (`nn.BatchNorm`) on the other images.
     """
-    key, split = jax.random.key(0), make_split(24, shapes=shapes)
+    images, params = make_split(16, shapes=shapes).images, _init_params(model, shapes)
+    fault = find_batch_dependence(model, preprocess, params, images, sizes=(1, 7))
+    _require(not fault, fault)
+    if split_params(model, params, shapes.image)[1]:
+        return
+    others = images.copy()
+    others[:8] = images[:7:-1]
 
-    def fill(leaf: jax.Array) -> jax.Array:
-        # Behind a kernel that starts at 0, all images would give the same logits.
-        noise = 0.05 * jax.random.normal(key, leaf.shape, leaf.dtype)
-        return noise if jnp.all(leaf == 0) else leaf
+    @partial(jit, quick=True)
+    def run(params: Any, images: jax.Array) -> jax.Array:
+        options: Any = dict(train=True, dropout_key=jax.random.key(0))
+        return apply_model(model, params, images, **options)[0].astype(jnp.float32)
 
-    params = jax.tree.map(fill, _init_state(model, optax.identity(), shapes).params)
+    first, second = (
+        np.asarray(run(fill_zeros(params), preprocess(x))) for x in (images, others)
+    )
+    _require(
+        not differ(second[8:], first[8:]),
+        "in training the logits of an image depend on the other images of the batch; "
+        "compute them from each image alone (nn.Conv and pooling need a channel axis, "
+        "as in images[..., None])",
+    )
 
-    @partial(jit, static_argnames="train")
-    def run(batches: jax.Array, train: bool) -> Any:
-        options: Any = dict(train=train, dropout_key=key if train else None)
-        return lax.map(lambda x: apply_model(model, params, x, **options)[0], batches)
 
-    indices = np.arange(24).reshape(3, 8)
-    # The second half of the first batch, with other images and at another index.
-    batches = preprocess(split.images[indices[[[0, 1], [2, 1], [1, 2]]].reshape(3, 16)])
-    for train, phase in ((False, "evaluation"), (True, "training")):
-        first, others, shifted = np.asarray(run(batches, train=train), np.float32)
-        _require(bool(np.all(np.isfinite(first))), f"logits in {phase} are not finite")
+def check_gradients(model: nn.Module, shapes: Shapes = MNIST) -> None:
+    """Asserts that gradients are the slopes of the loss, as a custom one may not be.
+
+    The slope in a random direction of each array comes from central differences, in
+    float64 if the network can compute in it. One that computes in bfloat16 passes: its
+    loss has steps in place of slopes.
+    """
+    for float64 in (True, False):
+        with jax.enable_x64(float64):
+            try:
+                return _check_slopes(model, shapes)
+            except TypeError:  # such as a loop whose state is always float32
+                if not float64:
+                    raise
+
+
+def _check_slopes(model: nn.Module, shapes: Shapes) -> None:
+    """Does the same with JAX's largest float type."""
+    split, rng = make_split(8, shapes=shapes), np.random.default_rng(0)
+    start = fill_zeros(_init_params(model, shapes)), preprocess(split.images)
+    params, images = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), start)
+    batch = images, jnp.asarray(split.labels), jnp.ones(8, float), jax.random.key(0)
+
+    def differentiate(params: Any) -> Any:
+        return batch_gradients(params, *batch, model)
+
+    run = jit(differentiate, quick=True).lower(params).compile()
+    types = set(re.findall(r"\b(bf16|f16|f32|f64)\[", run.as_text()))
+    if types & {"bf16", "f16"}:
+        return
+    # Within a larger step a ReLU may change sides; a smaller one drowns in rounding.
+    step, tolerance = (1e-7, 0.01) if types == {"f64"} else (1e-4, 0.2)
+    trained, others = split_params(model, params, shapes.image)
+    leaves, treedef = jax.tree.flatten(trained)
+    gradients = jax.tree.leaves(split_params(model, run(params)[0], shapes.image)[0])
+
+    def loss(moved: int, change: np.ndarray) -> float:
+        new = [leaf + change if i == moved else leaf for i, leaf in enumerate(leaves)]
+        return float(run({**jax.tree.unflatten(treedef, new), **others})[1].loss_sum)
+
+    found = []
+    for i, (leaf, gradient) in enumerate(zip(leaves, gradients, strict=True)):
+        direction = rng.standard_normal(leaf.shape)
+        change = step * direction
+        slope = (loss(i, change) - loss(i, -change)) / (2 * step)
+        found.append((float(np.sum(direction * gradient)), slope))
+    floor = np.abs(found).max() / 30  # gradients that are 0 are rounding errors
+    for name, (given, slope) in zip(leaf_names(trained), found, strict=True):
         _require(
-            first.min() < 0 or np.abs(first.sum(axis=1) - 1).max() > 0.01,
-            "the outputs are probabilities, which add up to 1; return logits, without "
-            "a softmax",
-        )
-        tolerance = 1e-3 * np.abs(first).max()
-        mixed = train and bool(split_params(model, params, shapes.image)[1])
-        _require(
-            mixed or np.abs(others[8:] - first[8:]).max() <= tolerance,
-            f"in {phase} the logits of an image depend on the other images of the "
-            "batch; compute them from each image alone (nn.Conv and pooling need a "
-            "channel axis, as in images[..., None])",
-        )
-        _require(
-            train or np.abs(shifted[:8] - first[8:]).max() <= tolerance,
-            "in evaluation the logits of an image depend on its index in the batch; "
-            "turn dropout and other noise off unless train is True",
+            abs(given - slope) <= tolerance * (max(abs(given), abs(slope)) + floor),
+            f"the gradient of {name} is wrong: in a random direction it gives the loss "
+            f"a slope of {given:.6g}, but central differences {slope:.6g}; compare "
+            "each custom_vjp with the gradient of the same code without it",
         )
 
 
@@ -119,15 +212,22 @@ def check_step_learns(
         losses.append(float(metrics.loss_sum / metrics.images))
     finite = bool(np.all(np.isfinite(losses)))
     _require(finite, f"losses are not finite: {losses}")
-    lowered = losses[-1] < losses[0]
-    _require(lowered, f"{steps} steps did not lower the loss: {losses}")
-    before, after = jax.tree.leaves(initial.params), jax.tree.leaves(state.params)
-    for name, old, new in zip(leaf_names(initial.params), before, after, strict=True):
+    lowered = np.mean(losses[steps // 2 :]) < losses[0]
+    _require(bool(lowered), f"{steps} steps did not lower the loss: {losses}")
+    constant = split_params(model, state.params, shapes.image)[1].keys()
+    before, after = (jax.tree.leaves_with_path(s.params) for s in (initial, state))
+    for (path, old), (_, new) in zip(before, after, strict=True):
+        name, collection = jax.tree_util.keystr(path), path[0].key
         _require(bool(np.all(np.isfinite(new))), f"{name} is not finite")
+        reason = NORMALIZE
+        if collection != "batch_stats":
+            reason = (
+                "the logits do not depend on it, or only through operations that have "
+                "no gradient"
+            )
         _require(
-            bool(np.any(old != new)),
-            f"{name} did not change in {steps} steps: the logits do not depend on it, "
-            "or only through operations that have no gradient",
+            bool(np.any(old != new)) or collection in constant - {"batch_stats"},
+            f"{name} did not change in {steps} steps: {reason}",
         )
 
 
@@ -187,21 +287,36 @@ def check_same_tree(got: TrainState | Any, want: TrainState | Any, rtol: float) 
 
 
 def check_model(
-    model: nn.Module, image_shape: tuple[int, int] = IMAGE_SHAPE, classes: int = CLASSES
+    network: Any,
+    image_shape: tuple[int, int] = IMAGE_SHAPE,
+    classes: int = CLASSES,
+    model_args: Sequence[str] = (),
 ) -> None:
     """Runs every check above on a network.
 
     Args:
-        model: any linen module.
+        network: a linen module, the class of a linen or NNX module, or a text as for
+            `TrainConfig.model`.
         image_shape: height and width of its images.
         classes: number of its classes.
+        model_args: as of `TrainConfig`, for a class.
 
     Raises:
         InputError: as `check_network`.
         AssertionError: a check fails.
     """
     shapes = Shapes(image_shape, classes)
-    check_network(type(model).__name__, model, shapes)
+    name = getattr(network, "__name__", str(network))
+    if isinstance(network, str):
+        config = TrainConfig(model=network, model_args=tuple(model_args))
+        model = create_model(config, shapes)
+    elif inspect.isclass(network):
+        model = instantiate(network, model_args, shapes)
+    else:
+        model, name = network, type(network).__name__
+    check_network(name, model, shapes)
     check_logits(model, shapes)
+    check_batch(model, shapes)
     check_step_learns(model, shapes=shapes)
+    check_gradients(model, shapes)
     check_epoch_equals_steps(model, shapes=shapes)

@@ -6,7 +6,9 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -16,14 +18,21 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import nnx
-from flax.errors import InvalidRngError
+from flax.errors import InvalidRngError, ModifyScopeVariableError
 
 from mnist_jax.config import MODELS, TrainConfig
 from mnist_jax.data.types import Shapes
 from mnist_jax.errors import InputError
 from mnist_jax.models.model_args import parse_model_args
-from mnist_jax.models.nnx_module import wrap_nnx
+from mnist_jax.models.nnx_module import (
+    NNXNetwork,
+    call_arguments,
+    join_params,
+    wrap_nnx,
+)
 from mnist_jax.records.files import expand_home
+
+NORMALIZE = "give batch normalization use_running_average=not train"
 
 
 def source_sha256(spec: str) -> str:
@@ -98,7 +107,13 @@ def create_custom(
         module = _load_file(spec, Path(target), sha256)
     else:
         module = _import_module(spec, target)
-    cls = _find_class(spec, module)
+    model = instantiate(_find_class(spec, module), args, shapes)
+    check_network(f"--model={spec}", model, shapes)
+    return model
+
+
+def instantiate(cls: Any, args: Sequence[str], shapes: Shapes) -> nn.Module:
+    """Returns an instance of a linen or NNX module class, as `create_custom`."""
     fields = parse_model_args(cls, args)
     if "classes" in inspect.signature(cls.__init__).parameters:
         fields.setdefault("classes", shapes.classes)
@@ -106,16 +121,11 @@ def create_custom(
         model = wrap_nnx(cls, fields) if _is_nnx(cls) else cls(**fields)
         hash(model)
     except TypeError as error:
-        raise InputError(
-            f"--model={spec}: {name}({', '.join(args)}) failed ({error}); give every "
-            "field of the class a hashable default or a value by --model_args"
-        ) from error
-    except Exception as error:  # whatever the user's code raises
-        raise InputError(
-            f"--model={spec}: {name}({', '.join(args)}) failed with "
-            f"{type(error).__name__}: {_first_line(error)}"
-        ) from error
-    check_network(f"--model={spec}", model, shapes)
+        error.add_note(
+            f"give every field of {cls.__name__} a hashable default or a value by "
+            "--model_args"
+        )
+        raise
     return model
 
 
@@ -128,22 +138,16 @@ def check_network(name: str, model: nn.Module, shapes: Shapes) -> None:
         shapes: of the images, and the number of classes.
 
     Raises:
-        InputError: it is not a linen module, calling it fails, it needs another random
-            key than `dropout` in training, it has no parameters, its other variables
-            cannot be averaged over devices, or its outputs are not logits
-            `[B,classes]`.
+        InputError: it is not a linen module, it needs a random key in evaluation or
+            another one than `dropout` in training, its batch statistics are updated in
+            evaluation or never, it has no parameters, its other variables cannot be
+            averaged over devices, or its outputs are not logits `[B,classes]`.
     """
     if not isinstance(model, nn.Module):
-        given = "a flax.nnx module" if _is_nnx(type(model)) else repr(model)
-        if inspect.isclass(model):
-            name = model.__name__
-            given = f"the class; give an instance, {name}()"
-        raise InputError(f"{name} must be a flax.linen module; got {given}")
-    parameters = inspect.signature(model.__call__).parameters
-    if flags := {"deterministic", "training", "is_training"} & parameters.keys():
+        given = f"an instance of {type(model).__name__}; give its class"
         raise InputError(
-            f"{name} takes the argument {flags.pop()}, which is never passed; name it "
-            "train (True in training, False in evaluation)"
+            f"{name} must be a flax.linen module or the class of a flax.nnx module; "
+            f"got {given if _is_nnx(type(model)) else repr(model)}"
         )
     dropout = {"dropout": jax.random.key(1)}
 
@@ -157,7 +161,12 @@ def check_network(name: str, model: nn.Module, shapes: Shapes) -> None:
         def forward(params: Any) -> Any:
             trained = {**others, "params": params}
             mutable, rngs = list(others), dropout
-            return model.apply(trained, images, rngs=rngs, mutable=mutable, **options)
+            outputs, updated = model.apply(
+                trained, images, rngs=rngs, mutable=mutable, **options
+            )
+            if not isinstance(model, NNXNetwork):  # it may have layers without use
+                _check_updated(name, others, updated)
+            return outputs, updated
 
         params = variables.get("params", {})
         outputs, backward, updated = jax.vjp(forward, params, has_aux=True)
@@ -171,23 +180,12 @@ def check_network(name: str, model: nn.Module, shapes: Shapes) -> None:
             variables, logits, updated = jax.eval_shape(
                 partial(run, train=train), images
             )
-        except InvalidRngError as error:
-            needed = _first_line(error).replace("None needs", "it needs")
-            if train:
-                raise InputError(
-                    f"{name}: in training {needed}, but dropout is the only random "
-                    'key there; use make_rng("dropout")'
-                ) from error
-            raise InputError(
-                f"{name}: in evaluation {needed}, but nothing may be random there; "
-                "turn dropout off, as in nn.Dropout(0.1, deterministic=not train)"
-            ) from error
         except Exception as error:  # whatever the user's code raises
             phase = "training" if train else "evaluation"
-            raise InputError(
-                f"{name}: calling it on images {given_images} float32 in {phase} "
-                f"failed with {type(error).__name__}: {_first_line(error)}"
-            ) from error
+            if advice := _advice(error, train):
+                raise InputError(f"{name}: in {phase} {advice}") from error
+            error.add_note(f"{name} was called on images {given_images} in {phase}")
+            raise
         params = variables.get("params", {})
         if not params:
             raise InputError(f"{name} has no parameters; there is nothing to train")
@@ -223,9 +221,34 @@ def check_network(name: str, model: nn.Module, shapes: Shapes) -> None:
             )
 
 
-def _first_line(error: Exception) -> str:
-    """Returns what an error says, without Flax's links to its documentation."""
-    return (str(error) or repr(error)).splitlines()[0].partition(" (https://")[0]
+def _advice(error: Exception, train: bool) -> str:
+    """Returns what is wrong with dropout or normalization, "" for other errors."""
+    if isinstance(error, InvalidRngError):
+        needed = str(error).partition(" (https://")[0].replace("None", "it")
+        if train:
+            advice = 'dropout is the only random key there; use make_rng("dropout")'
+        else:
+            advice = (
+                "nothing may be random there; turn dropout off, as in "
+                "nn.Dropout(0.1, deterministic=not train)"
+            )
+        return f"{needed}, but {advice}"
+    if isinstance(error, ModifyScopeVariableError):
+        return f"it updates variables, which only training may; {NORMALIZE}"
+    if missing := re.match(r'Parameter "(\w+)" must be passed', str(error)):
+        return f"a layer has no {missing[1]}; give it {missing[1]}=not train"
+    return ""
+
+
+def _check_updated(name: str, before: Any, after: Any) -> None:
+    """Raises InputError if a call in training left batch statistics as they were."""
+    trees = (variables.get("batch_stats", {}) for variables in (before, after))
+    for (path, old), new in zip(*map(jax.tree.leaves_with_path, trees), strict=True):
+        if old is new[1]:
+            raise InputError(
+                f"{name}: training never updates batch_stats"
+                f"{jax.tree_util.keystr(path)}; {NORMALIZE}"
+            )
 
 
 def _is_nnx(cls: Any) -> bool:
@@ -243,22 +266,29 @@ def init_variables(
     # An NNX module asks for the key of its dropout when it is created.
     keys = {"params": key, "dropout": key}
     # Without the boxes of `nn.with_partitioning`: our mesh has none of their axes.
-    return dict(nn.unbox(model.init(keys, images, **call_options(model, False))))
+    variables = nn.unbox(model.init(keys, images, **call_options(model, False)))
+    return join_params(variables) if isinstance(model, NNXNetwork) else dict(variables)
 
 
 def call_options(
     model: nn.Module, train: bool, batch_offset: Any = None
 ) -> dict[str, Any]:
-    """Returns `train` and `batch_offset` as keyword arguments, if the model takes them.
+    """Returns the keyword arguments to call a network with, of those that it takes.
 
     Args:
         model: any linen module.
         train: whether it is called for training.
         batch_offset: index of the first image in the whole batch, or None.
     """
-    options = {"train": train, "batch_offset": batch_offset}
-    taken = inspect.signature(model.__call__).parameters
-    return {k: v for k, v in options.items() if k in taken and v is not None}
+    options = dict.fromkeys(("train", "training", "is_training"), train)
+    options |= dict.fromkeys(("deterministic", "use_running_average"), not train)
+    if batch_offset is not None:
+        options["batch_offset"] = batch_offset
+    if isinstance(model, NNXNetwork):  # needs train for the modes train() and eval()
+        taken = call_arguments(model.nnx_class) | {"train"}
+    else:
+        taken = call_arguments(model)
+    return {name: value for name, value in options.items() if name in taken}
 
 
 def _find_class(spec: str, module: ModuleType) -> Any:

@@ -9,7 +9,7 @@ from absl import logging
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from mnist_jax.config import TrainConfig, parse_augmentation
+from mnist_jax.config import MODELS, TrainConfig, parse_augmentation
 from mnist_jax.data.augment import Augmentation
 from mnist_jax.data.batches import epoch_indices
 from mnist_jax.data.pixels import Preprocess, make_preprocess
@@ -23,8 +23,8 @@ from mnist_jax.records.environment import code_digest, current_environment
 from mnist_jax.training import cluster
 from mnist_jax.training.checkpoints import check_saving
 from mnist_jax.training.compile_cache import CompileClock
-from mnist_jax.training.epochs import Programs, make_programs
-from mnist_jax.training.mesh import choose_mesh, eval_indices, replicate
+from mnist_jax.training.epochs import Programs, find_batch_dependence, make_programs
+from mnist_jax.training.mesh import choose_mesh, eval_indices, replicate, seed_keys
 from mnist_jax.training.optimizers import create_optimizer
 from mnist_jax.training.setup import check_jax_settings
 
@@ -119,6 +119,12 @@ def prepare(
             label_smoothing=config.label_smoothing,
             classes=dataset.classes,
         ).compile(orders, train, held_out, test)
+    if config.model not in MODELS:
+        states = programs.init(seed_keys(range(seeds)))
+        params = jax.tree.map(lambda leaf: leaf[0], states.params)
+        images = dataset.train.images[:16]
+        if fault := find_batch_dependence(model, preprocess, params, images):
+            raise InputError(f"--model={config.model}: {fault}")
     # Gloo gives up after 30 s if processes arrive apart, one from its cache.
     cluster.exchange("compiled")
     cluster.yield_polling_threads()

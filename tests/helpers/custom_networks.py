@@ -23,6 +23,13 @@ class Dropped(nn.Module):
         return nn.Dense(10)(nn.Dropout(self.rate, deterministic=not train)(x))
 
 
+class Deterministic(nn.Module):
+    @nn.compact
+    def __call__(self, images, deterministic):
+        x = nn.Dropout(0.5)(images.reshape(len(images), -1), deterministic)
+        return nn.Dense(10)(x)
+
+
 class Recurrent(nn.Module):
     @nn.compact
     def __call__(self, images, train=False):
@@ -174,12 +181,6 @@ class OtherKey(nn.Module):
         return nn.Dense(10)(images.reshape(len(images), -1))
 
 
-class Deterministic(nn.Module):
-    @nn.compact
-    def __call__(self, images, deterministic=True):
-        return nn.Dense(10)(images.reshape(len(images), -1))
-
-
 class Empty(nn.Module):
     @nn.compact
     def __call__(self, images):
@@ -229,6 +230,70 @@ class Nested(nnx.Module):
         return last(first(images.reshape(len(images), -1)))
 
 
+class NnxDeterministic(Nnx):
+    def __call__(self, images, *, deterministic: bool = True):
+        x = self.first(images.reshape(len(images), -1))
+        return self.last(self.dropout(x, deterministic=deterministic))
+
+
+class NnxTrain(Nnx):
+    def __call__(self, images, train: bool = False):
+        x = self.first(images.reshape(len(images), -1))
+        return self.last(self.dropout(x, deterministic=not train))
+
+
+class NnxLora(nnx.Module):
+    def __init__(self, classes: int, rngs: nnx.Rngs):
+        self.layer = nnx.LoRALinear(784, classes, lora_rank=2, rngs=rngs)
+
+    def __call__(self, images):
+        return self.layer(images.reshape(len(images), -1))
+
+
+class NnxStrict(NnxTrain):
+    def __init__(self, rngs: nnx.Rngs):
+        self.layers = [nnx.Linear(784, 10, rngs=rngs)]
+
+
+class NnxMixed(Nnx):
+    def __call__(self, images):
+        x = self.first(images.reshape(len(images), -1))
+        return self.last(self.norm(x, use_running_average=False))
+
+
+class NnxConstant(Nnx):
+    def __call__(self, images):
+        x = self.first(images.reshape(len(images), -1))
+        return self.last(self.norm(x, use_running_average=True))
+
+
+class AlwaysAverages(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        x = images.reshape(len(images), -1)
+        return nn.Dense(10)(nn.BatchNorm(use_running_average=True)(x))
+
+
+class NeverAverages(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        x = images.reshape(len(images), -1)
+        return nn.Dense(10)(nn.BatchNorm(use_running_average=False)(x))
+
+
+class Undecided(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        x = images.reshape(len(images), -1)
+        return nn.Dense(10)(nn.BatchNorm()(x))
+
+
+class Counted(Linear):
+    @nn.compact
+    def __call__(self, images):
+        return nn.Dense(10)(images.reshape(len(images), -1)) / len(images)
+
+
 class Probabilities(nn.Module):
     @nn.compact
     def __call__(self, images):
@@ -268,4 +333,41 @@ class Detached(nn.Module):
     def __call__(self, images):
         x = jax.lax.stop_gradient(nn.Dense(8)(images.reshape(len(images), -1)))
         return nn.Dense(10)(x)
+
+
+class Standardized(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        x = images - images.mean(-1, keepdims=True)
+        x = x / images.std(-1, keepdims=True)  # 0 / 0 where a row is black
+        return nn.Dense(10)(x.reshape(len(images), -1))
+
+
+class Rooted(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        x = nn.Dense(8, use_bias=False)(images)
+        return nn.Dense(10)(jnp.sqrt((x**2).sum(-1)))  # no slope where a row is black
+
+
+@jax.custom_vjp
+def bent(x):
+    return jnp.tanh(x)
+
+
+bent.defvjp(lambda x: (bent(x), bent(x)), lambda y, g: (g * (1 - y),))  # 1 - y**2
+
+
+class Bent(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        x = nn.Dense(8, name="first")(images.reshape(len(images), -1))
+        return nn.Dense(10, name="last")(bent(x))
+
+
+class Traced(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        x = images.reshape(len(images), -1)
+        return nn.Dense(10)(x * 2 if isinstance(x, jax.core.Tracer) else x)
 """

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import inspect
+import re
 import sys
 import types
 from functools import partial
@@ -26,9 +27,14 @@ from mnist_jax.errors import InputError
 from mnist_jax.models.custom import call_options, network_sha256
 from mnist_jax.models.flops import _count_products as count_products
 from mnist_jax.models.flops import multiply_adds, products_by_layer
-from mnist_jax.models.networks import create_model, init_params, param_shapes
+from mnist_jax.models.networks import (
+    apply_model,
+    create_model,
+    init_params,
+    param_shapes,
+)
 from mnist_jax.reporting.summary import layer_frame
-from mnist_jax.testing import check_model, check_same_tree
+from mnist_jax.testing import check_gradients, check_model, check_same_tree
 from mnist_jax.training.experiment import prepare
 from mnist_jax.training.fit import fit
 from mnist_jax.training.run_dir import fit_into, load_run
@@ -77,17 +83,14 @@ def test_a_module_can_be_named_instead_of_a_file(file, monkeypatch):
         ("Looping", "in training failed with ValueError: Reverse-mode"),
         ("Doubled", "a layer and a collection .* both called batch_stats; rename"),
         ("PerRow", r"returns float32 \[2, 28, 10\] for images"),
-        ("Required", "width"),
-        ("Unhashable", "hashable"),
-        ("Odd", r"Odd\(\) failed with ValueError: width must be even$"),
-        ("Broken", "failed with TypeError"),
         ("NotAModule", "NotAModule is not a Flax module"),
         ("AlwaysDropping", 'in evaluation Dropout_0 needs PRNG for "dropout", but'),
         ("OtherKey", 'in training it needs PRNG for "noise", but dropout is the only'),
-        ("TrainingOnly", "in evaluation failed with NotImplementedError: no eval"),
+        ("NeverAverages", r"it updates .* normalization use_running_average=not train"),
+        ("Undecided", r"a layer has no use_running_average; give it use_running_.*not"),
+        ("AlwaysAverages", r"never updates batch_stats\['BatchNorm_0'\].*; give batch"),
         ("Squeezed", r"returns float32 \[10\] for images \[1,28,28\]"),
         ("jax", "jax is not a Flax module class"),
-        ("Deterministic", "name it train"),
         ("Empty", "no parameters"),
         ("Classes", "must return logits"),
         ("Missing", "has no Flax module Missing; it has Linear, Dropped"),
@@ -103,6 +106,58 @@ def test_parameters_without_a_real_gradient_are_refused(file, dtype):
     config = config_of(file, "Whole", model_args=(f"dtype={dtype}",))
     with pytest.raises(InputError, match=f"variables of type {dtype} in params; only"):
         create_model(config, MNIST)
+
+
+@pytest.mark.parametrize(
+    "name, error, text",
+    [
+        ("Required", TypeError, "give every field of Required a hashable default or"),
+        ("Unhashable", TypeError, "unhashable attributes(?s:.*)give every field of Un"),
+        ("Odd", ValueError, "width must be even"),
+        ("Broken", TypeError, r"Broken was called on images \[2,28,28\] in evaluation"),
+        ("TrainingOnly", NotImplementedError, "no evaluation"),
+        ("NnxStrict", ValueError, r"(?s)try using nnx.List\(...\)"),
+    ],
+)
+def test_what_a_network_raises_passes_through(file, name, error, text):
+    with pytest.raises(error) as raised:
+        create_model(config_of(file, name))
+    notes = "".join(getattr(raised.value, "__notes__", ()))
+    assert re.search(text, f"{raised.value}\n{notes}")
+
+
+@pytest.mark.parametrize(
+    "name", ["Deterministic", "Nnx", "NnxDeterministic", "NnxTrain"]
+)
+def test_a_network_is_told_whether_it_trains(file, name):
+    model = create_model(config_of(file, name))
+    images = np.random.default_rng(0).random((3, 28, 28), np.float32)
+    params = init_params(model, jax.random.key(0))
+
+    def logits(train, key):
+        options = dict(train=train, dropout_key=jax.random.key(key))
+        return np.asarray(apply_model(model, params, images, **options)[0])
+
+    assert np.any(logits(True, 1) != logits(True, 2))
+    np.testing.assert_array_equal(logits(False, 1), logits(False, 2))
+
+
+def test_subclasses_of_nnx_param_are_trained_and_counted(file, digits: Dataset):
+    experiment = prepare(config_of(file, "NnxLora", epochs=2), digits)
+    start = init_params(experiment.model, jax.random.key(0))
+    [(record, params)] = fit(experiment, [0])
+    assert record.parameters == 784 * 10 + 10 + (784 + 10) * 2
+    assert set(params) == set(start) == {"layer"}
+    assert np.any(params["layer"]["lora"]["lora_b"])  # which starts at 0
+
+
+@pytest.mark.parametrize("name", ["NnxMixed", "Mixed", "Counted", "Noisy"])
+def test_a_network_whose_evaluation_depends_on_the_batch_is_not_trained(
+    file, digits: Dataset, name
+):
+    message = f"{name}: in evaluation the logits of an image depend on the batch"
+    with pytest.raises(InputError, match=message):
+        prepare(config_of(file, name), digits)
 
 
 @pytest.mark.parametrize(
@@ -287,28 +342,59 @@ def test_summary_of_a_custom_network(file):
     "name, message",
     [
         ("Probabilities", "probabilities, which add up to 1; return logits"),
-        ("Mixed", "in evaluation the logits of an image depend on the other images"),
+        ("Mixed", "in evaluation the logits of an image depend on the batch"),
+        ("NnxMixed", "in evaluation the logits of an image depend on the batch"),
+        ("Counted", "differ in batches of 1 and 16 images"),
+        ("Noisy", "differ in batches of 1 and 16 images; turn noise off"),
         ("MixedInTraining", "in training the logits of an image depend on the other"),
-        ("Noisy", "in evaluation the logits of an image depend on its index in the"),
-        ("NotFinite", "logits in evaluation are not finite"),
-        ("Detached", r"\['Dense_0'\]\['bias'\] did not change in 12 steps"),
+        ("NotFinite", "logits in evaluation are not finite for a black image"),
+        ("Standardized", "logits in evaluation are not finite for a black image"),
+        ("Traced", "the compiled network has other logits"),
+        ("Rooted", "losses are not finite"),
+        ("Detached", r"\['Dense_0'\]\['bias'\] did not change in 12 steps: the logits"),
+        (
+            "NnxConstant",
+            r"\['norm'\]\['mean'\] did not change in .* use_running_average",
+        ),
+        ("Bent", r"the gradient of \['first'\]\['bias'\] is wrong: .*custom_vjp"),
     ],
 )
 def test_check_model_names_what_is_wrong(file, name, message):
     with pytest.raises(AssertionError, match=message):
-        check_model(create_model(config_of(file, name), MNIST))
+        check_model(f"{file}:{name}")
+
+
+class Nnx(nnx.Module):
+    def __init__(self, width: int, classes: int, *, rngs: nnx.Rngs):
+        self.first = nnx.LoRALinear(30, width, lora_rank=2, rngs=rngs)
+        self.norm = nnx.BatchNorm(width, momentum=0.8, rngs=rngs)
+        self.dropout = nnx.Dropout(0.2, rngs=rngs)
+        self.last = nnx.Linear(width, classes, rngs=rngs)
+
+    def __call__(self, images):
+        x = self.norm(self.first(images.reshape(len(images), -1)))
+        return self.last(self.dropout(nnx.relu(x)))
+
+
+def test_check_model_takes_the_class_of_an_nnx_module():
+    check_model(Nnx, image_shape=(5, 6), classes=3, model_args=["width=8"])
+
+
+def test_networks_that_cannot_compute_in_float64_pass(file):
+    check_model(f"{file}:Half")
+    check_gradients(create_model(config_of(file, "Recurrent"), MNIST))
 
 
 @pytest.mark.parametrize(
     "model, given",
     [
-        ("mlp", "'mlp'"),
-        (nnx.Linear(1, 1, rngs=nnx.Rngs(0)), "a flax.nnx module"),
-        (nn.Dense, r"the class; give an instance, Dense\(\)"),
+        (nnx.Linear(1, 1, rngs=nnx.Rngs(0)), "an instance of Linear; give its class$"),
+        (print, "<built-in function print>$"),
     ],
 )
-def test_check_model_takes_linen_modules_only(model, given):
-    with pytest.raises(InputError, match=f"must be a flax.linen module; got {given}$"):
+def test_check_model_takes_flax_modules_only(model, given):
+    message = "must be a flax.linen module or the class of a flax.nnx module; got "
+    with pytest.raises(InputError, match=message + given):
         check_model(model)
 
 
