@@ -1,8 +1,6 @@
 """Matrix products with bfloat16 operands and float32 sums."""
 
-import functools
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +20,6 @@ def cpu_lacks_bfloat16() -> bool:
         return False
     # avx512_bf16 and amx_bf16 of x86, bf16 of ARM
     return not re.search(r"^(flags|Features)\b.*bf16", text, re.MULTILINE)
-
-
-@functools.cache
-def bfloat16_slowdown() -> float:
-    """Returns the time of a product in bfloat16 over that in float32, measured here."""
-
-    def seconds(dtype: Any) -> float:
-        x, times = jnp.ones((512, 512), dtype), []
-        for _ in range(6):
-            start = time.perf_counter()
-            product(x, x).block_until_ready()
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    return seconds(jnp.bfloat16) / seconds(jnp.float32)
 
 
 def matmul(x: jax.Array, y: jax.Array, dtype: Any) -> jax.Array:

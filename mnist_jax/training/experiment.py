@@ -18,7 +18,7 @@ from mnist_jax.data.types import Dataset, Split
 from mnist_jax.errors import InputError
 from mnist_jax.models.custom import network_sha256
 from mnist_jax.models.networks import create_model, param_shapes
-from mnist_jax.models.precision import bfloat16_slowdown, cpu_lacks_bfloat16
+from mnist_jax.models.precision import cpu_lacks_bfloat16
 from mnist_jax.records.environment import code_digest, current_environment
 from mnist_jax.training import cluster
 from mnist_jax.training.checkpoints import check_saving
@@ -94,11 +94,9 @@ def prepare(
     if config.precision == "bfloat16" and is_cpu and cpu_lacks_bfloat16():
         logging.log_first_n(
             logging.WARNING,
-            "this CPU has no instructions for bfloat16: a product of matrices takes "
-            "%.1f times as long as in float32 here, so --precision=bfloat16 may slow "
+            "this CPU has no instructions for bfloat16: --precision=bfloat16 may slow "
             "down training",
             1,
-            bfloat16_slowdown(),
         )
     source_sha256 = network_sha256(config)
     model = create_model(config, dataset.shapes)

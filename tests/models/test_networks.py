@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import re
 from functools import partial
 
 import jax
@@ -268,4 +267,3 @@ def test_cpus_without_bfloat16_are_warned_of_once(
         for _ in range(2):
             prepare(config, digits)
         assert caplog.text.count("no instructions for bfloat16") == 1
-        assert re.search(r"takes \d+\.\d times as long", caplog.text)
