@@ -21,9 +21,10 @@ from mnist_jax.models.networks import create_model, param_shapes
 from mnist_jax.models.precision import cpu_lacks_bfloat16
 from mnist_jax.records.environment import code_digest, current_environment
 from mnist_jax.training import cluster
+from mnist_jax.training.batch_dependence import find_batch_dependence
 from mnist_jax.training.checkpoints import check_saving
 from mnist_jax.training.compile_cache import CompileClock
-from mnist_jax.training.epochs import Programs, find_batch_dependence, make_programs
+from mnist_jax.training.epochs import Programs, make_programs
 from mnist_jax.training.mesh import choose_mesh, eval_indices, replicate, seed_keys
 from mnist_jax.training.optimizers import create_optimizer
 from mnist_jax.training.setup import check_jax_settings

@@ -8,6 +8,7 @@ import pytest
 from flax import linen as nn
 from helpers.trained import make_run
 
+from mnist_jax.data.types import IMAGE_SHAPE
 from mnist_jax.export.formats import export_run
 from mnist_jax.models.networks import init_params
 from mnist_jax.testing import make_split, preprocess
@@ -48,9 +49,11 @@ def test_sums_over_matrix_products_are_right(safe, tmp_path, monkeypatch):
     logits = model.apply({"params": run.params}, preprocess(images))
     loss = [float(cross_entropy(logits, split.labels).sum())]
     np.testing.assert_allclose(run.predict(images), jax.nn.softmax(logits), atol=1e-5)
-    programs = make_programs(model, optax.sgd(0.1), preprocess, make_mesh(1))
+    programs = make_programs(
+        model, optax.sgd(0.1), preprocess, make_mesh(1), IMAGE_SHAPE
+    )
     keys = seed_keys([0])
-    shift = init_params(model, keys[0])["shift"]
+    shift = init_params(model, keys[0], IMAGE_SHAPE)["shift"]
     got = programs.init(keys).params["shift"]
     np.testing.assert_allclose(got, [shift], rtol=1e-4)
     params = jax.tree.map(lambda leaf: leaf[None], run.params)
