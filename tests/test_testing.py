@@ -42,7 +42,7 @@ def file(tmp_path: Path) -> Path:
         ("NotFinite", "logits in evaluation are not finite for a black image"),
         ("Standardized", "logits in evaluation are not finite for a black image"),
         ("Traced", "the compiled network has other logits"),
-        ("Rooted", "losses are not finite"),
+        ("RowRoots", "losses are not finite"),
         ("Detached", r"\['Dense_0'\]\['bias'\] did not change in 12 steps: the logits"),
         (
             "NnxConstant",

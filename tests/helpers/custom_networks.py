@@ -343,7 +343,7 @@ class Standardized(nn.Module):
         return nn.Dense(10)(x.reshape(len(images), -1))
 
 
-class Rooted(nn.Module):
+class RowRoots(nn.Module):
     @nn.compact
     def __call__(self, images):
         x = nn.Dense(8, use_bias=False)(images)
