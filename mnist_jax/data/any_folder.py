@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mnist_jax.data.idx import READ_ERRORS, read_any
+from mnist_jax.data.idx import READ_ERRORS, read_idx
 from mnist_jax.data.types import MAX_CLASSES, MAX_SIDE, Dataset, Split
 from mnist_jax.errors import InputError
 
@@ -126,7 +126,7 @@ def _read_arrays(
             f"{setting}={path} lacks the {' and the '.join(missing)}; {_NEEDED} are "
             "needed"
         )
-    return prefix, {role: (str(files[role]), read_any(files[role])) for role in _ROLES}
+    return prefix, {role: (str(files[role]), read_idx(files[role])) for role in _ROLES}
 
 
 def _read_archive(path: Path) -> dict[tuple[str, str], tuple[str, np.ndarray]]:

@@ -13,7 +13,6 @@ import numpy as np
 from absl import logging
 
 from mnist_jax.config import DATASETS
-from mnist_jax.data import idx
 from mnist_jax.data.any_folder import load_any
 from mnist_jax.data.array_cache import cache_dir, load_or_build, warn_unwritable
 from mnist_jax.data.checksums import SHA256, published_sha256
@@ -26,6 +25,7 @@ from mnist_jax.data.data_folder import (
 )
 from mnist_jax.data.digits import load_digits
 from mnist_jax.data.download import FILES, URLS, DownloadError, download_files
+from mnist_jax.data.idx import read_idx
 from mnist_jax.data.types import IMAGE_SHAPE, Dataset, Split
 from mnist_jax.errors import InputError
 from mnist_jax.records.files import expand_home, hold_lock
@@ -240,15 +240,14 @@ def _keep_downloads(name: str, folder: Path) -> None:
 
 def _decode_files(name: str, files: Files, folder: Path | None = None) -> Dataset:
     """Decodes verified files, or loads the arrays from the cache."""
-    arrays = []
-    item_shape: tuple[int, ...]
-    for file, kind, digest in zip(files, FILES, SHA256[name], strict=True):
-        if "images" in kind:
-            read, item_shape = idx.read_images, IMAGE_SHAPE
-        else:
-            read, item_shape = idx.read_labels, ()
-        build = functools.partial(read, file)
-        arrays.append(load_or_build(digest, item_shape, build))
+    arrays = [
+        load_or_build(
+            digest,
+            IMAGE_SHAPE if "images" in kind else (),
+            functools.partial(read_idx, file),
+        )
+        for file, kind, digest in zip(files, FILES, SHA256[name], strict=True)
+    ]
     train_images, train_labels, test_images, test_labels = arrays
     return Dataset(
         name=name,

@@ -18,18 +18,15 @@ from typing import IO, cast
 
 import numpy as np
 
-from mnist_jax.data.types import CLASSES, IMAGE_SHAPE
+from mnist_jax.data.types import IMAGE_SHAPE
 from mnist_jax.errors import InputError
 
 MAX_ITEMS = 100_000  # 78 MB of images: limits what a forged header can make us read
-_IMAGES_MAGIC = b"\x00\x00\x08\x03"  # 08: unsigned bytes, 03: three dimensions
-_LABELS_MAGIC = b"\x00\x00\x08\x01"
 # The type of the items, by the third byte of a file of any type.
 _TYPES = {
     **{0x08: ">u1", 0x09: ">i1", 0x0B: ">i2"},
     **{0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"},
 }
-_MAX_ANY_BYTES = 2**32  # 5 million images of 28x28
 _MAX_BYTES = 16 + MAX_ITEMS * IMAGE_SHAPE[0] * IMAGE_SHAPE[1]
 
 File = Path | zipfile.Path  # on disk or in a NumPy archive
@@ -37,7 +34,7 @@ READ_ERRORS = (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError)
 
 
 class IdxError(InputError):
-    """A file is not a valid IDX file of 28x28 images or of labels 0..9."""
+    """A file is not a valid IDX file."""
 
 
 class ArrayError(IdxError):
@@ -54,68 +51,31 @@ def content_sha256(file: File) -> str:
         return hashlib.sha256(stream.read(_MAX_BYTES + 1)).hexdigest()
 
 
-def read_images(file: File) -> np.ndarray:
-    """Reads the images of one file.
-
-    Args:
-        file: a file such as `train-images-idx3-ubyte.gz`.
-
-    Returns:
-        `[N,28,28] uint8`, 0 is the background.
-
-    Raises:
-        IdxError: the file cannot be read or is not a valid IDX file of images.
-    """
-    with _open(file) as stream:
-        return _decode(file, stream, _IMAGES_MAGIC, IMAGE_SHAPE)
-
-
-def read_labels(file: File) -> np.ndarray:
-    """Reads the labels of one file.
-
-    Args:
-        file: a file such as `train-labels-idx1-ubyte.gz`.
-
-    Returns:
-        `[N] uint8`, each 0..9.
-
-    Raises:
-        IdxError: the file cannot be read or is not a valid IDX file of labels.
-    """
-    with _open(file) as stream:
-        labels = _decode(file, stream, _LABELS_MAGIC, ())
-    if labels.max() >= CLASSES:
-        index = int(np.argmax(labels >= CLASSES))
-        raise _error(file, f"label {index} is {labels[index]}, not in 0..9")
-    return labels
-
-
-def read_any(file: File) -> np.ndarray:
+def read_idx(file: File) -> np.ndarray:
     """Reads the array of an IDX file of any type and shape.
 
     Raises:
         IdxError: the file cannot be read or is not a valid IDX file.
     """
-    remedy = "give an IDX file, gzipped or not"
     with _open(file) as stream:
         start = stream.read(4)
         if len(start) < 4 or start[:2] != b"\x00\x00" or start[2] not in _TYPES:
             reason = f"it starts with 0x{start.hex()}, not with 0x0000 and a type"
-            raise _error(file, reason, remedy)
+            raise _error(file, reason)
         header = stream.read(4 * start[3])
         if not start[3] or len(header) < 4 * start[3]:
-            raise _error(file, "its header is cut off", remedy)
+            raise _error(file, "its header is cut off")
         shape = [int(size) for size in np.frombuffer(header, ">u4")]
         dtype = np.dtype(_TYPES[start[2]])
         expected = math.prod(shape) * dtype.itemsize
-        if expected > _MAX_ANY_BYTES:
+        if expected > 2**32:  # 5 million images of 28x28
             reason = f"its header declares {expected} bytes, not 4 GB at most"
-            raise _error(file, reason, remedy)
+            raise _error(file, reason)
         items = stream.read(expected + 1)
         if len(items) != expected:
             more = "more" if len(items) > expected else f"{len(items)}"
             reason = f"it holds {more} bytes of items, not the declared {expected}"
-            raise _error(file, reason, remedy)
+            raise _error(file, reason)
     array = np.frombuffer(items, dtype).reshape(shape)
     return array.astype(dtype.newbyteorder("="), copy=False)
 
@@ -166,40 +126,9 @@ def _convert_array(file: File, stream: IO[bytes]) -> io.BytesIO:
     return io.BytesIO(header + items.astype(np.uint8).tobytes())
 
 
-def _decode(
-    file: File,
-    stream: IO[bytes] | gzip.GzipFile,
-    magic: bytes,
-    item_shape: tuple[int, ...],
-) -> np.ndarray:
-    """Decodes header and items; reads at most one byte past them."""
-    got = stream.read(4)
-    if got != magic:
-        raise _error(file, f"it starts with 0x{got.hex()}, not 0x{magic.hex()}")
-    header = stream.read(4 * (1 + len(item_shape)))
-    if len(header) != 4 * (1 + len(item_shape)):
-        raise _error(file, "its header is cut off")
-    # Counts are signed in the format; read as unsigned, a negative one is too large.
-    count, *shape = (int(size) for size in np.frombuffer(header, ">u4"))
-    if tuple(shape) != item_shape:
-        raise _error(file, f"its images have shape {shape}, not [28, 28]")
-    if not 1 <= count <= MAX_ITEMS:
-        raise _error(file, f"its header declares {count} items, not 1..{MAX_ITEMS}")
-
-    expected = count * int(np.prod(item_shape, dtype=int))
-    items = stream.read(expected)
-    if len(items) != expected:
-        raise _error(
-            file, f"it holds {len(items)} bytes of items, not the declared {expected}"
-        )
-    # Reading to the end of the stream also makes gzip check its CRC.
-    if stream.read(1):
-        raise _error(file, f"bytes follow the {expected} that its header declares")
-    return np.frombuffer(items, np.uint8).reshape(count, *item_shape)
-
-
-def _error(
-    file: File, reason: str, remedy: str = "replace it with the published file"
-) -> IdxError:
+def _error(file: File, reason: str) -> IdxError:
     """Returns the error for one file, including what to do about it."""
-    return IdxError(f"{file} is not a usable IDX file: {reason}; {remedy}")
+    return IdxError(
+        f"{file} is not a usable IDX file: {reason}; replace it with an intact one, "
+        "gzipped or not"
+    )

@@ -34,8 +34,7 @@ def test_cache_dir_follows_the_environment(monkeypatch):
 
 def test_a_second_load_decodes_nothing(small_sets, monkeypatch):
     first = load_dataset("mnist", small_sets["mnist"], no_call)
-    monkeypatch.setattr(datasets.idx, "read_images", no_call)
-    monkeypatch.setattr(datasets.idx, "read_labels", no_call)
+    monkeypatch.setattr(datasets, "read_idx", no_call)
     assert_equal_sets(load_dataset("mnist", small_sets["mnist"], no_call), first)
 
 

@@ -68,7 +68,7 @@ def test_all_forms_of_the_files_are_the_same_set(
 def write_archive(path, folder, save=np.savez_compressed, **changes):
     """Writes the files of a folder as Keras's archive, with some arrays replaced."""
     arrays = {
-        name: (idx.read_images if "x_" in name else idx.read_labels)(folder / file)
+        name: idx.read_idx(folder / file)
         for name, file in zip(KERAS_NAMES, FILES, strict=True)
     }
     save(path, **{k: v for k, v in (arrays | changes).items() if v is not None})
@@ -82,7 +82,7 @@ def test_keras_archive_is_the_same_set(small_sets, tmp_path, save):
     write_archive(tmp_path / "mnist.npz", small_sets["mnist"], save)
     decoded = load_dataset("auto", tmp_path, no_call)
     assert_equal_sets(load_dataset("mnist", tmp_path, no_call), decoded)
-    labels = idx.read_labels(small_sets["mnist"] / FILES[1]).astype(np.int64)
+    labels = idx.read_idx(small_sets["mnist"] / FILES[1]).astype(np.int64)
     write_archive(tmp_path / "mnist.npz", small_sets["mnist"], save, y_train=labels)
     assert_equal_sets(load_dataset("mnist", tmp_path, no_call), decoded)
     assert_equal_sets(load_dataset("mnist", small_sets["mnist"], no_call), decoded)

@@ -163,13 +163,13 @@ def fuzz(files: int, seed: int, folder: Path) -> tuple[dict[str, list[int]], flo
         path.write_bytes(content)
         start = time.process_time()
         try:
-            array = (idx.read_images if images else idx.read_labels)(path)
+            array = idx.read_idx(path)
         except idx.IdxError:
             counts[kind][0] += 1
         else:
             counts[kind][1] += 1
-            assert array.dtype == np.uint8 and 1 <= len(array) <= idx.MAX_ITEMS
-            assert array.shape[1:] == ((28, 28) if images else ())
+            assert array.dtype == np.uint8 or kind != "valid"
+            assert array.shape[1:] == ((28, 28) if images else ()) or kind != "valid"
         slowest = max(slowest, time.process_time() - start)
     return counts, slowest
 
