@@ -60,7 +60,7 @@ def synthetic_dataset(size: int) -> Dataset:
         images = rng.integers(0, 256, (size, 28, 28), dtype=np.uint8)
         return Split(images, rng.integers(0, 10, size).astype(np.int32))
 
-    return Dataset("synthetic", split(size), None, split(TEST_IMAGES), "", "")
+    return Dataset(split(size), split(TEST_IMAGES), classes=10, name="synthetic")
 
 
 def _measure_round(

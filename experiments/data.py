@@ -39,7 +39,8 @@ def main() -> None:
     print(markdown_table(data_frame(dataset)))
     if FLAGS.picture:
         images, labels = (array[: FLAGS.count] for array in dataset.train)
-        captions = np.array(class_names(dataset.name, dataset.classes))[labels]
+        names = dataset.class_names or class_names(dataset.name, dataset.classes)
+        captions = np.array(names)[labels]
         save_figure(digits_figure(images, captions), Path(FLAGS.picture))
         print(f"\nwritten: {FLAGS.picture}")
 

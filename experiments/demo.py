@@ -10,7 +10,7 @@ from absl import flags
 
 from mnist_jax.cli.flags import define_machine_flags, define_path_flag, existing_folder
 from mnist_jax.cli.main import run_program, start_jax
-from mnist_jax.data.types import IMAGE_SHAPE, class_names
+from mnist_jax.data.types import IMAGE_SHAPE
 from mnist_jax.demo.page import accuracy_note, check_drawable, network_name
 from mnist_jax.demo.server import HOST, Predictor, make_server
 from mnist_jax.training.run_dir import load_run
@@ -24,8 +24,7 @@ def load_predictor(folder: Path, name: str) -> Predictor:
     check_drawable(f"--run_dir={folder}", run)
     run.predict(np.zeros((1, *IMAGE_SHAPE), np.uint8))
     note = f"{network_name(run)}, {accuracy_note(run)}"
-    classes = class_names(run.record.dataset, run.shapes.classes)
-    return Predictor(name, note, run.predict, classes)
+    return Predictor(name, note, run.predict, run.class_names)
 
 
 def main() -> None:

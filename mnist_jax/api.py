@@ -200,13 +200,10 @@ def _observer(quiet: bool) -> Observer:
 
 def _load(config: TrainConfig, dataset: Dataset | None, observer: Observer) -> Dataset:
     """Returns the user's dataset, or else loads the one that the config names."""
-    if dataset is not None:
-        dataset.check()
-        if dataset.loaded:
-            return dataset
+    if dataset is not None and not dataset.loaded:
         # Whatever its checksum says: it decides which runs are the same.
-        return dataclasses.replace(dataset, checksum=dataset.arrays_sha256())
-    dataset = load_dataset(config.dataset)
+        dataset = dataclasses.replace(dataset, checksum=dataset.arrays_sha256())
+    dataset = dataset or load_dataset(config.dataset)
     if dataset.note:
         observer.report(f"\n*** {dataset.note} ***\n")
     return dataset

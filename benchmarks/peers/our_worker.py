@@ -17,7 +17,7 @@ from .worker import Arrays, Job, Measurement, peer_config, run_worker
 def measure(job: Job, arrays: Arrays) -> Measurement:
     """Trains and times a network with `fit`; epoch times include shuffling."""
     train, test = Split(*arrays[:2]), Split(*arrays[2:])
-    dataset = Dataset("arrays", train, None, test, checksum="", note="")
+    dataset = Dataset(train, test, classes=10, name="arrays")
     config = dataclasses.replace(peer_config(job), precision=job.variant or "float32")
     callbacks = SILENT._replace(on_epoch=lambda epochs: job.end_turn(epochs[0].epoch))
     [(record, _)] = fit(prepare(config, dataset), [job.seed], callbacks)

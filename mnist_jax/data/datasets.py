@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import numpy as np
 from absl import logging
 
 from mnist_jax.config import DATASETS
@@ -26,7 +25,7 @@ from mnist_jax.data.data_folder import (
 from mnist_jax.data.digits import load_digits
 from mnist_jax.data.download import FILES, URLS, DownloadError, download_files
 from mnist_jax.data.idx import read_idx
-from mnist_jax.data.types import IMAGE_SHAPE, Dataset, Split
+from mnist_jax.data.types import CLASSES, IMAGE_SHAPE, Dataset, Split
 from mnist_jax.errors import InputError
 from mnist_jax.records.files import expand_home, hold_lock
 
@@ -130,7 +129,7 @@ def _digits_dataset(note: str) -> Dataset:
     test = Split(images[is_test], labels[is_test])
     content = b"".join(array.tobytes() for array in (*train, *test))
     checksum = hashlib.sha256(content).hexdigest()
-    return Dataset("digits", train, None, test, checksum, note)
+    return Dataset(train, test, name="digits", checksum=checksum, note=note)
 
 
 def _find_files(
@@ -251,10 +250,9 @@ def _decode_files(name: str, files: Files, folder: Path | None = None) -> Datase
     train_images, train_labels, test_images, test_labels = arrays
     return Dataset(
         name=name,
-        train=Split(train_images, train_labels.astype(np.int32)),
-        validation=None,
-        test=Split(test_images, test_labels.astype(np.int32)),
+        train=Split(train_images, train_labels),
+        test=Split(test_images, test_labels),
+        classes=CLASSES,
         checksum=hashlib.sha256("".join(SHA256[name]).encode()).hexdigest(),
-        note="",
         data_dir=str(folder.absolute()) if folder else None,
     )

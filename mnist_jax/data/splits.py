@@ -18,21 +18,17 @@ def split_dataset(dataset: Dataset, config: TrainConfig) -> Dataset:
     whose size is unchanged (as in scikit-learn's `train_test_split`). `train_size` is
     applied before the validation set is taken from the end of the training set.
 
+    A validation set that the dataset has already takes the place of that fraction.
+
     Args:
-        dataset: a dataset without a validation set, as `load_dataset` returns it.
+        dataset: as `load_dataset` returns it.
         config: the fields `split`, `split_seed`, `validation`, `validation_fraction`
             and `train_size` are used.
 
     Raises:
         InputError: `train_size` exceeds the training set, a set would be empty, or
-            there is a validation set already.
+            `validation_fraction` would have no effect.
     """
-    if dataset.validation is not None:
-        raise InputError(
-            f"{dataset.name} already has a validation set of"
-            f" {len(dataset.validation.labels)} images, which a new split would drop;"
-            " split the dataset that load_dataset returned"
-        )
     train, test = dataset.train, dataset.test
     if config.split == "shuffled":
         train, test = _shuffle_split(train, test, config.split_seed)
@@ -47,6 +43,14 @@ def split_dataset(dataset: Dataset, config: TrainConfig) -> Dataset:
     held_out = None
     if config.validation == "test":
         held_out = test
+    elif config.validation == "fraction" and dataset.validation is not None:
+        held_out = dataset.validation
+        if config.validation_fraction != TrainConfig.validation_fraction:
+            raise InputError(
+                f"--validation_fraction={config.validation_fraction} has no effect, "
+                f"since the dataset has {len(held_out.labels)} validation images of "
+                "its own; leave it out, or give --validation=none or test"
+            )
     elif config.validation == "fraction":
         size = len(train.labels)
         # The same arithmetic as in Keras, including rounding.

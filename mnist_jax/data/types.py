@@ -5,6 +5,7 @@ import hashlib
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mnist_jax.errors import InputError
 
@@ -12,6 +13,7 @@ IMAGE_SHAPE = (28, 28)
 CLASSES = 10
 MAX_SIDE, MAX_CLASSES = 64, 1_000
 DIGITS = tuple("0123456789")
+DIGIT_SETS = ("mnist", "digits")
 # The classes of the sets that are not digits, in the order of their labels.
 CLASS_NAMES = {
     "fashion_mnist": (
@@ -22,7 +24,7 @@ CLASS_NAMES = {
 }
 
 
-def class_names(dataset: str, classes: int) -> tuple[str, ...]:
+def class_names(dataset: str, classes: int = CLASSES) -> tuple[str, ...]:
     """Returns the names of a dataset's classes, in the order of its labels.
 
     The classes of a set without names are numbered.
@@ -49,15 +51,28 @@ class Split(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """A dataset with its splits and metadata."""
+    """A dataset with its splits and metadata, checked when it is created.
 
-    name: str  # one of DATASETS without "auto"
+    A split may be any pair of arrays, lists or pandas objects: images `[N,H,W]` or
+    `[N,H,W,1]` of integers 0..255, and integer labels `[N]` or `[N,1]`.
+
+    Raises:
+        InputError: a split is empty, or its images or labels are none.
+
+    >>> images, labels = np.zeros((4, 12, 20), np.uint8), [[0], [1], [1], [0]]
+    >>> names = ("cat", "dog")
+    >>> Dataset((images, labels), (images, labels), class_names=names).shapes
+    Shapes(image=(12, 20), classes=2)
+    """
+
     train: Split
-    validation: Split | None
     test: Split
-    checksum: str  # sha256 of the files' sha256 digests, or of the arrays
-    note: str  # empty, or one sentence to print with all results
-    classes: int = CLASSES
+    validation: Split | None = None
+    classes: int = 0  # default: the number of names, or the largest label plus 1
+    class_names: tuple[str, ...] = ()  # in the order of the labels, or none
+    name: str = "idx"  # one of DATASETS without "auto"
+    checksum: str = ""  # sha256 of the files' sha256 digests; default: of the arrays
+    note: str = ""  # empty, or one sentence to print with all results
     data_dir: str | None = None  # where the user said that the files are
     # Whether `load_dataset` returned it: `dataclasses.replace` does not copy this.
     loaded: bool = dataclasses.field(default=False, init=False)
@@ -67,43 +82,98 @@ class Dataset:
         """The shape of an image, and the number of classes."""
         return Shapes(self.train.images.shape[1:], self.classes)
 
+    def splits(self) -> dict[str, Split]:
+        """Returns the splits that there are, by name."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: split for name, split in splits.items() if split is not None}
+
     def arrays_sha256(self) -> str:
         """Returns the sha256 of the arrays and their shapes."""
-        digest = hashlib.sha256()
-        for split in filter(None, (self.train, self.validation, self.test)):
-            for array in (split.images, np.asarray(split.labels, np.int32)):
-                digest.update(repr(array.shape).encode())
-                digest.update(np.ascontiguousarray(array))
-        return digest.hexdigest()
+        return _checksum(*self.splits().values())
 
-    def check(self) -> None:
-        """Raises InputError if a split is empty or does not match `Split`."""
-        sides = self.train.images.shape[1:]
-        if len(sides) != 2 or not all(1 <= side <= MAX_SIDE for side in sides):
+    def unseen_classes(self) -> str:
+        """Returns a sentence on the classes without training images, if any."""
+        counts = np.bincount(self.train.labels, minlength=self.classes)
+        if not len(unseen := np.flatnonzero(counts == 0)):
+            return ""
+        labels = [split.labels for split in self.splits().values()]
+        lost = sum(int(np.isin(values, unseen).sum()) for values in labels)
+        plural = "s" * (len(unseen) > 1)
+        return (
+            f"no training image has the label{plural} "
+            + ", ".join(map(str, unseen[:8]))
+            + ", ..." * (len(unseen) > 8)
+            + f" of {lost:,} validation or test images" * (lost > 0)
+        )
+
+    def __post_init__(self) -> None:
+        splits = {name: _check_split(name, *s) for name, s in self.splits().items()}
+        sizes = {name: split.images.shape[1:] for name, split in splits.items()}
+        if len(set(sizes.values())) > 1 or max(sizes["train"]) > MAX_SIDE:
             raise InputError(
-                f"the train images must be [N,H,W] with sides of 1..{MAX_SIDE} pixels; "
-                f"got {list(self.train.images.shape)}"
+                f"all images must have the same size, with sides of 1..{MAX_SIDE} "
+                "pixels; got "
+                + ", ".join(f"{name} {h}x{w}" for name, (h, w) in sizes.items())
             )
-        if not 2 <= self.classes <= MAX_CLASSES:
+        largest = max(int(split.labels.max()) for split in splits.values())
+        names = tuple(map(str, self.class_names))
+        classes = self.classes or len(names) or largest + 1
+        least = max(2, largest + 1)
+        if not least <= classes <= MAX_CLASSES or len(names) not in (0, classes):
             raise InputError(
-                f"a dataset must have 2..{MAX_CLASSES} classes; got {self.classes}"
+                f"a dataset with labels up to {largest} must have "
+                f"{least}..{MAX_CLASSES} classes, each with a name or all without; "
+                f"got {classes} classes and {len(names)} names"
             )
-        for name in ("train", "validation", "test"):
-            split: Split | None = getattr(self, name)
-            if split is None:
-                continue
-            images, labels = split
-            if images.dtype != np.uint8 or images.shape != (len(labels), *sides):
-                raise InputError(
-                    f"the {name} images must be [{len(labels)},{sides[0]},{sides[1]}] "
-                    f"uint8, one for each label; got {list(images.shape)} "
-                    f"{images.dtype}"
-                )
-            if not len(labels):
-                raise InputError(f"the {name} split is empty; give at least one image")
-            low, high = labels.min(), labels.max()
-            if labels.dtype.kind not in "iu" or low < 0 or high >= self.classes:
-                raise InputError(
-                    f"the {name} labels must be integers 0..{self.classes - 1}; got "
-                    f"{labels.dtype} {low}..{high}"
-                )
+        own = not self.checksum
+        checksum = self.checksum or _checksum(*splits.values())
+        fields = {**splits, "classes": classes, "class_names": names}
+        for name, value in {**fields, "checksum": checksum}.items():
+            object.__setattr__(self, name, value)
+        if own and (unseen := self.unseen_classes()):
+            note = f"{self.note}; {unseen}" if self.note else unseen
+            object.__setattr__(self, "note", note)
+
+
+def _check_split(name: str, images: ArrayLike, labels: ArrayLike) -> Split:
+    """Returns a split of any images and labels; raises InputError as `Dataset`."""
+    images = _integers(f"{name} images", images, "N,H,W", 255).astype(
+        np.uint8, copy=False
+    )
+    labels = _integers(f"{name} labels", labels, "N", MAX_CLASSES - 1).astype(
+        np.int32, copy=False
+    )
+    if len(images) != len(labels):
+        raise InputError(
+            f"the {name} split has {len(images)} images but {len(labels)} labels; give "
+            "one label for each image"
+        )
+    return Split(images, labels)
+
+
+def _integers(what: str, values: ArrayLike, axes: str, high: int) -> np.ndarray:
+    """Returns an array of integers 0..high, without a last axis of length 1."""
+    array = np.asarray(values)
+    got, rank = f"{list(array.shape)} {array.dtype}", axes.count(",") + 1
+    if array.ndim == rank + 1 and array.shape[-1] == 1:
+        array = array[..., 0]
+    fits = array.ndim == rank and array.size > 0 and array.dtype.kind in "iu"
+    if fits and (array.min() < 0 or array.max() > high):
+        got, fits = f"{array.min()}..{array.max()}", False
+    if not fits:
+        remedy = "; convert colours to grey" if array.ndim == 4 else ""
+        raise InputError(
+            f"the {what} must be integers 0..{high}, [{axes}] or [{axes},1] and not "
+            f"empty; got {got}{remedy}"
+        )
+    return array
+
+
+def _checksum(*splits: Split) -> str:
+    """Returns the sha256 of the arrays and their shapes."""
+    digest = hashlib.sha256()
+    for split in splits:
+        for array in split:
+            digest.update(repr(array.shape).encode())
+            digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()

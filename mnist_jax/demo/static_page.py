@@ -10,7 +10,6 @@ import numpy as np
 from flax import linen as nn
 
 from mnist_jax.config import MODELS, parse_conv_stage
-from mnist_jax.data.types import class_names
 from mnist_jax.demo.page import (
     accuracy_note,
     build_page,
@@ -52,7 +51,7 @@ def write_static_page(run: TrainedRun, path: Path) -> None:
     label = {
         "name": network_name(run),
         "note": accuracy_note(run),
-        "classes": class_names(run.record.dataset, run.shapes.classes),
+        "classes": run.class_names,
     }
     scaling = run.preprocess
     pixels = {"kind": scaling.pixels, "mean": scaling.mean, "std": scaling.std}

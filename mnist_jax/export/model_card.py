@@ -3,7 +3,6 @@
 import pandas as pd
 
 from mnist_jax.config import MODELS
-from mnist_jax.data.types import class_names
 from mnist_jax.reporting.summary import layer_frame
 from mnist_jax.reporting.tables import (
     format_settings,
@@ -65,7 +64,7 @@ def model_card(run: TrainedRun) -> str:
         "test loss": f"{record.test_loss:.4f}",
         "data": f"{dataset}: {record.train_images:,} training, "
         f"{record.validation_images:,} validation, {record.test_images:,} test images",
-        "classes": ", ".join(class_names(dataset, run.shapes.classes)),
+        "classes": ", ".join(run.class_names),
         "epochs": str(len(record.epochs)),
         "settings besides the defaults": format_settings(record) or "none",
         "parameters": f"{record.parameters:,}",

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 
 from mnist_jax.config import MODELS, parse_conv_stage
-from mnist_jax.data.types import class_names
 from mnist_jax.errors import InputError
 from mnist_jax.models.networks import layer_names, split_params, usual_names
 from mnist_jax.records.files import write_file
@@ -230,7 +229,7 @@ class _Graph:
             opset_imports=[helper.make_opsetid("", _OPSET)],
         )
         properties = {
-            "classes": ",".join(class_names(run.record.dataset, self.shapes.classes)),
+            "classes": ",".join(run.class_names),
             "dataset": run.record.dataset,
             "test_accuracy": f"{run.record.test_accuracy:.4f}",
         }

@@ -134,7 +134,8 @@ def detail_pictures(
     Raises:
         InputError: a matrix or an image is damaged.
     """
-    first, classes = details[0], class_names(dataset, shapes.classes)
+    first = details[0]
+    classes = first.class_names or class_names(dataset, shapes.classes)
     try:
         counts = np.sum([detail.confusion for detail in details], axis=0)
         images = np.array([mistake_image(w.pixels, shapes.image) for w in first.worst])

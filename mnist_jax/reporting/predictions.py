@@ -88,4 +88,5 @@ def run_details(run: TrainedRun, test: Split) -> DetailsRecord:
         confusion=counts.tolist(),
         worst=_worst_mistakes(probabilities, test),
         filters=filters,
+        class_names=run.record.class_names,
     )

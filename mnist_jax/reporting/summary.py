@@ -122,11 +122,6 @@ def format_totals(config: TrainConfig, layers: pd.DataFrame, shapes: Shapes) -> 
 
 def data_frame(dataset: Dataset) -> pd.DataFrame:
     """Returns one row per array of a dataset: shape, dtype, min and max."""
-    splits = {
-        "train": dataset.train,
-        "validation": dataset.validation,
-        "test": dataset.test,
-    }
     return pd.DataFrame(
         {
             "array": f"{name} {field}",
@@ -135,7 +130,6 @@ def data_frame(dataset: Dataset) -> pd.DataFrame:
             "min": array.min(),
             "max": array.max(),
         }
-        for name, split in splits.items()
-        if split is not None
+        for name, split in dataset.splits().items()
         for field, array in zip(split._fields, split, strict=True)
     )

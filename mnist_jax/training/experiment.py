@@ -1,6 +1,7 @@
 """Prepares training: compiled programs and data on the devices, from a config."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -63,6 +64,8 @@ def split_for_training(dataset: Dataset, config: TrainConfig) -> Dataset:
             f"--batch_size must be at most the {size} training images; got "
             f"{config.batch_size}; give a smaller batch size"
         )
+    if (unseen := dataset.unseen_classes()) and unseen not in dataset.note:
+        _warn_once(f"{unseen}; shuffle the images, or train on more of them")
     if erase := dict(map(parse_augmentation, config.augment)).get("erase"):
         if erase >= min(dataset.shapes.image):
             raise InputError(
@@ -70,6 +73,12 @@ def split_for_training(dataset: Dataset, config: TrainConfig) -> Dataset:
                 f"{'x'.join(map(str, dataset.shapes.image))}; use a smaller square"
             )
     return dataset
+
+
+@functools.cache
+def _warn_once(warning: str) -> None:
+    """Logs a warning, once for all the runs that share its cause."""
+    logging.warning("%s", warning)
 
 
 def prepare(

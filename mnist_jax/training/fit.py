@@ -329,6 +329,7 @@ def _run_record(
         dataset_note=dataset.note,
         image_shape=dataset.shapes.image,
         classes=dataset.classes,
+        class_names=dataset.class_names,
         checksum=dataset.checksum,
         train_images=size,
         validation_images=0 if validation is None else len(validation.labels),

@@ -19,7 +19,7 @@ from flax import linen as nn
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.pixels import Preprocess
-from mnist_jax.data.types import Dataset, Shapes
+from mnist_jax.data.types import Dataset, Shapes, class_names
 from mnist_jax.errors import InputError
 from mnist_jax.models.custom import find_network, network_sha256
 from mnist_jax.models.networks import create_model, param_shapes
@@ -81,6 +81,12 @@ class TrainedRun:
         """The shape of the run's images, and the number of its classes."""
         return _shapes(self.record)
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, or their numbers, in the order of the labels."""
+        record = self.record
+        return record.class_names or class_names(record.dataset, record.classes)
+
     def in_float32(self) -> "TrainedRun":
         """Returns the run with a network that computes in float32, as exports do."""
         config = dataclasses.replace(self.config, precision="float32")
@@ -90,12 +96,14 @@ class TrainedRun:
         """Returns class probabilities `[N,classes] float32`.
 
         Args:
-            images: `[N,H,W] uint8`, pixels 0..255 as in the dataset.
+            images: `[N,H,W]` or `[N,H,W,1] uint8`, pixels 0..255 as in the dataset.
 
         Raises:
             InputError: the images have another shape or dtype.
         """
         images, (height, width) = np.asarray(images), self.shapes.image
+        if images.shape[1:] == (height, width, 1):
+            images = images[..., 0]
         if images.shape[1:] != self.shapes.image or images.dtype != np.uint8:
             raise InputError(
                 f"predict() takes images [N,{height},{width}] uint8, not scaled; got "

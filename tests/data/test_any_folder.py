@@ -1,15 +1,20 @@
 """Datasets of any size: from IDX files under all names, and from `.npz` files."""
 
+import dataclasses
 import gzip
 
 import numpy as np
+import pandas as pd
 import pytest
-from helpers.small_sets import write_idx_set
+from helpers.small_sets import assert_equal_sets, write_idx_set
 
+from mnist_jax.config import TrainConfig
 from mnist_jax.data.any_folder import load_any
 from mnist_jax.data.datasets import load_dataset
+from mnist_jax.data.splits import split_dataset
 from mnist_jax.data.types import Dataset, Split
 from mnist_jax.errors import InputError
+from mnist_jax.training.experiment import split_for_training
 
 
 def make_arrays(height=12, width=20, classes=3, first=0):
@@ -42,7 +47,6 @@ def test_every_form_holds_the_same_set(tmp_path, monkeypatch, classes):
             dataset = load_dataset("idx", folder)
             assert_holds(dataset, arrays)
             assert dataset.shapes == ((12, 20), classes) and dataset.note == ""
-            dataset.check()
             checksums.add(dataset.checksum)
     (tmp_path / "npz").mkdir()
     np.savez(tmp_path / "npz" / "set.npz", **arrays)
@@ -103,7 +107,8 @@ def test_qmnist_has_labels_of_eight_columns(tmp_path):
 def test_labels_that_start_above_0_are_stated(tmp_path):
     write_idx_set(tmp_path, make_arrays(classes=3, first=2))
     dataset = load_any(tmp_path, "--data_dir")
-    assert dataset.classes == 5 and "the labels start at 2" in dataset.note
+    assert dataset.classes == 5
+    assert dataset.note == "no training image has the labels 0, 1"
 
 
 def replaced(**changed):
@@ -112,22 +117,33 @@ def replaced(**changed):
 
 IMAGES, LABELS = np.zeros((6, 5, 5), np.uint8), np.arange(6) % 2
 WRONG = {
-    "65 pixels": (lambda a: make_arrays(65, 3), r"sides of 1\.\.64 pixels"),
-    "0 pixels": (lambda a: make_arrays(0, 3), r"sides of 1\.\.64 pixels"),
-    "5001 classes": (replaced(y_train=np.arange(6) * 1_000), "at most 999"),
-    "1001 classes": (replaced(y_train=np.arange(6) * 200), "at most 999"),
+    "65 pixels": (lambda a: make_arrays(65, 3), r"sides of 1\.\.64 .*got train 65x3"),
+    "0 pixels": (lambda a: make_arrays(0, 3), r"not empty; got \[6, 0, 3\] uint8"),
+    "5001 classes": (replaced(y_train=np.arange(6) * 1_000), r"0\.\.999.* 0\.\.5000"),
+    "1001 classes": (replaced(y_train=np.arange(6) * 200), r"0\.\.999.* 0\.\.1000"),
     "one class": (
         replaced(y_train=LABELS * 0, y_test=np.zeros(3, int)),
-        "1 classes; give",
+        "2..1000 classes, .* got 1 classes",
     ),
-    "negative": (replaced(y_test=np.array([0, -1, 1])), r"labels -1\.\.1; give"),
-    "counts": (replaced(y_train=LABELS[:5]), "6 train images but 5 labels"),
-    "floats": (replaced(x_train=IMAGES / 255), "pixels of type float64; give uint8"),
-    "float labels": (replaced(y_train=LABELS / 1), "type float64; give integers"),
-    "colour": (replaced(x_train=np.zeros((6, 5, 5, 3), np.uint8)), "convert .* grey"),
-    "flat": (replaced(x_train=np.zeros((6, 25), np.uint8)), r"array \[6, 25\]; give"),
-    "two sizes": (replaced(x_test=IMAGES[:3]), "train images of 12x20 and test"),
-    "empty": (replaced(x_train=IMAGES[:0], y_train=LABELS[:1]), "no images"),
+    "negative": (replaced(y_test=np.array([0, -1, 1])), r"test labels .*got -1\.\.1"),
+    "counts": (replaced(y_train=LABELS[:5]), "train split has 6 images but 5 labels"),
+    "floats": (replaced(x_train=IMAGES / 255), r"0\.\.255.*got \[6, 5, 5\] float64"),
+    "dark": (replaced(x_train=IMAGES.astype(int) - 1), r"0\.\.255.*got -1\.\.-1"),
+    "float labels": (replaced(y_train=LABELS / 1), r"integers .*got \[6\] float64"),
+    "one-hot labels": (replaced(y_train=np.eye(6, dtype=int)), r"\[N\] or .*\[6, 6\]"),
+    "objects": (replaced(y_train=LABELS.astype(object)), "not arrays of numbers"),
+    "colour": (
+        replaced(x_train=np.zeros((6, 5, 5, 3), np.uint8)),
+        r"3\] uint8; convert",
+    ),
+    "flat": (
+        replaced(x_train=np.zeros((6, 25), np.uint8)),
+        r"got \[6, 25\]",
+    ),
+    "two sizes": (replaced(x_test=IMAGES[:3]), "got train 12x20, test 5x5"),
+    "empty": (replaced(x_train=IMAGES[:0], y_train=LABELS[:1]), r"empty; got \[0, 5,"),
+    "half a validation set": (replaced(x_val=IMAGES), "lacks the val labels; give"),
+    "names": (replaced(class_names=np.array(["a", "b"])), "3.*got 2 classes and 2 nam"),
 }
 
 
@@ -139,12 +155,13 @@ def test_what_is_not_supported_is_named_in_one_sentence(tmp_path, case):
     with pytest.raises(InputError, match=message) as caught:
         load_dataset("idx", tmp_path)
     assert "\n" not in str(caught.value) and ". " not in str(caught.value)
+    assert "pickle" not in str(caught.value)
 
 
 def test_idx_files_are_checked(tmp_path):
     arrays = make_arrays()
     write_idx_set(tmp_path, {**arrays, "x_train": arrays["x_train"].astype(np.float32)})
-    with pytest.raises(InputError, match="train-images.* pixels of type float32"):
+    with pytest.raises(InputError, match="the train images .* float32"):
         load_any(tmp_path, "--data_dir")
     write_idx_set(tmp_path, arrays)
     path = tmp_path / "t10k-images-idx3-ubyte.gz"
@@ -173,26 +190,89 @@ def test_folders_without_a_set_are_named(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="lacks the train labels"):
         load_dataset("idx", tmp_path)
     np.savez(tmp_path / "a.npz", x_train=IMAGES)
-    with pytest.raises(InputError, match="lacks y_train and x_test and y_test"):
+    with pytest.raises(InputError, match="lacks the train labels and the test images"):
         load_dataset("idx", tmp_path / "a.npz")
     np.save(tmp_path / "a.npy", IMAGES)  # an array, not an archive
     with pytest.raises(InputError, match=r"cannot read .* as an \.npz file"):
         load_dataset("idx", tmp_path / "a.npy")
     (tmp_path / "a.npz").write_bytes(b"no archive")
-    with pytest.raises(InputError, match=r"cannot read .* as an \.npz file"):
+    with pytest.raises(InputError, match=r"cannot read .* as an \.npz file") as caught:
         load_dataset("idx", tmp_path / "a.npz")
+    assert "pickle" not in str(caught.value)
+
+
+def test_the_arrays_of_medmnist_are_taken(tmp_path, caplog):
+    """With a last axis of length 1, and with a validation set of their own."""
+    arrays = make_arrays()
+    arrays |= {"x_val": arrays["x_test"] ^ 1, "y_val": arrays["y_test"]}
+    names = {"x": "images", "y": "labels"}
+    np.savez(
+        tmp_path / "set.npz",
+        ids=np.arange(3),
+        class_names=np.array(["cat", "dog", "hen"]),
+        **{f"{k[2:]}_{names[k[0]]}": v[..., None] for k, v in arrays.items()},
+    )
+    dataset = load_any(tmp_path, "--data_dir")
+    assert_holds(dataset, arrays)
+    assert dataset.class_names == ("cat", "dog", "hen") and dataset.note == ""
+    assert "the arrays ids of" in caplog.text
+    got = split_dataset(dataset, TrainConfig())
+    np.testing.assert_array_equal(got.validation.images, arrays["x_val"])
+    np.testing.assert_array_equal(got.train.images, arrays["x_train"])
+    without = dataclasses.replace(dataset, validation=None, checksum="")
+    assert without.checksum != dataset.checksum  # validation images choose epochs
+    write_idx_set(tmp_path / "idx", arrays)
+    same = dataclasses.replace(dataset, class_names=())
+    assert_equal_sets(load_any(tmp_path / "idx", "--data_dir"), same)
+
+
+def test_a_dataset_of_lists_and_pandas_objects_is_one_of_arrays():
+    frame = pd.DataFrame(IMAGES.reshape(6, -1)).assign(label=LABELS)[::-1]
+    labels = frame.pop("label")  # whose index does not count from 0
+    images = frame.to_numpy().reshape(-1, 5, 5, 1).astype(np.int64)
+    expected = Dataset(Split(IMAGES, LABELS[::-1]), Split(IMAGES, LABELS))
+    for given in (
+        labels,
+        labels.tolist(),
+        labels.to_frame(),
+        np.array(labels)[:, None],
+    ):
+        dataset = Dataset((images, given), (images.tolist(), LABELS))
+        assert_equal_sets(dataset, expected)
+        assert dataset.train.images.dtype == np.uint8
+        assert dataset.train.labels.dtype == np.int32
+        assert dataset.train.labels.tolist() == [1, 0, 1, 0, 1, 0]
+    assert expected.classes == 2 and expected.note == ""
+
+
+def test_classes_without_training_images_are_stated():
+    train, test = Split(IMAGES, LABELS * 2), Split(IMAGES, LABELS * 3)
+    dataset = Dataset(train, test)
+    note = "no training image has the labels 1, 3 of 3 validation or test images"
+    assert dataset.classes == 4 and dataset.note == note
+    assert Dataset(train, test, note="idx: x").note == f"idx: x; {note}"
+    assert Dataset(train, train, classes=3).note == "no training image has the label 1"
+    assert "0, 1, 2, 3, 4, 5, 6, 7, ..." in Dataset((IMAGES, LABELS + 9), test).note
+
+
+def test_classes_lost_in_the_split_are_stated(caplog):
+    train = Split(IMAGES, np.arange(6) // 2)  # sorted, and the last are held out
+    dataset, config = Dataset(train, train), TrainConfig(batch_size=1)
+    split_for_training(dataset, dataclasses.replace(config, validation_fraction=0.1))
+    assert caplog.text == ""
+    split_for_training(dataset, dataclasses.replace(config, validation_fraction=0.4))
+    assert "no training image has the label 2 of 4 validation or test im" in caplog.text
 
 
 def test_a_dataset_made_in_python_is_checked():
-    split = Split(IMAGES, LABELS.astype(np.int32))
-    Dataset("mine", split, None, split, "", "", classes=2).check()
+    split = Split(IMAGES, LABELS)
     for changes, message in (
-        ({"classes": 1}, "2..1000 classes; got 1"),
-        ({"classes": 1_001}, "2..1000 classes; got 1001"),
-        ({"test": Split(IMAGES[:, 1:], split.labels)}, r"must be \[6,5,5\] uint8"),
-        ({"train": Split(np.zeros((6, 5, 65), np.uint8), split.labels)}, r"1\.\.64"),
-        ({"test": Split(IMAGES, split.labels + 1)}, r"integers 0\.\.1; got int32 1"),
+        ({"classes": 1}, r"2\.\.1000 classes, .*; got 1 classes"),
+        ({"classes": 1_001}, r"2\.\.1000 classes, .*; got 1001 classes"),
+        ({"class_names": ("a", "b", "c"), "classes": 2}, "got 2 classes and 3 names"),
+        ({"test": Split(IMAGES[:, 1:], LABELS)}, "got train 5x5, test 4x5"),
+        ({"train": Split(np.zeros((6, 5, 65), np.uint8), LABELS)}, r"1\.\.64"),
+        ({"test": Split(IMAGES, LABELS + 1), "classes": 2}, r"up to 2 must have 3\.\."),
     ):
-        fields = {"train": split, "test": split, "classes": 2, **changes}
         with pytest.raises(InputError, match=message):
-            Dataset("mine", validation=None, checksum="", note="", **fields).check()
+            Dataset(**{"train": split, "test": split, **changes})

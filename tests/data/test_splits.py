@@ -1,5 +1,7 @@
 """Splits: the official one, scikit-learn's, Keras's validation set, and errors."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -17,7 +19,6 @@ def small():
     return Dataset(
         name="mnist",
         train=Split(images[:60], labels[:60]),
-        validation=None,
         test=Split(images[60:], labels[60:]),
         checksum="c",
         note="n",
@@ -112,7 +113,12 @@ def test_invalid_splits_are_rejected(small, fields, phrase):
     assert phrase in str(caught.value)
 
 
-def test_a_split_is_not_split_again(small):
-    once = cut(small, validation="fraction", validation_fraction=0.2)
-    with pytest.raises(InputError, match="already has a validation set of 12"):
-        cut(once)
+def test_a_validation_set_of_the_data_takes_the_place_of_a_fraction(small):
+    own = dataclasses.replace(small, validation=Split(*(a[50:60] for a in small.train)))
+    got = cut(own, validation="fraction", train_size=20, split="shuffled")
+    assert indices(got.validation) == list(range(50, 60))
+    assert indices(got.train) == indices(cut(small, split="shuffled").train)[:20]
+    assert cut(own).validation is None
+    assert indices(cut(own, validation="test").validation) == list(range(60, 70))
+    with pytest.raises(InputError, match="=0.2 has no effect, .* 10 validation images"):
+        cut(own, validation="fraction", validation_fraction=0.2)

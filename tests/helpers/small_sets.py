@@ -41,7 +41,7 @@ def write_idx_set(
     codes = {"uint8": 0x08, "int32": 0x0C, "float32": 0x0D}
     for name, array in arrays.items():
         kind = "images" if name.startswith("x") else "labels"
-        part = "train" if name.endswith("train") else test
+        part = {"train": "train", "val": "val"}.get(name[2:], test)
         item = "ubyte" if array.dtype == np.uint8 or kind == "images" else "int"
         dims = array.ndim
         ending = ".gz" if compress is gzip.compress else ""
