@@ -41,7 +41,6 @@ from .peers.tables import (
 from .published.curves import curves_figure
 from .published.systems import PRESETS, SYSTEMS
 from .published.table import by_system, format_published
-from .redrawn import RedrawnRecord, format_redrawn
 from .speedrun import SpeedRecord, format_fastest, format_speed
 from .statistics import ratio_interval
 
@@ -167,13 +166,6 @@ BLOCKS = {
     ),
     "fastest": Block("speedrun", SpeedRecord, format_fastest),
     "records": Block("speedrun", SpeedRecord, format_speed),
-    "redrawn": Block(
-        "redrawn",
-        RedrawnRecord,
-        format_redrawn,
-        "python -m benchmarks.redrawn --run_dir=runs/cnn0 --images=10000 "
-        "--out=benchmarks/results",
-    ),
 }
 
 

@@ -6,7 +6,7 @@ Bengio, Haffner, "Gradient-Based Learning Applied to Document Recognition", 1998
 section III A). Before these steps, the background is mapped to 0 and the ink to 255.
 """
 
-from pathlib import Path
+import os
 from typing import NamedTuple
 
 import numpy as np
@@ -27,88 +27,148 @@ class UserDigit(NamedTuple):
     warning: str  # empty, or one sentence: why it may be no single digit
 
 
-def read_digit(path: Path) -> UserDigit:
+def read_image(
+    path: str | os.PathLike[str], shape: tuple[int, ...] | None = None
+) -> np.ndarray:
+    """Reads a PNG or JPEG file as a grey image, which is not inverted or cropped.
+
+    Args:
+        path: the file.
+        shape: height and width to resize it to; default: its own.
+
+    Returns:
+        `[H,W] uint8`, 0..255 from black to white.
+
+    Raises:
+        InputError: the file cannot be read, is damaged, too large or of another type.
+    """
+    grey = luma(decode_image(_read_file(path), str(path)))
+    if shape is not None and grey.shape != shape:
+        grey = _resize(grey, *shape)
+    return np.clip(np.rint(grey), 0, 255).astype(np.uint8)
+
+
+def read_digit(path: str | os.PathLike[str]) -> UserDigit:
     """Reads the digit in a PNG or JPEG file; see `digit_from_bytes`.
 
     Raises:
         InputError: the file cannot be read, or see `digit_from_bytes`.
     """
+    return digit_from_bytes(_read_file(path), str(path))
+
+
+def _read_file(path: str | os.PathLike[str]) -> bytes:
+    """Returns the content of a file, at most one byte more than is allowed."""
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
+        with open(path, "rb") as file:
+            return file.read(MAX_BYTES + 1)
     except OSError as error:
         raise InputError(
             f"cannot read the image {path}: {error.strerror}; give a PNG or JPEG file"
         ) from error
-    return digit_from_bytes(content, str(path))
 
 
-def digit_from_bytes(content: bytes, name: str) -> UserDigit:
+def digit_from_bytes(content: bytes, name: str, paper: bool = True) -> UserDigit:
     """Converts a PNG or JPEG image of a digit to MNIST's format.
 
     Args:
         content: the bytes of the file. It shows one digit on a uniform background that
             differs from it in brightness or colour.
         name: the name of the image in messages.
+        paper: whether straight lines across the image may be rulings of paper.
 
     Raises:
         InputError: the image is not PNG or JPEG, damaged, too large or blank.
     """
-    ink, warning = _find_ink(decode_image(content, name), name)
-    return UserDigit(_normalize(ink), warning)
-
-
-def normalize_digit(grey: np.ndarray, name: str = "the image") -> np.ndarray:
-    """Converts a grey image of a digit to MNIST's format.
-
-    Args:
-        grey: `[H,W]`, 0..255 from black to white.
-        name: the name of the image in error messages.
-
-    Returns:
-        `[28,28] uint8`, 0 is background and 255 ink.
-
-    Raises:
-        InputError: the image is blank.
-
-    >>> image = np.full((90, 60), 255)
-    >>> image[10:70, 20:30] = 0  # a one
-    >>> digit = normalize_digit(image)
-    >>> digit.shape, np.flatnonzero(digit.any(axis=1))[[0, -1]]
-    ((28, 28), array([ 4, 23]))
-    """
-    return _normalize(_find_ink(np.asarray(grey, np.float32)[..., None], name)[0])
-
-
-def _normalize(ink: np.ndarray) -> np.ndarray:
-    """Converts ink `[H,W]` to MNIST's format."""
-    return _centre(_fit_box(_thicken(_crop(ink))))
+    ink, warning = _find_ink(decode_image(content, name), name, paper)
+    return UserDigit(_centre(_fit_box(_thicken(_crop(ink)))), warning)
 
 
 _INK_FLOOR = 0.25  # fraction of a stroke's level; blur and JPEG artefacts are below it
 
 
-def _find_ink(image: np.ndarray, name: str) -> tuple[np.ndarray, str]:
+def _find_ink(image: np.ndarray, name: str, paper: bool) -> tuple[np.ndarray, str]:
     """Returns the amount of ink `[H,W]`, and a warning as in `UserDigit`.
 
     The amount is 0 on the background and about 1 in a stroke. The background is
     estimated from the border, as uniform or a linear gradient.
     """
     shown = _most_contrast(image)
-    if shown.contrast < _MIN_CONTRAST:
+    ink, contrast, noise, lines = _remove_rulings(shown) if paper else shown
+    if contrast < _MIN_CONTRAST:
         raise InputError(
-            f"{name} is blank: nothing in it differs from its background by more than "
-            f"{shown.contrast:.0f} of 255 levels of brightness or colour, and at least "
+            f"{name} is blank{' but for straight lines' if lines else ''}: nothing in "
+            "it differs from its background by more than "
+            f"{contrast:.0f} of 255 levels of brightness or colour, and at least "
             f"{_MIN_CONTRAST} are needed; draw darker or take the photo in better light"
         )
-    ink = shown.difference
+    uneven = float((np.abs(ink[_border(ink.shape)]) > _MIN_CONTRAST).mean())
     # The typical level of the strokes, not of their darkest pixel.
-    level = float(np.median(ink[ink > shown.contrast / 2]))
-    floor = min(max(_INK_FLOOR, 4 * shown.noise / level), 0.5)
+    level = float(np.median(ink[ink > contrast / 2]))
+    floor = min(max(_INK_FLOOR, 4 * noise / level), 0.5)
     ink = np.clip(ink / level, 0, 1)
     ink[ink < floor] = 0
     ink = _remove_specks(ink)
-    return ink, _find_doubt(ink, shown.uneven, name)
+    return ink, _find_doubt(ink, uneven, lines if paper else None, name)
+
+
+_RULING_FLOOR = 0.1  # fraction of the contrast; paler lines are below `_INK_FLOOR`
+_MAX_SLOPE = 0.18  # of the lines to the sides of the image, 10 degrees
+_SAMPLED, _GAPS = 48, 3  # points of a line, and how many of them may lack ink
+
+
+def _remove_rulings(shown: "_Contrast") -> "_Contrast":
+    """Removes straight lines across the whole image, as on ruled or squared paper.
+
+    A single one is left, since it may be a stroke of a digit without a margin.
+    """
+    ink, contrast, noise, _ = shown
+    least = max(_RULING_FLOOR * contrast, 4 * noise)
+    if ink[_border(ink.shape)].max() <= least:  # plain paper; the search takes 0.1 s
+        return shown
+    # Reduced to 400 pixels, where each has the maximum of its surroundings, so that
+    # lines between two rows of pixels have their full amount.
+    step = -(-max(ink.shape) // 400)
+    coarse = ndimage.maximum_filter(ink, 3 * step)[::step, ::step]
+    both = _lines_across(coarse, least), _lines_across(coarse.T, least).T
+    lines = np.maximum(*both)
+    lines[ndimage.grey_opening(lines, 16) > 0] = 0  # as wide as a desk at the side
+    number = sum(ndimage.label(np.minimum(lines, each))[1] for each in both)
+    if number < 2:
+        return shown._replace(lines=number)
+    lines = lines.repeat(step, 0).repeat(step, 1)[: ink.shape[0], : ink.shape[1]]
+    # Closes the gaps where a line crossed a stroke.
+    closed = ndimage.grey_closing(ink - lines, 8 * step)
+    ink = np.where(lines > 0, closed, ink)
+    return _Contrast(ink, _max_of_means(ink), noise, number)
+
+
+def _lines_across(ink: np.ndarray, least: float) -> np.ndarray:
+    """Returns the ink `[H,W]` of lines from the left to the right side of an image.
+
+    `least` is the least amount that counts as ink.
+    """
+    height, width = ink.shape
+    lines = np.zeros_like(ink)
+    x, sampled = np.arange(width) - width // 2, np.linspace(0, width - 1, _SAMPLED)
+    reach = round(_MAX_SLOPE * width / 2)
+    slopes = np.linspace(-_MAX_SLOPE, _MAX_SLOPE, 2 * reach + 1)
+    paths = np.rint(slopes[:, None] * x).astype(int)  # [slopes,W] rows from the middle
+    rows = np.arange(-reach, height + reach)[:, None]  # [rows,1] in the middle
+    columns = sampled.astype(int)
+    y = rows + paths[:, None, columns]  # [slopes,rows,48]
+    values, outside = ink[y.clip(0, height - 1), columns], (y < 0) | (y >= height)
+    values[outside] = np.inf
+    points = _SAMPLED - outside.sum(axis=-1)  # of the line in the image
+    gaps = (points * _GAPS // _SAMPLED)[..., None]
+    ends = np.minimum(values[..., 0], values[..., -1])  # a digit has a margin
+    amounts = np.minimum(np.take_along_axis(np.sort(values), gaps, -1)[..., 0], ends)
+    for slope, row in np.argwhere((amounts > least) & (points > _SAMPLED // 6)):
+        y = rows[row] + paths[slope]
+        inside = (y >= 0) & (y < height)
+        at = y[inside], np.flatnonzero(inside)
+        lines[at] = np.maximum(lines[at], amounts[slope, row])
+    return lines
 
 
 class _Contrast(NamedTuple):
@@ -117,7 +177,7 @@ class _Contrast(NamedTuple):
     difference: np.ndarray  # [H,W] from the background, positive in the ink
     contrast: float  # its maximum
     noise: float  # level of noise at the border
-    uneven: float  # fraction of the border that differs from the background like ink
+    lines: int = 0  # straight lines across the image, which are removed if several
 
 
 def _most_contrast(image: np.ndarray) -> _Contrast:
@@ -142,9 +202,7 @@ def _subtract_background(grey: np.ndarray) -> _Contrast:
     """
     height, width = grey.shape
     y, x = np.linspace(-1, 1, height), np.linspace(-1, 1, width)
-    depth = max(1, min(height, width) // 25)
-    border = np.ones(grey.shape, bool)
-    border[depth:-depth, depth:-depth] = False
+    border = _border(grey.shape)
     rows, columns = np.nonzero(border)
     values = grey[border].astype(np.float64)
     terms = np.stack([np.ones(len(values)), y[rows], x[columns]], axis=1)
@@ -158,18 +216,28 @@ def _subtract_background(grey: np.ndarray) -> _Contrast:
             plane = np.linalg.lstsq(terms[near], values[near], rcond=None)[0]
     background = plane[0] + plane[1] * y[:, None] + plane[2] * x
     difference = grey - background.astype(np.float32)
-    uneven = float((np.abs(difference[border]) > _MIN_CONTRAST).mean())
-    # 3x3 averages, so that a single noisy pixel does not count as ink.
-    smooth = ndimage.uniform_filter(difference, 3, mode="nearest")
-    low, high = float(smooth.min()), float(smooth.max())
-    sign = 1 if high > -low else -1
-    return _Contrast(sign * difference, max(high, -low), spread, uneven)
+    light, dark = _max_of_means(difference), _max_of_means(-difference)
+    sign = 1 if light > dark else -1
+    return _Contrast(sign * difference, max(light, dark), spread)
+
+
+def _border(shape: tuple[int, ...], depth: int = 0) -> np.ndarray:
+    """Returns which pixels `[H,W]` are at the border; default: 4 % of a side deep."""
+    depth = depth or max(1, min(shape) // 25)
+    border = np.ones(shape, bool)
+    border[depth:-depth, depth:-depth] = False
+    return border
+
+
+def _max_of_means(ink: np.ndarray) -> float:
+    """Returns the maximum over 3x3 means, since a single noisy pixel is no ink."""
+    return float(ndimage.uniform_filter(ink, 3, mode="nearest").max())
 
 
 _MAX_UNEVEN = 0.1  # fraction of the border; 0.02 at most in redrawn test digits
 
 
-def _find_doubt(ink: np.ndarray, uneven: float, name: str) -> str:
+def _find_doubt(ink: np.ndarray, uneven: float, lines: int | None, name: str) -> str:
     """Returns a warning if the ink may be no single digit, or an empty string.
 
     Of 3,334 test digits redrawn as photos, 0.2 % have a warning.
@@ -180,7 +248,14 @@ def _find_doubt(ink: np.ndarray, uneven: float, name: str) -> str:
             "around the paper, and the prediction may be wrong; crop it to the paper, "
             "with a margin around the digit"
         )
-    if _digits_apart(ink):
+    apart = _digits_apart(ink)
+    at_edge = ndimage.label((ink > 0) & _border(ink.shape, 1), np.ones((3, 3)))[1]
+    if lines is not None and (lines == 1 or at_edge > 2 or (lines and apart)):
+        return (
+            f"{name} may show lines besides the digit, and the prediction may be "
+            "wrong; draw on plain paper"
+        )
+    if apart:
         return (
             f"{name} may show several digits, which are read as one; give a picture of "
             "a single digit"
@@ -230,7 +305,7 @@ def _crop(ink: np.ndarray) -> np.ndarray:
     rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
     ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     longer = max(ink.shape)
-    return ink if longer <= _FINE else _resize(ink, _FINE / longer)
+    return ink if longer <= _FINE else _scale(ink, _FINE / longer)
 
 
 _MIN_STROKE = 1.75  # pixels at size 20; 95 % of MNIST's test digits have wider strokes
@@ -258,13 +333,17 @@ def _solid(ink: np.ndarray) -> np.ndarray:
 
 def _fit_box(ink: np.ndarray) -> np.ndarray:
     """Resizes cropped ink to fit 20x20, keeping its aspect ratio."""
-    return _resize(ink, _BOX / max(ink.shape))
+    return _scale(ink, _BOX / max(ink.shape))
 
 
-def _resize(ink: np.ndarray, factor: float) -> np.ndarray:
-    """Resizes ink by a factor, averaging when it shrinks."""
-    height, width = (max(1, round(side * factor)) for side in ink.shape)
-    image = Image.fromarray(np.asarray(ink, np.float32))
+def _scale(ink: np.ndarray, factor: float) -> np.ndarray:
+    """Resizes ink by a factor."""
+    return _resize(ink, *(max(1, round(side * factor)) for side in ink.shape))
+
+
+def _resize(values: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resizes an image `[H,W]`, averaging when it shrinks."""
+    image = Image.fromarray(np.asarray(values, np.float32))
     return np.asarray(image.resize((width, height), Image.Resampling.HAMMING))
 
 

@@ -79,7 +79,7 @@ def _answer(
     # changes the process-wide warning filters.
     with lock:
         start = time.perf_counter()
-        digit = digit_from_bytes(content, "the drawing")
+        digit = digit_from_bytes(content, "the drawing", paper=False)
         images = digit.pixels[None]
         models = [
             {"name": each.name, "probabilities": each.predict(images)[0].tolist()}

@@ -6,6 +6,7 @@ import re
 import struct
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -13,11 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from benchmarks.redrawn import redrawn_digits
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.image_files import MAX_BYTES
 from mnist_jax.data.types import Dataset, Split
-from mnist_jax.data.user_images import digit_from_bytes, normalize_digit, read_digit
+from mnist_jax.data.user_images import digit_from_bytes, read_digit, read_image
 from mnist_jax.errors import InputError
 from mnist_jax.training.epochs import make_predict
 from mnist_jax.training.experiment import prepare
@@ -110,6 +110,26 @@ def specked() -> Image.Image:
     return page
 
 
+def on_lines(
+    digit: Image.Image, ink: int, ruling: int, angle: float = 0, squared: bool = False
+) -> bytes:
+    """Returns a digit, black on white, in pencil on ruled paper, as a photo."""
+    width, height = digit.size
+    rulings = Image.new("L", (2 * width, 2 * height), 245)
+    for at in range(0, 2 * max(digit.size), 36):
+        ImageDraw.Draw(rulings).line([(0, at), (2 * width, at)], ruling, 2)
+        if squared:
+            ImageDraw.Draw(rulings).line([(at, 0), (at, 2 * height)], ruling, 2)
+    rulings = rulings.rotate(angle, Image.Resampling.BICUBIC)
+    box = width // 2, height // 2, width // 2 + width, height // 2 + height
+    paper = np.asarray(rulings.crop(box), float)
+    share = 1 - np.asarray(digit, float) / 255
+    photo = paper * (1 - share) + np.minimum(paper, ink) * share
+    photo += np.random.default_rng(0).normal(0, 3, photo.shape)
+    page = Image.fromarray(np.clip(photo, 0, 255).astype(np.uint8))
+    return as_file(page, "JPEG", quality=85)
+
+
 IMAGES: dict[str, Callable[[], bytes]] = {
     "light on dark": lambda: as_file(seven().point(lambda value: 255 - value)),
     "small": lambda: as_file(seven(0.2)),
@@ -135,6 +155,11 @@ IMAGES: dict[str, Callable[[], bytes]] = {
     "rotated by a camera": rotated,
     "slanted light": lambda: as_file(uneven_light(), "JPEG", quality=80),
     "dust": lambda: as_file(specked()),
+    **{
+        f"ink {ink} on rulings {options}": partial(on_lines, seven(), ink, *options)
+        for ink in (80, 120, 175)
+        for options in ((200,), (120, 3), (60, -8), (190, 5, True))
+    },
 }
 
 
@@ -142,14 +167,14 @@ IMAGES: dict[str, Callable[[], bytes]] = {
 def test_all_kinds_of_images_give_the_same_digit(kind):
     pixels, warning = digit_from_bytes(IMAGES[kind](), kind)
     digit = pixels.astype(float)
-    expected = normalize_digit(np.asarray(seven())).astype(float)
+    expected = digit_from_bytes(as_file(seven()), kind).pixels.astype(float)
     # Resampling changes edges; a shift by one pixel would change half of the ink.
     assert np.abs(digit - expected).sum() < 0.2 * expected.sum()
     assert warning == ""
 
 
 def test_a_digit_has_the_size_and_position_of_mnist_digits():
-    digit = normalize_digit(np.asarray(seven()))
+    digit = digit_from_bytes(as_file(seven()), "").pixels
     assert digit.shape == (28, 28) and digit.dtype == np.uint8 and digit.max() > 240
     assert np.ptp(np.flatnonzero(digit.any(axis=1))) == 19
     for axis in (0, 1):
@@ -159,16 +184,16 @@ def test_a_digit_has_the_size_and_position_of_mnist_digits():
 
 @pytest.mark.parametrize("pen", [1, 3, 60])
 def test_pens_of_any_width_give_strokes_of_full_ink(pen):
-    digit = normalize_digit(np.asarray(seven(pen=pen)))
+    digit = digit_from_bytes(as_file(seven(pen=pen)), "").pixels
     assert (digit > 128).any(axis=1).sum() >= 18 and digit.max() > 200
 
 
 @pytest.mark.parametrize("shape", [(1, 2), (2, 1), (1, 60), (60, 1), (3, 3), (2, 500)])
 def test_tiny_images_are_converted_or_blank(shape):
-    grey = np.zeros(shape)
+    grey = np.zeros(shape, np.uint8)
     grey[0, 0] = 255
     try:
-        assert normalize_digit(grey).any()
+        assert digit_from_bytes(as_file(Image.fromarray(grey)), "").pixels.any()
     except InputError as error:
         assert "is blank" in str(error)
 
@@ -196,6 +221,7 @@ WARNINGS = {
     "turned paper": (lambda: on_desk(90, 50, 30, turn=15), "a desk around the paper"),
     "desk at two sides": (lambda: on_desk(120, 180, 120), "a desk around the paper"),
     "desk at one side": (lambda: on_desk(60, 60, 0, scale=1.5), "a desk around the"),
+    "turned rulings": (lambda: on_lines(seven(), 80, 150, 25), "on plain paper"),
 }
 
 
@@ -217,27 +243,53 @@ def test_mnist_digits_are_almost_unchanged(mnist: Dataset):
     assert np.median(same) > 0.97 and min(same) > 0.5
 
 
-def test_a_cnn_reads_redrawn_digits_as_well_as_plain_ones(mnist: Dataset):
-    images, labels = (array[:500] for array in mnist.test)
+def test_mnist_digits_on_ruled_paper_are_those_on_plain_paper(mnist: Dataset):
+    different = []
+    for image in mnist.test.images[:4]:
+        page = Image.fromarray(255 - image).resize((336, 336))
+        for ink in (80, 120, 175):
+            plain = digit_from_bytes(on_lines(page, ink, 245), "").pixels.astype(float)
+            for ruling in (190, ink - 40):  # paler than the pencil, and darker
+                digit = digit_from_bytes(on_lines(page, ink, ruling), "")
+                assert digit.warning == ""
+                different.append(np.abs(digit.pixels - plain).sum() / plain.sum())
+    # A shift by a pixel changes up to 0.7; it was 5 with the lines in the digit.
+    assert np.median(different) < 0.05 and max(different) < 0.8
+
+
+def redraw(image: np.ndarray, rng: np.random.Generator) -> bytes:
+    """Redraws a digit `[28,28] uint8` as a JPEG of random size, page and polarity."""
+    size = int(rng.integers(40, 401))
+    left, top, right, bottom = rng.integers(0, size // 2 + 1, 4).tolist()
+    digit = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)
+    page = Image.new("L", (left + size + right, top + size + bottom))
+    page.paste(digit, (left, top))
+    if rng.random() < 0.5:
+        page = page.point(lambda value: 255 - value)
+    return as_file(page, "JPEG", quality=80)
+
+
+def test_a_network_reads_redrawn_digits_as_well_as_plain_ones(mnist: Dataset):
+    images, labels = (array[:150] for array in mnist.test)
     few = dataclasses.replace(mnist, test=Split(images, labels))
     config = TrainConfig(
-        model="cnn",
-        conv=("8:pool2", "16:pool2"),
-        hidden=(),
-        train_size=12_000,
+        model="mlp",
+        train_size=6_000,
         validation="none",
-        batch_size=64,
-        epochs=2,
+        epochs=5,
         cpu_devices=1,
     )
     experiment = prepare(config, few)
     [(_, params)] = fit(experiment, [0])
-    both = np.concatenate([images, redrawn_digits(images, seed=0)])
+    rng = np.random.default_rng(0)
+    read = [digit_from_bytes(redraw(image, rng), "") for image in images]
+    assert sum(bool(digit.warning) for digit in read) <= 1  # 0.1 % of 3,334 digits
+    both = np.concatenate([images, np.stack([digit.pixels for digit in read])])
     predict = make_predict(experiment.model, experiment.preprocess)
     probabilities = np.asarray(predict(jax.device_get(params), both))
     hits = probabilities.argmax(axis=1).reshape(2, -1) == labels
     plain, redrawn = hits.mean(axis=1)
-    assert plain > 0.9 and redrawn >= plain - 0.015
+    assert plain > 0.9 and redrawn >= plain - 0.02
 
 
 def header(width: int, height: int) -> bytes:
@@ -249,6 +301,10 @@ def header(width: int, height: int) -> bytes:
 WHITE = Image.new("RGB", (300, 200), "white")
 REJECTED: dict[str, tuple[Callable[[], bytes], str]] = {
     "white": (lambda: as_file(WHITE), "is blank"),
+    "lines only": (
+        lambda: on_lines(seven(pen=0), 80, 120),
+        "is blank but for straight lines",
+    ),
     "fully transparent": (lambda: as_file(with_alpha(0).point(lambda _: 0)), ""),
     "text": (lambda: b"seven\n", "neither a PNG nor a JPEG"),
     "empty": (lambda: b"", "neither a PNG nor a JPEG"),
@@ -270,6 +326,19 @@ def test_files_without_a_digit_are_rejected(case, tmp_path: Path):
     path.write_bytes(make())
     with pytest.raises(InputError, match=f"seven.png .*{message}"):
         read_digit(path)
+
+
+def test_an_image_is_read_as_it_is_or_resized(tmp_path: Path):
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 20)).astype(np.uint8)
+    path = tmp_path / "own.png"
+    for image in (Image.fromarray(pixels), Image.fromarray(pixels).convert("RGB")):
+        image.save(path)
+        for shape in (None, (12, 20)):
+            np.testing.assert_array_equal(read_image(path, shape), pixels)
+    small = read_image(str(path), (6, 5))
+    assert small.shape == (6, 5) and small.dtype == np.uint8
+    means = pixels.reshape(6, 2, 5, 4).mean(axis=(1, 3))
+    assert np.abs(small - means).mean() < 20 < np.abs(255 - small - means).mean()
 
 
 @pytest.mark.parametrize("name", ["none.png", "."])

@@ -132,7 +132,7 @@ def read_in_both(
 ) -> tuple[np.ndarray, str, np.ndarray, str]:
     """Draws, and returns the pixels and the warning of the page and of the library."""
     png, pixels, warning = browser.run(DRAW, width, strokes)
-    expected = digit_from_bytes(base64.b64decode(png), "the drawing")
+    expected = digit_from_bytes(base64.b64decode(png), "the drawing", False)
     shown = np.array(pixels).reshape(28, 28)
     return shown, warning, expected.pixels, expected.warning
 

@@ -20,7 +20,7 @@ PROGRAMS = [
     ),
     *(
         f"benchmarks.{name}"
-        for name in "compare report throughput redrawn speedrun sweep".split()
+        for name in "compare report throughput speedrun sweep".split()
     ),
     *("benchmarks.published.table", "benchmarks.regress"),
 ]

@@ -275,16 +275,6 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "out": ["--out=/dev/null/history.jsonl", "--out=/tmp"],
         },
     ),
-    "benchmarks.redrawn": (
-        "--run_dir=RUN --images=10",
-        {
-            "run_dir": ["--run_dir=/nonexistent"],
-            "images": ["--images=0", "--images=x"],
-            "seed": ["--seed=-1"],
-            **MACHINE,
-            "out": OUT,
-        },
-    ),
     "benchmarks.report": (
         "",
         {"out": ["--out=/nonexistent"], "targets": TARGETS[:1]},
@@ -330,7 +320,6 @@ ANYTHING = {
     ("experiments.demo", "data_dir"),
     ("experiments.export", "data_dir"),
     ("experiments.plot", "data_dir"),
-    ("benchmarks.redrawn", "data_dir"),
     ("benchmarks.throughput", "data_dir"),  # unused: generates its images
 }
 
