@@ -19,8 +19,8 @@ from mnist_jax.cli.flags import (
 )
 from mnist_jax.cli.main import run_program, start_jax
 from mnist_jax.data.splits import split_dataset
-from mnist_jax.data.types import CLASS_NAMES, IMAGE_SHAPE, class_names
-from mnist_jax.data.user_images import UserDigit, read_digit
+from mnist_jax.data.types import DIGIT_SETS, IMAGE_SHAPE, class_names
+from mnist_jax.data.user_images import read_digit, read_image
 from mnist_jax.errors import InputError
 from mnist_jax.reporting.plots import MAX_PREDICTIONS, predictions_figure, save_figure
 from mnist_jax.reporting.predictions import prediction_frame
@@ -43,17 +43,11 @@ def _indices(words: list[str], size: int) -> list[int]:
 def main() -> None:
     """Predicts the images selected by the flags."""
     folder = existing_folder(FLAGS.run_dir, "run_dir")
-    user_digits = [read_digit(Path(path)) for path in FLAGS.image or []]
     start_jax()
     run = load_run(folder)
-    if user_digits and run.shapes.image != IMAGE_SHAPE:
-        raise InputError(
-            "--image converts pictures to MNIST's 28x28 pixels, but the network of "
-            f"{folder} takes {'x'.join(map(str, run.shapes.image))}; leave --image "
-            "out, or give the --run_dir of a network for 28x28"
-        )
-    classes = class_names(run.record.dataset, run.shapes.classes)
-    words = FLAGS.index or ([] if user_digits else ["0"])
+    pictures = [_read_picture(path, run) for path in FLAGS.image or []]
+    classes = run.class_names
+    words = FLAGS.index or ([] if pictures else ["0"])
     images: list[np.ndarray] = []
     frames: list[pd.DataFrame] = []
     if words:
@@ -64,13 +58,12 @@ def main() -> None:
         frame.index = pd.Index(indices, dtype=object)
         images.extend(test_images)
         frames.append(frame)
-    if user_digits:
-        pixels = [digit.pixels for digit in user_digits]
+    if pictures:
+        pixels = [pixels for pixels, _ in pictures]
         frame = prediction_frame(run.predict(np.stack(pixels)))
         frame.index = pd.Index(FLAGS.image, dtype=object)
         images.extend(pixels)
         frames.append(frame)
-        _warn(user_digits, run)
     frame = pd.concat(frames)
 
     def name_class(label: float) -> str:  # pandas stores labels with gaps as floats
@@ -85,9 +78,11 @@ def main() -> None:
     print(
         shown.to_string(formatters=formatters, float_format="{:.4f}".format, na_rep="-")
     )
-    if run.record.dataset in CLASS_NAMES:
+    if len(classes) <= _MAX_SHOWN and classes != class_names("", len(classes)):
         names = ", ".join(f"p{label} {name}" for label, name in enumerate(classes))
         print(f"\nclasses of {run.record.dataset}: {names}")
+    if pictures:
+        print("\nread:", *(treatment for _, treatment in pictures), sep="\n")
     if FLAGS.picture:
         figure = predictions_figure(np.stack(images), frame, classes)
         save_figure(figure, Path(FLAGS.picture))
@@ -97,17 +92,25 @@ def main() -> None:
         print(f"\nwritten: {FLAGS.picture}{drawn}")
 
 
-def _warn(digits: list[UserDigit], run: TrainedRun) -> None:
-    """Warns of pictures, and of a network, whose prediction may mean nothing."""
-    for digit in digits:
-        if digit.warning:
-            logging.warning("%s", digit.warning)
-    if (dataset := run.record.dataset) in CLASS_NAMES:
-        logging.warning(
-            "the network was trained on %s, so pictures of digits mean nothing to it; "
-            "give the --run_dir of a network trained on mnist",
-            dataset,
+def _read_picture(path: str, run: TrainedRun) -> tuple[np.ndarray, str]:
+    """Returns the pixels of a picture for a network, and what was done to it."""
+    shape, as_digit = run.shapes.image, FLAGS.as_digit
+    if as_digit is None:
+        as_digit = run.record.dataset in DIGIT_SETS
+    size = "x".join(map(str, shape))
+    if not as_digit:
+        same = read_image(path).shape == shape
+        treatment = "as it is" if same else f"resized to {size}, not cropped"
+        return read_image(path, shape), f"{path}: {treatment}, not inverted"
+    if shape != IMAGE_SHAPE:
+        raise InputError(
+            f"--as_digit converts pictures to MNIST's 28x28 pixels, but the network "
+            f"takes {size}; leave it out, or give the --run_dir of a network for 28x28"
         )
+    digit = read_digit(path)
+    if digit.warning:
+        logging.warning("%s", digit.warning)
+    return digit.pixels, f"{path}: as a digit, cropped and centred in 28x28"
 
 
 def run() -> None:
@@ -122,9 +125,15 @@ def run() -> None:
     define_path_flag(
         "image",
         None,
-        "PNG or JPEG file with a single digit on an even background; repeat the flag "
-        "for more images",
+        "PNG or JPEG file with a single digit on an even background, or with what the "
+        "network was trained on; repeat the flag for more images",
         repeated=True,
+    )
+    flags.DEFINE_boolean(
+        "as_digit",
+        None,
+        "crop the ink of --image and centre it as in MNIST, instead of only resizing "
+        "the image; default: for networks trained on mnist or digits",
     )
     define_path_flag(
         "picture",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mnist_jax.config import TrainConfig
     from mnist_jax.data.datasets import load_dataset
     from mnist_jax.data.types import Dataset, Split
+    from mnist_jax.data.user_images import read_image
     from mnist_jax.errors import InputError
     from mnist_jax.testing import check_model
     from mnist_jax.training.run_dir import TrainedRun, load_run
@@ -36,6 +37,7 @@ __all__ = [
     "compare",
     "load_dataset",
     "load_run",
+    "read_image",
     "setup",
     "train",
 ]
@@ -50,6 +52,7 @@ _MODULES = {
     "compare": "api",
     "load_dataset": "data.datasets",
     "load_run": "training.run_dir",
+    "read_image": "data.user_images",
     "setup": "training.setup",
     "train": "api",
 }

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from importlib import resources
 
 from mnist_jax.config import MODELS
-from mnist_jax.data.types import CLASS_NAMES, MNIST
+from mnist_jax.data.types import DIGIT_SETS, MNIST
 from mnist_jax.errors import InputError
 from mnist_jax.training.run_dir import TrainedRun
 
@@ -54,6 +54,6 @@ def network_name(run: TrainedRun) -> str:
 def accuracy_note(run: TrainedRun) -> str:
     """Returns the test accuracy of a run, and a warning if it does not know digits."""
     note = f"test accuracy {run.record.test_accuracy:.2%}"
-    if (dataset := run.record.dataset) in CLASS_NAMES:
-        note += f"; trained on {dataset}, so drawings of digits mean nothing to it"
+    if (dataset := run.record.dataset) not in DIGIT_SETS:
+        note += f"; trained on {dataset}, so drawings of digits may mean nothing to it"
     return note

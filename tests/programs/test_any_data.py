@@ -13,34 +13,37 @@ pytestmark = pytest.mark.slow
 
 
 def save(path, classes=25, shape=(12, 20)):
-    """Writes an archive of small images."""
+    """Writes an archive of images, the fourth of them also as a picture."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (75, *shape)).astype(np.uint8)
     labels = np.arange(75) % classes
-    np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    names = np.array([f"class{label}" for label in range(classes)])
+    arrays = dict(x_train=images, y_train=labels, x_test=images, y_test=labels)
+    np.savez(path, class_names=names, **arrays)
+    Image.fromarray(images[3]).save(path.with_suffix(".png"))
     return f"--data_dir={path}"
 
 
 def test_programs_take_or_refuse_other_shapes(tmp_path):
     folder, data = f"--run_dir={tmp_path / 'run'}", save(tmp_path / "set.npz")
     run("experiments.train", *FEW, data, folder)
-    output = run("experiments.predict", folder, "--index=3,4").stdout
-    header, first, second = output.splitlines()
+    picture = tmp_path / "set.png"
+    images = "--index=3,4", f"--image={picture}"
+    output = run("experiments.predict", folder, *images).stdout
+    header, first, second, own, *_, treatment = output.splitlines()
     assert header.split() == ["probability", "predicted", "truth"]
-    assert first.split()[-1] == "3" and second.split()[-1] == "4"
+    assert first.split()[-1] == "class3" and second.split()[-1] == "class4"
+    assert own.split()[1:3] == first.split()[1:3]
+    assert treatment == f"{picture}: as it is, not inverted"
     run("experiments.plot", folder)
     assert (tmp_path / "run" / "confusion.png").stat().st_size > 2_000
     summary = run("experiments.summary", *FEW[1:2], "--dataset=idx", data).stdout
     assert "| 964 " in summary and "| 125 " in summary  # 240 * 4 + 4, 4 * 25 + 25
-    image = tmp_path / "image.png"
-    pixels = np.full((90, 60), 255, np.uint8)
-    pixels[10:80, 25:35] = 0
-    Image.fromarray(pixels).save(image)
     other = save(tmp_path / "other.npz", classes=26)
     out = f"--out={tmp_path / 'out'}"
     for arguments, message in (
         (("experiments.demo", folder), "network for images of 12x20 in 25 classes"),
-        (("experiments.predict", folder, f"--image={image}"), "to MNIST's 28x28"),
+        (("experiments.predict", folder, *images, "--as_digit"), "to MNIST's 28x28"),
         (("experiments.predict", folder, other), f"in {tmp_path / 'other.npz'} have"),
         (("benchmarks.accelerators", "--dataset=idx", data, out), "is for 28x28 in 10"),
     ):

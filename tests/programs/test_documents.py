@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from helpers.documents import PAGES, ROOT, code_blocks, commands
 from helpers.programs import flags_of, run
@@ -130,6 +132,20 @@ def draw_seven(path: Path) -> None:
     image.save(path)
 
 
+def write_own_data(folder: Path) -> None:
+    """Writes the folder of pictures and the CSV file of the user of the documents."""
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (folder / "pictures" / name).mkdir(parents=True)
+        for index in range(100):
+            image = Image.fromarray(rng.integers(0, 256, (6, 8)).astype(np.uint8))
+            image.save(folder / "pictures" / name / f"{index}.png")
+    pixels = pd.DataFrame(rng.integers(0, 256, (400, 784)))
+    pixels.assign(label=np.arange(400) // 200).to_csv(
+        folder / "pixels.csv", index=False
+    )
+
+
 def run_python(code: str, folder: Path) -> None:
     """Runs Python code in a new process, where JAX has not started yet."""
     code = code.replace('model="cnn"', f'model="cnn", conv={SMALL_CNN}')
@@ -148,6 +164,8 @@ def run_python(code: str, folder: Path) -> None:
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_commands_then_examples_run_in_order(path, tmp_path):
     draw_seven(tmp_path / "my7.png")
+    if path.name == "command_line.md":
+        write_own_data(tmp_path)
     for words in page_commands(path):
         run_command(words, tmp_path)
     blocks = code_blocks(path.read_text())

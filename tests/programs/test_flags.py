@@ -170,6 +170,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "index": ["--index=360", "--index=-1", "--index=x"],
             "picture": PICTURE,
             "image": ["--image=/nonexistent.png"],
+            "as_digit": ["--as_digit=x"],
             **MACHINE,
         },
     ),

@@ -9,6 +9,8 @@ import pytest
 from helpers.programs import run
 from PIL import Image
 
+from mnist_jax.data.datasets import load_dataset
+
 pytestmark = pytest.mark.slow
 
 
@@ -68,20 +70,26 @@ def test_it_draws_test_images_and_user_images(run_dir: Path, tmp_path):
     assert "test_predict.py is neither a PNG nor a JPEG image" in process.stderr
 
 
-def test_it_warns_of_unsuitable_pictures_and_networks(run_dir: Path, tmp_path):
-    image = tmp_path / "eleven.png"
+def test_pictures_are_read_as_digits_or_as_they_are(run_dir: Path, tmp_path):
+    """A network that was not trained on digits gets its own images unchanged."""
+    own, eleven = tmp_path / "own.png", tmp_path / "eleven.png"
+    Image.fromarray(load_dataset("digits").test.images[3]).save(own)
     pixels = np.full((90, 120), 255, np.uint8)
     pixels[10:80, 25:35] = pixels[10:80, 85:95] = 0
-    Image.fromarray(pixels).save(image)
-    run_of_fashion = tmp_path / "fashion"
-    shutil.copytree(run_dir, run_of_fashion)
-    record = run_of_fashion / "record.json"
+    Image.fromarray(pixels).save(eleven)
+    fashion = tmp_path / "fashion"
+    shutil.copytree(run_dir, fashion)
+    record = fashion / "record.json"
     record.write_text(record.read_text().replace('"digits"', '"fashion_mnist"'))
-    process = run(
-        "experiments.predict", f"--run_dir={run_of_fashion}", f"--image={image}"
-    )
-    assert "eleven.png may show several digits" in process.stderr
-    assert "trained on fashion_mnist, so pictures of digits mean" in process.stderr
+    program, images = "experiments.predict", (f"--image={own}", f"--image={eleven}")
+    process = run(program, f"--run_dir={fashion}", *images)
+    row = run(program, f"--run_dir={run_dir}", "--index=3").stdout.splitlines()[1]
+    assert process.stdout.splitlines()[1].split()[1:11] == row.split()[1:11]
+    assert f"{own}: as it is, not inverted" in process.stdout
+    assert f"{eleven}: resized to 28x28, not cropped, not inverted" in process.stdout
     assert "classes of fashion_mnist: p0 T-shirt/top, p1 Trouser" in process.stdout
-    predicted = process.stdout.splitlines()[1].split("1.0000")[-1]
-    assert re.search("[A-Z][a-z]+", predicted)
+    assert re.search("[A-Z][a-z]+", process.stdout.splitlines()[1].split()[-1])
+    process = run(program, f"--run_dir={fashion}", *images, "--as_digit")
+    assert "eleven.png may show several digits" in process.stderr
+    assert f"{own}: as a digit, cropped and centred in 28x28" in process.stdout
+    assert process.stdout.splitlines()[1].split()[1:11] != row.split()[1:11]
