@@ -8,6 +8,7 @@ from scipy import ndimage
 
 from mnist_jax.config import parse_augmentation
 from mnist_jax.data.augment import SMOOTHNESS, Augmentation, source_coordinates
+from mnist_jax.data.types import IMAGE_SHAPE
 from mnist_jax.errors import InputError
 
 IMAGES = np.random.default_rng(0).integers(1, 256, (400, 28, 28), dtype=np.uint8)
@@ -63,7 +64,7 @@ def test_deformed_images_are_interpolated_at_their_coordinates():
     deformed = augment(*names, images=IMAGES[:5])
     for index, image in enumerate(IMAGES[:5]):
         key = jax.random.split(jax.random.fold_in(KEY, index), 4)[1]
-        coordinates = np.asarray(source_coordinates(key, sizes))
+        coordinates = np.asarray(source_coordinates(key, sizes, IMAGE_SHAPE))
         want = ndimage.map_coordinates(
             image.astype(np.float32), coordinates, order=1, mode="grid-constant"
         )
@@ -73,7 +74,9 @@ def test_deformed_images_are_interpolated_at_their_coordinates():
 def offsets(sizes, count=200):
     """Returns each source pixel relative to the center `[N,28,28,2]`."""
     keys = jax.random.split(KEY, count)
-    coordinates = jax.vmap(lambda key: source_coordinates(key, sizes))(keys)
+    coordinates = jax.vmap(lambda key: source_coordinates(key, sizes, IMAGE_SHAPE))(
+        keys
+    )
     return np.moveaxis(np.asarray(coordinates), 1, -1) - 13.5
 
 
@@ -95,7 +98,8 @@ def test_zooms_scale_all_directions_alike():
 def test_elastic_displacements_are_smoothed_uniform_noise():
     key = jax.random.split(KEY, 3)[2]
     noise = np.asarray(jax.random.uniform(key, (2, 28, 28), minval=-1.0))
-    moved = source_coordinates(KEY, {"elastic": 34.0}) - source_coordinates(KEY, {})
+    moved = source_coordinates(KEY, {"elastic": 34.0}, IMAGE_SHAPE)
+    moved -= source_coordinates(KEY, {}, IMAGE_SHAPE)
     for got, field in zip(np.asarray(moved), noise, strict=True):
         want = 34 * ndimage.gaussian_filter(
             field, SMOOTHNESS, mode="constant", truncate=8
