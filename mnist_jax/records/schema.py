@@ -99,7 +99,7 @@ class RunRecord:
     test_loss: float
     test_accuracy: float
     compile_seconds: float  # of the program, for all of its seeds
-    compile_cached: bool  # the program was in the compilation cache
+    compile_cached: bool  # from the compilation cache, or compiled for an earlier run
     first_epoch_seconds: float
     steady_epoch_seconds: float | None  # median of the epochs after the first
     train_images_per_second: float
