@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import operator
 import re
 import sys
 from collections.abc import Sequence
@@ -45,7 +46,7 @@ def source_sha256(spec: str) -> str:
     """
     target, _, name = spec.rpartition(":")
     if not target.endswith(".py"):
-        module = _import_module(spec, target)
+        module = importlib.import_module(target)
         if file := getattr(module, "__file__", None):
             return _module_sha256(file)
         cls = _find_class(spec, module)
@@ -104,9 +105,9 @@ def create_custom(
     """
     target, _, name = spec.rpartition(":")
     if target.endswith(".py"):
-        module = _load_file(spec, Path(target), sha256)
+        module = _load_file(Path(target), sha256)
     else:
-        module = _import_module(spec, target)
+        module = importlib.import_module(target)
     model = instantiate(_find_class(spec, module), args, shapes)
     check_network(f"--model={spec}", model, shapes)
     return model
@@ -121,10 +122,7 @@ def instantiate(cls: Any, args: Sequence[str], shapes: Shapes) -> nn.Module:
         model = wrap_nnx(cls, fields) if _is_nnx(cls) else cls(**fields)
         hash(model)
     except TypeError as error:
-        error.add_note(
-            f"give every field of {cls.__name__} a hashable default or a value by "
-            "--model_args"
-        )
+        error.add_note("give every field a hashable default or a value by model_args")
         raise
     return model
 
@@ -164,8 +162,10 @@ def check_network(name: str, model: nn.Module, shapes: Shapes) -> None:
             outputs, updated = model.apply(
                 trained, images, rngs=rngs, mutable=mutable, **options
             )
-            if not isinstance(model, NNXNetwork):  # it may have layers without use
-                _check_updated(name, others, updated)
+            trees = (each.get("batch_stats", {}) for each in (others, updated))
+            kept = any(map(operator.is_, *map(jax.tree.leaves, trees)))
+            if kept and not isinstance(model, NNXNetwork):  # whose layer may be unused
+                raise InputError(f"{name}: no step updates its statistics; {NORMALIZE}")
             return outputs, updated
 
         params = variables.get("params", {})
@@ -229,8 +229,7 @@ def _advice(error: Exception, train: bool) -> str:
             advice = 'dropout is the only random key there; use make_rng("dropout")'
         else:
             advice = (
-                "nothing may be random there; turn dropout off, as in "
-                "nn.Dropout(0.1, deterministic=not train)"
+                "nothing may be random there; give nn.Dropout deterministic=not train"
             )
         return f"{needed}, but {advice}"
     if isinstance(error, ModifyScopeVariableError):
@@ -238,17 +237,6 @@ def _advice(error: Exception, train: bool) -> str:
     if missing := re.match(r'Parameter "(\w+)" must be passed', str(error)):
         return f"a layer has no {missing[1]}; give it {missing[1]}=not train"
     return ""
-
-
-def _check_updated(name: str, before: Any, after: Any) -> None:
-    """Raises InputError if a call in training left batch statistics as they were."""
-    trees = (variables.get("batch_stats", {}) for variables in (before, after))
-    for (path, old), new in zip(*map(jax.tree.leaves_with_path, trees), strict=True):
-        if old is new[1]:
-            raise InputError(
-                f"{name}: training never updates batch_stats"
-                f"{jax.tree_util.keystr(path)}; {NORMALIZE}"
-            )
 
 
 def _is_nnx(cls: Any) -> bool:
@@ -317,7 +305,7 @@ def _read(spec: str, path: Path) -> bytes:
         ) from error
 
 
-def _load_file(spec: str, path: Path, sha256: str) -> ModuleType:
+def _load_file(path: Path, sha256: str) -> ModuleType:
     """Imports a file under a name unique to its content.
 
     The file can import the modules beside it. They are forgotten afterwards, since
@@ -332,11 +320,6 @@ def _load_file(spec: str, path: Path, sha256: str) -> ModuleType:
     sys.path.insert(0, str(path.parent))
     try:
         loading.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise InputError(
-            f"--model={spec}: importing {path} failed with {type(error).__name__}: "
-            f"{error}"
-        ) from error
     finally:
         sys.path.remove(str(path.parent))
         for name in sys.modules.keys() - before:
@@ -344,13 +327,3 @@ def _load_file(spec: str, path: Path, sha256: str) -> ModuleType:
             if file and Path(file).parent == path.parent:
                 del sys.modules[name]
     return module
-
-
-def _import_module(spec: str, name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except (Exception, SystemExit) as error:
-        raise InputError(
-            f"--model={spec}: importing {name} failed with {type(error).__name__}: "
-            f"{error}; give an installed module or the path of a Python file"
-        ) from error

@@ -3,8 +3,12 @@
 import dataclasses
 import functools
 import itertools
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from flax import linen as nn
@@ -18,14 +22,13 @@ from mnist_jax.data.splits import split_dataset
 from mnist_jax.data.types import Dataset, Split
 from mnist_jax.errors import InputError
 from mnist_jax.models.custom import network_sha256
-from mnist_jax.models.networks import create_model, param_shapes
+from mnist_jax.models.networks import apply_model, create_model, param_shapes
 from mnist_jax.models.precision import cpu_lacks_bfloat16
 from mnist_jax.records.environment import code_digest, current_environment
 from mnist_jax.training import cluster
-from mnist_jax.training.batch_dependence import find_batch_dependence
 from mnist_jax.training.checkpoints import check_saving
 from mnist_jax.training.compile_cache import CompileClock
-from mnist_jax.training.epochs import Programs, make_programs
+from mnist_jax.training.epochs import Programs, jit, make_programs
 from mnist_jax.training.mesh import choose_mesh, eval_indices, replicate, seed_keys
 from mnist_jax.training.optimizers import create_optimizer
 from mnist_jax.training.setup import check_jax_settings
@@ -210,3 +213,60 @@ def _hold_out(
     rows = len(eval_indices(range(max(start, size)), mesh))
     ranges = range(start), range(start, start + size)
     return replicate(both, mesh), *(eval_indices(r, mesh, rows) for r in ranges)
+
+
+def fill_zeros(params: Any) -> Any:
+    """Returns parameters with noise in place of arrays that are all 0.
+
+    Behind a kernel that starts at 0, all images would have the same logits.
+    """
+    rng = np.random.default_rng(0)
+
+    def fill(leaf: np.ndarray) -> jax.Array:
+        noise = 0.05 * rng.standard_normal(leaf.shape)
+        return jnp.asarray(leaf if np.any(leaf) else noise, leaf.dtype)
+
+    return jax.tree.map(fill, jax.device_get(params))
+
+
+def differ(logits: np.ndarray, others: np.ndarray) -> bool:
+    """Returns whether logits differ by more than rounding to bfloat16 explains."""
+    with np.errstate(invalid="ignore"):  # infinite ones
+        return bool(np.abs(logits - others).max() > 0.02 * np.abs(others).max())
+
+
+def find_batch_dependence(
+    model: nn.Module,
+    preprocess: Preprocess,
+    params: Any,
+    images: np.ndarray,
+    sizes: Sequence[int] = (1,),
+) -> str:
+    """Returns what is wrong if an image's logits in evaluation depend on its batch.
+
+    Args:
+        model: any linen module.
+        preprocess: converts pixels to float32.
+        params: its initial parameters.
+        images: `[N,H,W] uint8`.
+        sizes: of the batches to compare with the batch of all images.
+    """
+    params = fill_zeros(params)
+
+    @partial(jit, quick=True)
+    def run(params: Any, images: jax.Array) -> jax.Array:
+        logits, _ = apply_model(model, params, preprocess(images), train=False)
+        return logits.astype(jnp.float32)
+
+    whole = np.asarray(run(params, images))
+    for size in sizes:
+        starts = range(0, len(images) - size + 1, size)
+        parts = np.concatenate([run(params, images[i : i + size]) for i in starts])
+        if differ(parts, whole[: len(parts)]):
+            return (
+                "in evaluation the logits of an image depend on the batch: they differ "
+                f"in batches of {size} and {len(images)} images; turn noise off, let "
+                "batch normalization use running averages, and give nn.Conv and "
+                "pooling a channel axis, as in images[..., None]"
+            )
+    return ""

@@ -82,7 +82,7 @@ def test_a_module_can_be_named_instead_of_a_file(file, monkeypatch):
         ("OtherKey", 'in training it needs PRNG for "noise", but dropout is the only'),
         ("NeverAverages", r"it updates .* normalization use_running_average=not train"),
         ("Undecided", r"a layer has no use_running_average; give it use_running_.*not"),
-        ("AlwaysAverages", r"never updates batch_stats\['BatchNorm_0'\].*; give batch"),
+        ("AlwaysAverages", "no step updates its statistics; give batch normalization"),
         ("Squeezed", r"returns float32 \[10\] for images \[1,28,28\]"),
         ("jax", "jax is not a Flax module class"),
         ("Empty", "no parameters"),
@@ -105,8 +105,8 @@ def test_parameters_without_a_real_gradient_are_refused(file, dtype):
 @pytest.mark.parametrize(
     "name, error, text",
     [
-        ("Required", TypeError, "give every field of Required a hashable default or"),
-        ("Unhashable", TypeError, "unhashable attributes(?s:.*)give every field of Un"),
+        ("Required", TypeError, "give every field a hashable default or a value"),
+        ("Unhashable", TypeError, "unhashable attributes(?s:.*)give every field"),
         ("Odd", ValueError, "width must be even"),
         ("Broken", TypeError, r"Broken was called on images \[2,28,28\] in evaluation"),
         ("Looping", ValueError, "Reverse-mode"),
@@ -159,7 +159,6 @@ def test_a_network_whose_evaluation_depends_on_the_batch_is_not_trained(
     "model, message",
     [
         ("/nonexistent/net.py:Net", "cannot read"),
-        ("nonexistent.module:Net", "No module named"),
         ("sys:Net", "sys has no Flax module Net; it has none"),  # sys has no file
         ("builtins:int", "int is not a Flax module class"),
         ("vit", "must be mlp, lstm, cnn, or a Flax module"),
@@ -186,12 +185,14 @@ def test_a_class_in_place_of_its_name_is_refused(given):
 
 @pytest.mark.parametrize(
     "source, error",
-    [("import nonexistent", "ModuleNotFoundError"), ("exit(3)", "SystemExit")],
+    [("import nonexistent", ModuleNotFoundError), ("exit(3)", SystemExit)],
 )
-def test_a_file_that_cannot_be_imported_is_refused(file, source, error):
+def test_what_importing_a_network_raises_passes_through(file, source, error):
     file.write_text(source)
-    with pytest.raises(InputError, match=f"importing .* {error}"):
+    with pytest.raises(error):
         create_model(config_of(file, "Linear"), MNIST)
+    with pytest.raises(ModuleNotFoundError, match="No module named 'nonexistent'"):
+        create_model(TrainConfig(model="nonexistent.module:Net"), MNIST)
 
 
 def test_dropout_of_custom_networks_is_off_in_evaluation_and_differs_by_device(file):
