@@ -58,6 +58,7 @@ class RunKey:
     classes: int = _part("the number of classes")
     source_sha256: str | None = _part("the sha256 of the network's source")
     start_sha256: str | None = _part("the sha256 of the parameters of --init_from")
+    numerics: str = _part("the settings of JAX that change numbers")
 
     def differences(self, before: "RunKey") -> list[str]:
         """Returns in which values a run of this key cannot resume one of another.
@@ -125,6 +126,11 @@ class RunRecord:
         return self.checksum, self.dataset_note, *self.environment.compared()
 
     @property
+    def numerics(self) -> str:
+        """The settings of JAX that change numbers."""
+        return self.environment.numerics
+
+    @property
     def key(self) -> RunKey:
         """What decided the run's numbers."""
         fields = dataclasses.fields(RunKey)
@@ -132,7 +138,7 @@ class RunRecord:
 
     def timing_key(self) -> tuple[Any, ...]:
         """Returns the values that identify a run and the machine that timed it."""
-        return self.system, self.key, self.environment.xla_flags, *self.table_key()
+        return self.system, self.key, *self.table_key()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ from mnist_jax.data.types import Dataset, Shapes, class_names
 from mnist_jax.errors import InputError
 from mnist_jax.models.custom import find_network, network_sha256
 from mnist_jax.models.networks import create_model, param_shapes
-from mnist_jax.records.environment import code_digest
+from mnist_jax.records.environment import code_digest, numerics
 from mnist_jax.records.files import expand_home, make_folder, write_file
 from mnist_jax.records.schema import (
     EpochRecord,
@@ -194,6 +194,7 @@ def run_keys(
             classes=dataset.classes,
             source_sha256=source,
             start_sha256=start.params_sha256 if start else None,
+            numerics=numerics(),
         )
     return keys
 

@@ -197,7 +197,7 @@ def test_a_checkpoint_of_another_epoch_is_not_used(digits, tmp_path, caplog):
 
 
 # Unusable contents with a valid sha256.
-VALID = {"key": json_line(RunKey(CONFIGS["mlp"], "", 10, None, None)), "code": ""}
+VALID = {"key": json_line(RunKey(CONFIGS["mlp"], "", 10, None, None, "")), "code": ""}
 FORGED = {
     "not msgpack": b"\xc1",
     "not a map": msgpack.packb(["key"]),

@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 from pathlib import Path
 
+import jax
 import pytest
 from helpers.runs import CONFIGS, on_epoch, prepare_once
 from helpers.small_sets import files_below
@@ -116,6 +117,9 @@ def test_only_a_run_of_the_same_data_and_start_is_resumed(
     ):
         with pytest.raises(InputError, match=message):
             train(**settings, resume=True, **changes)
+    with jax.default_matmul_precision("highest"):
+        with pytest.raises(InputError, match="settings of JAX .* is jax_default_mat"):
+            train(**settings, resume=True, init_from=start)
     assert contents(folder) == files
     epochs = train(**settings, resume=True, init_from=same)
     assert epochs == ([([0], 3)] if stop else [])
