@@ -156,5 +156,5 @@ def test_summaries_and_flops_know_batch_normalization():
     assert frame["parameters"].sum() == count_params(
         create_model(CONFIG, MNIST), IMAGE_SHAPE
     )
-    assert frame["kind"].tolist() == ["Conv", "BatchNorm", "Conv", "Dense"]
+    assert frame["layer"].tolist() == names
     assert frame["multiply-adds"].sum() == sum(multiply_adds(CONFIG, MNIST))
