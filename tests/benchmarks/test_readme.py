@@ -28,6 +28,7 @@ WRITTEN = {
     *("metrics.jsonl", "compare.jsonl", "compare.md", "throughput.jsonl"),
     *("published.jsonl", "published.md", "peers.jsonl", "report.html"),
     "accelerators.jsonl",
+    "data_dir.txt",
     *("sweep.md", "sweep.csv", "sweep.jsonl", "best.cfg", "trial.json"),
     *("digits.png", "first_digits.png", "my7.png", "seen.png"),
 }

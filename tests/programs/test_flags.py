@@ -88,7 +88,6 @@ CONFIG = {
     "epochs": [
         "--epochs=0",
         "--epochs=x",
-        "--schedule=cosine --batch_size=1 --epochs=10000000",
     ],
     "patience": [
         *("--patience=0", "--patience=x"),
