@@ -180,7 +180,7 @@ def test_tables_show_time_peak_accuracy_and_failures():
         if line.startswith("| mlp") and "| ours " in line
     ]
     # 507,392 FLOPs x 60,000 images in 0.2 s, of 300 GFLOP/s.
-    assert "| 50.7 " in ours and "0.200 [0.200, 0.250] (n=9)" in ours
+    assert " 50.7 |" in ours and "0.200 [0.200, 0.250] (n=9)" in ours
     assert "- **failed**: torch_compile mlp 128: no compiler" in text
     again = format_tables([*MADE_UP, failed, record("torch_compile", 1, 0.5)])
     assert "failed" not in again and "peak: not measured" in again

@@ -149,7 +149,7 @@ def test_a_network_of_other_data_shows_its_classes_and_a_note(run_dir, tmp_path)
         [model] = json.loads(ask(port, "GET", "/models")[2])
         answer = json.loads(send(port, drawing(lines=(70, 210)))[2])
     assert model["classes"][9] == "Ankle boot"
-    assert "trained on fashion_mnist, so drawings of digits mean" in model["note"]
+    assert "trained on fashion_mnist, so drawings of digits may mean" in model["note"]
     assert "the drawing may show several digits" in answer["warning"]
 
 

@@ -173,6 +173,7 @@ def test_a_record_with_a_missing_field_is_named_and_left_out(tmp_path, caplog):
     optional = {"system", "pixel_mean", "pixel_std", "schema_version"}
     optional |= {"source_sha256", "best_epoch", "tta_accuracy"}
     optional |= {"image_shape", "classes", "start_sha256", "float32_convolutions"}
+    optional |= {"class_names"}
     whole = plain(make_record())
     required = [name for name in whole if name not in optional]
     nested = ("environment.load", "environment.device", "epochs[1].val_loss")

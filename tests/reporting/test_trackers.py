@@ -69,8 +69,10 @@ def read_values(folder: Path) -> dict[tuple[str, int], Any]:
 def experiment() -> Experiment:
     """Two seeds of a small MLP, on images of another shape than MNIST's."""
     shapes = Shapes((12, 20), 3)
-    splits = make_split(300, shapes=shapes), None, make_split(50, shapes=shapes)
-    return prepare(CONFIG, Dataset("idx", *splits, "", "", 3), 2, mesh=make_mesh(1))
+    dataset = Dataset(
+        make_split(300, shapes=shapes), make_split(50, shapes=shapes), classes=3
+    )
+    return prepare(CONFIG, dataset, 2, mesh=make_mesh(1))
 
 
 def train(
