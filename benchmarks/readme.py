@@ -12,13 +12,14 @@ import numpy as np
 import pandas as pd
 
 from mnist_jax.cli.main import run_program
-from mnist_jax.config import MODELS, TrainConfig
+from mnist_jax.config import MODELS
 from mnist_jax.errors import InputError
 from mnist_jax.records.files import write_file
 from mnist_jax.records.schema import RunRecord, read_jsonl
 from mnist_jax.reporting.plots import save_figure
 from mnist_jax.reporting.tables import (
     comparison_frame,
+    format_commit,
     format_comparison,
     format_markdown,
     main_columns,
@@ -37,6 +38,7 @@ from .peers.tables import (
     format_tables,
     group,
     paired,
+    steady_seconds,
 )
 from .published.curves import curves_figure
 from .published.systems import PRESETS, SYSTEMS
@@ -56,6 +58,7 @@ DOCUMENTS = (
             "architecture",
             "benchmarks",
             "command_line",
+            "networks",
             "performance",
             "published",
             "records",
@@ -117,10 +120,33 @@ def format_printed(records: Sequence[RunRecord]) -> str:
     return markdown_table(main_columns(format_comparison(comparison_frame(records))))
 
 
-def format_examples(records: Sequence[RunRecord]) -> str:
-    """Formats the networks of `examples/` with their differences from the MLP."""
-    mlp = TrainConfig(model="mlp", dataset="mnist")
-    return format_markdown(records, against=mlp, all_columns=False)
+def format_networks(records: Sequence[PeerRecord]) -> str:
+    """Formats the speed of the networks of `examples/`, one row each."""
+    latest = by_machine(records)[0]
+    rows: dict[str, dict[str, str]] = {}
+    for (model, size), race in group(latest).items():
+        peer, ours = best_peer(race), race["ours"]
+        assert peer is not None
+        seconds = np.percentile(steady_seconds(ours), LOWER_QUARTILE)
+        steps = -(-ours[0].run.train_images // size)
+        row = rows.setdefault(model, {"network": f"`{model}`"})
+        row[f"ms/step, batch {size}"] = f"{1e3 * seconds / steps:.1f}"
+        row[f"over plain Flax, {size}"] = _speedup(race, "flax")
+        row[f"over fastest peer, {size}"] = (
+            f"{_speedup(race, peer)} ({FRAMEWORKS[peer].label})"
+        )
+    run, rounds = latest[0].run, max(record.round for record in latest)
+    versions = ", ".join(f"{name} {text}" for name, text in run.versions.items())
+    return (
+        f"{markdown_table(pd.DataFrame(rows.values()).fillna('-'))}\n\n"
+        f"Ratios of the lower quartiles of epochs of {run.train_images:,} images, with "
+        f"their 95 % intervals, in {rounds} rounds of processes that took turns, on "
+        f"{run.cores} cores of {run.device}; {versions}; "
+        f"{min(record.date for record in latest)[:10]}, commit "
+        f"{format_commit(latest[0].environment)}. Plain Flax: a Python loop over "
+        "jitted steps. Peers: PyTorch as installed, channels_last, compiled, and with "
+        "memory kept by glibc."
+    )
 
 
 def _speedup(race: ByFramework, peer: str) -> str:
@@ -131,7 +157,6 @@ def _speedup(race: ByFramework, peer: str) -> str:
     return f"{ratio.mean:.1f} [{ratio.low:.1f}, {ratio.high:.1f}]"
 
 
-_EXAMPLES = ("mixer.py:Mixer", "gru.py:GRU", "nnx_cnn.py:CNN", "resnet.py:ResNet")
 _PEERS = "make peers PEERS_OUT=benchmarks/results"
 BLOCKS = {
     "printed": Block("compare", RunRecord, format_printed),
@@ -149,12 +174,11 @@ BLOCKS = {
         "python -m benchmarks.compare --dataset=mnist --seeds=3 "
         "--out=benchmarks/results",
     ),
-    "examples": Block(
-        "examples",
-        RunRecord,
-        format_examples,
-        "python -m benchmarks.compare --dataset=mnist --seeds=3 --against=mlp --models="
-        f"mlp,{','.join(f'examples/{name}' for name in _EXAMPLES)}",
+    "networks": Block(
+        "networks",
+        PeerRecord,
+        format_networks,
+        "python -m benchmarks.peers --models=examples",
     ),
     "peers": Block("peers", PeerRecord, format_ratios, _PEERS),
     "peers and times": Block("peers", PeerRecord, format_tables, _PEERS),

@@ -419,7 +419,6 @@ class TrainConfig:
         "implementation of convolution, pooling and LSTM: fast is written for CPUs, "
         "gpu for GPUs, plain is Flax's; auto chooses by device",
         choices=("auto", "fast", "gpu", "plain"),
-        needs=("model", MODELS),
     )
     precision: str = _option(
         "float32",

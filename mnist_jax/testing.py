@@ -22,12 +22,14 @@ from mnist_jax.data.batches import epoch_indices
 from mnist_jax.data.pixels import Preprocess
 from mnist_jax.data.types import CLASSES, IMAGE_SHAPE, MNIST, Shapes, Split
 from mnist_jax.models.custom import NORMALIZE, check_network, instantiate
+from mnist_jax.models.layers import resolve_impl
 from mnist_jax.models.networks import (
     apply_model,
     create_model,
     init_params,
     split_params,
 )
+from mnist_jax.models.rewrite import Rewritten, without_rewriting
 from mnist_jax.training.epochs import gather, jit, make_programs
 from mnist_jax.training.experiment import differ, fill_zeros, find_batch_dependence
 from mnist_jax.training.mesh import make_mesh, replicate, shard_seeds
@@ -88,7 +90,9 @@ def check_logits(model: nn.Module, shapes: Shapes = MNIST) -> None:
     def run(params: Any, images: jax.Array) -> jax.Array:
         return apply_model(model, params, images, train=False)[0].astype(jnp.float32)
 
-    eager, compiled = np.asarray(run(params, images)), jit(run)(params, images)
+    compiled = jit(run)(params, images)
+    plain = partial(apply_model, without_rewriting(model), train=False)
+    eager = np.asarray(plain(params, images)[0].astype(jnp.float32))
     finite = np.isfinite(eager).all(axis=1)
     kinds = "a black image", "a white image", "an image with black rows"
     kind = kinds[min(int(np.argmin(finite)), 2)]
@@ -302,13 +306,15 @@ def check_model(
     shapes = Shapes(image_shape, classes)
     name = getattr(network, "__name__", str(network))
     if isinstance(network, str):
-        config = TrainConfig(model=network, model_args=tuple(model_args))
+        config = TrainConfig(model=network, model_args=tuple(model_args), impl="plain")
         model = create_model(config, shapes)
     elif inspect.isclass(network):
         model = instantiate(network, model_args, shapes)
     else:
         model, name = network, type(network).__name__
     check_network(name, model, shapes)
+    if resolve_impl("auto") == "fast":
+        model = Rewritten(model)  # type: ignore[assignment]
     check_logits(model, shapes)
     check_batch(model, shapes)
     check_step_learns(model, shapes=shapes)

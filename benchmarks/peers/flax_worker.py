@@ -8,6 +8,9 @@ defaults, except the LSTM's, which are initialized as in Keras (and in our netwo
 that accuracies are comparable.
 """
 
+import dataclasses
+import itertools
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,11 +20,16 @@ import optax
 from flax import linen as nn
 from flax.training.train_state import TrainState
 
+from mnist_jax.data.types import MNIST
+from mnist_jax.models.networks import count_params, create_model
+from mnist_jax.training import steps
+
 from .worker import (
     LEARNING_RATE,
     Arrays,
     Job,
     Measurement,
+    peer_config,
     preprocess,
     run_worker,
     time_epochs,
@@ -129,6 +137,8 @@ def count_correct(state: TrainState, images: jax.Array, labels: jax.Array) -> ja
 
 def measure(job: Job, arrays: Arrays) -> Measurement:
     """Trains and times a network; epoch times include shuffling."""
+    if job.model not in _MODELS:
+        return measure_example(job, arrays)
     images, labels = preprocess(arrays.train_images), arrays.train_labels
     model, tx = _MODELS[job.model](), optax.adam(LEARNING_RATE)
     params = init_params(model, jax.random.key(job.seed), images)
@@ -151,6 +161,48 @@ def measure(job: Job, arrays: Arrays) -> Measurement:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
     settings = "nn.Conv, nn.max_pool, nn.RNN(OptimizedLSTMCell), Python loop"
     return Measurement(seconds, correct / len(arrays.test_labels), parameters, settings)
+
+
+def measure_example(job: Job, arrays: Arrays) -> Measurement:
+    """Trains and times a network of `examples/` with this project's plain step."""
+    images, labels = preprocess(arrays.train_images), arrays.train_labels
+    config = dataclasses.replace(peer_config(job), impl="plain")
+    model, tx = create_model(config, MNIST), optax.adam(LEARNING_RATE)
+    init_key, run_key = jax.random.split(jax.random.key(job.seed))
+    state = steps.init_state(model, tx, init_key, images.shape[1:])
+    rng, numbers = np.random.default_rng(job.seed), itertools.count()
+
+    @jax.jit
+    def step(state: Any, images: Any, labels: Any, mask: Any, number: Any) -> Any:
+        key = jax.random.fold_in(run_key, number)
+        return steps.train_step(state, images, labels, mask, key, model=model, tx=tx)
+
+    def train_epoch() -> None:
+        nonlocal state
+        order = rng.permutation(len(labels))
+        for start in range(0, len(labels), job.batch_size):
+            batch = order[start : start + job.batch_size]
+            mask = np.ones(len(batch), np.float32)
+            state, _ = step(state, images[batch], labels[batch], mask, next(numbers))
+        jax.block_until_ready(state)
+
+    seconds = time_epochs(train_epoch, job)
+    evaluate = jax.jit(partial(steps.eval_step, model=model))
+    chunks = np.split(
+        np.arange(len(arrays.test_labels)), len(arrays.test_labels) // 200
+    )
+    correct = sum(
+        evaluate(
+            state.params,
+            preprocess(arrays.test_images[chunk]),
+            arrays.test_labels[chunk],
+            np.ones(len(chunk), np.float32),
+        ).correct
+        for chunk in chunks
+    )
+    accuracy = float(correct) / len(arrays.test_labels)
+    parameters = count_params(model, images.shape[1:])
+    return Measurement(seconds, accuracy, parameters, "a Python loop over jitted steps")
 
 
 if __name__ == "__main__":

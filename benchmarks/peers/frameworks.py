@@ -9,6 +9,8 @@ from mnist_jax.config import MODELS
 from mnist_jax.records.environment import Environment
 from mnist_jax.records.schema import SCHEMA_VERSION
 
+from .worker import EXAMPLES
+
 # glibc returns large freed blocks to the system, so that every step page-faults on them
 # again. PyTorch's tuning guide recommends another allocator; making glibc keep the
 # blocks has the same effect with nothing to install (LSTM, batch 128: 0.8-1.0 s instead
@@ -34,6 +36,10 @@ class Framework(NamedTuple):
 
 
 def _all(variant: str) -> dict[str, str]:
+    return dict.fromkeys((*MODELS, *EXAMPLES), variant)
+
+
+def _ours(variant: str) -> dict[str, str]:
     return dict.fromkeys(MODELS, variant)
 
 
@@ -42,7 +48,10 @@ FRAMEWORKS = {
     "ours": Framework("ours", "our_worker", _all("float32"), is_peer=False),
     "torch": Framework("PyTorch", "torch_worker", _all("eager"), ("torch",)),
     "torch_channels_last": Framework(
-        "PyTorch channels_last", "torch_worker", {"cnn": "channels_last"}, ("torch",)
+        "PyTorch channels_last",
+        "torch_worker",
+        dict.fromkeys(("cnn", *EXAMPLES), "channels_last"),
+        ("torch",),
     ),
     # Channels first: channels_last was slower when compiled (1.4 s instead of 0.95 s).
     "torch_compile": Framework(
@@ -51,26 +60,26 @@ FRAMEWORKS = {
     "torch_malloc": Framework(
         "PyTorch + malloc",
         "torch_worker",
-        {**_all("eager"), "cnn": "channels_last"},
+        {**_ours("eager"), **dict.fromkeys(("cnn", *EXAMPLES), "channels_last")},
         ("torch",),
         environment=KEEP_MEMORY,
     ),
     "keras_tf": Framework(
-        "Keras/TensorFlow", "keras_worker", _all("tensorflow"), ("keras", "tensorflow")
+        "Keras/TensorFlow", "keras_worker", _ours("tensorflow"), ("keras", "tensorflow")
     ),
-    "keras_jax": Framework("Keras/JAX", "keras_worker", _all("jax"), ("keras",)),
+    "keras_jax": Framework("Keras/JAX", "keras_worker", _ours("jax"), ("keras",)),
     "flax": Framework("plain Flax", "flax_worker", _all(""), is_peer=False),
     "ours_bfloat16": Framework(
         "ours, bfloat16",
         "our_worker",
-        _all("bfloat16"),
+        _ours("bfloat16"),
         is_peer=False,
         precision="bfloat16",
     ),
     "torch_bfloat16": Framework(
         "PyTorch + malloc, bfloat16",
         "torch_worker",
-        _all("bfloat16"),
+        _ours("bfloat16"),
         ("torch",),
         environment=KEEP_MEMORY,
         precision="bfloat16",

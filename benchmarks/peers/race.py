@@ -40,13 +40,15 @@ from mnist_jax.records.schema import append_jsonl, read_jsonl
 from .frameworks import FRAMEWORKS, PEAK_CELL, Cell, PeerRecord, Setup
 from .processes import Conditions, measure
 from .tables import format_tables, time_frame
-from .worker import Arrays, save_arrays
+from .worker import EXAMPLES, Arrays, save_arrays
 
 FLAGS = flags.FLAGS
 
 # Images per epoch. Each epoch takes some tenths of a second, less than the episodes of
 # one to three seconds in which shared hosts are slower.
-EPOCH_IMAGES = {"mlp": 60_000, "lstm": 6_400, "cnn": 12_800}
+EPOCH_IMAGES = {"mlp": 60_000, "lstm": 6_400, "cnn": 12_800} | dict.fromkeys(
+    EXAMPLES, 2_560
+)
 PACKAGES = "jax jaxlib flax optax numpy torch keras tensorflow tensorflow-cpu".split()
 TRIES = 3  # attempts at a round that other programs disturb
 
@@ -234,7 +236,13 @@ def main() -> None:
     batch_sizes = chosen_numbers("batches", "positive integers")
     if math.isnan(FLAGS.others_limit):
         raise InputError("--others_limit must be a number; got nan")
-    models = chosen_models()
+    examples = FLAGS.models == ["examples"]
+    models = list(EXAMPLES) if examples else chosen_models(custom=True)
+    if unknown := set(models) - EPOCH_IMAGES.keys():
+        raise InputError(
+            f"--models must be examples, or of {', '.join(EPOCH_IMAGES)}; got "
+            f"{', '.join(sorted(unknown))}"
+        )
     plan = make_plan(choose_frameworks(FLAGS.frameworks), models, batch_sizes)
     jax.config.update("jax_platforms", "cpu")
     dataset, least = load_data(FLAGS.dataset, any_shape=False), max(batch_sizes)
@@ -288,11 +296,14 @@ def run() -> None:
         f"most were is repeated, up to {TRIES} attempts",
         lower_bound=0.0,
     )
-    sizes = ", ".join(f"{size:,} ({model})" for model, size in EPOCH_IMAGES.items())
+    sizes = {**EPOCH_IMAGES, "examples": EPOCH_IMAGES[EXAMPLES[0]]}
+    listed = ", ".join(
+        f"{size:,} ({model})" for model, size in sizes.items() if model not in EXAMPLES
+    )
     flags.DEFINE_integer(
         "train_size",
         None,
-        f"training images of an epoch, the first ones; default {sizes}",
+        f"training images of an epoch, the first ones; default {listed}",
         lower_bound=1,
     )
     flags.DEFINE_string("dataset", "mnist", "name of the dataset")

@@ -19,7 +19,7 @@ from mnist_jax.reporting.tables import (
 
 from ..statistics import percentile_ratio, ratio_interval
 from .frameworks import FRAMEWORKS, OURS, PEAK, PeerRecord
-from .worker import Job, peer_config
+from .worker import EXAMPLES, Job, peer_config
 
 ByFramework = dict[str, list[PeerRecord]]
 LOWER_QUARTILE, MEDIAN = 25, 50
@@ -52,7 +52,7 @@ def group(records: Iterable[PeerRecord]) -> dict[tuple[str, int], ByFramework]:
     return groups
 
 
-def _steady(runs: Iterable[PeerRecord]) -> list[float]:
+def steady_seconds(runs: Iterable[PeerRecord]) -> list[float]:
     """Returns the seconds of all epochs after the first of each run."""
     return [seconds for run in runs for seconds in run.result["epoch_seconds"][1:]]
 
@@ -73,7 +73,7 @@ def best_peer(
         Its name; None if there is none.
     """
     quartiles = {
-        name: np.percentile(_steady(runs), LOWER_QUARTILE)
+        name: np.percentile(steady_seconds(runs), LOWER_QUARTILE)
         for name, runs in by_framework.items()
         if FRAMEWORKS[name].is_peer
         and FRAMEWORKS[name].precision == precision
@@ -93,7 +93,7 @@ def paired(
         ours: name of our row.
     """
     theirs, own = (
-        {run.round: _steady([run]) for run in by_framework.get(name, [])}
+        {run.round: steady_seconds([run]) for run in by_framework.get(name, [])}
         for name in (peer, ours)
     )
     return [(theirs[n], own[n]) for n in sorted(theirs.keys() & own.keys())]
@@ -136,6 +136,8 @@ def ratio_frame(records: Iterable[PeerRecord]) -> pd.DataFrame:
             fastest = best_peer(by_framework, precision=precision)
             installed = best_peer(by_framework, True, precision)
             own = "ours" if precision != "float32" else None
+            if precision == "float32" and model in EXAMPLES:
+                own = "flax"
             for peer in dict.fromkeys(filter(None, (fastest, installed, own))):
                 pairs = paired(by_framework, peer, ours)
                 if not pairs:
@@ -177,11 +179,16 @@ def time_frame(records: Sequence[PeerRecord]) -> pd.DataFrame:
     for (model, batch_size), by_framework in group(records).items():
         flops = training_flops(peer_config(Job(model, batch_size, 1)), MNIST)
         for name, runs in by_framework.items():
-            results, seconds = [run.result for run in runs], _steady(runs)
+            results, seconds = [run.result for run in runs], steady_seconds(runs)
             fast = float(np.percentile(seconds, LOWER_QUARTILE))
             images_per_second = runs[0].run.train_images / fast
             utilization = flops * images_per_second / (peak * 1e9) if peak else None
-            order = (MODELS.index(model), -batch_size, -images_per_second, name)
+            order = (
+                [*MODELS, *EXAMPLES].index(model),
+                -batch_size,
+                -images_per_second,
+                name,
+            )
             rows[order] = {
                 "model": model,
                 "batch": batch_size,

@@ -27,6 +27,7 @@ from torch import nn
 
 from mnist_jax.errors import InputError
 
+from .torch_networks import NETWORKS
 from .worker import (
     LEARNING_RATE,
     Arrays,
@@ -58,6 +59,8 @@ class LSTM(nn.Module):
 
 def create_model(model: str) -> nn.Module:
     """Returns a network with PyTorch's default initialization."""
+    if model in NETWORKS:
+        return NETWORKS[model]()
     if model == "lstm":
         return LSTM()
     if model == "mlp":
@@ -92,10 +95,10 @@ def measure(job: Job, arrays: Arrays) -> Measurement:
     layout = torch.contiguous_format
     half = job.variant == "bfloat16"
     if job.variant == "channels_last" or (half and job.model == "cnn"):
-        if job.model != "cnn":
+        if job.model in ("mlp", "lstm"):
             raise InputError(
-                "--variant=channels_last needs inputs with channels: use --model=cnn; "
-                f"got --model={job.model}"
+                "--variant=channels_last needs a network with convolutions; got "
+                f"--model={job.model}"
             )
         layout = torch.channels_last
 
@@ -122,7 +125,7 @@ def measure(job: Job, arrays: Arrays) -> Measurement:
         for batch in order.split(job.batch_size):
             optimizer.zero_grad(set_to_none=True)
             inputs = images[batch]
-            if layout is torch.channels_last:
+            if layout is torch.channels_last and job.model == "cnn":
                 inputs = inputs.contiguous(memory_format=layout)
             loss_fn(inputs, labels[batch]).backward()
             optimizer.step()

@@ -31,6 +31,22 @@ _NETWORKS: dict[str, dict[str, Any]] = {
     "lstm": dict(lstm_units=(128, 128), activation="tanh", hidden=(32,)),
     "cnn": dict(conv=("32:pool2", "64:pool2", "64"), hidden=(64,)),
 }
+# Networks as users write them, in `examples/`.
+EXAMPLES = (
+    "lenet.py:LeNet",
+    "vgg.py:VGG",
+    "resnet.py:ResNet",
+    "mobilenet.py:MobileNet",
+    "convnext.py:ConvNeXt",
+    "dilated.py:Dilated",
+    "unet.py:UNet",
+    "nnx_cnn.py:CNN",
+    "mixer.py:Mixer",
+    "vit.py:ViT",
+    "lstm.py:LSTM",
+    "gru.py:GRU",
+)
+_FOLDER = Path(__file__).parents[2] / "examples"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,16 +93,17 @@ class Measurement(NamedTuple):
 
 def peer_config(job: Job) -> TrainConfig:
     """Returns this project's config for a job: Adam with a constant learning rate."""
+    network: dict[str, Any] = {"model": f"{_FOLDER / job.model}"}
+    if job.model in MODELS:
+        network = {"model": job.model, "dropout": (0.0,), **_NETWORKS[job.model]}
     return TrainConfig(
-        model=job.model,
         batch_size=job.batch_size,
         epochs=job.epochs,
         seed=job.seed,
         learning_rate=LEARNING_RATE,
         schedule="constant",
-        dropout=(0.0,),
         validation="none",
-        **_NETWORKS[job.model],
+        **network,
     )
 
 
@@ -123,7 +140,7 @@ def run_worker(
 ) -> None:
     """Entry point of a worker: runs the job of the flags, prints the result as JSON."""
     cores = os.cpu_count() or 1
-    flags.DEFINE_enum("model", "mlp", MODELS, "network")
+    flags.DEFINE_enum("model", "mlp", [*MODELS, *EXAMPLES], "network")
     flags.DEFINE_integer("batch_size", 128, "images per step", lower_bound=1)
     flags.DEFINE_integer("steady_epochs", 2, "epochs after the first", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "seed of the run", lower_bound=0)

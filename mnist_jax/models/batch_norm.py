@@ -14,10 +14,21 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from mnist_jax.models.conv_cpu import materialize
 
-def _mean(x: jax.Array) -> jax.Array:
-    """Returns the mean of the rows of `x [N,C]`, as `[1,C]`."""
-    return jnp.full((1, len(x)), 1 / len(x), x.dtype) @ x
+
+def _means(x: jax.Array, factors: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the means of the rows of `x [N,C]` and of `x * factors`, each `[1,C]`."""
+    parts = max(n for n in range(1, 17) if len(x) % n == 0)
+
+    def add(x: jax.Array, factors: jax.Array) -> Any:
+        # One array for both, which XLA:CPU computes in one loop.
+        chunks = zip(jnp.split(x, parts), jnp.split(factors, parts), strict=True)
+        return sum(lax.complex(chunk, chunk * factor) for chunk, factor in chunks)
+
+    sums = materialize(add, x, factors)
+    ones = jnp.full((1, len(sums)), 1 / len(x), x.dtype)
+    return ones @ lax.real(sums), ones @ lax.imag(sums)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -33,15 +44,14 @@ def normalize(
         epsilon: added to the variance.
 
     Returns:
-        The outputs `[N,C]`, and the mean and the variance `[1,C]`, through which no
-        gradient flows.
+        The outputs `[N,C]`, and the mean and the variance `[1,C]`.
     """
     return _forward(x, scale, bias, epsilon)[0]
 
 
 def _forward(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> Any:
-    mean = _mean(x)
-    variance = jnp.maximum(_mean(x * x) - mean * mean, 0.0)
+    mean, mean_square = _means(x, x)
+    variance = jnp.maximum(mean_square - mean * mean, 0.0)
     inverse = lax.rsqrt(variance + epsilon)
     y = (x - mean) * (scale * inverse) + bias
     return (y, mean, variance), (x, scale, mean, inverse)
@@ -50,11 +60,12 @@ def _forward(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) ->
 def _backward(epsilon: float, saved: Any, gradients: Any) -> Any:
     del epsilon
     x, scale, mean, inverse = saved
-    dy = gradients[0]
-    dy_mean = _mean(dy)
-    slope = inverse * (_mean(dy * x) - mean * dy_mean)  # mean of dy times normalized x
-    dx = (scale * inverse) * (dy - dy_mean - (x - mean) * (inverse * slope))
-    return dx, len(x) * slope, len(x) * dy_mean
+    dy, d_mean, d_variance = gradients
+    dy_mean, dy_x_mean = _means(dy, x)
+    slope = inverse * (dy_x_mean - mean * dy_mean)  # mean of dy times normalized x
+    d_centred = d_variance * (2 / len(x)) - scale * inverse * inverse * slope
+    d_x = (scale * inverse) * (dy - dy_mean) + (x - mean) * d_centred + d_mean / len(x)
+    return d_x, len(x) * slope, len(x) * dy_mean
 
 
 normalize.defvjp(_forward, _backward)

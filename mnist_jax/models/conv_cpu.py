@@ -5,16 +5,18 @@ the gradient of `nn.max_pool` to a slow select-and-scatter. Here a stage consist
 matrix products and elementwise loops, in one of three algorithms (`_choose_algorithm`).
 Two of them view the inputs as overlapping tiles, one tile per pooled output:
 
-    tiles[p][q] [B,h,w,C] holds x[:, step * i + p, step * j + q], step = strides * pool
+    tiles[p,q] [B,h,w,C] holds x[:, step * i + p, step * j + q], step = strides * pool
     phase (r,s) is the convolution's output at position (r,s) of each pooling window
-    tap (k,l) of phase (r,s) reads tiles[strides * r + k][strides * s + l]
+    tap (k,l) of phase (r,s) reads tiles[strides * r + dilation * k, ... s ... l]
 
 so outputs that pooling would drop are not computed. Winograd's tiles are larger and
 independent of pooling. The layout is [B,H,W,C] throughout.
 """
 
 import functools
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +24,6 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
-from mnist_jax.errors import InputError
 from mnist_jax.models.activations import ACTIVATIONS
 from mnist_jax.models.winograd import (
     choose_tiling,
@@ -33,15 +34,16 @@ from mnist_jax.models.winograd import (
     sum_tiles,
 )
 
-Tiles = list[list[jax.Array]]
+Pair = tuple[int, ...]  # of rows and columns
 
 
 class _Stage(NamedTuple):
     """The static arguments of a stage."""
 
-    strides: int
+    strides: Pair
     activation: str
-    pool: int
+    pool: Pair
+    dilation: Pair
 
 
 def conv_pool(
@@ -49,10 +51,11 @@ def conv_pool(
     kernel: jax.Array,
     bias: jax.Array,
     *,
-    strides: int,
-    padding: str,
+    strides: Pair,
+    padding: Sequence[Pair],
     activation: str,
-    pool: int,
+    pool: Pair,
+    dilation: Pair = (1, 1),
 ) -> jax.Array:
     """Convolves, adds the bias, applies the activation and max-pools.
 
@@ -67,52 +70,30 @@ def conv_pool(
 
     Args:
         x: inputs [B,H,W,C] float32.
-        kernel: [k,k,C,D] float32.
+        kernel: [k,l,C,D] float32.
         bias: [D] float32.
-        strides: stride of the convolution in both directions.
-        padding: "SAME" or "VALID".
+        strides: of the convolution.
+        padding: zeros before and after the rows, and the columns; or rows to leave out.
         activation: "relu", "tanh" or "linear".
-        pool: side and stride of the pooling window, without padding; 1 for no pooling.
+        pool: shape and strides of the pooling window, without padding.
+        dilation: distance of the kernel's taps.
 
     Returns:
         [B,h,w,D] float32.
 
-    Raises:
-        InputError: `padding` or `activation` is unknown, or the output would be empty.
-
     Example:
         >>> x, kernel = jnp.ones((2, 28, 28, 1)), jnp.ones((3, 3, 1, 8))
-        >>> stage = dict(strides=1, padding="VALID", activation="relu", pool=2)
-        >>> conv_pool(x, kernel, jnp.zeros(8), **stage).shape
+        >>> stage = dict(strides=(1, 1), padding=[(0, 0)] * 2, activation="relu")
+        >>> conv_pool(x, kernel, jnp.zeros(8), pool=(2, 2), **stage).shape
         (2, 13, 13, 8)
     """
-    if padding not in ("SAME", "VALID"):
-        raise InputError(f"padding must be 'SAME' or 'VALID'; got {padding!r}")
-    if activation not in ACTIVATIONS:
-        raise InputError(
-            f"activation must be one of {list(ACTIVATIONS)}; got {activation!r}"
-        )
-    if padding == "SAME":
-        x = _pad_same(x, kernel.shape[0], strides)
-    stage = _Stage(strides, activation, pool)
-    if min(_output_lengths(x, kernel.shape[0], stage)) < 1:
-        raise InputError(
-            f"kernel size {kernel.shape[0]}, strides {strides} and pool {pool} leave"
-            f" no output for inputs {x.shape[1:3]}; make one of the three smaller"
-        )
-    return _conv_pool(x, kernel, bias, stage)
+    if any(map(any, padding)):
+        pads = [(0, 0, 0), *((*pair, 0) for pair in padding), (0, 0, 0)]
+        x = materialize(lambda x: pad(x, pads), x)
+    return _conv_pool(x, kernel, bias, _Stage(strides, activation, pool, dilation))
 
 
-def _pad_same(x: jax.Array, size: int, strides: int) -> jax.Array:
-    """Zero-pads for SAME padding, with the extra zero of an odd total at the end."""
-    pads = [(0, 0, 0)]
-    for length in x.shape[1:3]:
-        total = max((-(-length // strides) - 1) * strides + size - length, 0)
-        pads.append((total // 2, total - total // 2, 0))
-    return _materialize(lambda x: _pad(x, [*pads, (0, 0, 0)]), x)
-
-
-def _pad(x: jax.Array, pads: Any) -> jax.Array:
+def pad(x: jax.Array, pads: Any) -> jax.Array:
     """Pads with zeros of the inputs' dtype: 0.0 would be float64 under x64."""
     return lax.pad(x, x.dtype.type(0), pads)
 
@@ -126,10 +107,11 @@ def _choose_algorithm(kernel_shape: tuple[int, ...], stage: _Stage) -> "_Algorit
     core, [64,13,13,C], n=15, medians): 8 channels to 16 filters 1.2, to 32 0.9, to 64
     0.7, 16 channels to 16 filters 0.7, to 64 0.45, 32 channels to 64 filters 0.36.
     """
-    size, _, channels, filters = kernel_shape
-    if channels == 1 and (size * stage.pool) ** 2 <= 100:
+    *size, channels, filters = kernel_shape
+    if channels == 1 and math.prod(size) * math.prod(stage.pool) <= 100:
         return _DIRECT
-    if size == 3 and stage.strides == 1 and channels >= 8 and channels * filters >= 256:
+    winograd = size in ([3, 3], [5, 5]) and stage.strides == stage.dilation == (1, 1)
+    if winograd and channels >= 8 and channels * filters >= 256:
         return _WINOGRAD
     return _PATCHES
 
@@ -167,7 +149,7 @@ _conv_pool.defvjp(_conv_pool_fwd, _conv_pool_bwd)
 # Shared by the algorithms.
 
 
-def _materialize(fn: Callable, *args: Any) -> Any:
+def materialize(fn: Callable, *args: Any) -> Any:
     """Computes `fn(*args)` into arrays that XLA cannot fuse with anything outside.
 
     XLA:CPU fuses elementwise operations into each of their consumers and so repeats
@@ -185,82 +167,89 @@ def _materialize(fn: Callable, *args: Any) -> Any:
         return jax.jit(inner)(*args)
 
 
-def _output_lengths(x: jax.Array, size: int, stage: _Stage) -> list[int]:
+def _output_lengths(x: jax.Array, size: Sequence[int], stage: _Stage) -> list[int]:
     """Returns a stage's output height and width for padded inputs [B,H,W,C]."""
-    return [((n - size) // stage.strides + 1) // stage.pool for n in x.shape[1:3]]
-
-
-def _tile_inputs(x: jax.Array, size: int, stage: _Stage) -> Tiles:
-    """Slices inputs [B,H,W,C] into tiles [B,h,w,C] for a kernel of this size."""
-    strides, _, pool = stage
-    step = strides * pool
-    height, width = _output_lengths(x, size, stage)
-    side = strides * (pool - 1) + size
-
-    def take(p: int, q: int) -> jax.Array:
-        rows = slice(p, p + step * (height - 1) + 1, step)
-        return x[:, rows, q : q + step * (width - 1) + 1 : step]
-
-    return [[take(p, q) for q in range(side)] for p in range(side)]
-
-
-def _tap_positions(size: int, stage: _Stage) -> list[list[tuple[int, int]]]:
-    """Lists, for each phase, the position in the tile that each of its taps reads."""
     return [
-        [
-            (stage.strides * r + k, stage.strides * s + m)
-            for k in range(size)
-            for m in range(size)
-        ]
-        for r in range(stage.pool)
-        for s in range(stage.pool)
+        ((length - reach * (taps - 1) - 1) // strides + 1) // pool
+        for length, taps, strides, pool, reach in zip(
+            x.shape[1:3], size, stage.strides, stage.pool, stage.dilation, strict=True
+        )
+    ]
+
+
+def _tile_inputs(x: jax.Array, size: Sequence[int], stage: _Stage) -> dict:
+    """Slices inputs [B,H,W,C] into tiles [B,h,w,C], by position, for such a kernel."""
+    lengths = _output_lengths(x, size, stage)
+    steps = [s * p for s, p in zip(stage.strides, stage.pool, strict=True)]
+
+    def take(position: Pair) -> jax.Array:
+        rows, columns = (
+            slice(start, start + step * (length - 1) + 1, step)
+            for start, step, length in zip(position, steps, lengths, strict=True)
+        )
+        return x[:, rows, columns]
+
+    taps = itertools.chain(*_tap_positions(size, stage))
+    return {position: take(position) for position in dict.fromkeys(taps)}
+
+
+def _tap_positions(size: Sequence[int], stage: _Stage) -> list[list[Pair]]:
+    """Lists, for each phase, the position in the tile that each of its taps reads."""
+    (rows, columns), (down, right) = stage.strides, stage.dilation
+    taps = list(itertools.product(*map(range, size)))
+    phases = itertools.product(*map(range, stage.pool))
+    return [
+        [(rows * r + down * k, columns * s + right * m) for k, m in taps]
+        for r, s in phases
     ]
 
 
 def _add_patches(
-    dpatches: Any, size: int, stage: _Stage, shape: tuple[int, ...]
+    dpatches: Any, size: Sequence[int], stage: _Stage, shape: tuple[int, ...]
 ) -> jax.Array:
-    """Sums the patch gradients [B,h,w,k*k*C] of all phases into the inputs' gradient.
+    """Sums the patch gradients [B,h,w,k*l*C] of all phases into the inputs' gradient.
 
     Args:
         dpatches: one array per phase.
-        size: side of the kernel, k.
+        size: of the kernel.
         stage: the stage.
         shape: shape of the inputs, [B,H,W,C].
     """
-    batch, height, width = dpatches[0].shape[:3]
-    channels, step = shape[3], stage.strides * stage.pool
-    overlap = (stage.strides * (stage.pool - 1) + size - 1) // step  # in steps
-    rows, cols = (height + overlap) * step, (width + overlap) * step
+    batch, *lengths = dpatches[0].shape[:3]
+    positions, channels = _tap_positions(size, stage), shape[3]
+    steps = [s * p for s, p in zip(stage.strides, stage.pool, strict=True)]
+    last = positions[-1][-1]
+    overlaps = [p // step for p, step in zip(last, steps, strict=True)]  # in steps
+    height, width = (n + o for n, o in zip(lengths, overlaps, strict=True))
+    rows, cols = height * steps[0], width * steps[1]
 
     def add(dpatches: Any) -> dict:
-        tiles: dict[tuple[int, int], jax.Array] = {}
-        for dpatch, taps in zip(dpatches, _tap_positions(size, stage), strict=True):
+        tiles: dict[Pair, jax.Array] = {}
+        for dpatch, taps in zip(dpatches, positions, strict=True):
             for tap, position in enumerate(taps):
                 d = dpatch[..., tap * channels : (tap + 1) * channels]
                 tiles[position] = tiles[position] + d if position in tiles else d
-        sums: dict[tuple[int, int], jax.Array] = {}
+        sums: dict[Pair, jax.Array] = {}
         for (p, q), tile in tiles.items():
-            down, right = p // step, q // step
-            pads = [(down, overlap - down, 0), (right, overlap - right, 0)]
-            d = _pad(tile, [(0, 0, 0), *pads, (0, 0, 0)])
-            offset = p % step, q % step
+            down, right = p // steps[0], q // steps[1]
+            pads = [(down, overlaps[0] - down, 0), (right, overlaps[1] - right, 0)]
+            d = pad(tile, [(0, 0, 0), *pads, (0, 0, 0)])
+            offset = p % steps[0], q % steps[1]
             sums[offset] = sums[offset] + d if offset in sums else d
         return sums
 
     def interleave(sums: Any) -> jax.Array:
-        shape_of_sum = batch, height + overlap, width + overlap, channels
-        zeros = jnp.zeros(shape_of_sum, dpatches[0].dtype)
+        zeros = jnp.zeros((batch, height, width, channels), dpatches[0].dtype)
         rows_of_step = [
-            jnp.stack([sums.get((p, q), zeros) for q in range(step)], axis=3)
-            for p in range(step)
+            jnp.stack([sums.get((p, q), zeros) for q in range(steps[1])], axis=3)
+            for p in range(steps[0])
         ]
         dx = jnp.stack(rows_of_step, axis=2)  # [B,h+overlap,step,w+overlap,step,C]
         ends = [(0, shape[1] - rows, 0), (0, shape[2] - cols, 0)]
         dx = dx.reshape(batch, rows, cols, channels)
-        return _pad(dx, [(0, 0, 0), *ends, (0, 0, 0)])
+        return pad(dx, [(0, 0, 0), *ends, (0, 0, 0)])
 
-    return _materialize(interleave, _materialize(add, dpatches))
+    return materialize(interleave, materialize(add, dpatches))
 
 
 def _activation_grad(out: jax.Array, g: jax.Array, activation: str) -> jax.Array:
@@ -309,10 +298,10 @@ def _winners(pooled: jax.Array) -> jax.Array:
 def _phase_grads(pooled: jax.Array, g: jax.Array, stage: _Stage) -> list[jax.Array]:
     """Returns each phase's gradient [B,h,w,D], zero where it did not hold the max."""
     g = _activation_grad(_outputs(pooled), g, stage.activation)
-    if stage.pool == 1:
+    if stage.pool == (1, 1):
         return [g]
     winners = _winners(pooled)
-    return [jnp.where(winners == i, g, 0.0) for i in range(stage.pool**2)]
+    return [jnp.where(winners == i, g, 0.0) for i in range(math.prod(stage.pool))]
 
 
 def _rows(x: jax.Array) -> jax.Array:
@@ -326,7 +315,7 @@ def _transpose(matrix: jax.Array) -> jax.Array:
     XLA does not use its fast library for a product that contracts the rows of both
     operands (95 against 190 GFLOP/s on one Zen 5 core, [1600,32] by [1600,64]).
     """
-    return _materialize(jnp.transpose, matrix)
+    return materialize(jnp.transpose, matrix)
 
 
 # Algorithm 1, one input channel: the sum over the taps as an elementwise loop.
@@ -336,23 +325,19 @@ def _direct_forward(
     x: jax.Array, kernel: jax.Array, bias: jax.Array, stage: _Stage
 ) -> tuple:
     """Convolves, pools and applies the activation in one loop."""
-    size, pool, strides = kernel.shape[0], stage.pool, stage.strides
+    size = kernel.shape[:2]
 
     def run(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
         tiles = _tile_inputs(x, size, stage)
-
-        def phase(r: int, s: int) -> Any:
-            return sum(
-                tiles[strides * r + k][strides * s + m] * kernel[k, m][None, None]
-                for k in range(size)
-                for m in range(size)
-            )
-
-        phases = [phase(r, s) for r in range(pool) for s in range(pool)]
+        weights = [weight[None, None, None] for weight in _rows(kernel)]
+        phases: Any = [
+            sum(tiles[tap] * weight for tap, weight in zip(taps, weights, strict=True))
+            for taps in _tap_positions(size, stage)
+        ]
         return _pool_phases(phases, bias, stage)
 
-    x = _materialize(lambda x: x, x)
-    return _materialize(run, x, kernel, bias), x
+    x = materialize(lambda x: x, x)
+    return materialize(run, x, kernel, bias), x
 
 
 def _direct_backward(
@@ -364,25 +349,25 @@ def _direct_backward(
     stage: _Stage,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Computes kernel and bias gradients in one product, with ones for the bias."""
-    size, _, _, channels = kernel.shape
+    size, channels = kernel.shape[:2], kernel.shape[3]
     taps = _tap_positions(size, stage)
 
     def spread(pooled: jax.Array, g: jax.Array) -> jax.Array:  # [phases,B,h,w,D]
         g = _activation_grad(_outputs(pooled), g, stage.activation)[None]
         phase = lax.broadcasted_iota(g.dtype, (len(taps), 1, 1, 1, 1), 0)
-        if stage.pool == 1:
+        if stage.pool == (1, 1):
             return g
         return jnp.where(_winners(pooled)[None] == phase, g, 0.0)
 
     def inputs_and_ones(x: jax.Array) -> jax.Array:  # [phases,k*k+1,B,h,w]
         tiles = _tile_inputs(x[..., 0], size, stage)
-        ones = jnp.ones_like(tiles[0][0])
+        ones = jnp.ones_like(tiles[0, 0])
         return jnp.stack(
-            [jnp.stack([*(tiles[p][q] for p, q in phase), ones]) for phase in taps]
+            [jnp.stack([*(tiles[tap] for tap in phase), ones]) for phase in taps]
         )
 
-    phases = _materialize(spread, pooled, g).reshape(len(taps), -1, channels)
-    inputs = _materialize(inputs_and_ones, saved)
+    phases = materialize(spread, pooled, g).reshape(len(taps), -1, channels)
+    inputs = materialize(inputs_and_ones, saved)
     products = (inputs.reshape(*inputs.shape[:2], -1) @ phases).sum(0)
     dkernel = products[:-1].reshape(kernel.shape)
     # The first layer's dx is unused, and XLA removes the rest of this function.
@@ -392,11 +377,11 @@ def _direct_backward(
     return dx, dkernel, products[-1]
 
 
-# Algorithm 2, 3x3 kernel, stride 1: Winograd (`mnist_jax/models/winograd.py`).
+# Algorithm 2, 3x3 or 5x5 kernel, stride 1: Winograd (`mnist_jax/models/winograd.py`).
 
 
-def _mark_fields(x: jax.Array) -> jax.Array:
-    """Returns numbers [B,H-2,W-2,1] that identify equal 3x3 receptive fields.
+def _mark_fields(x: jax.Array, size: int) -> jax.Array:
+    """Returns numbers [B,h,w,1] that identify equal receptive fields.
 
     Equal fields have equal numbers, and all-zero fields have zero. On blank areas next
     to strokes (one pooling window in nine), outputs are mathematically equal or zero,
@@ -407,14 +392,14 @@ def _mark_fields(x: jax.Array) -> jax.Array:
     pixels = (_rows(x) @ weights).reshape(x.shape[:3])
 
     def add(pixels: jax.Array) -> jax.Array:
-        height, width = (length - 2 for length in pixels.shape[1:])
+        height, width = (length - size + 1 for length in pixels.shape[1:])
         return sum(
-            (1.0 + (3 * k + m) ** 0.5) * pixels[:, k : k + height, m : m + width]
-            for k in range(3)
-            for m in range(3)
+            (1.0 + (size * k + m) ** 0.5) * pixels[:, k : k + height, m : m + width]
+            for k in range(size)
+            for m in range(size)
         )[..., None]
 
-    return _materialize(add, pixels)
+    return materialize(add, pixels)
 
 
 def _winograd_forward(
@@ -425,23 +410,24 @@ def _winograd_forward(
     Each result is laid out for the next transform: the axis it sums over comes late, so
     that its inputs are in the nearest cache, unless the products need that axis first.
     """
-    pool = stage.pool
-    height, width = (n * pool for n in _output_lengths(x, 3, stage))
-    tile, rows, columns = choose_tiling(height, width)
-    transforms, points = make_transforms(tile), tile + 2
+    size = kernel.shape[0]
+    lengths = _output_lengths(x, (size, size), stage)
+    height, width = (n * pool for n, pool in zip(lengths, stage.pool, strict=True))
+    tile, rows, columns = choose_tiling(height, width, size)
+    transforms, points = make_transforms(tile, size), tile + size - 1
 
     def transform_rows(x: jax.Array) -> jax.Array:  # [B,rows,i,W,C]
-        return combine(transforms.inputs, extract_tiles(x, tile, rows, 1), 2)
+        return combine(transforms.inputs, extract_tiles(x, tile, rows, size, 1), 2)
 
     def transform_columns(x: jax.Array) -> jax.Array:  # [j,i,B,rows,columns,C]
         x = x.transpose(2, 0, 1, 3, 4)
-        return combine(transforms.inputs, extract_tiles(x, tile, columns, 3))
+        return combine(transforms.inputs, extract_tiles(x, tile, columns, size, 3))
 
-    def transform_kernel_rows(kernel: jax.Array) -> jax.Array:  # [i,3,C,D]
+    def transform_kernel_rows(kernel: jax.Array) -> jax.Array:  # [i,k,C,D]
         return combine(transforms.kernel, list(kernel))
 
     def transform_kernel_columns(kernel: jax.Array) -> jax.Array:  # [j,i,C,D]
-        return combine(transforms.kernel, [kernel[:, m] for m in range(3)])
+        return combine(transforms.kernel, [kernel[:, m] for m in range(size)])
 
     def inverse_columns(products: jax.Array) -> jax.Array:  # [i,B*rows*columns,m,D]
         return combine(transforms.outputs, list(products), 2)
@@ -449,28 +435,33 @@ def _winograd_forward(
     def inverse_rows(products: jax.Array) -> jax.Array:  # [B,rows,m,columns*m,D]
         return combine(transforms.outputs, list(products), 2)
 
-    def finish(y: jax.Array, bias: jax.Array, fields: jax.Array) -> jax.Array:
+    def finish(y: jax.Array, bias: jax.Array, fields: Any) -> jax.Array:
         def split_phases(x: jax.Array) -> list[jax.Array]:
-            offsets = [(r, s) for r in range(pool) for s in range(pool)]
-            return [x[:, r:height:pool, s:width:pool] for r, s in offsets]
+            down, right = stage.pool
+            offsets = itertools.product(range(down), range(right))
+            return [x[:, r:height:down, s:width:right] for r, s in offsets]
 
+        if fields is None:
+            return _pool_phases(split_phases(y), bias, stage)
         phases = [
             jnp.where(field == 0, 0.0, phase)
             for phase, field in zip(split_phases(y), split_phases(fields), strict=True)
         ]
         return _pool_phases(phases, bias, stage, split_phases(fields))
 
-    inputs = _materialize(transform_columns, _materialize(transform_rows, x))
+    inputs = materialize(transform_columns, materialize(transform_rows, x))
     inputs = inputs.reshape(points, points, -1, x.shape[3])
-    weights = _materialize(
-        transform_kernel_columns, _materialize(transform_kernel_rows, kernel)
+    weights = materialize(
+        transform_kernel_columns, materialize(transform_kernel_rows, kernel)
     )
     products = jnp.einsum("jirc,jicd->jird", inputs, weights)
-    y = _materialize(inverse_columns, products)
+    y = materialize(inverse_columns, products)
     y = y.reshape(points, len(x), rows, columns * tile, -1)
-    y = _materialize(inverse_rows, y)
+    y = materialize(inverse_rows, y)
     y = y.reshape(len(x), rows * tile, columns * tile, -1)
-    return _materialize(finish, y, bias, _mark_fields(x)), (inputs, weights)
+    linear = stage.activation == "linear" and stage.pool == (1, 1)  # no comparisons
+    fields = None if linear else _mark_fields(x, size)
+    return materialize(finish, y, bias, fields), (inputs, weights)
 
 
 def _winograd_backward(
@@ -484,14 +475,14 @@ def _winograd_backward(
     """Runs the forward pass in reverse, with both gradients' products in between."""
     inputs, weights = saved
     batch, height, width, channels = g.shape
-    pool = stage.pool
-    tile, rows, columns = choose_tiling(height * pool, width * pool)
-    transforms, points = make_transforms(tile), tile + 2
+    (down, right), size = stage.pool, kernel.shape[0]
+    tile, rows, columns = choose_tiling(height * down, width * right, size)
+    transforms, points = make_transforms(tile, size), tile + size - 1
 
     def spread(pooled: jax.Array, g: jax.Array) -> jax.Array:  # [B,h,pool,w,pool,D]
-        shape = (1, 1, pool, 1, pool, 1)
+        shape = (1, 1, down, 1, right, 1)
         offset = functools.partial(lax.broadcasted_iota, g.dtype, shape)
-        phase = pool * offset(2) + offset(4)
+        phase = right * offset(2) + offset(4)
         winners = _winners(pooled)[:, :, None, :, None]
         return jnp.where(winners == phase, g[:, :, None, :, None], 0.0)
 
@@ -505,10 +496,10 @@ def _winograd_backward(
         g = g.reshape(points, batch, rows, columns, tile, channels)
         return combine(transforms.outputs.T, [g[..., m, :] for m in range(tile)])
 
-    def inverse_kernel_columns(dweights: jax.Array) -> jax.Array:  # [3,i,C,D]
+    def inverse_kernel_columns(dweights: jax.Array) -> jax.Array:  # [k,i,C,D]
         return combine(transforms.kernel.T, list(dweights))
 
-    def inverse_kernel_rows(dweights: jax.Array) -> jax.Array:  # [3,3,C,D]
+    def inverse_kernel_rows(dweights: jax.Array) -> jax.Array:  # [k,k,C,D]
         return combine(transforms.kernel.T, [dweights[:, i] for i in range(points)])
 
     def inverse_columns(dinputs: jax.Array) -> jax.Array:  # [i,B,rows,columns,j,C]
@@ -520,22 +511,26 @@ def _winograd_backward(
     def activation_grad(pooled: jax.Array, g: jax.Array) -> jax.Array:
         return _activation_grad(_outputs(pooled), g, stage.activation)
 
-    g = _materialize(activation_grad, pooled, g)
+    g = materialize(activation_grad, pooled, g)
     dbias = _rows(g).sum(0)
-    if pool > 1:
-        g = _materialize(spread, pooled, g)
-        g = g.reshape(batch, height * pool, width * pool, channels)
-    dproducts = _materialize(transform_columns, _materialize(transform_rows, g))
+    if stage.pool != (1, 1):
+        g = materialize(spread, pooled, g)
+        g = g.reshape(batch, height * down, width * right, channels)
+    dproducts = materialize(transform_columns, materialize(transform_rows, g))
     dproducts = dproducts.reshape(points, points, -1, channels)
     dweights = jnp.einsum("jirc,jird->jicd", inputs, dproducts)
-    dweights = _materialize(inverse_kernel_columns, dweights)
+    dweights = materialize(inverse_kernel_columns, dweights)
     dinputs = jnp.einsum("jird,jicd->jirc", dproducts, weights)
     dinputs = dinputs.reshape(points, points, batch, rows, columns, -1)
-    dx = _materialize(inverse_columns, dinputs)
-    dx = _materialize(functools.partial(sum_tiles, length=x.shape[2], axis=3), dx)
-    dx = _materialize(inverse_rows, dx)
-    dx = _materialize(functools.partial(sum_tiles, length=x.shape[1], axis=1), dx)
-    return dx, _materialize(inverse_kernel_rows, dweights), dbias
+    dx = materialize(inverse_columns, dinputs)
+    dx = materialize(
+        functools.partial(sum_tiles, tile=tile, length=x.shape[2], axis=3), dx
+    )
+    dx = materialize(inverse_rows, dx)
+    dx = materialize(
+        functools.partial(sum_tiles, tile=tile, length=x.shape[1], axis=1), dx
+    )
+    return dx, materialize(inverse_kernel_rows, dweights), dbias
 
 
 # Algorithm 3, everything else: a matrix of patches for each phase.
@@ -545,22 +540,22 @@ def _patches_forward(
     x: jax.Array, kernel: jax.Array, bias: jax.Array, stage: _Stage
 ) -> tuple:
     """Multiplies the patches [B*h*w,k*k*C] of each phase by the kernel."""
-    size = kernel.shape[0]
+    size = kernel.shape[:2]
 
     def split_phases(x: jax.Array) -> list[jax.Array]:
         tiles = _tile_inputs(x, size, stage)
         return [
-            jnp.concatenate([tiles[p][q] for p, q in taps], axis=-1)
+            jnp.concatenate([tiles[tap] for tap in taps], axis=-1)
             for taps in _tap_positions(size, stage)
         ]
 
-    patches = _materialize(split_phases, x)
+    patches = materialize(split_phases, x)
     shape = patches[0].shape[:3]
     patches = [_rows(p) for p in patches]
     weights = _rows(kernel)
     phases = [(p @ weights).reshape(*shape, -1) for p in patches]
     finish = functools.partial(_pool_phases, stage=stage)
-    return _materialize(finish, phases, bias), patches
+    return materialize(finish, phases, bias), patches
 
 
 def _patches_backward(
@@ -572,9 +567,9 @@ def _patches_backward(
     stage: _Stage,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Sums the gradients of the patches into the inputs' gradient, tile by tile."""
-    size = kernel.shape[0]
+    size = kernel.shape[:2]
     spread = functools.partial(_phase_grads, stage=stage)
-    phases = [_rows(phase) for phase in _materialize(spread, pooled, g)]
+    phases = [_rows(phase) for phase in materialize(spread, pooled, g)]
     # g.T @ p takes half as long as p.T @ g ([576,576] by [576,64], one Zen 5 core). XLA
     # rewrites it to the slow form unless the result is transposed in memory.
     dweights = sum(phase.T @ p for phase, p in zip(phases, saved, strict=True))

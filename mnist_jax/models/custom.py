@@ -31,6 +31,7 @@ from mnist_jax.models.nnx_module import (
     join_params,
     wrap_nnx,
 )
+from mnist_jax.models.rewrite import without_rewriting
 from mnist_jax.records.files import expand_home
 
 NORMALIZE = "give batch normalization use_running_average=not train"
@@ -251,6 +252,7 @@ def init_variables(
     model: nn.Module, key: jax.Array, images: jax.Array
 ) -> dict[str, Any]:
     """Returns a network's initial variables, by collection."""
+    model = without_rewriting(model)
     # An NNX module asks for the key of its dropout when it is created.
     keys = {"params": key, "dropout": key}
     # Without the boxes of `nn.with_partitioning`: our mesh has none of their axes.
@@ -268,6 +270,7 @@ def call_options(
         train: whether it is called for training.
         batch_offset: index of the first image in the whole batch, or None.
     """
+    model = without_rewriting(model)
     options = dict.fromkeys(("train", "training", "is_training"), train)
     options |= dict.fromkeys(("deterministic", "use_running_average"), not train)
     if batch_offset is not None:

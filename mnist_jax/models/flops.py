@@ -4,6 +4,7 @@ A multiply-add counts as two operations. Bias, activation, pooling, loss and opt
 are elementwise and not counted.
 """
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -66,7 +67,8 @@ def multiply_adds(config: TrainConfig, shapes: Shapes) -> list[int]:
     [100352, 16384, 1280]
     """
     if config.model not in MODELS:
-        return _traced_products(create_model(config, shapes), shapes.image)
+        plain = dataclasses.replace(config, impl="plain")
+        return _traced_products(create_model(plain, shapes), shapes.image)
     return [count for layer in products_by_layer(config, shapes) for count in layer]
 
 

@@ -13,6 +13,7 @@ from mnist_jax.data.augment import Augmentation
 from mnist_jax.data.batches import epoch_indices
 from mnist_jax.errors import DivergedError
 from mnist_jax.models.networks import apply_model
+from mnist_jax.models.rewrite import without_rewriting
 from mnist_jax.records.schema import EpochRecord
 from mnist_jax.training.checkpoints import named_leaves
 from mnist_jax.training.epochs import AUGMENT, gather
@@ -126,6 +127,7 @@ def _first_not_finite(params: Any, images: Any, *batch: Any) -> str | None:
         return outputs
 
     _, _, key, model = batch
+    model = without_rewriting(model)  # to see every layer
     with nn.intercept_methods(record):
         apply_model(model, params, images, train=True, dropout_key=key)
     if not found:

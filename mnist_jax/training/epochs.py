@@ -8,6 +8,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 from mnist_jax.data.augment import Augmentation
 from mnist_jax.data.pixels import Preprocess
 from mnist_jax.data.types import Split
-from mnist_jax.models.networks import CNN, LSTM, apply_model
+from mnist_jax.models.networks import CNN, LSTM, apply_model, slow_gradient_operations
 from mnist_jax.training.mesh import (
     BATCH,
     SEEDS,
@@ -83,6 +84,7 @@ def train_epoch(
     label_smoothing: float = 0.0,
     classes: int = 0,
     axis_name: str | None = None,
+    single: bool = False,
 ) -> tuple[TrainState, Metrics]:
     """Runs steps of an epoch on one device's share of each batch.
 
@@ -99,6 +101,7 @@ def train_epoch(
         label_smoothing: share of each label that is spread over all classes.
         classes: their number, which that needs.
         axis_name: as for `train_step`.
+        single: whether to run the first step only, without a loop.
 
     Returns:
         The new state and the metrics of each step `[steps]`, 0 for steps not run.
@@ -137,6 +140,8 @@ def train_epoch(
         )
 
     zeros = Metrics(*(jnp.zeros(len(indices), jnp.float32) for _ in Metrics._fields))
+    if single:
+        return body(bounds[0], (state, zeros))
     return lax.fori_loop(bounds[0], bounds[1], body, (state, zeros))
 
 
@@ -189,6 +194,10 @@ def _over_seeds(
             mapped = iter(stacked)
             return function(*(a if axis is None else next(mapped) for a, axis in pairs))
 
+        if function.keywords.get("single"):
+            seeds = range(len(jax.tree.leaves(stacks)[0]))
+            results = [run(jax.tree.map(itemgetter(seed), stacks)) for seed in seeds]
+            return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
         if not together:
             return lax.map(run, stacks)
         if len(jax.tree.leaves(stacks)[0]) > 1:
@@ -213,6 +222,9 @@ class Programs:
     init: Any  # keys [seeds] -> states
     train: Any  # see `run_steps`
     evaluate: Any  # params [seeds,...], split, `eval_indices` -> metrics [seeds]
+    # Operations that XLA:CPU compiles to slow code inside a loop. If there are any,
+    # `train` is a program for one step.
+    slow_in_loops: tuple[str, ...] = ()
 
     def init_run(self, seeds: Sequence[int]) -> tuple[TrainState, jax.Array]:
         """Returns each seed's initial state and run key: `[seeds,...]`."""
@@ -249,8 +261,15 @@ class Programs:
             The new states and each step's metrics `[seeds,steps]`, 0 for steps not run.
         """
         stop = indices.shape[1] if stop is None else stop
-        bounds = step_bounds(start, stop, self.mesh)
-        return self.train(states, split, indices, keys, bounds)
+        if not self.slow_in_loops:
+            bounds = step_bounds(start, stop, self.mesh)
+            return self.train(states, split, indices, keys, bounds)
+        history = []
+        for step in range(start, stop):
+            bounds = step_bounds(step, step + 1, self.mesh)
+            states, metrics = self.train(states, split, indices, keys, bounds)
+            history.append(jax.device_get(metrics))
+        return states, jax.tree.map(lambda *steps: np.sum(steps, axis=0), *history)
 
     def compile(
         self, orders: np.ndarray, train: Split, held_out: Split, eval_rows: jax.Array
@@ -267,7 +286,7 @@ class Programs:
         indices = self.shard(orders)
         run = self.train.lower(states, train, indices, keys, bounds).compile()
         measure = self.evaluate.lower(states.params, held_out, eval_rows).compile()
-        return Programs(self.mesh, init, run, measure)
+        return dataclasses.replace(self, init=init, train=run, evaluate=measure)
 
 
 def compiler_options(platform: str) -> dict[str, str]:
@@ -306,6 +325,8 @@ def make_programs(
     """
     # A sum over one device would still copy every gradient: 12 % of an MLP's step.
     axis_name = BATCH if mesh.shape[BATCH] > 1 else None
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    slow = slow_gradient_operations(model, image_shape) if on_cpu else ()
     shared: dict[str, Any] = dict(
         model=model, preprocess=preprocess, axis_name=axis_name
     )
@@ -314,7 +335,9 @@ def make_programs(
     over_mesh = partial(jax.shard_map, mesh=mesh, out_specs=P(SEEDS), check_vma=False)
     run = over_mesh(
         _over_seeds(
-            partial(train_epoch, tx=tx, **shared, **recipe), mesh, (0, None, 0, 0, None)
+            partial(train_epoch, tx=tx, single=bool(slow), **shared, **recipe),
+            mesh,
+            (0, None, 0, 0, None),
         ),
         in_specs=(P(SEEDS), P(), P(SEEDS, None, BATCH), P(SEEDS), P()),
     )
@@ -331,6 +354,7 @@ def make_programs(
         ),
         jax.jit(run, donate_argnums=0, compiler_options=options),
         jax.jit(measure, compiler_options=options),
+        slow,
     )
 
 

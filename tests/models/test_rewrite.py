@@ -1,0 +1,376 @@
+"""Rewritten networks equal plain ones, in values and gradients."""
+
+from collections import Counter
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from helpers.compilation import users_jit
+from jax import lax
+
+from mnist_jax.config import TrainConfig
+from mnist_jax.data.types import MNIST
+from mnist_jax.models.networks import (
+    create_model,
+    init_params,
+    slow_gradient_operations,
+)
+from mnist_jax.models.rewrite import Rewritten, rewrite
+from mnist_jax.testing import check_epoch_equals_steps
+from mnist_jax.training.steps import batch_gradients
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+# Shapes of inputs and kernel, and parameters of `lax.conv_general_dilated`.
+CONVOLUTIONS = {
+    "same": ((9, 8, 3), (3, 3, 3, 5), dict(padding="SAME")),
+    "winograd": ((9, 8, 16), (3, 3, 16, 16), dict(padding="SAME")),
+    "winograd-5x5": ((9, 8, 16), (5, 5, 16, 16), dict(padding="SAME")),
+    "one-channel": ((9, 8, 1), (3, 2, 1, 5), dict(window_strides=(1, 2))),
+    "rectangle": ((9, 8, 3), (4, 1, 3, 5), dict(window_strides=(2, 3))),
+    "pads": ((9, 8, 3), (3, 3, 3, 5), dict(padding=((2, 0), (-1, 3)))),
+    "dilated": ((9, 8, 3), (3, 2, 3, 5), dict(rhs_dilation=(2, 3), padding="SAME")),
+    "strided-dilated": (
+        (11, 12, 2),
+        (3, 3, 2, 4),
+        dict(window_strides=(2, 1), rhs_dilation=(2, 2)),
+    ),
+    "patches": ((14, 14, 1), (7, 7, 1, 6), dict(window_strides=(7, 7))),
+    "pointwise": ((6, 5, 4), (1, 1, 4, 3), dict()),
+    "strided-pointwise": ((7, 6, 4), (1, 1, 4, 3), dict(window_strides=(2, 2))),
+    "groups": ((6, 5, 6), (3, 3, 2, 9), dict(feature_group_count=3, padding="SAME")),
+    "depthwise": ((7, 8, 4), (3, 2, 1, 4), dict(feature_group_count=4)),
+    "depthwise-multiplied": (
+        (7, 8, 3),
+        (3, 3, 1, 6),
+        dict(feature_group_count=3, window_strides=(2, 1), padding="SAME"),
+    ),
+    "depthwise-dilated": (
+        (9, 8, 3),
+        (3, 3, 1, 3),
+        dict(feature_group_count=3, rhs_dilation=(2, 2), padding=((3, 1), (0, 2))),
+    ),
+    "transposed": (
+        (5, 4, 3),
+        (3, 3, 3, 2),
+        dict(lhs_dilation=(2, 2), padding=((1, 1), (2, 1))),
+    ),
+    "transposed-pads": (
+        (4, 5, 3),
+        (2, 5, 3, 2),
+        dict(lhs_dilation=(3, 2), padding=((1, 2), (4, 3))),
+    ),
+    "transposed-depthwise": (
+        (4, 5, 3),
+        (3, 3, 1, 3),
+        dict(lhs_dilation=(2, 1), padding=((2, 1), (1, 1)), feature_group_count=3),
+    ),
+    "transposed-strided": (
+        (4, 5, 3),
+        (3, 3, 3, 2),
+        dict(lhs_dilation=(2, 2), window_strides=(2, 1), padding=((1, 2), (1, 3))),
+    ),
+    "nchw": (
+        (3, 9, 8),
+        (5, 3, 3, 2),
+        dict(dimension_numbers=("NCHW", "OIHW", "NCHW"), padding="SAME"),
+    ),
+    "mixed-layout": (
+        (3, 9, 8),
+        (3, 3, 3, 5),
+        dict(dimension_numbers=("NCHW", "HWIO", "NHWC"), padding="SAME"),
+    ),
+    "line": (
+        (9, 3),
+        (3, 3, 5),
+        dict(dimension_numbers=("NWC", "WIO", "NWC"), window_strides=(2,)),
+    ),
+    "line-transposed": (
+        (9, 3),
+        (4, 3, 5),
+        dict(
+            dimension_numbers=("NWC", "WIO", "NWC"), lhs_dilation=(3,), padding=[(0, 2)]
+        ),
+    ),
+}
+# The window, strides, padding and arguments of `lax.reduce_window`.
+POOLINGS = {
+    "2x2": ((1, 2, 2, 1), (1, 2, 2, 1), "VALID"),
+    "3x3-overlapping": ((1, 3, 3, 1), (1, 2, 2, 1), "SAME"),
+    "gaps": ((1, 2, 1, 1), (1, 3, 2, 1), "VALID"),
+    "same": ((1, 2, 2, 1), (1, 2, 2, 1), "SAME"),
+    "channels": ((1, 1, 2, 2), (1, 1, 1, 2), "VALID"),
+    "pads": ((1, 3, 2, 1), (1, 1, 3, 1), ((0, 0), (2, 1), (1, 0), (0, 0))),
+    "line": ((1, 3, 1), (1, 2, 1), "SAME"),
+}
+
+
+def arrays(*shapes, seed=0, dtype=jnp.float32):
+    rng = np.random.default_rng(seed)
+    return [jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes]
+
+
+def results(function, *args):
+    """Returns a function's value, and its gradients for a random cotangent."""
+
+    def loss(*args):
+        y = function(*args)
+        return jnp.sum(y * jnp.cos(jnp.arange(y.size)).reshape(y.shape)), y
+
+    run = jax.jit(jax.value_and_grad(loss, tuple(range(len(args))), has_aux=True))
+    (_, y), gradients = run(*args)
+    return y, *gradients
+
+
+def primitives(function, *args):
+    """Counts the primitives in a function's jaxpr, at any depth, by name."""
+
+    def names(jaxpr):
+        for eqn in jaxpr.eqns:
+            yield eqn.primitive.name
+            for inner in jax.tree.leaves(
+                list(eqn.params.values()), is_leaf=lambda p: hasattr(p, "eqns")
+            ):
+                if hasattr(inner, "eqns"):
+                    yield from names(getattr(inner, "jaxpr", inner))
+
+    return Counter(names(jax.make_jaxpr(function)(*args).jaxpr))
+
+
+SLOW = {
+    "conv_general_dilated",
+    "reduce_window",
+    "reduce_window_max",
+    "reduce_window_sum",
+    "select_and_scatter_add",
+}
+
+
+def check(function, *args, tolerance=2e-5):
+    fast = rewrite(function)
+    for got, want in zip(results(fast, *args), results(function, *args), strict=True):
+        assert got.dtype == want.dtype
+        scale = max(1.0, np.abs(want).max())
+        np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * scale)
+    step = jax.grad(lambda *args: fast(*args).sum())
+    assert not SLOW & primitives(step, *args).keys()
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS)
+def test_convolutions(case):
+    image, kernel, params = CONVOLUTIONS[case]
+    params = {"padding": "VALID", "dimension_numbers": NHWC} | params
+    params = {"window_strides": (1,) * (len(image) - 1)} | params
+
+    def function(x, kernel):
+        return lax.conv_general_dilated(x, kernel, **params)
+
+    inputs = arrays((2, *image), kernel)
+    if case == "transposed-strided":  # left as it is
+        for got, want in zip(
+            results(rewrite(function), *inputs), results(function, *inputs), strict=True
+        ):
+            np.testing.assert_array_equal(got, want)
+    else:
+        check(function, *inputs)
+
+
+@pytest.mark.parametrize("case", POOLINGS)
+@pytest.mark.parametrize("pool", [lax.max, lax.add], ids=["max", "sum"])
+def test_pooling(case, pool):
+    size, strides, padding = POOLINGS[case]
+    shape = (2, 7, 4) if case == "line" else (2, 7, 8, 4)
+    # Of few values, so that windows have ties.
+    (x,) = arrays(shape)
+    x = jnp.round(2 * x) / 2
+
+    def function(x):
+        initial = -jnp.inf if pool is lax.max else 0.0
+        return lax.reduce_window(x, initial, pool, size, strides, padding)
+
+    check(function, x)
+
+
+def test_a_stage_is_fused():
+    """Bias, ReLU and pooling of a convolution; ReLU's gradient is 0 at 0."""
+    x, kernel = arrays((2, 9, 8, 1), (3, 3, 1, 4))
+    bias = jnp.array([0.0, 0.5, -9.0, 9.0])
+
+    def function(x, kernel, bias):
+        x = jnp.where(x > 0.5, x, 0.0)  # ties
+        x = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", None, None, NHWC)
+        return nn.max_pool(nn.relu(x + bias.reshape(1, 1, 1, -1)), (2, 2), (2, 2))
+
+    check(function, x, kernel, bias)
+    assert primitives(rewrite(function), x, kernel, bias)["custom_vjp_call"] == 1
+
+
+def test_a_shared_convolution_is_not_fused():
+    x, kernel = arrays((2, 6, 6, 1), (3, 3, 1, 4))
+
+    def function(x, kernel):
+        y = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", None, None, NHWC)
+        return nn.relu(y) + y
+
+    check(function, x, kernel)
+
+
+@pytest.mark.parametrize("scale, bias", [(True, True), (True, False), (False, True)])
+def test_batch_normalization_is_one_operation(scale, bias):
+    x, kernel = arrays((4, 6, 5, 3), (3, 3, 3, 3))
+    norm = nn.BatchNorm(False, momentum=0.9, use_scale=scale, use_bias=bias)
+    variables = norm.init(jax.random.key(0), x)
+    params = variables.get("params", {})
+
+    def function(params, x, kernel):
+        # All that the network computes has a gradient, also the running statistics.
+        x = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", None, None, NHWC)
+        y, stats = norm.apply(
+            {**variables, "params": params}, x, mutable=list(variables)
+        )
+        stats = stats["batch_stats"]
+        factor, term = jnp.exp(stats["mean"]), stats["var"]
+        return y * factor[None, None, None] + term[None, None, None]
+
+    def flat(*leaves):
+        *leaves, x, kernel = leaves
+        return function(
+            jax.tree.unflatten(jax.tree.structure(params), leaves), x, kernel
+        )
+
+    args = (*jax.tree.leaves(params), x, kernel)
+    check(flat, *args, tolerance=1e-4)
+    names = primitives(rewrite(flat), *args)
+    assert names["custom_vjp_call"] == 2 and "reduce_sum" not in names
+
+
+def slow(x, kernel):
+    x = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", None, None, NHWC)
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
+
+
+@jax.custom_vjp
+def straight_through(x):
+    return jnp.round(x)
+
+
+straight_through.defvjp(lambda x: (jnp.round(x), None), lambda _, g: (g,))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        jax.jit(slow),
+        jax.checkpoint(slow),
+        lambda x, k: lax.scan(lambda c, _: (slow(c, k), c.sum()), x, None, 2)[0],
+        lambda x, k: lax.cond(x[0, 0, 0, 0] > 0, slow, lambda x, k: x * k.sum(), x, k),
+        lambda x, k: straight_through(slow(x, k)) + jnp.maximum(slow(x, k), 0.1),
+        lambda x, k: jax.vmap(lambda x: slow(x[None], k)[0])(x),
+    ],
+    ids=["jit", "checkpoint", "scan", "cond", "custom_vjp", "vmap"],
+)
+def test_inner_functions(function):
+    check(function, *arrays((2, 6, 5, 2), (3, 3, 2, 2)))
+
+
+def test_a_while_loop_is_rewritten():
+    x, kernel = arrays((2, 6, 5, 2), (3, 3, 2, 2))
+
+    def function(x, kernel):
+        return lax.fori_loop(0, x.shape[0] + x[0, 0, 0, 0].astype(int), body(kernel), x)
+
+    def body(kernel):
+        return lambda _, x: slow(x, kernel)
+
+    got, want = (jax.jit(f)(x, kernel) for f in (rewrite(function), function))
+    np.testing.assert_allclose(got, want, atol=2e-5 * np.abs(want).max())
+    assert not SLOW & primitives(rewrite(function), x, kernel).keys()
+
+
+def test_float64_is_left_as_it_is():
+    with jax.enable_x64(True):
+        args = arrays((2, 6, 5, 2), (3, 3, 2, 2), dtype=jnp.float64)
+        for got, want in zip(
+            results(rewrite(slow), *args), results(slow, *args), strict=True
+        ):
+            np.testing.assert_array_equal(got, want)
+
+
+def test_networks_without_slow_operations_keep_their_bits():
+    x, kernel = arrays((64, 28), (28, 10))
+
+    def function(x, kernel):
+        return nn.log_softmax(nn.relu(x) @ kernel)
+
+    assert rewrite(function)(x, kernel).tobytes() == function(x, kernel).tobytes()
+
+
+EXAMPLES = [
+    "convnext.py:ConvNeXt",
+    "dilated.py:Dilated",
+    "gru.py:GRU",
+    "lenet.py:LeNet",
+    "lstm.py:LSTM",
+    "mixer.py:Mixer",
+    "mobilenet.py:MobileNet",
+    "nnx_cnn.py:CNN",
+    "residual_mlp.py:ResidualMLP",
+    "resnet.py:ResNet",
+    "unet.py:UNet",
+    "vgg.py:VGG",
+    "vit.py:ViT",
+]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_train_without_slow_operations(name):
+    config = TrainConfig(model=f"examples/{name}", impl="fast")
+    assert not slow_gradient_operations(create_model(config, MNIST), (28, 28))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet.py:ResNet", "nnx_cnn.py:CNN"])
+def test_whole_networks_on_real_digits(name, digits):
+    images = jnp.asarray(digits.train.images[:16], jnp.float32) / 255
+    losses, gradients = [], []
+    for impl in ("plain", "fast"):
+        config = TrainConfig(model=f"examples/{name}", impl=impl)
+        model, shape = create_model(config, MNIST), digits.train.images.shape[1:]
+        params = init_params(model, jax.random.key(0), shape)
+        step = users_jit(partial(batch_gradients, model=model))
+        labels, mask = jnp.asarray(digits.train.labels[:16]), jnp.ones(16)
+        grads, metrics = step(params, images, labels, mask, jax.random.key(1))
+        losses.append(metrics.loss_sum)
+        gradients.append(jax.tree.leaves(grads))
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    for want, got in zip(*gradients, strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-3 * np.abs(want).max())
+
+
+@jax.custom_jvp
+def custom_pool(x):
+    return nn.max_pool(x, (2, 2), (2, 2))
+
+
+@custom_pool.defjvp
+def custom_pool_jvp(primals, tangents):
+    return jax.jvp(lambda x: nn.max_pool(x, (2, 2), (2, 2)), primals, tangents)
+
+
+class CustomPool(nn.Module):
+    """A network with an operation that cannot be replaced."""
+
+    @nn.compact
+    def __call__(self, images):
+        x = custom_pool(nn.Conv(4, (3, 3), strides=3)(images[..., None]))
+        return nn.Dense(10)(x.reshape(len(x), -1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2])
+def test_what_cannot_be_replaced_runs_step_by_step(devices):
+    model = Rewritten(CustomPool())
+    assert "select_and_scatter_add" in slow_gradient_operations(model, (28, 28))
+    check_epoch_equals_steps(model, devices)
