@@ -26,7 +26,7 @@ from mnist_jax.models.custom import (
 )
 from mnist_jax.models.layers import Conv, Dropout, LSTMLayer, resolve_impl
 from mnist_jax.models.precision import DTYPES, dot_general
-from mnist_jax.models.rewrite import Rewritten, slow_operations
+from mnist_jax.models.rewrite import Rewritten
 
 # Pairs of a layer's default name and its custom one.
 Names = tuple[tuple[str, str], ...]
@@ -374,23 +374,6 @@ def apply_model(
     else:
         logits = model.apply(variables, images, **options)
     return logits, updated
-
-
-@functools.cache
-def slow_gradient_operations(
-    model: nn.Module, image_shape: tuple[int, ...]
-) -> tuple[str, ...]:
-    """Returns the operations of a network's gradient that loops make slow on a CPU."""
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-
-    def loss(trained: Any, others: Any, image: jax.Array) -> jax.Array:
-        params, key = {**trained, **others}, jax.random.key(0)
-        options: Any = dict(train=True, batch_offset=0, dropout_key=key)
-        return apply_model(model, params, image, **options)[0].sum()
-
-    split = split_params(model, param_shapes(model, image_shape), image_shape)
-    traced = jax.make_jaxpr(jax.grad(loss))(*split, image)
-    return tuple(sorted(slow_operations(traced.jaxpr)))
 
 
 @functools.cache

@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 from mnist_jax.data.augment import Augmentation
 from mnist_jax.data.pixels import Preprocess
 from mnist_jax.data.types import Split
-from mnist_jax.models.networks import CNN, LSTM, apply_model, slow_gradient_operations
+from mnist_jax.models.networks import CNN, LSTM, apply_model
 from mnist_jax.training.mesh import (
     BATCH,
     SEEDS,
@@ -37,6 +37,7 @@ from mnist_jax.training.steps import (
     TrainState,
     eval_step,
     init_states,
+    slow_gradient_operations,
     train_step,
 )
 

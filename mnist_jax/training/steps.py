@@ -1,5 +1,6 @@
 """Loss, gradients, update and metrics of one batch, as pure functions (not jitted)."""
 
+import functools
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,7 +11,13 @@ from flax import linen as nn
 from jax import lax
 
 from mnist_jax.models.custom import call_options
-from mnist_jax.models.networks import apply_model, init_params, split_params
+from mnist_jax.models.networks import (
+    apply_model,
+    init_params,
+    param_shapes,
+    split_params,
+)
+from mnist_jax.models.rewrite import slow_operations
 
 
 class TrainState(NamedTuple):
@@ -152,6 +159,18 @@ def batch_gradients(
     grads, (metrics, updated) = jax.grad(loss_fn, has_aux=True)(trained)
     updated = jax.tree.map(lambda leaf: leaf * metrics.images, updated)
     return {**grads, **updated}, metrics
+
+
+@functools.cache
+def slow_gradient_operations(
+    model: nn.Module, image_shape: tuple[int, ...]
+) -> tuple[str, ...]:
+    """Returns the operations of a network's gradients that loops make slow on a CPU."""
+    params = param_shapes(model, image_shape)
+    batch = jnp.zeros((1, *image_shape)), jnp.zeros(1, jnp.int32), jnp.ones(1)
+    step = partial(batch_gradients, model=model, batch_offset=0)
+    traced = jax.make_jaxpr(step)(params, *batch, jax.random.key(0))
+    return tuple(sorted(slow_operations(traced.jaxpr)))
 
 
 def accumulate_gradients(

@@ -13,14 +13,10 @@ from jax import lax
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import MNIST
-from mnist_jax.models.networks import (
-    create_model,
-    init_params,
-    slow_gradient_operations,
-)
+from mnist_jax.models.networks import create_model, init_params
 from mnist_jax.models.rewrite import Rewritten, rewrite
 from mnist_jax.testing import check_epoch_equals_steps
-from mnist_jax.training.steps import batch_gradients
+from mnist_jax.training.steps import batch_gradients, slow_gradient_operations
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 # Shapes of inputs and kernel, and parameters of `lax.conv_general_dilated`.
