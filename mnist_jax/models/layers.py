@@ -57,7 +57,33 @@ def resolve_impl(impl: str) -> str:
     return {"cpu": "fast", "gpu": "gpu"}.get(jax.default_backend(), "plain")
 
 
-_CONV_POOL = {"gpu": conv_gpu.conv_pool, "plain": conv_pool}
+
+def fast_conv_pool(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array,
+    *,
+    strides: int,
+    padding: str,
+    activation: str,
+    pool: int,
+) -> jax.Array:
+    """`conv_pool` on CPUs, see `conv_cpu.conv_pool`."""
+    pads = lax.padtype_to_pads(
+        x.shape[1:3], kernel.shape[:2], (strides, strides), padding
+    )
+    return conv_cpu.conv_pool(
+        x,
+        kernel,
+        bias,
+        strides=(strides, strides),
+        padding=pads,
+        activation=activation,
+        pool=(pool, pool),
+    )
+
+
+_CONV_POOL = {"fast": fast_conv_pool, "gpu": conv_gpu.conv_pool, "plain": conv_pool}
 
 
 class Dropout(nn.Module):
@@ -109,20 +135,6 @@ class Conv(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (stage.filters,), jnp.float32)
         if impl != "fast" and self.dtype == jnp.bfloat16:
             x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
-        if impl == "fast":
-            strides = (stage.strides, stage.strides)
-            pads = lax.padtype_to_pads(
-                x.shape[1:3], kernel.shape[:2], strides, stage.padding
-            )
-            return conv_cpu.conv_pool(
-                x,
-                kernel,
-                bias,
-                strides=strides,
-                padding=pads,
-                activation=stage.activation,
-                pool=(stage.pool, stage.pool),
-            )
         return _CONV_POOL[impl](
             x,
             kernel,

@@ -31,11 +31,17 @@ def _announce(experiment: Experiment) -> None:
     plural = "s" if mesh.size > 1 else ""
     devices = f"{mesh.size} {mesh.devices.flat[0].platform} device{plural}"
     parameters = count_params(experiment.model, dataset.shapes.image)
+    how = ""
+    if slow := experiment.programs.slow_in_loops:
+        how = (
+            "an epoch is a Python loop over compiled steps: within a compiled loop, "
+            f"XLA's code for {' and '.join(slow)} is slow\n"
+        )
     print(
         f"{config.name}: {parameters:,} parameters, {devices}{together}, "
         f"compiled in {experiment.compile_seconds:.1f} s{cached}\n"
         f"{dataset.name}: {len(dataset.train.labels):,} training, {validation:,} "
-        f"validation, {len(dataset.test.labels):,} test images\n{_HEADER}",
+        f"validation, {len(dataset.test.labels):,} test images\n{how}{_HEADER}",
         flush=True,
     )
 
