@@ -426,7 +426,6 @@ class TrainConfig:
         "gradients, and with --impl=fast of convolutions, stay float32. GPUs and TPUs "
         "round float32 operands too, unless JAX_DEFAULT_MATMUL_PRECISION=highest",
         choices=("float32", "bfloat16"),
-        needs=("model", MODELS),
     )
     cpu_devices: int = _option(
         0,

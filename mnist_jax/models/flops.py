@@ -67,7 +67,7 @@ def multiply_adds(config: TrainConfig, shapes: Shapes) -> list[int]:
     [100352, 16384, 1280]
     """
     if config.model not in MODELS:
-        plain = dataclasses.replace(config, impl="plain")
+        plain = dataclasses.replace(config, impl="plain", precision="float32")
         return _traced_products(create_model(plain, shapes), shapes.image)
     return [count for layer in products_by_layer(config, shapes) for count in layer]
 

@@ -57,7 +57,6 @@ def resolve_impl(impl: str) -> str:
     return {"cpu": "fast", "gpu": "gpu"}.get(jax.default_backend(), "plain")
 
 
-
 def fast_conv_pool(
     x: jax.Array,
     kernel: jax.Array,

@@ -272,8 +272,8 @@ def create_model(config: TrainConfig, shapes: Shapes) -> nn.Module:
     names = tuple(zip(usual, named, strict=True))
     if config.model not in MODELS:
         model = _create_custom(config, shapes)
-        fast = resolve_impl(config.impl) == "fast"
-        return Rewritten(model) if fast else model  # type: ignore[return-value]
+        rules = resolve_impl(config.impl) == "fast", config.precision == "bfloat16"
+        return Rewritten(model, *rules) if any(rules) else model  # type: ignore
     height, width = (side - 2 * config.crop for side in shapes.image)
     if min(height, width) < 1:
         raise InputError(

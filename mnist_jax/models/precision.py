@@ -1,6 +1,12 @@
-"""Matrix products with bfloat16 operands and float32 sums."""
+"""Matrix products with bfloat16 operands and float32 sums.
 
+`RULES` maps the names of lax's primitives to functions with the primitives' parameters
+that round float32 operands, or return None for operands of other types.
+"""
+
+import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +92,40 @@ def _backward(residuals: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Arr
     rounded = as_operand(gradient, jnp.bfloat16)
     if x.dtype == jnp.bfloat16:
         gradient = rounded
-    return product(rounded, y.T), product(x.T, gradient)
+    return product(rounded, y.mT), product(x.mT, gradient)
 
 
 _rounded_matmul.defvjp(_forward, _backward)
+
+
+def _round_product(
+    x: jax.Array, y: jax.Array, *, dimension_numbers: Any, **_: Any
+) -> jax.Array | None:
+    if {x.dtype, y.dtype} != {jnp.dtype(jnp.float32)}:
+        return None
+    (inner_x, inner_y), (batch_x, batch_y) = dimension_numbers
+    rows = [axis for axis in range(x.ndim) if axis not in (*inner_x, *batch_x)]
+    columns = [axis for axis in range(y.ndim) if axis not in (*inner_y, *batch_y)]
+    x = x.transpose(*batch_x, *rows, *inner_x)
+    y = y.transpose(*batch_y, *inner_y, *columns)
+    split, batch = len(batch_x) + len(rows), x.shape[: len(batch_x)]
+    shape = *x.shape[:split], *y.shape[len(batch) + len(inner_y) :]
+    inner = math.prod(x.shape[split:])
+    x = x.reshape(*batch, math.prod(x.shape[len(batch) : split]), inner)
+    return _rounded_matmul(x, y.reshape(*batch, inner, -1)).reshape(shape)
+
+
+def _round_convolution(
+    x: jax.Array, kernel: jax.Array, **params: Any
+) -> jax.Array | None:
+    if {x.dtype, kernel.dtype} != {jnp.dtype(jnp.float32)}:
+        return None
+    operands = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+    params["preferred_element_type"] = None  # float32 would have no gradient
+    return lax.conv_general_dilated(*operands, **params).astype(jnp.float32)
+
+
+RULES: dict[str, Callable[..., jax.Array | None]] = {
+    "conv_general_dilated": _round_convolution,
+    "dot_general": _round_product,
+}

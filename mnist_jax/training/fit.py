@@ -322,7 +322,7 @@ def _run_record(
     first, *rest = [epoch.train_seconds for epoch in epochs]
     epoch_seconds = statistics.median(rest or [first])
     standardized = config.pixels == "standardized"
-    fast_cnn = config.model == "cnn" and resolve_impl(config.impl) == "fast"
+    fast = config.model not in ("mlp", "lstm") and resolve_impl(config.impl) == "fast"
     return RunRecord(
         config=dataclasses.replace(config, seed=seed),
         dataset=dataset.name,
@@ -356,5 +356,5 @@ def _run_record(
         source_sha256=experiment.source_sha256,
         tta_accuracy=tta_accuracy,
         best_epoch=None if config.patience is None else _best_epoch(epochs),
-        float32_convolutions=fast_cnn and config.precision == "bfloat16",
+        float32_convolutions=fast and config.precision == "bfloat16",
     )

@@ -23,6 +23,7 @@ from mnist_jax.data.types import Dataset, Shapes, class_names
 from mnist_jax.errors import InputError
 from mnist_jax.models.custom import find_network, network_sha256
 from mnist_jax.models.networks import create_model, param_shapes
+from mnist_jax.models.rewrite import without_rewriting
 from mnist_jax.records.environment import code_digest, numerics
 from mnist_jax.records.files import expand_home, make_folder, write_file
 from mnist_jax.records.schema import (
@@ -73,8 +74,8 @@ class TrainedRun:
 
     @functools.cached_property
     def model(self) -> nn.Module:
-        """The run's network."""
-        return create_model(self.config, self.shapes)
+        """The run's network, as its author wrote it."""
+        return without_rewriting(create_model(self.config, self.shapes))
 
     @property
     def shapes(self) -> Shapes:
@@ -109,7 +110,8 @@ class TrainedRun:
                 f"predict() takes images [N,{height},{width}] uint8, not scaled; got "
                 f"{list(images.shape)} {images.dtype}"
             )
-        return predict_images(self.model, self.preprocess, self.params, images)
+        model = create_model(self.config, self.shapes)
+        return predict_images(model, self.preprocess, self.params, images)
 
 
 def load_run(folder: str | os.PathLike[str]) -> TrainedRun:

@@ -97,7 +97,7 @@ print(json.dumps({"epoch_seconds": [0.0, 1.0, 2.0, 3.0], "name": name}))
 
 BAD_FLAGS = {
     "--frameworks=theano": "--frameworks must be one or more of ours, torch",
-    "--models=vit": "--models must be one or more of mlp, lstm, cnn; got vit",
+    "--models=vit": "--models must be one or more of mlp, lstm, cnn, or a Flax module",
     "--batches=0": "--batches must be positive integers; got 0",
     "--others_limit=nan": "--others_limit must be a number; got nan",
     "--train_size=9999": "to the 1437 training images; got 9999",

@@ -13,6 +13,7 @@ from jax import lax
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import MNIST
+from mnist_jax.models import precision
 from mnist_jax.models.networks import create_model, init_params
 from mnist_jax.models.rewrite import Rewritten, rewrite
 from mnist_jax.testing import check_epoch_equals_steps
@@ -303,6 +304,43 @@ def test_networks_without_slow_operations_keep_their_bits():
     assert rewrite(function)(x, kernel).tobytes() == function(x, kernel).tobytes()
 
 
+@pytest.mark.parametrize(
+    "equation, left, right",
+    [
+        ("ij,jk->ik", (5, 4), (4, 3)),
+        ("bqhd,bkhd->bhqk", (2, 5, 3, 4), (2, 6, 3, 4)),
+        ("ijk,ljk->il", (5, 2, 4), (3, 2, 4)),
+        ("i,i->", (5,), (5,)),
+    ],
+)
+def test_products_with_bfloat16_operands(equation, left, right):
+    """Operands are rounded in the product and in its gradients; results are float32."""
+    inputs = arrays(left, right)
+
+    def function(x, y):
+        return jnp.einsum(equation, x, y)
+
+    fast = rewrite(function, precision.RULES)
+    rounded = [x.astype(jnp.bfloat16).astype(jnp.float32) for x in inputs]
+    got, want = results(fast, *inputs), results(function, *rounded)
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-5, atol=1e-6)
+    for a, b in zip(got[1:], want[1:], strict=True):
+        assert a.dtype == jnp.float32
+        np.testing.assert_allclose(a, b, atol=2e-2 * np.abs(b).max())
+
+
+def test_convolutions_with_bfloat16_operands():
+    inputs = arrays((2, 6, 5, 3), (3, 3, 3, 4))
+
+    def function(x, kernel):
+        return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", None, None, NHWC)
+
+    got = results(rewrite(function, precision.RULES), *inputs)
+    for a, b in zip(got, results(function, *inputs), strict=True):
+        assert a.dtype == jnp.float32 and np.any(a != b)
+        np.testing.assert_allclose(a, b, atol=3e-2 * np.abs(b).max())
+
+
 EXAMPLES = [
     "convnext.py:ConvNeXt",
     "dilated.py:Dilated",
@@ -327,12 +365,20 @@ def test_examples_train_without_slow_operations(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet.py:ResNet", "nnx_cnn.py:CNN"])
-def test_whole_networks_on_real_digits(name, digits):
+@pytest.mark.parametrize(
+    "name, dtype, tolerance",
+    [
+        ("resnet.py:ResNet", "float32", 1e-3),
+        ("nnx_cnn.py:CNN", "float32", 1e-3),
+        ("vit.py:ViT", "bfloat16", 5e-2),
+        ("gru.py:GRU", "bfloat16", 5e-2),
+    ],
+)
+def test_whole_networks_on_real_digits(name, dtype, tolerance, digits):
     images = jnp.asarray(digits.train.images[:16], jnp.float32) / 255
     losses, gradients = [], []
-    for impl in ("plain", "fast"):
-        config = TrainConfig(model=f"examples/{name}", impl=impl)
+    for impl, dtype_ in (("plain", "float32"), ("fast", dtype)):
+        config = TrainConfig(model=f"examples/{name}", impl=impl, precision=dtype_)
         model, shape = create_model(config, MNIST), digits.train.images.shape[1:]
         params = init_params(model, jax.random.key(0), shape)
         step = users_jit(partial(batch_gradients, model=model))
@@ -340,9 +386,11 @@ def test_whole_networks_on_real_digits(name, digits):
         grads, metrics = step(params, images, labels, mask, jax.random.key(1))
         losses.append(metrics.loss_sum)
         gradients.append(jax.tree.leaves(grads))
-    np.testing.assert_allclose(*losses, rtol=1e-5)
+    np.testing.assert_allclose(*losses, rtol=tolerance / 10)
+    largest = max(np.abs(want).max() for want in gradients[0])
     for want, got in zip(*gradients, strict=True):
-        np.testing.assert_allclose(got, want, atol=1e-3 * np.abs(want).max())
+        scale = np.abs(want).max() if dtype == "float32" else largest
+        np.testing.assert_allclose(got, want, atol=tolerance * scale)
 
 
 @jax.custom_jvp
