@@ -9,17 +9,16 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from helpers.compilation import users_jit
+from helpers.operations import NHWC, arrays, results
 from jax import lax
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import MNIST
-from mnist_jax.models import precision
 from mnist_jax.models.networks import create_model, init_params
 from mnist_jax.models.rewrite import Rewritten, rewrite
 from mnist_jax.testing import check_epoch_equals_steps
 from mnist_jax.training.steps import batch_gradients, slow_gradient_operations
 
-NHWC = ("NHWC", "HWIO", "NHWC")
 # Shapes of inputs and kernel, and parameters of `lax.conv_general_dilated`.
 CONVOLUTIONS = {
     "same": ((9, 8, 3), (3, 3, 3, 5), dict(padding="SAME")),
@@ -102,23 +101,6 @@ POOLINGS = {
     "pads": ((1, 3, 2, 1), (1, 1, 3, 1), ((0, 0), (2, 1), (1, 0), (0, 0))),
     "line": ((1, 3, 1), (1, 2, 1), "SAME"),
 }
-
-
-def arrays(*shapes, seed=0, dtype=jnp.float32):
-    rng = np.random.default_rng(seed)
-    return [jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes]
-
-
-def results(function, *args):
-    """Returns a function's value, and its gradients for a random cotangent."""
-
-    def loss(*args):
-        y = function(*args)
-        return jnp.sum(y * jnp.cos(jnp.arange(y.size)).reshape(y.shape)), y
-
-    run = jax.jit(jax.value_and_grad(loss, tuple(range(len(args))), has_aux=True))
-    (_, y), gradients = run(*args)
-    return y, *gradients
 
 
 def primitives(function, *args):
@@ -302,43 +284,6 @@ def test_networks_without_slow_operations_keep_their_bits():
         return nn.log_softmax(nn.relu(x) @ kernel)
 
     assert rewrite(function)(x, kernel).tobytes() == function(x, kernel).tobytes()
-
-
-@pytest.mark.parametrize(
-    "equation, left, right",
-    [
-        ("ij,jk->ik", (5, 4), (4, 3)),
-        ("bqhd,bkhd->bhqk", (2, 5, 3, 4), (2, 6, 3, 4)),
-        ("ijk,ljk->il", (5, 2, 4), (3, 2, 4)),
-        ("i,i->", (5,), (5,)),
-    ],
-)
-def test_products_with_bfloat16_operands(equation, left, right):
-    """Operands are rounded in the product and in its gradients; results are float32."""
-    inputs = arrays(left, right)
-
-    def function(x, y):
-        return jnp.einsum(equation, x, y)
-
-    fast = rewrite(function, precision.RULES)
-    rounded = [x.astype(jnp.bfloat16).astype(jnp.float32) for x in inputs]
-    got, want = results(fast, *inputs), results(function, *rounded)
-    np.testing.assert_allclose(got[0], want[0], rtol=1e-5, atol=1e-6)
-    for a, b in zip(got[1:], want[1:], strict=True):
-        assert a.dtype == jnp.float32
-        np.testing.assert_allclose(a, b, atol=2e-2 * np.abs(b).max())
-
-
-def test_convolutions_with_bfloat16_operands():
-    inputs = arrays((2, 6, 5, 3), (3, 3, 3, 4))
-
-    def function(x, kernel):
-        return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", None, None, NHWC)
-
-    got = results(rewrite(function, precision.RULES), *inputs)
-    for a, b in zip(got, results(function, *inputs), strict=True):
-        assert a.dtype == jnp.float32 and np.any(a != b)
-        np.testing.assert_allclose(a, b, atol=3e-2 * np.abs(b).max())
 
 
 EXAMPLES = [

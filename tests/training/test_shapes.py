@@ -17,6 +17,7 @@ from mnist_jax.data.types import Shapes, class_names
 from mnist_jax.errors import Stopped
 from mnist_jax.models.flops import _traced_products, multiply_adds
 from mnist_jax.models.networks import create_model, init_params, param_shapes
+from mnist_jax.models.rewrite import without_rewriting
 from mnist_jax.reporting.pictures import detail_pictures
 from mnist_jax.reporting.predictions import run_details
 from mnist_jax.reporting.summary import format_totals, layer_frame
@@ -193,6 +194,7 @@ class Ten(nn.Module):
 def test_a_custom_network_takes_the_classes_of_the_data():
     spec = f"{__name__}:Linear"
     network = create_model(TrainConfig(model=spec, dataset="idx"), SMALL)
+    network = without_rewriting(network)
     assert network.classes == 3
     check_model(network, SMALL.image, SMALL.classes)
     with pytest.raises(InputError, match=r"images \[2,12,20\]; .* logits \[2, 3\]"):
