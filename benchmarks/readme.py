@@ -135,13 +135,14 @@ def format_networks(records: Sequence[PeerRecord]) -> str:
         row[f"over fastest peer, {size}"] = (
             f"{_speedup(race, peer)} ({FRAMEWORKS[peer].label})"
         )
-    run, rounds = latest[0].run, max(record.round for record in latest)
+    run, rounds = ours[0].run, max(record.round for record in latest)
+    plural = "s" * (rounds > 1)
     versions = ", ".join(f"{name} {text}" for name, text in run.versions.items())
     return (
         f"{markdown_table(pd.DataFrame(rows.values()).fillna('-'))}\n\n"
         f"Ratios of the lower quartiles of epochs of {run.train_images:,} images, with "
-        f"their 95 % intervals, in {rounds} rounds of processes that took turns, on "
-        f"{run.cores} cores of {run.device}; {versions}; "
+        f"their 95 % intervals, in {rounds} round{plural} of processes that took turns, "
+        f"on {run.cores} cores of {run.device}; {versions}; "
         f"{min(record.date for record in latest)[:10]}, commit "
         f"{format_commit(latest[0].environment)}. Plain Flax: a Python loop over "
         "jitted steps. Peers: PyTorch as installed, channels_last, compiled, and with "

@@ -51,7 +51,7 @@ def train(
         config: network, data and training.
         seeds: number of seeds, counted from `config.seed`, or a sequence of seeds. They
             are trained together, and times are each seed's share.
-        dataset: what `load_dataset` returned; default: `load_dataset(config.dataset)`.
+        dataset: images and labels; default: `load_dataset(config.dataset)`.
         run_dir: where to keep the runs; one seed is written to the directory itself,
             several to its subdirectories `seed0`, `seed1`, ... Default: nowhere.
         resume: keep finished runs in `run_dir` and resume unfinished ones.

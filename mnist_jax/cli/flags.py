@@ -246,6 +246,11 @@ def load_data_of(folder: Path, record: RunRecord) -> Dataset:
     data_dir = read_data_dir(folder)
     if data_dir and name != "idx" and not Path(data_dir).is_dir():
         data_dir = None  # the published sets are recognized wherever they are
+    if name == "idx" and not (FLAGS.data_dir or data_dir):
+        raise InputError(
+            f"the run in {folder} was trained on arrays given in Python; write them to "
+            "an .npz file, and give it by --data_dir"
+        )
     dataset = load_data(name, data_dir=data_dir)
     if dataset.checksum != record.checksum:
         raise InputError(

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 from absl import flags, logging
 
-from mnist_jax.cli.parsing import parse_flags
+from mnist_jax.cli.parsing import name_flag_file, parse_flags
 from mnist_jax.cli.signals import exit_status, interrupt_at_signals
 from mnist_jax.errors import InputError, Stopped
 from mnist_jax.training import cluster
@@ -130,7 +130,7 @@ def run_program(main: Callable[[], None]) -> None:
         sys.stdout.flush()  # the disk may be full
         return
     except InputError as error:
-        message, status = f"error: {error}", 1
+        message, status = f"error: {name_flag_file(str(error))}", 1
     except OSError as error:  # also of a terminal that was closed, after its signal
         message = f"error: {error}; fix this and run the command again"
         status = exit_status(1)

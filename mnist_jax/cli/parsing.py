@@ -1,5 +1,6 @@
 """Parses flags, those of flag files included."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from mnist_jax.errors import InputError
 from mnist_jax.records.files import expand_home
 
 Word = tuple[str, Path | None]  # and the flag file that has it
+_WORDS: list[Word] = []  # of the program's command line
 
 
 def parse_flags(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
@@ -32,10 +34,12 @@ def parse_flags(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> 
             words = [*_expand_files([f"--flagfile={preset}"]), *words]
             rest = values([argv[0], *(word for word, _ in words)])
     except (flags.Error, ValueError) as error:  # absl's ValueError is of --noquiet=1
-        raise _error(str(error), words) from error
+        raise InputError(name_flag_file(str(error), words)) from error
     if len(rest) > 1:
         text = f"{rest[1]} is not a flag; flags are written --name=value; see --help"
-        raise _error(text, words)
+        raise InputError(name_flag_file(text, words))
+    if values is flags.FLAGS:
+        _WORDS[:] = words
 
 
 def _expand_files(words: Iterable[str], *files: Path) -> Iterator[Word]:
@@ -69,10 +73,11 @@ def _expand_files(words: Iterable[str], *files: Path) -> Iterator[Word]:
         )
 
 
-def _error(text: str, words: Iterable[Word]) -> InputError:
-    """Returns the error with a text, and the flag file with the word that it names."""
-    for word, file in words:
+def name_flag_file(text: str, words: Sequence[Word] = _WORDS) -> str:
+    """Returns an error's text, after the flag file with the word that it is about."""
+    first = re.match(r"--(?:no)?(\w+)", text)
+    for word, file in reversed(words):
         name = word.lstrip("-").partition("=")[0]
-        if file and (word in text or f"'{name}'" in text):
-            return InputError(f"{file}: {text}")
-    return InputError(text)
+        if word in text or f"'{name}'" in text or (first and name == first[1]):
+            return f"{file}: {text}" if file else text
+    return text

@@ -26,12 +26,13 @@ def expand_home(path: str | os.PathLike[str]) -> Path:
         InputError: that folder is not known. Otherwise a folder `~` would be created,
             and whoever removes that may remove a home.
     """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise InputError(
-            f"the home folder in {path} is not known; set HOME, or give the whole path"
-        ) from error
+    known = os.environ.get("HOME") != ""  # which would make ~/runs /runs
+    with contextlib.suppress(RuntimeError):
+        if known or not str(path).startswith("~"):
+            return Path(path).expanduser()
+    raise InputError(
+        f"the home folder in {path} is not known; set HOME, or give the whole path"
+    )
 
 
 def replace_file(path: Path, content: bytes) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from absl import flags
+from helpers.programs import run
 
 from mnist_jax.cli.parsing import parse_flags
 from mnist_jax.errors import InputError
@@ -53,3 +54,13 @@ def test_an_error_of_the_command_line_names_no_file(tmp_path: Path):
     (file := tmp_path / "flags.cfg").write_text("--epochs=3\n")
     with pytest.raises(InputError, match="^flag --epochs=x"):
         parse(f"--flagfile={file}", "--epochs=x")
+
+
+def test_an_error_of_a_config_names_the_flag_file(tmp_path: Path):
+    (file := tmp_path / "flags.cfg").write_text("--epochs=-1\n")
+    for words, start in (
+        ([], f"error: {file}: --epochs"),
+        (["--epochs=0"], "error: --"),
+    ):
+        error = run("experiments.train", f"--flagfile={file}", *words, ok=False).stderr
+        assert error.startswith(start)

@@ -146,3 +146,9 @@ def test_without_a_home_no_folder_takes_its_place(use, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="the home folder in ~.* is not known; set HO"):
         use()
     assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_home_is_not_the_root(monkeypatch):
+    monkeypatch.setenv("HOME", "")
+    with pytest.raises(InputError, match="set HOME"):
+        expand_home("~/runs")
