@@ -141,7 +141,7 @@ def format_networks(records: Sequence[PeerRecord]) -> str:
     return (
         f"{markdown_table(pd.DataFrame(rows.values()).fillna('-'))}\n\n"
         f"Ratios of the lower quartiles of epochs of {run.train_images:,} images, with "
-        f"their 95 % intervals, in {rounds} round{plural} of processes that took turns, "
+        f"their 95 % intervals, in {rounds} round{plural} of processes taking turns, "
         f"on {run.cores} cores of {run.device}; {versions}; "
         f"{min(record.date for record in latest)[:10]}, commit "
         f"{format_commit(latest[0].environment)}. Plain Flax: a Python loop over "
