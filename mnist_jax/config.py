@@ -20,7 +20,6 @@ PIXELS = ("scaled", "standardized", "raw", "l2")
 ADAMS = ("adam", "keras_adam", "adamw", "muon")  # muon uses it for biases
 SPLITS = ("official", "shuffled")
 VALIDATIONS = ("none", "fraction", "test")
-ACTIVATIONS = ("relu", "tanh", "linear")
 # Augmentations by name: smallest and largest size, and the size if none is given.
 AUGMENTATIONS: Mapping[str, tuple[float, float, float | None]] = {
     "flip": (1, 1, 1),  # left to right, every second image
@@ -75,7 +74,7 @@ def parse_conv_stage(text: str) -> ConvStage:
     for option in options:
         if option in ("valid", "same"):
             name, value = "padding", option.upper()
-        elif option in ACTIVATIONS:
+        elif option in ("relu", "tanh", "linear"):
             name, value = "activation", option
         elif option == "bn":
             name, value = "bn", True
@@ -240,14 +239,6 @@ class TrainConfig:
         "dropout rate after each LSTM and hidden dense layer: one for all, or one each",
         check=lambda rates: all(0.0 <= rate < 1.0 for rate in rates),
         allowed="one or more numbers >= 0 and < 1",
-        needs=("model", MODELS),
-    )
-    layer_names: tuple[str, ...] = _option(
-        (),
-        "custom layer names, comma-separated, as in Dense_0:features (experiments."
-        "summary lists the layers)",
-        check=lambda pairs: all(re.fullmatch(r"\w+:[A-Za-z]\w*", p) for p in pairs),
-        allowed="pairs of a layer's name and its custom name, such as Dense_0:features",
         needs=("model", MODELS),
     )
     freeze: tuple[str, ...] = _option(

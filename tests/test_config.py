@@ -196,8 +196,8 @@ def test_bad_values_are_refused_by_name_and_value(name, value):
         *(
             (["--model=net.py:Net", flag], f"{flag} only applies with --model=")
             for flag in (
-                *("--hidden=8", "--dropout=0.1", "--layer_names=Dense_0:a"),
-                *("--conv=8", "--lstm_units=8", "--activation=relu"),
+                *("--hidden=8", "--dropout=0.1", "--conv=8"),
+                *("--lstm_units=8", "--activation=relu"),
             )
         ),
     ],

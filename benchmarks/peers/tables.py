@@ -235,7 +235,7 @@ def _format(records: Sequence[PeerRecord], with_times: bool) -> str:
             "first epoch s: includes all compilation; n: rounds",
             "test accuracy: after the last epoch, mean ± standard deviation over "
             "rounds; the seed is the round number",
-            "% of peak: FLOP/s, by the formulas of mnist_jax/models/flops.py, relative "
+            "% of peak: FLOP/s, counted by mnist_jax/models/flops.py, relative "
             "to the float32 matmul peak of the best round; Winograd convolutions "
             "execute fewer FLOPs, so they can exceed 100 %",
         ]

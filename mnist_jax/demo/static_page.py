@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from mnist_jax.config import MODELS, parse_conv_stage
+from mnist_jax.config import MODELS
 from mnist_jax.demo.page import (
     accuracy_note,
     build_page,
@@ -18,7 +18,9 @@ from mnist_jax.demo.page import (
     read_source,
 )
 from mnist_jax.errors import InputError
-from mnist_jax.models.networks import layer_names
+from mnist_jax.models.layer_specs import layer_specs
+from mnist_jax.models.layers import Conv, LSTMLayer
+from mnist_jax.models.networks import split_params
 from mnist_jax.records.files import write_file
 from mnist_jax.training.run_dir import TrainedRun
 
@@ -74,56 +76,32 @@ def write_static_page(run: TrainedRun, path: Path) -> None:
 
 def _layers(run: TrainedRun) -> list[dict[str, Any]]:
     """Returns the layers of a built-in network, as arguments for `network.js`."""
-    config, params = run.config, jax.device_get(run.params)
-    names = iter(layer_names(config, run.shapes))
-    layers: list[dict[str, Any]] = []
-    if config.model == "lstm":
-        last = len(config.lstm_units) - 1
-        layers += [
-            {
-                "kind": "lstm",
-                "activation": config.activation,
-                "sequences": index < last,
-                **params[next(names)],
-            }
-            for index in range(last + 1)
-        ]
-    elif config.model == "cnn":
-        for text in config.conv:
-            stage = parse_conv_stage(text)
-            layers.append(
-                {
-                    "kind": "conv",
-                    "strides": stage.strides,
-                    "padding": stage.padding,
-                    "activation": stage.activation,
-                    **params[next(names)],
-                }
-            )
-            if stage.pool > 1:
-                layers.append({"kind": "maxPool", "size": stage.pool})
-            if stage.bn:
-                layers.append(_batch_norm(params, next(names)))
-    last = len(config.hidden)
-    return layers + [
-        {
-            "kind": "dense",
-            "activation": "relu" if index < last else "linear",
-            **params[next(names)],
-        }
-        for index in range(last + 1)
-    ]
-
-
-def _batch_norm(params: Any, name: str) -> dict[str, Any]:
-    running = params["batch_stats"][name]
-    return {
-        "kind": "batchNorm",
-        "mean": running["mean"],
-        "variance": running["var"],
-        "epsilon": nn.BatchNorm.epsilon,
-        **params[name],
-    }
+    params, statistics = split_params(
+        run.model, jax.device_get(run.params), run.shapes.image
+    )
+    specs, layers = layer_specs(run.config, run.shapes), []
+    for spec in specs:
+        arrays = params[spec.name]
+        match spec.module:
+            case Conv(stage=stage):
+                settings = dict(kind="conv", strides=stage.strides)
+                settings |= dict(padding=stage.padding, activation=stage.activation)
+                layers.append({**settings, **arrays})
+                if stage.pool > 1:
+                    layers.append({"kind": "maxPool", "size": stage.pool})
+            case nn.BatchNorm(epsilon=epsilon):
+                mean, variance = map(
+                    statistics["batch_stats"][spec.name].get, ("mean", "var")
+                )
+                settings = dict(kind="batchNorm", mean=mean, variance=variance)
+                layers.append({**settings, "epsilon": epsilon, **arrays})
+            case LSTMLayer(activation=activation, return_sequences=sequences):
+                settings = dict(kind="lstm", activation=activation, sequences=sequences)
+                layers.append({**settings, **arrays})
+            case nn.Dense():
+                activation = "linear" if spec is specs[-1] else "relu"
+                layers.append({"kind": "dense", "activation": activation, **arrays})
+    return layers
 
 
 def _pack(layers: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], np.ndarray]:

@@ -5,17 +5,18 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import linen as nn
 
-from mnist_jax.config import MODELS, parse_conv_stage
+from mnist_jax.config import MODELS
 from mnist_jax.errors import InputError
-from mnist_jax.models.networks import layer_names, split_params, usual_names
+from mnist_jax.models.layer_specs import LayerSpec, layer_specs
+from mnist_jax.models.layers import Conv, LSTMLayer
+from mnist_jax.models.networks import split_params
 from mnist_jax.records.files import write_file
 from mnist_jax.training.run_dir import TrainedRun
 
 # No later operators are needed, and runtimes since 2022 can read these.
 _OPSET, _IR_VERSION = 17, 8
-_ACTIVATIONS = {"relu": "Relu", "tanh": "Tanh"}
-_EPSILON = 1e-5  # of `nn.BatchNorm`
 
 
 def write_onnx(run: TrainedRun, path: Path) -> None:
@@ -34,9 +35,20 @@ def write_onnx(run: TrainedRun, path: Path) -> None:
             f"{run.config.model} is a custom network; give --format=stablehlo or "
             "--format=safetensors"
         )
-    graph = _Graph(run)
-    graph.add_network()
-    write_file(path, graph.to_model(run).SerializeToString(deterministic=True))
+    graph = _Graph()
+    image, params = run.shapes.image, jax.device_get(run.params)
+    params, others = split_params(run.model, params, image)
+    specs = layer_specs(run.config, run.shapes)
+    x, shape = graph.add_pixels("images", run), image
+    for spec in specs:
+        arrays = params[spec.name] | others.get("batch_stats", {}).get(spec.name, {})
+        x = graph.add_layer(x, shape, spec, arrays)
+        if isinstance(spec.module, nn.Dense) and spec is not specs[-1]:
+            x = graph.add("Relu", x)
+        shape = spec.output_shape or ()
+    graph.add("Softmax", x, name="probabilities", axis=1)
+    model = graph.to_model(run)
+    write_file(path, model.SerializeToString(deterministic=True))
 
 
 def predict_onnx(path: Path, images: np.ndarray) -> np.ndarray:
@@ -60,169 +72,135 @@ def predict_onnx(path: Path, images: np.ndarray) -> np.ndarray:
 class _Graph:
     """The nodes of a network and its constants, in the order of computation."""
 
-    def __init__(self, run: TrainedRun) -> None:
-        self.config, self.preprocess = run.config, run.preprocess
-        self.shapes = run.shapes
-        params, others = split_params(
-            run.model, jax.device_get(run.params), self.shapes.image
-        )
-        stats = others.get("batch_stats", {})
-        config = self.config, self.shapes
-        names = zip(usual_names(*config), layer_names(*config), strict=True)
-        self.layers = {
-            usual: {**params[name], **stats.get(name, {})} for usual, name in names
-        }
+    def __init__(self) -> None:
         self.nodes: list[Any] = []
-        self.constants: dict[str, np.ndarray] = {}
+        self.constants: list[Any] = []
 
-    def constant(self, name: str, value: Any, dtype: Any = np.float32) -> str:
+    def constant(self, value: Any, dtype: Any = np.float32) -> str:
         """Adds a constant and returns its name."""
-        self.constants[name] = np.ascontiguousarray(value, dtype)
+        from onnx import numpy_helper  # optional
+
+        name = f"constant_{len(self.constants)}"
+        array = np.ascontiguousarray(value, dtype)
+        self.constants.append(numpy_helper.from_array(array, name))
         return name
 
-    def add(self, op: str, *inputs: str, output: int = 0, **attributes: Any) -> str:
+    def add(
+        self, op: str, *inputs: str, output: int = 0, name: str = "", **attributes: Any
+    ) -> str:
         """Adds a node and returns the name of one of its outputs.
 
         Args:
             op: ONNX operator.
             *inputs: names of its inputs.
             output: index of the output; those before it are not computed.
+            name: of the output.
             **attributes: the operator's attributes.
         """
-        from onnx import helper  # optional
+        from onnx import helper
 
-        name = f"{op}_{len(self.nodes)}"
+        name = name or f"{op}_{len(self.nodes)}"
         outputs = [""] * output + [name]
         self.nodes.append(helper.make_node(op, inputs, outputs, name, **attributes))
         return name
 
-    def add_network(self) -> None:
-        """Adds all nodes, from `images` to `probabilities`."""
-        from onnx import helper
-
-        x = self.add_pixels("images")
-        if self.config.model == "lstm":
-            x = self.add_lstm(x)
-        else:
-            if self.config.model == "cnn":
-                x = self.add_convolutions(x)
-            x = self.add("Flatten", x, axis=1)
-        x = self.add_dense(x)
-        self.nodes.append(
-            helper.make_node("Softmax", [x], ["probabilities"], "Softmax", axis=1)
-        )
-
-    def add_pixels(self, x: str) -> str:
+    def add_pixels(self, x: str, run: TrainedRun) -> str:
         """Adds `scale_pixels` and the crop: `[N,H,W] uint8 -> float32`."""
         from onnx import TensorProto
 
-        pixels, crop = self.preprocess.pixels, self.config.crop
+        pixels, crop = run.preprocess.pixels, run.config.crop
         x = self.add("Cast", x, to=TensorProto.FLOAT)
         if pixels in ("scaled", "standardized"):
-            x = self.add("Div", x, self.constant("pixels/scale", 255))
+            x = self.add("Div", x, self.constant(255))
         if pixels == "standardized":
-            x = self.add("Sub", x, self.constant("pixels/mean", self.preprocess.mean))
-            x = self.add("Div", x, self.constant("pixels/std", self.preprocess.std))
+            x = self.add("Sub", x, self.constant(run.preprocess.mean))
+            x = self.add("Div", x, self.constant(run.preprocess.std))
         if pixels == "l2":
             norms = self.add("ReduceL2", x, axes=[1], keepdims=1)
             # Pixels are whole numbers, so a norm that is not 0 is at least 1.
-            x = self.add("Div", x, self.add("Max", norms, self.constant("one", 1)))
+            x = self.add("Div", x, self.add("Max", norms, self.constant(1)))
         if crop:
-            bounds = [
-                self.constant(f"crop/{name}", value, np.int64)
-                for name, value in (
-                    ("starts", [crop] * 2),
-                    ("ends", [side - crop for side in self.shapes.image]),
-                    ("axes", [1, 2]),
+            ends = [side - crop for side in run.shapes.image]
+            bounds = [crop] * 2, ends, [1, 2]  # starts, ends, axes
+            x = self.add("Slice", x, *(self.constant(b, np.int64) for b in bounds))
+        return x
+
+    def add_layer(
+        self, x: str, shape: tuple[int, ...], spec: LayerSpec, arrays: dict[str, Any]
+    ) -> str:
+        """Adds a layer; convolution stages compute on `[N,C,H,W]`.
+
+        Args:
+            x: its input.
+            shape: of the input of one image.
+            spec: the layer.
+            arrays: its parameters and statistics.
+        """
+        match spec.module:
+            case Conv(stage=stage):
+                if len(shape) == 2:
+                    x = self.add("Unsqueeze", x, self.constant([1], np.int64))
+                x = self.add(
+                    "Conv",
+                    x,
+                    self.constant(arrays["kernel"].transpose(3, 2, 0, 1)),  # [F,C,k,k]
+                    self.constant(arrays["bias"]),
+                    strides=[stage.strides] * 2,
+                    auto_pad="SAME_UPPER" if stage.padding == "SAME" else "VALID",
                 )
-            ]
-            x = self.add("Slice", x, *bounds)
-        return x
+                if stage.activation != "linear":
+                    x = self.add(stage.activation.capitalize(), x)
+                if stage.pool > 1:
+                    window = [stage.pool] * 2
+                    x = self.add("MaxPool", x, kernel_shape=window, strides=window)
+                return x
+            case nn.BatchNorm(epsilon=epsilon):
+                names = "scale", "bias", "mean", "var"
+                constants = [self.constant(arrays[name]) for name in names]
+                return self.add("BatchNormalization", x, *constants, epsilon=epsilon)
+            case LSTMLayer() as layer:
+                return self.add_lstm(x, layer, arrays)
+            case _:
+                if len(shape) == 3:
+                    x = self.add("Transpose", x, perm=[0, 2, 3, 1])
+                if len(shape) > 1:
+                    x = self.add("Flatten", x, axis=1)
+                constants = [self.constant(arrays[name]) for name in ("kernel", "bias")]
+                return self.add("Gemm", x, *constants)
 
-    def add_convolutions(self, x: str) -> str:
-        """Adds the convolution stages: `[N,H,W] -> [N,H,W,C]`."""
-        x = self.add("Unsqueeze", x, self.constant("channel/axis", [1], np.int64))
-        for index, stage in enumerate(map(parse_conv_stage, self.config.conv)):
-            name = f"Conv_{index}"
-            layer = self.layers[name]
-            kernel = layer["kernel"].transpose(3, 2, 0, 1)  # [k,k,C,F] to [F,C,k,k]
-            x = self.add(
-                "Conv",
-                x,
-                self.constant(f"{name}/kernel", kernel),
-                self.constant(f"{name}/bias", layer["bias"]),
-                strides=[stage.strides] * 2,
-                auto_pad="SAME_UPPER" if stage.padding == "SAME" else "VALID",
-            )
-            if stage.activation != "linear":
-                x = self.add(_ACTIVATIONS[stage.activation], x)
-            if stage.pool > 1:
-                window = [stage.pool] * 2
-                x = self.add("MaxPool", x, kernel_shape=window, strides=window)
-            if stage.bn:
-                name = f"BatchNorm_{index}"
-                arrays = [
-                    self.constant(f"{name}/{key}", self.layers[name][key])
-                    for key in ("scale", "bias", "mean", "var")
-                ]
-                x = self.add("BatchNormalization", x, *arrays, epsilon=_EPSILON)
-        return self.add("Transpose", x, perm=[0, 2, 3, 1])
-
-    def add_lstm(self, x: str) -> str:
-        """Adds the LSTM layers: `[N,H,W] -> [N,U]`, the last state of the last."""
-        x = self.add("Transpose", x, perm=[1, 0, 2])  # the rows of all images in turn
-        activation = _ACTIVATIONS[self.config.activation]
-        last = len(self.config.lstm_units) - 1
-        for index, units in enumerate(self.config.lstm_units):
-            name = f"LSTMLayer_{index}"
-            layer = {key: _order_gates(a) for key, a in self.layers[name].items()}
-            # ONNX adds a bias to the inputs and another one to the state.
-            bias = np.append(layer["bias"], np.zeros(4 * units))
-            x = self.add(
-                "LSTM",
-                x,
-                self.constant(f"{name}/kernel", layer["kernel"].T[None]),
-                self.constant(
-                    f"{name}/recurrent_kernel", layer["recurrent_kernel"].T[None]
-                ),
-                self.constant(f"{name}/bias", bias[None]),
-                output=int(index == last),  # all states [T,1,N,U], or the last [1,N,U]
-                hidden_size=units,
-                activations=["Sigmoid", activation, activation],
-            )
-            axis = [int(index < last)]  # of the direction: there is only one
-            x = self.add("Squeeze", x, self.constant(f"{name}/axis", axis, np.int64))
-        return x
-
-    def add_dense(self, x: str) -> str:
-        """Adds the dense layers, with ReLU between them: `[N,D] -> [N,classes]`."""
-        for index in range(len(self.config.hidden) + 1):
-            name = f"Dense_{index}"
-            arrays = [
-                self.constant(f"{name}/{key}", self.layers[name][key])
-                for key in ("kernel", "bias")
-            ]
-            x = self.add("Gemm", self.add("Relu", x) if index else x, *arrays)
-        return x
+    def add_lstm(self, x: str, layer: LSTMLayer, arrays: dict[str, Any]) -> str:
+        """Adds an LSTM layer: `[N,T,D]` to `[N,T,U]`, or `[N,U]` for the last state."""
+        names = "kernel", "recurrent_kernel", "bias"
+        kernel, recurrent_kernel, bias = (_order_gates(arrays[name]) for name in names)
+        # ONNX adds a bias to the inputs and another one to the state.
+        bias = np.append(bias, np.zeros_like(bias))
+        activation, sequences = layer.activation.capitalize(), layer.return_sequences
+        x = self.add(
+            "LSTM",
+            self.add("Transpose", x, perm=[1, 0, 2]),
+            *(self.constant(a.T[None]) for a in (kernel, recurrent_kernel, bias)),
+            output=int(not sequences),  # all states [T,1,N,U], or the last one [1,N,U]
+            hidden_size=layer.units,
+            activations=["Sigmoid", activation, activation],
+        )
+        axis = [int(sequences)]  # of the direction: there is only one
+        x = self.add("Squeeze", x, self.constant(axis, np.int64))
+        return self.add("Transpose", x, perm=[1, 0, 2]) if sequences else x
 
     def to_model(self, run: TrainedRun) -> Any:
         """Returns the checked ONNX model, with the run's data and accuracy in it."""
-        from onnx import TensorProto, checker, helper, numpy_helper
+        from onnx import TensorProto, checker, helper
 
         images, probabilities = (
             helper.make_tensor_value_info(name, dtype, ["batch", *shape])
             for name, dtype, shape in (
-                ("images", TensorProto.UINT8, self.shapes.image),
-                ("probabilities", TensorProto.FLOAT, [self.shapes.classes]),
+                ("images", TensorProto.UINT8, run.shapes.image),
+                ("probabilities", TensorProto.FLOAT, [run.shapes.classes]),
             )
         )
-        constants = [
-            numpy_helper.from_array(array, name)
-            for name, array in self.constants.items()
-        ]
         model = helper.make_model(
             helper.make_graph(
-                self.nodes, self.config.name, [images], [probabilities], constants
+                self.nodes, run.config.name, [images], [probabilities], self.constants
             ),
             producer_name="mnist_jax",
             ir_version=_IR_VERSION,

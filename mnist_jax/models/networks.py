@@ -1,7 +1,6 @@
 """The networks, `[B,H,W] float32 -> logits [B,classes]`, created from a config."""
 
 import functools
-import re
 from typing import Any, ClassVar
 
 import jax
@@ -28,15 +27,6 @@ from mnist_jax.models.layers import Conv, Dropout, LSTMLayer, resolve_impl
 from mnist_jax.models.precision import DTYPES, dot_general
 from mnist_jax.models.rewrite import Rewritten
 
-# Pairs of a layer's default name and its custom one.
-Names = tuple[tuple[str, str], ...]
-
-
-def _name(names: Names, kind: str, index: int) -> str:
-    """Returns the name of the layer of this kind and index."""
-    default = f"{kind}_{index}"
-    return dict(names).get(default, default)
-
 
 def _dense_layers(
     x: jax.Array,
@@ -44,25 +34,19 @@ def _dense_layers(
     rates: tuple[float, ...],
     train: bool,
     batch_offset: jax.Array | int,
-    names: Names,
     dtype: Any,
 ) -> jax.Array:
     """Applies dense layers: hidden ones with dropout, the last one `[B,classes]`."""
-
-    def dense(width: int, index: int) -> nn.Dense:
-        kernel_init = nn.initializers.glorot_uniform()
-        return nn.Dense(
-            width,
-            kernel_init=kernel_init,
-            dot_general=functools.partial(dot_general, dtype=dtype),
-            name=_name(names, "Dense", index),
-        )
-
+    dense = functools.partial(
+        nn.Dense,
+        kernel_init=nn.initializers.glorot_uniform(),
+        dot_general=functools.partial(dot_general, dtype=dtype),
+    )
     *hidden, classes = widths
-    for index, (width, rate) in enumerate(zip(hidden, rates, strict=True)):
-        x = nn.relu(dense(width, index)(x))
+    for width, rate in zip(hidden, rates, strict=True):
+        x = nn.relu(dense(width)(x))
         x = Dropout(rate)(x, train, batch_offset)
-    return dense(classes, len(hidden))(x)
+    return dense(classes)(x)
 
 
 def _rates(dropout: tuple[float, ...], layers: int) -> tuple[float, ...]:
@@ -86,7 +70,6 @@ class MLP(nn.Module):
 
     hidden: tuple[int, ...]
     dropout: tuple[float, ...] = (0.0,)
-    names: Names = ()
     dtype: Any = jnp.float32  # of the operands of matrix products
     crop: int = 0  # pixels to leave out at each border
     classes: int = CLASSES
@@ -106,9 +89,7 @@ class MLP(nn.Module):
         x = _cropped(images, self.crop).reshape(len(images), -1)
         rates = _rates(self.dropout, len(self.hidden))
         widths = (*self.hidden, self.classes)
-        return _dense_layers(
-            x, widths, rates, train, batch_offset, self.names, self.dtype
-        )
+        return _dense_layers(x, widths, rates, train, batch_offset, self.dtype)
 
 
 class LSTM(nn.Module):
@@ -127,7 +108,6 @@ class LSTM(nn.Module):
     hidden: tuple[int, ...]
     dropout: tuple[float, ...] = (0.0,)
     impl: str = "plain"
-    names: Names = ()
     dtype: Any = jnp.float32
     unroll: int = 1
     crop: int = 0
@@ -148,18 +128,10 @@ class LSTM(nn.Module):
                 impl=self.impl,
                 dtype=self.dtype,
                 unroll=self.unroll,
-                name=_name(self.names, "LSTMLayer", layer),
             )(x)
             x = Dropout(rates[layer])(x, train, batch_offset)
-        return _dense_layers(
-            x,
-            (*self.hidden, self.classes),
-            rates[len(self.units) :],
-            train,
-            batch_offset,
-            self.names,
-            self.dtype,
-        )
+        widths, rates = (*self.hidden, self.classes), rates[len(self.units) :]
+        return _dense_layers(x, widths, rates, train, batch_offset, self.dtype)
 
 
 class CNN(nn.Module):
@@ -176,7 +148,6 @@ class CNN(nn.Module):
     hidden: tuple[int, ...]
     dropout: tuple[float, ...] = (0.0,)
     impl: str = "plain"
-    names: Names = ()
     dtype: Any = jnp.float32
     crop: int = 0
     classes: int = CLASSES
@@ -188,72 +159,14 @@ class CNN(nn.Module):
         """Returns the logits `[B,classes]`; see `MLP` for the arguments."""
         x = _cropped(images, self.crop)[..., None]
         for index, stage in enumerate(self.stages):
-            name = _name(self.names, "Conv", index)
-            x = Conv(stage, self.impl, self.dtype, name=name)(x)
+            x = Conv(stage, self.impl, self.dtype)(x)
             if stage.bn:
-                name = _name(self.names, "BatchNorm", index)
                 norm = BatchNorm if self.impl == "fast" else nn.BatchNorm
-                x = norm(not train, momentum=0.9, name=name)(x)
+                x = norm(not train, momentum=0.9, name=f"BatchNorm_{index}")(x)
         rates = _rates(self.dropout, len(self.hidden))
         x = x.reshape(len(images), -1)
         widths = (*self.hidden, self.classes)
-        return _dense_layers(
-            x, widths, rates, train, batch_offset, self.names, self.dtype
-        )
-
-
-def usual_names(config: TrainConfig, shapes: Shapes) -> list[str]:
-    """Returns the default names of a config's layers, in order."""
-    if config.model not in MODELS:
-        model, image = _create_custom(config, shapes), shapes.image
-        return list(split_params(model, param_shapes(model, image), image)[0])
-    names = []
-    if config.model == "lstm":
-        names = [f"LSTMLayer_{n}" for n in range(len(config.lstm_units))]
-    elif config.model == "cnn":
-        for n, stage in enumerate(map(parse_conv_stage, config.conv)):
-            names += [f"Conv_{n}", f"BatchNorm_{n}"][: 1 + stage.bn]
-    return names + [f"Dense_{n}" for n in range(len(config.hidden) + 1)]
-
-
-def layer_names(config: TrainConfig, shapes: Shapes) -> list[str]:
-    """Returns the names of a config's layers, in order.
-
-    Raises:
-        InputError: `layer_names` renames an unknown layer or renames one twice,
-            `freeze` names an unknown layer, or two layers (dropout layers included)
-            would have the same name.
-    """
-    default = usual_names(config, shapes)
-    custom = dict(pair.split(":") for pair in config.layer_names)
-    names = [custom.get(name, name) for name in default]
-    for flag, given, known in (
-        ("layer_names", custom, default),
-        ("freeze", config.freeze, names),
-    ):
-        for name in given:
-            if name not in known:
-                raise InputError(
-                    f"--{flag}: this network has no layer {name}; its layers are "
-                    f"{', '.join(known)}"
-                )
-    if len(custom) < len(config.layer_names):
-        raise InputError(
-            f"--layer_names={','.join(config.layer_names)} renames a layer twice; give "
-            "each layer one name"
-        )
-    for name in custom.values():
-        if re.fullmatch(r"Dropout_\d+", name):  # named by Flax
-            raise InputError(
-                f"--layer_names: {name} is the name of a dropout layer; give another "
-                "name"
-            )
-    if len(set(names)) < len(names):
-        raise InputError(
-            f"--layer_names={','.join(config.layer_names)} gives two layers the same "
-            f"name ({', '.join(names)}); use each name once"
-        )
-    return names
+        return _dense_layers(x, widths, rates, train, batch_offset, self.dtype)
 
 
 def create_model(config: TrainConfig, shapes: Shapes) -> nn.Module:
@@ -264,14 +177,25 @@ def create_model(config: TrainConfig, shapes: Shapes) -> nn.Module:
         shapes: of its images, and the number of its classes.
 
     Raises:
-        InputError: the images are too small for it, or as `layer_names` and
-            `create_custom`.
+        InputError: the images are too small for it, `freeze` names a layer that it does
+            not have, or as `create_custom`.
     """
+    model = _create(config, shapes)
+    if config.freeze:
+        layers, _ = split_params(model, param_shapes(model, shapes.image), shapes.image)
+        if unknown := sorted(set(config.freeze) - layers.keys()):
+            raise InputError(
+                f"--freeze: this network has no layer {unknown[0]}; its layers are "
+                f"{', '.join(layers)}"
+            )
+    return model
+
+
+def _create(config: TrainConfig, shapes: Shapes) -> nn.Module:
     hidden, dropout, dtype = config.hidden, config.dropout, DTYPES[config.precision]
-    usual, named = usual_names(config, shapes), layer_names(config, shapes)
-    names = tuple(zip(usual, named, strict=True))
     if config.model not in MODELS:
-        model = _create_custom(config, shapes)
+        sha256 = source_sha256(config.model)
+        model = create_custom(config.model, sha256, config.model_args, shapes)
         rules = resolve_impl(config.impl) == "fast", config.precision == "bfloat16"
         return Rewritten(model, *rules) if any(rules) else model  # type: ignore
     height, width = (side - 2 * config.crop for side in shapes.image)
@@ -282,22 +206,17 @@ def create_model(config: TrainConfig, shapes: Shapes) -> nn.Module:
         )
     crop, classes = config.crop, shapes.classes
     if config.model == "mlp":
-        return MLP(hidden, dropout, names, dtype, crop, classes)
+        return MLP(hidden, dropout, dtype, crop, classes)
     impl = resolve_impl(config.impl)
     if config.model == "lstm":
         # On a GPU, the unrolled loop takes less than half the time
         # (docs/accelerators.md); on a CPU it would compile for long.
         unroll = height if impl == "gpu" or jax.default_backend() == "tpu" else 1
         layers = config.lstm_units, config.activation, hidden, dropout
-        return LSTM(*layers, impl, names, dtype, unroll, crop, classes)
+        return LSTM(*layers, impl, dtype, unroll, crop, classes)
     check_stages(config.conv, height, width)
     stages = tuple(map(parse_conv_stage, config.conv))
-    return CNN(stages, hidden, dropout, impl, names, dtype, crop, classes)
-
-
-def _create_custom(config: TrainConfig, shapes: Shapes) -> nn.Module:
-    sha256 = source_sha256(config.model)
-    return create_custom(config.model, sha256, config.model_args, shapes)
+    return CNN(stages, hidden, dropout, impl, dtype, crop, classes)
 
 
 def _init(

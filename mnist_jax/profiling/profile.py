@@ -37,7 +37,7 @@ class Profile(NamedTuple):
 
     seconds: dict[str, float]  # per epoch, by phase
     scopes: pd.DataFrame  # per step: scope, microseconds, share; largest first
-    gflops: float  # in training steps, by formula
+    gflops: float  # in training steps, by `training_flops`
     peak_gflops: float
     peak_megabytes: float
     device_megabytes: float | None  # of this process's first; None if not reported
@@ -202,13 +202,13 @@ def format_profile(found: Profile, folder: Path) -> str:
     )
     share = found.gflops / found.peak_gflops
     above = (
-        " (above 100%: Winograd's convolution multiplies less than the formula counts, "
+        " (above 100%: Winograd's convolution multiplies less than is counted, "
         "bfloat16 is faster, or other programs slowed the measurement)"
     )
     [*_, trace] = [folder, *_traces(folder, "*.trace.json.gz")]
     return (
         f"{markdown_table(times)}\n\n{markdown_table(operations)}\n\n"
-        f"training steps: {found.gflops:,.1f} GFLOP/s by formula, "
+        f"training steps: {found.gflops:,.1f} GFLOP/s, "
         f"{share:.1%} of the {found.peak_gflops:,.0f} GFLOP/s measured for matrix "
         f"products in float32{above if share > 1 else ''}\n"
         f"peak memory: process {found.peak_megabytes:,.0f} MB{device}\n"

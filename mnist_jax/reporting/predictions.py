@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 
 from mnist_jax.data.types import Split
-from mnist_jax.models.networks import layer_names
 from mnist_jax.records.schema import DetailsRecord, MistakeRecord
 from mnist_jax.training.run_dir import TrainedRun
 
@@ -81,8 +80,7 @@ def run_details(run: TrainedRun, test: Split) -> DetailsRecord:
     counts = confusion_counts(test.labels, probabilities.argmax(axis=1), classes)
     filters = None
     if run.config.model == "cnn":
-        name = layer_names(run.config, run.shapes)[0]
-        kernel = np.asarray(run.params[name]["kernel"], np.float64)
+        kernel = np.asarray(run.params["Conv_0"]["kernel"], np.float64)
         filters = kernel[:, :, 0].round(4).tolist()
     return DetailsRecord(
         confusion=counts.tolist(),

@@ -23,7 +23,7 @@ from mnist_jax.training.run_dir import TrainedRun, load_run
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "mlp": dict(hidden=(16, 12), pixels="standardized", crop=2),
-    "mlp on l2 columns": dict(pixels="l2", hidden=(), layer_names=("Dense_0:logits",)),
+    "mlp on l2 columns": dict(pixels="l2", hidden=()),
     "cnn": dict(
         model="cnn",
         conv=("4:k5:same:s2:tanh:bn", "6:k4:same:pool2:bn", "16:k2:linear:pool3"),

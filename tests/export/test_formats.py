@@ -36,7 +36,6 @@ NETWORK_FIELDS = {
         model="cnn",
         conv=("4:k5:same:s2:tanh:bn", "6:linear:pool2", "8:k2:same:relu:pool3:bn"),
         hidden=(8,),
-        layer_names=("Conv_1:second", "BatchNorm_0:norm"),
         crop=2,
     ),
 }

@@ -21,13 +21,11 @@ from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.models.custom import call_options, network_sha256
-from mnist_jax.models.flops import _count_products as count_products
-from mnist_jax.models.flops import multiply_adds, products_by_layer
+from mnist_jax.models.flops import count_products, multiply_adds
 from mnist_jax.models.networks import (
     apply_model,
     create_model,
     init_params,
-    param_shapes,
 )
 from mnist_jax.models.rewrite import without_rewriting
 from mnist_jax.reporting.summary import layer_frame
@@ -265,18 +263,6 @@ def test_a_run_is_not_resumed_with_a_changed_source(file, digits: Dataset, tmp_p
     assert len(run.record.epochs) == 3
 
 
-@pytest.mark.parametrize("model", ["mlp", "lstm", "cnn"])
-def test_traced_products_equal_the_formula(model):
-    config = TrainConfig(model=model, impl="plain")
-    network = create_model(config, MNIST)
-    params = param_shapes(network, IMAGE_SHAPE)
-    image = jax.ShapeDtypeStruct((1, 28, 28), np.float32)
-    jaxpr = jax.make_jaxpr(lambda p, x: network.apply({"params": p}, x))(params, image)
-    assert sum(count_products(jaxpr.jaxpr)) == sum(
-        map(sum, products_by_layer(config, MNIST))
-    )
-
-
 def test_loops_and_branches_are_counted_as_documented():
     x = np.ones((3, 3), np.float32)
     loops = {
@@ -286,7 +272,7 @@ def test_loops_and_branches_are_counted_as_documented():
     }
     for name, (function, products) in loops.items():
         counts = count_products(jax.make_jaxpr(function)(x).jaxpr)
-        assert sum(counts) == 27 * products, name
+        assert sum(n for _, n in counts) == 27 * products, name
 
 
 def test_files_import_the_modules_beside_them(tmp_path):
@@ -330,6 +316,7 @@ def test_summary_of_a_custom_network(file):
     layers = layer_frame(config_of(file, "Dropped"), MNIST)
     assert layers["layer"].tolist() == ["Dense_0", "Dense_1"]
     assert layers["parameters"].tolist() == [25_120, 330]
+    assert layers["multiply-adds"].tolist() == [25_088, 320]
     assert multiply_adds(config_of(file, "Dropped"), MNIST) == [25_088, 320]
     [layer] = layer_frame(config_of(file, "Half"), MNIST).to_dict("records")
     assert (layer["layer"], layer["kind"]) == ("out", "Dense")

@@ -37,10 +37,6 @@ CONFIG = {
         "--dropout=0.1,0.1,0.1,0.1,0.1",
         "--hidden= --dropout=0.1",
     ],
-    "layer_names": [
-        f"--layer_names=Dense_{pairs}"
-        for pairs in ("0", "9:x", "0:Dense_1", "0:a,Dense_0:b", "0:Dropout_1")
-    ],
     "model_args": ["--model_args=width"],
     "freeze": ["--freeze=Dense_9"],
     "dataset": ["--dataset=cifar"],

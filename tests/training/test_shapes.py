@@ -15,8 +15,8 @@ from mnist_jax.data.augment import Augmentation, all_shifts
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.types import Shapes, class_names
 from mnist_jax.errors import Stopped
-from mnist_jax.models.flops import _traced_products, multiply_adds
-from mnist_jax.models.networks import create_model, init_params, param_shapes
+from mnist_jax.models.flops import multiply_adds
+from mnist_jax.models.networks import count_params, create_model, init_params
 from mnist_jax.models.rewrite import without_rewriting
 from mnist_jax.reporting.pictures import detail_pictures
 from mnist_jax.reporting.predictions import run_details
@@ -79,21 +79,30 @@ def test_fast_equals_plain(model, shapes):
         np.testing.assert_allclose(leaf, plain, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("shapes", [SMALL, LARGE], ids=["12x20", "40x40"])
-@pytest.mark.parametrize("model", SETTINGS)
-def test_formulas_count_what_is_computed(model, shapes):
-    config = make_config(model, crop=1, impl="plain", conv=("4:same:s2", "8:pool2"))
-    network = create_model(config, shapes)
-    assert sum(multiply_adds(config, shapes)) == sum(
-        _traced_products(network, shapes.image)
-    )
-    layers = layer_frame(config, shapes)
-    leaves = jax.tree.leaves(param_shapes(network, shapes.image))
-    assert layers["parameters"].sum() == sum(leaf.size for leaf in leaves)
-    assert layers["output shape"].iloc[-1] == (shapes.classes,)
-    assert f"{sum(multiply_adds(config, shapes)):,}" in format_totals(
-        config, layers, shapes
-    )
+@pytest.mark.parametrize(
+    "model, small, large",
+    [
+        ("mlp", [18 * 10 * 16, 48], [38 * 38 * 16, 1_600]),
+        ("lstm", [10 * 18 * 32 + 10 * 8 * 32, 24], [38 * 38 * 32 + 38 * 8 * 32, 800]),
+        # 5x9 outputs of 4 filters, 3x7 of 8, halved to 1x3; 19x19, 17x17, 8x8.
+        (
+            "cnn",
+            [45 * 9 * 4, 21 * 36 * 8, 3 * 8 * 8, 24],
+            [361 * 9 * 4, 289 * 36 * 8, 64 * 8 * 8, 800],
+        ),
+    ],
+)
+def test_layers_are_counted_for_any_shape(model, small, large):
+    config = make_config(model, crop=1, conv=("4:same:s2", "8:pool2"))
+    for shapes, products in ((SMALL, small), (LARGE, large)):
+        layers = layer_frame(config, shapes)
+        assert layers["multiply-adds"].tolist() == products
+        assert sum(multiply_adds(config, shapes)) == sum(products)
+        assert layers["parameters"].sum() == count_params(
+            create_model(config, shapes), shapes.image
+        )
+        assert layers["output shape"].iloc[-1] == (shapes.classes,)
+        assert f"{sum(products):,}" in format_totals(config, layers, shapes)
 
 
 def test_a_run_is_trained_stopped_resumed_and_loaded(tmp_path):

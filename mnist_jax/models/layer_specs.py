@@ -1,0 +1,70 @@
+"""The layers of a network, as a trace of its forward pass finds them."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mnist_jax.config import TrainConfig
+from mnist_jax.data.types import Shapes
+from mnist_jax.models.flops import plain_model, trace_products
+from mnist_jax.models.layers import Dropout
+from mnist_jax.models.networks import apply_model, param_shapes, split_params
+
+
+class LayerSpec(NamedTuple):
+    """A layer with parameters, in the plain implementation."""
+
+    name: str  # of its parameters
+    module: nn.Module | None  # has its settings; None for a parameter of the network
+    output_shape: tuple[int, ...] | None  # of an image; None if it is not one array
+    parameters: int
+    multiply_adds: int  # of an image's forward pass
+    dropout: float  # rate of the dropout that follows
+
+
+def layer_specs(config: TrainConfig, shapes: Shapes) -> list[LayerSpec]:
+    """Returns the layers of a network in the order in which it calls them.
+
+    Computes no parameter values. Parameters that belong to no layer come last.
+
+    >>> specs = layer_specs(TrainConfig(model="cnn"), Shapes((28, 28), 10))
+    >>> [spec.name for spec in specs], specs[0].module.stage.filters
+    (['Conv_0', 'Conv_1', 'Conv_2', 'Dense_0', 'Dense_1'], 32)
+    """
+    model = plain_model(config, shapes)
+    params = param_shapes(model, shapes.image)
+    modules: dict[str, nn.Module] = {}
+    outputs: dict[str, Any] = {}
+    rates: dict[str, float] = {}
+
+    def note(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        output, module = call(*args, **kwargs), context.module
+        if isinstance(module, Dropout) and modules:
+            rates[list(modules)[-1]] = module.rate
+        elif len(module.path) == 1:
+            modules.setdefault(module.name, module)
+            if context.method_name == "__call__" and hasattr(output, "shape"):
+                outputs.setdefault(module.name, output.shape[1:])
+        return output
+
+    image = jax.ShapeDtypeStruct((1, *shapes.image), jnp.float32)
+    with nn.intercept_methods(note):
+        forward = partial(apply_model, model, train=False)
+        jax.eval_shape(forward, params, image)
+    trained, _ = split_params(model, params, shapes.image)
+    products = trace_products(model, shapes.image)
+    return [
+        LayerSpec(
+            name,
+            modules.get(name),
+            outputs.get(name),
+            sum(leaf.size for leaf in jax.tree.leaves(trained[name])),
+            sum(count for layer, count in products if layer == name),
+            rates.get(name, 0.0),
+        )
+        for name in dict.fromkeys([*modules, *trained])
+        if name in trained
+    ]
