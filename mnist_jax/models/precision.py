@@ -5,9 +5,7 @@ that round float32 operands, or return None for operands of other types.
 """
 
 import math
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,17 +13,6 @@ import jax.numpy as jnp
 from jax import lax
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-_CPU_INFO = Path("/proc/cpuinfo")
-
-
-def cpu_lacks_bfloat16() -> bool:
-    """Returns whether this CPU is known to have no products of bfloat16."""
-    try:
-        text = _CPU_INFO.read_text()
-    except OSError:  # not Linux
-        return False
-    # avx512_bf16 and amx_bf16 of x86, bf16 of ARM
-    return not re.search(r"^(flags|Features)\b.*bf16", text, re.MULTILINE)
 
 
 def matmul(x: jax.Array, y: jax.Array, dtype: Any) -> jax.Array:

@@ -161,14 +161,19 @@ def code_digest(more: Iterable[Path] = ()) -> str:
     return digest.hexdigest()[:12]
 
 
-def _cpu_name() -> str:
-    """Returns the CPU's name, with the numbers that identify its generation."""
+def cpu_info() -> dict[str, str]:
+    """Returns the fields of /proc/cpuinfo; those of one core, and none but on Linux."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        lines = []
+        return {}
     fields = (line.partition(":") for line in lines)
-    found = {name.strip(): value.strip() for name, _, value in fields}
+    return {name.strip(): value.strip() for name, _, value in fields}
+
+
+def _cpu_name() -> str:
+    """Returns the CPU's name, with the numbers that identify its generation."""
+    found = cpu_info()
     name = found.get("model name") or platform.processor() or platform.machine()
     # A virtual machine may hide the model: "AMD EPYC" alone could be any of five.
     if "cpu family" in found and "model" in found:

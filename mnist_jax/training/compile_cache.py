@@ -15,6 +15,7 @@ from absl import logging
 
 from mnist_jax.data.array_cache import cache_dir
 from mnist_jax.errors import InputError
+from mnist_jax.records.environment import cpu_info
 from mnist_jax.records.files import expand_home
 from mnist_jax.training import cluster
 
@@ -28,13 +29,9 @@ def compile_cache_dir() -> Path:
     XLA compiles for the exact instruction set of the CPU; a program compiled on another
     type may crash.
     """
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        wanted = ("model name", "flags", "Features")
-        processor = "\n".join(sorted({x for x in lines if x.startswith(wanted)}))
-    except OSError:
-        processor = platform.processor() or platform.machine()
-    digest = hashlib.sha256(processor.encode()).hexdigest()[:12]
+    found = cpu_info() or {"flags": platform.processor() or platform.machine()}
+    processor = [found.get(name) for name in ("model name", "flags", "Features")]
+    digest = hashlib.sha256(str(processor).encode()).hexdigest()[:12]
     name = f"jaxlib-{jaxlib.__version__}-{digest}"
     # A job's programs name the devices of their process.
     if cluster.processes() > 1:

@@ -23,7 +23,6 @@ from mnist_jax.data.types import Dataset, Split
 from mnist_jax.errors import InputError
 from mnist_jax.models.custom import network_sha256
 from mnist_jax.models.networks import apply_model, create_model, param_shapes
-from mnist_jax.models.precision import cpu_lacks_bfloat16
 from mnist_jax.records.environment import code_digest, current_environment
 from mnist_jax.training import cluster
 from mnist_jax.training.checkpoints import check_saving
@@ -103,14 +102,6 @@ def prepare(
     size = len(dataset.train.labels)
     mesh = mesh or choose_mesh(config, seeds, dataset.shapes)
     _agree(config, dataset, seeds, mesh)
-    is_cpu = mesh.devices.flat[0].platform == "cpu"
-    if config.precision == "bfloat16" and is_cpu and cpu_lacks_bfloat16():
-        logging.log_first_n(
-            logging.WARNING,
-            "this CPU has no instructions for bfloat16: --precision=bfloat16 may slow "
-            "down training",
-            1,
-        )
     source_sha256 = network_sha256(config)
     model = create_model(config, dataset.shapes)
     check_saving(param_shapes(model, dataset.shapes.image))

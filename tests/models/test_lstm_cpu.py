@@ -14,7 +14,8 @@ from helpers.compilation import users_jit
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
-from mnist_jax.models.lstm_cpu import ACTIVATIONS, lstm
+from mnist_jax.models.activations import ACTIVATIONS
+from mnist_jax.models.lstm_cpu import lstm
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,6 @@ from helpers.compilation import users_jit
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
 from mnist_jax.errors import InputError
-from mnist_jax.models import precision
 from mnist_jax.models.layers import Dropout, LSTMLayer, lstm_cell
 from mnist_jax.models.networks import (
     LSTM,
@@ -22,7 +21,6 @@ from mnist_jax.models.networks import (
     create_model,
     init_params,
 )
-from mnist_jax.training.experiment import prepare
 from mnist_jax.training.steps import batch_metrics
 
 pytestmark = pytest.mark.slow
@@ -245,25 +243,3 @@ def test_bfloat16_is_float32_with_rounded_operands(digits: Dataset, model, impl)
         assert g.dtype == jnp.float32
         error = np.linalg.norm(g - w) / np.linalg.norm(w)
         assert 1e-5 < error < 0.15
-
-
-@pytest.mark.parametrize(
-    "text, lacks",
-    [
-        ("flags\t\t: fpu avx512f avx512_bf16 vme", False),
-        ("Features\t: fp asimd bf16 dgh", False),
-        ("flags\t\t: fpu avx2\nbugs\t\t: bf16", True),
-    ],
-)
-def test_cpus_without_bfloat16_are_warned_of_once(
-    text, lacks, tmp_path, monkeypatch, caplog, digits: Dataset
-):
-    monkeypatch.setattr(precision, "_CPU_INFO", tmp_path / "cpuinfo")
-    assert not precision.cpu_lacks_bfloat16()  # unknown
-    (tmp_path / "cpuinfo").write_text(text)
-    assert precision.cpu_lacks_bfloat16() == lacks
-    if lacks:
-        config = TrainConfig(hidden=(), precision="bfloat16", dataset="digits")
-        for _ in range(2):
-            prepare(config, digits)
-        assert caplog.text.count("no instructions for bfloat16") == 1
