@@ -71,14 +71,4 @@ def format_differences(frame: pd.DataFrame) -> dict[str, list[str]]:
     if "difference" not in frame:
         return {}
     rows = frame[list(_COLUMNS)].itertuples(index=False)
-    return {"difference": [_format(Interval(*row)) for row in rows]}
-
-
-def _format(interval: Interval) -> str:
-    """Formats a difference with its interval.
-
-    >>> _format(Interval(0.0012, 0.0003, 0.0021))
-    '+0.0012 [+0.0003, +0.0021]'
-    """
-    mean, low, high = ("-" if math.isnan(x) else f"{x:+.4f}" for x in interval)
-    return mean if low == "-" else f"{mean} [{low}, {high}]"
+    return {"difference": [f"{Interval(*row):+.4f}" for row in rows]}

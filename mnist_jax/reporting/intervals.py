@@ -1,5 +1,6 @@
 """Student's t intervals of means over seeds."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,6 +16,15 @@ class Interval(NamedTuple):
     mean: float
     low: float
     high: float
+
+    def __format__(self, spec: str) -> str:
+        """Formats the mean and its bounds; leaves out what is NaN.
+
+        >>> f"{Interval(0.0012, 0.0003, 0.0021):+.4f}"
+        '+0.0012 [+0.0003, +0.0021]'
+        """
+        mean, low, high = ("-" if math.isnan(x) else f"{x:{spec}}" for x in self)
+        return mean if low == "-" else f"{mean} [{low}, {high}]"
 
 
 def t_interval(values: Sequence[float], spread: float) -> Interval:

@@ -9,7 +9,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mnist_jax.data.types import DIGITS, Shapes, class_names
-from mnist_jax.errors import InputError
 from mnist_jax.records.schema import DetailsRecord, RunRecord
 from mnist_jax.reporting.comparison_plots import (
     budget_figure,
@@ -25,7 +24,6 @@ from mnist_jax.reporting.plots import (
 )
 from mnist_jax.reporting.predictions import mistake_image
 from mnist_jax.reporting.tables import history_frame, row_names
-from mnist_jax.training.run_dir import DETAILS
 
 DRAWN = 6  # networks per table with their own pictures; the page must stay below 3 MB
 
@@ -34,15 +32,9 @@ class Picture(NamedTuple):
     """A picture in the page, also written to a file."""
 
     name: str  # stem of the file
-    heading: str  # title in the file: the network and the number of runs
-    alt: str
+    heading: str  # its title
     caption: str
     draw: Callable[[], Figure]
-
-
-def _seeds(rows: Sequence[Sequence[RunRecord]]) -> str:
-    """Formats the numbers of seeds of the rows, such as "n=1 or 3"."""
-    return f"n={' or '.join(map(str, sorted({len(row) for row in rows})))}"
 
 
 def budget_picture(
@@ -52,47 +44,34 @@ def budget_picture(
 
     Targets are marked if all runs have a validation set from the training set.
     """
-    runs = {
-        name: [budget_frame(run) for run in row]
+    runs = [run for row in rows for run in row]
+    split = "validation" if all(run.validation_images for run in runs) else "test"
+    frames = {
+        name: [budget_frame(run, split) for run in row]
         for name, row in zip(row_names(rows), rows, strict=True)
     }
-    validated = all(run.validation_images for row in rows for run in row)
-    if not validated:  # plot the test accuracy, which all runs have
-        runs = {
-            name: [
-                frame.iloc[-1:].assign(accuracy=run.test_accuracy)
-                for frame, run in zip(runs[name], row, strict=True)
-            ]
-            for name, row in zip(runs, rows, strict=True)
-        }
-    split = "validation" if validated else "test"
-    images = getattr(rows[0][0], f"{split}_images")
-    when = "after each epoch" if validated else "at the end"
-    held_out = all(run.config.validation == "fraction" for row in rows for run in row)
-    marked = targets if validated and held_out else ()
-    dashed = " Dashed lines are the targets." if marked else ""
-    n = _seeds(rows)
+    held_out = all(run.config.validation == "fraction" for run in runs)
+    marked = targets if held_out else ()
     return Picture(
         f"{number}-accuracy-by-time",
-        f"all networks ({n})",
-        "Accuracy against training time, one line per network",
-        f"Accuracy on the {images:,} {split} images {when}, against training time "
-        f"without compiling. Points are seeds, lines are means ({n}).{dashed}",
-        partial(budget_figure, runs, f"{split} accuracy", marked),
+        "accuracy by training time",
+        f"Accuracy on the {getattr(runs[0], f'{split}_images'):,} {split} images "
+        f"{'after each epoch' if split == 'validation' else 'at the end'}, against "
+        "training time without compiling. Points are seeds, lines are means."
+        f"{' Dashed lines are the targets.' if marked else ''}",
+        partial(budget_figure, frames, f"{split} accuracy", marked),
     )
 
 
 def pareto_picture(number: int, rows: Sequence[Sequence[RunRecord]]) -> Picture:
     """Returns a plot of the networks' test accuracy, training time and parameters."""
-    n = _seeds(rows)
     return Picture(
         f"{number}-pareto-front",
-        f"all networks ({n})",
-        "Test accuracy against training time, one point per network",
-        f"Test accuracy against training time without compiling, means over seeds "
-        f"({n}). Larger markers are more parameters. Filled markers are on the Pareto "
-        "front: no other network is as accurate, as fast and as small, and better in "
-        "one of the three.",
+        "test accuracy by training time",
+        "Test accuracy against training time without compiling, means over seeds. "
+        "Larger markers are more parameters. Filled markers are on the Pareto front: "
+        "no other network is as accurate, as fast and as small, and better in one of "
+        "the three.",
         partial(pareto_figure, pareto_frame(rows)),
     )
 
@@ -103,11 +82,10 @@ def curve_pictures(name: str, row: Sequence[RunRecord]) -> list[Picture]:
     return [
         Picture(
             quantity,
-            f"{name} ({_seeds([row])})",
-            f"{quantity.capitalize()} of {name} by epoch",
+            f"{quantity} of {name} (n={len(row)})",
             f"{quantity.capitalize()} by epoch, mean over seeds with a band from min "
-            f"to max ({_seeds([row])}). Training metrics are measured during the "
-            "epoch, validation after it.",
+            f"to max (n={len(row)}). Training metrics are measured during the epoch, "
+            "validation after it.",
             partial(history_figure, history, [quantity]),
         )
         for quantity in ("loss", "accuracy")
@@ -130,63 +108,46 @@ def detail_pictures(
             and filters are from the first run.
         dataset: name of the dataset, for the names of its classes.
         shapes: of its images, and the number of its classes.
-
-    Raises:
-        InputError: a matrix or an image is damaged.
     """
     first = details[0]
     classes = first.class_names or class_names(dataset, shapes.classes)
-    try:
-        counts = np.sum([detail.confusion for detail in details], axis=0)
-        images = np.array([mistake_image(w.pixels, shapes.image) for w in first.worst])
-        filters = None if first.filters is None else np.array(first.filters)
-        size = shapes.classes
-        if counts.shape != (size, size):
-            raise ValueError(f"confusion matrix is not {size}x{size}")
-        if filters is not None and filters.ndim != 3:
-            raise ValueError("filters are not 3-D")
-        separator = ", " if classes == DIGITS else "\n"  # long names need a line each
-        captions = [
-            f"true {classes[w.truth]}{separator}pred {classes[w.predicted]}\n"
-            f"{w.probability:.1%}"
-            for w in first.worst
-        ]
-    except (ValueError, IndexError) as error:
-        raise InputError(
-            f"the details of {name} are damaged ({error}); delete {DETAILS} in its run "
-            "directories and rerun benchmarks.compare to rewrite it"
-        ) from error
+    counts = np.sum([detail.confusion for detail in details], axis=0)
     wrong = int(counts.sum() - np.trace(counts))
     pictures = [
         Picture(
             "confusion",
-            f"{name} (n={len(details)})",
-            f"Confusion matrix of {name}",
+            f"confusion matrix of {name} (n={len(details)})",
             "Test images by true and predicted class, summed over seeds "
             f"(n={len(details)}): {wrong:,} of {counts.sum():,} wrong. The stronger "
             "the blue, the more mistakes.",
             partial(confusion_figure, counts, classes),
         )
     ]
-    if len(images):
+    if first.worst:
+        images = np.array([mistake_image(w.pixels, shapes.image) for w in first.worst])
+        separator = ", " if classes == DIGITS else "\n"  # long names need a line each
+        titles = [
+            f"true {classes[w.truth]}{separator}pred {classes[w.predicted]}\n"
+            f"{w.probability:.1%}"
+            for w in first.worst
+        ]
         indices = ", ".join(str(w.index) for w in first.worst)
         pictures.append(
             Picture(
                 "worst",
-                f"{name}, seed {seed}",
-                f"Most confidently misclassified test images of {name}",
+                f"worst mistakes of {name}, seed {seed}",
                 "Most confidently misclassified test images: true class, predicted "
                 f"class and its probability; seed {seed}, test images {indices}.",
-                partial(digits_figure, images, captions, 4),
+                partial(digits_figure, images, titles, 4),
             )
         )
-    if filters is not None:
+    if first.filters is not None:
+        filters = np.array(first.filters)
         size, _, count = filters.shape
         pictures.append(
             Picture(
                 "filters",
-                f"{name}, seed {seed}",
-                f"First filters of {name}",
+                f"first filters of {name}, seed {seed}",
                 f"The {count} {size}x{size} filters of the first convolution, on a "
                 f"common scale; seed {seed}.",
                 partial(filters_figure, filters),

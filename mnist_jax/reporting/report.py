@@ -21,7 +21,7 @@ from mnist_jax.reporting.pictures import (
     detail_pictures,
     pareto_picture,
 )
-from mnist_jax.reporting.plots import page_svg, save_figure, set_title
+from mnist_jax.reporting.plots import save_figure, set_title
 from mnist_jax.reporting.sweep_page import SweepSection, read_sweep
 from mnist_jax.reporting.tables import (
     comparison_frame,
@@ -83,19 +83,12 @@ def _section(
         runs = [run for run in row if run.timing_key() in details_by_run]
         if runs:
             details = [details_by_run[run.timing_key()] for run in runs]
+            shapes = Shapes(row[0].image_shape, row[0].classes)
             pictures += detail_pictures(
-                name,
-                runs[0].config.seed,
-                details,
-                row[0].dataset,
-                Shapes(row[0].image_shape, row[0].classes),
+                name, runs[0].config.seed, details, row[0].dataset, shapes
             )
         else:
-            hints.append(
-                f"{name}: no confusion matrix or images, because its runs were "
-                f"recorded without them ({DETAILS}); benchmarks.compare with another "
-                "--out records them."
-            )
+            hints.append(f"{name}: its runs were recorded without {DETAILS}.")
         prefix = f"{number}-{row_number}-{row[0].config.name}"
         result = (
             f"test accuracy {frame['test accuracy'].iloc[row_number - 1]} on "
@@ -166,16 +159,29 @@ class _Image(NamedTuple):
     height: int
 
 
-def _image(picture: Picture) -> _Image:
-    """Draws a picture for the page."""
-    figure = picture.draw()
-    svg = base64.b64encode(page_svg(figure).encode()).decode()
+def _image(picture: Picture, title: str, folder: Path) -> _Image:
+    """Draws a picture, writes it as PNG and SVG, and returns the SVG for the page."""
+    figure, path = picture.draw(), folder / f"{picture.name}.svg"
+    set_title(figure, f"{picture.heading}, {title}")
+    save_figure(figure, path.with_suffix(".png"))
+    save_figure(figure, path)
+    svg = base64.b64encode(path.read_bytes()).decode()
     width, height = (round(96 * inches) for inches in figure.get_size_inches())
     return _Image(f"data:image/svg+xml;base64,{svg}", width, height)
 
 
-def format_page(sections: Sequence[Section], sweep: SweepSection | None = None) -> str:
-    """Returns the page as self-contained HTML, without links to other resources."""
+def format_page(
+    sections: Sequence[Section],
+    sweep: SweepSection | None,
+    images: Mapping[str, _Image],
+) -> str:
+    """Returns the page as self-contained HTML, without links to other resources.
+
+    Args:
+        sections: of each dataset and machine.
+        sweep: of the folder, if any.
+        images: by the names of the pictures.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mnist_jax.reporting", ""),
         autoescape=True,
@@ -184,7 +190,7 @@ def format_page(sections: Sequence[Section], sweep: SweepSection | None = None) 
         lstrip_blocks=True,
     )
     return environment.get_template(PAGE).render(
-        sections=sections, sweep=sweep, image=_image
+        sections=sections, sweep=sweep, images=images
     )
 
 
@@ -208,21 +214,10 @@ def write_report(
     """
     sections, sweep = read_sections(out, targets, against), read_sweep(out)
     make_folder(out / PICTURES)
-    for picture in sweep.pictures if sweep else []:
-        _save(picture, sections[0].title, out)
+    pictures = [(p, sections[0].title) for p in (sweep.pictures if sweep else [])]
     for section in sections:
-        pictures = [
-            picture for network in section.networks for picture in network.pictures
-        ]
-        for picture in (*section.comparisons, *pictures):
-            _save(picture, section.title, out)
-    write_file(out / PAGE, format_page(sections, sweep))
+        networks = [p for network in section.networks for p in network.pictures]
+        pictures += [(p, section.title) for p in (*section.comparisons, *networks)]
+    images = {p.name: _image(p, title, out / PICTURES) for p, title in pictures}
+    write_file(out / PAGE, format_page(sections, sweep, images))
     return out / PAGE
-
-
-def _save(picture: Picture, title: str, out: Path) -> None:
-    """Writes a picture of the page as PNG and SVG."""
-    figure = picture.draw()
-    set_title(figure, f"{picture.heading}, {title}")
-    for suffix in (".png", ".svg"):
-        save_figure(figure, out / PICTURES / f"{picture.name}{suffix}")

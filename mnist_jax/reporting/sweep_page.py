@@ -167,7 +167,6 @@ def read_sweep(out: Path) -> SweepSection | None:
         Picture(
             name=f"sweep-{name}",
             heading=f"{_ACCURACY} by {name}",
-            alt=f"{_ACCURACY} of {len(frame)} trials against {name}",
             caption=f"A point for each trial: the mean over its seeds, with its "
             f"standard deviation, against {name}.",
             draw=partial(flag_figure, frame, name),
@@ -178,8 +177,7 @@ def read_sweep(out: Path) -> SweepSection | None:
         pictures.append(
             Picture(
                 name="sweep-parallel",
-                heading="all trials",
-                alt=f"parallel coordinates of {', '.join(names)} and {_ACCURACY}",
+                heading=f"{_ACCURACY} of all trials",
                 caption="Parallel coordinates: a line for each trial, through its "
                 f"flags to its {_ACCURACY}.",
                 draw=partial(parallel_figure, frame, names),

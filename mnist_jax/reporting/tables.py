@@ -320,17 +320,25 @@ def format_commit(environment: Environment) -> str:
     return f"{(environment.commit or 'not a checkout')[:14]}{changed}"
 
 
+def environment_items(environments: Sequence[Environment]) -> list[str]:
+    """Returns the device, versions, commits, dates and load of measurements."""
+    first, dates = environments[0], sorted(e.date for e in environments)
+    loads = [environment.load for environment in environments]
+    return [
+        f"device: {first.device} ({first.platform}), {first.cores} cores",
+        f"versions: {format_versions(first)}; XLA_FLAGS: {first.xla_flags or 'none'}",
+        f"commit: {', '.join(dict.fromkeys(map(format_commit, environments)))}",
+        f"date: {dates[0]} to {dates[-1]}; load average at start "
+        f"{min(loads)} to {max(loads)}",
+    ]
+
+
 def provenance_items(
     records: Sequence[RunRecord],
     targets: Sequence[float] = (),
     against: TrainConfig | None = None,
 ) -> list[str]:
     """Returns the provenance of a table: data, device, versions, commit, dates."""
-    first, machine = records[0], records[0].environment
-    environments = [record.environment for record in records]
-    commits = dict.fromkeys(map(format_commit, environments))
-    dates = sorted(e.date for e in environments)
-    loads = [e.load for e in environments]
     rows = group_by_row(records)
     reference = find_row(rows, against)
     names = [
@@ -339,13 +347,8 @@ def provenance_items(
         if runs is reference
     ]
     return [
-        f"data: {first.dataset}, sha256 {first.checksum}",
-        f"device: {machine.device} ({machine.platform}), {machine.cores} cores",
-        f"versions: {format_versions(machine)}; XLA_FLAGS: "
-        f"{machine.xla_flags or 'none'}",
-        f"commit: {', '.join(commits)}",
-        f"date: {dates[0]} to {dates[-1]}; load average at start "
-        f"{min(loads)} to {max(loads)}",
+        f"data: {records[0].dataset}, sha256 {records[0].checksum}",
+        *environment_items([record.environment for record in records]),
         "accuracy: mean ± standard deviation over seeds; times: medians over seeds; "
         "a steady epoch is any after the first; epoch times exclude compiling",
         *([TARGETS_NOTE] if targets else []),

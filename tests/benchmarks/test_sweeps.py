@@ -40,8 +40,6 @@ from mnist_jax.records.files import make_folder
 from mnist_jax.records.schema import write_json
 from mnist_jax.reporting import report
 from mnist_jax.reporting.pictures import Picture
-from mnist_jax.reporting.plots import page_svg
-from mnist_jax.reporting.sweep_page import read_sweep
 from mnist_jax.reporting.sweep_tables import read_rows, sweep_frame, write_sweep
 from mnist_jax.testing import make_split
 from mnist_jax.training import trials
@@ -70,16 +68,20 @@ def outcomes(out: Path) -> list[tuple]:
 
 def check_page(out: Path, monkeypatch) -> None:
     """Checks the report of a sweep, and draws the pictures of the sweep only."""
-    images = []
+    drawn, image = [], report._image
 
-    def draw(picture: Picture) -> report._Image:
-        if picture.name.startswith("sweep"):
-            images.append(page_svg(picture.draw()))
-        return report._Image("", 1, 1)
+    def draw(picture: Picture, title: str, folder: Path) -> report._Image:
+        if not picture.name.startswith("sweep"):
+            return report._Image("", 1, 1)
+        drawn.append(picture.name)
+        return image(picture, title, folder)
 
     monkeypatch.setattr(report, "_image", draw)
-    page = report.format_page(report.read_sections(out), read_sweep(out))
-    assert len(images) == 2 and all("validation accuracy" in svg for svg in images)
+    page = report.write_report(out).read_text()
+    assert len(drawn) == 2
+    for name in drawn:
+        svg = (out / report.PICTURES / f"{name}.svg").read_text()
+        assert "validation accuracy" in svg
     assert "Best settings" in page and f"--flagfile={out}/best.cfg" in page
     assert "--learning_rate=0.0" in page and "neither the search" in page
     assert page.count(">pruned<") == page.count(">1e-5<") == 1

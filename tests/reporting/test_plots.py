@@ -35,16 +35,13 @@ def test_a_matrix_without_mistakes_is_drawn():
     assert [text.get_text() for text in figure.axes[0].texts] == ["1"] * 10
 
 
-@pytest.mark.parametrize("page", [(1, 1, 1), (0.09, 0.1, 0.11)])
-def test_cells_with_more_mistakes_differ_more_from_any_page(page):
+def test_cells_with_more_mistakes_are_darker():
     counts = np.diag([9, 9, 9])
     counts[0] = [9, 1, 2]
     counts[1, 0] = 40
     [image] = confusion_figure(counts, ("a", "b", "c")).axes[0].images
-    rgba = np.asarray(image.get_array())
-    shown = rgba[..., 3:] * rgba[..., :3] + (1 - rgba[..., 3:]) * page
-    contrast = np.abs(shown - page).sum(axis=-1)
-    assert contrast[2, 0] == 0 < contrast[0, 1] < contrast[0, 2] < contrast[1, 0]
+    shades = np.asarray(image.get_array())
+    assert shades[2, 0] == 0 < shades[0, 1] < shades[0, 2] < shades[1, 0]
 
 
 @pytest.mark.parametrize(

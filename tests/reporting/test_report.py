@@ -110,7 +110,7 @@ def test_a_report_without_details_lists_the_missing_pictures(tmp_path, records):
     stand_in = dict(dataset="digits", dataset_note=note, checksum="", config=config)
     write_lines(tmp_path / RESULTS, [dataclasses.replace(records[0], **stand_in)])
     page = write_report(tmp_path).read_text()
-    assert "recorded without them (details.json)" in page
+    assert "recorded without details.json" in page
     assert "&lt;b&gt;NOT MNIST" in page and "&lt;img src=x&gt;" in page
 
 
@@ -139,12 +139,8 @@ def test_a_click_on_a_header_sorts_and_sets_aria_sort(out: Path, browser: Browse
     assert browser.console() == []
 
 
-@pytest.mark.parametrize("dark", [False, True])
-def test_the_page_fits_a_phone_and_every_picture_loads(
-    out: Path, browser: Browser, dark: bool
-):
+def test_the_page_fits_a_phone_and_every_picture_loads(out: Path, browser: Browser):
     browser.resize(390, 844)
-    browser.prefer_dark(dark)
     browser.open((out / "report.html").as_uri())
     sizes = browser.run(
         "const images = [...document.images];"
@@ -152,8 +148,6 @@ def test_the_page_fits_a_phone_and_every_picture_loads(
         ".then(() => images.map(image => [image.naturalWidth, image.alt]))"
     )
     assert len(sizes) == 15 and all(width > 100 and alt for width, alt in sizes)
-    darkest, lightest = browser.run(INK)
-    assert lightest > 220 if dark else darkest < 40
     width = "return document.documentElement.scrollWidth"
     assert browser.run(width) <= 390
     # The names of the rows stay in view.
@@ -161,19 +155,6 @@ def test_the_page_fits_a_phone_and_every_picture_loads(
     cell = "return t.querySelector('td').getBoundingClientRect().x"
     assert 0 < browser.run(scroll + cell) < 30
     assert browser.console() == []
-
-
-# Brightness of the darkest and lightest opaque pixels of the first picture.
-INK = """
-const canvas = document.createElement("canvas"), [image] = document.images;
-[canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
-const brush = canvas.getContext("2d");
-brush.drawImage(image, 0, 0);
-const {data} = brush.getImageData(0, 0, canvas.width, canvas.height), values = [];
-for (let n = 0; n < data.length; n += 4)
-  if (data[n + 3] > 240) values.push(Math.max(data[n], data[n + 1], data[n + 2]));
-return [Math.min(...values), Math.max(...values)];
-"""
 
 
 def test_the_table_fits_a_window_of_1280_pixels(out: Path, browser: Browser):
@@ -226,21 +207,6 @@ def test_a_damaged_line_is_reported_and_skipped(records, tmp_path, caplog):
     assert "compare.jsonl line 1 is damaged" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        dict(confusion=[[1]]),
-        dict(worst=[dataclasses.replace(WRONG, pixels="AAAA")]),
-        dict(worst=[dataclasses.replace(WRONG, truth=10)]),
-    ],
-)
-def test_invalid_matrices_and_images_are_input_errors(change, records, tmp_path):
-    details = dataclasses.replace(details_of(records[0]), **change)
-    write_run(tmp_path, records[0], details)
-    with pytest.raises(InputError, match="details of mlp are damaged"):
-        write_report(tmp_path)
-
-
 def test_damaged_details_name_the_file_to_delete(records, tmp_path):
     write_run(tmp_path, records[0], details_of(records[0]))
     [path] = tmp_path.rglob(DETAILS)
@@ -287,11 +253,7 @@ def test_curves_plot_means_and_budgets_plot_every_seed(records):
     lines = budget_figure({"mlp": budgets}, "validation accuracy").axes[0].lines
     assert len(lines[1].get_xdata()) == sum(map(len, frames))
     assert budgets[0]["seconds"].is_monotonic_increasing
-    unvalidated = [dataclasses.replace(e, val_accuracy=None) for e in mlp[0].epochs]
-    [accuracy] = budget_frame(dataclasses.replace(mlp[0], epochs=unvalidated))[
-        "accuracy"
-    ]
-    assert accuracy == mlp[0].test_accuracy
+    assert budget_frame(mlp[0], "test")["accuracy"].tolist() == [mlp[0].test_accuracy]
 
 
 def test_the_plot_of_a_sweep_is_legible(records, tmp_path):
