@@ -16,7 +16,7 @@ from mnist_jax.export.safetensors_folder import predict_safetensors, write_safet
 from mnist_jax.export.saved_model import predict_saved_model, write_saved_model
 from mnist_jax.export.stablehlo_file import predict_stablehlo, write_stablehlo
 from mnist_jax.records.environment import check_packages
-from mnist_jax.records.files import make_folder, write_error
+from mnist_jax.records.files import make_folder
 from mnist_jax.training.run_dir import TrainedRun
 
 # Allowed difference of a probability. Rounding makes up to 1e-5, with raw pixels and
@@ -67,10 +67,7 @@ def check_export(name: str, path: Path) -> None:
             f"--out={path} already exists, and --format={name} writes a new folder; "
             "give another path"
         )
-    try:
-        make_folder(path.parent)
-    except InputError as error:
-        raise InputError(f"--out={path}: {error}") from error
+    make_folder(path.parent)
 
 
 def export_run(
@@ -96,8 +93,6 @@ def export_run(
         if form.predict is not None:
             difference = _compare(name, form.predict(temporary, images), run, images)
         os.replace(temporary, path)
-    except OSError as error:
-        raise write_error(path, error) from error
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)

@@ -1,12 +1,9 @@
 """The page that describes an exported network."""
 
-import pandas as pd
-
-from mnist_jax.config import MODELS
 from mnist_jax.reporting.summary import layer_frame
 from mnist_jax.reporting.tables import (
+    environment_items,
     format_settings,
-    format_versions,
     markdown_table,
 )
 from mnist_jax.training.checkpoints import named_leaves
@@ -42,55 +39,46 @@ probabilities = run.predict(images)  # [N,{classes}]
 ```
 
 `python -m experiments.predict --run_dir=FOLDER` and the other programs take it too.
-{network}
+
 Without mnist_jax, `safetensors.numpy.load_file("{params}")` returns the
 arrays by layer, such as `{example}`. Kernels of dense layers are
 `[inputs,outputs]`, those of convolutions `[height,width,inputs,outputs]`; the gates of
 an LSTM are in the order input, forget, candidate, output.
 """
-_NETWORK = """
-The class of the network is `{model}`, in a file with the sha256
-`{sha256}`.
-The file must be there, relative to the working directory or a folder above this one.
-"""
 
 
 def model_card(run: TrainedRun) -> str:
     """Returns a description of a network as Markdown: results, layers, use."""
-    config, record = run.record.config, run.record
-    dataset, machine = record.dataset, record.environment
-    facts = {
-        "test accuracy": f"{record.test_accuracy:.4f} (n=1, seed {config.seed})",
-        "test loss": f"{record.test_loss:.4f}",
-        "data": f"{dataset}: {record.train_images:,} training, "
+    config, record, (height, width) = run.config, run.record, run.shapes.image
+    dataset = record.dataset
+    facts = [
+        f"test accuracy: {record.test_accuracy:.4f} (n=1, seed {config.seed})",
+        f"test loss: {record.test_loss:.4f}",
+        f"data: {dataset}, {record.train_images:,} training, "
         f"{record.validation_images:,} validation, {record.test_images:,} test images",
-        "classes": ", ".join(run.class_names),
-        "epochs": str(len(record.epochs)),
-        "settings besides the defaults": format_settings(record) or "none",
-        "parameters": f"{record.parameters:,}",
-        "device": f"{machine.device}, {record.devices} of {machine.cores} cores"
-        if machine.platform == "cpu"
-        else f"{record.devices} x {machine.device}",
-        "versions": format_versions(machine),
-        "date": machine.date,
-    }
+        f"classes: {', '.join(run.class_names)}",
+        f"epochs: {len(record.epochs)}",
+        f"settings besides the defaults: {format_settings(record) or 'none'}",
+        f"parameters: {record.parameters:,}",
+        *environment_items([record.environment]),
+    ]
+    if record.source_sha256:
+        facts.append(
+            f"network: `{config.model}` in the working directory or a folder above "
+            f"this one; sha256 of the file {record.source_sha256}"
+        )
     if record.dataset_note:
-        facts["note"] = record.dataset_note
-    network = ""
-    if config.model not in MODELS:
-        network = _NETWORK.format(model=config.model, sha256=record.source_sha256)
-    (height, width), classes = run.shapes
+        facts.append(f"note: {record.dataset_note}")
     folder = ', "FOLDER_OF_THE_DATA"' if dataset == "idx" else ""
     return _CARD.format(
         name=config.name,
         height=height,
         width=width,
-        classes=classes,
+        classes=record.classes,
         data=f'"{dataset}"{folder}',
         dataset=dataset,
-        facts=markdown_table(pd.DataFrame(facts.items(), columns=["", "this run"])),
-        layers=markdown_table(layer_frame(run.config, run.shapes)),
-        network=network,
+        facts="\n".join(f"- {fact}" for fact in facts),
+        layers=markdown_table(layer_frame(config, run.shapes)),
         params=EXPORTED_PARAMS,
         example=next(iter(named_leaves(run.params))),
     )

@@ -1,6 +1,5 @@
 """Runs as folders with their parameters in the safetensors format, and a model card."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -29,15 +28,11 @@ def write_safetensors(run: TrainedRun, folder: Path) -> None:
         run: the run to export.
         folder: a folder, created if it does not exist.
     """
-    record = run.record
-    if run.config.pixels == "standardized":  # which records of version 1 lack
-        mean, std = run.preprocess.mean, run.preprocess.std
-        record = dataclasses.replace(record, pixel_mean=mean, pixel_std=std)
     make_folder(folder)
     save_safetensors(folder / EXPORTED_PARAMS, run.params)
     # The record's config names the file of a custom network as it was trained.
-    write_json(folder / CONFIG, record.config)
-    write_json(folder / RECORD, record)
+    write_json(folder / CONFIG, run.record.config)
+    write_json(folder / RECORD, run.record)
     write_file(folder / CARD, model_card(run))
 
 

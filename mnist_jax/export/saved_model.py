@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mnist_jax.export.stablehlo_file import PLATFORMS, export_error, make_classifier
-from mnist_jax.records.files import write_error
+from mnist_jax.export.stablehlo_file import PLATFORMS, make_classifier
 from mnist_jax.training.run_dir import TrainedRun
 
 _SIGNATURE = "serving_default"
@@ -38,14 +37,8 @@ def write_saved_model(run: TrainedRun, folder: Path) -> None:
         input_signature=[tf.TensorSpec([None, *shape], tf.uint8, name="images")],
         autograph=False,
     )
-    try:
-        signature = module.classify.get_concrete_function()
-    except Exception as error:  # whatever the user's code raises
-        raise export_error("saved", run, error) from error
-    try:
-        tf.saved_model.save(module, str(folder), {_SIGNATURE: signature})
-    except (tf.errors.OpError, OSError) as error:
-        raise write_error(folder, OSError(0, str(error).splitlines()[0])) from error
+    signature = module.classify.get_concrete_function()
+    tf.saved_model.save(module, str(folder), {_SIGNATURE: signature})
 
 
 def predict_saved_model(folder: Path, images: np.ndarray) -> np.ndarray:

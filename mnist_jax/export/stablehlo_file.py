@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from mnist_jax.errors import InputError
 from mnist_jax.models.networks import create_model
 from mnist_jax.records.files import write_file
 from mnist_jax.training.epochs import jit, predict
@@ -35,16 +34,6 @@ def make_classifier(run: TrainedRun) -> Callable[[jax.Array], jax.Array]:
     return jax.vmap(lambda image: classify(image[None])[0])
 
 
-def export_error(name: str, run: TrainedRun, error: Exception) -> InputError:
-    """Returns the error for a network that cannot be traced for a format."""
-    reason = (str(error) or repr(error)).splitlines()[0]
-    return InputError(
-        f"--format={name} cannot export {run.config.model} "
-        f"({type(error).__name__}: {reason}); give --format=safetensors, or write "
-        "the network with operations of JAX only"
-    )
-
-
 def write_stablehlo(run: TrainedRun, path: Path) -> None:
     """Writes a network as StableHLO, serialized by `jax.export`.
 
@@ -59,12 +48,8 @@ def write_stablehlo(run: TrainedRun, path: Path) -> None:
     classify = make_classifier(run)
     [batch] = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *run.shapes.image), jnp.uint8)
-    try:
-        exported = export.export(jit(classify), platforms=PLATFORMS)(images)
-        content = bytes(exported.serialize())
-    except Exception as error:  # whatever the user's code raises
-        raise export_error("stablehlo", run, error) from error
-    write_file(path, content)
+    exported = export.export(jit(classify), platforms=PLATFORMS)(images)
+    write_file(path, bytes(exported.serialize()))
 
 
 def predict_stablehlo(path: Path, images: np.ndarray) -> np.ndarray:

@@ -119,16 +119,6 @@ class Doubled(nn.Module):
         return nn.Dense(10)(nn.BatchNorm(use_running_average=not train)(x))
 
 
-class CallsPython(nn.Module):
-    @nn.compact
-    def __call__(self, images):
-        shape = jax.ShapeDtypeStruct(images.shape, images.dtype)
-        images = jax.pure_callback(
-            lambda x: x, shape, images, vmap_method="expand_dims"
-        )
-        return nn.Dense(10)(images.reshape(len(images), -1))
-
-
 class PerRow(nn.Module):
     @nn.compact
     def __call__(self, images):

@@ -41,12 +41,15 @@ def make_run(shapes: Shapes = MNIST, **fields: Any) -> TrainedRun:
         lambda path, leaf: _random_array(path, leaf, rng),
         param_shapes(model, shapes.image),
     )
-    statistics = (0.25, 0.5) if config.pixels == "standardized" else (0.0, 1.0)
+    statistics = (0.25, 0.5) if config.pixels == "standardized" else (None, None)
     record = dataclasses.replace(
         make_record(**fields),
         params_sha256=params_sha256(params),
         source_sha256=network_sha256(config),
         image_shape=shapes.image,
         classes=shapes.classes,
+        pixel_mean=statistics[0],
+        pixel_std=statistics[1],
     )
-    return TrainedRun(config, record, params, Preprocess(config.pixels, *statistics))
+    preprocess = Preprocess(config.pixels, *(s for s in statistics if s is not None))
+    return TrainedRun(config, record, params, preprocess)
