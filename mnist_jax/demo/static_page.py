@@ -76,31 +76,31 @@ def write_static_page(run: TrainedRun, path: Path) -> None:
 
 def _layers(run: TrainedRun) -> list[dict[str, Any]]:
     """Returns the layers of a built-in network, as arguments for `network.js`."""
-    params, statistics = split_params(
+    params, others = split_params(
         run.model, jax.device_get(run.params), run.shapes.image
     )
-    specs, layers = layer_specs(run.config, run.shapes), []
+    specs = layer_specs(run.config, run.shapes)
+    layers: list[dict[str, Any]] = []
     for spec in specs:
-        arrays = params[spec.name]
         match spec.module:
             case Conv(stage=stage):
-                settings = dict(kind="conv", strides=stage.strides)
-                settings |= dict(padding=stage.padding, activation=stage.activation)
-                layers.append({**settings, **arrays})
+                names = "strides", "padding", "activation"
+                layer = {name: getattr(stage, name) for name in names}
+                layers.append({"kind": "conv", **layer, **params[spec.name]})
                 if stage.pool > 1:
                     layers.append({"kind": "maxPool", "size": stage.pool})
             case nn.BatchNorm(epsilon=epsilon):
-                mean, variance = map(
-                    statistics["batch_stats"][spec.name].get, ("mean", "var")
-                )
-                settings = dict(kind="batchNorm", mean=mean, variance=variance)
-                layers.append({**settings, "epsilon": epsilon, **arrays})
+                running = others["batch_stats"][spec.name]
+                layer = {"mean": running["mean"], "variance": running["var"]}
+                layer |= {"kind": "batchNorm", "epsilon": epsilon}
+                layers.append({**layer, **params[spec.name]})
             case LSTMLayer(activation=activation, return_sequences=sequences):
-                settings = dict(kind="lstm", activation=activation, sequences=sequences)
-                layers.append({**settings, **arrays})
+                layer = {"activation": activation, "sequences": sequences}
+                layers.append({"kind": "lstm", **layer, **params[spec.name]})
             case nn.Dense():
                 activation = "linear" if spec is specs[-1] else "relu"
-                layers.append({"kind": "dense", "activation": activation, **arrays})
+                layer = {"kind": "dense", "activation": activation}
+                layers.append({**layer, **params[spec.name]})
     return layers
 
 
