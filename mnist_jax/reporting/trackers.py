@@ -93,35 +93,14 @@ def start_run(tracker: str, name: str, folder: Path, config: Mapping[str, Any]) 
     return contextvars.Context().run(start, **options)
 
 
-def epoch_scalars(epoch: EpochRecord, train_images: int) -> Scalars:
-    """Returns the metrics of an epoch; those of validation only if there are any."""
-    return _known(
-        {
-            "loss/training": epoch.loss,
-            "loss/validation": epoch.val_loss,
-            "accuracy/training": epoch.accuracy,
-            "accuracy/validation": epoch.val_accuracy,
-            "images_per_second": train_images / epoch.train_seconds,
-        }
-    )
-
-
-def final_scalars(record: RunRecord) -> Scalars:
-    """Returns the results of a finished run."""
-    names = "parameters", "compile_seconds", "steady_epoch_seconds", "total_seconds"
-    return _known(
-        {
-            "loss/test": record.test_loss,
-            "accuracy/test": record.test_accuracy,
-            "accuracy/test_averaged_over_shifts": record.tta_accuracy,
-            "best_epoch": record.best_epoch,
-            **{f"final/{name}": getattr(record, name) for name in names},
-        }
-    )
-
-
-def _known(values: Mapping[str, float | None]) -> Scalars:
-    return {name: value for name, value in values.items() if value is not None}
+def scalars_of(record: EpochRecord | RunRecord) -> Scalars:
+    """Returns the numbers of a record, such as `epoch/loss` or `run/test_accuracy`."""
+    kind = "epoch" if isinstance(record, EpochRecord) else "run"
+    return {
+        f"{kind}/{name}": value
+        for name, value in vars(record).items()
+        if type(value) in (int, float)
+    }
 
 
 def _config(config: TrainConfig, seed: int, dataset: str) -> Mapping[str, Any]:
@@ -188,13 +167,12 @@ class TrackingPrinter(ProgressPrinter):
             with self._failure_is_a_warning(seed):
                 name = self._name(folder)
                 self._runs[seed] = start_run(self._tracker, name, folder, config)
-        size = len(dataset.train.labels)
 
         def on_epoch(records: Sequence[EpochRecord]) -> None:
             for seed, record in zip(folders, records, strict=True):
                 if run := self._runs.get(seed):
                     with self._failure_is_a_warning(seed):
-                        run.log(epoch_scalars(record, size), step=record.epoch)
+                        run.log(scalars_of(record), step=record.epoch)
             callbacks.on_epoch(records)
 
         return callbacks._replace(on_epoch=on_epoch)
@@ -204,7 +182,7 @@ class TrackingPrinter(ProgressPrinter):
         super().finished(record)
         if run := self._runs.pop(record.config.seed, None):
             with self._failure_is_a_warning(record.config.seed):
-                run.log(final_scalars(record), step=len(record.epochs))
+                run.log(scalars_of(record), step=len(record.epochs))
                 run.finish()
 
     def close(self) -> None:
