@@ -9,7 +9,7 @@ apply to all. A sweep that was stopped or killed resumes with the same command. 
 best settings are in --out/best.cfg, a flag file for experiments.train.
 """
 
-from collections.abc import Callable
+import dataclasses
 from pathlib import Path
 
 from absl import flags
@@ -28,27 +28,24 @@ from mnist_jax.cli.flags import (
 from mnist_jax.cli.main import chosen_machine, run_program, start_jax
 from mnist_jax.cli.signals import stop_between_chunks
 from mnist_jax.config import TrainConfig
-from mnist_jax.data.types import Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.records.environment import available_cores
 from mnist_jax.records.files import hold_lock, make_folder
 from mnist_jax.reporting.report import PICTURES, write_report
 from mnist_jax.reporting.sweep_tables import (
     CSV,
+    FINISHED,
     TABLE,
     best_command,
+    import_optuna,
     read_rows,
     write_sweep,
 )
 from mnist_jax.training.study import export_runs
 from mnist_jax.training.sweep import HOW_TO_RESUME, LOCK
-from mnist_jax.training.trials import FINISHED, find_trials
 
-from .sweeps.driver import Sweep
-from .sweeps.local import run_here, run_processes
-from .sweeps.progress import Progress
-from .sweeps.search import ListSearch, Pruner, TpeSearch, import_optuna, sample
-from .sweeps.space import (
+from .sweep_engines import run_on_ray, run_processes
+from .sweep_space import (
     Axis,
     Settings,
     check_trainable,
@@ -56,16 +53,18 @@ from .sweeps.space import (
     make_config,
     pairs,
     parse_space,
+    sample,
 )
+from .sweep_worker import Progress, Queue, Sweep, Worker, repair_journal
 
 FLAGS = flags.FLAGS
 EXPORT = "sweep.jsonl"
-ENGINES = "local", "ray"
 _OF_RAY = "address", "cpus_per_trial", "gpus_per_trial"
 
 
 def _check_flags(axes: list[Axis]) -> None:
     """Raises InputError for flags that exclude or require each other."""
+    import_optuna()
     ranges = [axis.name for axis in axes if axis.range is not None]
     if ranges and not FLAGS.samples:
         raise InputError(
@@ -74,116 +73,108 @@ def _check_flags(axes: list[Axis]) -> None:
         )
     if FLAGS.search == "tpe" and not FLAGS.samples:
         raise InputError("--search=tpe needs --samples; give --samples=20")
-    for name in ("min_epochs", "reduction"):
-        if FLAGS[name].present and not FLAGS.prune:
-            raise InputError(f"--{name} needs --prune; give both or neither")
-    for name in _OF_RAY:
-        if FLAGS[name].present and FLAGS.engine != "ray":
-            raise InputError(f"--{name} needs --engine=ray; give both or neither")
-    if FLAGS["workers"].present and FLAGS.engine == "ray":
-        raise InputError(
-            "--workers is for --engine=local; Ray runs as many trials as its nodes "
-            "have CPUs for, by --cpus_per_trial"
-        )
-    if FLAGS.prune:
-        import_optuna("--prune")
+    for needed, given, names in (
+        ("--prune", FLAGS.prune, ("min_epochs", "reduction")),
+        ("--engine=ray", FLAGS.engine == "ray", _OF_RAY),
+        ("--engine=local", FLAGS.engine == "local", ("workers",)),
+    ):
+        for name in names:
+            if FLAGS[name].present and not given:
+                raise InputError(f"--{name} needs {needed}; give both or neither")
 
 
-def _check_patience(config: TrainConfig) -> None:
-    """Raises InputError if --prune cannot compare the epochs of a config."""
-    if FLAGS.prune and config.patience is not None and FLAGS.seeds > 1:
-        raise InputError(
-            f"--prune compares the mean over seeds after each epoch, but with "
-            f"--patience={config.patience} seeds train one by one; give --seeds=1 or "
-            "leave one of them out"
-        )
-
-
-def _cores_per_trial() -> int:
-    """Returns the cores of a trial, and so the devices that JAX has there."""
-    if FLAGS.engine == "ray":
-        return int(FLAGS.cpus_per_trial)
-    return max(1, available_cores() // FLAGS.workers)
-
-
-def _check_settings() -> tuple[list[Axis], list[Settings], Dataset]:
+def _make_sweep() -> tuple[Sweep, list[Settings]]:
     """Checks all flags and settings before anything is trained.
 
     Returns:
-        The axes; the settings to train, or those that stand for what TPE may draw; and
-        the data.
+        What to train; and the settings, or those that stand for what TPE may draw.
     """
     axes = parse_space(FLAGS.vary, chosen_models(custom=True))
     _check_flags(axes)
+    names = [f.name for f in dataclasses.fields(TrainConfig) if f.name in FLAGS]
+    base = {n: FLAGS[n].value for n in names if FLAGS[n].value is not None}
     if not FLAGS.samples:
         chosen = combine(axes)
     elif FLAGS.search == "random":
         chosen = sample(axes, FLAGS.samples, FLAGS.search_seed)
     else:
         chosen = pairs(axes)
-    configs = [make_config(settings, FLAGS) for settings in chosen]
-    for config in configs:
-        _check_patience(config)
+    configs = [make_config(settings, base) for settings in chosen]
+    for patience in {config.patience for config in configs} - {None}:
+        if FLAGS.prune and FLAGS.seeds > 1:
+            raise InputError(
+                f"--prune compares the mean over seeds after each epoch, but with "
+                f"--patience={patience} seeds train one by one; give --seeds=1 or "
+                "leave one of them out"
+            )
     make_folder(Path(FLAGS.out))
-    machine = chosen_machine()
+    machine, cores = chosen_machine(), FLAGS.cpus_per_trial
+    if FLAGS.engine == "local":
+        cores = max(1, available_cores() // FLAGS.workers)
     if FLAGS.engine == "ray" or FLAGS.workers > 1:
         # Other processes train: this one must not take their memory of an accelerator.
-        machine = machine._replace(platform="cpu", cpu_devices=1)
-    start_jax(machine)
+        start_jax(machine._replace(platform="cpu", cpu_devices=1))
+    else:
+        start_jax(machine)
     dataset = load_data(configs[0].dataset)
     for settings, config in zip(chosen, configs, strict=True):
-        check_trainable(settings, config, dataset, _cores_per_trial())
-    return axes, chosen, dataset
-
-
-def _make_search(
-    axes: list[Axis], chosen: list[Settings], out: Path
-) -> ListSearch | TpeSearch:
-    """Returns the search that the flags ask for."""
-    if FLAGS.search == "random":
-        return ListSearch(chosen)
-    # Another seed after a restart: what was drawn before is not drawn again.
-    return TpeSearch(axes, FLAGS.samples, FLAGS.search_seed + len(find_trials(out)))
-
-
-def _train(sweep: Sweep, check_stopped: Callable[[], None]) -> None:
-    """Trains all trials on the engine that the flags ask for."""
-    if FLAGS.engine == "ray":
-        from .sweeps.ray_engine import run_on_ray
-
-        resources = FLAGS.cpus_per_trial, FLAGS.gpus_per_trial
-        run_on_ray(sweep, FLAGS.address, *resources, chosen_machine(), check_stopped)
-    elif FLAGS.workers > 1:
-        run_processes(sweep, FLAGS.workers, chosen_machine(), check_stopped)
-    else:
-        run_here(sweep, check_stopped)
+        check_trainable(settings, config, dataset, cores)
+    sweep = Sweep(
+        out=Path(FLAGS.out).absolute(),
+        axes=axes,
+        base=base,
+        dataset=dataset,
+        seeds=chosen_seeds(FLAGS.seed or 0, FLAGS.seeds),
+        tpe=FLAGS.search == "tpe",
+        search_seed=FLAGS.search_seed,
+        prune=(FLAGS.min_epochs, FLAGS.reduction) if FLAGS.prune else None,
+        machine=machine,
+        cores=cores,
+        quiet=FLAGS.quiet,
+    )
+    return sweep, chosen
 
 
 def main() -> None:
     """Trains the settings given by the flags and prints their table."""
-    axes, chosen, dataset = _check_settings()
-    seeds = chosen_seeds(FLAGS.seed or 0, FLAGS.seeds)
-    out, progress = Path(FLAGS.out), Progress(FLAGS.quiet)
+    sweep, chosen = _make_sweep()
+    out = Path(FLAGS.out)
 
-    def config_of(settings: Settings) -> TrainConfig:
-        config = make_config(settings, FLAGS)
-        if FLAGS.search == "tpe":  # only pairs of its values have been checked
-            check_trainable(settings, config, dataset, _cores_per_trial())
-        return config
+    def refuse(holder: str) -> None:
+        raise InputError(
+            f"{holder} runs a sweep in {out}; wait until it ends, or give another --out"
+        )
 
-    def wait(holder: str) -> None:
-        progress.note(f"waiting for {holder}, which runs a sweep in {out}")
+    with (
+        stop_between_chunks(HOW_TO_RESUME) as check_stopped,
+        hold_lock(out / LOCK, refuse),
+    ):
+        repair_journal(out)
+        queue = Queue(sweep)
+        queue.fill([], FLAGS.samples) if sweep.tpe else queue.fill(chosen, 0)
+        progress = Progress(queue)
 
-    with stop_between_chunks(HOW_TO_RESUME) as check_stopped:
-        with hold_lock(out / LOCK, wait, check_stopped), progress:
-            search = _make_search(axes, chosen, out)
-            pruner = Pruner(FLAGS.min_epochs, FLAGS.reduction) if FLAGS.prune else None
-            sweep = Sweep(out, dataset, seeds, search, config_of, pruner, progress)
-            _train(sweep, check_stopped)
+        def poll() -> None:
+            check_stopped()
+            progress.show()
+
+        # Once, unless a process was killed between two lines of the journal.
+        while queue.requeue() or queue.trials("WAITING"):
+            if FLAGS.engine == "ray":
+                run_on_ray(sweep, FLAGS.address, FLAGS.gpus_per_trial, poll)
+            elif FLAGS.workers > 1:
+                run_processes(sweep, FLAGS.workers, poll)
+            else:
+                worker = Worker(sweep, 0, check_stopped)
+                while worker.train_next():
+                    progress.show()
+        progress.close()
     export_runs(out, EXPORT)
-    print(f"\n{write_sweep(out)}\n\nwritten: {out}/{TABLE}, {CSV}, {EXPORT}")
-    if (best := read_rows(out)[0]).state == FINISHED:
-        print(f"best: {best_command(out, best)}")
+    if not (rows := read_rows(out)):
+        raise InputError("no trial could be trained, for the reasons above")
+    print(f"\n{write_sweep(out, rows)}\n\nwritten: {out}/{TABLE}, {CSV}, {EXPORT}")
+    if rows[0].state == FINISHED:
+        print(f"best: {best_command(out, rows[0])}")
     if FLAGS.report:
         print(f"written: {write_report(out)} and its pictures in {out}/{PICTURES}")
 
@@ -219,7 +210,9 @@ def run() -> None:
     flags.DEFINE_integer(
         "reduction", 2, "--prune keeps one of this many trials each time", lower_bound=2
     )
-    flags.DEFINE_enum("engine", "local", ENGINES, "where the trials are trained")
+    flags.DEFINE_enum(
+        "engine", "local", ["local", "ray"], "where the trials are trained"
+    )
     flags.DEFINE_integer(
         "workers", 1, "processes side by side, which share the cores", lower_bound=1
     )

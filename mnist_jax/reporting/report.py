@@ -22,7 +22,7 @@ from mnist_jax.reporting.pictures import (
     pareto_picture,
 )
 from mnist_jax.reporting.plots import save_figure, set_title
-from mnist_jax.reporting.sweep_page import SweepSection, read_sweep
+from mnist_jax.reporting.sweep_tables import SweepSection, read_sweep
 from mnist_jax.reporting.tables import (
     comparison_frame,
     format_comparison,

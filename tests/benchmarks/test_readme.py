@@ -29,7 +29,7 @@ WRITTEN = {
     *("published.jsonl", "published.md", "peers.jsonl", "report.html"),
     "accelerators.jsonl",
     "data_dir.txt",
-    *("sweep.md", "sweep.csv", "sweep.jsonl", "best.cfg", "trial.json"),
+    *("sweep.md", "sweep.csv", "sweep.jsonl", "best.cfg", "journal.log"),
     *("digits.png", "first_digits.png", "my7.png", "seen.png"),
 }
 OTHER_FLAGS = {"logdir", "help", "flagfile", "head"}  # of TensorBoard, absl and Ray

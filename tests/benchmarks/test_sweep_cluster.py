@@ -14,12 +14,8 @@ from typing import Any
 import psutil
 import pytest
 from helpers.programs import run_process, start
-from helpers.sweeps import make_sweep
 
-from benchmarks.sweeps import ray_engine
-from benchmarks.sweeps.ray_engine import run_on_ray
-from mnist_jax.cli.main import Machine
-from mnist_jax.training.run_dir import load_run
+from mnist_jax.reporting.sweep_tables import read_rows
 from mnist_jax.training.sweep import HOW_TO_RESUME
 
 pytestmark = [
@@ -61,11 +57,8 @@ def records(out: Path) -> dict[str, tuple[str, str, int]]:
     """Returns each run's settings with its sha256, date and time of writing."""
     found = {}
     for path in out.glob("runs/*/*/record.json"):
-        settings = json.loads((path.parents[1] / "trial.json").read_text())["settings"]
         record = json.loads(path.read_text())
-        key = f"{settings} {record['config']['seed']}"
-        assert key not in found
-        found[key] = (
+        found[str(record["config"])] = (
             record["params_sha256"],
             record["environment"]["date"],
             path.stat().st_mtime_ns,
@@ -129,28 +122,19 @@ def test_a_sweep_survives_the_death_of_a_worker_a_node_and_the_driver(
     assert {key: after[key] for key in before} == before
     printed = ended(lines) + ended(output.splitlines())
     assert len(set(printed)) == len(printed)
-    states = [
-        json.loads(path.read_text())["state"] for path in out.glob("runs/*/trial.json")
-    ]
-    assert states == ["finished"] * TRIALS
+    assert [row.state for row in read_rows(out)] == ["finished"] * TRIALS
     assert {k: v[0] for k, v in after.items()} == {
         k: v[0] for k, v in records(local).items()
     }
     record_property("kills: of workers, nodes and drivers of sweeps", 3)
 
 
-def test_nodes_without_the_folder_send_their_runs_back(
-    cluster, digits, tmp_path, monkeypatch
-):
-    # The nodes look for another file than the one by which they would find the folder.
-    monkeypatch.setattr(ray_engine, "_MARK", ".other")
-    sweep = make_sweep(tmp_path, digits, "1e-3,1e-2")
-    machine = Machine("cpu", 0, True)
-    run_on_ray(sweep, cluster.address, 1, 0, machine, lambda: None)
-    assert len(records(tmp_path)) == 4
-    for path in tmp_path.rglob("record.json"):
-        assert load_run(path.parent).record.epochs  # verifies the parameters
-        assert (path.parent / "metrics.jsonl").exists()
+def test_an_address_without_a_ray_cluster_is_an_error(tmp_path):
+    """Ray itself would try for eight minutes."""
+    engine = "--engine=ray", "--address=localhost:1", f"--out={tmp_path}"
+    refused = run_process(*GRID[:4], *engine)
+    assert refused.returncode == 1
+    assert "no Ray cluster answers at localhost:1 (" in refused.stderr
 
 
 def test_pruning_on_a_cluster(cluster, tmp_path):
@@ -158,11 +142,8 @@ def test_pruning_on_a_cluster(cluster, tmp_path):
     engine = "--engine=ray", f"--address={cluster.address}"
     finished = run_process(*words, *engine, f"--out={tmp_path}")
     assert finished.returncode == 0, finished.stderr
-    states = {
-        found["settings"]["learning_rate"]: found["state"]
-        for path in tmp_path.glob("runs/*/trial.json")
-        for found in [json.loads(path.read_text())]
-    }
+    rows = read_rows(tmp_path)
+    states = {row.settings["learning_rate"]: row.state for row in rows}
     assert "pruned" in states.values() and "finished" in states.values()
     assert states["1e-6"] == "pruned"
 

@@ -8,50 +8,48 @@ import math
 import os
 import shlex
 import signal
-import socket
 import sys
-import threading
 from multiprocessing import active_children
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from helpers.programs import run, start
-from helpers.sweeps import make_config, make_sweep
+from helpers.sweeps import make_sweep
 
-from benchmarks.sweeps import ray_engine
-from benchmarks.sweeps.driver import Sweep
-from benchmarks.sweeps.local import ATTEMPTS, run_here, run_processes
-from benchmarks.sweeps.progress import Progress
-from benchmarks.sweeps.ray_engine import run_on_ray
-from benchmarks.sweeps.search import Pruner, TpeSearch, sample
-from benchmarks.sweeps.space import (
+from benchmarks import sweep_worker
+from benchmarks.sweep_engines import run_processes
+from benchmarks.sweep_space import (
     check_trainable,
     combine,
     pairs,
     parse_axis,
     parse_space,
+    sample,
 )
-from mnist_jax.cli.main import Machine
+from benchmarks.sweep_worker import (
+    ATTEMPTS,
+    Progress,
+    Queue,
+    Sweep,
+    Worker,
+    repair_journal,
+)
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Shapes
 from mnist_jax.errors import InputError
-from mnist_jax.records.files import make_folder
-from mnist_jax.records.schema import write_json
+from mnist_jax.records.files import hold_lock
 from mnist_jax.reporting import report
 from mnist_jax.reporting.pictures import Picture
-from mnist_jax.reporting.sweep_tables import read_rows, sweep_frame, write_sweep
-from mnist_jax.testing import make_split
-from mnist_jax.training import trials
-from mnist_jax.training.run_dir import CONFIG, RECORD
-from mnist_jax.training.trials import (
+from mnist_jax.reporting.sweep_tables import (
     FAILED,
     FINISHED,
+    JOURNAL,
     PRUNED,
-    Trial,
-    find_trials,
-    write_trial,
+    read_rows,
+    write_sweep,
 )
+from mnist_jax.testing import make_split
+from mnist_jax.training.run_dir import RECORD
 
 SMALL = "--dataset=digits", "--hidden=16", "--epochs=3", "--batch_size=256"
 GRID = *SMALL, "--vary=learning_rate=1e-3,1e-2", "--vary=optimizer=adam,sgd"
@@ -60,37 +58,24 @@ GRID = *SMALL, "--vary=learning_rate=1e-3,1e-2", "--vary=optimizer=adam,sgd"
 def outcomes(out: Path) -> list[tuple]:
     """Returns what must not depend on stops or engines."""
     return sorted(
-        (str(row.trial.settings), record.config.seed, record.params_sha256)
+        (str(row.settings), record.config.seed, record.params_sha256)
         for row in read_rows(out)
         for record in row.records
     )
 
 
-def check_page(out: Path, monkeypatch) -> None:
-    """Checks the report of a sweep, and draws the pictures of the sweep only."""
-    drawn, image = [], report._image
-
-    def draw(picture: Picture, title: str, folder: Path) -> report._Image:
-        if not picture.name.startswith("sweep"):
-            return report._Image("", 1, 1)
-        drawn.append(picture.name)
-        return image(picture, title, folder)
-
-    monkeypatch.setattr(report, "_image", draw)
-    page = report.write_report(out).read_text()
-    assert len(drawn) == 2
-    for name in drawn:
-        svg = (out / report.PICTURES / f"{name}.svg").read_text()
-        assert "validation accuracy" in svg
-    assert "Best settings" in page and f"--flagfile={out}/best.cfg" in page
-    assert "--learning_rate=0.0" in page and "neither the search" in page
-    assert page.count(">pruned<") == page.count(">1e-5<") == 1
+def train(sweep: Sweep) -> None:
+    """Trains all trials in this process."""
+    worker = Worker(sweep, 0, lambda: None)
+    while worker.train_next():
+        pass
 
 
 @pytest.mark.slow
 def test_a_grid_is_trained_and_its_best_settings_train_again(tmp_path):
     out = tmp_path / "a sweep"
-    printed = run("benchmarks.sweep", *GRID, "--seeds=2", f"--out={out}")
+    words = "benchmarks.sweep", "--seeds=2", f"--out={out}"
+    printed = run(*words, *GRID)
     rows = list(csv.DictReader((out / "sweep.csv").read_text().splitlines()))
     assert len(rows) == 4 and {row["state"] for row in rows} == {FINISHED}
     assert {(r["learning_rate"], r["optimizer"]) for r in rows} == {
@@ -107,28 +92,18 @@ def test_a_grid_is_trained_and_its_best_settings_train_again(tmp_path):
     assert again["params_sha256"] == best.records[0].params_sha256
     # The same command trains nothing.
     times = {path: path.stat().st_mtime_ns for path in out.rglob(RECORD)}
-    repeated = run("benchmarks.sweep", *GRID, "--seeds=2", f"--out={out}")
-    assert "4 of 4 trials had ended before" in repeated.stdout
-    assert {p: p.stat().st_mtime_ns for p in out.rglob(RECORD)} == times
-
-
-def test_trials_of_two_commands_differ_in_the_table(tmp_path):
-    for rate in ("3e-3", "1e-2"):
-        for size in (32, 128):
-            config = TrainConfig(batch_size=size, learning_rate=float(rate))
-            settings, folder = {"learning_rate": rate}, tmp_path / f"runs/{rate}-{size}"
-            trial = Trial(settings, config, folder, [0], "")
-            write_trial(trial)
-            make_folder(trial.folders[0])
-            write_json(trial.folders[0] / CONFIG, config.for_dataset("digits"))
-    failed = tmp_path / "runs/failed"
-    write_trial(Trial({"learning_rate": "1"}, config, failed, [0], ""))
-    frame = sweep_frame(read_rows(tmp_path))
-    assert list(frame.columns[:3]) == ["learning_rate", "batch_size", "state"]
-    assert {*zip(frame["learning_rate"], frame["batch_size"], strict=True)} == {
-        *(("3e-3", "32"), ("3e-3", "128"), ("1e-2", "32"), ("1e-2", "128")),
-        ("1", "-"),
-    }
+    assert "4 of 4 trials had ended before" in run(*words, *GRID).stdout
+    # Another one trains what is missing, and is in the same table.
+    more = run(*words, *SMALL, "--vary=learning_rate=1e-2,2e-2").stdout
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+    assert len(list(out.glob(f"runs/*/*/{RECORD}"))) == 2 * 5 and "2/2 done" in more
+    rows = list(csv.DictReader((out / "sweep.csv").read_text().splitlines()))
+    assert len(rows) == 5 and "-" in {row["optimizer"] for row in rows}
+    with hold_lock(out / ".lock", lambda holder: None):
+        refused = run(*words, *GRID, ok=False)
+    assert (
+        "another process" in refused.stderr and "give another --out" in refused.stderr
+    )
 
 
 @pytest.mark.slow
@@ -145,11 +120,13 @@ def test_a_killed_sweep_resumes_and_ends_like_an_unstopped_one(tmp_path):
         assert process.poll() is None
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=100)
+    with open(killed / JOURNAL, "a") as journal:
+        journal.write('{"op_code": 4, "worker')  # as if it was killed while it wrote
     done = {path: path.stat().st_mtime_ns for path in killed.rglob(RECORD)}
     assert len(done) == 2
     resumed = run(*words, f"--out={killed}").stdout
     assert "resuming after epoch" in resumed
-    assert f"{len(done)} of 3 trials had ended before" in resumed
+    assert "2 of 3 trials had ended before" in resumed
     assert all(path.stat().st_mtime_ns == time for path, time in done.items())
     assert outcomes(killed) == outcomes(whole) and len(outcomes(whole)) == 3
     assert not list(killed.rglob("checkpoints/*.msgpack"))
@@ -157,48 +134,75 @@ def test_a_killed_sweep_resumes_and_ends_like_an_unstopped_one(tmp_path):
 
 @pytest.mark.slow
 def test_trials_are_pruned_fail_and_share_one_program(tmp_path, digits, monkeypatch):
-    calls, whole = [], trials.prepare
+    calls, whole = [], sweep_worker.prepare
     monkeypatch.setattr(
-        trials, "prepare", lambda *words: calls.append(words) or whole(*words)
+        sweep_worker, "prepare", lambda *words: calls.append(words) or whole(*words)
     )
     out, rates = tmp_path / "out", "1e38,1e-2,1e-5,2e-2"
-    run_here(make_sweep(out, digits, rates, prune=True), lambda: None)
+    sweep = make_sweep(out, digits, rates, prune=(1, 2))
+    train(sweep)
     assert len(calls) == 1
-    found = {r.settings["learning_rate"]: r for r in find_trials(out).values()}
-    states = [found[rate].state for rate in rates.split(",")]
+    rows = {row.settings["learning_rate"]: row for row in read_rows(out)}
+    states = [rows[rate].state for rate in rates.split(",")]
     assert states[:3] == [FAILED, FINISHED, PRUNED]
-    assert "the loss is" in found["1e38"].reason
-    assert "| pruned" in write_sweep(out) and read_rows(out)[0].state == FINISHED
-    pruned = next(row for row in read_rows(out) if row.state == PRUNED)
-    assert 1 <= len(pruned.epochs[0]) < 4 and not pruned.records
+    failed = Queue(sweep).trials("FAIL")[0].user_attrs
+    assert "the loss is" in failed["reason"]
+    assert "| pruned" in write_sweep(out, read_rows(out))
+    assert read_rows(out)[0].state == FINISHED
+    assert 1 <= rows["1e-5"].epochs < 4 and not rows["1e-5"].records
     assert not list(out.rglob("checkpoints/*.msgpack"))
-    assert make_sweep(out, digits, rates, prune=True).next() is None
-    check_page(out, monkeypatch)
+    # What has ended is not trained again, unless its folder is deleted.
+    assert not Queue(make_sweep(out, digits, rates, prune=(1, 2))).trials("WAITING")
+    rows["1e-5"].folder.rename(tmp_path / "deleted")
+    again = Queue(make_sweep(out, digits, rates, prune=(1, 2))).trials("WAITING")
+    assert [trial.user_attrs["queued"]["learning_rate"] for trial in again] == ["1e-5"]
     # A program that was compiled for another rate trains the same.
-    run_here(make_sweep(tmp_path / "alone", digits, "1e-2"), lambda: None)
+    train(make_sweep(tmp_path / "alone", digits, "1e-2"))
     alone = outcomes(tmp_path / "alone")
     assert len(calls) == len(alone) == 2 and set(alone) <= set(outcomes(out))
 
 
+@pytest.mark.slow
+def test_the_report_has_plots_of_a_sweep(tmp_path, digits, monkeypatch):
+    train(make_sweep(tmp_path, digits, "1e-3,1e-2"))
+    drawn, image = [], report._image
+
+    def draw(picture: Picture, title: str, folder: Path) -> report._Image:
+        if not picture.name.startswith("sweep"):
+            return report._Image("", 1, 1)
+        drawn.append(picture.name)
+        return image(picture, title, folder)
+
+    monkeypatch.setattr(report, "_image", draw)
+    page = report.write_report(tmp_path).read_text()
+    assert len(drawn) == 2
+    for name in drawn:
+        svg = (tmp_path / report.PICTURES / f"{name}.svg").read_text()
+        assert "validation accuracy" in svg and "learning_rate" in svg
+    assert "Best settings" in page and f"--flagfile={tmp_path}/best.cfg" in page
+    assert "--learning_rate=0.0" in page and "neither the search" in page
+    assert page.count(">1e-3<") == 1
+
+
 @pytest.mark.faults
-def test_a_process_that_dies_is_replaced_three_times(tmp_path, digits, capsys):
+def test_a_process_that_dies_is_replaced_until_its_trial_fails(tmp_path, digits):
     sweep = make_sweep(tmp_path, digits, "1e-3,1e-2")
-    sweep.progress = Progress()
     deaths = []
 
     def kill() -> None:
         trained = list(tmp_path.rglob("epoch*.msgpack"))
-        if len(deaths) < 1 + ATTEMPTS and trained and active_children():
+        if len(deaths) < ATTEMPTS + 1 and trained and active_children():
             [child] = active_children()
             deaths.append(child.pid)
             os.kill(child.pid, signal.SIGKILL)
             child.join()
 
-    run_processes(sweep, 1, Machine("cpu", 0, True), kill)
-    assert len(set(deaths)) == 1 + ATTEMPTS
-    states = [record.state for record in find_trials(tmp_path).values()]
-    assert sorted(states) == [FAILED, FINISHED]
-    assert "its process ended with exit code -9" in capsys.readouterr().out
+    run_processes(sweep, 1, kill)
+    assert len(set(deaths)) == ATTEMPTS + 1
+    states = {row.settings["learning_rate"]: row.state for row in read_rows(tmp_path)}
+    assert states == {"1e-3": FAILED, "1e-2": FINISHED}
+    [failed] = Queue(sweep).trials("FAIL")
+    assert failed.user_attrs["reason"] == f"its process died {ATTEMPTS} times"
 
 
 def test_values_are_separated_by_commas_or_by_semicolons():
@@ -227,7 +231,7 @@ def test_every_pair_of_values_is_checked_before_tpe_draws():
     names = "beta1", "beta2", "momentum", "crop", "ema", "clip_norm", "label_smoothing"
     texts = [f"{name}=0.1,0.2,0.3,0.4,0.5,0.6" for name in names]
     axes = parse_space(texts, ["mlp", "cnn"])
-    assert math.prod(len(axis.corners) for axis in axes) == 559_872
+    assert math.prod(len(axis.values) for axis in axes) == 559_872
     settings = pairs(axes)
     assert len(settings) == 1 + 21 * 36 + 7 * 12
     for one, other in itertools.combinations(axes, 2):
@@ -236,26 +240,23 @@ def test_every_pair_of_values_is_checked_before_tpe_draws():
     assert all(chosen.keys() == {"model", *names} for chosen in settings)
 
 
-def test_what_tpe_draws_but_cannot_be_trained_is_left_out(tmp_path, digits, capsys):
-    axes = parse_space(["learning_rate=1e-3,1e-2"], ["mlp"])
+def test_what_tpe_draws_but_cannot_be_trained_fails(
+    tmp_path, digits, capsys, monkeypatch
+):
+    def config_of(settings: dict[str, str], base: object) -> TrainConfig:
+        raise InputError("--vary: the combination cannot be trained")
 
-    def config_of(settings: dict[str, str]) -> TrainConfig:
-        if settings["learning_rate"] == "1e-2":
-            raise InputError("--vary: the combination cannot be trained")
-        return make_config(settings)
-
-    search = TpeSearch(axes, 8, 0)
-    sweep = Sweep(tmp_path, digits, range(2), search, config_of, None, Progress())
-    trials = list(iter(sweep.next, None))
-    assert [trial.settings["learning_rate"] for trial in trials] == ["1e-3"]
-    output = capsys.readouterr().out
-    assert (
-        "cannot be trained, left out" in output and "an earlier trial, left" in output
-    )
+    monkeypatch.setattr(sweep_worker, "make_config", config_of)
+    queue = Queue(sweep := make_sweep(tmp_path, digits, "1e-3,1e-2", tpe=True))
+    progress = Progress(queue)
+    train(sweep)
+    progress.close()
+    assert "failed (--vary: the combination cannot" in capsys.readouterr().out
+    assert not read_rows(tmp_path) and len(queue.trials("FAIL")) == 8
 
 
 def test_trials_on_other_data_are_not_compared(tmp_path, digits):
-    make_sweep(tmp_path, digits, "1e-3").next()
+    make_sweep(tmp_path, digits, "1e-3")
     other = dataclasses.replace(digits, name="mnist", checksum="another")
     with pytest.raises(InputError, match=f"{digits.checksum}, now another"):
         make_sweep(tmp_path, other, "1e-2")
@@ -275,53 +276,29 @@ def test_networks_must_fit_the_images_of_the_data(digits):
             check(conv, small, 60)
 
 
-def test_tpe_samples_near_the_best_and_adopts_earlier_trials():
-    axes = parse_space(["learning_rate=log(1e-5,1)"], ["mlp"])
-    search = TpeSearch(axes, 40, 0)
-    earlier = {"model": "mlp", "learning_rate": "0.01"}
-    assert search.adopt(earlier)
-    search.tell(earlier, FINISHED, 1.0, 3)
-    assert not search.adopt({"model": "mlp", "learning_rate": "7"})
-    drawn = []
-    while (settings := search.next()) is not None:
-        rate = float(settings["learning_rate"])
-        drawn.append(rate)
-        search.tell(settings, FINISHED, 1 - abs(rate - 0.01), 3)
-    assert len(drawn) == 39
-    near = [1e-3 < rate < 0.1 for rate in drawn]
-    assert sum(near[-15:]) > 10 > sum(near[:15])
+def test_tpe_draws_near_the_best_of_earlier_starts(tmp_path, digits):
+    near = []
+    for samples in range(8, 48, 8):
+        sweep = make_sweep(tmp_path, digits, "log(1e-5,1)", tpe=True)
+        queue = Queue(sweep)
+        queue.fill([], samples)
+        while (trial := queue.take(0)) is not None:
+            rate = float(sweep.axes[1].draw(trial))
+            near.append(1e-3 < rate < 0.1)
+            queue.tell(trial, "COMPLETE", 1 - abs(rate - 0.01))
+    assert len(near) == 40 and sum(near[-15:]) >= 10 > sum(near[:15])
 
 
-def test_the_pruner_repeats_its_answers():
-    pruner = Pruner(1, 2)
-    assert not pruner.report("a", 1, 0.9)
-    assert pruner.report("b", 1, 0.1) and pruner.report("b", 1, 0.1)
-    assert not pruner.report("c", 1, 0.95) and not pruner.report("c", 2, 0.95)
+def test_two_processes_take_each_trial_once(tmp_path, digits):
+    sweep = make_sweep(tmp_path, digits, "1,2,3,4")
+    one, other = Queue(sweep), Queue(sweep)
+    taken = [queue.take(0).number for queue in (one, other, one, other)]
+    assert sorted(taken) == [0, 1, 2, 3] and one.take(0) is other.take(1) is None
+    repair_journal(tmp_path)
+    assert Queue(sweep).requeue() == 4 and len(Queue(sweep).trials("WAITING")) == 4
 
 
-@pytest.mark.parametrize("flag", ["--prune", "--samples"])
-def test_without_optuna_the_message_names_the_extra(flag, monkeypatch):
+def test_without_optuna_the_message_names_the_extra(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install '.\[sweep\]'"):
-        Pruner(1, 2) if flag == "--prune" else sample([], 1, 0)
-
-
-@pytest.mark.parametrize("alive", [False, True])
-def test_an_address_without_a_ray_cluster_is_an_error(
-    alive, digits, tmp_path, monkeypatch
-):
-    """Ray itself would try for eight minutes."""
-    ended = threading.Event()
-    fake = SimpleNamespace(init=lambda **_: ended.wait())
-    monkeypatch.setattr(ray_engine, "_import_ray", lambda: fake)
-    monkeypatch.setattr(ray_engine, "_CONNECT_SECONDS", 0.1)
-    with socket.create_server(("localhost", 0)) as server:
-        address = f"localhost:{server.getsockname()[1]}"
-        if not alive:
-            server.close()
-        monkeypatch.setenv("RAY_ADDRESS", address)
-        reason = "not within" if alive else "Connection refused"
-        with pytest.raises(InputError, match=f"answers at {address} .*{reason}"):
-            sweep = make_sweep(tmp_path, digits, "1e-3")
-            run_on_ray(sweep, "auto", 1, 0, Machine("cpu", 0, True), lambda: None)
-    ended.set()
+        sample([], 1, 0)

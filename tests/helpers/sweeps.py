@@ -1,12 +1,12 @@
 """Small sweeps of learning rates on the digits."""
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
-from benchmarks.sweeps.driver import Sweep
-from benchmarks.sweeps.progress import Progress
-from benchmarks.sweeps.search import ListSearch, Pruner
-from benchmarks.sweeps.space import combine, parse_space
-from mnist_jax.config import TrainConfig
+from benchmarks.sweep_space import combine, parse_space
+from benchmarks.sweep_worker import Queue, Sweep
+from mnist_jax.cli.main import Machine
 from mnist_jax.data.types import Dataset
 
 # Invalid command lines by flag, as in `test_flags.py`.
@@ -38,21 +38,26 @@ SWEEP_FLAGS = {
 }
 
 
-def make_config(settings: dict[str, str]) -> TrainConfig:
-    """Returns a small config with the settings that the tests vary."""
-    return TrainConfig(
-        model=settings["model"],
-        dataset="digits",
-        hidden=(16,),
-        epochs=4,
-        batch_size=256,
-        learning_rate=float(settings["learning_rate"]),
+SMALL = dict(dataset="digits", hidden=(16,), epochs=4, batch_size=256)
+
+
+def make_sweep(out: Path, digits: Dataset, rates: str, **changes: Any) -> Sweep:
+    """Returns a sweep of learning rates with two seeds each, whose trials wait."""
+    out.mkdir(exist_ok=True)
+    axes = parse_space([f"learning_rate={rates}"], ["mlp"])
+    sweep = Sweep(
+        out=out,
+        axes=axes,
+        base=SMALL,
+        dataset=digits,
+        seeds=range(2),
+        tpe=False,
+        search_seed=0,
+        prune=None,
+        machine=Machine("cpu", 0, True),
+        cores=1,
+        quiet=False,
     )
-
-
-def make_sweep(out: Path, digits: Dataset, rates: str, prune: bool = False) -> Sweep:
-    """Returns a sweep of learning rates with two seeds each."""
-    settings = combine(parse_space([f"learning_rate={rates}"], ["mlp"]))
-    pruner = Pruner(1, 2) if prune else None
-    progress, search = Progress(quiet=True), ListSearch(settings)
-    return Sweep(out, digits, range(2), search, make_config, pruner, progress)
+    sweep = dataclasses.replace(sweep, **changes)
+    Queue(sweep).fill([] if sweep.tpe else combine(axes), 8 if sweep.tpe else 0)
+    return sweep

@@ -1,8 +1,9 @@
-"""The settings of a sweep: parses `--vary`, and combines or samples its values.
+"""The settings of a sweep: parses `--vary`, and combines, samples or draws its values.
 
 A setting is a text per flag, as on the command line of `experiments.train`.
 """
 
+import functools
 import itertools
 import re
 import typing
@@ -11,11 +12,12 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from mnist_jax.cli.config_flags import config_from_flags
+from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.models.networks import create_model
+from mnist_jax.reporting.sweep_tables import import_optuna
 from mnist_jax.training.experiment import split_for_training
 from mnist_jax.training.optimizers import create_schedule
 
@@ -39,25 +41,31 @@ class Range(NamedTuple):
     log: bool  # uniform in the logarithm
     whole: bool  # integers only
 
+    def text(self, number: float) -> str:
+        """Formats a sampled number, to four digits unless it is an integer."""
+        return str(round(number)) if self.whole else f"{number:.4g}"
+
 
 class Axis(NamedTuple):
     """A varied flag: its values, or the range to sample them from."""
 
     name: str
-    values: Sequence[str]  # empty if there is a range
+    values: Sequence[str]  # the ends of a range
     range: Range | None = None
 
-    @property
-    def corners(self) -> Sequence[str]:
-        """The values, or the ends of the range."""
+    def draw(self, trial: Any) -> str:
+        """Returns the value of an Optuna trial, which draws it if it has none."""
         if self.range is None:
-            return self.values
-        return [as_value(number, self.range) for number in self.range[:2]]
+            return str(trial.suggest_categorical(self.name, self.values))
+        low, high, log, whole = self.range
+        suggest = trial.suggest_int if whole else trial.suggest_float
+        return self.range.text(suggest(self.name, low, high, log=log))
 
-
-def as_value(number: float, range: Range) -> str:
-    """Formats a sampled number, to four digits unless it is an integer."""
-    return str(round(number)) if range.whole else f"{number:.4g}"
+    def parameter(self, text: str) -> str | float:
+        """Returns the parameter of an Optuna trial that draws a value."""
+        if self.range is None:
+            return text
+        return int(text) if self.range.whole else float(text)
 
 
 def parse_axis(text: str) -> Axis:
@@ -65,9 +73,6 @@ def parse_axis(text: str) -> Axis:
 
     Values are separated by commas, or by semicolons if there is one, so that a value
     may have commas. A semicolon at the end is dropped.
-
-    Raises:
-        InputError: the flag cannot vary, or there is no value.
 
     >>> parse_axis("hidden=128,128;256").values
     ['128,128', '256']
@@ -83,7 +88,8 @@ def parse_axis(text: str) -> Axis:
     if name in _NOT_VARIED:
         raise InputError(f"--vary={text}: {_NOT_VARIED[name]}")
     if match := re.fullmatch(r"(log|uniform)\(([^,;]+),([^,;]+)\)", values):
-        return Axis(name, [], _parse_range(text, name, *match.groups()))
+        ends = _parse_range(text, name, *match.groups())
+        return Axis(name, [ends.text(ends.low), ends.text(ends.high)], ends)
     separator = ";" if ";" in values else ","
     items = [item.strip() for item in values.removesuffix(";").split(separator)]
     if items == [""] and not values:
@@ -91,36 +97,27 @@ def parse_axis(text: str) -> Axis:
     return Axis(name, list(dict.fromkeys(items)))
 
 
-def _parse_range(text: str, name: str, kind: str, low: str, high: str) -> Range:
-    """Returns a range; raises InputError if it is none or the flag no number."""
-    hint = _HINTS[name]
-    types_of = {hint, *typing.get_args(hint)}
-    if not types_of & {int, float}:
-        raise InputError(
-            f"--vary={text}: --{name} is not a number, so it has no range; give its "
-            "values, comma-separated"
-        )
+def _parse_range(text: str, name: str, kind: str, *ends: str) -> Range:
+    """Returns a range of numbers that a flag may have."""
+    types_of = {_HINTS[name], *typing.get_args(_HINTS[name])}
     log, whole = kind == "log", float not in types_of
     try:
-        number = int if whole else float
-        ends: tuple[float, float] = number(low), number(high)
+        low, high = map(int if whole else float, ends)
     except ValueError:
-        ends = (0, 0)
-    if not (-1e300 < ends[0] < ends[1] < 1e300) or (log and ends[0] <= 0):
-        kinds = "integers" if whole else "numbers"
+        low, high = 0, 0
+    if not (
+        types_of & {int, float} and -1e300 < low < high < 1e300 and (low > 0 or not log)
+    ):
         raise InputError(
-            f"--vary={text}: the ends of a range must be {kinds}, the smaller one first"
-            f"{' and above 0' if log else ''}; got {low},{high}"
+            f"--vary={text}: --{name} must be a number to have a range, and its ends "
+            f"{'integers' if whole else 'numbers'}, the smaller one first"
+            f"{' and above 0' if log else ''}"
         )
-    return Range(ends[0], ends[1], log, whole)
+    return Range(low, high, log, whole)
 
 
 def parse_space(texts: Sequence[str], models: Sequence[str]) -> list[Axis]:
-    """Parses all `--vary`; the first axis is the model.
-
-    Raises:
-        InputError: as for `parse_axis`, or a flag is given twice.
-    """
+    """Parses all `--vary`; the first axis is the model."""
     axes = [Axis("model", list(dict.fromkeys(models))), *map(parse_axis, texts)]
     names = [axis.name for axis in axes]
     for name in names:
@@ -131,42 +128,71 @@ def parse_space(texts: Sequence[str], models: Sequence[str]) -> list[Axis]:
 
 
 def combine(axes: Sequence[Axis]) -> list[Settings]:
-    """Returns all combinations of the values, and of the ends of ranges."""
+    """Returns all combinations of the values."""
     names = [axis.name for axis in axes]
-    products = itertools.product(*(axis.corners for axis in axes))
+    products = itertools.product(*(axis.values for axis in axes))
     return [dict(zip(names, values, strict=True)) for values in products]
 
 
 def pairs(axes: Sequence[Axis]) -> list[Settings]:
-    """Returns settings with each two corners of any two axes, far fewer than all.
+    """Returns settings with each two values of any two axes, far fewer than all.
 
-    The other axes have their first.
+    Of a range they are its ends. The other axes have their first value.
     """
-    first = {axis.name: axis.corners[0] for axis in axes}
+    first = {axis.name: axis.values[0] for axis in axes}
     return [first] + [
         {**first, one.name: value, other.name: another}
         for one, other in itertools.combinations(axes, 2)
-        for value, another in itertools.product(one.corners, other.corners)
+        for value, another in itertools.product(one.values, other.values)
     ]
 
 
-def make_config(settings: Mapping[str, str], values: flags.FlagValues) -> TrainConfig:
+def sample(axes: Sequence[Axis], samples: int, seed: int) -> list[Settings]:
+    """Draws settings independently: the same for the same seed."""
+    optuna = import_optuna()
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    trials = [study.ask() for _ in range(samples)]
+    return [{axis.name: axis.draw(trial) for axis in axes} for trial in trials]
+
+
+@functools.cache
+def _config_flags() -> flags.FlagValues:
+    """Returns the flags of a config, in any process."""
+    values = flags.FlagValues()
+    define_config_flags(values)
+    return values
+
+
+def make_config(settings: Settings, base: Mapping[str, Any]) -> TrainConfig:
     """Returns the config of a setting.
 
     Args:
         settings: the model, and the varied flags.
-        values: parsed flags, those of a run's config among them, for the rest.
+        base: values of the other config flags that were given.
 
     Raises:
         InputError: the combination has no meaning; the message names it.
     """
-    changes = {
-        name: _parse_value(name, text, values)
-        for name, text in settings.items()
-        if name != "model"
-    }
+    values = _config_flags()
+    for name in values:
+        values[name].value = base.get(name)
+    model, changes = settings["model"], {}
+    for name, text in settings.items():
+        parser: Any = values[name].parser
+        try:
+            if name != "model":
+                changes[name] = parser.parse(text)
+        except ValueError:
+            choices = getattr(parser, "enum_values", None)
+            allowed = (
+                f"one of {', '.join(choices)}" if choices else parser.syntactic_help
+            )
+            raise InputError(
+                f"--vary={name}=...: {text or 'an empty text'} is not {allowed}; give "
+                f"{_FORMS}; separate values that have commas by semicolons"
+            ) from None
     try:
-        config = config_from_flags(values, settings["model"], **changes)
+        config = config_from_flags(values, model, **changes)
         config.require_validation("vary", ",".join(changes) or "none")
     except InputError as error:
         raise _no_meaning(settings, error) from error
@@ -174,7 +200,7 @@ def make_config(settings: Mapping[str, str], values: flags.FlagValues) -> TrainC
 
 
 def check_trainable(
-    settings: Mapping[str, str], config: TrainConfig, dataset: Dataset, cores: int
+    settings: Settings, config: TrainConfig, dataset: Dataset, cores: int
 ) -> None:
     """Raises InputError if the network, the data or the devices do not fit a config.
 
@@ -195,23 +221,9 @@ def check_trainable(
         raise _no_meaning(settings, error) from error
 
 
-def _no_meaning(settings: Mapping[str, str], error: InputError) -> InputError:
+def _no_meaning(settings: Settings, error: InputError) -> InputError:
     """Returns the error with the combination, if anything varies."""
     if len(settings) == 1:
         return error
     named = " ".join(f"{name}={value}" for name, value in settings.items())
     return InputError(f"--vary: the combination {named} cannot be trained: {error}")
-
-
-def _parse_value(name: str, text: str, values: flags.FlagValues) -> Any:
-    """Returns a value as its flag parses it; raises InputError."""
-    parser: Any = values[name].parser
-    try:
-        return parser.parse(text)
-    except ValueError:
-        choices = getattr(parser, "enum_values", None)
-        allowed = f"one of {', '.join(choices)}" if choices else parser.syntactic_help
-        raise InputError(
-            f"--vary={name}=...: {text or 'an empty text'} is not {allowed}; give "
-            f"{_FORMS}; separate values that have commas by semicolons"
-        ) from None
