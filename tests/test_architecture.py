@@ -34,7 +34,7 @@ ONLY_IN = {
             *("training/cluster", "training/rollcall"),  # as do these
             "models/precision",  # which compares products
             "reporting/trackers",  # whose events have a time
-            *("training/fit", "training/compile_cache", "profiling", "demo"),
+            *("training/fit", "training/compile_cache", "profiling"),
         },
     ),
     # The CPU implementations prevent fusion with a call that is not inlined.

@@ -1,6 +1,4 @@
-"use strict";
-// Runs a trained network in the browser, from the layers and weights that
-// static_page.py writes into the page as `RUN` and `WEIGHTS`.
+// Runs trained networks from their layers and weights, which page.py writes.
 //
 // An array is {shape, data}, with its last axis contiguous. An image is [H,W,C], the
 // rows of an image are [T,D], and all else is [D].
@@ -55,8 +53,7 @@ function conv(x, {kernel, bias, strides, padding, activation}) {
         const from = (y * width + x0) * channels;
         addProduct(sums, x.data, from, channels, kernel.data, tap * channels);
       }
-      const start = (row * columns + column) * filters;
-      sums.forEach((sum, f) => { out.data[start + f] = ACTIVATIONS[activation](sum); });
+      out.data.set(sums.map(ACTIVATIONS[activation]), (row * columns + column) * filters);
     }
   }
   return out;
@@ -79,14 +76,10 @@ function maxPool(x, {size}) {
   return out;
 }
 
-function batchNorm(x, {mean, variance, scale, bias, epsilon}) {
-  const channels = mean.data.length;
-  const factors = scale.data.map((value, c) =>
-    value / Math.sqrt(variance.data[c] + epsilon));
-  return {shape: x.shape, data: x.data.map((value, index) => {
-    const c = index % channels;
-    return (value - mean.data[c]) * factors[c] + bias.data[c];
-  })};
+function batchNorm(x, {scale, bias}) {
+  const c = index => index % bias.data.length;
+  const data = x.data.map((value, n) => value * scale.data[c(n)] + bias.data[c(n)]);
+  return {shape: x.shape, data};
 }
 
 // The gates are ordered input, forget, candidate, output.
@@ -111,70 +104,45 @@ function lstm(x, {kernel, recurrent_kernel, bias, activation, sequences}) {
 
 const LAYERS = {dense, conv, maxPool, batchNorm, lstm};
 
-// As `scale_pixels` in data/pixels.py, of 28x28 grey levels.
+// As `Preprocess` in data/pixels.py.
 function scalePixels(pixels, {kind, mean, std}) {
   const values = Float32Array.from(pixels);
   if (kind === "raw") return values;
   if (kind === "scaled") return values.map(value => value / 255);
   if (kind === "standardized") return values.map(value => (value / 255 - mean) / std);
-  const norms = new Float64Array(28);
-  values.forEach((value, index) => { norms[index % 28] += value * value; });
-  return values.map((value, index) => value / (Math.sqrt(norms[index % 28]) || 1));
+  const norms = new Float64Array(SIDE);
+  values.forEach((value, index) => { norms[index % SIDE] += value * value; });
+  return values.map((value, index) => value / (Math.sqrt(norms[index % SIDE]) || 1));
 }
 
 function cropImage(data, border) {
-  const side = 28 - 2 * border, out = zeros([side, side]);
+  const side = SIDE - 2 * border, out = zeros([side, side, 1]);
   for (let y = 0; y < side; y++) {
-    const start = 28 * (y + border) + border;
+    const start = SIDE * (y + border) + border;
     out.data.set(data.subarray(start, start + side), y * side);
   }
   return out;
 }
 
 function softmax(logits) {
-  const highest = logits.reduce((a, b) => Math.max(a, b));
+  const highest = Math.max(...logits);
   const powers = Array.from(logits, logit => Math.exp(logit - highest));
   const sum = powers.reduce((a, b) => a + b);
   return powers.map(power => power / sum);
 }
 
-// Decodes little-endian float32 numbers.
-function decodeWeights(base64) {
-  const bytes = Uint8Array.from(atob(base64), char => char.charCodeAt(0));
-  const view = new DataView(bytes.buffer);
-  return Float32Array.from({length: bytes.length / 4}, (_, n) =>
-    view.getFloat32(4 * n, true));
-}
-
-// Replaces each {shape, offset} of a layer by an array from the weights.
-function withWeights(layer, weights) {
-  return Object.fromEntries(Object.entries(layer).map(([name, value]) => {
-    if (value?.shape === undefined) return [name, value];
-    const size = value.shape.reduce((a, b) => a * b, 1);
-    const data = weights.subarray(value.offset, value.offset + size);
-    return [name, {shape: value.shape, data}];
-  }));
-}
-
-const WEIGHT_VALUES = decodeWeights(WEIGHTS);
-const NETWORK = RUN.layers.map(layer => withWeights(layer, WEIGHT_VALUES));
-
-// Returns the ten probabilities of an image of 28x28 grey levels, 0..255.
-function predictPixels(pixels) {
-  let x = cropImage(scalePixels(pixels, RUN.pixels), RUN.crop);
-  if (NETWORK[0].kind === "conv") x.shape = [...x.shape, 1];
-  for (const layer of NETWORK) x = LAYERS[layer.kind](x, layer);
+// Returns a network's ten probabilities of an image of 28x28 grey levels, 0..255.
+function predict({pixels: scaling, crop, layers}, pixels) {
+  let x = cropImage(scalePixels(pixels, scaling), crop);
+  for (const layer of layers) x = LAYERS[layer.kind](x, layer);
   return softmax(x.data);
 }
 
-function listModels() {
-  return [RUN.label];
+// Decodes an array: a shape and little-endian float32 numbers in Base64.
+function decodeArray({shape, base64}) {
+  const bytes = Uint8Array.from(atob(base64), char => char.charCodeAt(0));
+  return {shape, data: new Float32Array(bytes.buffer)};
 }
 
-async function classify(canvas) {
-  await new Promise(resolve => setTimeout(resolve));  // pending strokes come first
-  const start = performance.now(), {pixels, warning} = readDrawing(canvas);
-  const models = [{probabilities: predictPixels(pixels)}];
-  const milliseconds = performance.now() - start;
-  return {models, seen: [...pixels], warning, milliseconds};
-}
+const NETWORKS = JSON.parse(document.getElementById("networks").textContent,
+  (_, value) => value?.base64 === undefined ? value : decodeArray(value));

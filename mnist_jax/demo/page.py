@@ -1,41 +1,61 @@
-"""The page to draw on, which the server and static files share."""
+"""The demo: one HTML file to draw digits on, with trained networks inside."""
 
-from collections.abc import Sequence
+import base64
+import json
+from collections.abc import Mapping
 from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
 
 from mnist_jax.config import MODELS
 from mnist_jax.data.types import DIGIT_SETS, MNIST
 from mnist_jax.errors import InputError
+from mnist_jax.models.layer_specs import layer_specs
+from mnist_jax.models.layers import Conv, LSTMLayer
+from mnist_jax.models.networks import split_params
+from mnist_jax.records.files import write_file
 from mnist_jax.training.run_dir import TrainedRun
 
-_SCRIPTS = "<!-- scripts that define listModels() and classify(canvas) -->"
 
-
-def read_source(name: str) -> str:
-    """Returns the text of a file in this folder."""
-    return resources.files("mnist_jax.demo").joinpath(name).read_text("utf-8")
-
-
-def build_page(scripts: Sequence[str], head: str = "") -> str:
-    """Returns the page as HTML.
+def write_page(runs: Mapping[str, TrainedRun], path: Path) -> None:
+    """Writes the page, which makes no request and computes in float32.
 
     Args:
-        scripts: JavaScript that defines `listModels()` and `classify(canvas)`, from
-            which the page gets its networks and their predictions.
-        head: HTML before these scripts.
+        runs: as returned by `load_run`, by the names to show.
+        path: the HTML file.
+
+    Raises:
+        InputError: a network is not a built-in one for images of 28x28 in 10 classes,
+            or the file cannot be written.
     """
-    before, after = read_source("page.html").split(_SCRIPTS)
-    elements = [f"<script>\n{script}</script>" for script in scripts]
-    return "\n".join(filter(None, [before.rstrip(), head, *elements])) + after
+    networks = [_describe(name, run) for name, run in runs.items()]
+    text = json.dumps(networks, default=_encode_array, allow_nan=False)
+    # A name with "</script>" would end the element.
+    data = text.replace("<", "\\u003c")
+    folder = resources.files("mnist_jax.demo")
+    page, drawing, network = (
+        folder.joinpath(name).read_text("utf-8")
+        for name in ("page.html", "drawing.js", "network.js")
+    )
+    scripts = (
+        f'<script type="application/json" id="networks">{data}</script>\n'
+        f"<script>\n{drawing}\n{network}</script>"
+    )
+    write_file(path, page.replace("<!-- networks -->", scripts))
 
 
-def check_drawable(name: str, run: TrainedRun) -> None:
-    """Raises InputError if a run's network is not for drawings in ten classes.
-
-    Args:
-        name: of the run, for the message.
-        run: the run.
-    """
+def _describe(name: str, run: TrainedRun) -> dict[str, Any]:
+    """Returns what the page has to know of a run."""
+    model, dataset = run.config.model, run.record.dataset
+    if model not in MODELS:
+        raise InputError(
+            f"{name} is the custom network {model}, which has no page; give a run of "
+            f"{', '.join(MODELS)}"
+        )
     if run.shapes != MNIST:
         height, width = run.shapes.image
         raise InputError(
@@ -43,17 +63,51 @@ def check_drawable(name: str, run: TrainedRun) -> None:
             f"{run.shapes.classes} classes, but drawings become 28x28 and the page "
             "shows 10 classes; give a network for 28x28 and 10 classes"
         )
-
-
-def network_name(run: TrainedRun) -> str:
-    """Returns the name of a run's network, as on the page."""
-    model = run.config.model
-    return model.upper() if model in MODELS else run.config.name
-
-
-def accuracy_note(run: TrainedRun) -> str:
-    """Returns the test accuracy of a run, and a warning if it does not know digits."""
-    note = f"test accuracy {run.record.test_accuracy:.2%}"
-    if (dataset := run.record.dataset) not in DIGIT_SETS:
+    note = f"{model.upper()}, test accuracy {run.record.test_accuracy:.2%}"
+    if dataset not in DIGIT_SETS:
         note += f"; trained on {dataset}, so drawings of digits may mean nothing to it"
-    return note
+    pixels, mean, std = run.preprocess
+    return {
+        "name": name,
+        "note": note,
+        "classes": run.class_names,
+        "pixels": {"kind": pixels, "mean": mean, "std": std},
+        "crop": run.config.crop,
+        "layers": _layers(run),
+    }
+
+
+def _encode_array(array: np.ndarray) -> dict[str, Any]:
+    data = base64.b64encode(array.astype("<f4").tobytes()).decode()
+    return {"shape": array.shape, "base64": data}
+
+
+def _layers(run: TrainedRun) -> list[dict[str, Any]]:
+    """Returns the layers of a built-in network, as arguments for `network.js`."""
+    params, others = split_params(
+        run.model, jax.device_get(run.params), run.shapes.image
+    )
+    specs = layer_specs(run.config, run.shapes)
+    layers: list[dict[str, Any]] = []
+    for spec in specs:
+        arrays = params[spec.name]
+        match spec.module:
+            case Conv(stage=stage):
+                names = "strides", "padding", "activation"
+                layer = {name: getattr(stage, name) for name in names}
+                layers.append({"kind": "conv", **layer, **arrays})
+                if stage.pool > 1:
+                    layers.append({"kind": "maxPool", "size": stage.pool})
+            case nn.BatchNorm(epsilon=epsilon):  # as one product and one sum
+                running = others["batch_stats"][spec.name]
+                scale = arrays["scale"] / np.sqrt(running["var"] + epsilon)
+                bias = arrays["bias"] - running["mean"] * scale
+                layers.append({"kind": "batchNorm", "scale": scale, "bias": bias})
+            case LSTMLayer(activation=activation, return_sequences=sequences):
+                layer = {"activation": activation, "sequences": sequences}
+                layers.append({"kind": "lstm", **layer, **arrays})
+            case nn.Dense():
+                activation = "linear" if spec is specs[-1] else "relu"
+                layer = {"kind": "dense", "activation": activation}
+                layers.append({**layer, **arrays})
+    return layers

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mnist_jax.demo.static_page import write_static_page
+from mnist_jax.demo.page import write_page
 from mnist_jax.errors import InputError
 from mnist_jax.export.onnx_file import predict_onnx, write_onnx
 from mnist_jax.export.safetensors_folder import predict_safetensors, write_safetensors
@@ -43,7 +43,8 @@ FORMATS: Mapping[str, Format] = {
     "saved": Format(
         write_saved_model, predict_saved_model, ("tensorflow",), is_folder=True
     ),
-    "html": Format(write_static_page, None),  # a browser would have to read it
+    # Not checked: a browser would have to read it.
+    "html": Format(lambda run, path: write_page({"this run": run}, path), None),
 }
 
 

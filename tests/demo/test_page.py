@@ -1,0 +1,215 @@
+"""The demo: its networks and its preprocessing in a browser, and its server."""
+
+import base64
+import dataclasses
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from helpers.browser import Browser
+
+from mnist_jax.config import TrainConfig
+from mnist_jax.data.pixels import Preprocess
+from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
+from mnist_jax.data.user_images import digit_from_bytes
+from mnist_jax.demo.page import write_page
+from mnist_jax.errors import InputError
+from mnist_jax.models.networks import create_model, init_params
+from mnist_jax.training.run_dir import TrainedRun, load_run
+
+ROOT = Path(__file__).parents[2]
+CONFIGS: dict[str, dict[str, Any]] = {
+    "mlp": dict(hidden=(16, 12), pixels="standardized", crop=2),
+    "mlp on l2 columns": dict(pixels="l2", hidden=()),
+    "cnn": dict(
+        model="cnn",
+        conv=("4:k5:same:s2:tanh:bn", "6:k4:same:pool2:bn", "16:k2:linear:pool3"),
+        crop=1,
+    ),
+    "strided cnn": dict(model="cnn", conv=("4:s2", "6:k2:same:s2:relu"), pixels="raw"),
+    "lstm": dict(
+        model="lstm", lstm_units=(12, 9), activation="relu", hidden=(), impl="plain"
+    ),
+    "tanh lstm": dict(
+        model="lstm", lstm_units=(10,), hidden=(8,), crop=4, impl="plain"
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def mlp(run_dir: Path) -> TrainedRun:
+    """A finished run of a small MLP."""
+    return load_run(run_dir)
+
+
+def random_run(run: TrainedRun, config: TrainConfig) -> TrainedRun:
+    """Returns a run of another config, with random parameters: no 0 bias, no 1 scale.
+
+    Not trained, since to compile the training of six networks would take half a minute.
+    """
+    rng = np.random.default_rng(0)
+    params = init_params(create_model(config, MNIST), jax.random.key(0), IMAGE_SHAPE)
+    params = jax.tree.map(
+        # With large biases: some channels are negative in a whole pooling window.
+        lambda leaf: np.float32(
+            leaf + rng.uniform(-1, 1, leaf.shape) * (0.5 if leaf.ndim == 1 else 0.2)
+        ),
+        params,
+    )
+    preprocess = Preprocess(config.pixels)
+    if config.pixels == "standardized":
+        preprocess = Preprocess(config.pixels, 0.13, 0.31)
+    return dataclasses.replace(run, config=config, params=params, preprocess=preprocess)
+
+
+def test_the_page_predicts_what_the_runs_predict(
+    browser: Browser, digits: Dataset, mlp: TrainedRun, tmp_path
+):
+    runs = {
+        name: random_run(mlp, TrainConfig(**{"hidden": (16,), **settings}))
+        for name, settings in CONFIGS.items()
+    }
+    write_page(runs, tmp_path / "page.html")
+    browser.open((tmp_path / "page.html").as_uri())
+    images = digits.test.images[:20]
+    script = "return NETWORKS.map(n => arguments[0].map(image => predict(n, image)))"
+    shown = np.array(browser.run(script, images.reshape(len(images), -1).tolist()))
+    for probabilities, (name, run) in zip(shown, runs.items(), strict=True):
+        expected = run.predict(images)
+        assert expected.std(axis=0).max() > 1e-3  # the images are told apart
+        np.testing.assert_allclose(probabilities, expected, atol=1e-5, err_msg=name)
+    assert browser.console() == []
+
+
+SEVEN = [[80, 60], [200, 60], [120, 230]]
+DRAWINGS = {  # strokes in pixels of the 280x280 canvas
+    "seven": [SEVEN],
+    "small seven": [[[x // 2, y // 2] for x, y in SEVEN]],
+    "one": [[[141, 40], [141, 240]]],
+    "loop": [[[60, 60], [220, 70], [200, 200], [60, 190], [60, 60]]],
+    "four": [[[80, 40], [70, 150], [200, 150]], [[180, 60], [180, 250]]],
+    "at the corner": [[[0, 0], [120, 10], [20, 160]]],
+    "dot": [[[140, 140]]],
+}
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_drawings_are_read_as_photos_of_them(browser: Browser, mlp, tmp_path, dark):
+    browser.prefer_dark(dark)
+    write_page({"mlp": mlp}, tmp_path / "page.html")
+    browser.open((tmp_path / "page.html").as_uri())
+    for name, strokes in DRAWINGS.items():
+        png, pixels = browser.run(
+            """
+            strokes = arguments[0];
+            draw();
+            const photo = document.createElement("canvas");
+            photo.width = photo.height = 400;  // with a margin
+            photo.getContext("2d").drawImage(pad, 60, 60);
+            return [photo.toDataURL("image/png").split(",")[1], [...readDrawing(pad)]];
+            """,
+            strokes,
+        )
+        expected = digit_from_bytes(base64.b64decode(png), "the drawing").pixels
+        assert max(pixels) > 200, name
+        assert np.corrcoef(pixels, expected.ravel())[0, 1] > 0.94, name
+    assert browser.console() == []
+
+
+def wait_for_prediction(browser: Browser) -> str:
+    """Waits until the page shows the last stroke, and returns its status line."""
+    return browser.run(
+        """
+        return new Promise(resolve => (function poll() {
+          if (scheduled || drawing) return setTimeout(poll, 20);
+          resolve(status.textContent);
+        })());
+        """
+    )
+
+
+@pytest.mark.parametrize("pointer", ["mouse", "touch"])
+@pytest.mark.parametrize("width, dark", [(360, True), (1000, False)])
+def test_a_stroke_shows_probabilities(
+    browser: Browser, mlp: TrainedRun, tmp_path, pointer, width, dark
+):
+    fashion = dataclasses.replace(mlp.record, dataset="fashion_mnist", class_names=())
+    runs = {"mlp0": mlp, "fashion": dataclasses.replace(mlp, record=fashion)}
+    runs["third"] = mlp
+    write_page(runs, tmp_path / "page.html")
+    assert not re.search(r"https?:|src=", (tmp_path / "page.html").read_text())
+    browser.resize(width, 740)
+    browser.prefer_dark(dark)
+    browser.open((tmp_path / "page.html").as_uri())
+    x, y, side = browser.run(
+        "const box = pad.getBoundingClientRect(); return [box.x, box.y, box.width]"
+    )
+    line = [(x + side / 2, y + side * part) for part in (0.15, 0.4, 0.6, 0.85)]
+    browser.drag(line, pointer)
+    assert re.fullmatch(r"Predicted in [\d.]+ ms\.", wait_for_prediction(browser))
+    seen = browser.run("return [...readDrawing(pad)]")
+    [expected] = mlp.predict(np.array(seen, np.uint8).reshape(1, 28, 28))
+    texts = "return [...document.querySelectorAll(arguments[0])].map(e => e.innerText)"
+    cells = browser.run(texts, "td")
+    assert cells == [f"{100 * p:.1f}%" for p in expected for _ in runs]
+    ink = "seen.getContext('2d').getImageData(0, 0, 28, 28).data"
+    assert browser.run(f"return [...{ink}].filter((_, n) => n % 4 === 0)") == seen
+    best = int(expected.argmax())
+    answers = [runs[name].class_names[best] for name in runs]
+    assert browser.run(texts, ".prediction") == answers and answers[0] == str(best)
+    note = f"MLP, test accuracy {mlp.record.test_accuracy:.2%}"
+    other = f"{note}; trained on fashion_mnist, so drawings of digits may mean nothing"
+    assert browser.run(texts, ".note") == [note, f"{other} to it", note]
+    # On a phone all is visible without scrolling, and there is room to draw.
+    page = "const page = document.documentElement;"
+    shown = browser.run(page + "return [page.scrollWidth, page.scrollHeight]")
+    assert shown[0] <= width and browser.run("return pad.clientWidth") >= 220
+    browser.run("undo.click()")
+    assert wait_for_prediction(browser).startswith("Draw one large digit")
+    assert browser.run(texts, "td") == [""] * 30
+    assert browser.console() == []
+
+
+def test_names_cannot_end_the_script(mlp: TrainedRun, tmp_path):
+    write_page({"</script><b>": mlp}, tmp_path / "a.html")
+    text = (tmp_path / "a.html").read_text()
+    assert text.count("</script>") == text.count("<script") == 3
+
+
+def test_a_custom_network_has_no_page(mlp: TrainedRun, tmp_path):
+    run = dataclasses.replace(mlp, config=TrainConfig(model="net.py:Net"))
+    with pytest.raises(InputError, match=r"net.py:Net, which has no page.*mlp, lstm"):
+        write_page({"run": run}, tmp_path / "page.html")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_program_serves_until_interrupted(run_dir: Path):
+    # If the tests run as a background job, child processes inherit an ignored SIGINT.
+    code = (
+        "import runpy, signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "runpy.run_module('experiments.demo', run_name='__main__', alter_sys=True)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, f"--run_dir={run_dir}", "--port=0"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = re.search(r"http://127.0.0.1:\d+/", line)
+        assert found, line + process.communicate()[1]
+        with urllib.request.urlopen(found[0]) as response:
+            assert f'"name": "{run_dir.name}"' in response.read().decode()
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and output == "\nstopped\n"
