@@ -2,8 +2,6 @@
 
 import numpy as np
 
-from mnist_jax.errors import InputError
-
 
 def epoch_indices(seed: int, epoch: int, size: int, batch_size: int) -> np.ndarray:
     """Returns the order of the training images in one epoch, one row per step.
@@ -20,14 +18,7 @@ def epoch_indices(seed: int, epoch: int, size: int, batch_size: int) -> np.ndarr
     Returns:
         `[steps,batch_size] int32` with steps = ceil(size / batch_size): every index of
         `range(size)` once; the last row is padded with -1.
-
-    Raises:
-        InputError: a value is out of range.
     """
-    _check_range("--seed", seed, 0, 2**64 - 1)
-    _check_range("epoch", epoch, 0, 2**64 - 1)
-    _check_range("--train_size", size, 1, 2**31 - 1)
-    _check_range("--batch_size", batch_size, 1, 2**31 - 1)
     # Sorts 64 raw random bits per image, a stream that NumPy guarantees not to change;
     # it does not guarantee Generator.permutation. 0.8 ms for 60,000 images.
     bits = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(size)
@@ -35,11 +26,3 @@ def epoch_indices(seed: int, epoch: int, size: int, batch_size: int) -> np.ndarr
     indices = np.full(steps * batch_size, -1, np.int32)
     indices[:size] = np.argsort(bits)
     return indices.reshape(steps, batch_size)
-
-
-def _check_range(flag: str, value: int, low: int, high: int) -> None:
-    """Raises InputError if a value is outside of low..high."""
-    if not low <= value <= high:
-        raise InputError(
-            f"{flag}={value} is out of range; choose a number in {low}..{high}"
-        )

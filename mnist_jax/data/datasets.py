@@ -1,46 +1,48 @@
-"""Finds or downloads datasets, verifies them and decodes them to uint8 arrays."""
+"""Finds or downloads datasets, and verifies them.
+
+Sources, in this order: a folder of files, the cache, a download, the small digits.
+"""
 
 import contextlib
-import functools
 import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
 from absl import logging
 
 from mnist_jax.config import DATASETS
-from mnist_jax.data.any_folder import load_any
-from mnist_jax.data.array_cache import cache_dir, load_or_build, warn_unwritable
-from mnist_jax.data.checksums import SHA256, published_sha256
-from mnist_jax.data.data_folder import (
-    FILES_PHRASE,
-    Files,
-    intact_sets,
-    no_files_error,
-    search_folder,
-)
+from mnist_jax.data.array_cache import cache_dir, load_or_build, read_entry
 from mnist_jax.data.digits import load_digits
-from mnist_jax.data.download import FILES, URLS, DownloadError, download_files
-from mnist_jax.data.idx import read_idx
-from mnist_jax.data.types import CLASSES, IMAGE_SHAPE, Dataset, Split
+from mnist_jax.data.download import DownloadError, download_files
+from mnist_jax.data.published import FILES, SETS
+from mnist_jax.data.reader import (
+    NEEDED,
+    SPLITS,
+    Arrays,
+    Files,
+    content_sha256,
+    find_sets,
+    read_arrays,
+)
+from mnist_jax.data.types import CLASSES, Dataset, Split
 from mnist_jax.errors import InputError
-from mnist_jax.records.files import expand_home, hold_lock
+from mnist_jax.records.files import hold_lock
 
 FALLBACK_NOTE = (
     "NOT MNIST: these are scikit-learn's 1,797 handwritten digits, resized from 8x8 to"
     " 28x28 pixels, used because MNIST was not found and could not be downloaded; for"
     " MNIST set --data_dir or MNIST_JAX_DATA_DIR to a folder with its four files or"
-    f" allow access to {urlsplit(URLS['mnist']).hostname}."
+    f" allow access to {urlsplit(SETS['mnist'].url).hostname}."
 )
 _VARIABLE = "MNIST_JAX_DATA_DIR"
+_FILES = ", ".join(FILES.values())
 
 Downloader = Callable[[str, Path], None]
-
-
-# Sources, in order: a folder of files, earlier downloads, a new download, the digits.
 
 
 def load_dataset(
@@ -50,17 +52,15 @@ def load_dataset(
 ) -> Dataset:
     """Loads a dataset with its official split and no validation set.
 
-    The files are read from `data_dir` (or its sub-folder named after the set). By
-    default they are read from the folder `MNIST_JAX_DATA_DIR` or from earlier downloads
-    in `cache_dir()`, or else downloaded. docs/command_line.md lists the forms that are
-    read. The sha256 of their content is verified each time. Nothing is written outside
-    `cache_dir()`.
+    The files are read from `data_dir`, by default the folder `MNIST_JAX_DATA_DIR`. The
+    sha256 of their content is verified each time. Without a folder the set comes from
+    the cache, or is downloaded. docs/command_line.md lists the forms that are read.
+    Nothing is written outside `cache_dir()`.
 
     Args:
-        name: one of `DATASETS`. "idx" is any set in `data_dir`, see `load_any`. "auto"
-            is MNIST if available, otherwise the digits with a `note`, unless a data
-            folder is set. "digits" needs no files and ignores
-            `data_dir`.
+        name: one of `DATASETS`. "idx" is any set in `data_dir`. "auto" is MNIST if
+            available, otherwise the digits with a `note`, unless a data folder is set.
+            "digits" needs no files and ignores `data_dir`.
         data_dir: a folder that must hold the files; None or empty to search elsewhere.
         download: puts the four files of a set into a folder or raises `DownloadError`.
 
@@ -71,111 +71,193 @@ def load_dataset(
     Raises:
         InputError: the name is unknown, or files are missing, incomplete or damaged.
     """
-    dataset = _load_dataset(name, data_dir, download)
-    object.__setattr__(dataset, "loaded", True)
-    return dataset
-
-
-def _load_dataset(
-    name: str, data_dir: str | os.PathLike[str] | None, download: Downloader
-) -> Dataset:
-    """Loads a dataset; see `load_dataset`."""
     if name not in DATASETS:
         raise InputError(
             f"--dataset={name} is unknown; choose one of {', '.join(DATASETS)}"
         )
+    setting, given = "--data_dir", data_dir
+    if not given:
+        setting, given = _VARIABLE, os.environ.get(_VARIABLE)
+    folder = Path(given).expanduser() if given else None
     if name == "digits":
-        return _digits_dataset(note="")
-    if name == "idx":
-        return _any_dataset(data_dir)
-    files_name = "mnist" if name == "auto" else name
-    files, folder = _find_files(files_name, data_dir)
-    if files is not None:
-        return _decode_files(files_name, files, folder)
+        dataset = load_digits()
+    elif name == "idx" and folder is not None:
+        dataset = load_any(folder, setting)
+    elif name == "idx":
+        raise InputError(
+            "--dataset=idx needs the folder of its files; give it by --data_dir or "
+            f"{_VARIABLE}"
+        )
+    else:
+        try:
+            published = "mnist" if name == "auto" else name
+            dataset = _published_set(published, folder, setting, download)
+        except DownloadError as error:
+            if name != "auto" or folder is not None:
+                raise
+            logging.warning("%s; using scikit-learn's digits instead", error)
+            dataset = load_digits(FALLBACK_NOTE)
+    object.__setattr__(dataset, "loaded", True)
+    return dataset
+
+
+def load_any(path: Path, setting: str) -> Dataset:
+    """Loads a dataset of any image size and number of classes.
+
+    Args:
+        path: a folder with four IDX files or one `.npz` file; such a file; or a folder
+            of several sets and the prefix of one, as in `gzip/emnist-letters`.
+        setting: the flag or variable that gives it, for messages.
+
+    Returns:
+        The dataset, with the sha256 of its arrays and a note on what was changed.
+    """
+    prefix, files = _choose_set(path, setting)
+    arrays = read_arrays(files)
+    splits = [s for s in SPLITS if s != "val" or {"x_val", "y_val"} & arrays.keys()]
+    wanted = [f"{axis}_{split}" for split in splits for axis in "xy"]
+    if missing := [name for name in wanted if name not in arrays]:
+        raise InputError(
+            f"{setting}={path} lacks {' and '.join(missing)}; give {NEEDED}"
+        )
+    images = {split: arrays[f"x_{split}"] for split in splits}
+    labels = {split: arrays[f"y_{split}"] for split in splits}
+    notes = []
+    if prefix.startswith("qmnist") and labels["train"].ndim == 2:
+        labels = {split: columns[:, 0] for split, columns in labels.items()}
+        notes.append("the labels of QMNIST's files are the first of their 8 columns")
+    if prefix.startswith("emnist") and not prefix.endswith(".npz"):
+        images = {k: np.ascontiguousarray(v.swapaxes(1, 2)) for k, v in images.items()}
+        notes.append("the images of EMNIST's files are transposed back")
+        if low := min(int(values.min()) for values in labels.values()):
+            high = max(int(values.max()) for values in labels.values())
+            labels = {split: values - low for split, values in labels.items()}
+            notes.append(f"the labels {low}..{high} became 0..{high - low}")
+    held = {split: Split(images[split], labels[split]) for split in splits}
     try:
-        with _one_at_a_time(files_name):
+        return Dataset(
+            train=held["train"],
+            test=held["test"],
+            validation=held.get("val"),
+            class_names=tuple(arrays.get("class_names", ())),
+            note=f"idx: {'; '.join(notes)}" if notes else "",
+            data_dir=str(path.absolute()),
+        )
+    except InputError as error:
+        raise InputError(f"{setting}={path}: {error}") from None
+
+
+def _choose_set(path: Path, setting: str) -> tuple[str, Files]:
+    """Returns the one set that a path names, and its prefix or name."""
+    if path.is_file():
+        return path.name, path
+    found = find_sets(path if path.is_dir() else path.parent)
+    if not path.is_dir():  # a prefix
+        found = {name: found[name] for name in found.keys() & {path.name}}
+    elif any(isinstance(files, dict) for files in found.values()):
+        found = {k: files for k, files in found.items() if isinstance(files, dict)}
+    if len(found) > 1:
+        raise InputError(
+            f"{setting}={path} holds several datasets ({', '.join(sorted(found))}); "
+            f"give one, as in {setting}={path / max(found)}"
+        )
+    if not found:
+        raise InputError(
+            f"{setting}={path} holds no dataset; give a folder that holds {NEEDED}"
+        )
+    [(name, files)] = found.items()
+    return name, files
+
+
+def _published_set(
+    name: str, folder: Path | None, setting: str, download: Downloader
+) -> Dataset:
+    """Returns a published set from a folder, the cache or a download."""
+    arrays = None
+    if folder is not None:
+        arrays, others = _search(name, folder)
+        # The variable applies to all datasets, so its folder may lack this one.
+        if arrays is None and (setting != _VARIABLE or not others):
+            reason = f"holds no files of {name}" if folder.is_dir() else "is no folder"
+            if others:
+                reason += f", but those of {' and '.join(sorted(others))}"
+            raise InputError(
+                f"{setting}={folder} {reason}; put {_FILES} there or in its sub-folder "
+                f"{' or '.join(SETS[name].folders)} (as published, without .gz or with "
+                f"names like train-images.idx3-ubyte, or Keras's mnist.npz), or leave "
+                f"{setting} out"
+            )
+    used = folder if arrays is not None else None
+    if arrays is None:
+        arrays = read_entry(SETS[name].checksum)
+    if arrays is None:
+        with _one_at_a_time(name):
             # Another process may have downloaded it while this one waited.
-            if (files := _find_download(files_name)) is not None:
-                return _decode_files(files_name, files)
-            return _download_dataset(files_name, download)
-    except DownloadError as error:
-        if environment_dir := _environment_dir():
-            raise DownloadError(
-                f"{error}; {_VARIABLE}={environment_dir} holds other datasets only"
-                f" ({', '.join(intact_sets(environment_dir))})"
-            ) from None
-        if name != "auto":
-            raise
-        logging.warning("%s; using scikit-learn's digits instead", error)
-        return _digits_dataset(note=FALLBACK_NOTE)
-
-
-def _any_dataset(data_dir: str | os.PathLike[str] | None) -> Dataset:
-    """Returns the dataset of any size in the given folder, or the environment's."""
-    if data_dir:
-        return load_any(expand_home(data_dir), "--data_dir")
-    if environment_dir := _environment_dir():
-        return load_any(environment_dir, _VARIABLE)
-    raise InputError(
-        "--dataset=idx needs the folder of its files; give it by --data_dir or "
-        f"{_VARIABLE}"
+            arrays = read_entry(SETS[name].checksum) or _download(name, download)
+    x_train, y_train, x_test, y_test = (arrays[array] for array in FILES)
+    return Dataset(
+        name=name,
+        train=Split(x_train, y_train),
+        test=Split(x_test, y_test),
+        classes=CLASSES,
+        checksum=SETS[name].checksum,
+        data_dir=str(used.absolute()) if used else None,
     )
 
 
-def _digits_dataset(note: str) -> Dataset:
-    """Returns scikit-learn's digits as a dataset."""
-    images, labels, is_test = load_digits()
-    train = Split(images[~is_test], labels[~is_test])
-    test = Split(images[is_test], labels[is_test])
-    content = b"".join(array.tobytes() for array in (*train, *test))
-    checksum = hashlib.sha256(content).hexdigest()
-    return Dataset(train, test, name="digits", checksum=checksum, note=note)
+def _search(name: str, folder: Path) -> tuple[Arrays | None, set[str]]:
+    """Returns a set's arrays if a folder holds them, or the sets that it does hold.
 
-
-def _find_files(
-    name: str, data_dir: str | os.PathLike[str] | None
-) -> tuple[Files | None, Path | None]:
-    """Returns a set's verified files, or None to download them, and their folder.
-
-    It is the one that the user named, None if the files are in the cache.
+    All sets use the same file names, so intact files of another set are skipped.
     """
-    if data_dir:
-        folder = expand_home(data_dir)
-        if (found := search_folder(folder, "--data_dir", name)) is None:
-            raise no_files_error(folder, "--data_dir", name)
-        return found, folder
-    if environment_dir := _environment_dir():
-        if (found := search_folder(environment_dir, _VARIABLE, name)) is not None:
-            return found, environment_dir
-        # The variable applies to all datasets, so its folder may lack this one.
-        if not intact_sets(environment_dir):
-            raise no_files_error(environment_dir, _VARIABLE, name)
-    return _find_download(name), None
+    others = set()
+    subfolders = [sub for each in SETS.values() for sub in each.folders]
+    for sub in dict.fromkeys([*SETS[name].folders, "", *subfolders]):
+        found = find_sets(folder / sub)
+        if files := found.get("", found.get("mnist.npz")):
+            identified, arrays = _identify(files)
+            if identified == name:
+                return arrays, set()
+            others.add(identified)
+    return None, others
 
 
-def _environment_dir() -> Path | None:
-    """Returns the folder in `MNIST_JAX_DATA_DIR`, or None if it is not set."""
-    folder = os.environ.get(_VARIABLE)
-    return expand_home(folder) if folder else None
+def _identify(files: Files) -> tuple[str, Arrays]:
+    """Returns the name and the arrays of the published set that files hold.
+
+    Raises:
+        InputError: they are incomplete, damaged or of no published set.
+    """
+    paths = files if isinstance(files, dict) else {}
+    own = [_file_sha256(paths[array]) for array in FILES if array in paths]
+    for name, published in SETS.items():
+        if tuple(own) == published.sha256:
+            # Decompressing MNIST takes 0.3 s, hence the cache.
+            return name, load_or_build(published.checksum, partial(read_arrays, files))
+    arrays = read_arrays(files)
+    where = files if isinstance(files, Path) else next(iter(paths.values())).parent
+    if missing := [f"{a} ({file})" for a, file in FILES.items() if a not in arrays]:
+        raise InputError(f"{where} lacks {' and '.join(missing)}; copy it there")
+    contents = [content_sha256(arrays[array]) for array in FILES]
+    for name, published in SETS.items():
+        if tuple(contents) == published.content_sha256:
+            return name, arrays
+    known = {d for each in SETS.values() for d in (*each.sha256, *each.content_sha256)}
+    damaged = [
+        str(paths.get(array, array))
+        for array, *digests in zip(FILES, own or contents, contents, strict=True)
+        if known.isdisjoint(digests)
+    ]
+    raise InputError(
+        f"{where} holds no published set: truncated, damaged or from elsewhere is "
+        f"{' and '.join(damaged) or 'a file of another set'}; delete the files or "
+        "replace them with the published ones"
+    )
 
 
-def _find_download(name: str) -> Files | None:
-    """Returns the files of an earlier download of a set, or None."""
-    downloads = _downloads_dir(name)
-    files = tuple(downloads / file for file in FILES)
-    try:
-        if tuple(map(published_sha256, files)) == SHA256[name]:
-            return files
-    except OSError:
-        return None  # nothing was downloaded yet
-    message = "the files in %s are damaged; downloading them again"
-    logging.log_first_n(logging.WARNING, message, 1, downloads)
-    return None
-
-
-def _downloads_dir(name: str) -> Path:
-    """Returns the folder for the downloaded files of a set."""
-    return cache_dir() / "downloads" / name
+def _file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
@@ -185,74 +267,29 @@ def _one_at_a_time(name: str) -> Iterator[None]:
     Without a writable cache there is no lock, and each process downloads.
     """
 
-    def warn(holder: str) -> None:
-        logging.warning("waiting for %s to download %s", holder, name)
+    def warn(*_: object) -> None:
+        logging.warning("waiting for another process to download %s", name)
 
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(InputError):  # no writable cache
-            stack.enter_context(hold_lock(_downloads_dir(name) / ".lock", warn))
+        with contextlib.suppress(OSError, InputError):  # no writable cache
+            stack.enter_context(hold_lock(cache_dir() / ".lock", warn))
         yield
 
 
-def _download_dataset(name: str, download: Downloader) -> Dataset:
-    """Downloads, verifies, decodes and caches the files of a set."""
-    host = urlsplit(URLS[name]).hostname
-    logging.info("downloading %s from %s", name, host)
-    with _scratch_folder() as scratch:
-        folder = Path(scratch)
+def _download(name: str, download: Downloader) -> Arrays:
+    """Downloads, verifies and caches the arrays of a set."""
+    url = SETS[name].url
+    logging.info("downloading %s from %s", name, url)
+    with tempfile.TemporaryDirectory(prefix="mnist_jax-") as folder:
         try:
-            download(name, folder)
-            for file, expected in zip(FILES, SHA256[name], strict=True):
-                if (got := published_sha256(folder / file)) != expected:
-                    raise DownloadError(
-                        f"{file} has sha256 {got} instead of {expected}"
-                    )
-        except (DownloadError, OSError) as error:
+            download(name, Path(folder))
+            arrays, _ = _search(name, Path(folder))
+            if arrays is None:
+                raise DownloadError("the files are not those of the set")
+            return arrays
+        except (InputError, OSError) as error:
             raise DownloadError(
-                f"{name} was not found and could not be downloaded from {URLS[name]}"
-                f" ({error}); set --data_dir or MNIST_JAX_DATA_DIR to a folder that"
-                f" holds {FILES_PHRASE}, or allow access to {host}"
+                f"{name} was not found and could not be downloaded from {url} ({error})"
+                f"; set --data_dir or {_VARIABLE} to a folder that holds {_FILES}, or "
+                f"allow access to {urlsplit(url).hostname}"
             ) from None
-        dataset = _decode_files(name, tuple(folder / file for file in FILES))
-        _keep_downloads(name, folder)
-    return dataset
-
-
-def _scratch_folder() -> tempfile.TemporaryDirectory[str]:
-    """Creates a temporary folder in the cache or, if that fails, elsewhere."""
-    try:
-        cache_dir().mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryDirectory(dir=cache_dir(), prefix="download-")
-    except OSError:
-        return tempfile.TemporaryDirectory(prefix="mnist_jax-download-")
-
-
-def _keep_downloads(name: str, folder: Path) -> None:
-    """Moves verified files to the cache, where later starts find them."""
-    try:
-        _downloads_dir(name).mkdir(parents=True, exist_ok=True)
-        for file in FILES:
-            os.replace(folder / file, _downloads_dir(name) / file)
-    except OSError as error:
-        warn_unwritable(error)
-
-
-def _decode_files(name: str, files: Files, folder: Path | None = None) -> Dataset:
-    """Decodes verified files, or loads the arrays from the cache."""
-    arrays = [
-        load_or_build(
-            digest,
-            IMAGE_SHAPE if "images" in kind else (),
-            functools.partial(read_idx, file),
-        )
-        for file, kind, digest in zip(files, FILES, SHA256[name], strict=True)
-    ]
-    train_images, train_labels, test_images, test_labels = arrays
-    return Dataset(
-        name=name,
-        train=Split(train_images, train_labels),
-        test=Split(test_images, test_labels),
-        classes=CLASSES,
-        checksum=hashlib.sha256("".join(SHA256[name]).encode()).hexdigest(),
-        data_dir=str(folder.absolute()) if folder else None,
-    )

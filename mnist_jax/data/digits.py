@@ -1,38 +1,44 @@
 """The small set of handwritten digits in scikit-learn, in MNIST's format."""
 
+import hashlib
 from importlib import metadata
 
 import numpy as np
 
 from mnist_jax.data.array_cache import load_or_build
+from mnist_jax.data.types import Dataset, Split
 
 
-def load_digits() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def load_digits(note: str = "") -> Dataset:
     """Loads scikit-learn's digits and puts every fifth of each class in the test set.
 
     No random generator is involved, so the split is the same in all versions.
 
-    Returns:
-        Images `[1797,28,28] uint8`, labels `[1797] int32` and whether each image is in
-        the test set, `[1797] bool`.
+    Args:
+        note: as in `Dataset`.
     """
     # Importing sklearn.datasets takes 1.4 s, hence the cache. It holds the raw arrays,
     # so that a change of the upsampling below takes effect at once.
     key = f"digits-scikit-learn-{metadata.version('scikit-learn')}"
-    rows = load_or_build(key, (65,), _read_digits)
+    rows = load_or_build(key, _read_digits)["rows"]
     images = upsample_digits(rows[:, :64].reshape(-1, 8, 8))
     labels = rows[:, 64].astype(np.int32)
     is_test = np.zeros(len(labels), bool)
     is_test[np.argsort(labels, kind="stable")[::5]] = True
-    return images, labels, is_test
+    train = Split(images[~is_test], labels[~is_test])
+    test = Split(images[is_test], labels[is_test])
+    content = b"".join(array.tobytes() for array in (*train, *test))
+    checksum = hashlib.sha256(content).hexdigest()
+    return Dataset(train, test, name="digits", checksum=checksum, note=note)
 
 
-def _read_digits() -> np.ndarray:
+def _read_digits() -> dict[str, np.ndarray]:
     """Returns scikit-learn's digits, `[1797,65] uint8`: 64 pixels 0..16, the label."""
     import sklearn.datasets
 
     digits = sklearn.datasets.load_digits()
-    return np.column_stack([digits.data, digits.target]).astype(np.uint8)
+    rows = np.column_stack([digits.data, digits.target])
+    return {"rows": rows.astype(np.uint8)}
 
 
 def upsample_digits(digits: np.ndarray) -> np.ndarray:

@@ -1,110 +1,73 @@
-"""Download a dataset's files with TensorFlow Datasets, without TensorFlow.
+"""Downloads a dataset's files with TensorFlow Datasets, without TensorFlow.
 
-TFDS's download manager provides checksums and retries, but no connect or read timeout,
-and its threads can't be stopped. So it runs in a child process, which is killed if no
-data arrives for a while. This covers a missing network, a silent firewall and a stalled
-transfer.
+TFDS provides checksums and retries. It runs in a child process, since the threads of
+its download manager can't be stopped.
 """
 
+import functools
 import os
 import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
 
+from mnist_jax.data.published import FILES, SETS
 from mnist_jax.errors import InputError
 
-FILES = (
-    "train-images-idx3-ubyte.gz",
-    "train-labels-idx1-ubyte.gz",
-    "t10k-images-idx3-ubyte.gz",
-    "t10k-labels-idx1-ubyte.gz",
-)
-# As in TFDS's builders; TFDS's checksums are recorded under these URLs.
-URLS = {
-    "mnist": "https://storage.googleapis.com/cvdf-datasets/mnist/",
-    "fashion_mnist": "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-    "kmnist": "http://codh.rois.ac.jp/kmnist/dataset/kmnist/",
-}
-PATIENCE_SECONDS = 15.0
+LIMIT_SECONDS = 900.0  # for the 30 MB of the largest set
+_SILENCE_SECONDS = 10.0  # without any data from the server
 
 
 class DownloadError(InputError):
     """The files could not be downloaded."""
 
 
-def download_files(name: str, folder: Path, patience: float = PATIENCE_SECONDS) -> None:
+def download_files(name: str, folder: Path, limit: float = LIMIT_SECONDS) -> None:
     """Downloads the four files of a dataset under their original names.
 
     Args:
-        name: a key of `URLS`.
+        name: a key of `SETS`.
         folder: an empty folder; on success it holds the files named in `FILES`.
-        patience: seconds without new data after which the download is aborted.
+        limit: seconds after which the download is aborted.
 
     Raises:
         DownloadError: the download failed, stalled or has a wrong checksum.
     """
     # The child imports this package and TFDS from where this process did.
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-m", "mnist_jax.data.download", name, str(folder)]
-    with tempfile.TemporaryFile() as log:
-        child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env
+    try:
+        child = subprocess.run(
+            [sys.executable, "-m", "mnist_jax.data.download", name, str(folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=env,
+            timeout=limit,
         )
-        try:
-            stalled = not _wait_while_growing(child, folder, patience)
-        finally:
-            child.kill()
-            child.wait()
-        if stalled:
-            raise DownloadError(f"no data arrived for {patience:.0f} s")
-        if child.returncode != 0:
-            log.seek(0)
-            lines = log.read().decode(errors="replace").split("\n")
-            reason = next((line for line in reversed(lines) if line.strip()), None)
-            raise DownloadError(reason or f"exit status {child.returncode}")
-
-
-def _wait_while_growing(
-    child: subprocess.Popen[bytes], folder: Path, patience: float
-) -> bool:
-    """Waits for the child; returns False if the folder stops growing first."""
-    size, deadline = 0, time.monotonic() + patience
-    while child.poll() is None:
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-        grown = _folder_bytes(folder)
-        if grown > size:
-            size, deadline = grown, time.monotonic() + patience
-    return True
-
-
-def _folder_bytes(folder: Path) -> int:
-    """Returns the total size of the files in a folder that is being written to."""
-    total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            try:
-                total += os.stat(os.path.join(parent, name)).st_size
-            except OSError:  # renamed since it was listed
-                pass
-    return total
+    except subprocess.TimeoutExpired:
+        raise DownloadError(f"it took more than {limit:.0f} s") from None
+    if child.returncode != 0:
+        lines = child.stdout.decode(errors="replace").strip().splitlines()
+        raise DownloadError(lines[-1] if lines else f"status {child.returncode}")
 
 
 def _run_tfds(name: str, folder: Path) -> None:
     """Runs TFDS's download manager, in the child process."""
+    import requests
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download import downloader
 
-    downloader.MAX_RETRIES = 2  # the default, ten, takes over 200 s to fail
+    # TFDS waits for a silent firewall or server without limit, and tries ten times.
+    request = functools.partialmethod(
+        requests.Session.request, timeout=_SILENCE_SECONDS
+    )
+    requests.Session.request = request  # type: ignore[method-assign,assignment]
+    downloader.MAX_RETRIES = 1
     manager = tfds.download.DownloadManager(
         download_dir=folder / "tfds",
         dataset_name=name,
         force_checksums_validation=True,
     )
-    paths = manager.download({file: URLS[name] + file for file in FILES})
+    paths = manager.download({file: SETS[name].url + file for file in FILES.values()})
     for file, path in paths.items():
         os.replace(path, folder / file)
 

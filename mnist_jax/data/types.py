@@ -2,10 +2,11 @@
 
 import dataclasses
 import hashlib
+import itertools
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, DTypeLike
 
 from mnist_jax.errors import InputError
 
@@ -89,7 +90,11 @@ class Dataset:
 
     def arrays_sha256(self) -> str:
         """Returns the sha256 of the arrays and their shapes."""
-        return _checksum(*self.splits().values())
+        digest = hashlib.sha256()
+        for array in itertools.chain(*self.splits().values()):
+            digest.update(repr(array.shape).encode())
+            digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()
 
     def unseen_classes(self) -> str:
         """Returns a sentence on the classes without training images, if any."""
@@ -125,24 +130,19 @@ class Dataset:
                 f"{least}..{MAX_CLASSES} classes, each with a name or all without; "
                 f"got {classes} classes and {len(names)} names"
             )
-        own = not self.checksum
-        checksum = self.checksum or _checksum(*splits.values())
         fields = {**splits, "classes": classes, "class_names": names}
-        for name, value in {**fields, "checksum": checksum}.items():
+        for name, value in fields.items():
             object.__setattr__(self, name, value)
-        if own and (unseen := self.unseen_classes()):
-            note = f"{self.note}; {unseen}" if self.note else unseen
-            object.__setattr__(self, "note", note)
+        if not self.checksum:  # no published set
+            object.__setattr__(self, "checksum", self.arrays_sha256())
+            notes = filter(None, [self.note, self.unseen_classes()])
+            object.__setattr__(self, "note", "; ".join(notes))
 
 
 def _check_split(name: str, images: ArrayLike, labels: ArrayLike) -> Split:
     """Returns a split of any images and labels; raises InputError as `Dataset`."""
-    images = _integers(f"{name} images", images, "N,H,W", 255).astype(
-        np.uint8, copy=False
-    )
-    labels = _integers(f"{name} labels", labels, "N", MAX_CLASSES - 1).astype(
-        np.int32, copy=False
-    )
+    images = _integers(f"{name} images", images, "N,H,W", 255, np.uint8)
+    labels = _integers(f"{name} labels", labels, "N", MAX_CLASSES - 1, np.int32)
     if len(images) != len(labels):
         raise InputError(
             f"the {name} split has {len(images)} images but {len(labels)} labels; give "
@@ -151,7 +151,9 @@ def _check_split(name: str, images: ArrayLike, labels: ArrayLike) -> Split:
     return Split(images, labels)
 
 
-def _integers(what: str, values: ArrayLike, axes: str, high: int) -> np.ndarray:
+def _integers(
+    what: str, values: ArrayLike, axes: str, high: int, dtype: DTypeLike
+) -> np.ndarray:
     """Returns an array of integers 0..high, without a last axis of length 1."""
     array = np.asarray(values)
     got, rank = f"{list(array.shape)} {array.dtype}", axes.count(",") + 1
@@ -166,14 +168,4 @@ def _integers(what: str, values: ArrayLike, axes: str, high: int) -> np.ndarray:
             f"the {what} must be integers 0..{high}, [{axes}] or [{axes},1] and not "
             f"empty; got {got}{remedy}"
         )
-    return array
-
-
-def _checksum(*splits: Split) -> str:
-    """Returns the sha256 of the arrays and their shapes."""
-    digest = hashlib.sha256()
-    for split in splits:
-        for array in split:
-            digest.update(repr(array.shape).encode())
-            digest.update(np.ascontiguousarray(array))
-    return digest.hexdigest()
+    return array.astype(dtype, copy=False)

@@ -105,7 +105,7 @@ class _Graph:
         return name
 
     def add_pixels(self, x: str, run: TrainedRun) -> str:
-        """Adds `scale_pixels` and the crop: `[N,H,W] uint8 -> float32`."""
+        """Adds `Preprocess` and the crop: `[N,H,W] uint8 -> float32`."""
         from onnx import TensorProto
 
         pixels, crop = run.preprocess.pixels, run.config.crop

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from helpers.small_sets import write_small_set
 
-from mnist_jax.data.checksums import CONTENT_SHA256, SHA256
-from mnist_jax.data.download import FILES
+from mnist_jax.data.published import FILES, SETS
 
 
 @pytest.fixture
@@ -28,12 +27,13 @@ def digests(contents: Iterable[bytes]) -> tuple[str, ...]:
 def small_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     """Replaces all published sets with small ones and returns their folders."""
     folders = {}
-    for seed, name in enumerate(SHA256):
+    for seed, (name, published) in enumerate(SETS.items()):
         folders[name] = tmp_path / "small" / name
         write_small_set(folders[name], seed)
-        published = [(folders[name] / file).read_bytes() for file in FILES]
-        monkeypatch.setitem(SHA256, name, digests(published))
-        if name in CONTENT_SHA256:
-            contents = digests(map(gzip.decompress, published))
-            monkeypatch.setitem(CONTENT_SHA256, name, contents)
+        files = [(folders[name] / file).read_bytes() for file in FILES.values()]
+        small = published._replace(sha256=digests(files))
+        if published.content_sha256:
+            content = digests(map(gzip.decompress, files))
+            small = small._replace(content_sha256=content)
+        monkeypatch.setitem(SETS, name, small)
     return folders

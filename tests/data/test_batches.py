@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from mnist_jax.data.batches import epoch_indices
-from mnist_jax.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -39,11 +38,3 @@ def test_the_order_of_an_epoch_is_uniform():
     counts = np.bincount(firsts, minlength=10)
     # Chi-squared with 9 degrees of freedom exceeds 27.9 once in a thousand.
     assert ((counts - 200) ** 2 / 200).sum() < 27.9
-
-
-@pytest.mark.parametrize(
-    "arguments", [(-1, 0, 10, 2), (0, -1, 10, 2), (0, 0, 0, 2), (0, 0, 10, 0)]
-)
-def test_values_out_of_range_are_rejected(arguments):
-    with pytest.raises(InputError, match="is out of range"):
-        epoch_indices(*arguments)

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from mnist_jax.config import PIXELS
-from mnist_jax.data.pixels import pixel_statistics, scale_pixels
-from mnist_jax.errors import InputError
+from mnist_jax.data.pixels import Preprocess, pixel_statistics
 
 PICTURES = np.random.RandomState(0).randint(0, 256, (3, 28, 28)).astype(np.uint8)
 PICTURES[0, :, 5] = 0  # a column with norm zero
@@ -33,11 +32,8 @@ def plain_scaling(images, pixels):
 @pytest.mark.parametrize("pixels", PIXELS)
 def test_scalings_equal_plain_numpy(pixels):
     expected = plain_scaling(PICTURES, pixels)
-
-    def scale(images):
-        return scale_pixels(images, pixels, mean=0.13, std=0.31)
-
-    for got in (scale(PICTURES), jax.jit(scale)(PICTURES)):
+    scale = Preprocess(pixels, mean=0.13, std=0.31)
+    for got in (scale(PICTURES), jax.jit(lambda images: scale(images))(PICTURES)):
         assert got.dtype == np.float32
         np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(scale(PICTURES[2]), expected[2], rtol=1e-6, atol=1e-6)
@@ -46,15 +42,10 @@ def test_scalings_equal_plain_numpy(pixels):
 
 
 def test_l2_columns_have_norm_one_or_zero():
-    norms = np.linalg.norm(scale_pixels(PICTURES, "l2"), axis=1)
+    norms = np.linalg.norm(Preprocess("l2")(PICTURES), axis=1)
     blank = ~PICTURES.any(axis=1)
     assert blank.any() and not blank.all()
     np.testing.assert_allclose(norms, np.where(blank, 0.0, 1.0), atol=1e-6)
-
-
-def test_an_unknown_scaling_is_rejected():
-    with pytest.raises(InputError, match="--pixels=grey is unknown.*standardized"):
-        scale_pixels(PICTURES, "grey")
 
 
 def test_pixel_statistics_equal_plain_numpy():

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mnist_jax.data import idx
+from mnist_jax.data.reader import read_idx
+from mnist_jax.errors import InputError
 from mnist_jax.profiling.memory import peak_megabytes
 
 COUNTS = (-(2**31), -1, 0, 1, 2, 3, 4, 5, 99_999, 100_000, 100_001, 2**31 - 1)
@@ -98,12 +99,6 @@ def _no_gzip(rng: random.Random, images: bool) -> bytes:
     return _mutate(rng, _valid(rng, images), 16)
 
 
-def _numpy_changed(rng: random.Random, images: bool) -> bytes:
-    stream, content = io.BytesIO(), _valid(rng, images)
-    np.save(stream, np.frombuffer(content[16 if images else 8 :], np.uint8))
-    return _mutate(rng, stream.getvalue(), 128)
-
-
 KINDS: dict[str, Callable[[random.Random, bool], bytes]] = {
     "valid": lambda rng, images: gzip.compress(_valid(rng, images), 1),
     "wrong magic": _wrong_magic,
@@ -116,22 +111,21 @@ KINDS: dict[str, Callable[[random.Random, bool], bytes]] = {
     "gzip header changed": _gzip_header_changed,
     "gzip cut": _gzip_cut,
     "no gzip": _no_gzip,
-    "numpy changed": _numpy_changed,
 }
 
 
 def make_bombs() -> list[bytes]:
     """Returns small files that decompress to, or declare, hundreds of megabytes."""
-    max_items, zeros = idx.MAX_ITEMS, io.BytesIO()
+    many, zeros = 100_000, io.BytesIO()
     with gzip.open(zeros, "wb", 1) as stream:
         for _ in range(300):
             stream.write(bytes(1_000_000))
     headers = [
         _header(0x801, 4),
-        _header(0x801, max_items),
+        _header(0x801, many),
         _header(0x801, -1),
         _header(0x803, 1, 28, 28),
-        _header(0x803, max_items, 28, 28),
+        _header(0x803, many, 28, 28),
         _header(0x803, 2**31 - 1, 28, 28),
         _header(0x803, 1, 2**31 - 1, 2**31 - 1),
         b"",
@@ -141,7 +135,7 @@ def make_bombs() -> list[bytes]:
 
 
 def fuzz(files: int, seed: int, folder: Path) -> tuple[dict[str, list[int]], float]:
-    """Reads random files and checks that only IdxError is raised.
+    """Reads random files and checks that only InputError is raised.
 
     Args:
         files: number of files; about a thousandth of them are gzip bombs.
@@ -163,8 +157,8 @@ def fuzz(files: int, seed: int, folder: Path) -> tuple[dict[str, list[int]], flo
         path.write_bytes(content)
         start = time.process_time()
         try:
-            array = idx.read_idx(path)
-        except idx.IdxError:
+            array = read_idx(path)
+        except InputError:
             counts[kind][0] += 1
         else:
             counts[kind][1] += 1

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mnist_jax.data.download import FILES, DownloadError
+from mnist_jax.data.download import DownloadError
+from mnist_jax.data.published import FILES
 from mnist_jax.data.types import Dataset
 
 
@@ -16,7 +17,7 @@ def write_small_set(folder: Path, seed: int) -> None:
     """Writes 50 training and 20 test images as the four files of a set."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.RandomState(seed)
-    for file in FILES:
+    for file in FILES.values():
         count = 50 if "train" in file else 20
         if "images" in file:
             header = struct.pack(">IIII", 0x803, count, 28, 28)
@@ -69,7 +70,7 @@ def copy_from(
     """Returns a downloader that copies the small files."""
 
     def download(name: str, folder: Path) -> None:
-        for file in FILES:
+        for file in FILES.values():
             shutil.copy(folders[name] / file, folder / file)
         if calls is not None:
             calls.append(name)

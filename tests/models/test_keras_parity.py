@@ -30,7 +30,7 @@ from scipy import stats
 from sklearn.model_selection import train_test_split
 
 from mnist_jax.config import TrainConfig
-from mnist_jax.data.pixels import scale_pixels
+from mnist_jax.data.pixels import Preprocess
 from mnist_jax.data.splits import split_dataset
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset, Split
 from mnist_jax.models.networks import create_model, init_params
@@ -108,7 +108,7 @@ class System:
         labels = real.train.labels[indices]
         if self.name in ONE_HOT:
             labels = self.keras.utils.to_categorical(labels, 10)
-        images = np.asarray(scale_pixels(real.train.images[indices], config.pixels))
+        images = np.asarray(Preprocess(config.pixels)(real.train.images[indices]))
         with keras_rules(self.keras, dtype):
             model = self.model
             if dtype == "float64":
@@ -147,7 +147,7 @@ def test_logits_equal_keras(system):
     """Before training and after some steps, when biases are no longer zero."""
     run, model = system.train("float32"), system.model
     pixels = read_system(system.name).pixels
-    images = np.asarray(scale_pixels(system.real.test.images[:256], pixels))
+    images = np.asarray(Preprocess(pixels)(system.real.test.images[:256]))
     ours = {
         impl: jax.jit(create_model(read_system(system.name, impl), MNIST).apply)
         for impl in system.impls
@@ -258,7 +258,7 @@ def test_scaled_pixels_equal_the_tutorials(keras, real):
         "cv_cnn": images,
     }
     for name, want in wants.items():
-        got = scale_pixels(images, read_system(name).pixels)
+        got = Preprocess(read_system(name).pixels)(images)
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-6, err_msg=name)
 
 

@@ -76,15 +76,15 @@ def test_a_full_disk_leaves_the_existing_file(tmp_path, writer, existed):
     assert contents(tmp_path) == before
 
 
-def test_a_cache_on_a_full_disk_warns_and_keeps_its_entries(tmp_path):
-    path = tmp_path / "entry.npy"
+def test_a_cache_on_a_full_disk_warns_and_keeps_its_entries(tmp_path, monkeypatch):
+    monkeypatch.setenv("MNIST_JAX_CACHE_DIR", str(tmp_path))
     small = np.arange(100, dtype=np.uint8)
-    cache.write_entry(path, small)
-    before = contents(tmp_path)
+    cache.write_entry("key", {"x": small})
+    before = contents(tmp_path / "arrays")
     with little_room():
-        cache.write_entry(path, np.zeros(2 * ROOM, np.uint8))
-    assert contents(tmp_path) == before
-    np.testing.assert_array_equal(cache.read_entry(path, ()), small)
+        cache.write_entry("key", {"x": np.zeros(2 * ROOM, np.uint8)})
+    assert contents(tmp_path / "arrays") == before
+    np.testing.assert_array_equal(cache.read_entry("key")["x"], small)
 
 
 def test_a_run_on_a_full_disk_keeps_the_files_it_has_written(digits: Dataset, tmp_path):
