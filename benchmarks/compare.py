@@ -26,7 +26,6 @@ from mnist_jax.cli.flags import (
 from mnist_jax.cli.main import run_program, start_jax, start_job
 from mnist_jax.cli.signals import stop_between_chunks
 from mnist_jax.errors import InputError
-from mnist_jax.records.files import make_folder
 from mnist_jax.reporting.comparison import train_configs, write_tables
 from mnist_jax.reporting.progress import ProgressPrinter
 from mnist_jax.reporting.report import PICTURES, RESULTS, write_report
@@ -53,7 +52,7 @@ def main() -> None:
     seeds = chosen_seeds(configs[0].seed, FLAGS.seeds)
     start_job()
     out = cluster.output_folder(Path(FLAGS.out))
-    make_folder(out)
+    out.mkdir(parents=True, exist_ok=True)
     start_jax()
     study = Study(out, RESULTS, load_data(configs[0].dataset), seeds)
     with stop_between_chunks(HOW_TO_RESUME) as check_stopped:

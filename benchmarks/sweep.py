@@ -30,7 +30,7 @@ from mnist_jax.cli.signals import stop_between_chunks
 from mnist_jax.config import TrainConfig
 from mnist_jax.errors import InputError
 from mnist_jax.records.environment import available_cores
-from mnist_jax.records.files import hold_lock, make_folder
+from mnist_jax.records.files import hold_lock
 from mnist_jax.reporting.report import PICTURES, write_report
 from mnist_jax.reporting.sweep_tables import (
     CSV,
@@ -107,7 +107,7 @@ def _make_sweep() -> tuple[Sweep, list[Settings]]:
                 f"--patience={patience} seeds train one by one; give --seeds=1 or "
                 "leave one of them out"
             )
-    make_folder(Path(FLAGS.out))
+    Path(FLAGS.out).mkdir(parents=True, exist_ok=True)
     machine, cores = chosen_machine(), FLAGS.cpus_per_trial
     if FLAGS.engine == "local":
         cores = max(1, available_cores() // FLAGS.workers)
@@ -140,9 +140,9 @@ def main() -> None:
     sweep, chosen = _make_sweep()
     out = Path(FLAGS.out)
 
-    def refuse(holder: str) -> None:
+    def refuse() -> None:
         raise InputError(
-            f"{holder} runs a sweep in {out}; wait until it ends, or give another --out"
+            f"another program runs a sweep in {out}; wait until it ends, or give another --out"
         )
 
     with (

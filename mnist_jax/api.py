@@ -17,7 +17,6 @@ from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.types import Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.records.environment import available_cores
-from mnist_jax.records.files import expand_home, make_folder
 from mnist_jax.reporting.comparison import train_configs, write_tables
 from mnist_jax.reporting.progress import ProgressPrinter
 from mnist_jax.reporting.report import RESULTS
@@ -90,7 +89,7 @@ def train(
             resume=resume,
             overwrite=overwrite,
             checkpoint_every=checkpoint_every,
-            init_from=None if init_from is None else expand_home(init_from),
+            init_from=None if init_from is None else Path(init_from).expanduser(),
         )
         train_runs(plan, _load(config, dataset, observer), observer)
         return [load_run(plan.folders[seed]) for seed in seeds]
@@ -154,7 +153,7 @@ def compare(
     _warn_of_one_device(configs)
     seeds, observer = _seeds(seeds, configs[0].seed), _observer(quiet)
     with _folder_or_temporary(out) as folder:
-        make_folder(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         dataset = _load(configs[0], dataset, observer)
         study = Study(folder, RESULTS, dataset, seeds)
         train_configs(study, configs, observer)
@@ -215,7 +214,7 @@ def _folder_or_temporary(path: Folder | None) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         if path is None:
             path = stack.enter_context(tempfile.TemporaryDirectory())
-        yield cluster.output_folder(expand_home(path))
+        yield cluster.output_folder(Path(path).expanduser())
 
 
 def _warn_of_one_device(configs: Sequence[TrainConfig]) -> None:

@@ -30,7 +30,7 @@ ONLY_IN = {
     "read a clock": (
         r"^import time$|from time import",
         {
-            *("records/files", "data/download"),  # which wait for others
+            "data/download",  # which waits
             *("training/cluster", "training/rollcall"),  # as do these
             "models/precision",  # which compares products
             "reporting/trackers",  # whose events have a time

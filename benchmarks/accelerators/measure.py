@@ -30,7 +30,6 @@ from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.records.environment import current_environment
-from mnist_jax.records.files import make_folder
 from mnist_jax.records.schema import append_jsonl
 from mnist_jax.training.experiment import prepare
 from mnist_jax.training.fit import fit
@@ -145,7 +144,7 @@ def main() -> None:
     batch_sizes = chosen_numbers("batch_sizes", "integers from 1 to 1000000", 1_000_000)
     counts = chosen_numbers("together", "integers from 1 to 1024", 1024)
     results = Path(FLAGS.out) / "accelerators.jsonl"
-    make_folder(results.parent)
+    results.parent.mkdir(parents=True, exist_ok=True)
     start_jax()
     if jax.default_backend() == "cpu" and FLAGS.platform != "cpu":
         raise InputError(

@@ -11,7 +11,6 @@ from mnist_jax.config import DATASETS, MODELS
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.types import MNIST, Dataset
 from mnist_jax.errors import InputError
-from mnist_jax.records.files import expand_home
 from mnist_jax.records.schema import RunRecord
 from mnist_jax.training import cluster
 from mnist_jax.training.run_dir import read_data_dir
@@ -27,7 +26,10 @@ class _PathParser(flags.ArgumentParser):
     def parse(self, argument: str) -> str:
         if not argument:  # as of an unset shell variable; it would become "."
             raise ValueError("a path; give one, or leave the flag out")
-        return str(expand_home(argument))
+        try:
+            return str(Path(argument).expanduser())
+        except RuntimeError as error:  # that home is not known
+            raise ValueError(str(error)) from error
 
 
 class _PresetParser(flags.EnumParser):

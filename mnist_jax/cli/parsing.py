@@ -7,7 +7,6 @@ from pathlib import Path
 from absl import flags
 
 from mnist_jax.errors import InputError
-from mnist_jax.records.files import expand_home
 
 Word = tuple[str, Path | None]  # and the flag file that has it
 _WORDS: list[Word] = []  # of the program's command line
@@ -58,7 +57,7 @@ def _expand_files(words: Iterable[str], *files: Path) -> Iterator[Word]:
         if name not in ("--flagfile", "-flagfile"):
             yield word, files[-1] if files else None
             continue
-        file = expand_home(value if equals else next(words, ""))
+        file = Path(value if equals else next(words, "")).expanduser()
         if file.resolve() in map(Path.resolve, files):
             raise InputError(f"--flagfile={file} includes itself; remove that line")
         try:

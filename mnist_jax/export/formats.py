@@ -16,7 +16,6 @@ from mnist_jax.export.safetensors_folder import predict_safetensors, write_safet
 from mnist_jax.export.saved_model import predict_saved_model, write_saved_model
 from mnist_jax.export.stablehlo_file import predict_stablehlo, write_stablehlo
 from mnist_jax.records.environment import check_packages
-from mnist_jax.records.files import make_folder
 from mnist_jax.training.run_dir import TrainedRun
 
 # Allowed difference of a probability. Rounding makes up to 1e-5, with raw pixels and
@@ -68,7 +67,7 @@ def check_export(name: str, path: Path) -> None:
             f"--out={path} already exists, and --format={name} writes a new folder; "
             "give another path"
         )
-    make_folder(path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def export_run(

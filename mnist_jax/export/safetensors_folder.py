@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from mnist_jax.export.model_card import model_card
-from mnist_jax.records.files import make_folder, write_file
+from mnist_jax.records.files import write_file
 from mnist_jax.records.schema import write_json
 from mnist_jax.training.run_dir import (
     CONFIG,
@@ -28,7 +28,7 @@ def write_safetensors(run: TrainedRun, folder: Path) -> None:
         run: the run to export.
         folder: a folder, created if it does not exist.
     """
-    make_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     save_safetensors(folder / EXPORTED_PARAMS, run.params)
     # The record's config names the file of a custom network as it was trained.
     write_json(folder / CONFIG, run.record.config)

@@ -32,7 +32,6 @@ from mnist_jax.models.nnx_module import (
     wrap_nnx,
 )
 from mnist_jax.models.rewrite import without_rewriting
-from mnist_jax.records.files import expand_home
 
 NORMALIZE = "give batch normalization use_running_average=not train"
 
@@ -75,7 +74,7 @@ def find_network(config: TrainConfig, folder: Path) -> TrainConfig:
     run directory, since the run may be read from elsewhere than where it was trained.
     """
     target, _, name = config.model.rpartition(":")
-    if target.endswith(".py") and not expand_home(target).exists():
+    if target.endswith(".py") and not Path(target).expanduser().exists():
         for parent in folder.resolve().parents:
             if (parent / target).exists():
                 return dataclasses.replace(config, model=f"{parent / target}:{name}")
@@ -299,7 +298,7 @@ def _find_class(spec: str, module: ModuleType) -> Any:
 
 def _read(spec: str, path: Path) -> bytes:
     try:
-        return expand_home(path).read_bytes()
+        return Path(path).expanduser().read_bytes()
     except OSError as error:
         raise InputError(
             f"--model={spec}: cannot read {path} ({error.strerror}); give the path of "
@@ -314,7 +313,7 @@ def _load_file(path: Path, sha256: str) -> ModuleType:
     The file can import the modules beside it. They are forgotten afterwards, since
     another folder may have modules of the same names.
     """
-    path = expand_home(path).absolute()
+    path = Path(path).expanduser().absolute()
     loading = importlib.util.spec_from_file_location(f"{path.stem}_{sha256[:12]}", path)
     assert loading is not None and loading.loader is not None
     module = importlib.util.module_from_spec(loading)

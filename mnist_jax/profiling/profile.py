@@ -16,7 +16,6 @@ from mnist_jax.data.batches import epoch_indices
 from mnist_jax.models.flops import training_flops
 from mnist_jax.profiling.hardware import matmul_peaks
 from mnist_jax.profiling.memory import peak_megabytes
-from mnist_jax.records.files import make_folder
 from mnist_jax.reporting.tables import markdown_table
 from mnist_jax.training.experiment import Experiment
 
@@ -104,7 +103,7 @@ def profile(experiment: Experiment, folder: Path) -> Profile:
         experiment: as returned by `prepare` for one seed.
         folder: where to write the trace; created if missing.
     """
-    make_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     config, programs = experiment.config, experiment.programs
     size = len(experiment.dataset.train.labels)
     states, run_keys = programs.init_run([config.seed])

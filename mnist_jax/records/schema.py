@@ -288,9 +288,6 @@ def read_jsonl(cls: type[T], path: Path) -> list[T]:
     """Returns the records of a JSON-lines file, or none if it does not exist.
 
     Invalid lines are left out with a warning; the file is not changed.
-
-    Raises:
-        InputError: the file cannot be read.
     """
     records = []
     for number, line in enumerate(read_lines(path), start=1):

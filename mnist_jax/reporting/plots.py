@@ -274,7 +274,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Writes a figure in the format given by the file's suffix.
 
     Raises:
-        InputError: the suffix is not in `FORMATS`, or the file cannot be written.
+        InputError: the suffix is not in `FORMATS`.
     """
     if path.suffix not in FORMATS:
         raise InputError(

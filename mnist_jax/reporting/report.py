@@ -11,7 +11,7 @@ import jinja2
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Shapes
 from mnist_jax.errors import InputError
-from mnist_jax.records.files import make_folder, write_file
+from mnist_jax.records.files import write_file
 from mnist_jax.records.schema import DetailsRecord, RunRecord, read_json
 from mnist_jax.reporting.pictures import (
     DRAWN,
@@ -210,10 +210,10 @@ def write_report(
         The path of the page.
 
     Raises:
-        InputError: see `read_sections`, or a file cannot be written.
+        InputError: see `read_sections`.
     """
     sections, sweep = read_sections(out, targets, against), read_sweep(out)
-    make_folder(out / PICTURES)
+    (out / PICTURES).mkdir(parents=True, exist_ok=True)
     pictures = [(p, sections[0].title) for p in (sweep.pictures if sweep else [])]
     for section in sections:
         networks = [p for network in section.networks for p in network.pictures]

@@ -22,7 +22,6 @@ from mnist_jax.errors import InputError
 from mnist_jax.models.networks import create_model
 from mnist_jax.records.files import (
     add_checksum,
-    make_folder,
     verify_checksum,
     write_file,
 )
@@ -149,7 +148,7 @@ def as_params(path: Path, found: Mapping[str, Any], like: Any) -> Any:
 def begin_checkpoints(folders: Mapping[int, Path]) -> None:
     """Writes to each run directory which seeds are trained together."""
     for folder in folders.values():
-        make_folder(folder / FOLDER)
+        (folder / FOLDER).mkdir(parents=True, exist_ok=True)
         write_file(folder / FOLDER / _SEEDS, json_line(list(folders)))
 
 
@@ -183,7 +182,7 @@ def save_checkpoint(
                 "states": {name: np.asarray(v[index]) for name, v in leaves.items()},
             }
         )
-        make_folder(folder / FOLDER)
+        (folder / FOLDER).mkdir(parents=True, exist_ok=True)
         write_file(_path(folder, checkpoint.epoch), add_checksum(content))
     # Only now: after a kill in between, all seeds still share an earlier checkpoint.
     for folder in folders.values():

@@ -16,7 +16,6 @@ from absl import logging
 from mnist_jax.data.array_cache import cache_dir
 from mnist_jax.errors import InputError
 from mnist_jax.records.environment import cpu_info
-from mnist_jax.records.files import expand_home
 from mnist_jax.training import cluster
 
 _HIT = "/jax/compilation_cache/cache_hits"
@@ -49,7 +48,7 @@ def use_compile_cache() -> None:
         InputError: the folder's name is not UTF-8 text, with which JAX cannot compile.
     """
     chosen = jax.config.values["jax_compilation_cache_dir"]
-    folder = str(expand_home(chosen or compile_cache_dir()))
+    folder = str(Path(chosen or compile_cache_dir()).expanduser())
     try:
         folder.encode()
     except UnicodeEncodeError:

@@ -25,7 +25,7 @@ from mnist_jax.models.custom import find_network, network_sha256
 from mnist_jax.models.networks import create_model, param_shapes
 from mnist_jax.models.rewrite import without_rewriting
 from mnist_jax.records.environment import code_digest, numerics
-from mnist_jax.records.files import expand_home, make_folder, write_file
+from mnist_jax.records.files import write_file
 from mnist_jax.records.schema import (
     EpochRecord,
     RunKey,
@@ -124,7 +124,7 @@ def load_run(folder: str | os.PathLike[str]) -> TrainedRun:
     Raises:
         InputError: a file is missing, damaged or of another version.
     """
-    folder = expand_home(folder)
+    folder = Path(folder).expanduser()
     _check_one_run(folder)
     config = find_network(read_json(TrainConfig, folder / CONFIG), folder)
     record = read_json(RunRecord, folder / RECORD)
@@ -338,7 +338,7 @@ def fit_into(
     for index, (seed, folder) in enumerate(folders.items()):
         if seed in recorded:
             continue
-        make_folder(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         if resume is None:
             for path in (*(folder / name for name in FILES), *folder.glob(_EVENTS)):
                 path.unlink(missing_ok=True)

@@ -84,11 +84,8 @@ def export_runs(out: Path, name: str) -> None:
     """Writes the records of all runs in a results folder to a JSON-lines file.
 
     Existing lines keep their position; a line is updated if its run has a directory.
-
-    Raises:
-        InputError: the file cannot be read or written.
     """
-    with hold_lock(out / LOCK, lambda holder: None):
+    with hold_lock(out / LOCK):
         found = {record.timing_key(): record for record in find_runs(out).values()}
         lines = []
         for line in read_lines(out / name):

@@ -105,7 +105,7 @@ def plan_runs(
         init_from: run directory whose parameters to start from.
 
     Raises:
-        InputError: the directory holds other runs, is in use, or cannot be written.
+        InputError: the directory holds other runs or is in use.
     """
     if resume and overwrite:
         raise InputError(
@@ -220,13 +220,15 @@ def _ignore() -> None:
 def _hold_locks(plan: Plan, observer: Observer) -> Iterator[None]:
     """Holds the locks of a plan's directories; see `train_runs` for the wait."""
 
-    def wait(holder: str) -> None:
+    def wait() -> None:
         if not plan.sweep:
             raise InputError(
-                f"{holder} is training in {plan.root}; wait until it ends, or use "
-                "another --run_dir"
+                f"another process is training in {plan.root}; wait until it ends, or "
+                "use another --run_dir"
             )
-        observer.report(f"{plan.name}: waiting for {holder}, which trains these runs")
+        observer.report(
+            f"{plan.name}: waiting for another process, which trains these runs"
+        )
 
     # One of several seeds may also be trained alone, into its own directory.
     folders = () if plan.sweep else plan.folders.values()

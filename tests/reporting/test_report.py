@@ -21,7 +21,6 @@ from mnist_jax.data.pixels import Preprocess
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.models.networks import create_model, init_params
-from mnist_jax.records.files import make_folder
 from mnist_jax.records.schema import (
     DetailsRecord,
     MistakeRecord,
@@ -65,7 +64,7 @@ def details_of(record: RunRecord) -> DetailsRecord:
 def write_run(out: Path, record: RunRecord, details: DetailsRecord) -> None:
     """Writes the files of a run directory that the report reads, under `out`."""
     folder = out / "runs" / record.config.model / f"seed{record.config.seed}"
-    make_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / RECORD, record)
     write_json(folder / DETAILS, details)
 

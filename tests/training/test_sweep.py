@@ -215,7 +215,7 @@ def test_two_processes_never_train_the_same_run(train, tmp_path, digits, capsys)
     train(alone)
     root = Study(both, RESULTS, digits, [0]).plan("mlp", CONFIG).root
     trained_epochs = []
-    with hold_lock(root / ".lock", lambda holder: None):
+    with hold_lock(root / ".lock"):
         other = threading.Thread(target=lambda: trained_epochs.append(train(both)))
         other.start()
         while "mlp: waiting for another process" not in capsys.readouterr().out:
@@ -232,7 +232,7 @@ def test_two_processes_never_train_the_same_run(train, tmp_path, digits, capsys)
 def test_a_path_that_is_not_a_folder_is_not_waited_for(kind, tmp_path):
     folder = tmp_path / "folder"
     folder.touch() if kind == "file" else folder.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(InputError), hold_lock(folder / ".lock", lambda holder: None):
+    with pytest.raises(OSError), hold_lock(folder / ".lock"):
         pass
 
 
