@@ -46,7 +46,7 @@ def read_entry(key: str) -> Arrays | None:
 def write_entry(key: str, arrays: Arrays) -> None:
     """Writes a cache entry, or logs a warning if the cache is not writable."""
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
     try:
         _path(key).parent.mkdir(parents=True, exist_ok=True)
         write_file(_path(key), buffer.getvalue())
