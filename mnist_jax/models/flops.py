@@ -30,8 +30,8 @@ class Product(NamedTuple):
 
 def plain_model(config: TrainConfig, shapes: Shapes) -> nn.Module:
     """Returns a config's network in its plain implementation, in float32."""
-    plain = dict(impl="plain", precision="float32", freeze=())
-    return create_model(dataclasses.replace(config, **plain), shapes)
+    config = dataclasses.replace(config, impl="plain", precision="float32", freeze=())
+    return create_model(config, shapes)
 
 
 @functools.cache
