@@ -13,11 +13,13 @@ from absl import flags
 from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
 from mnist_jax.cli.flags import (
     chosen_models,
+    chosen_precisions,
     chosen_seeds,
     define_cluster_flags,
     define_machine_flags,
     define_models_flag,
     define_path_flag,
+    define_precisions_flag,
     define_quiet_flag,
     define_seeds_flag,
     define_targets_flag,
@@ -40,14 +42,16 @@ FLAGS = flags.FLAGS
 def main() -> None:
     """Trains the networks given by the flags and prints their table."""
     configs = [
-        config_from_flags(FLAGS, model=model) for model in chosen_models(custom=True)
+        config_from_flags(FLAGS, model=model, precision=precision)
+        for model in chosen_models(custom=True)
+        for precision in chosen_precisions()
     ]
     targets = check_targets(FLAGS.targets, configs)
-    against = {config.model: config for config in configs}.get(FLAGS.against)
+    against = {config.model: config for config in configs[::-1]}.get(FLAGS.against)
     if FLAGS.against is not None and against is None:
         raise InputError(
-            f"--against must be one of --models={','.join(c.model for c in configs)}; "
-            f"got {FLAGS.against}"
+            f"--against must be one of --models={','.join(FLAGS.models)}; got "
+            f"{FLAGS.against}"
         )
     seeds = chosen_seeds(configs[0].seed, FLAGS.seeds)
     start_job()
@@ -66,10 +70,11 @@ def main() -> None:
 
 def run() -> None:
     """Entry point."""
-    define_config_flags(exclude=("model",))
+    define_config_flags(exclude=("model", "precision"))
     define_machine_flags()
     define_cluster_flags()
     define_models_flag("compare")
+    define_precisions_flag()
     define_seeds_flag(1)
     define_targets_flag()
     flags.DEFINE_string(

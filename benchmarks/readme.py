@@ -13,58 +13,38 @@ import pandas as pd
 
 from mnist_jax.cli.main import run_program
 from mnist_jax.config import MODELS
-from mnist_jax.errors import InputError
 from mnist_jax.records.files import write_file
 from mnist_jax.records.schema import RunRecord, read_jsonl
 from mnist_jax.reporting.plots import save_figure
 from mnist_jax.reporting.tables import (
     comparison_frame,
-    format_commit,
-    format_comparison,
+    environment_items,
     format_markdown,
-    main_columns,
     markdown_table,
     mean_and_spread,
 )
 
-from .accelerators.tables import AcceleratorRecord, format_accelerators
 from .peers.frameworks import FRAMEWORKS, PeerRecord
 from .peers.tables import (
     LOWER_QUARTILE,
     ByFramework,
     best_peer,
-    by_machine,
     format_ratios,
-    format_tables,
     group,
+    latest_machine,
     paired,
     steady_seconds,
 )
+from .published.__main__ import by_system, format_published
 from .published.curves import curves_figure
 from .published.systems import PRESETS, SYSTEMS
-from .published.table import by_system, format_published
 from .speedrun import SpeedRecord, format_fastest, format_speed
 from .statistics import ratio_interval
+from .throughput import ThroughputRecord, throughput_frame
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-# The pages that hold blocks.
-DOCUMENTS = (
-    ROOT / "README.md",
-    *(
-        ROOT / "docs" / f"{name}.md"
-        for name in (
-            "accelerators",
-            "architecture",
-            "benchmarks",
-            "command_line",
-            "networks",
-            "performance",
-            "published",
-            "records",
-        )
-    ),
-)
+DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 
 class Block(NamedTuple):
@@ -76,6 +56,17 @@ class Block(NamedTuple):
     command: str = ""  # the command that made the records, if it is to be printed
 
 
+def _speedup(race: ByFramework, peer: str) -> str:
+    pairs = paired(race, peer)
+    return f"{ratio_interval(pairs, LOWER_QUARTILE):.1f}" if pairs else "-"
+
+
+def _speedup_over_best(race: ByFramework) -> str:
+    peer = best_peer(race)
+    assert peer is not None
+    return f"{_speedup(race, peer)} ({FRAMEWORKS[peer].label})"
+
+
 def format_summary(records: Sequence[PeerRecord]) -> str:
     """Formats accuracy and speed of the three networks in one small table.
 
@@ -84,24 +75,20 @@ def format_summary(records: Sequence[PeerRecord]) -> str:
     """
     compared = read_jsonl(RunRecord, RESULTS / "compare.jsonl")
     frame = comparison_frame(compared).set_index("model")
-    raced = by_machine(records)[0]
+    raced = latest_machine(records)
     races = {model: race for (model, size), race in group(raced).items() if size == 128}
-    rows = []
-    for model in sorted(MODELS, key=lambda model: frame["steady_epoch_seconds"][model]):
-        race, ours = races[model], frame.loc[model]
-        peer = best_peer(race)
-        assert peer is not None
-        rows.append(
-            {
-                "network": f"{model.upper()}, {ours['parameters']:,} parameters",
-                "test accuracy": f"{ours['test_accuracy']:.4f} "
-                f"± {ours['test_accuracy_std']:.4f}",
-                "s/epoch": f"{ours['steady_epoch_seconds']:.2f}",
-                "over PyTorch": _speedup(race, "torch"),
-                "over fastest peer": f"{_speedup(race, peer)} "
-                f"({FRAMEWORKS[peer].label})",
-            }
-        )
+    rows = [
+        {
+            "network": f"{model.upper()}, {ours['parameters']:,} parameters",
+            "test accuracy": f"{ours['test_accuracy']:.4f} "
+            f"± {ours['test_accuracy_std']:.4f}",
+            "s/epoch": f"{ours['steady_epoch_seconds']:.2f}",
+            "over PyTorch": _speedup(races[model], "torch"),
+            "over fastest peer": _speedup_over_best(races[model]),
+        }
+        for model in sorted(MODELS, key=lambda m: frame["steady_epoch_seconds"][m])
+        for ours in [frame.loc[model]]
+    ]
     run, machine = compared[0], compared[0].environment
     lstm = races["lstm"]["ours"][0].result["parameters"]
     return (
@@ -115,59 +102,50 @@ def format_summary(records: Sequence[PeerRecord]) -> str:
     )
 
 
-def format_printed(records: Sequence[RunRecord]) -> str:
-    """Formats the table that `benchmarks.compare` prints."""
-    return markdown_table(main_columns(format_comparison(comparison_frame(records))))
+def format_accelerators(records: Sequence[ThroughputRecord]) -> str:
+    """Formats the latest images per second on the latest GPU or TPU."""
+    found = [record for record in records if record.environment.platform != "cpu"]
+    machine = found[-1].environment.compared()
+    latest = {
+        (r.config["model"], r.config["batch_size"], r.config["precision"], r.seeds): r
+        for r in found
+        if r.environment.compared() == machine
+    }
+    chosen = list(latest.values())
+    notes = environment_items([record.environment for record in chosen])
+    table = markdown_table(throughput_frame(chosen))
+    return f"{table}\n\n" + "\n".join(f"- {note}" for note in notes)
 
 
 def format_networks(records: Sequence[PeerRecord]) -> str:
     """Formats the speed of the networks of `examples/`, one row each."""
-    latest = by_machine(records)[0]
+    latest = latest_machine(records)
     rows: dict[str, dict[str, str]] = {}
     for (model, size), race in group(latest).items():
-        peer, ours = best_peer(race), race["ours"]
-        assert peer is not None
+        ours = race["ours"]
         seconds = np.percentile(steady_seconds(ours), LOWER_QUARTILE)
         steps = -(-ours[0].run.train_images // size)
         row = rows.setdefault(model, {"network": f"`{model}`"})
         row[f"ms/step, batch {size}"] = f"{1e3 * seconds / steps:.1f}"
         row[f"over plain Flax, {size}"] = _speedup(race, "flax")
-        row[f"over fastest peer, {size}"] = (
-            f"{_speedup(race, peer)} ({FRAMEWORKS[peer].label})"
-        )
+        row[f"over fastest peer, {size}"] = _speedup_over_best(race)
     run, rounds = ours[0].run, max(record.round for record in latest)
     plural = "s" * (rounds > 1)
-    versions = ", ".join(f"{name} {text}" for name, text in run.versions.items())
-    return (
-        f"{markdown_table(pd.DataFrame(rows.values()).fillna('-'))}\n\n"
-        f"Ratios of the lower quartiles of epochs of {run.train_images:,} images, with "
-        f"their 95 % intervals, in {rounds} round{plural} of processes taking turns, "
-        f"on {run.cores} cores of {run.device}; {versions}; "
-        f"{min(record.date for record in latest)[:10]}, commit "
-        f"{format_commit(latest[0].environment)}. Plain Flax: a Python loop over "
-        "jitted steps. Peers: PyTorch as installed, channels_last, compiled, and with "
-        "memory kept by glibc."
-    )
+    notes = [
+        f"ratios of the lower quartiles of epochs of {run.train_images:,} images, with "
+        f"their 95 % intervals, in {rounds} round{plural} of processes taking turns",
+        "plain Flax: a Python loop over jitted steps; peers: PyTorch as installed, "
+        "channels_last, compiled, and with memory kept by glibc",
+        f"packages: {', '.join(f'{k} {v}' for k, v in run.versions.items())}",
+        *environment_items([record.environment for record in latest]),
+    ]
+    table = markdown_table(pd.DataFrame(rows.values()).fillna("-"))
+    return f"{table}\n\n" + "\n".join(f"- {note}" for note in notes)
 
 
-def _speedup(race: ByFramework, peer: str) -> str:
-    pairs = paired(race, peer)
-    if not pairs:
-        return "-"
-    ratio = ratio_interval(pairs, LOWER_QUARTILE)
-    return f"{ratio.mean:.1f} [{ratio.low:.1f}, {ratio.high:.1f}]"
-
-
-_PEERS = "make peers PEERS_OUT=benchmarks/results"
 BLOCKS = {
-    "printed": Block("compare", RunRecord, format_printed),
     "summary": Block("peers", PeerRecord, format_summary),
-    "accelerators": Block(
-        "accelerators",
-        AcceleratorRecord,
-        format_accelerators,
-        "python -m benchmarks.accelerators --out=benchmarks/results",
-    ),
+    "accelerators": Block("throughput", ThroughputRecord, format_accelerators),
     "compare": Block(
         "compare",
         RunRecord,
@@ -181,8 +159,9 @@ BLOCKS = {
         format_networks,
         "python -m benchmarks.peers --models=examples",
     ),
-    "peers": Block("peers", PeerRecord, format_ratios, _PEERS),
-    "peers and times": Block("peers", PeerRecord, format_tables, _PEERS),
+    "peers": Block(
+        "peers", PeerRecord, format_ratios, "make peers PEERS_OUT=benchmarks/results"
+    ),
     "published": Block(
         "published",
         RunRecord,
@@ -202,10 +181,9 @@ def with_tables(text: str) -> str:
             continue
         table = made_of.format(read_jsonl(made_of.record, results))
         command = f"\n- command: `{made_of.command}`" if made_of.command else ""
-        block = f"{table}{command}"
         before, rest = text.split(f"<!-- {name} -->\n")
         _, after = rest.split(f"<!-- /{name} -->")
-        text = f"{before}<!-- {name} -->\n{block}\n<!-- /{name} -->{after}"
+        text = f"{before}<!-- {name} -->\n{table}{command}\n<!-- /{name} -->{after}"
     return text
 
 
@@ -227,11 +205,6 @@ def preset_with_figures(name: str, text: str) -> str:
 
 def main() -> None:
     """Rewrites the documents and the presets."""
-    if not DOCUMENTS[0].exists():
-        raise InputError(
-            f"{ROOT} is not a checkout, whose documents this program rewrites; run it "
-            "from one"
-        )
     for path in DOCUMENTS:
         write_file(path, with_tables(path.read_text()))
     published = by_system(read_jsonl(RunRecord, RESULTS / "published.jsonl"))

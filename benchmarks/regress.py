@@ -8,10 +8,8 @@ interval over the rounds (Student's t on paired logarithms). All trains on the C
 comparison is appended to benchmarks/history.jsonl.
 """
 
-import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -39,6 +37,8 @@ from mnist_jax.reporting.intervals import Interval, paired_difference
 from mnist_jax.reporting.tables import markdown_table
 
 from .peers.worker import Arrays, save_arrays
+from .processes import Worker
+from .statistics import verdict
 
 FLAGS = flags.FLAGS
 ROOT = Path(__file__).parent.parent
@@ -56,44 +56,28 @@ def judge(here: Sequence[float], there: Sequence[float]) -> tuple[Interval, str]
     """
     logs = paired_difference(np.log(here).tolist(), np.log(there).tolist())
     ratio = Interval(*(float(np.exp(value)) for value in logs))
-    if ratio.high < 1:
-        return ratio, "faster"
-    return ratio, "slower" if ratio.low > 1 else "undecided"
-
-
-def _worker(checkout: Path) -> str:
-    """Returns the worker module of a checkout; older commits have it elsewhere."""
-    moved = (checkout / "benchmarks" / "peers" / "our_worker.py").exists()
-    return "benchmarks.peers.our_worker" if moved else "benchmarks.peer_ours"
+    return ratio, verdict(ratio, 1, "slower", "faster")
 
 
 def seconds_of(
     checkout: Path, model: str, batch_size: int, arrays: Path, seed: int
 ) -> float:
-    """Trains a network with a checkout's code; returns the median steady epoch seconds.
-
-    Raises:
-        InputError: the checkout's worker failed or does not exist.
-    """
-    command = [
-        *(sys.executable, "-m", _worker(checkout), f"--model={model}"),
-        *(f"--batch_size={batch_size}", f"--seed={seed}", f"--arrays={arrays}"),
-        # In old commits the cache needs a package that is no longer required.
-        *(f"--steady_epochs={STEADY_EPOCHS[model]}", "--compile_cache=off"),
-    ]
+    """Trains with a checkout's code; returns the median seconds of steady epochs."""
     path = os.pathsep.join(filter(None, [str(checkout), os.environ.get("PYTHONPATH")]))
-    process = subprocess.run(
-        command,
-        cwd=checkout,
-        env={**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-    )
-    if process.returncode:
-        reason = ["no message", *process.stderr.strip().splitlines()][-1]
-        raise InputError(f"{model} could not be timed in {checkout}: {reason}")
-    epochs = json.loads(process.stdout.splitlines()[-1])["epoch_seconds"]
-    return statistics.median(epochs[1:])
+    with Worker(
+        "benchmarks.peers.our_worker",
+        *(f"--model={model}", f"--batch_size={batch_size}", f"--seed={seed}"),
+        *(f"--steady_epochs={STEADY_EPOCHS[model]}", f"--arrays={arrays}"),
+        "--compile_cache=off",
+        environment={"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
+        folder=checkout,
+    ) as worker:
+        try:
+            return statistics.median(worker.read()["epoch_seconds"][1:])
+        except InputError as error:
+            raise InputError(
+                f"{model} could not be timed in {checkout}: {error}"
+            ) from error
 
 
 def compare(
@@ -113,13 +97,13 @@ def compare(
             )
         latest = ", ".join(f"{name} {seconds[name][-1]:.3f} s" for name in checkouts)
         print(f"{model} round {number + 1}/{rounds}: {latest}", flush=True)
-    ratio, verdict = judge(seconds["here"], seconds["there"])
+    ratio, judgement = judge(seconds["here"], seconds["there"])
     return {
         "model": model,
         "batch_size": batch_size,
         "seconds": seconds,
         "ratio": ratio._asdict(),
-        "verdict": verdict,
+        "verdict": judgement,
     }
 
 
@@ -131,10 +115,6 @@ def main() -> None:
     except InputError as error:
         raise InputError(f"--against={FLAGS.against}: {error}") from error
     out = Path(FLAGS.out)
-    if out.is_dir() or not out.parent.is_dir():
-        raise InputError(
-            f"--out={FLAGS.out} must be a file in an existing folder; choose another"
-        )
     check_append(out)
     jax.config.update("jax_platforms", "cpu")  # as in the workers
     dataset, machine = load_data(FLAGS.dataset, any_shape=False), current_environment()
@@ -161,7 +141,7 @@ def main() -> None:
             "batch": row["batch_size"],
             "s/epoch here": f"{statistics.median(row['seconds']['here']):.3f}",
             "s/epoch there": f"{statistics.median(row['seconds']['there']):.3f}",
-            "here/there": "{mean:.3f} [{low:.3f}, {high:.3f}]".format_map(row["ratio"]),
+            "here/there": f"{Interval(**row['ratio']):.3f}",
             "n": len(row["seconds"]["here"]),
             "verdict": row["verdict"],
         }

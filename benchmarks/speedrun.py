@@ -10,20 +10,16 @@ device; compiling is timed apart. docs/records.md has the rules and the records.
 import contextlib
 import dataclasses
 import importlib.util
-import json
-import os
 import statistics
-import subprocess
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from absl import flags
 from scipy import stats
 
+from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
 from mnist_jax.cli.flags import (
     define_cluster_flags,
     define_machine_flags,
@@ -31,15 +27,15 @@ from mnist_jax.cli.flags import (
     define_preset_flag,
 )
 from mnist_jax.cli.main import run_program, start_jax, start_job
-from mnist_jax.config import MODELS, TrainConfig
+from mnist_jax.cli.parsing import parse_flags
+from mnist_jax.config import DATASETS, MODELS, TrainConfig
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.errors import InputError
-from mnist_jax.models.networks import count_params
-from mnist_jax.records.environment import Environment, current_environment
+from mnist_jax.records.environment import Environment
 from mnist_jax.records.files import check_append
-from mnist_jax.records.schema import SCHEMA_VERSION, append_jsonl, read_jsonl
+from mnist_jax.records.schema import RunRecord, append_jsonl, read_jsonl
 from mnist_jax.reporting.tables import (
-    format_versions,
+    environment_items,
     markdown_table,
     mean_and_spread,
     median_and_range,
@@ -49,15 +45,22 @@ from mnist_jax.training.experiment import prepare
 from mnist_jax.training.fit import fit
 
 from .peers.frameworks import KEEP_MEMORY
-from .recipes import NAMED, RECIPES, read_recipe
+from .processes import Worker
 from .statistics import ratio_interval
 from .throughput import measure_starts
 
 FLAGS = flags.FLAGS
 RECORDS = Path(__file__).parent / "results" / "speedrun.jsonl"
+RECIPES = Path(__file__).parents[1] / "experiments" / "recipes"
+NAMED = [name for name in DATASETS if name not in ("auto", "idx")]
+# What the rules allow in a recipe: all training images, the usual test images.
+RULES: dict[str, list[Any]] = {
+    "dataset": NAMED,
+    "validation": ["none"],
+    "train_size": [None],
+    "split": ["official"],
+}
 SIGNIFICANCE = 0.01  # of the one-sided t-test
-
-
 # The published PyTorch recipe of `torch_speedrun`, as installed and with malloc tuned.
 PEERS = {"PyTorch": {}, "PyTorch + malloc": KEEP_MEMORY}
 
@@ -87,7 +90,6 @@ class SpeedRecord:
     environment: Environment
     tta_accuracies: list[float] = dataclasses.field(default_factory=list)
     peers: list[PeerRuns] = dataclasses.field(default_factory=list)
-    schema_version: int = SCHEMA_VERSION
 
     @property
     def p_value(self) -> float:
@@ -108,14 +110,30 @@ class SpeedRecord:
         return statistics.median(self.seconds)
 
 
+def read_recipe(path: Path) -> TrainConfig:
+    """Returns the config of a recipe, a file of flags.
+
+    Raises:
+        InputError: it does not train on all training images of a given dataset and test
+            on its test set.
+    """
+    values = flags.FlagValues()
+    define_config_flags(values)
+    parse_flags(["recipe", f"--flagfile={path}"], values)
+    config = config_from_flags(values)
+    for name, allowed in RULES.items():
+        if (value := getattr(config, name)) not in allowed:
+            raise InputError(
+                f"the recipe {path} must have --{name}={' or '.join(map(str, allowed))}"
+                f", by the rules in docs/records.md; got {value}"
+            )
+    return config
+
+
 def best_recipe(
     records: Sequence[SpeedRecord], target: float, dataset: str, model: str | None
 ) -> Path:
-    """Returns the recipe whose latest record reached a target in the shortest time.
-
-    Raises:
-        InputError: none is recorded that did.
-    """
+    """Returns the recipe whose latest record reached a target in the shortest time."""
     latest = {record.recipe: record for record in records}
     fits = [
         record
@@ -135,35 +153,6 @@ def best_recipe(
     return RECIPES / f"{fastest.recipe}.cfg"
 
 
-class Peer:
-    """A process that trains the published PyTorch recipe."""
-
-    def __init__(self, name: str, data_dir: str | None) -> None:
-        self.runs = PeerRuns(name, [], [])
-        command = [sys.executable, "-m", f"{__package__}.torch_speedrun"]
-        self.process = subprocess.Popen(
-            command + ([f"--data_dir={data_dir}"] if data_dir else []),
-            env={**os.environ, **PEERS[name]},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def train(self, seed: int) -> None:
-        """Trains a seed and adds its run; raises InputError if the process failed."""
-        assert self.process.stdin and self.process.stdout
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(f"{seed}\n")
-            self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise InputError(f"{self.runs.name} failed (see above)")
-        run = json.loads(line)
-        self.runs.accuracies.append(run["accuracy"])
-        self.runs.seconds.append(run["seconds"])
-        _report(self.runs.name, seed, run["accuracy"], run["seconds"])
-
-
 def _report(name: str, seed: int, accuracy: float, seconds: float) -> None:
     print(f"{name}, seed {seed}: test accuracy {accuracy:.4f} in {seconds:.2f} s")
 
@@ -173,50 +162,50 @@ def run_recipes(
     target: float,
     seeds: int,
     data_dir: str | None = None,
-    peers: Sequence[Peer] = (),
+    peers: Mapping[str, Worker] | None = None,
 ) -> list[SpeedRecord]:
     """Trains recipes and peers, the seeds of all in turn, and measures their starts.
 
     Raises:
         InputError: a loss became NaN. No seed is dropped: there is no record then.
     """
-    configs = [read_recipe(path) for path in paths]
+    configs, peers = [read_recipe(path) for path in paths], peers or {}
     names = {config.dataset for config in configs}
     datasets = {name: load_dataset(name, data_dir) for name in names}
     experiments = [prepare(c, datasets[c.dataset]) for c in configs]
-    accuracies: list[list[float]] = [[] for _ in paths]
-    tta_accuracies: list[list[float]] = [[] for _ in paths]
+    runs: list[list[RunRecord]] = [[] for _ in paths]
     seconds: list[list[float]] = [[] for _ in paths]
+    raced = [PeerRuns(name, [], []) for name in peers]
     for seed in range(seeds):
-        for i, experiment in enumerate(experiments):
-            [(run, _)] = fit(experiment, [seed])
-            accuracies[i].append(run.test_accuracy)
-            if run.tta_accuracy is not None:
-                tta_accuracies[i].append(run.tta_accuracy)
+        for i, path in enumerate(paths):
+            [(run, _)] = fit(experiments[i], [seed])
+            runs[i].append(run)
             seconds[i].append(sum(epoch.train_seconds for epoch in run.epochs))
-            _report(paths[i].stem, seed, run.test_accuracy, seconds[i][-1])
-        for peer in peers:
-            peer.train(seed)
+            _report(path.stem, seed, run.test_accuracy, seconds[i][-1])
+        for peer in raced:
+            result = peers[peer.name].ask(seed)
+            peer.accuracies.append(result["accuracy"])
+            peer.seconds.append(result["seconds"])
+            _report(peer.name, seed, result["accuracy"], result["seconds"])
     records = []
     for i, path in enumerate(paths):
-        image_shape = experiments[i].dataset.shapes.image
-        settings = {"flagfile": path, "epochs": 1}
-        starts = measure_starts(path.stem, settings, 1)
-        cold, warm = starts
+        cold, warm = measure_starts(path.stem, {"flagfile": path, "epochs": 1}, 1)
         records.append(
             SpeedRecord(
                 recipe=path.stem,
                 target=target,
                 config=configs[i],
-                checksum=datasets[configs[i].dataset].checksum,
-                accuracies=accuracies[i],
+                checksum=runs[i][0].checksum,
+                accuracies=[run.test_accuracy for run in runs[i]],
                 seconds=seconds[i],
                 compile_seconds=cold["compile s"],
                 cached_compile_seconds=warm["compile s"] if warm["cached"] else None,
-                parameters=count_params(experiments[i].model, image_shape),
-                environment=current_environment(),
-                tta_accuracies=tta_accuracies[i],
-                peers=[peer.runs for peer in peers] if i == 0 else [],
+                parameters=runs[i][0].parameters,
+                environment=runs[i][0].environment,
+                tta_accuracies=[
+                    run.tta_accuracy for run in runs[i] if run.tta_accuracy is not None
+                ],
+                peers=raced if i == 0 else [],
             )
         )
     return records
@@ -266,21 +255,19 @@ def format_speed(records: Sequence[SpeedRecord]) -> str:
         (r.config.dataset, models.index(r.config.model), r.target, r.recipe): r
         for r in records
     }
-    chosen = [latest[key] for key in sorted(latest)]
+    machines: dict[Any, list[SpeedRecord]] = {}
+    for _, record in sorted(latest.items()):
+        machines.setdefault(record.environment.compared(), []).append(record)
     tables = []
-    for machine in dict.fromkeys(r.environment.compared() for r in chosen):
-        rows = [r for r in chosen if r.environment.compared() == machine]
-        first = rows[0].environment
-        dates = sorted(r.environment.date[:10] for r in rows)
-        tables.append(
-            f"{markdown_table(speed_frame(rows))}\n\n"
-            f"- machine: {first.device} ({first.platform}), {first.cores} cores\n"
-            f"- versions: {format_versions(first)}\n"
-            f"- dates: {dates[0]} to {dates[-1]}\n"
-            "- reached: one-sided t-test of the mean over seeds, p < "
-            f"{SIGNIFICANCE:g}; training s: median [min, max] over seeds; with "
-            "compiling: its seconds added, with an empty and with a full cache"
-        )
+    for rows in machines.values():
+        notes = [
+            *environment_items([record.environment for record in rows]),
+            f"reached: one-sided t-test of the mean over seeds, p < {SIGNIFICANCE:g}; "
+            "training s: median [min, max] over seeds; with compiling: its seconds "
+            "added, with an empty and with a full cache",
+        ]
+        table = markdown_table(speed_frame(rows))
+        tables.append(f"{table}\n\n" + "\n".join(f"- {note}" for note in notes))
     return "\n\n".join(tables)
 
 
@@ -334,23 +321,24 @@ def main() -> None:
             "separate environment, or leave --peers out"
         )
     start_jax()
-    peers = [Peer(name, FLAGS.data_dir) for name in PEERS] if FLAGS.peers else []
-    try:
+    data_dir = [f"--data_dir={FLAGS.data_dir}"] if FLAGS.data_dir else []
+    with contextlib.ExitStack() as stack:
+        peers = {
+            name: stack.enter_context(
+                Worker(f"{__package__}.torch_speedrun", *data_dir, environment=settings)
+            )
+            for name, settings in (PEERS.items() if FLAGS.peers else ())
+        }
         records = run_recipes(paths, FLAGS.target, FLAGS.seeds, FLAGS.data_dir, peers)
-    finally:
-        for peer in peers:
-            peer.process.kill()
-            peer.process.wait()
     for record in records:
         append_jsonl(out, record)
     print(f"\n{format_speed(records)}")
     if FLAGS.against:
-        pairs = [np.array([record.seconds for record in reversed(records)])]
-        ratio = ratio_interval(pairs, 50)
+        first, second = records
+        ratio = ratio_interval([(second.seconds, first.seconds)], 50)
         print(
-            f"\n{records[0].recipe} trains {ratio.mean:.2f} [{ratio.low:.2f}, "
-            f"{ratio.high:.2f}] times as fast as {records[1].recipe} (medians, 95 % "
-            "interval)"
+            f"\n{first.recipe} trains {ratio:.2f} times as fast as {second.recipe} "
+            "(medians, 95 % interval)"
         )
     print(f"\nappended to {out}")
 

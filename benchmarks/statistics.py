@@ -33,17 +33,22 @@ def difference(first: Sequence[float], second: Sequence[float]) -> Interval:
     return Interval(mean, *map(float, test.confidence_interval(LEVEL)))
 
 
-def verdict_of(interval: Interval) -> str:
-    """Returns the verdict on the claim that a difference is positive.
+def verdict(
+    interval: Interval,
+    at: float = 0,
+    above: str = "holds",
+    below: str = "does not hold",
+) -> str:
+    """Returns on which side of a value an interval lies, "undecided" if on both.
 
-    >>> verdict_of(Interval(0.1, 0.05, 0.15))
-    'holds'
-    >>> verdict_of(Interval(0.1, -0.05, 0.25))
-    'undecided'
+    >>> verdict(Interval(0.1, 0.05, 0.15)), verdict(Interval(0.1, -0.05, 0.25))
+    ('holds', 'undecided')
+    >>> verdict(Interval(0.8, 0.7, 0.9), 1, "slower", "faster")
+    'faster'
     """
-    if interval.low > 0:
-        return "holds"
-    return "does not hold" if interval.high < 0 else "undecided"
+    if interval.low > at:
+        return above
+    return below if interval.high < at else "undecided"
 
 
 Pairs = Sequence[Any]  # by round: an array-like [2,N], numerator and denominator

@@ -2,18 +2,18 @@
 
 python -m benchmarks.throughput --models=mlp,cnn --batch_sizes=32,128 --repeats=5
 
-Images per second are measured for the train step, the train epoch, the epoch of several
-seeds together (--seeds) and evaluation, on random images. Start-up and compile time and
-peak memory are measured in separate processes on the available dataset: --starts of
-them with an empty and with a full compilation cache.
+Images per second are measured for the train step, the train epoch and evaluation, on
+random images, for each of --models, --batch_sizes, --precisions and --seeds (trained
+together). Start-up and compile time and peak memory are measured in separate processes
+on the available dataset: --starts of them with an empty and with a full compilation
+cache.
 """
 
-import json
-import os
-import subprocess
-import sys
+import dataclasses
+import itertools
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,13 @@ from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
 from mnist_jax.cli.flags import (
     chosen_models,
     chosen_numbers,
+    chosen_precisions,
     define_cluster_flags,
     define_machine_flags,
     define_models_flag,
     define_path_flag,
+    define_precisions_flag,
     define_profile_flag,
-    define_seeds_flag,
 )
 from mnist_jax.cli.main import run_program, start_jax, start_job
 from mnist_jax.config import TrainConfig, as_text, changed_fields
@@ -39,17 +40,31 @@ from mnist_jax.data.batches import epoch_indices
 from mnist_jax.data.types import Dataset, Split
 from mnist_jax.errors import InputError
 from mnist_jax.profiling.profile import format_profile, profile
-from mnist_jax.records.environment import current_environment
+from mnist_jax.records.environment import Environment, current_environment
 from mnist_jax.records.files import check_append
 from mnist_jax.records.schema import append_jsonl, plain
 from mnist_jax.reporting.tables import markdown_table, median_and_range
 from mnist_jax.training import cluster
-from mnist_jax.training.experiment import Experiment, prepare
+from mnist_jax.training.experiment import prepare
+
+from .processes import Worker
 
 FLAGS = flags.FLAGS
-PROGRAMS = ("step", "epoch", "evaluate", "together")
 STEPS = 50  # calls of the train step that are timed together
 TEST_IMAGES = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class ThroughputRecord:
+    """Images per second of one config, by round."""
+
+    environment: Environment
+    config: dict[str, Any]  # fields of `TrainConfig`
+    seeds: int  # trained together; the images are those of all
+    step: list[float]
+    epoch: list[float]
+    evaluate: list[float]
+    starts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
 def synthetic_dataset(size: int) -> Dataset:
@@ -63,62 +78,46 @@ def synthetic_dataset(size: int) -> Dataset:
     return Dataset(split(size), split(TEST_IMAGES), classes=10, name="synthetic")
 
 
-def _measure_round(
-    experiment: Experiment, states: Any, run_keys: jax.Array, number: int
-) -> tuple[Any, dict[str, float]]:
-    """Times single steps, an epoch and an evaluation, in seconds per image."""
-    programs, split = experiment.programs, experiment.train
-    order = epoch_indices(
-        0, number, len(experiment.dataset.train.labels), experiment.config.batch_size
-    )
-    indices = programs.shard(np.stack([order] * experiment.seeds))
-    keys = programs.epoch_keys(run_keys, number)
-    steps = min(STEPS, max(1, len(order) - 1))  # the last batch may be smaller
-    start = time.perf_counter()
-    for step in range(steps):  # one call per step, as in a Python loop
-        states, metrics = programs.run_steps(
-            states, split, indices, keys, step, step + 1
-        )
-        jax.block_until_ready(metrics)
-    ticks = [start, time.perf_counter()]
-    states, metrics = programs.run_steps(states, split, indices, keys)
-    jax.block_until_ready(metrics)
-    ticks.append(time.perf_counter())
-    jax.block_until_ready(
-        programs.evaluate(states.params, experiment.held_out, experiment.test)
-    )
-    ticks.append(time.perf_counter())
-    images = experiment.seeds * np.array(
-        [(order[:steps] >= 0).sum(), (order >= 0).sum(), TEST_IMAGES]
-    )
-    return states, dict(zip(PROGRAMS, np.diff(ticks) / images, strict=False))
-
-
 def measure(
     config: TrainConfig, dataset: Dataset, repeats: int, seeds: int
 ) -> dict[str, list[float]]:
-    """Times one model at one batch size, all programs in each round.
+    """Times single steps, an epoch and an evaluation in each round.
 
     Returns:
-        Images per second of each of `PROGRAMS` by round, after one warm-up round.
+        Images per second of each by round, after one warm-up round.
     """
-    experiments = [prepare(config, dataset)]
-    if seeds > 1:
-        experiments.append(prepare(config, dataset, seeds))
-    runs = [e.programs.init_run(range(e.seeds)) for e in experiments]
-    speeds: dict[str, list[float]] = {name: [] for name in PROGRAMS}
+    experiment = prepare(config, dataset, seeds)
+    programs, split = experiment.programs, experiment.train
+    states, run_keys = programs.init_run(range(seeds))
+    speeds: dict[str, list[float]] = {"step": [], "epoch": [], "evaluate": []}
     for number in range(repeats + 1):
-        start = time.perf_counter()
-        for index, experiment in enumerate(experiments):
-            states, run_keys = runs[index]
-            states, seconds = _measure_round(experiment, states, run_keys, number)
-            runs[index] = states, run_keys
-            if index:
-                seconds = {"together": seconds["epoch"]}
-            for name, value in seconds.items():
-                if number:
-                    speeds[name].append(1 / value)
-        seconds_left = (time.perf_counter() - start) * (repeats - number)
+        order = epoch_indices(
+            0, number, len(dataset.train.labels), experiment.config.batch_size
+        )
+        indices = programs.shard(np.stack([order] * seeds))
+        keys = programs.epoch_keys(run_keys, number)
+        steps = min(STEPS, max(1, len(order) - 1))  # the last batch may be smaller
+        ticks = [time.perf_counter()]
+        for step in range(steps):  # one call per step, as in a Python loop
+            states, metrics = programs.run_steps(
+                states, split, indices, keys, step, step + 1
+            )
+            jax.block_until_ready(metrics)
+        ticks.append(time.perf_counter())
+        states, metrics = programs.run_steps(states, split, indices, keys)
+        jax.block_until_ready(metrics)
+        ticks.append(time.perf_counter())
+        jax.block_until_ready(
+            programs.evaluate(states.params, experiment.held_out, experiment.test)
+        )
+        ticks.append(time.perf_counter())
+        images = (order[:steps] >= 0).sum(), (order >= 0).sum(), TEST_IMAGES
+        if number:
+            for name, count, seconds in zip(
+                speeds, images, np.diff(ticks), strict=True
+            ):
+                speeds[name].append(float(seeds * count / seconds))
+        seconds_left = (ticks[-1] - ticks[0]) * (repeats - number)
         name = f"round {number} of {repeats}" if number else "warm-up"
         print(f"{name}, {seconds_left:.0f} s left", flush=True)
     return speeds
@@ -147,27 +146,37 @@ def measure_starts(
     """
     machine = {"data_dir": FLAGS.data_dir, "platform": FLAGS.platform}
     settings = settings | {flag: value for flag, value in machine.items() if value}
-    starts = []
+    starts: list[dict[str, Any]] = []
     for number in range(1, count + 1):
         print(f"\nstarting {name}, {number} of {count} ...", flush=True)
         with tempfile.TemporaryDirectory(prefix="mnist_jax-start-") as folder:
             cache = {"MNIST_JAX_CACHE_DIR": folder}
             cache["JAX_COMPILATION_CACHE_DIR"] = ""  # which would not be empty
-            # The first start is not recorded: it fills the cache of decoded data.
+            measured = []
             for compile_cache in ("off", "on", "on"):
                 settings |= {"compile_cache": compile_cache, "began": time.time()}
                 command = [f"--{name}={value}" for name, value in settings.items()]
-                process = subprocess.run(
-                    [sys.executable, "-m", f"{__package__}.start_worker", *command],
-                    env={**os.environ, **cache},
-                    stdout=subprocess.PIPE,
-                    text=True,
-                )
-                if process.returncode:
-                    raise InputError(f"{name} did not start (see above)")
-                if compile_cache == "on":
-                    starts.append(json.loads(process.stdout.splitlines()[-1]))
+                module = f"{__package__}.start_worker"
+                with Worker(module, *command, environment=cache) as worker:
+                    measured.append(worker.read())
+            starts += measured[1:]  # the first one filled the cache of decoded data
     return starts
+
+
+def throughput_frame(records: Sequence[ThroughputRecord]) -> pd.DataFrame:
+    """Returns one row per record: medians and ranges over its rounds."""
+    return pd.DataFrame(
+        {
+            "model": record.config["model"],
+            "batch": record.config["batch_size"],
+            "precision": record.config["precision"],
+            "seeds": record.seeds,
+            "train step images/s": median_and_range(record.step),
+            "train epoch images/s": median_and_range(record.epoch),
+            "evaluate images/s": median_and_range(record.evaluate),
+        }
+        for record in records
+    )
 
 
 def start_frame(starts: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
@@ -175,26 +184,24 @@ def start_frame(starts: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
     rows = []
     for model, both in starts.items():
         cold, warm = ([s for s in both if s["cached"] == c] for c in (False, True))
-        columns = {
-            "start s": (both, "start s", 2),
-            "compile s": (cold, "compile s", 2),
-            "compile s, cached": (warm, "compile s", 2),
-            "peak MB": (cold, "peak MB", 0),
-        }
-        figures = {
-            column: median_and_range([start[name] for start in runs], digits)
-            for column, (runs, name, digits) in columns.items()
-        }
-        rows.append({"model": model, **figures})
+
+        def column(name: str, runs: list[dict[str, Any]], digits: int) -> str:
+            return median_and_range([start[name] for start in runs], digits)
+
+        rows.append(
+            {
+                "model": model,
+                "start s": column("start s", both, 2),
+                "compile s": column("compile s", cold, 2),
+                "compile s, cached": column("compile s", warm, 2),
+                "peak MB": column("peak MB", cold, 0),
+            }
+        )
     return pd.DataFrame(rows)
 
 
 def _configs() -> list[TrainConfig]:
-    """Returns the configs to measure.
-
-    Raises:
-        InputError: flags are out of range or exclude each other.
-    """
+    """Returns the configs to measure."""
     allowed = f"integers from 1 to --images={FLAGS.images}"
     batch_sizes = chosen_numbers("batch_sizes", allowed, FLAGS.images)
     if FLAGS.profile and not FLAGS.out:
@@ -203,67 +210,56 @@ def _configs() -> list[TrainConfig]:
         )
     return [
         config_from_flags(
-            FLAGS, model=model, batch_size=batch_size, validation="none"
+            FLAGS,
+            model=model,
+            batch_size=batch_size,
+            precision=precision,
+            validation="none",
         ).for_dataset("mnist")
         for model in chosen_models(custom=True)
         for batch_size in batch_sizes
+        for precision in chosen_precisions()
     ]
 
 
 def main() -> None:
     """Runs the measurements and prints the tables."""
     configs = _configs()
+    seed_counts = chosen_numbers("seeds", "integers from 1 to 1024", 1024)
     start_job()
     out = cluster.output_folder(Path(FLAGS.out)) if FLAGS.out else None
     if out:
         check_append(out / "throughput.jsonl")
     start_jax()
     dataset, machine = synthetic_dataset(FLAGS.images), current_environment()
-
-    def record(**figures: Any) -> None:
-        if out:
-            line = {"environment": plain(machine), **figures}
-            append_jsonl(out / "throughput.jsonl", line)
-
-    rows = []
-    for number, config in enumerate(configs, start=1):
+    records: list[ThroughputRecord] = []
+    starts: dict[str, list[dict[str, Any]]] = {}
+    plan = list(itertools.product(configs, seed_counts))
+    for number, (config, seeds) in enumerate(plan, start=1):
         print(
             f"measuring {config.model}, batch {config.batch_size} ({number} of "
-            f"{len(configs)}) ...",
+            f"{len(plan)}) ...",
             flush=True,
         )
-        figures = measure(config, dataset, FLAGS.repeats, FLAGS.seeds)
-        record(config=plain(config), **figures)
-        rows.append(
-            {
-                "model": config.model,
-                "batch": config.batch_size,
-                "train step images/s": median_and_range(figures["step"]),
-                "train epoch images/s": median_and_range(figures["epoch"]),
-                f"{FLAGS.seeds} seeds together images/s": median_and_range(
-                    figures["together"]
-                ),
-                "evaluate images/s": median_and_range(figures["evaluate"]),
-            }
-        )
+        figures: dict[str, Any] = measure(config, dataset, FLAGS.repeats, seeds)
+        if FLAGS.starts and config.model not in starts:
+            starts[config.model] = figures["starts"] = measure_starts(
+                config.model, start_settings(config), FLAGS.starts
+            )
+        records.append(ThroughputRecord(machine, plain(config), seeds, **figures))
+        if out:
+            append_jsonl(out / "throughput.jsonl", records[-1])
     print(
         f"\nsynthetic images on {machine.device} ({machine.cores} cores), jax "
         f"{machine.jax}; median [range] of {FLAGS.repeats} rounds without compilation\n"
     )
-    frame = pd.DataFrame(rows)
-    print(markdown_table(frame.drop(columns=frame.columns[(frame == "-").all()])))
+    print(markdown_table(throughput_frame(records)))
     if FLAGS.profile and out:
         for config in configs:
             name = f"{config.name}-{config.batch_size}"
             folder = out / "profile" / name
             found = profile(prepare(config, dataset), folder)
             print(f"\n{name}\n\n{format_profile(found, folder)}")
-    starts = {}
-    for config in {config.model: config for config in configs}.values():
-        if FLAGS.starts:
-            starts[config.model] = measure_starts(
-                config.model, start_settings(config), FLAGS.starts
-            )
     if starts:
         print(
             "\nstart: from the command to the dataset in memory; compile: all programs "
@@ -271,7 +267,6 @@ def main() -> None:
             f"{FLAGS.starts} starts each\n"
         )
         print(markdown_table(start_frame(starts)))
-        record(starts=starts)
 
 
 def run() -> None:
@@ -279,7 +274,7 @@ def run() -> None:
     define_config_flags(
         exclude=(
             *("model", "batch_size", "dataset", "train_size"),
-            *("validation", "patience"),  # it validates nothing
+            *("precision", "validation", "patience"),  # it validates nothing
         )
     )
     define_machine_flags()
@@ -294,7 +289,10 @@ def run() -> None:
         upper_bound=1_000_000,  # 0.8 GB of images
     )
     flags.DEFINE_integer("repeats", 5, "timed rounds", lower_bound=1)
-    define_seeds_flag(1)
+    define_precisions_flag()
+    flags.DEFINE_list(
+        "seeds", ["1"], "numbers of seeds to train together, comma-separated"
+    )
     define_profile_flag("--out")
     flags.DEFINE_integer(
         "starts", 1, "timed starts with each cache; 0 for none", lower_bound=0

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from mnist_jax.errors import InputError
 
 MODELS = ("mlp", "lstm", "cnn")
+PRECISIONS = ("float32", "bfloat16")
 CUSTOM = "FILE:CLASS"  # any custom network, where a field depends on the model
 DATASETS = ("auto", "mnist", "fashion_mnist", "kmnist", "digits", "idx")
 PIXELS = ("scaled", "standardized", "raw", "l2")
@@ -416,7 +417,7 @@ class TrainConfig:
         "operands of matrix products and convolutions; on CPUs those of weight "
         "gradients, and with --impl=fast of convolutions, stay float32. GPUs and TPUs "
         "round float32 operands too, unless JAX_DEFAULT_MATMUL_PRECISION=highest",
-        choices=("float32", "bfloat16"),
+        choices=PRECISIONS,
     )
     cpu_devices: int = _option(
         0,

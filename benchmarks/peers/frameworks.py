@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from mnist_jax.config import MODELS
 from mnist_jax.records.environment import Environment
-from mnist_jax.records.schema import SCHEMA_VERSION
 
 from .worker import EXAMPLES
 
@@ -125,25 +124,15 @@ class PeerRecord:
     environment: Environment  # at the start of the program
     date: str
     load: float  # 1-minute load average before the round
-    wall_seconds: float  # of all workers that took turns, start-up included
-    others_cores: float  # mean number of cores used by other programs meanwhile
-    disturbed: bool  # whether others_cores exceeded the limit most of the time
     # A worker's `Measurement` and its `peak_rss_mb`, or GFLOP/s by library for PEAK;
-    # empty if the worker failed. Disturbed epochs are left out for all workers, so that
-    # epochs with the same index were trained one after the other.
+    # empty if the worker failed.
     result: dict[str, Any] = dataclasses.field(default_factory=dict)
     error: str | None = None
-    schema_version: int = SCHEMA_VERSION
 
     @property
     def cell(self) -> Cell:
         """What was run."""
         return Cell(self.framework, self.model, self.batch_size)
-
-    @property
-    def is_valid(self) -> bool:
-        """Whether the worker succeeded undisturbed."""
-        return bool(self.result) and not self.disturbed
 
     @property
     def epoch_seconds(self) -> float:

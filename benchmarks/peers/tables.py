@@ -1,6 +1,5 @@
 """Peer records -> tables that compare this project with other frameworks."""
 
-import statistics
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -9,15 +8,14 @@ import pandas as pd
 from mnist_jax.config import MODELS
 from mnist_jax.data.types import MNIST
 from mnist_jax.models.flops import training_flops
-from mnist_jax.reporting.intervals import Interval
 from mnist_jax.reporting.tables import (
-    format_commit,
+    environment_items,
     markdown_table,
     mean_and_spread,
     median_and_range,
 )
 
-from ..statistics import percentile_ratio, ratio_interval
+from ..statistics import percentile_ratio, ratio_interval, verdict
 from .frameworks import FRAMEWORKS, OURS, PEAK, PeerRecord
 from .worker import EXAMPLES, Job, peer_config
 
@@ -25,25 +23,19 @@ ByFramework = dict[str, list[PeerRecord]]
 LOWER_QUARTILE, MEDIAN = 25, 50
 
 
-def by_machine(records: Iterable[PeerRecord]) -> list[list[PeerRecord]]:
-    """Groups records by machine and versions, latest first; without outdated code."""
-    machines: dict[tuple[str, str], list[PeerRecord]] = {}
-    for record in records:
-        key = record.run.device, str(record.run.versions)
-        machines.setdefault(key, []).append(record)
-    latest = [
-        [record for record in found if record.run.code == found[-1].run.code]
-        for found in machines.values()
-    ]
-    return sorted(latest, key=lambda found: found[-1].date, reverse=True)
+def latest_machine(records: Sequence[PeerRecord]) -> list[PeerRecord]:
+    """Returns the records of the machine, versions and code of the latest one."""
+    last = max(records, key=lambda record: record.date).run
+    key = last.device, last.versions, last.code
+    return [r for r in records if (r.run.device, r.run.versions, r.run.code) == key]
 
 
 def group(records: Iterable[PeerRecord]) -> dict[tuple[str, int], ByFramework]:
-    """Groups the valid measurements by (model, batch size), then by framework.
+    """Groups the successful measurements by (model, batch size), then by framework.
 
     Of repeated measurements of a round, the last one counts.
     """
-    latest = {(r.round, r.cell): r for r in records if r.is_valid}
+    latest = {(r.round, r.cell): r for r in records if r.result}
     groups: dict[tuple[str, int], ByFramework] = {}
     for record in latest.values():
         if record.framework in FRAMEWORKS:
@@ -65,7 +57,7 @@ def best_peer(
     """Returns the PyTorch or Keras row with the lowest lower quartile of its epochs.
 
     Args:
-        by_framework: valid measurements of one model and batch size.
+        by_framework: measurements of one model and batch size.
         as_installed: exclude rows that set environment variables.
         precision: of the rows.
 
@@ -88,7 +80,7 @@ def paired(
     """Returns a peer's epochs and ours, of each round that has both.
 
     Args:
-        by_framework: valid measurements of one model and batch size.
+        by_framework: measurements of one model and batch size.
         peer: name of its row.
         ours: name of our row.
     """
@@ -99,36 +91,11 @@ def paired(
     return [(theirs[n], own[n]) for n in sorted(theirs.keys() & own.keys())]
 
 
-def verdict(ratio: Interval) -> str:
-    """Returns what the interval of a speedup allows to say.
-
-    >>> verdict(Interval(1.2, 1.1, 1.3)), verdict(Interval(1.2, 0.9, 1.5))
-    ('faster', 'undecided')
-    """
-    if ratio.low > 1:
-        return "faster"
-    return "slower" if ratio.high < 1 else "undecided"
-
-
-def spread(values: Sequence[float]) -> str:
-    """Formats median, range and n, with three decimals below 1 and two otherwise.
-
-    >>> spread([1.0, 3.0, 2.0])
-    '2.00 [1.00, 3.00] (n=3)'
-    >>> spread([])
-    '-'
-    """
-    if not values:
-        return "-"
-    digits = 3 if statistics.median(values) < 1 else 2
-    return f"{median_and_range(values, digits)} (n={len(values)})"
-
-
 def ratio_frame(records: Iterable[PeerRecord]) -> pd.DataFrame:
     """Returns our speedups by model and batch size over the fastest peers.
 
     Those are the fastest of all, and the fastest as installed if it is another one; for
-    bfloat16 also this project in float32.
+    bfloat16 also this project in float32, for the networks of `examples/` plain Flax.
     """
     rows = []
     for (model, batch_size), by_framework in group(records).items():
@@ -143,20 +110,17 @@ def ratio_frame(records: Iterable[PeerRecord]) -> pd.DataFrame:
                 if not pairs:
                     continue
                 ratio = ratio_interval(pairs, LOWER_QUARTILE)
-                label = FRAMEWORKS[peer].label
-                if peer not in (fastest, own):
-                    label += ", as installed"
+                note = "" if peer in (fastest, own) else ", as installed"
                 rows.append(
                     {
                         "model": model,
                         "batch": batch_size,
                         "ours": precision,
-                        "peer": label,
-                        "speedup": f"{ratio.mean:.2f} [{ratio.low:.2f}, "
-                        f"{ratio.high:.2f}]",
+                        "peer": FRAMEWORKS[peer].label + note,
+                        "speedup": f"{ratio:.2f}",
                         "medians": f"{percentile_ratio(pairs, MEDIAN):.2f}",
                         "n": sum(len(theirs) for theirs, _ in pairs),
-                        "verdict": verdict(ratio),
+                        "verdict": verdict(ratio, 1, "faster", "slower"),
                     }
                 )
     return pd.DataFrame(rows)
@@ -167,7 +131,7 @@ def peak_gflops(records: Iterable[PeerRecord]) -> float | None:
     peaks = [
         max(record.result.values())
         for record in records
-        if record.framework == PEAK and record.is_valid
+        if record.framework == PEAK and record.result
     ]
     return max(peaks, default=None)
 
@@ -183,21 +147,17 @@ def time_frame(records: Sequence[PeerRecord]) -> pd.DataFrame:
             fast = float(np.percentile(seconds, LOWER_QUARTILE))
             images_per_second = runs[0].run.train_images / fast
             utilization = flops * images_per_second / (peak * 1e9) if peak else None
-            order = (
-                [*MODELS, *EXAMPLES].index(model),
-                -batch_size,
-                -images_per_second,
-                name,
-            )
-            rows[order] = {
+            first = [result["epoch_seconds"][0] for result in results]
+            position = [*MODELS, *EXAMPLES].index(model)
+            rows[position, -batch_size, -images_per_second, name] = {
                 "model": model,
                 "batch": batch_size,
                 "framework": FRAMEWORKS[name].label,
                 "s/epoch, lower quartile": f"{fast:.3f}",
-                "s/epoch": spread(seconds),
+                "s/epoch": f"{median_and_range(seconds, 3)} (n={len(seconds)})",
                 "images/s": f"{images_per_second:,.0f}",
                 "% of peak": f"{100 * utilization:.1f}" if utilization else "-",
-                "first epoch s": spread([r["epoch_seconds"][0] for r in results]),
+                "first epoch s": median_and_range(first, 2),
                 "test accuracy": mean_and_spread([r["test_accuracy"] for r in results]),
                 "peak MB": f"{max(r['peak_rss_mb'] for r in results):,}",
                 "parameters": f"{results[0]['parameters']:,}",
@@ -206,92 +166,73 @@ def time_frame(records: Sequence[PeerRecord]) -> pd.DataFrame:
     return pd.DataFrame([rows[order] for order in sorted(rows)])
 
 
+RATIO_NOTES = (
+    "speedup: lower quartile of the peer's seconds per epoch, divided by that of ours, "
+    "with its 95 % bootstrap interval over rounds and pairs of epochs; medians: the "
+    "same of medians; n: epochs of each; a verdict needs an interval without 1",
+    "PyTorch + malloc: glibc keeps freed memory, and the CNN is channels_last; as "
+    "installed: the fastest peer without that row; plain Flax is a baseline, not a "
+    "peer; PyTorch's bfloat16 is its autocast",
+    "Adam with learning rate 1e-3; images are shuffled each epoch, and the last, "
+    "smaller batch is used",
+)
+TIME_NOTES = (
+    "s/epoch: median [min, max] of all epochs after the first (n)",
+    "first epoch s: includes all compilation; median [min, max] of the rounds",
+    "test accuracy: after the last epoch, mean ± standard deviation over rounds; the "
+    "seed is the round number",
+    "% of peak: FLOP/s, counted by mnist_jax/models/flops.py, relative to the "
+    "float32 matmul peak of the best round; Winograd convolutions execute fewer FLOPs, "
+    "so they can exceed 100 %",
+)
+
+
 def format_ratios(records: Sequence[PeerRecord]) -> str:
-    """Formats the speedups and how they were measured as Markdown."""
-    return _format(records, with_times=False)
-
-
-def format_tables(records: Sequence[PeerRecord]) -> str:
-    """Formats the speedups, the times and the full provenance as Markdown."""
-    return _format(records, with_times=True)
-
-
-def _format(records: Sequence[PeerRecord], with_times: bool) -> str:
-    blocks = [_format_machine(found, with_times) for found in by_machine(records)]
-    notes = [
-        "speedup: lower quartile of the peer's seconds per epoch, divided by that of "
-        "ours, with its 95 % bootstrap interval over rounds and pairs of epochs; "
-        "medians: the same of medians; n: epochs of each; a verdict needs an interval "
-        "without 1",
-        "PyTorch + malloc: glibc keeps freed memory, and the CNN is channels_last; as "
-        "installed: the fastest peer without that row; plain Flax is a baseline, not a "
-        "peer; PyTorch's bfloat16 is its autocast",
-        "Adam with learning rate 1e-3; images are shuffled each epoch, and the last, "
-        "smaller batch is used",
-    ]
-    if with_times:
-        notes += [
-            "s/epoch: median [min, max] of all epochs after the first (n)",
-            "first epoch s: includes all compilation; n: rounds",
-            "test accuracy: after the last epoch, mean ± standard deviation over "
-            "rounds; the seed is the round number",
-            "% of peak: FLOP/s, counted by mnist_jax/models/flops.py, relative "
-            "to the float32 matmul peak of the best round; Winograd convolutions "
-            "execute fewer FLOPs, so they can exceed 100 %",
-        ]
-    return "\n\n".join([*blocks, "\n".join(f"- {note}" for note in notes)])
-
-
-def _format_machine(records: Sequence[PeerRecord], with_times: bool) -> str:
-    """Formats the measurements of one machine with one set of versions."""
-    timed = [r for r in records if r.is_valid and r.framework in FRAMEWORKS]
-    disturbed = sum(record.disturbed for record in records)
+    """Formats the speedups on the latest machine and how they were measured."""
+    records = latest_machine(records)
+    timed = [r for r in records if r.result and r.framework in FRAMEWORKS]
     if not timed:
-        return f"nothing was measured ({disturbed} measurements were disturbed)"
+        return "nothing was measured"
     run, frame = timed[0].run, ratio_frame(timed)
-    versions = run.versions
-    blocks = [
-        f"**{run.dataset.upper()} on {run.device} ({run.cores} cores), Python "
-        f"{versions.get('python', '-')}, jax {versions.get('jax', '-')}**",
-        markdown_table(frame) if len(frame) else "no pair to compare",
-    ]
     epochs = {r.model: (r.run.train_images, r.run.steady_epochs) for r in timed}
     counts = ", ".join(
         f"{model} {count} of {images:,} images"
         for model, (images, count) in epochs.items()
     )
-    notes = [
-        f"rounds: {max(r.round for r in timed)}; epochs after the first in each: "
-        f"{counts}; {run.cores} threads per program",
-    ]
-    if with_times:
-        blocks.append(markdown_table(time_frame(records).drop(columns="settings")))
-        notes += _provenance(timed, peak_gflops(records))
-        notes.append(f"{disturbed} measurements disturbed by other programs excluded")
-    dates = sorted(record.date for record in timed)
-    notes.append(f"date: {dates[0]} to {dates[-1]}")
+    versions = ", ".join(f"{name} {text}" for name, text in run.versions.items())
     # Failures of measurements that succeeded when repeated are not listed.
     done = {(record.round, record.cell) for record in timed}
-    notes += dict.fromkeys(
+    failures = dict.fromkeys(
         f"**failed**: {' '.join(map(str, record.cell))}: {record.error}"
         for record in records
         if record.error is not None and (record.round, record.cell) not in done
     )
-    return "\n\n".join([*blocks, "\n".join(f"- {note}" for note in notes)])
-
-
-def _provenance(timed: Sequence[PeerRecord], peak: float | None) -> list[str]:
-    """Returns notes on the machine, the versions and its load."""
-    run = timed[0].run
-    loads = [record.load for record in timed]
-    others = [record.others_cores for record in timed]
-    return [
-        f"matmul peak: {f'{peak:,.0f} GFLOP/s' if peak else 'not measured'}",
-        f"data: {run.dataset}, sha256 {run.checksum}",
-        f"versions: {', '.join(f'{k} {v}' for k, v in run.versions.items())}",
-        f"commit: {', '.join({format_commit(r.environment): None for r in timed})}; "
-        f"code {run.code}",
-        f"load average before a round: {min(loads)} to {max(loads)}; cores used "
-        f"by other programs during it: {min(others):.2f} to {max(others):.2f}, "
-        f"median {statistics.median(others):.2f}",
+    notes = [
+        f"rounds: {max(r.round for r in timed)}; epochs after the first in each: "
+        f"{counts}; {run.cores} threads per program",
+        f"data: {run.dataset}, sha256 {run.checksum}; packages: {versions}",
+        *environment_items([record.environment for record in timed]),
+        *RATIO_NOTES,
+        *failures,
     ]
+    return "\n\n".join(
+        [
+            f"**{run.dataset.upper()} on {run.device} ({run.cores} cores)**",
+            markdown_table(frame) if len(frame) else "no pair to compare",
+            "\n".join(f"- {note}" for note in notes),
+        ]
+    )
+
+
+def format_tables(records: Sequence[PeerRecord]) -> str:
+    """Formats the speedups and the times on the latest machine as Markdown."""
+    ratios, records = format_ratios(records), latest_machine(records)
+    if not group(records):
+        return ratios
+    peak = peak_gflops(records)
+    notes = [
+        f"matmul peak: {f'{peak:,.0f} GFLOP/s' if peak else 'not measured'}",
+        *TIME_NOTES,
+    ]
+    table = markdown_table(time_frame(records).drop(columns="settings"))
+    return f"{ratios}\n\n{table}\n\n" + "\n".join(f"- {note}" for note in notes)

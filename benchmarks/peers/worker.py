@@ -24,7 +24,6 @@ from mnist_jax.profiling.memory import peak_megabytes
 FLAGS = flags.FLAGS
 
 LEARNING_RATE = 1e-3
-TURN_OVER = "turn over"  # printed after each epoch but the last
 # The networks of the presets av_dnn, av_lstm (with tanh, without dropout) and ml10_cnn.
 _NETWORKS: dict[str, dict[str, Any]] = {
     "mlp": dict(hidden=(128, 128)),
@@ -69,7 +68,7 @@ class Job:
     def end_turn(self, epochs_done: int) -> None:
         """Lets the other workers train, until a line on stdin gives the next turn."""
         if self.takes_turns and epochs_done < self.epochs:
-            print(TURN_OVER, flush=True)
+            print(json.dumps({"epoch": epochs_done}), flush=True)
             sys.stdin.readline()
 
 

@@ -1,5 +1,218 @@
-"""Entry point of `python -m benchmarks.published`."""
+"""Trains the ten published systems and compares them with their published results.
 
-from .table import run
+python -m benchmarks.published --seeds=5 --out=results/published
 
-run()
+Each run has its own directory below --out/runs. Finished runs are not trained again,
+and interrupted ones resume after the last epoch.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from absl import flags
+
+from mnist_jax.cli.flags import (
+    define_machine_flags,
+    define_path_flag,
+    define_quiet_flag,
+    define_seeds_flag,
+    load_data,
+)
+from mnist_jax.cli.main import run_program, start_jax
+from mnist_jax.cli.signals import stop_between_chunks
+from mnist_jax.errors import InputError
+from mnist_jax.records.files import make_folder, write_file
+from mnist_jax.records.schema import RunRecord
+from mnist_jax.reporting.plots import save_figure
+from mnist_jax.reporting.progress import ProgressPrinter
+from mnist_jax.reporting.tables import (
+    group_by_table,
+    markdown_table,
+    mean_and_spread,
+    provenance,
+    title,
+)
+from mnist_jax.training.study import Study, export_runs, read_runs
+from mnist_jax.training.sweep import HOW_TO_RESUME, train_runs
+
+from ..statistics import prediction_interval, verdict
+from . import curves
+from .claims import Runs, claims_frame
+from .systems import CONTROLS, SYSTEMS, System, read_preset
+
+FLAGS = flags.FLAGS
+RESULTS = "published.jsonl"
+
+RULE = (
+    "Verdict: a published single run *agrees* if it lies within the 95 % prediction "
+    "interval of our seeds (Student's t: mean ± t·s·√(1+1/n)); otherwise it is *above* "
+    "or *below* our runs. Seconds per epoch: ours are medians over steady epochs; the "
+    "sources ran on other, unknown machines, so the two are not comparable."
+)
+
+
+def _verdict(published: float | None, ours: Sequence[float]) -> str:
+    """Compares a published run with the prediction interval of ours; see `RULE`."""
+    if published is None:
+        return "-"
+    if len(ours) < 2:
+        return f"undecided at n = {len(ours)}"
+    where = verdict(prediction_interval(ours), published, "below", "above")
+    return where.replace("undecided", "agrees")
+
+
+def _number(value: float | None, spec: str = ".4f") -> str:
+    """Formats a published figure, or "-" if there is none."""
+    return "-" if value is None else f"{value:{spec}}"
+
+
+def _row(name: str, system: System, runs: Sequence[RunRecord]) -> dict[str, str]:
+    """Returns a system's row of the table."""
+    accuracies = [run.test_accuracy for run in runs]
+    best = [max(epoch.val_accuracy or 0 for epoch in run.epochs) for run in runs]
+    seconds = [time for run in runs if (time := run.steady_epoch_seconds)]
+    return {
+        "system": name,
+        "parameters": f"{runs[0].parameters:,}",
+        "parameters published": _number(system.parameters, ",d"),
+        "accuracy published": _number(system.accuracy),
+        "ours": mean_and_spread(accuracies),
+        "verdict": _verdict(system.accuracy, accuracies),
+        "best epoch published": _number(system.best_accuracy),
+        "best epoch ours": mean_and_spread(best) if system.best_accuracy else "-",
+        "loss published": _number(system.loss),
+        "loss ours": mean_and_spread([run.test_loss for run in runs]),
+        "s/epoch published": system.epoch_seconds,
+        "s/epoch ours": f"{np.median(seconds):.2f}" if seconds else "-",
+    }
+
+
+def by_system(records: Iterable[RunRecord]) -> Runs:
+    """Groups records by system and seed, skipping those without a system."""
+    runs: dict[str, dict[int, RunRecord]] = {}
+    for record in records:
+        if record.system is not None:
+            runs.setdefault(record.system, {})[record.config.seed] = record
+    return runs
+
+
+def systems_frame(runs: Runs) -> pd.DataFrame:
+    """Returns one row per published system that was run."""
+    return pd.DataFrame(
+        [
+            _row(name, system, list(runs[name].values()))
+            for name, system in SYSTEMS.items()
+            if name in runs
+        ]
+    )
+
+
+def format_published(records: Sequence[RunRecord]) -> str:
+    """Formats the tables for each dataset and machine of the records."""
+    texts = []
+    for group in group_by_table(records):
+        runs = by_system(group)
+        blocks = [
+            f"**{title(group[0])}**",
+            markdown_table(systems_frame(runs)),
+            RULE,
+            markdown_table(claims_frame(runs)),
+        ]
+        if len(frame := curves.curves_frame(runs)):
+            blocks += [markdown_table(frame), curves.RULE]
+        texts += [*blocks, provenance(group)]
+    return "\n\n".join(texts)
+
+
+def write_tables(out: Path) -> str:
+    """Exports the runs below a directory as JSON lines, Markdown and CSV.
+
+    The published curves are drawn beside ours, if there are runs of their systems.
+
+    Returns:
+        The Markdown.
+    """
+    export_runs(out, RESULTS)
+    records = read_runs(out, RESULTS)
+    markdown = format_published(records)
+    write_file(out / "published.md", markdown + "\n")
+    groups = [by_system(group) for group in group_by_table(records)]
+    for name, frame_of in (
+        ("published", systems_frame),
+        ("claims", claims_frame),
+        ("curves", curves.curves_frame),
+    ):
+        frame = pd.concat([frame_of(runs) for runs in groups])
+        write_file(out / f"{name}.csv", frame.to_csv(index=False))
+    if drawn := [runs for runs in groups if any(curves.published_curves(runs))]:
+        save_figure(curves.curves_figure(drawn[0]), out / "curves.png")
+    return markdown
+
+
+def _chosen_systems(names: Sequence[str]) -> list[str]:
+    """Returns the systems to train, each after the one whose parameters it needs."""
+    known = [*SYSTEMS, *CONTROLS]
+    for name in names:
+        if name not in known:
+            raise InputError(
+                f"--systems must be one or more of {', '.join(known)}; got {name}"
+            )
+    chosen = set(names or known)
+    chosen |= {start for name in chosen if (start := read_preset(name)[1])}
+    return [name for name in known if name in chosen]
+
+
+def train_system(
+    name: str, study: Study, overrides: Sequence[str], printer: ProgressPrinter
+) -> None:
+    """Trains the missing seeds of a system; overrides replace flags of its preset."""
+    config, start = read_preset(name, *overrides)
+    plan = study.plan(name, config, system=name)
+    if start:
+        folders = study.folders(start, read_preset(start, *overrides)[0], start)
+        plan = plan._replace(start_from=folders)
+    train_runs(plan, study.dataset, printer)
+
+
+def main() -> None:
+    """Trains the missing runs and prints the tables."""
+    names, out = _chosen_systems(FLAGS.systems), Path(FLAGS.out)
+    given = {flag: FLAGS[flag].value for flag in ("epochs", "train_size", "dataset")}
+    overrides = [f"--{flag}={value}" for flag, value in given.items() if value]
+    make_folder(out)
+    start_jax()
+    study = Study(out, RESULTS, load_data(FLAGS.dataset), range(FLAGS.seeds))
+    export_runs(out, RESULTS)  # an error, if that cannot be written, before training
+    with stop_between_chunks(HOW_TO_RESUME) as check_stopped:
+        printer = ProgressPrinter(FLAGS.quiet, check_stopped)
+        for name in names:
+            print(name, flush=True)
+            train_system(name, study, overrides, printer)
+    print(f"\n{write_tables(out)}\n\nwritten: {out}/published.jsonl, .md and .csv")
+
+
+def run() -> None:
+    """Entry point."""
+    define_machine_flags()
+    flags.DEFINE_list(
+        "systems", [], "systems and controls to train, comma-separated; default all"
+    )
+    define_seeds_flag(5)
+    define_quiet_flag()
+    define_path_flag("out", "results/published", "directory for tables and runs")
+    flags.DEFINE_enum(
+        "dataset", "mnist", ["mnist", "digits"], "dataset; digits is for quick trials"
+    )
+    flags.DEFINE_integer(
+        "epochs", None, "epochs instead of the presets'", lower_bound=1
+    )
+    flags.DEFINE_integer(
+        "train_size", None, "use only the first N training images", lower_bound=1
+    )
+    run_program(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,9 +1,9 @@
 """Tests the conclusions of the published sources against the recorded runs."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,9 +13,10 @@ from mnist_jax.models.flops import multiply_adds
 from mnist_jax.records.schema import RunRecord
 from mnist_jax.reporting.intervals import Interval, paired_difference
 
-from ..statistics import difference, verdict_of
+from ..statistics import difference, verdict
 
 Runs = Mapping[str, Mapping[int, RunRecord]]  # by system, then by seed
+NOT_TESTED = "not all runs are there", "not tested"
 
 
 class Claim(NamedTuple):
@@ -27,55 +28,28 @@ class Claim(NamedTuple):
     verdict: str
 
 
-def _accuracies(runs: Runs, first: str, second: str) -> tuple[list, list]:
-    """Returns two systems' test accuracies for the seeds that both have."""
+class Comparison(NamedTuple):
+    """Two systems, the first of which is claimed to be better."""
+
+    text: str
+    interval: Interval  # above 0 if it is
+    n: int
+
+
+def _accuracy(runs: Runs, first: str, second: str) -> Comparison | None:
+    """Compares test accuracies, paired by seed."""
     a, b = runs.get(first, {}), runs.get(second, {})
-    seeds = sorted(set(a) & set(b))
-    return [a[s].test_accuracy for s in seeds], [b[s].test_accuracy for s in seeds]
-
-
-def _undecided(verdict: str, n: int) -> str:
-    """Appends the sample size to a verdict that more samples may change."""
-    return f"undecided at n = {n}" if verdict == "undecided" else verdict
-
-
-def _all_hold(verdicts: Sequence[str]) -> str:
-    """Combines the verdicts of a claim's comparisons: all of them must hold."""
-    for verdict in ("does not hold", "undecided"):
-        if verdict in verdicts:
-            return verdict
-    return "holds"
-
-
-def _pairs(order: str) -> list[tuple[str, str]]:
-    """Returns the pairs that an ordering compares.
-
-    >>> _pairs("a > b > c, a > d")
-    [('a', 'b'), ('b', 'c'), ('a', 'd')]
-    """
-    return [
-        pair
-        for chain in order.split(", ")
-        for pair in itertools.pairwise(chain.split(" > "))
-    ]
-
-
-def _more_accurate(runs: Runs, source: str, claim: str, order: str) -> Claim:
-    """Tests an ordering of systems by test accuracy, the most accurate first."""
-    texts, verdicts, n = [], [], 0
-    for first, second in _pairs(order):
-        a, b = _accuracies(runs, first, second)
-        if not a:
-            return Claim(source, claim, f"{first} or {second} not run", "not tested")
-        interval, n = paired_difference(a, b), len(a)
-        texts.append(
-            f"{first} {np.mean(a):.4f}, {second} {np.mean(b):.4f}: difference "
-            f"{100 * interval.mean:+.2f} points [{100 * interval.low:+.2f}, "
-            f"{100 * interval.high:+.2f}]"
-        )
-        verdicts.append(verdict_of(interval))
-    verdict = _undecided(_all_hold(verdicts), n)
-    return Claim(source, claim, f"{'; '.join(texts)} (n={n} pairs of seeds)", verdict)
+    seeds = sorted(a.keys() & b.keys())
+    if not seeds:
+        return None
+    ours, others = ([found[seed].test_accuracy for seed in seeds] for found in (a, b))
+    interval = paired_difference(ours, others)
+    points = Interval(*(100 * value for value in interval))
+    text = (
+        f"{first} {np.mean(ours):.4f}, {second} {np.mean(others):.4f}: difference "
+        f"{points:+.2f} points (n={len(seeds)} pairs of seeds)"
+    )
+    return Comparison(text, interval, len(seeds))
 
 
 def _steady_seconds(runs: Runs, name: str) -> list[float]:
@@ -90,56 +64,62 @@ def _steady_seconds(runs: Runs, name: str) -> list[float]:
     return [seconds for program in sorted(programs) for seconds in program]
 
 
-def _faster(runs: Runs, source: str, claim: str, order: str) -> Claim:
-    """Tests an ordering of systems by seconds per steady epoch, the fastest first."""
-    texts, verdicts, n = [], [], 0
-    for first, second in _pairs(order):
-        a, b = _steady_seconds(runs, first), _steady_seconds(runs, second)
-        if not a or not b:
-            text = f"{first} or {second} has no run of two epochs"
-            return Claim(source, claim, text, "not tested")
-        # The difference of the logarithms gives an interval of the ratio.
-        interval = difference(np.log(b).tolist(), np.log(a).tolist())
-        ratio, n = Interval(*np.exp(interval)), min(len(a), len(b), n or len(a))
-        texts.append(
-            f"{first} {np.median(a):.2f} s, {second} {np.median(b):.2f} s per epoch: "
-            f"ratio {ratio.mean:.2f} [{ratio.low:.2f}, {ratio.high:.2f}] "
-            f"(n={len(a)}, {len(b)} epochs)"
-        )
-        verdicts.append(verdict_of(interval))
-    return Claim(source, claim, "; ".join(texts), _undecided(_all_hold(verdicts), n))
+def _speed(runs: Runs, first: str, second: str) -> Comparison | None:
+    """Compares the seconds of steady epochs."""
+    a, b = _steady_seconds(runs, first), _steady_seconds(runs, second)
+    if not a or not b:
+        return None
+    # The difference of the logarithms gives an interval of the ratio.
+    interval = difference(np.log(b).tolist(), np.log(a).tolist())
+    text = (
+        f"{first} {np.median(a):.2f} s, {second} {np.median(b):.2f} s per epoch: "
+        f"ratio {Interval(*np.exp(interval)):.2f} (n={len(a)}, {len(b)} epochs)"
+    )
+    return Comparison(text, interval, min(len(a), len(b)))
+
+
+def _ordered(
+    runs: Runs,
+    compare: Callable[[Runs, str, str], Comparison | None],
+    source: str,
+    claim: str,
+    order: str,
+) -> Claim:
+    """Tests an ordering of systems such as "a > b > c, a > d", the best first.
+
+    All of its comparisons must hold.
+    """
+    pairs = [
+        pair
+        for chain in order.split(", ")
+        for pair in itertools.pairwise(chain.split(" > "))
+    ]
+    found = [made for pair in pairs if (made := compare(runs, *pair))]
+    if len(found) < len(pairs):
+        return Claim(source, claim, *NOT_TESTED)
+    verdicts = {verdict(made.interval) for made in found}
+    result = "holds"
+    if "does not hold" in verdicts:
+        result = "does not hold"
+    elif "undecided" in verdicts:
+        result = f"undecided at n = {min(made.n for made in found)}"
+    return Claim(source, claim, "; ".join(made.text for made in found), result)
 
 
 def _parameters(runs: Runs, *names: str) -> dict[str, int]:
     """Returns the parameter counts of the systems that were run."""
-    return {
-        name: next(iter(runs[name].values())).parameters
-        for name in names
-        if runs.get(name)
-    }
+    found = {name: list(runs.get(name, {}).values()) for name in names}
+    return {name: rows[0].parameters for name, rows in found.items() if rows}
 
 
-def _av_parameters(runs: Runs) -> list[Claim]:
-    """Tests AV's claims about parameter counts, which involve no randomness."""
-    claims = {
-        '"CNN requires fewer parameters"': ("av_cnn", min),
-        '"DNN requires the most parameters"': ("av_dnn", max),
-    }
+def _extreme(runs: Runs, claim: str, name: str, best: Callable[..., Any]) -> Claim:
+    """Tests AV's claim that a system has the fewest or most parameters."""
     counts = _parameters(runs, "av_dnn", "av_lstm", "av_cnn")
     if len(counts) < 3:
-        return [Claim("AV", c, "not all three run", "not tested") for c in claims]
+        return Claim("AV", claim, *NOT_TESTED)
     text = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-    return [
-        Claim(
-            "AV",
-            c,
-            text,
-            "holds"
-            if best(counts, key=counts.__getitem__) == name
-            else "does not hold",
-        )
-        for c, (name, best) in claims.items()
-    ]
+    holds = best(counts, key=counts.__getitem__) == name
+    return Claim("AV", claim, text, "holds" if holds else "does not hold")
 
 
 def _strides_cost_less(runs: Runs) -> Claim:
@@ -148,10 +128,10 @@ def _strides_cost_less(runs: Runs) -> Claim:
     names = ("fj_cnn_stride", "fj_cnn_pool")
     counts = _parameters(runs, *names)
     if len(counts) < 2:
-        return Claim("FJ", claim, "not both run", "not tested")
+        return Claim("FJ", claim, *NOT_TESTED)
     configs = [next(iter(runs[name].values())).config for name in names]
     work = [sum(multiply_adds(config, MNIST)) for config in configs]
-    timed = _faster(runs, "FJ", claim, " > ".join(names))
+    timed = _ordered(runs, _speed, "FJ", claim, " > ".join(names))
     exact = len(set(counts.values())) == 1 and work[0] < work[1]
     text = (
         f"{counts[names[0]]:,} and {counts[names[1]]:,} parameters; "
@@ -168,7 +148,10 @@ def check_claims(runs: Runs) -> list[Claim]:
         runs: run records by system and seed; a claim whose systems are missing is "not
             tested".
     """
-    accurate, faster = partial(_more_accurate, runs), partial(_faster, runs)
+    accurate, faster = (
+        partial(_ordered, runs, _accuracy),
+        partial(_ordered, runs, _speed),
+    )
     control = "the same with Adam for both (control)"
     larger = "larger batches give better accuracy at equal epochs"
     rescaled = "rescaling the pixels improves the MLP"
@@ -182,7 +165,8 @@ def check_claims(runs: Runs) -> list[Claim]:
     )
     return [
         accurate("AV", "accuracy: LSTM > CNN > DNN after 5 epochs", order),
-        *_av_parameters(runs),
+        _extreme(runs, '"CNN requires fewer parameters"', "av_cnn", min),
+        _extreme(runs, '"DNN requires the most parameters"', "av_dnn", max),
         faster("AV", "DNN trains fastest, LSTM slowest", "av_dnn > av_cnn > av_lstm"),
         accurate(
             "ML10",

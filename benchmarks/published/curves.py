@@ -103,13 +103,9 @@ def curves_figure(runs: Runs) -> Figure:
         axes.fill_between(epochs, *curve.band(), color=ours, alpha=0.2, linewidth=0)
         axes.plot(epochs, curve.ours.mean(axis=0), color=ours)
         axes.plot(epochs, curve.published, "o", color=theirs, markersize=4)
+        marked = curve.published[outside - 1]
         axes.plot(
-            outside,
-            curve.published[outside - 1],
-            "o",
-            markersize=10,
-            markerfacecolor="none",
-            color=theirs,
+            outside, marked, "o", color=theirs, markersize=10, markerfacecolor="none"
         )
         axes.set(title=f"{curve.system}, {len(curve.ours)} seeds", xlabel="epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from absl import flags
 
-from mnist_jax.config import DATASETS, MODELS
+from mnist_jax.config import DATASETS, MODELS, PRECISIONS
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.types import MNIST, Dataset
 from mnist_jax.errors import InputError
@@ -168,6 +168,22 @@ def chosen_numbers(flag: str, allowed: str, largest: float = math.inf) -> list[i
         if not (word.isascii() and word.isdigit() and 1 <= int(word) <= largest):
             raise InputError(f"--{flag} must be {allowed}; got {word}")
     return list(map(int, words))
+
+
+def define_precisions_flag() -> None:
+    """Defines `--precisions`; read it with `chosen_precisions`."""
+    help = f"one or more of {', '.join(PRECISIONS)}, comma-separated"
+    flags.DEFINE_list("precisions", list(PRECISIONS[:1]), help)
+
+
+def chosen_precisions() -> list[str]:
+    """Returns the precisions given by `--precisions`."""
+    if not FLAGS.precisions or not set(FLAGS.precisions) <= set(PRECISIONS):
+        raise InputError(
+            f"--precisions must be one or more of {', '.join(PRECISIONS)}; got "
+            f"{','.join(FLAGS.precisions) or 'none'}"
+        )
+    return FLAGS.precisions
 
 
 def define_seeds_flag(default: int) -> None:

@@ -9,10 +9,15 @@ from helpers.programs import run
 from helpers.records import make_epochs, make_record
 from scipy import stats
 
+from benchmarks.published.__main__ import (
+    RESULTS,
+    by_system,
+    systems_frame,
+    train_system,
+)
 from benchmarks.published.claims import check_claims
 from benchmarks.published.curves import CURVES, curves_figure, curves_frame
 from benchmarks.published.systems import CONTROLS, PRESETS, SYSTEMS, read_preset
-from benchmarks.published.table import RESULTS, by_system, systems_frame, train_system
 from benchmarks.statistics import difference, prediction_interval
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST
 from mnist_jax.models.networks import count_params, create_model

@@ -27,7 +27,6 @@ FOLDERS = ("mnist_jax", "experiments", "benchmarks", "tests", "docs", "constrain
 WRITTEN = {
     *("metrics.jsonl", "compare.jsonl", "compare.md", "throughput.jsonl"),
     *("published.jsonl", "published.md", "peers.jsonl", "report.html"),
-    "accelerators.jsonl",
     "data_dir.txt",
     *("sweep.md", "sweep.csv", "sweep.jsonl", "best.cfg", "journal.log"),
     *("digits.png", "first_digits.png", "my7.png", "seen.png"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from helpers.programs import run
 
-from benchmarks.regress import ROOT, _worker, judge
+from benchmarks.regress import ROOT, judge
 
 pytestmark = pytest.mark.slow
 
@@ -42,11 +42,6 @@ def test_a_commit_is_timed_against_the_checkout(tmp_path: Path):
     [record] = map(json.loads, out.read_text().splitlines())
     assert [len(seconds) for seconds in record["seconds"].values()] == [2, 2]
     assert len(record["against"]) == 40
-
-
-def test_the_worker_of_an_old_commit_is_found(tmp_path: Path):
-    assert _worker(ROOT) == "benchmarks.peers.our_worker"
-    assert _worker(tmp_path) == "benchmarks.peer_ours"
 
 
 @needs_git

@@ -6,12 +6,13 @@ import pytest
 
 from benchmarks import speedrun
 from benchmarks.readme import BLOCKS
-from benchmarks.recipes import RECIPES, read_recipe
 from benchmarks.speedrun import (
+    RECIPES,
     PeerRuns,
     SpeedRecord,
     best_recipe,
     format_speed,
+    read_recipe,
 )
 from mnist_jax.config import TrainConfig
 from mnist_jax.errors import InputError

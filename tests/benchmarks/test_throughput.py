@@ -1,8 +1,7 @@
 """Tests of `benchmarks.throughput` that measure nothing."""
 
+import contextlib
 import dataclasses
-import json
-import subprocess
 from types import SimpleNamespace
 
 from absl.flags import FlagValues
@@ -13,13 +12,14 @@ from mnist_jax.config import TrainConfig
 
 
 def test_starts_are_of_the_measured_config_on_the_chosen_platform(monkeypatch):
-    commands, result = [], json.dumps({"cached": False})
+    commands = []
 
-    def start(command, **_):
-        commands.append(command)
-        return subprocess.CompletedProcess(command, 0, stdout=result)
+    def start(module, *arguments, environment):
+        commands.append([module, *arguments])
+        worker = SimpleNamespace(read=lambda: {"cached": False})
+        return contextlib.nullcontext(worker)
 
-    monkeypatch.setattr(subprocess, "run", start)
+    monkeypatch.setattr(throughput, "Worker", start)
     machine = SimpleNamespace(platform="gpu", data_dir=None)
     monkeypatch.setattr(throughput, "FLAGS", machine)
     config = TrainConfig(

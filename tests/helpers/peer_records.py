@@ -29,9 +29,6 @@ def record(
         environment=ENVIRONMENT,
         date="2026-01-01",
         load=0.1,
-        others_cores=0.0,
-        disturbed=False,
-        wall_seconds=5.0,
         result={
             "epoch_seconds": [9.0, seconds, seconds, seconds],
             "test_accuracy": 0.97,

@@ -22,14 +22,9 @@ PROGRAMS = [
         f"benchmarks.{name}"
         for name in "compare report throughput speedrun sweep".split()
     ),
-    *("benchmarks.published.table", "benchmarks.regress"),
+    *("benchmarks.published.__main__", "benchmarks.regress"),
 ]
-# Programs that are packages, and the module that their `__main__` runs.
-MAINS = {
-    "benchmarks.published": "benchmarks.published.table",
-    "benchmarks.accelerators": "benchmarks.accelerators.measure",
-    "benchmarks.peers": "benchmarks.peers.race",
-}
+PACKAGES = ("benchmarks.published", "benchmarks.peers")
 
 
 def flags_of(program: Any) -> dict[str, str]:
@@ -57,7 +52,8 @@ def run_child(request: dict[str, Any], out: int, err: int) -> None:
     status = 0
     try:
         name = request["program"]
-        program = importlib.import_module(MAINS.get(name, name))
+        main = ".__main__" if name in PACKAGES else ""
+        program = importlib.import_module(name + main)
         if request["mode"] == "flags":
             print(json.dumps(flags_of(program)))
         else:

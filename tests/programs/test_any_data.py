@@ -45,7 +45,7 @@ def test_programs_take_or_refuse_other_shapes(tmp_path):
         (("experiments.demo", folder), "network for images of 12x20 in 25 classes"),
         (("experiments.predict", folder, *images, "--as_digit"), "to MNIST's 28x28"),
         (("experiments.predict", folder, other), f"in {tmp_path / 'other.npz'} have"),
-        (("benchmarks.accelerators", "--dataset=idx", data, out), "is for 28x28 in 10"),
+        (("benchmarks.regress", "--dataset=idx", data, out), "is for 28x28 in 10"),
     ):
         process = run(*arguments, ok=False)
         assert message in process.stderr and "Traceback" not in process.stderr

@@ -22,13 +22,11 @@ pytestmark = pytest.mark.slow
 
 # Programs whose commands are only parsed, and why.
 PARSED_ONLY = {
-    "benchmarks.check_tpu": "needs libtpu, 700 MB; see test_lowering",
     "experiments.demo": "serves until it is stopped; see tests/demo",
     "benchmarks.peers": "needs PyTorch, Keras, TensorFlow and an hour; see test_peers",
     "benchmarks.readme": "rewrites the documents in the checkout; see test_readme",
     "benchmarks.speedrun": "trains on all of MNIST many times; see test_speedrun",
     "benchmarks.regress": "trains with two commits for minutes; see test_regress",
-    "benchmarks.scale": "times jobs of several processes; see test_scale",
 }
 # Or a Ray cluster; new processes take seconds to start, see test_sweep.
 # Flags with which commands are only parsed: they need more, or are in test_profiling.
@@ -38,6 +36,7 @@ PARSED_FLAGS = (
 )
 # Appended to each command whose program has the flag, so that it takes seconds.
 QUICK = {
+    "batch_sizes": "32",
     "dataset": "digits",
     "epochs": "1",
     "images": "256",
@@ -46,7 +45,6 @@ QUICK = {
     "repeats": "1",
     "starts": "0",
     "systems": "av_dnn",
-    "together": "2",
 }
 SMALL_CNN = "4:pool2", "4"  # stages that compile in half the time
 SEEDS = 2  # instead of the number that a command gives
@@ -185,6 +183,6 @@ def test_there_are_commands_and_examples_to_run():
         for path in files
         if "\ndef run()" in path.read_text() and "_worker" not in path.stem
     }
-    packages = {"benchmarks.published", "benchmarks.peers", "benchmarks.accelerators"}
+    packages = {"benchmarks.published", "benchmarks.peers"}
     assert documented | packages == programs
     assert any(block.language == "python" for block in blocks)

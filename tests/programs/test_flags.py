@@ -109,6 +109,7 @@ FROM_SEED = [*SEEDS, "--seed=4294967290 --seeds=7"]
 QUIET = ["--quiet=maybe"]
 PICTURE = ["--picture=digits.bmp", "--picture=/nonexistent/digits.png"]
 OUT = ["--out=/dev/null/results"]
+PRECISIONS = ["--precisions=float16", "--precisions="]
 MODELS = ["--models=vit", "--models="]
 CUSTOM_ARGS = ["--models=examples/mixer.py:Mixer --model_args=width"]
 UNVALIDATED = [f"--validation={name} --targets=0.9" for name in ("none", "test")]
@@ -126,7 +127,7 @@ def first_of(*without: str) -> dict[str, list[str]]:
 
 
 OF_SEVERAL = {
-    **first_of("model", "model_args"),
+    **first_of("model", "model_args", "precision"),
     "model_args": CUSTOM_ARGS,
     **DATA_AND_MACHINE,
     "quiet": QUIET,
@@ -209,19 +210,24 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
         {
             **OF_SEVERAL,
             **INVALID_FLAGS,
+            "precisions": PRECISIONS,
             "against": ["--against=gru"],
             "columns": ["--columns=none"],
             "targets": TARGETS + UNVALIDATED,
         },
     ),
-    "benchmarks.sweep": ("--dataset=digits --out=OUT", {**OF_SEVERAL, **SWEEP_FLAGS}),
+    "benchmarks.sweep": (
+        "--dataset=digits --out=OUT",
+        {**OF_SEVERAL, "precision": CONFIG["precision"], **SWEEP_FLAGS},
+    ),
     "benchmarks.throughput": (
         "--images=64 --repeats=1 --batch_sizes=16",
         {
             **first_of(
                 *("model", "model_args", "batch_size", "dataset", "train_size"),
-                *("validation", "patience"),
+                *("precision", "validation", "patience"),
             ),
+            "precisions": PRECISIONS,
             "model_args": CUSTOM_ARGS,
             "platform": PLATFORM,
             "models": MODELS,
@@ -268,7 +274,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "batch_size": ["--batch_size=0"],
             "dataset": ["--dataset=cifar"],
             "data_dir": DATA_DIR,
-            "out": ["--out=/dev/null/history.jsonl", "--out=/tmp"],
+            "out": ["--out=/tmp"],
         },
     ),
     "benchmarks.report": (
@@ -298,8 +304,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "frameworks": ["--frameworks=mxnet"],
             "rounds": ["--rounds=0"],
             "steady_epochs": ["--steady_epochs=0"],
-            "others_limit": ["--others_limit=-1", "--others_limit=nan"],
-            "train_size": ["--train_size=0", "--train_size=99999"],
+            "train_size": ["--train_size=0"],
             "dataset": ["--dataset=cifar"],
             "data_dir": DATA_DIR,
             "out": OUT,

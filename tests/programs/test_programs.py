@@ -230,16 +230,18 @@ def test_throughput_reports_step_epoch_and_evaluation(tmp_path):
         "--batch_sizes=16",
         "--images=64",
         "--repeats=2",
-        "--seeds=2",
+        "--precisions=float32,bfloat16",
+        "--seeds=1,2",
         "--starts=0",
         f"--out={tmp_path}",
     )
     assert "train step images/s" in process.stdout
-    assert "measuring cnn, batch 16 (2 of 2) ..." in process.stdout
-    assert process.stdout.count("\nround 2 of 2, 0 s left") == 2
-    assert "2 seeds together images/s" in process.stdout
+    assert "measuring cnn, batch 16 (8 of 8) ..." in process.stdout
+    assert process.stdout.count("\nround 2 of 2, 0 s left") == 8
     lines = (tmp_path / "throughput.jsonl").read_text().splitlines()
-    assert len(lines) == 2 and len(json.loads(lines[0])["epoch"]) == 2
+    records = [json.loads(line) for line in lines]
+    assert [record["seeds"] for record in records] == [1, 2] * 4
+    assert {len(record["epoch"]) for record in records} == {2}
 
 
 def test_throughput_measures_startup_with_a_cold_and_a_warm_cache(tmp_path):
@@ -250,7 +252,7 @@ def test_throughput_measures_startup_with_a_cold_and_a_warm_cache(tmp_path):
     )
     assert "compile s, cached" in process.stdout
     lines = (tmp_path / "throughput.jsonl").read_text().splitlines()
-    starts = json.loads(lines[-1])["starts"]["mlp"]
+    starts = json.loads(lines[-1])["starts"]
     assert [start["cached"] for start in starts] == [False, True]
     assert all(start["peak MB"] > 100 for start in starts)
 

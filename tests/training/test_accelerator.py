@@ -1,11 +1,13 @@
 """Training on a GPU or TPU, compared with the CPU; `make accelerator` runs this."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.programs import run_process
 
 from mnist_jax.config import MODELS, TrainConfig
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
@@ -85,3 +87,20 @@ def test_dropout_masks_are_those_of_the_cpu():
         return layer.apply({}, jax.device_put(x, device), True, 0, rngs=rngs)
 
     np.testing.assert_array_equal(run(jax.devices()[0]), run(jax.devices("cpu")[0]))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_two_processes_train_the_same_parameters_with_the_flag(model, tmp_path):
+    digests = []
+    for name in ("first", "second"):
+        # Recompiled, as on another machine: XLA's choice of algorithms may differ.
+        process = run_process(
+            "experiments.train",
+            *(f"--model={model}", "--dataset=digits", "--epochs=2"),
+            *("--compile_cache=off", f"--run_dir={tmp_path / name}"),
+            XLA_FLAGS="--xla_gpu_deterministic_ops=true",
+        )
+        assert process.returncode == 0, process.stderr
+        record = json.loads((tmp_path / name / "record.json").read_text())
+        digests.append(record["params_sha256"])
+    assert digests[0] == digests[1]

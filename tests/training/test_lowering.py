@@ -2,8 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import export
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from mnist_jax.config import MODELS, TrainConfig
 from mnist_jax.data.pixels import Preprocess
@@ -11,6 +15,8 @@ from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Split
 from mnist_jax.models.networks import create_model
 from mnist_jax.training import epochs
 from mnist_jax.training.epochs import make_programs
+from mnist_jax.training.mesh import BATCH as BATCH_AXIS
+from mnist_jax.training.mesh import SEEDS as SEEDS_AXIS
 from mnist_jax.training.mesh import make_mesh
 from mnist_jax.training.optimizers import create_optimizer
 
@@ -50,3 +56,40 @@ def test_programs_lower_for_accelerators(model, precision, backend, monkeypatch)
         text = exported.mlir_module()
         if program is programs.train:
             assert ("bf16" in text) == (precision == "bfloat16")
+
+
+@pytest.mark.accelerator
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("model", MODELS)
+def test_epochs_compile_for_four_chips_of_a_tpu(model, precision, monkeypatch):
+    """Needs libtpu, but no TPU; see docs/accelerators.md."""
+    pytest.importorskip("libtpu")
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
+    auto = AxisType.Auto, AxisType.Auto
+    chips = np.array(topology.devices)[None]
+    mesh = Mesh(chips, (SEEDS_AXIS, BATCH_AXIS), axis_types=auto)
+
+    def arrays(tree, *spec):
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=NamedSharding(mesh, P(*spec))
+            ),
+            tree,
+        )
+
+    config, shape = TrainConfig(model=model, precision=precision), jax.ShapeDtypeStruct
+    network, tx = create_model(config, MNIST), create_optimizer(config, STEPS)
+    programs = make_programs(network, tx, Preprocess("scaled"), mesh, IMAGE_SHAPE)
+    keys = jax.random.split(jax.random.key(0), 1)
+    split = Split(shape((60_000, 28, 28), jnp.uint8), shape((60_000,), jnp.int32))
+    orders = shape((1, STEPS, 128), jnp.int32)
+    compiled = programs.train.lower(
+        arrays(jax.eval_shape(programs.init, keys), SEEDS_AXIS),
+        arrays(split),
+        arrays(orders, SEEDS_AXIS, None, BATCH_AXIS),
+        arrays(keys, SEEDS_AXIS),
+        arrays(shape((2,), jnp.int32)),
+    ).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 2**30

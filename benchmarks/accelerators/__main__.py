@@ -1,5 +1,0 @@
-"""Entry point of `python -m benchmarks.accelerators`."""
-
-from .measure import run
-
-run()
