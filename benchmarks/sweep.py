@@ -142,7 +142,8 @@ def main() -> None:
 
     def refuse() -> None:
         raise InputError(
-            f"another program runs a sweep in {out}; wait until it ends, or give another --out"
+            f"another program runs a sweep in {out}; wait until it ends, or give "
+            "another --out"
         )
 
     with (
