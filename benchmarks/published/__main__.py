@@ -23,7 +23,7 @@ from mnist_jax.cli.flags import (
 from mnist_jax.cli.main import run_program, start_jax
 from mnist_jax.cli.signals import stop_between_chunks
 from mnist_jax.errors import InputError
-from mnist_jax.records.files import make_folder, write_file
+from mnist_jax.records.files import write_file
 from mnist_jax.records.schema import RunRecord
 from mnist_jax.reporting.plots import save_figure
 from mnist_jax.reporting.progress import ProgressPrinter
@@ -181,7 +181,7 @@ def main() -> None:
     names, out = _chosen_systems(FLAGS.systems), Path(FLAGS.out)
     given = {flag: FLAGS[flag].value for flag in ("epochs", "train_size", "dataset")}
     overrides = [f"--{flag}={value}" for flag, value in given.items() if value]
-    make_folder(out)
+    out.mkdir(parents=True, exist_ok=True)
     start_jax()
     study = Study(out, RESULTS, load_data(FLAGS.dataset), range(FLAGS.seeds))
     export_runs(out, RESULTS)  # an error, if that cannot be written, before training
