@@ -36,25 +36,27 @@ def layer_specs(config: TrainConfig, shapes: Shapes) -> list[LayerSpec]:
     """
     model = plain_model(config, shapes)
     params = param_shapes(model, shapes.image)
+    called: list[str] = []
     modules: dict[str, nn.Module] = {}
     outputs: dict[str, Any] = {}
     rates: dict[str, float] = {}
 
     def note(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         output, module = call(*args, **kwargs), context.module
-        if isinstance(module, Dropout) and modules:
-            rates[list(modules)[-1]] = module.rate
+        if isinstance(module, Dropout) and called:
+            rates[called[-1]] = module.rate
         elif len(module.path) == 1:
+            called.append(module.name)
             modules.setdefault(module.name, module)
             if context.method_name == "__call__" and hasattr(output, "shape"):
                 outputs.setdefault(module.name, output.shape[1:])
         return output
 
+    trained, _ = split_params(model, params, shapes.image)
     image = jax.ShapeDtypeStruct((1, *shapes.image), jnp.float32)
     with nn.intercept_methods(note):
         forward = partial(apply_model, model, train=False)
         jax.eval_shape(forward, params, image)
-    trained, _ = split_params(model, params, shapes.image)
     products = trace_products(model, shapes.image)
     return [
         LayerSpec(

@@ -25,7 +25,7 @@ from mnist_jax.models.custom import (
 )
 from mnist_jax.models.layers import Conv, Dropout, LSTMLayer, resolve_impl
 from mnist_jax.models.precision import DTYPES, dot_general
-from mnist_jax.models.rewrite import Rewritten
+from mnist_jax.models.rewrite import Rewritten, without_rewriting
 
 
 def _dense_layers(
@@ -219,13 +219,17 @@ def _create(config: TrainConfig, shapes: Shapes) -> nn.Module:
     return CNN(stages, hidden, dropout, impl, dtype, crop, classes)
 
 
+def _plain(model: nn.Module) -> nn.Module:
+    """Returns a network of the same parameters that is traced faster."""
+    model = without_rewriting(model)
+    return model.clone(impl="plain") if isinstance(model, LSTM | CNN) else model
+
+
 def _init(
     model: nn.Module, key: jax.Array, image_shape: tuple[int, ...]
 ) -> dict[str, Any]:
-    if isinstance(model, LSTM | CNN):  # same parameters, faster to trace
-        model = model.clone(impl="plain")
     images = jnp.zeros((1, *image_shape), jnp.float32)
-    return init_variables(model, key, images)
+    return init_variables(_plain(model), key, images)
 
 
 @functools.cache
@@ -251,7 +255,7 @@ def split_params(
     model: nn.Module, params: Any, image_shape: tuple[int, ...]
 ) -> tuple[Any, Any]:
     """Splits a tree as of `init_params` into parameters and other collections."""
-    others = _collections(model, image_shape)
+    others = _collections(_plain(model), image_shape)
     trained = {name: tree for name, tree in params.items() if name not in others}
     return trained, {name: params[name] for name in others}
 
@@ -295,9 +299,13 @@ def apply_model(
     return logits, updated
 
 
-@functools.cache
 def param_shapes(model: nn.Module, image_shape: tuple[int, ...]) -> Any:
     """Returns the shapes and dtypes of a network's parameters, as of `init_params`."""
+    return _trace_init(_plain(model), image_shape)
+
+
+@functools.cache
+def _trace_init(model: nn.Module, image_shape: tuple[int, ...]) -> Any:
     return jax.eval_shape(lambda: init_params(model, jax.random.key(0), image_shape))
 
 

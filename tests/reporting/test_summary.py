@@ -53,6 +53,7 @@ def test_layer_table_lists_shapes_settings_and_frozen_layers():
     assert layers.loc["Conv_0", "settings"] == "3x3, stride 2, same, tanh, pool 2"
     assert layers.loc["Conv_1", "settings"] == "5x5, valid, relu"
     assert layers.loc["Dense_0", "settings"] == "relu, dropout 0.5"
+    assert layers.loc["Dense_1", "settings"] == "logits"
     assert layers["frozen"].tolist() == ["no", "yes", "no", "no"]
     assert "frozen 808 parameters" in (totals := format_totals(config, layers, MNIST))
     table = markdown_table(layers.reset_index())
