@@ -25,14 +25,13 @@ from mnist_jax.cli.flags import (
     define_targets_flag,
     load_data,
 )
-from mnist_jax.cli.main import run_program, start_jax, start_job
-from mnist_jax.cli.signals import stop_between_chunks
+from mnist_jax.cli.main import run_program, start_jax, stop_between_chunks
 from mnist_jax.errors import InputError
 from mnist_jax.reporting.comparison import train_configs, write_tables
 from mnist_jax.reporting.progress import ProgressPrinter
 from mnist_jax.reporting.report import PICTURES, RESULTS, write_report
 from mnist_jax.reporting.targets import check_targets
-from mnist_jax.training import cluster
+from mnist_jax.training import distributed
 from mnist_jax.training.study import Study
 from mnist_jax.training.sweep import HOW_TO_RESUME
 
@@ -54,18 +53,17 @@ def main() -> None:
             f"{FLAGS.against}"
         )
     seeds = chosen_seeds(configs[0].seed, FLAGS.seeds)
-    start_job()
-    out = cluster.output_folder(Path(FLAGS.out))
-    out.mkdir(parents=True, exist_ok=True)
     start_jax()
-    study = Study(out, RESULTS, load_data(configs[0].dataset), seeds)
-    with stop_between_chunks(HOW_TO_RESUME) as check_stopped:
-        train_configs(study, configs, ProgressPrinter(FLAGS.quiet, check_stopped))
-    tables = write_tables(out, targets, against, FLAGS.columns == "all")
-    print(f"\n{tables}\n\nwritten: {out}/compare.jsonl, .csv, .md, with all columns")
-    if FLAGS.report:
-        page = write_report(out, targets, against)
-        print(f"written: {page} and its pictures in {out}/{PICTURES}")
+    with distributed.output_folder(Path(FLAGS.out)) as out:
+        out.mkdir(parents=True, exist_ok=True)
+        study = Study(out, RESULTS, load_data(configs[0].dataset), seeds)
+        with stop_between_chunks(HOW_TO_RESUME) as check_stopped:
+            train_configs(study, configs, ProgressPrinter(FLAGS.quiet, check_stopped))
+        tables = write_tables(out, targets, against, FLAGS.columns == "all")
+        print(f"\n{tables}\n\nwritten: {out}/compare.jsonl, .csv, .md: all columns")
+        if FLAGS.report:
+            page = write_report(out, targets, against)
+            print(f"written: {page} and its pictures in {out}/{PICTURES}")
 
 
 def run() -> None:

@@ -26,7 +26,7 @@ from mnist_jax.cli.flags import (
     define_path_flag,
     define_preset_flag,
 )
-from mnist_jax.cli.main import run_program, start_jax, start_job
+from mnist_jax.cli.main import run_program, start_jax
 from mnist_jax.cli.parsing import parse_flags
 from mnist_jax.config import DATASETS, MODELS, TrainConfig
 from mnist_jax.data.datasets import load_dataset
@@ -40,7 +40,7 @@ from mnist_jax.reporting.tables import (
     mean_and_spread,
     median_and_range,
 )
-from mnist_jax.training import cluster
+from mnist_jax.training import distributed
 from mnist_jax.training.experiment import prepare
 from mnist_jax.training.fit import fit
 
@@ -300,8 +300,7 @@ def main() -> None:
             "--target must be an accuracy between 0 and 1, such as 0.99; got "
             f"{FLAGS.target:g}"
         )
-    start_job()
-    out = cluster.output_folder(Path(FLAGS.out)) / "speedrun.jsonl"
+    out = Path(FLAGS.out) / "speedrun.jsonl"
     check_append(out)
     if FLAGS.recipe:
         path = Path(FLAGS.recipe)
@@ -330,7 +329,7 @@ def main() -> None:
             for name, settings in (PEERS.items() if FLAGS.peers else ())
         }
         records = run_recipes(paths, FLAGS.target, FLAGS.seeds, FLAGS.data_dir, peers)
-    for record in records:
+    for record in records if distributed.is_writer() else ():
         append_jsonl(out, record)
     print(f"\n{format_speed(records)}")
     if FLAGS.against:

@@ -25,8 +25,12 @@ from mnist_jax.cli.flags import (
     define_seeds_flag,
     load_data,
 )
-from mnist_jax.cli.main import chosen_machine, run_program, start_jax
-from mnist_jax.cli.signals import stop_between_chunks
+from mnist_jax.cli.main import (
+    chosen_machine,
+    run_program,
+    start_jax,
+    stop_between_chunks,
+)
 from mnist_jax.config import TrainConfig
 from mnist_jax.errors import InputError
 from mnist_jax.records.environment import available_cores

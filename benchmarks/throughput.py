@@ -34,7 +34,7 @@ from mnist_jax.cli.flags import (
     define_precisions_flag,
     define_profile_flag,
 )
-from mnist_jax.cli.main import run_program, start_jax, start_job
+from mnist_jax.cli.main import run_program, start_jax
 from mnist_jax.config import TrainConfig, as_text, changed_fields
 from mnist_jax.data.batches import epoch_indices
 from mnist_jax.data.types import Dataset, Split
@@ -44,7 +44,7 @@ from mnist_jax.records.environment import Environment, current_environment
 from mnist_jax.records.files import check_append
 from mnist_jax.records.schema import append_jsonl, plain
 from mnist_jax.reporting.tables import markdown_table, median_and_range
-from mnist_jax.training import cluster
+from mnist_jax.training import distributed
 from mnist_jax.training.experiment import prepare
 
 from .processes import Worker
@@ -226,8 +226,7 @@ def main() -> None:
     """Runs the measurements and prints the tables."""
     configs = _configs()
     seed_counts = chosen_numbers("seeds", "integers from 1 to 1024", 1024)
-    start_job()
-    out = cluster.output_folder(Path(FLAGS.out)) if FLAGS.out else None
+    out = Path(FLAGS.out) if FLAGS.out else None
     if out:
         check_append(out / "throughput.jsonl")
     start_jax()
@@ -247,7 +246,7 @@ def main() -> None:
                 config.model, start_settings(config), FLAGS.starts
             )
         records.append(ThroughputRecord(machine, plain(config), seeds, **figures))
-        if out:
+        if out and distributed.is_writer():
             append_jsonl(out / "throughput.jsonl", records[-1])
     print(
         f"\nsynthetic images on {machine.device} ({machine.cores} cores), jax "

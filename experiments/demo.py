@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import flags
 
-from mnist_jax.cli.flags import define_machine_flags, define_path_flag, existing_folder
+from mnist_jax.cli.flags import define_machine_flags, define_path_flag
 from mnist_jax.cli.main import run_program, start_jax
 from mnist_jax.demo.page import write_page
 from mnist_jax.training.run_dir import load_run
@@ -21,7 +21,7 @@ HOST = "127.0.0.1"  # the page is for this machine only
 
 def main() -> None:
     """Writes the page and serves it until interrupted."""
-    folders = [existing_folder(path, "run_dir") for path in FLAGS.run_dir]
+    folders = [Path(path) for path in FLAGS.run_dir]
     start_jax()
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):

@@ -11,7 +11,6 @@ from mnist_jax.cli.flags import (
     define_machine_flags,
     define_path_flag,
     define_run_dir_flag,
-    existing_folder,
     load_data_of,
 )
 from mnist_jax.cli.main import run_program, start_jax
@@ -25,7 +24,7 @@ _COMPARED = 1_000  # test images
 
 def main() -> None:
     """Exports the run in --run_dir."""
-    folder = existing_folder(FLAGS.run_dir, "run_dir")
+    folder = Path(FLAGS.run_dir)
     out = Path(FLAGS.out or f"{folder.resolve()}.{FLAGS.format}")
     check_export(FLAGS.format, out)
     start_jax()

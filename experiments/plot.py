@@ -3,12 +3,13 @@
 python -m experiments.plot --run_dir=runs/cnn0
 """
 
+from pathlib import Path
+
 from absl import flags
 
 from mnist_jax.cli.flags import (
     define_machine_flags,
     define_run_dir_flag,
-    existing_folder,
     load_data_of,
 )
 from mnist_jax.cli.main import run_program, start_jax
@@ -24,7 +25,7 @@ FLAGS = flags.FLAGS
 
 def main() -> None:
     """Plots the run in --run_dir."""
-    folder = existing_folder(FLAGS.run_dir, "run_dir")
+    folder = Path(FLAGS.run_dir)
     start_jax()
     run = load_run(folder)
     history = history_frame(run.record)

@@ -14,7 +14,6 @@ from mnist_jax.cli.flags import (
     define_machine_flags,
     define_path_flag,
     define_run_dir_flag,
-    existing_folder,
     load_data_of,
 )
 from mnist_jax.cli.main import run_program, start_jax
@@ -42,7 +41,7 @@ def _indices(words: list[str], size: int) -> list[int]:
 
 def main() -> None:
     """Predicts the images selected by the flags."""
-    folder = existing_folder(FLAGS.run_dir, "run_dir")
+    folder = Path(FLAGS.run_dir)
     start_jax()
     run = load_run(folder)
     pictures = [_read_picture(path, run) for path in FLAGS.image or []]

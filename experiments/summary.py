@@ -13,7 +13,7 @@ from mnist_jax.cli.main import run_program
 from mnist_jax.data.types import MNIST
 from mnist_jax.reporting.summary import format_totals, layer_frame
 from mnist_jax.reporting.tables import markdown_table
-from mnist_jax.training.setup import setup
+from mnist_jax.training.jax_setup import setup
 
 FLAGS = flags.FLAGS
 

@@ -19,15 +19,13 @@ from mnist_jax.cli.flags import (
     define_profile_flag,
     define_quiet_flag,
     define_seeds_flag,
-    existing_folder,
     load_data,
 )
-from mnist_jax.cli.main import run_program, start_jax, start_job
-from mnist_jax.cli.signals import stop_between_chunks
+from mnist_jax.cli.main import run_program, start_jax, stop_between_chunks
 from mnist_jax.errors import InputError
 from mnist_jax.reporting.progress import ProgressPrinter
 from mnist_jax.reporting.trackers import TRACKERS, TrackingPrinter, check_tracker
-from mnist_jax.training import cluster
+from mnist_jax.training import distributed
 from mnist_jax.training.checkpoints import KEEP
 from mnist_jax.training.run_dir import CONFIG
 from mnist_jax.training.sweep import plan_runs, train_runs
@@ -69,10 +67,10 @@ def main() -> None:
     config = config_from_flags(FLAGS)
     seeds = chosen_seeds(config.seed, FLAGS.seeds)
     _check_flags()
-    start_job()
+    start_jax()
     with contextlib.ExitStack() as stack:
         root = Path(FLAGS.run_dir or stack.enter_context(tempfile.TemporaryDirectory()))
-        root = cluster.output_folder(root)
+        root = stack.enter_context(distributed.output_folder(root))
         plan = plan_runs(
             config,
             seeds,
@@ -81,9 +79,8 @@ def main() -> None:
             overwrite=FLAGS.overwrite,
             checkpoint_every=FLAGS.checkpoint_every,
             keep=FLAGS.keep,
-            init_from=FLAGS.init_from and existing_folder(FLAGS.init_from, "init_from"),
+            init_from=FLAGS.init_from and Path(FLAGS.init_from),
         )
-        start_jax()
         dataset = load_data(config.dataset)
         check_stopped = stack.enter_context(
             stop_between_chunks(
@@ -98,7 +95,7 @@ def main() -> None:
         if FLAGS.resume and not held:
             print(f"no run in {FLAGS.run_dir}: starting from the beginning", flush=True)
         printer = ProgressPrinter(FLAGS.quiet, check_stopped)
-        if FLAGS.track and cluster.is_writer():
+        if FLAGS.track and distributed.is_writer():
             printer = TrackingPrinter(FLAGS.track, root, FLAGS.quiet, check_stopped)
             stack.callback(printer.close)
         experiment = train_runs(plan, dataset, printer)

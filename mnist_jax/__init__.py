@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from mnist_jax.data.user_images import read_image
     from mnist_jax.errors import InputError
     from mnist_jax.testing import check_model
+    from mnist_jax.training.jax_setup import setup
     from mnist_jax.training.run_dir import TrainedRun, load_run
-    from mnist_jax.training.setup import setup
 
     __version__: str
 
@@ -53,7 +53,7 @@ _MODULES = {
     "load_dataset": "data.datasets",
     "load_run": "training.run_dir",
     "read_image": "data.user_images",
-    "setup": "training.setup",
+    "setup": "training.jax_setup",
     "train": "api",
 }
 

@@ -22,7 +22,7 @@ from mnist_jax.reporting.progress import ProgressPrinter
 from mnist_jax.reporting.report import RESULTS
 from mnist_jax.reporting.tables import comparison_frame
 from mnist_jax.reporting.targets import check_targets
-from mnist_jax.training import cluster
+from mnist_jax.training import distributed
 from mnist_jax.training.run_dir import TrainedRun, load_run, read_records
 from mnist_jax.training.study import Study
 from mnist_jax.training.sweep import Observer, plan_runs, train_runs
@@ -194,7 +194,7 @@ def _seeds(seeds: int | Sequence[int], first: int) -> list[int]:
 
 
 def _observer(quiet: bool) -> Observer:
-    return ProgressPrinter() if cluster.is_writer() and not quiet else Observer()
+    return ProgressPrinter() if distributed.is_writer() and not quiet else Observer()
 
 
 def _load(config: TrainConfig, dataset: Dataset | None, observer: Observer) -> Dataset:
@@ -214,7 +214,8 @@ def _folder_or_temporary(path: Folder | None) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         if path is None:
             path = stack.enter_context(tempfile.TemporaryDirectory())
-        yield cluster.output_folder(Path(path).expanduser())
+        folder = distributed.output_folder(Path(path).expanduser())
+        yield stack.enter_context(folder)
 
 
 def _warn_of_one_device(configs: Sequence[TrainConfig]) -> None:

@@ -65,17 +65,12 @@ def test_setup_uses_every_core_and_may_be_repeated():
         "errors = []\n"
         "for settings in dict(cpu_devices=64), dict(platform='tpu'):\n"
         "    try: mnist_jax.setup(**settings)\n"
-        "    except mnist_jax.InputError as error: errors.append(str(error))\n"
+        "    except (RuntimeError, ValueError) as error: errors.append(str(error))\n"
         "print(json.dumps(errors))\n"
     )
     devices, platform = json.loads(python(code))
-    assert "already running with" in devices and "before any other use" in devices
+    assert "before any JAX operation" in devices
     assert "platform to tpu" in platform and "running on cpu" in platform
-
-
-def test_setup_refuses_an_unknown_platform():
-    with pytest.raises(InputError, match="platform=fpga is unknown; use one of cpu"):
-        mnist_jax.setup("fpga")
 
 
 @pytest.mark.slow

@@ -31,10 +31,10 @@ ONLY_IN = {
         r"^import time$|from time import",
         {
             "data/download",  # which waits
-            *("training/cluster", "training/rollcall"),  # as do these
+            "training/distributed",  # which waits for threads
             "models/precision",  # which compares products
             "reporting/trackers",  # whose events have a time
-            *("training/fit", "training/compile_cache", "profiling"),
+            *("training/fit", "training/jax_setup", "profiling", "demo"),
         },
     ),
     # The CPU implementations prevent fusion with a call that is not inlined.

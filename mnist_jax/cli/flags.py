@@ -12,9 +12,9 @@ from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.types import MNIST, Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.records.schema import RunRecord
-from mnist_jax.training import cluster
+from mnist_jax.training import distributed
+from mnist_jax.training.jax_setup import PLATFORMS
 from mnist_jax.training.run_dir import read_data_dir
-from mnist_jax.training.setup import PLATFORMS
 
 FLAGS = flags.FLAGS
 flags.disclaim_key_flags()  # so that --help of the program lists them
@@ -102,7 +102,7 @@ def define_machine_flags() -> None:
 
 
 def define_cluster_flags() -> None:
-    """Defines the flags of a job of several processes, for `start_job`."""
+    """Defines the flags of a job of several processes, for `start_jax`."""
     flags.DEFINE_string(
         "coordinator",
         None,
@@ -120,7 +120,7 @@ def define_cluster_flags() -> None:
     )
     flags.DEFINE_integer(
         "cluster_timeout",
-        cluster.TIMEOUT,
+        distributed.TIMEOUT,
         "seconds until all processes of the job must have started",
         lower_bound=1,
         upper_bound=86_400,
@@ -277,17 +277,3 @@ def load_data_of(folder: Path, record: RunRecord) -> Dataset:
             f"{dataset.checksum}; give the folder of the run's data by --data_dir"
         )
     return dataset
-
-
-def existing_folder(path: str, flag: str) -> Path:
-    """Returns the folder given by a flag.
-
-    Raises:
-        InputError: it does not exist.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise InputError(
-            f"--{flag}={path} is not a folder; give the --run_dir of a finished run"
-        )
-    return folder

@@ -1,67 +1,25 @@
-"""Start-up and error messages of the programs."""
+"""Start-up, stop and error messages of the programs."""
 
 import contextlib
 import gc
 import os
+import signal
 import sys
-from collections.abc import Callable
-from importlib.metadata import version
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 from absl import flags, logging
 
 from mnist_jax.cli.parsing import name_flag_file, parse_flags
-from mnist_jax.cli.signals import exit_status, interrupt_at_signals
 from mnist_jax.errors import InputError, Stopped
-from mnist_jax.training import cluster
-from mnist_jax.training.setup import setup
+from mnist_jax.training import distributed
+from mnist_jax.training.jax_setup import setup
 
 FLAGS = flags.FLAGS
-
-
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")  # compared in a job
-# Flags with which the processes of a job may differ: only process 0 keeps files.
-_OWN_FLAGS = ("process_id", "data_dir", "run_dir", "out", "compile_cache", "quiet")
-
-
-def start_job() -> None:
-    """Connects the processes of a job, if the flags ask for one.
-
-    Raises:
-        InputError: as `cluster.start`, or the processes have different flags.
-    """
-    given = [FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id]
-    if FLAGS.cluster == "auto":
-        if given != [None] * 3:
-            raise InputError(
-                "--cluster=auto takes --coordinator, --num_processes and --process_id "
-                "from the cluster; give either it or them"
-            )
-    elif FLAGS.coordinator is None:
-        if given != [None] * 3:
-            raise InputError(
-                "--num_processes and --process_id need --coordinator, the host:port of "
-                "process 0; give all three, or none for a single process"
-            )
-        return
-    cluster.start(
-        FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.cluster_timeout
-    )
-    _keep_stdout(cluster.is_writer())
-    if not cluster.is_writer() and "quiet" in FLAGS:
-        FLAGS["quiet"].value = True
-    shared = {
-        f"--{flag.name}": flag.value
-        for module, found in FLAGS.flags_by_module_dict().items()
-        if not module.startswith("absl.")
-        for flag in found
-        if flag.name not in _OWN_FLAGS
-    }
-    versions = {f"the version of {name}": version(name) for name in _PACKAGES}
-    program = os.path.basename(sys.argv[0])  # hosts may have it at different paths
-    values = {"the program": program, **versions, **shared}
-    cluster.agree("flags", values, "start all processes with the same command")
+# Of Ctrl-C, of schedulers, of a closed terminal, and of Slurm before the time is up.
+_NAMES = "SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGXCPU"
+SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 
 
 class Machine(NamedTuple):
@@ -79,30 +37,52 @@ def chosen_machine() -> Machine:
 
 
 def start_jax(machine: Machine | None = None) -> None:
-    """Sets JAX up, by default from the flags; raises as `setup`."""
+    """Sets JAX up, by default from the flags, and connects the processes of a job."""
     machine = machine or chosen_machine()
     # Objects created by imports stay alive. Scanning them in every collection would
     # take a tenth of the time of tracing and lowering.
     gc.freeze()
     if not machine.compile_cache:  # nor the one of JAX_COMPILATION_CACHE_DIR
         jax.config.update("jax_enable_compilation_cache", False)
+    if "cluster" in FLAGS:
+        job = FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id
+        if FLAGS.cluster == "auto" or job != (None, None, None):
+            distributed.start(*job, timeout=FLAGS.cluster_timeout)
     setup(*machine)
+    if not distributed.is_writer():
+        sys.stdout = open(os.devnull, "w")
 
 
-def _first(error: Exception) -> str:
-    return str(error).splitlines()[0][:200]
+@contextlib.contextmanager
+def stop_between_chunks(message: str) -> Iterator[Callable[[], None]]:
+    """Defers the first signal until the program can stop cleanly.
 
-
-def _keep_stdout(keep: bool) -> None:
-    """Discards what libraries print past Python, such as gloo's connections.
+    A second signal ends the program immediately.
 
     Args:
-        keep: whether to keep what Python prints.
+        message: printed when the program stops: what is kept, how to resume.
+
+    Yields:
+        A function to call between chunks; it raises `Stopped` after a signal, in all
+        processes of a job at the same chunk.
     """
-    sys.stdout.flush()
-    kept, null = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    sys.stdout = open(kept if keep else null, "w", errors="backslashreplace")
+    received = [0]
+
+    def remember(number: int, _: Any) -> None:
+        received[0] = number
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+
+    def check() -> None:
+        if number := int(distributed.gather(received[0]).max()):
+            raise Stopped(number, message)
+
+    before = {number: signal.signal(number, remember) for number in SIGNALS}
+    try:
+        yield check
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run_program(main: Callable[[], None]) -> None:
@@ -113,7 +93,7 @@ def run_program(main: Callable[[], None]) -> None:
             flags.
     """
     # Tables have a plus-minus sign, which the encoding of a terminal may lack.
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     logging.use_absl_handler()
     if main.__module__ != "__main__":  # run by the `__main__.py` of a package
         sys.argv[0] = main.__module__
@@ -122,31 +102,20 @@ def run_program(main: Callable[[], None]) -> None:
         print(sys.modules[main.__module__].__doc__, "\nflags:", sep="")
         print(FLAGS.main_module_help())
         return
-    stopped = False
     try:
-        interrupt_at_signals()
         parse_flags(sys.argv)
         main()
         sys.stdout.flush()  # the disk may be full
         return
-    except InputError as error:
+    except (InputError, OSError) as error:
         message, status = f"error: {name_flag_file(str(error))}", 1
-    except OSError as error:  # also of a terminal that was closed, after its signal
-        message = f"error: {error}; fix this and run the command again"
-        status = exit_status(1)
-    except Stopped as stop:  # in all processes of a job
-        message, status, stopped = f"stopped: {stop}", exit_status(1), True
+    except Stopped as stop:
+        message, status = f"stopped: {stop}", 128 + stop.number
     except KeyboardInterrupt:
-        message, status = "\ninterrupted", exit_status(130)
-    except jax.errors.JaxRuntimeError as error:
-        if cluster.processes() == 1:
-            raise
-        cluster.fail(f"the connection to another process is lost ({_first(error)})")
-    cluster.hold_exit()
+        message, status = "\ninterrupted", 130
     with contextlib.suppress(OSError):  # of a terminal that is closed
-        print(message, file=sys.stderr)
+        print(message, file=sys.stderr, flush=True)
         sys.stdout.flush()
-    cluster.leave("" if stopped else message.strip())
     # Without Python's clean-up, which may crash while XLA compiles in other threads,
     # and in a job waits for the other processes.
     os._exit(status)

@@ -24,13 +24,12 @@ from mnist_jax.errors import InputError
 from mnist_jax.models.custom import network_sha256
 from mnist_jax.models.networks import apply_model, create_model, param_shapes
 from mnist_jax.records.environment import code_digest, current_environment
-from mnist_jax.training import cluster
+from mnist_jax.training import distributed
 from mnist_jax.training.checkpoints import check_saving
-from mnist_jax.training.compile_cache import CompileClock
 from mnist_jax.training.epochs import Programs, jit, make_programs
+from mnist_jax.training.jax_setup import CompileClock
 from mnist_jax.training.mesh import choose_mesh, eval_indices, replicate, seed_keys
 from mnist_jax.training.optimizers import create_optimizer
-from mnist_jax.training.setup import check_jax_settings
 
 # JAX's caches hold 5 to 10 MB for each config, and are cleared after this many. That
 # costs half a second, since small operations are then compiled again.
@@ -94,7 +93,6 @@ def prepare(
         seeds: number of seeds that `fit` will train together.
         mesh: devices to use (default: `choose_mesh`).
     """
-    check_jax_settings()
     if next(_prepared) % _KEPT_PROGRAMS == 0:
         jax.clear_caches()
     config = config.for_dataset(dataset.name)
@@ -127,9 +125,7 @@ def prepare(
         images = dataset.train.images[:16]
         if fault := find_batch_dependence(model, preprocess, params, images):
             raise InputError(f"--model={config.model}: {fault}")
-    # Gloo gives up after 30 s if processes arrive apart, one from its cache.
-    cluster.exchange("compiled")
-    cluster.yield_polling_threads()
+    distributed.yield_polling_threads()
     return Experiment(
         config=config,
         seeds=seeds,
@@ -149,7 +145,7 @@ def prepare(
 
 def _agree(config: TrainConfig, dataset: Dataset, seeds: int, mesh: Mesh) -> None:
     """Raises InputError if the processes of a job would train different runs."""
-    if cluster.processes() == 1:
+    if jax.process_count() == 1:
         return
     environment = dataclasses.asdict(current_environment())
     versions = ("python", "jax", "jaxlib", "flax", "optax")
@@ -163,7 +159,7 @@ def _agree(config: TrainConfig, dataset: Dataset, seeds: int, mesh: Mesh) -> Non
         "the number of seeds": seeds,
         "the number of devices": mesh.size,
     }
-    cluster.agree("prepare", values, "make them equal and start all processes again")
+    distributed.agree(values)
 
 
 def change_learning_rate(experiment: Experiment, config: TrainConfig) -> Experiment:

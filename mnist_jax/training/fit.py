@@ -19,7 +19,7 @@ from mnist_jax.models.layers import resolve_impl
 from mnist_jax.models.networks import count_params
 from mnist_jax.records.environment import Environment, current_environment
 from mnist_jax.records.schema import EpochRecord, RunRecord
-from mnist_jax.training import cluster
+from mnist_jax.training import distributed
 from mnist_jax.training.checkpoints import Checkpoint, params_sha256
 from mnist_jax.training.diverged import check_finite, find_cause
 from mnist_jax.training.epochs import predict_images
@@ -138,9 +138,8 @@ def _train_epoch(
         chunks.append(Metrics(*(leaf[:, start:stop] for leaf in chunk)))
         seconds_per_step = (time.perf_counter() - began) / (stop - start)
         # Processes with chunks of different sizes would wait for each other forever.
-        chunk_steps = cluster.decided(
-            "chunk", max(1, round(CHUNK_SECONDS / seconds_per_step))
-        )
+        wanted = max(1, round(CHUNK_SECONDS / seconds_per_step))
+        chunk_steps = int(distributed.gather(wanted)[0])
         start = stop
         loss, accuracy = np.mean(_means(_join(chunks)), axis=0)
         on_chunk(
@@ -222,19 +221,19 @@ def fit(
     environment, began = current_environment(), time.perf_counter()
     begin = partial(_begin, experiment, seeds, start_params, resume)
     states, run_keys, histories = begin()
-    if cluster.processes() > 1:
+    if jax.process_count() > 1:
         start_values = {
             "the list of seeds": list(seeds),
             "the number of finished epochs": len(histories[0]),
             "the sha256 of the initial parameters": params_sha256(states.params),
         }
-        cluster.agree("fit", start_values, "give all processes the same files")
+        distributed.agree(start_values)
     resumed = len(histories[0])
 
     def check(number: int, losses: Any) -> None:
         find = None
         # A replay of several epochs takes long; one process of a job cannot replay.
-        if len(histories[0]) == resumed and cluster.processes() == 1:
+        if len(histories[0]) == resumed and jax.process_count() == 1:
             find = partial(find_cause, experiment, seeds, begin, number)
         check_finite(losses, config, seeds[number], histories[number], find)
 

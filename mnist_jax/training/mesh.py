@@ -16,7 +16,7 @@ from mnist_jax.data.types import Shapes
 from mnist_jax.errors import InputError
 from mnist_jax.models.flops import training_flops
 from mnist_jax.models.networks import count_params, create_model
-from mnist_jax.training import cluster
+from mnist_jax.training import distributed
 
 SEEDS, BATCH = "seeds", "batch"  # the axes of the mesh
 # On a CPU, one call over 10,000 images is several times slower than chunks that fit in
@@ -39,7 +39,7 @@ def choose_mesh(config: TrainConfig, seeds: int, shapes: Shapes) -> Mesh:
     Raises:
         InputError: the config asks for more CPU devices than JAX was started with.
     """
-    devices, processes = jax.local_device_count(), cluster.processes()
+    devices, processes = jax.local_device_count(), jax.process_count()
     if config.cpu_devices > devices:
         raise InputError(
             f"--cpu_devices must be at most the {devices} JAX was started with; got "
@@ -85,12 +85,12 @@ def _in_turns(devices: Sequence[jax.Device]) -> list[jax.Device]:
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Copies arrays to every device of the mesh."""
-    return cluster.put(tree, NamedSharding(mesh, P()))
+    return distributed.put(tree, NamedSharding(mesh, P()))
 
 
 def shard_seeds(tree: Any, mesh: Mesh) -> Any:
     """Shards the first axis of arrays `[seeds,...]` over the mesh."""
-    return cluster.put(tree, NamedSharding(mesh, P(SEEDS)))
+    return distributed.put(tree, NamedSharding(mesh, P(SEEDS)))
 
 
 def shard_indices(indices: np.ndarray, mesh: Mesh) -> jax.Array:
@@ -98,7 +98,7 @@ def shard_indices(indices: np.ndarray, mesh: Mesh) -> jax.Array:
     missing = -indices.shape[2] % mesh.shape[BATCH]
     padding = ((0, 0), (0, 0), (0, missing))
     padded = np.pad(indices, padding, constant_values=-1)
-    return cluster.put(padded, NamedSharding(mesh, P(SEEDS, None, BATCH)))
+    return distributed.put(padded, NamedSharding(mesh, P(SEEDS, None, BATCH)))
 
 
 @functools.lru_cache(maxsize=64)  # reused by loops over single steps
@@ -117,7 +117,7 @@ def eval_indices(indices: range, mesh: Mesh, rows: int = 0) -> jax.Array:
     padded = np.full(rows * chunk, -1, np.int32)
     padded[: len(indices)] = indices
     sharding = NamedSharding(mesh, P(None, BATCH))
-    return cluster.put(padded.reshape(rows, chunk), sharding)
+    return distributed.put(padded.reshape(rows, chunk), sharding)
 
 
 def seed_keys(seeds: Sequence[int]) -> jax.Array:

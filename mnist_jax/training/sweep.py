@@ -10,13 +10,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.records.environment import code_digest
 from mnist_jax.records.files import hold_lock
 from mnist_jax.records.schema import RunKey, RunRecord
-from mnist_jax.training import cluster
 from mnist_jax.training.checkpoints import (
     KEEP,
     Checkpoint,
@@ -173,9 +174,8 @@ def train_runs(
     """
     experiment = None
     with _hold_locks(plan, observer):
-        cluster.share_files(list(plan.folders.values()))
         keys = run_keys(plan.config, dataset, plan.folders, plan.start_from)
-        finished = set(cluster.decided("finished", _find_finished(plan, keys)))
+        finished = set(_find_finished(plan, keys))
         for seed in sorted(finished):
             observer.report(f"{plan.name}, seed {seed}: already recorded")
         for seeds, checkpoint in _groups(plan, keys, dataset, finished, observer):
@@ -235,7 +235,7 @@ def _hold_locks(plan: Plan, observer: Observer) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for path in [folder / LOCK for folder in dict.fromkeys([plan.root, *folders])]:
             # The processes of a job agree on a stop, but only one waits here.
-            check = observer.check_stopped if cluster.processes() == 1 else _ignore
+            check = observer.check_stopped if jax.process_count() == 1 else _ignore
             stack.enter_context(hold_lock(path, wait, check))
         yield
 

@@ -1,21 +1,43 @@
-"""Tests of the start of a program."""
+"""Tests of the signals that stop a program."""
 
-import sys
-from types import SimpleNamespace
+import os
+import signal
+from collections.abc import Iterator
 
-from mnist_jax.cli import main
+import pytest
+
+from mnist_jax.cli.main import SIGNALS, stop_between_chunks
+from mnist_jax.errors import Stopped
+from mnist_jax.records.files import hold_lock
 
 
-def test_the_processes_of_a_job_may_be_in_different_folders(monkeypatch):
-    names = "coordinator", "cluster", "num_processes", "process_id", "cluster_timeout"
-    values = {**dict.fromkeys(names), "coordinator": "node0:12345"}
-    given = SimpleNamespace(**values, flags_by_module_dict=dict)
-    compared = []
-    monkeypatch.setattr(main, "FLAGS", given)
-    monkeypatch.setattr(main, "_keep_stdout", lambda keep: None)
-    monkeypatch.setattr(main.cluster, "start", lambda *_: None)
-    monkeypatch.setattr(main.cluster, "agree", lambda *given: compared.append(given))
-    for program in ("/home/a/experiments/train.py", "/b/experiments/train.py"):
-        monkeypatch.setattr(sys, "argv", [program])
-        main.start_job()
-    assert compared[0] == compared[1] and compared[0][1]["the program"] == "train.py"
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Checks that the handlers are restored."""
+    before = [signal.getsignal(number) for number in SIGNALS]
+    yield
+    assert before == [signal.getsignal(number) for number in SIGNALS]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_waiting_for_a_lock_ends_at_a_signal(number, tmp_path, handlers):
+    with (
+        hold_lock(tmp_path / ".lock"),
+        pytest.raises(Stopped, match="how to resume"),
+        stop_between_chunks("how to resume") as check_stopped,
+        hold_lock(
+            tmp_path / ".lock", lambda: os.kill(os.getpid(), number), check_stopped
+        ),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_first_signal_is_deferred_and_the_second_is_not(number, handlers):
+    with stop_between_chunks("") as check_stopped:
+        check_stopped()
+        os.kill(os.getpid(), number)
+        assert {signal.getsignal(each) for each in SIGNALS} == {signal.SIG_DFL}
+        with pytest.raises(Stopped) as stopped:
+            check_stopped()
+        assert stopped.value.number == number

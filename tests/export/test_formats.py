@@ -216,7 +216,7 @@ def test_outputs_that_cannot_be_written_are_refused(tmp_path, monkeypatch):
     for path in (tmp_path, tmp_path / "file"):
         with pytest.raises(InputError, match="already exists, and --format=safetens"):
             check_export("safetensors", path)
-    with pytest.raises(OSError):
+    with pytest.raises(FileExistsError):
         check_export("onnx", tmp_path / "file" / "network.onnx")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     message = r"--format=onnx needs onnx and onnxruntime, .* `pip install '\.\[onnx\]'`"

@@ -1,6 +1,5 @@
 """Runs jobs of several processes on this machine."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -14,7 +13,7 @@ INVALID_FLAGS = {
     "coordinator": ["--coordinator=node0", "--coordinator=node0:12345"],
     "num_processes": ["--num_processes=0", "--num_processes=2"],
     "process_id": ["--process_id=-1", "--process_id=0"],
-    "cluster": ["--cluster=slurm", "--cluster=auto --process_id=0"],
+    "cluster": ["--cluster=slurm", "--cluster=auto"],
     "cluster_timeout": ["--cluster_timeout=0"],
 }
 
@@ -41,8 +40,6 @@ def start_job(
         devices: CPU devices of each process.
         port: of the coordinator; by default a free one.
     """
-    # JAX checks its address with the proxies of the environment, which it must not use.
-    environment = {**os.environ, "http_proxy": "http://proxy.invalid:1"}
     coordinator = f"--coordinator=localhost:{port or free_port()}"
     words = (*words, coordinator, f"--num_processes={processes}")
     words = (*words, f"--cpu_devices={devices}")
@@ -53,7 +50,6 @@ def start_job(
                 *(map(str, extra[process]) if extra else ()),
             ],
             cwd=ROOT,
-            env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -313,7 +313,7 @@ PROGRAMS: dict[str, tuple[str, dict[str, list[str]]]] = {
     ),
 }
 # Flags whose errors quote the value, not the flag.
-VALUES = {"out", "picture", "run_dir", "init_preset", "image"}
+VALUES = {"out", "picture", "run_dir", "init_from", "init_preset", "image"}
 # Flags without invalid values, and why.
 ANYTHING = {
     ("experiments.summary", "init_preset"),  # set by presets; unused here

@@ -102,56 +102,24 @@ def test_a_signal_stops_a_run_and_prints_how_to_resume_it(number, line, tmp_path
     assert bool(list((tmp_path / FOLDER).glob("epoch*"))) == trained
 
 
-CLOSED = """
-import os, pty, sys
-child, terminal = pty.fork()
-if child == 0:
-    os.execv(sys.executable, sys.argv[1:])
-output = b""
-while b" 2/100000 " not in output:
-    output += os.read(terminal, 4096)
-os.close(terminal)
-print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-
-
-def test_closing_the_terminal_ends_a_run_whose_checkpoints_stay(tmp_path):
-    words = command("mlp", tmp_path)
-    words[words.index(f"--epochs={EPOCHS}")] = "--epochs=100000"
-    output, errors = start([sys.executable, "-c", CLOSED, *words]).communicate()
-    assert output == f"{128 + signal.SIGHUP}\n", errors
-    assert list((tmp_path / FOLDER).glob("epoch*"))
-
-
 INTERRUPTED = """
-import os, sys, time
+import os, signal, time
 from mnist_jax.cli.main import run_program
 def main():
     print("\xb1", flush=True)
-    for number in numbers:
-        os.kill(os.getpid(), number)
+    os.kill(os.getpid(), signal.SIGINT)
     time.sleep(600)
-numbers = list(map(int, sys.argv[1:]))
-del sys.argv[1:]
 run_program(main)
 """
 
 
-@pytest.mark.parametrize(
-    "before, numbers",
-    [
-        ([], [signal.SIGTERM]),
-        ([], [signal.SIGHUP]),
-        (["nohup"], [signal.SIGHUP, signal.SIGUSR1]),
-    ],
-)
-def test_a_signal_before_training_interrupts_a_program(before, numbers, monkeypatch):
+def test_ctrl_c_before_training_interrupts_a_program(monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    words = [*before, sys.executable, "-c", INTERRUPTED, *map(str, map(int, numbers))]
-    output, errors = (process := start(words)).communicate(timeout=100)
-    assert process.returncode == 128 + numbers[-1]
-    assert errors.endswith("\ninterrupted\n") and "Traceback" not in errors
-    assert output == "\\xb1\n"  # a character that the encoding lacks
+    process = start([sys.executable, "-c", INTERRUPTED])
+    output, errors = process.communicate(timeout=100)
+    assert process.returncode == 128 + signal.SIGINT
+    assert errors == "\ninterrupted\n"
+    assert output == "?\n"  # for a character that the encoding lacks
 
 
 def test_resume_prints_where_it_starts_and_that_a_run_is_finished(tmp_path):

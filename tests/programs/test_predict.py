@@ -37,7 +37,7 @@ def test_it_reports_what_is_wrong_with_a_run(run_dir: Path, tmp_path):
     def error(folder: Path) -> str:
         return run("experiments.predict", f"--run_dir={folder}", ok=False).stderr
 
-    assert "is not a folder" in error(tmp_path / "none")
+    assert "cannot read" in error(tmp_path / "none")
     assert "config.json" in error(tmp_path)
     (tmp_path / "runs" / "sweep" / "seed0").mkdir(parents=True)
     (tmp_path / "runs" / "sweep" / "seed0" / "record.json").touch()

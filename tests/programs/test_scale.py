@@ -15,7 +15,6 @@ from helpers.jobs import finish, free_port, run_job, scratch_folders, start_job
 from helpers.programs import DIGITS, ROOT, run
 
 from mnist_jax.training.checkpoints import FOLDER
-from mnist_jax.training.rollcall import Job, call_roll
 from mnist_jax.training.run_dir import METRICS, PARAMS
 
 pytestmark = pytest.mark.scale
@@ -33,9 +32,14 @@ def params(folder: Path) -> dict[tuple[str, ...], np.ndarray]:
     return flatten_dict(serialization.msgpack_restore((folder / PARAMS).read_bytes()))
 
 
-def wait_for_checkpoint(folder: Path) -> None:
+def last_checkpoint(folder: Path) -> int:
+    epochs = [int(p.stem[5:]) for p in (folder / FOLDER).glob("epoch*.msgpack")]
+    return max(epochs, default=0)
+
+
+def wait_for_checkpoint(folder: Path, after: int = 0) -> None:
     for _ in range(600):
-        if list((folder / FOLDER).glob("*.msgpack")):
+        if last_checkpoint(folder) > after:
             return
         time.sleep(0.1)
     raise AssertionError("no checkpoint within a minute")
@@ -90,37 +94,39 @@ def test_a_job_is_profiled(tmp_path: Path) -> None:
         2, "experiments.train", *DIGITS, "--profile", f"--run_dir={tmp_path}"
     )
     assert "where the time goes" in first.stdout and "Dense_0" in first.stdout
-    assert list((tmp_path / "profile").rglob("*.xplane.pb")) and not second.stdout
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    assert "where the time goes" not in second.stdout
 
 
 @pytest.mark.parametrize(
     "extra, expected",
     [
-        ("--batch_size=32", "--batch_size is 64 in process 0 and 32 in process 1"),
-        ("--seeds=2", "--seeds is 1 in process 0 and 2 in process 1"),
-        ("--process_id=7", "--process_id must be from 0"),
+        ("--batch_size=32", "the processes of the job differ in --batch_size; make"),
+        ("--seeds=2", "differ in the number of seeds; make them equal"),
     ],
 )
 def test_different_flags_are_refused(extra: str, expected: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    words = "experiments.train", *DIGITS, f"--run_dir={folder}", "--cluster_timeout=9"
+    words = "experiments.train", *DIGITS, f"--run_dir={folder}"
     job = finish(start_job(2, *words, extra=[[], [extra]]))
     assert [one.returncode for one in job] == [1, 1]
-    assert expected in job[1].stderr and not folder.exists()
-    assert all(one.stderr.count("\n") == 1 for one in job), job
+    assert all(expected in one.stderr for one in job), job
 
 
 DIFFERENT = """
 import dataclasses, sys
+import numpy as np
 import mnist_jax
-from mnist_jax.training import cluster, experiment
+from mnist_jax.training import distributed, experiment
 port, process, what = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-cluster.start(f"localhost:{port}", 2, process)
+distributed.start(f"localhost:{port}", 2, process)
 mnist_jax.setup(cpu_devices=1)
 dataset = mnist_jax.load_dataset("digits")
 environment = experiment.current_environment()
 if what == "checksum":
-    dataset = dataclasses.replace(dataset, checksum=f"{what}{process}")
+    images = np.roll(dataset.train.images, process, axis=0)
+    train = dataset.train._replace(images=images)
+    dataset = dataclasses.replace(dataset, train=train)
 else:
     environment = dataclasses.replace(environment, **{what: f"{what}{process}"})
 experiment.current_environment = lambda: environment
@@ -146,17 +152,24 @@ def test_different_data_versions_and_machines_are_refused(what: str) -> None:
         for process in (0, 1)
     ]
     name = "the sha256 of the data" if what == "checksum" else what
-    refused = f"{name} is {what}0 in process 0 and {what}1 in process 1"
+    refused = f"the processes of the job differ in {name}; make them equal"
     assert all(refused in one.stdout for one in finish(job))
 
 
+def test_a_missing_process_ends_the_others(tmp_path: Path) -> None:
+    words = "experiments.train", *DIGITS, "--cluster_timeout=3"
+    job = start_job(2, *words)
+    job[0].kill()
+    ended = finish(job)[1]
+    assert ended.returncode != 0 and "test accuracy" not in ended.stdout
+
+
 def test_an_error_of_one_process_ends_all(tmp_path: Path) -> None:
-    (tmp_path / "record.json").write_text("{}")
     words = "experiments.train", *DIGITS, f"--run_dir={tmp_path}"
-    first, second = finish(start_job(2, *words))
-    assert (first.returncode, second.returncode) == (1, 1)
-    assert "already holds a run" in first.stderr
-    assert "process 0 of the job ended" in second.stderr
+    extra = [], [f"--init_from={tmp_path}/nothing"]
+    first, second = finish(start_job(2, *words, extra=extra))
+    assert 0 not in (first.returncode, second.returncode)
+    assert "cannot read" in second.stderr and not (tmp_path / "record.json").exists()
 
 
 @pytest.mark.parametrize("receiver", [0, 1])
@@ -187,34 +200,15 @@ def test_the_death_of_a_process_ends_all(victim: int, tmp_path: Path) -> None:
     ended = finish(job)
     assert time.monotonic() - killed < 40
     assert 0 not in [one.returncode for one in ended]
-    for number, one in enumerate(ended):
-        if number != victim:
-            assert one.returncode == 1 and one.stderr.count("error: ") == 1, one
-            assert "Traceback" not in one.stderr
     resume_for_one_epoch(folder, port)  # at once, at the same port
-
-
-def test_a_death_while_jax_connects_is_one_sentence() -> None:
-    """Process 1 answers the roll call only."""
-    port = free_port()
-    words = f"cluster.start('localhost:{port}', 2, 0, timeout=4)"
-    first = subprocess.Popen(
-        [sys.executable, "-c", f"from mnist_jax.training import cluster; {words}"],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    call_roll(Job("localhost", port, 2, 1), 60)
-    [ended] = finish([first])
-    assert ended.returncode == 1 and ended.stderr.count("\n") == 1, ended
-    assert "error: not all 2 processes of the job connected within" in ended.stderr
 
 
 def resume_for_one_epoch(folder: Path, port: int | None = None) -> None:
     """Resumes a job of two processes; the rest of a long run would take minutes."""
-    done = max(int(p.stem[5:]) for p in (folder / FOLDER).glob("epoch*.msgpack"))
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "epochs": done + 1}))
-    words = *LONG, f"--run_dir={folder}", "--resume", f"--epochs={done + 1}"
-    run_job(2, *words, port=port)
-    assert len(losses(folder)) == done + 1
+    done = last_checkpoint(folder)
+    job = start_job(2, *LONG, f"--run_dir={folder}", "--resume", port=port)
+    wait_for_checkpoint(folder, done)
+    job[0].send_signal(signal.SIGTERM)
+    stopped = finish(job)
+    assert [one.returncode for one in stopped] == [143, 143], stopped
+    assert f"resuming after epoch {done}" in stopped[0].stdout
