@@ -12,8 +12,7 @@ from typing import Any
 
 from absl import logging
 
-from mnist_jax.cli.main import start_jax
-from mnist_jax.cli.signals import SIGNALS
+from mnist_jax.cli.main import SIGNALS, start_jax
 from mnist_jax.errors import InputError
 from mnist_jax.records.environment import check_packages
 from mnist_jax.reporting.sweep_tables import JOURNAL

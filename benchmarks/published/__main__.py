@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from absl import flags
-from mnist_jax.cli.signals import stop_between_chunks
 
 from mnist_jax.cli.flags import (
     define_machine_flags,
@@ -21,7 +20,7 @@ from mnist_jax.cli.flags import (
     define_seeds_flag,
     load_data,
 )
-from mnist_jax.cli.main import run_program, start_jax
+from mnist_jax.cli.main import run_program, start_jax, stop_between_chunks
 from mnist_jax.errors import InputError
 from mnist_jax.records.files import write_file
 from mnist_jax.records.schema import RunRecord
