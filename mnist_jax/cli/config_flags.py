@@ -5,15 +5,13 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
-from absl import flags, logging
+from absl import flags
 
 from mnist_jax.config import TrainConfig, as_text, check_used, model_kind
-from mnist_jax.errors import InputError
 
 flags.disclaim_key_flags()  # so that --help of the program lists them
 
 _FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
-_OLD_IMPL = "kernels"
 
 
 class _TupleParser(flags.ArgumentParser):
@@ -88,9 +86,6 @@ def define_config_flags(
             parser = _parser_of(kind)
             parser = _OrNone(parser) if default == "none" else parser
             flags.DEFINE(parser, name, None, text, **more)
-        if name == "impl":
-            help = "deprecated name of --impl, to be removed in the next release"
-            flags.DEFINE_enum(_OLD_IMPL, None, choices, help, **more)
 
 
 def _default_text(name: str) -> str:
@@ -121,13 +116,6 @@ def config_from_flags(
         for name in _FIELDS
         if name in flag_values and flag_values[name].value is not None
     }
-    if _OLD_IMPL in flag_values and (old := flag_values[_OLD_IMPL].value) is not None:
-        logging.warning("--kernels is deprecated: use --impl=%s instead", old)
-        if given.setdefault("impl", old) != old:
-            raise InputError(
-                f"--kernels={old} is the old name of --impl={given['impl']}; give "
-                "--impl only"
-            )
     if model is not None:
         kind = model_kind(model)
         needs = {name: field.metadata["needs"] for name, field in _FIELDS.items()}

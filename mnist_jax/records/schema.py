@@ -14,11 +14,6 @@ from mnist_jax.errors import InputError
 from mnist_jax.records.environment import Environment
 from mnist_jax.records.files import append_line, read_lines, write_file
 
-# Records without `schema_version` have version 1. Fields with a default are optional.
-SCHEMA_VERSION = 3
-# Fields that were renamed: from the name in earlier versions.
-_RENAMED = {"kernels": "impl", "place": "index"}
-
 T = TypeVar("T")
 
 
@@ -119,7 +114,6 @@ class RunRecord:
     best_epoch: int | None = None  # whose parameters were kept, with `patience`
     start_sha256: str | None = None  # of the parameters it started from, if not random
     float32_convolutions: bool = False  # with precision="bfloat16", of `impl="fast"`
-    schema_version: int = SCHEMA_VERSION
 
     def table_key(self) -> tuple[str | int, ...]:
         """Returns the values that must be equal within a table of runs."""
@@ -160,80 +154,54 @@ class DetailsRecord:
     worst: list[MistakeRecord]  # misclassified images, most confident first
     filters: list[list[list[float]]] | None  # of a CNN's first layer, [k,k,filters]
     class_names: tuple[str, ...] = ()  # as in `RunRecord`
-    schema_version: int = SCHEMA_VERSION
 
 
-def decode(hint: Any, value: Any, name: str = "") -> Any:
+def decode(hint: Any, value: Any) -> Any:
     """Converts a value read from JSON to the declared type of a field.
 
     Args:
         hint: a dataclass, `list[...]`, `tuple[X, ...]`, `dict[str, X]`, `X | None`, or
             a plain type.
         value: value returned by `json.loads`.
-        name: path of the value within the record, for error messages.
 
     Raises:
-        ValueError: a field, which the message names, is missing, unknown or of the
-            wrong type, or a dataclass rejects its values with an `InputError`.
+        ValueError: the value does not fit; the message names the field.
 
     >>> decode(tuple[int, ...], [1, 2])
     (1, 2)
-    >>> decode(TrainConfig, {"colour": 1})
+    >>> decode(TrainConfig, {"epochs": "two"})
     Traceback (most recent call last):
     ...
-    ValueError: has unknown fields colour
+    ValueError: epochs: 'two' is not of type int
     """
-    if dataclasses.is_dataclass(hint):
-        return _decode_fields(hint, value, name)
-    arguments = typing.get_args(hint)
-    origin = typing.get_origin(hint) or hint
-    if isinstance(hint, types.UnionType):
-        return None if value is None else decode(arguments[0], value, name)
+    origin, arguments = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if origin is types.UnionType:
+        return None if value is None else decode(arguments[0], value)
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        hints, cls = typing.get_type_hints(hint), typing.cast(Any, hint)
+        try:
+            return cls(**{k: _decode(k, hints.get(k), v) for k, v in value.items()})
+        except (TypeError, InputError) as error:  # a field is missing, or its value bad
+            raise ValueError(str(error)) from error
     if origin in (list, tuple) and isinstance(value, list):
-        items = (decode(arguments[0], v, f"{name}[{i}]") for i, v in enumerate(value))
-        return origin(items)
+        return origin(_decode(f"[{i}]", arguments[0], v) for i, v in enumerate(value))
     if origin is dict and arguments and isinstance(value, dict):
-        return {k: decode(arguments[1], v, f"{name}.{k}") for k, v in value.items()}
-    number = isinstance(value, int) and not isinstance(value, bool)
-    if hint is float:  # JSON has one number type, without limits
-        fits = isinstance(value, float) or (number and abs(value) < 2**1023)
-    elif hint is int:
-        fits = number
-    else:
-        fits = hint is Any or isinstance(value, origin)
-    if not fits:
-        raise ValueError(f"has an invalid {name or 'value'}")
+        return {k: _decode(k, arguments[1], v) for k, v in value.items()}
+    kinds: Any = {float: (float, int), Any: object}.get(origin, origin)
+    misfit = isinstance(value, bool) and origin in (int, float)  # True is an int
+    if misfit or not isinstance(value, kinds):
+        raise ValueError(f"{value!r:.40} is not of type {origin.__name__}")
     return value
 
 
-def _decode_fields(cls: Any, value: Any, name: str) -> Any:
-    """Converts a JSON object to a dataclass; raises as `decode`."""
-    if not isinstance(value, dict):
-        raise ValueError(f"has an invalid {name}" if name else "is not a JSON object")
-    prefix, hints = f"{name}." if name else "", typing.get_type_hints(cls)
-    version = value.get("schema_version", 1)
-    if "schema_version" in hints and version != SCHEMA_VERSION:
-        if type(version) is not int or version not in range(1, SCHEMA_VERSION):
-            raise ValueError(f"has version {version}, not 1 to {SCHEMA_VERSION}")
-        value = {**value, "schema_version": SCHEMA_VERSION}
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    value = {k if k in fields else _RENAMED.get(k, k): v for k, v in value.items()}
-    if unknown := sorted(value.keys() - fields.keys()):
-        names = ", ".join(prefix + field for field in unknown)
-        raise ValueError(f"has unknown fields {names}")
-    missing = [
-        prefix + field.name
-        for field in fields.values()
-        if field.name not in value
-        and field.default is field.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise ValueError(f"is missing {', '.join(missing)}")
-    decoded = {key: decode(hints[key], v, prefix + key) for key, v in value.items()}
+def _decode(name: str, hint: Any, value: Any) -> Any:
+    """Decodes the value of a field or an item; the message of an error names it."""
+    if hint is None:
+        raise ValueError(f"unknown field {name}")
     try:
-        return cls(**decoded)
-    except InputError as error:
-        raise ValueError(f"has an invalid {name or 'value'} ({error})") from error
+        return decode(hint, value)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def plain(record: Any) -> Any:
@@ -243,7 +211,7 @@ def plain(record: Any) -> Any:
 
 
 def write_json(path: Path, record: Any) -> None:
-    """Writes a record as a JSON file atomically; raises as `write_file`."""
+    """Writes a record as a JSON file atomically."""
     write_file(path, json.dumps(plain(record), indent=1) + "\n")
 
 
@@ -254,9 +222,6 @@ def read_json(cls: type[T], path: Path, remedy: str = "train again") -> T:
         cls: its dataclass.
         path: the file.
         remedy: what to do if it is damaged, for the error message.
-
-    Raises:
-        InputError: the file is missing, damaged or of another version.
     """
     try:
         return decode(cls, json.loads(path.read_bytes()))
@@ -265,13 +230,8 @@ def read_json(cls: type[T], path: Path, remedy: str = "train again") -> T:
             f"cannot read {path}: {error.strerror}; give the --run_dir of a finished "
             "run"
         ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{path} is damaged ({error}); {remedy}") from error
     except ValueError as error:
-        raise InputError(
-            f"{path} {error}: it is damaged or was written by another version of "
-            f"mnist_jax; {remedy} or use that version"
-        ) from error
+        raise InputError(f"{path} is damaged ({error}); {remedy}") from error
 
 
 def json_line(record: Any) -> str:
@@ -280,7 +240,7 @@ def json_line(record: Any) -> str:
 
 
 def append_jsonl(path: Path, record: Any) -> None:
-    """Appends a record or plain values as a line of JSON; raises as `append_line`."""
+    """Appends a record or plain values as a line of JSON."""
     append_line(path, json_line(record))
 
 
@@ -292,16 +252,9 @@ def read_jsonl(cls: type[T], path: Path) -> list[T]:
     records = []
     for number, line in enumerate(read_lines(path), start=1):
         try:
-            records.append(decode_line(cls, line))
+            records.append(decode(cls, json.loads(line)))
         except ValueError as error:
-            logging.warning("%s line %d %s and is left out", path, number, error)
+            logging.warning(
+                "%s line %d is damaged (%s) and left out", path, number, error
+            )
     return records
-
-
-def decode_line(cls: type[T], line: bytes) -> T:
-    """Returns the record of a line; raises ValueError if it is invalid or damaged."""
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        raise ValueError("is damaged") from None
-    return decode(cls, value)

@@ -1,6 +1,7 @@
 """Results folders: run directories, and a JSON-lines export of their records."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from mnist_jax.records.environment import current_environment
 from mnist_jax.records.files import hold_lock, read_lines, write_file
 from mnist_jax.records.schema import (
     RunRecord,
-    decode_line,
+    decode,
     json_line,
     read_jsonl,
 )
@@ -100,6 +101,6 @@ def export_runs(out: Path, name: str) -> None:
 
 def _key(line: bytes) -> tuple[Any, ...]:
     try:
-        return decode_line(RunRecord, line).timing_key()
+        return decode(RunRecord, json.loads(line)).timing_key()
     except ValueError:
         return ()

@@ -92,7 +92,6 @@ CONFIG = {
     "seed": ["--seed=-1", "--seed=4294967296", "--seed=x"],
     "impl": ["--impl=slow"],
     "precision": ["--precision=float16"],
-    "kernels": ["--kernels=slow", "--kernels=fast --impl=plain"],
     "cpu_devices": ["--cpu_devices=-1", "--cpu_devices=1025", "--cpu_devices=x"],
 }
 PRESET, ANY_DIR = ["--preset=av_rnn"], ["--dataset=idx --data_dir=/nonexistent"]
@@ -327,7 +326,7 @@ ANYTHING = {
 
 def test_every_field_of_the_config_has_a_row():
     fields = {field.name for field in dataclasses.fields(TrainConfig)}
-    assert set(CONFIG) == {*fields, "kernels"}  # old name of --impl
+    assert set(CONFIG) == fields
 
 
 @pytest.fixture(scope="module")

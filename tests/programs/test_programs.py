@@ -150,7 +150,7 @@ def test_compare_adds_rows_and_writes_all_formats(tmp_path):
     shutil.rmtree(tmp_path / "runs")
     (tmp_path / "compare.jsonl").write_text('{"config": 1}\n')
     error = run("benchmarks.report", f"--out={tmp_path}", ok=False).stderr
-    assert "compare.jsonl line 1 is missing" in error and "holds no usable run" in error
+    assert "compare.jsonl line 1 is damaged" in error and "holds no usable run" in error
 
 
 @pytest.mark.faults

@@ -4,7 +4,6 @@ import errno
 import json
 import math
 import os
-import re
 import subprocess
 
 import pytest
@@ -143,7 +142,6 @@ DAMAGED = [
     b'"text"',
     b"[1]",
     b'{"a": "\xff"}',
-    b"[" * 100_000,
 ]
 
 
@@ -154,8 +152,7 @@ def test_a_damaged_line_is_named_and_skipped_but_not_removed(tmp_path, caplog, d
     path.write_bytes(content)
     assert read_jsonl(dict, path) == [{"a": 1}, {"a": 3}]
     [message] = caplog.messages
-    reason = "has an invalid value" if damaged in (b'"text"', b"[1]") else "is damaged"
-    assert message == f"{path} line 2 {reason} and is left out"
+    assert message.startswith(f"{path} line 2 is damaged (")
     append_jsonl(path, {"a": 4})
     assert path.read_bytes() == content + b'{"a": 4}\n'
 
@@ -168,69 +165,35 @@ def test_a_line_after_a_torn_one_is_read(tmp_path, caplog):
     assert "line 2 is damaged" in caplog.text
 
 
-def test_a_record_with_a_missing_field_is_named_and_left_out(tmp_path, caplog):
-    path = tmp_path / "runs.jsonl"
-    optional = {"system", "pixel_mean", "pixel_std", "schema_version"}
-    optional |= {"source_sha256", "best_epoch", "tta_accuracy"}
-    optional |= {"image_shape", "classes", "start_sha256", "float32_convolutions"}
-    optional |= {"class_names"}
-    whole = plain(make_record())
-    required = [name for name in whole if name not in optional]
-    nested = ("environment.load", "environment.device", "epochs[1].val_loss")
-    for name in (*required, *nested):
-        record = json.loads(json.dumps(whole))
-        *parents, last = re.split(r"\[|\]?\.", name)
-        parent_record = record
-        for parent in parents:
-            parent_record = parent_record[int(parent) if parent.isdigit() else parent]
-        del parent_record[last]
-        path.write_text("")
-        append_jsonl(path, record)
-        append_jsonl(path, make_record(seed=1))
-        caplog.clear()
-        records = read_jsonl(RunRecord, path)
-        assert [record.config.seed for record in records] == [1]
-        assert caplog.messages == [f"{path} line 1 is missing {name} and is left out"]
-
-
-# Invalid values by field name.
+# Invalid values by field name, `...` for none.
 WRONG = {
     "config": ["mlp", None, {"model": "vit"}, {"hidden": [16, "x"]}, {"colour": 1}]
     + [{"learning_rate": 10**400}, {"momentum": math.nan}, {"epochs": True}],
-    "dataset": [None, 7],
-    "parameters": ["7", 7.5, True, None, [7], {}],
+    "dataset": [None, 7, ...],
+    "parameters": ["7", 7.5, True, None, [7], {}, ...],
     "compile_cached": [1, "yes"],
-    "test_accuracy": ["0.97", None, [0.97], True, 10**400],
+    "test_accuracy": ["0.97", None, [0.97], True, ...],
     "steady_epoch_seconds": ["1.0"],
-    "epochs": [{}, [1], [{"epoch": 1}]],
-    "environment": [[], "CPU", {"device": 7}],
-    "schema_version": [4, 0, "2", True, 1.0],
+    "epochs": [{}, [1], [{"epoch": 1}], ...],
+    "environment": [[], "CPU", {"device": 7}, ...],
     "colour": ["blue"],
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_field_of_the_wrong_type_or_version_is_named_and_left_out(
-    tmp_path, caplog, name
-):
+def test_a_field_of_the_wrong_type_is_named_and_left_out(tmp_path, caplog, name):
     path = tmp_path / "runs.jsonl"
-    for value in WRONG[name]:
+    for wrong in WRONG[name]:
+        record = {**plain(make_record()), name: wrong}
+        if wrong is ...:
+            del record[name]
         path.write_text("")
-        append_jsonl(path, {**plain(make_record()), name: value})
+        append_jsonl(path, record)
+        append_jsonl(path, make_record(seed=1))
         caplog.clear()
-        assert read_jsonl(RunRecord, path) == []
+        assert [run.config.seed for run in read_jsonl(RunRecord, path)] == [1]
         [message] = caplog.messages
-        assert message.startswith(f"{path} line 1 ") and "left out" in message
-        what = "version" if name == "schema_version" else name
-        assert what in message, message
-
-
-def test_records_of_earlier_versions_are_read_under_the_new_names(tmp_path):
-    record = plain(make_record())
-    record["kernels"] = record.pop("impl")
-    record["config"]["kernels"] = record["config"].pop("impl")
-    append_jsonl(tmp_path / "records.jsonl", {**record, "schema_version": 2})
-    assert read_jsonl(RunRecord, tmp_path / "records.jsonl") == [make_record()]
+        assert message.startswith(f"{path} line 1 ") and name in message
 
 
 @pytest.mark.parametrize(
@@ -247,7 +210,7 @@ def test_a_damaged_file_is_refused_by_name(tmp_path):
     path = tmp_path / "record.json"
     with pytest.raises(InputError, match="cannot read .*record.json"):
         read_json(RunRecord, path)
-    for content in (b"", b"{", b"\xff", b"[" * 100_000, b"[1]", b'{"config": {}}'):
+    for content in (b"", b"{", b"\xff", b"[1]", b'{"config": {}}'):
         path.write_bytes(content)
         with pytest.raises(InputError, match="record.json"):
             read_json(RunRecord, path)

@@ -178,12 +178,12 @@ def damaged(record: RunRecord, **changes: object) -> dict[str, Any]:
 DAMAGES = {
     "empty folder": (None, ""),
     "empty file": ([], ""),
-    "no object": ([[1]], "compare.jsonl line 1 is not a JSON object"),
-    "field missing": ([dict(test_accuracy=...)], "line 1 is missing test_accuracy"),
-    "other type": ([dict(test_loss="low")], "line 1 has an invalid test_loss"),
-    "epochs": ([dict(epochs=[{"epoch": 1}])], "line 1 is missing epochs[0].loss"),
+    "no object": ([[1]], "compare.jsonl line 1 is damaged"),
+    "field missing": ([dict(test_accuracy=...)], "'test_accuracy'"),
+    "other type": ([dict(test_loss="low")], "test_loss: 'low' is not of type float"),
+    "epochs": ([dict(epochs=[{"epoch": 1}])], "epochs: [0]: "),
     "no epoch": ([dict(epochs=[])], ""),
-    "machine": ([dict(environment={"device": 3})], "is missing environment.platform"),
+    "machine": ([dict(environment={"device": 3})], "environment: device: 3 is not"),
 }
 
 
