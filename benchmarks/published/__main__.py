@@ -134,7 +134,7 @@ def write_tables(out: Path) -> str:
         The Markdown.
     """
     export_runs(out, RESULTS)
-    records = read_runs(out, RESULTS)
+    records = read_runs(out)
     markdown = format_published(records)
     write_file(out / "published.md", markdown + "\n")
     groups = [by_system(group) for group in group_by_table(records)]

@@ -56,7 +56,7 @@ def write_tables(
         The Markdown, to print.
     """
     export_runs(out, RESULTS)
-    records = read_runs(out, RESULTS)
+    records = read_runs(out)
     markdown = format_markdown(records, targets, against)
     write_file(out / "compare.md", markdown + "\n")
     frames = [

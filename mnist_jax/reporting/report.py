@@ -132,15 +132,13 @@ def read_sections(
 
     Arguments are as for `write_tables`.
 
-    Damaged lines are skipped with a warning, as by `read_jsonl`.
-
     Raises:
         InputError: there is no usable run, or the details of a run are damaged.
     """
-    records = read_runs(out, RESULTS)
+    records = read_runs(out)
     if not records or not all(record.epochs for record in records):
         raise InputError(
-            f"--out={out} holds no usable run in {RESULTS}; run `python -m "
+            f"--out={out} holds no usable run; run `python -m "
             f"benchmarks.compare {shlex.quote(f'--out={out}')}` first, or give its "
             "output folder"
         )

@@ -25,7 +25,7 @@ from mnist_jax.records.schema import RunRecord, read_jsonl, write_json
 from mnist_jax.reporting.intervals import Interval, paired_difference
 from mnist_jax.reporting.progress import ProgressPrinter
 from mnist_jax.training.run_dir import RECORD
-from mnist_jax.training.study import Study, export_runs, read_runs
+from mnist_jax.training.study import Study, read_runs
 
 COUNTS = {
     "av_dnn": 118_282,
@@ -249,10 +249,9 @@ def test_a_system_is_trained_again_after_the_one_it_starts_from(digits, tmp_path
         study = Study(tmp_path, RESULTS, digits, range(seeds))
         overrides = ["--epochs=1", "--dataset=digits", "--train_size=200"]
         train_system(name, study, overrides, ProgressPrinter(quiet=True))
-        export_runs(tmp_path, RESULTS)
 
     def records(name: str) -> list[RunRecord]:
-        return [run for run in read_runs(tmp_path, RESULTS) if run.system == name]
+        return [run for run in read_runs(tmp_path) if run.system == name]
 
     train("ml10_mlp_raw", 2)
     train("ml10_mlp", 2)

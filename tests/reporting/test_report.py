@@ -61,17 +61,19 @@ def details_of(record: RunRecord) -> DetailsRecord:
     return DetailsRecord(confusion, [WRONG] * 5, filters if is_cnn else None)
 
 
-def write_run(out: Path, record: RunRecord, details: DetailsRecord) -> None:
+def write_run(
+    out: Path,
+    record: RunRecord,
+    details: DetailsRecord | None = None,
+    name: str = "",
+) -> None:
     """Writes the files of a run directory that the report reads, under `out`."""
-    folder = out / "runs" / record.config.model / f"seed{record.config.seed}"
+    name = name or record.config.model
+    folder = out / "runs" / name / f"seed{record.config.seed}"
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / RECORD, record)
-    write_json(folder / DETAILS, details)
-
-
-def write_lines(path: Path, values: list) -> None:
-    """Writes values as JSON lines."""
-    path.write_text("".join(json.dumps(plain(value)) + "\n" for value in values))
+    if details:
+        write_json(folder / DETAILS, details)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +109,7 @@ def test_a_report_without_details_lists_the_missing_pictures(tmp_path, records):
     config = dataclasses.replace(records[0].config, freeze=("<img src=x>",))
     note = "<b>NOT MNIST</b>"
     stand_in = dict(dataset="digits", dataset_note=note, checksum="", config=config)
-    write_lines(tmp_path / RESULTS, [dataclasses.replace(records[0], **stand_in)])
+    write_run(tmp_path, dataclasses.replace(records[0], **stand_in))
     page = write_report(tmp_path).read_text()
     assert "recorded without details.json" in page
     assert "&lt;b&gt;NOT MNIST" in page and "&lt;img src=x&gt;" in page
@@ -177,33 +179,36 @@ def damaged(record: RunRecord, **changes: object) -> dict[str, Any]:
 
 DAMAGES = {
     "empty folder": (None, ""),
-    "empty file": ([], ""),
-    "no object": ([[1]], "compare.jsonl line 1 is damaged"),
-    "field missing": ([dict(test_accuracy=...)], "'test_accuracy'"),
-    "other type": ([dict(test_loss="low")], "test_loss: 'low' is not of type float"),
-    "epochs": ([dict(epochs=[{"epoch": 1}])], "epochs: [0]: "),
-    "no epoch": ([dict(epochs=[])], ""),
-    "machine": ([dict(environment={"device": 3})], "environment: device: 3 is not"),
+    "no object": ([1], "record.json is damaged"),
+    "field missing": (dict(test_accuracy=...), "'test_accuracy'"),
+    "other type": (dict(test_loss="low"), "test_loss: 'low' is not of type float"),
+    "epochs": (dict(epochs=[{"epoch": 1}]), "epochs: [0]: "),
+    "no epoch": (dict(epochs=[]), ""),
+    "machine": (dict(environment={"device": 3}), "environment: device: 3 is not"),
 }
 
 
 @pytest.mark.parametrize("case", DAMAGES)
 def test_no_usable_run_is_an_input_error(case, records, tmp_path, caplog):
-    lines, warning = DAMAGES[case]
-    if lines is not None:
-        values = [damaged(records[0], **r) if isinstance(r, dict) else r for r in lines]
-        write_lines(tmp_path / RESULTS, values)
-    with pytest.raises(InputError, match="holds no usable run in compare.jsonl; run"):
+    value, warning = DAMAGES[case]
+    if value is not None:
+        write_run(tmp_path, records[0])
+        [path] = tmp_path.rglob(RECORD)
+        value = damaged(records[0], **value) if isinstance(value, dict) else value
+        path.write_text(json.dumps(value))
+    with pytest.raises(InputError, match="holds no usable run; run"):
         write_report(tmp_path)
     assert warning in caplog.text
     assert not (tmp_path / "report.html").exists()
 
 
-def test_a_damaged_line_is_reported_and_skipped(records, tmp_path, caplog):
-    whole, torn = (json.dumps(plain(record)) for record in records[:2])
-    (tmp_path / RESULTS).write_text(f"{torn[:500]}\n{whole}\n")
+def test_a_damaged_record_is_reported_and_skipped(records, tmp_path, caplog):
+    write_run(tmp_path, records[0])
+    write_run(tmp_path, records[1])
+    path = min(tmp_path.rglob(RECORD))
+    path.write_text(path.read_text()[:500])
     assert "(n=1)" in write_report(tmp_path).read_text()
-    assert "compare.jsonl line 1 is damaged" in caplog.text
+    assert f"{path} is damaged" in caplog.text
 
 
 def test_damaged_details_name_the_file_to_delete(records, tmp_path):
@@ -268,7 +273,8 @@ def test_the_plot_of_a_sweep_is_legible(records, tmp_path):
         )
         for number in range(14)
     ]
-    write_lines(tmp_path / RESULTS, sweep)
+    for number, record in enumerate(sweep):
+        write_run(tmp_path, record, name=f"mlp{number:02}")
     [section] = read_sections(tmp_path)
     budget, pareto = (picture.draw() for picture in section.comparisons)
     for figure in (budget, pareto):

@@ -1,14 +1,12 @@
 """Sweeps that are stopped in the middle of a run resume there and repeat nothing."""
 
 import dataclasses
-import json
 import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers.records import make_record
 from helpers.runs import CONFIGS, DAMAGES, on_epoch, prepare_once
 
 from mnist_jax.config import TrainConfig
@@ -19,9 +17,8 @@ from mnist_jax.records.environment import current_environment
 from mnist_jax.records.files import hold_lock
 from mnist_jax.records.schema import (
     RunRecord,
-    append_jsonl,
-    plain,
     read_json,
+    read_jsonl,
     write_json,
 )
 from mnist_jax.reporting.progress import ProgressPrinter
@@ -89,7 +86,7 @@ def outcomes(out: Path) -> list[tuple]:
             run.seeds_together,
             [(e.epoch, e.loss, e.val_loss) for e in run.epochs],
         )
-        for run in read_runs(out, RESULTS)
+        for run in read_runs(out)
     )
 
 
@@ -236,31 +233,12 @@ def test_a_path_that_is_not_a_folder_is_not_waited_for(kind, tmp_path):
         pass
 
 
-# The export, and records of version 1.
-
-
-def version_1(record: RunRecord) -> dict:
-    """Returns a record in the format of version 1."""
-    values = plain(record)
-    for name in ("schema_version", "system", "pixel_mean", "pixel_std"):
-        del values[name]
-    values["kernels"] = values.pop("impl")
-    values["config"]["kernels"] = values["config"].pop("impl")
-    return json.loads(json.dumps(values))
-
-
-def test_lines_without_a_run_directory_are_kept(train, tmp_path, digits):
-    old = version_1(make_record(seed=7))
-    append_jsonl(tmp_path / RESULTS, old)
-    with open(tmp_path / RESULTS, "a") as file:
-        file.write('{"torn": ')
-    train(tmp_path)
-    lines = (tmp_path / RESULTS).read_text().splitlines()
-    assert json.loads(lines[0]) == old and lines[1] == '{"torn": '
-    assert [json.loads(line)["config"]["seed"] for line in lines[2:]] == [0, 1]
-    assert [run.config.seed for run in read_runs(tmp_path, RESULTS)] == [7, 0, 1]
-    export_runs(tmp_path, RESULTS)
-    assert (tmp_path / RESULTS).read_text().splitlines() == lines
+def test_the_export_has_all_runs_oldest_first(train, tmp_path):
+    train(tmp_path, seeds=1, config=dataclasses.replace(CONFIG, seed=1))
+    train(tmp_path, seeds=2)
+    exported = read_jsonl(RunRecord, tmp_path / RESULTS)
+    assert [run.config.seed for run in exported] == [1, 0]
+    assert exported == read_runs(tmp_path)
 
 
 def test_recorded_runs_are_identified_by_everything_that_determines_them(
