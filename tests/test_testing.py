@@ -91,8 +91,8 @@ def test_only_parameters_and_batch_statistics_must_change():
 @pytest.mark.parametrize(
     "model, given",
     [
-        (nnx.Linear(1, 1, rngs=nnx.Rngs(0)), "an instance of Linear; give its class$"),
-        (print, "<built-in function print>$"),
+        (nnx.Linear(1, 1, rngs=nnx.Rngs(0)), "an instance of Linear$"),
+        (print, "an instance of builtin_function_or_method$"),
     ],
 )
 def test_check_model_takes_flax_modules_only(model, given):

@@ -1,5 +1,7 @@
 """Custom networks: Flax modules given as `path/to/file.py:Class` or `module:Class`."""
 
+import ast
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -7,9 +9,8 @@ import importlib
 import importlib.util
 import inspect
 import operator
-import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -19,46 +20,37 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import nnx
-from flax.errors import InvalidRngError, ModifyScopeVariableError
+from flax.core import FrozenDict
+from flax.nnx.bridge import ToLinen
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mnist_jax.config import MODELS, TrainConfig
 from mnist_jax.data.types import Shapes
 from mnist_jax.errors import InputError
-from mnist_jax.models.model_args import parse_model_args
-from mnist_jax.models.nnx_module import (
-    NNXNetwork,
-    call_arguments,
-    join_params,
-    wrap_nnx,
-)
 from mnist_jax.models.rewrite import without_rewriting
 
 NORMALIZE = "give batch normalization use_running_average=not train"
+_WORDS = {"true": True, "false": False, "none": None}
+# What a network that raises was called with, by `train`.
+_PHASES = {
+    False: "in evaluation: train=False, no random key, and variables that are constant",
+    True: "in training: train=True, and dropout as the only random key",
+}
 
 
 def source_sha256(spec: str) -> str:
     """Returns the sha256 of the source of a custom network.
 
     It covers the file that defines the class, not what that file imports.
-
-    Raises:
-        InputError: the file, module or source cannot be found.
     """
     target, _, name = spec.rpartition(":")
-    if not target.endswith(".py"):
-        module = importlib.import_module(target)
-        if file := getattr(module, "__file__", None):
-            return _module_sha256(file)
-        cls = _find_class(spec, module)
-        try:
-            source = inspect.getsource(cls)  # of a notebook
-        except (OSError, TypeError) as error:
-            raise InputError(
-                f"--model={spec}: the source of {name} cannot be found; define it in a "
-                "file or a notebook"
-            ) from error
-        return hashlib.sha256(source.encode()).hexdigest()
-    return hashlib.sha256(_read(spec, Path(target))).hexdigest()
+    if target.endswith(".py"):
+        return hashlib.sha256(Path(target).expanduser().read_bytes()).hexdigest()
+    module = importlib.import_module(target)
+    if file := getattr(module, "__file__", None):
+        return _module_sha256(file)
+    source = inspect.getsource(_find_class(spec, module))  # of a notebook
+    return hashlib.sha256(source.encode()).hexdigest()
 
 
 @functools.cache
@@ -98,14 +90,10 @@ def create_custom(
         args: as in `TrainConfig.model_args`; other fields have their defaults, but a
             field `classes` has the number of classes of the data.
         shapes: of the images, and the number of classes.
-
-    Raises:
-        InputError: the class cannot be loaded, has no such field, or does not map
-            images of that shape to logits `[B,classes]`.
     """
-    target, _, name = spec.rpartition(":")
+    target, _, _ = spec.rpartition(":")
     if target.endswith(".py"):
-        module = _load_file(Path(target), sha256)
+        module = _load_file(Path(target).expanduser().absolute(), sha256)
     else:
         module = importlib.import_module(target)
     model = instantiate(_find_class(spec, module), args, shapes)
@@ -118,17 +106,58 @@ def instantiate(cls: Any, args: Sequence[str], shapes: Shapes) -> nn.Module:
     fields = parse_model_args(cls, args)
     if "classes" in inspect.signature(cls.__init__).parameters:
         fields.setdefault("classes", shapes.classes)
-    try:
-        model = wrap_nnx(cls, fields) if _is_nnx(cls) else cls(**fields)
-        hash(model)
-    except TypeError as error:
-        error.add_note("give every field a hashable default or a value by model_args")
-        raise
+    if issubclass(cls, nnx.Module):
+        # Without its metadata, a variable is a plain array, as linen's are.
+        model = NNXNetwork(cls, kwargs=FrozenDict(fields), metadata_fn=None)
+    else:
+        model = cls(**fields)
+    hash(model)  # fields may not be lists or arrays
     return model
+
+
+def parse_model_args(cls: type, args: Sequence[str]) -> dict[str, Any]:
+    """Returns the values of a module's fields, which are Python literals or words.
+
+    Args:
+        cls: a linen module class, or an NNX module class: the arguments of `__init__`.
+        args: items such as `width=64`; a tuple may be spread over several, since flags
+            are split at commas. A list becomes a tuple.
+
+    >>> class Mixer(nn.Module):
+    ...     width: int = 64
+    ...     rates: tuple[float, ...] = ()
+    ...     kind: str = "relu"
+    >>> parse_model_args(Mixer, ["width=32", "rates=[0.1", "0.5]", "kind=gelu"])
+    {'width': 32, 'rates': (0.1, 0.5), 'kind': 'gelu'}
+    """
+    init = inspect.signature(cls.__init__)  # type: ignore[misc]
+    known = [n for n in init.parameters if n not in ("self", "parent", "name", "rngs")]
+    with contextlib.suppress(SyntaxError):
+        call: Any = ast.parse(f"f({','.join(args)})", mode="eval").body
+        fields = {keyword.arg: _value(keyword.value) for keyword in call.keywords}
+        if not call.args and fields.keys() <= set(known):
+            return fields
+    raise InputError(
+        f"--model_args={','.join(args)} must be values of the fields of "
+        f"{cls.__name__}, as in width=64; its fields are {', '.join(known) or 'none'}"
+    )
+
+
+def _value(node: ast.expr) -> Any:
+    """Returns the value of a literal, a tuple for a list, or the text of a word."""
+    if isinstance(node, ast.Tuple | ast.List):
+        return tuple(map(_value, node.elts))
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        text = ast.unparse(node)
+        return _WORDS.get(text.lower(), text)
 
 
 def check_network(name: str, model: nn.Module, shapes: Shapes) -> None:
     """Checks that a model maps images to logits, in evaluation and in training.
+
+    What the model raises passes through.
 
     Args:
         name: of the model, for messages.
@@ -136,115 +165,67 @@ def check_network(name: str, model: nn.Module, shapes: Shapes) -> None:
         shapes: of the images, and the number of classes.
 
     Raises:
-        InputError: it is not a linen module, it needs a random key in evaluation or
-            another one than `dropout` in training, its batch statistics are updated in
-            evaluation or never, it has no parameters, its other variables cannot be
-            averaged over devices, or its outputs are not logits `[B,classes]`.
+        InputError: it is not a linen module, has no parameters or other variables than
+            floats, its batch statistics are never updated, or its outputs are not
+            logits `[B,classes]`.
     """
     if not isinstance(model, nn.Module):
-        given = f"an instance of {type(model).__name__}; give its class"
         raise InputError(
             f"{name} must be a flax.linen module or the class of a flax.nnx module; "
-            f"got {given if _is_nnx(type(model)) else repr(model)}"
+            f"got an instance of {type(model).__name__}"
         )
-    dropout = {"dropout": jax.random.key(1)}
 
-    def run(images: jax.Array, train: bool) -> Any:
+    def call(variables: Any, images: jax.Array, train: bool) -> Any:
         options = call_options(model, train)
-        variables = init_variables(model, jax.random.key(0), images[:1])
-        others = {name: tree for name, tree in variables.items() if name != "params"}
         if not train:
-            return variables, model.apply(variables, images, **options), others
+            variables = init_variables(model, jax.random.key(0), images)
+            return model.apply(variables, images, **options), variables
+        outputs, updated = model.apply(
+            variables,
+            images,
+            rngs={"dropout": jax.random.key(1)},
+            mutable=sorted(variables.keys() - {"params"}),
+            **options,
+        )
+        trees = (each.get("batch_stats", {}) for each in (variables, updated))
+        kept = any(map(operator.is_, *map(jax.tree.leaves, trees)))
+        if kept and not isinstance(model, NNXNetwork):  # whose layer may be unused
+            raise InputError(f"{name}: no step updates its statistics; {NORMALIZE}")
+        return outputs, variables
 
-        def forward(params: Any) -> Any:
-            trained = {**others, "params": params}
-            mutable, rngs = list(others), dropout
-            outputs, updated = model.apply(
-                trained, images, rngs=rngs, mutable=mutable, **options
-            )
-            trees = (each.get("batch_stats", {}) for each in (others, updated))
-            kept = any(map(operator.is_, *map(jax.tree.leaves, trees)))
-            if kept and not isinstance(model, NNXNetwork):  # whose layer may be unused
-                raise InputError(f"{name}: no step updates its statistics; {NORMALIZE}")
-            return outputs, updated
-
-        params = variables.get("params", {})
-        outputs, backward, updated = jax.vjp(forward, params, has_aux=True)
-        backward(jax.tree.map(jnp.ones_like, outputs))
-        return variables, outputs, updated
-
-    for size, train in ((2, False), (1, False), (2, True)):
-        given_images = f"[{size},{shapes.image[0]},{shapes.image[1]}]"
+    variables: Any = {}
+    # Evaluation with one image, whose axis a network may lose.
+    for size, train in ((1, False), (2, True)):
         images = jax.ShapeDtypeStruct((size, *shapes.image), jnp.float32)
         try:
-            variables, logits, updated = jax.eval_shape(
-                partial(run, train=train), images
+            logits, variables = jax.eval_shape(
+                partial(call, train=train), variables, images
             )
         except Exception as error:  # whatever the user's code raises
-            phase = "training" if train else "evaluation"
-            if advice := _advice(error, train):
-                raise InputError(f"{name}: in {phase} {advice}") from error
-            error.add_note(f"{name} was called on images {given_images} in {phase}")
+            error.add_note(f"{name} was called on {images} {_PHASES[train]}")
             raise
-        params = variables.get("params", {})
-        if not params:
-            raise InputError(f"{name} has no parameters; there is nothing to train")
-        for collection, tree in variables.items():
-            if collection in params:
-                raise InputError(
-                    f"{name} has a layer and a collection of variables that are both "
-                    f"called {collection}; rename the layer"
-                )
-            for leaf in jax.tree.leaves(tree):
-                if not jnp.issubdtype(leaf.dtype, jnp.floating):
-                    raise InputError(
-                        f"{name} has variables of type {leaf.dtype} in {collection}; "
-                        "only those of a float type can be trained, or averaged over "
-                        "devices"
-                    )
-            new, old = jax.tree.map(jnp.shape, (updated.get(collection, tree), tree))
-            if new != old:
-                raise InputError(
-                    f"{name}: training changes the number or the shapes of the arrays "
-                    f"in {collection}; give sow() a reduce_fn that keeps them, or sow "
-                    "into intermediates, which training ignores"
-                )
-        shape = getattr(logits, "shape", None)
         expected = (size, shapes.classes)
+        shape = getattr(logits, "shape", None)
         if shape != expected or not jnp.issubdtype(logits.dtype, jnp.floating):
-            given = type(logits).__name__
-            if shape is not None:
-                given = f"{logits.dtype} {list(shape)}"
             raise InputError(
-                f"{name} returns {given} for images {given_images}; it must return "
-                f"logits {list(expected)} of a float type"
+                f"{name} must return logits {list(expected)} of a float type for "
+                f"images {list(images.shape)}; got {logits}"
             )
-
-
-def _advice(error: Exception, train: bool) -> str:
-    """Returns what is wrong with dropout or normalization, "" for other errors."""
-    if isinstance(error, InvalidRngError):
-        needed = str(error).partition(" (https://")[0].replace("None", "it")
-        if train:
-            advice = 'dropout is the only random key there; use make_rng("dropout")'
-        else:
-            advice = (
-                "nothing may be random there; give nn.Dropout deterministic=not train"
+    params = variables.get("params", {})
+    if not params:
+        raise InputError(f"{name} has no parameters; there is nothing to train")
+    for path, leaf in jax.tree.leaves_with_path(variables):
+        collection = path[0].key
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise InputError(
+                f"{name} has variables of type {leaf.dtype} in {collection}; only "
+                "those of a float type can be trained, or averaged over devices"
             )
-        return f"{needed}, but {advice}"
-    if isinstance(error, ModifyScopeVariableError):
-        return f"it updates variables, which only training may; {NORMALIZE}"
-    if missing := re.match(r'Parameter "(\w+)" must be passed', str(error)):
-        return f"a layer has no {missing[1]}; give it {missing[1]}=not train"
-    return ""
-
-
-def _is_nnx(cls: Any) -> bool:
-    return inspect.isclass(cls) and issubclass(cls, nnx.Module)
-
-
-def _is_module(cls: Any) -> bool:
-    return _is_nnx(cls) or inspect.isclass(cls) and issubclass(cls, nn.Module)
+        if collection in params:
+            raise InputError(
+                f"{name} has a layer and a collection of variables that are both "
+                f"called {collection}; rename the layer"
+            )
 
 
 def init_variables(
@@ -256,7 +237,43 @@ def init_variables(
     keys = {"params": key, "dropout": key}
     # Without the boxes of `nn.with_partitioning`: our mesh has none of their axes.
     variables = nn.unbox(model.init(keys, images, **call_options(model, False)))
-    return join_params(variables) if isinstance(model, NNXNetwork) else dict(variables)
+    if not isinstance(model, NNXNetwork):
+        return dict(variables)
+
+    def collection(name: str) -> str:
+        """Returns `params` for subclasses of `nnx.Param`, such as LoRA's."""
+        kind = nnx.variable_type_from_name(name, allow_register=True)
+        return "params" if issubclass(kind, nnx.Param) else name
+
+    flat = flatten_dict(variables)
+    return unflatten_dict({(collection(k), *path): v for (k, *path), v in flat.items()})
+
+
+class NNXNetwork(ToLinen):
+    """An NNX module that maps images `[B,H,W]` to logits `[B,classes]`.
+
+    Its parameters and batch statistics become linen's collections. Dropout and batch
+    normalization are set for training or evaluation by `module.train()` and `.eval()`;
+    `train` is also passed to a `__call__` that takes it.
+    """
+
+    def __call__(  # type: ignore[override]
+        self, images: jax.Array, train: bool = False, **options: Any
+    ) -> jax.Array:
+        """Returns the logits of images."""
+        if "train" in _call_arguments(self.nnx_class):
+            options["train"] = train
+
+        def run(module: Any, images: jax.Array) -> jax.Array:
+            module.train() if train else module.eval()
+            return module(images, **options)
+
+        return super().__call__(images, nnx_method=run)
+
+
+def _call_arguments(network: Any) -> Set[str]:
+    """Returns the names of the arguments that a module or class is called with."""
+    return inspect.signature(network.__call__).parameters.keys()
 
 
 def call_options(
@@ -275,36 +292,18 @@ def call_options(
     if batch_offset is not None:
         options["batch_offset"] = batch_offset
     if isinstance(model, NNXNetwork):  # needs train for the modes train() and eval()
-        taken = call_arguments(model.nnx_class) | {"train"}
+        taken = _call_arguments(model.nnx_class) | {"train"}
     else:
-        taken = call_arguments(model)
+        taken = _call_arguments(model)
     return {name: value for name, value in options.items() if name in taken}
 
 
 def _find_class(spec: str, module: ModuleType) -> Any:
     """Returns the Flax module class that a spec names in its Python module."""
-    target, _, name = spec.rpartition(":")
-    cls = getattr(module, name, None)
-    if cls is not None and not _is_module(cls):
-        raise InputError(f"--model={spec}: {name} is not a Flax module class")
-    if cls is None:
-        modules = [key for key, value in vars(module).items() if _is_module(value)]
-        raise InputError(
-            f"--model={spec}: {target} has no Flax module {name}; it has "
-            f"{', '.join(modules) or 'none'}"
-        )
+    cls = getattr(module, spec.rpartition(":")[2], None)
+    if not (inspect.isclass(cls) and issubclass(cls, nn.Module | nnx.Module)):
+        raise InputError(f"--model={spec} is not the class of a Flax module")
     return cls
-
-
-def _read(spec: str, path: Path) -> bytes:
-    try:
-        return Path(path).expanduser().read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"--model={spec}: cannot read {path} ({error.strerror}); give the path of "
-            "a Python file, relative to the working directory (or, for a finished run, "
-            "to a folder above its run directory)"
-        ) from error
 
 
 def _load_file(path: Path, sha256: str) -> ModuleType:
@@ -313,7 +312,6 @@ def _load_file(path: Path, sha256: str) -> ModuleType:
     The file can import the modules beside it. They are forgotten afterwards, since
     another folder may have modules of the same names.
     """
-    path = Path(path).expanduser().absolute()
     loading = importlib.util.spec_from_file_location(f"{path.stem}_{sha256[:12]}", path)
     assert loading is not None and loading.loader is not None
     module = importlib.util.module_from_spec(loading)

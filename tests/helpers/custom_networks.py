@@ -74,14 +74,6 @@ class Rooted(nn.Module):
         return nn.Dense(10, name="last")(jnp.sqrt(jnp.maximum(x, 0)))
 
 
-class Sown(nn.Module):
-    @nn.compact
-    def __call__(self, images):
-        x = nn.Dense(10)(images.reshape(len(images), -1))
-        self.sow("losses", "mean", x.mean())
-        return x
-
-
 class Whole(nn.Module):
     dtype: str = "int32"
 
@@ -89,13 +81,6 @@ class Whole(nn.Module):
     def __call__(self, images):
         self.param("table", nn.initializers.zeros, (3,), self.dtype)
         return nn.Dense(10)(images.reshape(len(images), -1))
-
-
-class Looping(nn.Module):
-    @nn.compact
-    def __call__(self, images):
-        x = nn.Dense(10)(images.reshape(len(images), -1))
-        return jax.lax.while_loop(lambda x: jnp.any(x > 9), lambda x: x / 2, x)
 
 
 class Precise(nn.Module):
