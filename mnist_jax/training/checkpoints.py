@@ -1,13 +1,15 @@
 """Saves and loads parameters and checkpoints in Flax's msgpack format.
 
-A checkpoint is one file in the `checkpoints` folder of a run directory. It holds
-everything that the rest of the run depends on, so that it resumes bit for bit. Every
-file is verified by its sha256.
+A checkpoint is one file for all seeds that are trained together, in the `checkpoints`
+folder of the first one's run directory. It holds everything that the rest of the runs
+depends on, so that they resume bit for bit. Every file is verified by its sha256.
 """
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,15 +29,14 @@ from mnist_jax.records.files import (
 )
 from mnist_jax.records.schema import EpochRecord, RunKey, decode, json_line
 from mnist_jax.training.optimizers import create_optimizer
-from mnist_jax.training.steps import TrainState, init_state
+from mnist_jax.training.steps import TrainState, init_states
 
 FOLDER = "checkpoints"  # in a run directory
-_SEEDS = "seeds.json"  # in that folder: the seeds trained together
 KEEP = 3  # number of newest checkpoints to keep
 
 
 class Checkpoint(NamedTuple):
-    """Everything that the rest of a run depends on, after an epoch."""
+    """Everything that the rest of runs trained together depends on, after an epoch."""
 
     states: TrainState  # of all seeds, stacked
     histories: list[list[EpochRecord]]  # by seed, then by epoch
@@ -48,7 +49,7 @@ class Checkpoint(NamedTuple):
 
 
 class _Saved(NamedTuple):
-    """The arrays of one seed's checkpoint; leaves are saved by their names here."""
+    """The arrays of a checkpoint; leaves are saved by their names here."""
 
     params: Any
     opt_state: Any
@@ -145,93 +146,66 @@ def as_params(path: Path, found: Mapping[str, Any], like: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(like), [found[n] for n in expected])
 
 
-def begin_checkpoints(folders: Mapping[int, Path]) -> None:
-    """Writes to each run directory which seeds are trained together."""
-    for folder in folders.values():
-        (folder / FOLDER).mkdir(parents=True, exist_ok=True)
-        write_file(folder / FOLDER / _SEEDS, json_line(list(folders)))
-
-
-def seeds_together(folder: Path) -> list[int]:
-    """Returns the seeds that `begin_checkpoints` wrote to a run directory, if any."""
-    try:
-        return decode(list[int], json.loads((folder / FOLDER / _SEEDS).read_bytes()))
-    except (OSError, ValueError):
-        return []
-
-
 def save_checkpoint(
+    folder: Path,
     checkpoint: Checkpoint,
-    folders: Mapping[int, Path],
-    keys: Mapping[int, RunKey],
+    keys: Sequence[RunKey],
     code: str,
     keep: int = KEEP,
 ) -> None:
-    """Writes each seed's checkpoint to its run directory, keeping the newest `keep`."""
+    """Writes a checkpoint of seeds trained together, keeping the newest `keep`.
+
+    Args:
+        folder: run directory of the first seed.
+        checkpoint: what to write.
+        keys: of the seeds, in the order of their states.
+        code: `code_digest`.
+        keep: number of newest checkpoints to keep.
+    """
     states = checkpoint.states
     saved = _Saved(states.params, states.opt_state, checkpoint.best_params)
-    leaves = named_leaves(jax.device_get(saved))
-    for index, (seed, folder) in enumerate(folders.items()):
-        content = serialization.msgpack_serialize(
-            {
-                "key": json_line(keys[seed]),
-                "code": code,
-                "history": json.dumps(
-                    [e.__dict__ for e in checkpoint.histories[index]]
-                ),
-                "states": {name: np.asarray(v[index]) for name, v in leaves.items()},
-            }
-        )
-        (folder / FOLDER).mkdir(parents=True, exist_ok=True)
-        write_file(_path(folder, checkpoint.epoch), add_checksum(content))
-    # Only now: after a kill in between, all seeds still share an earlier checkpoint.
-    for folder in folders.values():
-        for epoch in sorted(_epochs(folder))[:-keep]:
-            _path(folder, epoch).unlink(missing_ok=True)
+    content = serialization.msgpack_serialize(
+        {
+            "keys": [json_line(key) for key in keys],
+            "code": code,
+            "histories": json.dumps(
+                [[vars(epoch) for epoch in epochs] for epochs in checkpoint.histories]
+            ),
+            "states": named_leaves(jax.device_get(saved)),
+        }
+    )
+    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+    write_file(_path(folder, checkpoint.epoch), add_checksum(content))
+    for epoch in sorted(_epochs(folder))[:-keep]:
+        _path(folder, epoch).unlink(missing_ok=True)
 
 
 def load_checkpoint(
-    folders: Mapping[int, Path],
-    keys: Mapping[int, RunKey],
-    shapes: Shapes,
-    code: str | None = None,
-) -> Checkpoint | None:
-    """Loads the newest valid checkpoint that all seeds have, or None if none exists.
+    folder: Path, keys: Mapping[int, RunKey], shapes: Shapes, code: str | None = None
+) -> tuple[list[int], Checkpoint] | None:
+    """Loads the newest valid checkpoint in a run directory, or None if there is none.
 
     Damaged checkpoints and those of other runs, or of other code unless `code` is None,
     are skipped with a warning.
 
+    Returns:
+        The seeds that were trained together, without those that `keys` lacks, and
+        their states.
+
     Raises:
         InputError: there are checkpoints, but none is valid.
     """
-    config = keys[next(iter(folders))].config  # equal but for the seed
-    model, tx = create_model(config, shapes), create_optimizer(config, 3)
-    state = jax.eval_shape(
-        lambda: init_state(model, tx, jax.random.key(0), shapes.image)
-    )
-    best_params = None if config.patience is None else state.params
-    like = _Saved(state.params, state.opt_state, best_params)
-    common = set.intersection(*(_epochs(folder) for folder in folders.values()))
     reason = ""
-    for epoch in sorted(common, reverse=True):
-        loaded = []
-        for seed, folder in folders.items():
-            try:
-                loaded.append(_load(folder, epoch, keys[seed], code, like))
-            except (OSError, ValueError) as error:
-                path, reason = _path(folder, epoch), reason or str(error)
-                logging.warning("%s is not used: %s", path, error)
-        if len(loaded) == len(folders):
-            saved = jax.tree.map(
-                lambda *leaves: np.stack(leaves), *[saved for saved, _ in loaded]
-            )
-            states = TrainState(saved.params, saved.opt_state)
-            histories = [history for _, history in loaded]
-            return Checkpoint(states, histories, saved.best_params)
-    if common:
-        names = ", ".join(str(folder / FOLDER) for folder in folders.values())
+    for epoch in sorted(_epochs(folder), reverse=True):
+        path = _path(folder, epoch)
+        try:
+            return _load(path, epoch, keys, shapes, code)
+        except (OSError, ValueError, InputError) as error:
+            reason = reason or str(error)
+            logging.warning("%s is not used: %s", path, error)
+    if reason:
         raise InputError(
-            f"no checkpoint in {names} is valid: {reason}; train again with "
+            f"no checkpoint in {folder / FOLDER} is valid: {reason}; train again with "
             "--overwrite instead of --resume"
         )
     return None
@@ -241,15 +215,8 @@ def remove_checkpoints(folder: Path) -> None:
     """Removes the checkpoints of a run directory."""
     for epoch in _epochs(folder):
         _path(folder, epoch).unlink(missing_ok=True)
-    if (folder / FOLDER).is_dir():
-        (folder / FOLDER / _SEEDS).unlink(missing_ok=True)
-        if not any((folder / FOLDER).iterdir()):
-            (folder / FOLDER).rmdir()
-
-
-def has_checkpoints(folder: Path) -> bool:
-    """Returns whether a run directory contains checkpoints, valid or not."""
-    return bool(_epochs(folder))
+    with contextlib.suppress(OSError):  # it is missing, or holds other files
+        (folder / FOLDER).rmdir()
 
 
 def _path(folder: Path, epoch: int) -> Path:
@@ -264,26 +231,44 @@ def _epochs(folder: Path) -> set[int]:
 
 
 def _load(
-    folder: Path, epoch: int, key: RunKey, code: str | None, like: _Saved
-) -> tuple[_Saved, list[EpochRecord]]:
-    """Loads the checkpoint of one seed.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it is damaged, or from another run, epoch, code or network.
-    """
-    content = bytes(verify_checksum(_path(folder, epoch).read_bytes()))
+    path: Path,
+    epoch: int,
+    keys: Mapping[int, RunKey],
+    shapes: Shapes,
+    code: str | None,
+) -> tuple[list[int], Checkpoint]:
+    """Loads a checkpoint; raises ValueError as `load_checkpoint` says."""
+    content = bytes(verify_checksum(path.read_bytes()))
     try:
         values = serialization.msgpack_restore(content)
-        found = decode(RunKey, json.loads(values["key"]))
+        found = [decode(RunKey, json.loads(key)) for key in values["keys"]]
         leaves, found_code = dict(values["states"]), values["code"]
-        history = decode(list[EpochRecord], json.loads(values["history"]))
+        histories = decode(list[list[EpochRecord]], json.loads(values["histories"]))
     except Exception as error:  # msgpack raises unrelated exception types
         raise ValueError(f"it has another format ({error})") from error
-    if different := key.differences(found):
-        raise ValueError(f"it is from another run: {'; '.join(different)}")
+    wanted = [i for i, key in enumerate(found) if key.config.seed in keys]
+    seeds = [found[i].config.seed for i in wanted]
+    for i, seed in zip(wanted, seeds, strict=True):
+        if different := keys[seed].differences(found[i]):
+            raise ValueError(f"it is from another run: {'; '.join(different)}")
+    if not seeds:
+        raise ValueError("it is from other seeds")
     if code not in (None, found_code):
         raise ValueError("it is from another version of the code")
-    if len(history) != epoch:
-        raise ValueError(f"it is from epoch {len(history)}, not {epoch}")
-    return as_params(_path(folder, epoch), leaves, like), history
+    histories = [histories[i] for i in wanted]
+    if len(histories[0]) != epoch:
+        raise ValueError(f"it is from epoch {len(histories[0])}, not {epoch}")
+    config = keys[seeds[0]].config  # equal but for the seed
+    init = partial(
+        init_states,
+        create_model(config, shapes),
+        create_optimizer(config, 3),
+        image_shape=shapes.image,
+    )
+    state = jax.eval_shape(init, jax.random.split(jax.random.key(0), len(seeds)))
+    best_params = None if config.patience is None else state.params
+    like = _Saved(state.params, state.opt_state, best_params)
+    leaves = {name: np.take(leaf, wanted, axis=0) for name, leaf in leaves.items()}
+    saved = as_params(path, leaves, like)
+    states = TrainState(saved.params, saved.opt_state)
+    return seeds, Checkpoint(states, histories, saved.best_params)

@@ -8,7 +8,7 @@ run with a record is finished; one with checkpoints but no record is unfinished.
 import dataclasses
 import functools
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,8 +38,6 @@ from mnist_jax.records.schema import (
 from mnist_jax.training.checkpoints import (
     KEEP,
     Checkpoint,
-    begin_checkpoints,
-    has_checkpoints,
     load_params,
     remove_checkpoints,
     save_checkpoint,
@@ -259,9 +257,8 @@ def is_finished(folder: Path, key: RunKey) -> bool:
     resumed.
 
     Raises:
-        InputError: the run's config is missing, its key differs in other values (the
-            message names them), or the run is shorter and has no checkpoint to resume
-            from.
+        InputError: the run's config is missing, or its key differs in other values
+            (the message names them).
     """
     if not (folder / CONFIG).exists():
         if (folder / RECORD).exists():
@@ -282,16 +279,8 @@ def is_finished(folder: Path, key: RunKey) -> bool:
             f"--resume: {folder} holds a different run: {'; '.join(different)}; give "
             "its flags and data, or another --run_dir"
         )
-    if record is None:  # its checkpoints have keys of their own
-        return False
-    finished = record.key == key or is_over(key.config, record.epochs)
-    if not finished and not has_checkpoints(folder):
-        raise InputError(
-            f"--resume: the run in {folder} finished after {len(record.epochs)} epochs "
-            "and has no checkpoint to resume from; give another --run_dir, or "
-            "--overwrite to replace that run"
-        )
-    return finished
+    # Without a record, its checkpoints have keys of their own.
+    return bool(record) and (record.key == key or is_over(key.config, record.epochs))
 
 
 def fit_into(
@@ -303,7 +292,6 @@ def fit_into(
     checkpoint_every: int = 0,
     keep: int = KEEP,
     resume: Checkpoint | None = None,
-    recorded: Collection[int] = (),
     system: str | None = None,
 ) -> list[RunRecord]:
     """Trains seeds together and writes each run to its own directory.
@@ -318,14 +306,10 @@ def fit_into(
         checkpoint_every: epochs between checkpoints; 0 writes none.
         keep: number of newest checkpoints to keep.
         resume: checkpoint of these runs to resume from.
-        recorded: seeds that are already finished, and trained again only because they
-            were trained together with the others; only their checkpoints are written.
         system: published system that the runs reproduce, if any.
-
-    Returns:
-        The records of all seeds except `recorded`.
     """
     config, dataset, start_params = experiment.config, experiment.dataset, None
+    histories = resume.histories if resume else [[] for _ in folders]
     keys = {  # the source file may have changed since the network was created
         seed: dataclasses.replace(key, source_sha256=experiment.source_sha256)
         for seed, key in run_keys(config, dataset, folders, start_from).items()
@@ -335,34 +319,30 @@ def fit_into(
             load_run_params(start_from[seed], experiment.model, dataset.shapes.image)
             for seed in folders
         ]
-    for index, (seed, folder) in enumerate(folders.items()):
-        if seed in recorded:
-            continue
-        folder.mkdir(parents=True, exist_ok=True)
+    for (seed, folder), epochs in zip(folders.items(), histories, strict=True):
+        (folder).mkdir(parents=True, exist_ok=True)
         if resume is None:
             for path in (*(folder / name for name in FILES), *folder.glob(_EVENTS)):
                 path.unlink(missing_ok=True)
             remove_checkpoints(folder)
         else:
             # Epochs after the checkpoint are run again.
-            lines = map(json_line, resume.histories[index])
-            write_file(folder / METRICS, "".join(f"{line}\n" for line in lines))
+            lines = [f"{json_line(epoch)}\n" for epoch in epochs]
+            write_file(folder / METRICS, "".join(lines))
         write_json(folder / CONFIG, keys[seed].config)
         if dataset.data_dir:
             write_file(folder / DATA_DIR, dataset.data_dir)
-    if checkpoint_every:
-        begin_checkpoints(folders)
     code = code_digest()
 
     def save(checkpoint: Checkpoint) -> None:
         last = is_over(config, checkpoint.histories[0])
         if checkpoint_every and (last or checkpoint.epoch % checkpoint_every == 0):
-            save_checkpoint(checkpoint, folders, keys, code, keep)
+            folder = next(iter(folders.values()))
+            save_checkpoint(folder, checkpoint, list(keys.values()), code, keep)
 
     def write_and_report(epochs: Sequence[EpochRecord]) -> None:
-        for (seed, folder), epoch in zip(folders.items(), epochs, strict=True):
-            if seed not in recorded:
-                append_jsonl(folder / METRICS, epoch)
+        for folder, epoch in zip(folders.values(), epochs, strict=True):
+            append_jsonl(folder / METRICS, epoch)
         callbacks.on_epoch(epochs)
 
     runs = fit(
@@ -375,10 +355,9 @@ def fit_into(
     )
     records = []
     for (seed, folder), (record, params) in zip(folders.items(), runs, strict=True):
-        if seed not in recorded:
-            start = keys[seed].start_sha256
-            record = dataclasses.replace(record, system=system, start_sha256=start)
-            save_params(folder / PARAMS, params)
-            write_json(folder / RECORD, record)
-            records.append(record)
+        start = keys[seed].start_sha256
+        record = dataclasses.replace(record, system=system, start_sha256=start)
+        save_params(folder / PARAMS, params)
+        write_json(folder / RECORD, record)
+        records.append(record)
     return records

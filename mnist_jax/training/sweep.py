@@ -6,7 +6,7 @@ since the last checkpoint.
 """
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,15 +21,14 @@ from mnist_jax.records.schema import RunKey, RunRecord
 from mnist_jax.training.checkpoints import (
     KEEP,
     Checkpoint,
-    has_checkpoints,
     load_checkpoint,
     remove_checkpoints,
-    seeds_together,
 )
 from mnist_jax.training.experiment import Experiment, prepare
 from mnist_jax.training.fit import SILENT, Callbacks
 from mnist_jax.training.run_dir import (
     CONFIG,
+    RECORD,
     check_run_dir,
     fit_into,
     is_finished,
@@ -192,7 +191,6 @@ def train_runs(
                 checkpoint_every=plan.checkpoint_every,
                 keep=plan.keep,
                 resume=checkpoint,
-                recorded=finished,
                 system=plan.system,
             ):
                 observer.finished(record)
@@ -244,47 +242,39 @@ def _groups(
     plan: Plan,
     keys: Mapping[int, RunKey],
     dataset: Dataset,
-    finished: Collection[int],
+    finished: Set[int],
     observer: Observer,
 ) -> list[tuple[list[int], Checkpoint | None]]:
     """Returns groups of seeds to train together, each with a checkpoint or None."""
-    missing = [seed for seed in plan.folders if seed not in finished]
-    one_by_one = plan.config.patience is not None
-    held = [s for s in missing if plan.resume and has_checkpoints(plan.folders[s])]
     groups: list[tuple[list[int], Checkpoint | None]] = []
-    resumed: set[int] = set()
-    for seed in held:
-        if seed in resumed:
+    if not plan.folders.keys() - finished:
+        return groups
+    open_keys, code = dict(keys), code_digest() if plan.sweep else None
+    for seed, folder in plan.folders.items() if plan.resume else ():
+        if seed not in open_keys:  # in the group of an earlier one
             continue
-        others = plan.folders.keys() - resumed
-        noted = [s for s in seeds_together(plan.folders[seed]) if s in others]
-        seeds = noted if seed in noted else [s for s in held if s in others]
-        if one_by_one:
-            seeds = [seed]
-        checkpoint = _checkpoint(plan, keys, dataset, seeds)
-        if checkpoint is None and not plan.sweep:  # the others' checkpoints are gone
-            seeds, checkpoint = [seed], _checkpoint(plan, keys, dataset, [seed])
-        if checkpoint is not None:
-            observer.report(f"{plan.name}: resuming after epoch {checkpoint.epoch}")
-            groups.append((seeds, checkpoint))
-            resumed.update(seeds)
-    if fresh := [seed for seed in missing if seed not in resumed]:
-        if plan.resume and any((plan.folders[s] / CONFIG).exists() for s in fresh):
-            missed = "no checkpoint to resume from, starting from the beginning"
-            observer.report(f"{plan.name}: {missed}")
-        groups += [([s], None) for s in fresh] if one_by_one else [(fresh, None)]
-    return groups
-
-
-def _checkpoint(
-    plan: Plan, keys: Mapping[int, RunKey], dataset: Dataset, seeds: Sequence[int]
-) -> Checkpoint | None:
-    """Returns the checkpoint to resume from; raises as `load_checkpoint`."""
-    folders = {seed: plan.folders[seed] for seed in seeds}
-    code = code_digest() if plan.sweep else None
-    try:
-        return load_checkpoint(folders, keys, dataset.shapes, code)
-    except InputError:  # none is intact; each has been named in a warning
-        if not plan.sweep:
-            raise
-        return None
+        try:
+            found = load_checkpoint(folder, open_keys, dataset.shapes, code)
+        except InputError:  # none is intact; each has been named in a warning
+            if not plan.sweep and seed not in finished:
+                raise
+            continue
+        if found and not finished >= set(found[0]):
+            observer.report(f"{plan.name}: resuming after epoch {found[1].epoch}")
+            groups.append(found)
+            for each in found[0]:
+                del open_keys[each]
+    fresh = [seed for seed in open_keys if seed not in finished]
+    for folder in [plan.folders[seed] for seed in fresh] if plan.resume else ():
+        if not plan.sweep and (folder / RECORD).exists():
+            raise InputError(
+                f"--resume: the run in {folder} finished after fewer epochs and has no "
+                "checkpoint to resume from; give another --run_dir, or --overwrite to "
+                "replace that run"
+            )
+    if plan.resume and any((plan.folders[s] / CONFIG).exists() for s in fresh):
+        missed = "no checkpoint to resume from, starting from the beginning"
+        observer.report(f"{plan.name}: {missed}")
+    if plan.config.patience is not None:  # each stops after another epoch
+        return groups + [([seed], None) for seed in fresh]
+    return groups + ([(fresh, None)] if fresh else [])

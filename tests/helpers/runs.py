@@ -95,7 +95,8 @@ def resumable(
     }
     if all(is_finished(folder, keys[seed]) for seed, folder in folders.items()):
         return True, None
-    return False, load_checkpoint(folders, keys, dataset.shapes)
+    found = load_checkpoint(next(iter(folders.values())), keys, dataset.shapes)
+    return False, found and found[1]
 
 
 def outcome(record: RunRecord, folder: Path) -> tuple:

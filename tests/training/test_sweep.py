@@ -100,7 +100,7 @@ def test_a_stopped_sweep_resumes_and_ends_like_an_unstopped_one(
     alone, halves = tmp_path / "alone", tmp_path / "halves"
     assert train(alone) == [1, 2, 3]
     assert train(halves, stop=2) == [1, 2]
-    assert len(checkpoints(halves)) == 4 and not list(halves.rglob(RECORD))
+    assert len(checkpoints(halves)) == 2 and not list(halves.rglob(RECORD))
     assert train(halves) == [3]
     assert "mlp: resuming after epoch 2\n" in capsys.readouterr().out
     assert outcomes(halves) == outcomes(alone)
@@ -124,11 +124,9 @@ def test_a_sweep_killed_between_its_records_writes_the_rest(
         with pytest.raises(KeyboardInterrupt):
             train(halves, seeds=3)
     assert len(outcomes(halves)) == 1
-    [first] = halves.rglob(RECORD)
-    before = first.read_bytes()
     assert train(halves, seeds=3) == []  # no epoch is run again
     assert outcomes(halves) == outcomes(alone)
-    assert first.read_bytes() == before and not checkpoints(halves)
+    assert not checkpoints(halves)
 
 
 def test_checkpoints_of_another_config_or_code_are_not_used(
@@ -172,7 +170,7 @@ def test_damaged_checkpoints_are_named_and_the_sweep_starts_over(
     alone, halves = tmp_path / "alone", tmp_path / "halves"
     train(alone)
     train(halves, stop=2)
-    paths = [path for path in checkpoints(halves) if "seed1" in path.parts]
+    paths = checkpoints(halves)
     assert len(paths) == 2
     for path in paths:
         path.write_bytes(DAMAGES[damage](path.read_bytes()))
@@ -184,14 +182,6 @@ def test_damaged_checkpoints_are_named_and_the_sweep_starts_over(
         assert f"{path} is not used: it is damaged" in caplog.text
     assert train(halves) == [2, 3]
     assert outcomes(halves) == outcomes(alone)
-
-
-def test_a_sweep_killed_during_its_first_checkpoint_trains_every_seed(train, tmp_path):
-    train(tmp_path, stop=1)
-    [second] = tmp_path.glob("runs/*/seed1")
-    shutil.rmtree(second)
-    assert train(tmp_path) == [1, 2, 3]
-    assert [run[0] for run in outcomes(tmp_path)] == [0, 1]
 
 
 def test_a_damaged_record_is_named_and_its_run_trained_again(train, tmp_path, caplog):
