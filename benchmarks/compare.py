@@ -29,10 +29,9 @@ from mnist_jax.cli.main import run_program, start_jax, stop_between_chunks
 from mnist_jax.errors import InputError
 from mnist_jax.reporting.comparison import train_configs, write_tables
 from mnist_jax.reporting.progress import ProgressPrinter
-from mnist_jax.reporting.report import PICTURES, RESULTS, write_report
+from mnist_jax.reporting.report import PICTURES, write_report
 from mnist_jax.reporting.targets import check_targets
 from mnist_jax.training import distributed
-from mnist_jax.training.study import Study
 from mnist_jax.training.sweep import HOW_TO_RESUME
 
 FLAGS = flags.FLAGS
@@ -56,9 +55,10 @@ def main() -> None:
     start_jax()
     with distributed.output_folder(Path(FLAGS.out)) as out:
         out.mkdir(parents=True, exist_ok=True)
-        study = Study(out, RESULTS, load_data(configs[0].dataset), seeds)
+        dataset = load_data(configs[0].dataset)
         with stop_between_chunks(HOW_TO_RESUME) as check_stopped:
-            train_configs(study, configs, ProgressPrinter(FLAGS.quiet, check_stopped))
+            printer = ProgressPrinter(FLAGS.quiet, check_stopped)
+            train_configs(out, configs, dataset, seeds, printer)
         tables = write_tables(out, targets, against, FLAGS.columns == "all")
         print(f"\n{tables}\n\nwritten: {out}/compare.jsonl, .csv, .md: all columns")
         if FLAGS.report:

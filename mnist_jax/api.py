@@ -19,12 +19,10 @@ from mnist_jax.errors import InputError
 from mnist_jax.records.environment import available_cores
 from mnist_jax.reporting.comparison import train_configs, write_tables
 from mnist_jax.reporting.progress import ProgressPrinter
-from mnist_jax.reporting.report import RESULTS
 from mnist_jax.reporting.tables import comparison_frame
 from mnist_jax.reporting.targets import check_targets
 from mnist_jax.training import distributed
 from mnist_jax.training.run_dir import TrainedRun, load_run, read_records
-from mnist_jax.training.study import Study
 from mnist_jax.training.sweep import Observer, plan_runs, train_runs
 
 Folder = str | os.PathLike[str]
@@ -155,12 +153,10 @@ def compare(
     with _folder_or_temporary(out) as folder:
         folder.mkdir(parents=True, exist_ok=True)
         dataset = _load(configs[0], dataset, observer)
-        study = Study(folder, RESULTS, dataset, seeds)
-        train_configs(study, configs, observer)
+        folders = train_configs(folder, configs, dataset, seeds, observer)
         write_tables(folder, targets, against)
-        folders = [study.folders(config.name, config) for config in configs]
-        runs = [run for found in folders for run in read_records(found).values()]
-        return comparison_frame(runs, targets, against)
+        runs = read_records({path: path for path in folders}).values()
+        return comparison_frame(list(runs), targets, against)
 
 
 def _check_configs(name: str, configs: Sequence[TrainConfig]) -> None:

@@ -21,6 +21,7 @@ from mnist_jax.cli.flags import (
     load_data,
 )
 from mnist_jax.cli.main import run_program, start_jax, stop_between_chunks
+from mnist_jax.data.types import Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.records.files import write_file
 from mnist_jax.records.schema import RunRecord
@@ -33,7 +34,7 @@ from mnist_jax.reporting.tables import (
     provenance,
     title,
 )
-from mnist_jax.training.study import Study, export_runs, read_runs
+from mnist_jax.training.study import export_runs, plan_results, read_runs
 from mnist_jax.training.sweep import HOW_TO_RESUME, train_runs
 
 from ..statistics import prediction_interval, verdict
@@ -164,15 +165,21 @@ def _chosen_systems(names: Sequence[str]) -> list[str]:
 
 
 def train_system(
-    name: str, study: Study, overrides: Sequence[str], printer: ProgressPrinter
+    out: Path,
+    name: str,
+    dataset: Dataset,
+    seeds: Sequence[int],
+    overrides: Sequence[str],
+    printer: ProgressPrinter,
 ) -> None:
     """Trains the missing seeds of a system; overrides replace flags of its preset."""
     config, start = read_preset(name, *overrides)
-    plan = study.plan(name, config, system=name)
+    plan = plan_results(out, name, config, dataset, seeds, name)
     if start:
-        folders = study.folders(start, read_preset(start, *overrides)[0], start)
-        plan = plan._replace(start_from=folders)
-    train_runs(plan, study.dataset, printer)
+        config = read_preset(start, *overrides)[0]
+        first = plan_results(out, start, config, dataset, seeds, start)
+        plan = plan._replace(start_from=first.folders)
+    train_runs(plan, dataset, printer)
 
 
 def main() -> None:
@@ -182,13 +189,13 @@ def main() -> None:
     overrides = [f"--{flag}={value}" for flag, value in given.items() if value]
     out.mkdir(parents=True, exist_ok=True)
     start_jax()
-    study = Study(out, RESULTS, load_data(FLAGS.dataset), range(FLAGS.seeds))
+    dataset = load_data(FLAGS.dataset)
     export_runs(out, RESULTS)  # an error, if that cannot be written, before training
     with stop_between_chunks(HOW_TO_RESUME) as check_stopped:
         printer = ProgressPrinter(FLAGS.quiet, check_stopped)
         for name in names:
             print(name, flush=True)
-            train_system(name, study, overrides, printer)
+            train_system(out, name, dataset, range(FLAGS.seeds), overrides, printer)
     print(f"\n{write_tables(out)}\n\nwritten: {out}/published.jsonl, .md and .csv")
 
 

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Dataset
@@ -16,33 +16,34 @@ from mnist_jax.training.sweep import LOCK, Plan
 RUNS = "runs"
 
 
-class Study(NamedTuple):
-    """A results folder: run directories and a JSON-lines export of their records."""
+def plan_results(
+    out: Path,
+    name: str,
+    config: TrainConfig,
+    dataset: Dataset,
+    seeds: Sequence[int],
+    system: str | None = None,
+) -> Plan:
+    """Returns the plan for the runs of a config in a results folder.
 
-    out: Path
-    export: str  # name of the JSON-lines file
-    dataset: Dataset
-    seeds: Sequence[int]
+    The name of their folder ends in a digest of the run's key, machine, versions and
+    `XLA_FLAGS`. The commit is not included: to measure changed code, use another
+    folder.
 
-    def folders(
-        self, name: str, config: TrainConfig, system: str | None = None
-    ) -> dict[int, Path]:
-        """Returns the run directory of each seed.
-
-        Its name ends in a digest of the run's key, machine, versions and `XLA_FLAGS`.
-        The commit is not included: to measure changed code, use another folder.
-        """
-        [key] = run_keys(config, self.dataset, [0]).values()
-        machine = current_environment()
-        values = system, key, machine.xla_flags, *machine.compared()
-        folder = self.out / RUNS / f"{name}-{digest(*values)}"
-        return {seed: folder / f"seed{seed}" for seed in self.seeds}
-
-    def plan(self, name: str, config: TrainConfig, system: str | None = None) -> Plan:
-        """Returns the plan for the runs of a config."""
-        folders = self.folders(name, config, system)
-        root = folders[self.seeds[0]].parent
-        return Plan(name, config, folders, root, system=system)
+    Args:
+        out: the results folder.
+        name: of the runs, with which the name of their folder begins.
+        config: what to train; its seed is ignored.
+        dataset: as returned by `load_dataset`.
+        seeds: of the runs.
+        system: published system that the runs reproduce, if any.
+    """
+    [key] = run_keys(config, dataset, [0]).values()
+    machine = current_environment()
+    values = system, key, machine.xla_flags, *machine.compared()
+    root = out / RUNS / f"{name}-{digest(*values)}"
+    folders = {seed: root / f"seed{seed}" for seed in seeds}
+    return Plan(name, config, folders, root, system=system)
 
 
 def digest(*values: Any) -> str:

@@ -10,7 +10,6 @@ from helpers.records import make_epochs, make_record
 from scipy import stats
 
 from benchmarks.published.__main__ import (
-    RESULTS,
     by_system,
     systems_frame,
     train_system,
@@ -25,7 +24,7 @@ from mnist_jax.records.schema import RunRecord, read_jsonl, write_json
 from mnist_jax.reporting.intervals import Interval, paired_difference
 from mnist_jax.reporting.progress import ProgressPrinter
 from mnist_jax.training.run_dir import RECORD
-from mnist_jax.training.study import Study, read_runs
+from mnist_jax.training.study import read_runs
 
 COUNTS = {
     "av_dnn": 118_282,
@@ -246,9 +245,9 @@ def test_runner_chains_warm_starts_resumes_and_writes_tables(tmp_path):
 
 def test_a_system_is_trained_again_after_the_one_it_starts_from(digits, tmp_path):
     def train(name: str, seeds: int) -> None:
-        study = Study(tmp_path, RESULTS, digits, range(seeds))
         overrides = ["--epochs=1", "--dataset=digits", "--train_size=200"]
-        train_system(name, study, overrides, ProgressPrinter(quiet=True))
+        printer = ProgressPrinter(quiet=True)
+        train_system(tmp_path, name, digits, range(seeds), overrides, printer)
 
     def records(name: str) -> list[RunRecord]:
         return [run for run in read_runs(tmp_path) if run.system == name]

@@ -24,7 +24,7 @@ from mnist_jax.records.schema import (
 from mnist_jax.reporting.progress import ProgressPrinter
 from mnist_jax.training import run_dir, study, sweep
 from mnist_jax.training.run_dir import PARAMS, RECORD, load_run
-from mnist_jax.training.study import Study, export_runs, read_runs
+from mnist_jax.training.study import export_runs, plan_results, read_runs
 from mnist_jax.training.sweep import train_runs
 
 pytestmark = pytest.mark.slow
@@ -63,7 +63,7 @@ def train(digits: Dataset, monkeypatch) -> Train:
         """Trains, stopping after epoch `stop` if not 0; returns the epochs run."""
         printer = Printer(stop)
         chosen = range(config.seed, config.seed + seeds)
-        plan = Study(out, RESULTS, digits, chosen).plan(config.model, config)
+        plan = plan_results(out, config.model, config, digits, chosen)
         try:
             train_runs(plan, digits, printer)
             assert not stop
@@ -200,7 +200,7 @@ def test_a_damaged_record_is_named_and_its_run_trained_again(train, tmp_path, ca
 def test_two_processes_never_train_the_same_run(train, tmp_path, digits, capsys):
     alone, both = tmp_path / "alone", tmp_path / "both"
     train(alone)
-    root = Study(both, RESULTS, digits, [0]).plan("mlp", CONFIG).root
+    root = plan_results(both, "mlp", CONFIG, digits, [0]).root
     trained_epochs = []
     with hold_lock(root / ".lock"):
         other = threading.Thread(target=lambda: trained_epochs.append(train(both)))
@@ -240,7 +240,7 @@ def test_recorded_runs_are_identified_by_everything_that_determines_them(
     monkeypatch.setattr(study, "current_environment", lambda: machine)
 
     def folder(config=config, dataset=digits, system=None):
-        return Study(tmp_path, RESULTS, dataset, [0]).folders("mlp", config, system)[0]
+        return plan_results(tmp_path, "mlp", config, dataset, [0], system).root
 
     here = folder()
     assert folder(dataclasses.replace(config, seed=5)) == here
