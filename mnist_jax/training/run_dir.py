@@ -279,8 +279,9 @@ def is_finished(folder: Path, key: RunKey) -> bool:
             f"--resume: {folder} holds a different run: {'; '.join(different)}; give "
             "its flags and data, or another --run_dir"
         )
-    # Without a record, its checkpoints have keys of their own.
-    return bool(record) and (record.key == key or is_over(key.config, record.epochs))
+    if record is None:  # its checkpoints have keys of their own
+        return False
+    return record.key == key or is_over(key.config, record.epochs)
 
 
 def fit_into(
@@ -320,7 +321,7 @@ def fit_into(
             for seed in folders
         ]
     for (seed, folder), epochs in zip(folders.items(), histories, strict=True):
-        (folder).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         if resume is None:
             for path in (*(folder / name for name in FILES), *folder.glob(_EVENTS)):
                 path.unlink(missing_ok=True)
