@@ -80,8 +80,7 @@ def test_truncated_cache_entries_are_recompiled(tmp_path):
         path.write_bytes(path.read_bytes()[:1000])
     record, errors = train("truncated cache")
     assert not record["compile_cached"]
-    [warning] = errors.splitlines()
-    assert f"reading the compiled programs in {cache}/compiled/jaxlib-" in warning
+    assert "Error reading persistent compilation cache entry" in errors
     assert record["params_sha256"] == whole["params_sha256"]
 
 
