@@ -146,7 +146,7 @@ def main() -> None:
 
     def refuse() -> None:
         raise InputError(
-            f"another program runs a sweep in {out}; wait until it ends, or give "
+            f"another process runs a sweep in {out}; wait until it ends, or give "
             "another --out"
         )
 

@@ -102,6 +102,8 @@ def run_program(main: Callable[[], None]) -> None:
         print(sys.modules[main.__module__].__doc__, "\nflags:", sep="")
         print(FLAGS.main_module_help())
         return
+    # A shell's background job starts with it ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         parse_flags(sys.argv)
         main()

@@ -30,7 +30,7 @@ class Product(NamedTuple):
 
 def plain_model(config: TrainConfig, shapes: Shapes) -> nn.Module:
     """Returns a config's network in its plain implementation, in float32."""
-    config = dataclasses.replace(config, impl="plain", precision="float32", freeze=())
+    config = dataclasses.replace(config, impl="plain", precision="float32")
     return create_model(config, shapes)
 
 

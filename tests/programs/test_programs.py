@@ -306,7 +306,7 @@ BAD_COMMANDS = {
     "value of a boolean": (["--quiet=2"], "--quiet=2: .*Non-boolean argument"),
     "wrong type": (["--epochs=x"], "--epochs=x: invalid literal for int"),
     "no user": (["--run_dir=~no such user/x"], "~no such user/x: .*home directory"),
-    "no flag file": (["--flagfile=/nonexistent"], "No such file .* '/nonexistent';"),
+    "no flag file": (["--flagfile=/nonexistent"], "No such file .* '/nonexistent'"),
 }
 
 
