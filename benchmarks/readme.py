@@ -135,7 +135,7 @@ def format_networks(records: Sequence[PeerRecord]) -> str:
         f"ratios of the lower quartiles of epochs of {run.train_images:,} images, with "
         f"their 95 % intervals, in {rounds} round{plural} of processes taking turns",
         "plain Flax: a Python loop over jitted steps; peers: PyTorch as installed, "
-        "channels_last, compiled, and with memory kept by glibc",
+        "compiled, and channels_last with memory kept by glibc",
         f"packages: {', '.join(f'{k} {v}' for k, v in run.versions.items())}",
         *environment_items([record.environment for record in latest]),
     ]
@@ -157,7 +157,8 @@ BLOCKS = {
         "networks",
         PeerRecord,
         format_networks,
-        "python -m benchmarks.peers --models=examples",
+        "python -m benchmarks.peers --models=examples --rounds=1 "
+        "--frameworks=ours,flax,torch,torch_malloc,torch_compile",
     ),
     "peers": Block(
         "peers", PeerRecord, format_ratios, "make peers PEERS_OUT=benchmarks/results"
