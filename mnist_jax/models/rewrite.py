@@ -191,22 +191,26 @@ def _scan(
     function: Callable[..., Any],
     operands: list[Any],
     *,
-    jaxpr: ClosedJaxpr,
-    num_consts: int,
-    num_carry: int,
+    jaxpr: Any,
     length: int,
     reverse: bool,
     unroll: int,
+    num_consts: int = 0,
+    num_carry: int = 0,
+    ft_in: Any = None,
     **_: Any,
 ) -> list[Any]:
-    consts, carry = operands[:num_consts], operands[num_consts:][:num_carry]
-    run = function(jaxpr)
+    if ft_in is not None:  # jax 0.12: which operands are constants, carry and rows
+        consts, carry, rows = map(list, ft_in.update(operands).unpack())
+    else:
+        consts, others = operands[:num_consts], operands[num_consts:]
+        carry, rows = others[:num_carry], others[num_carry:]
+    run, split = function(jaxpr), len(carry)
 
     def body(carry: Any, row: Any) -> tuple[list[Any], list[Any]]:
         outputs = run(*consts, *carry, *row)
-        return outputs[:num_carry], outputs[num_carry:]
+        return outputs[:split], outputs[split:]
 
-    rows = operands[num_consts + num_carry :]
     carry, rows = lax.scan(body, carry, rows, length, reverse, unroll)
     return [*carry, *rows]
 
