@@ -167,9 +167,11 @@ def slow_gradient_operations(
 ) -> tuple[str, ...]:
     """Returns the operations of a network's gradients that loops make slow on a CPU."""
     params = param_shapes(model, image_shape)
-    batch = jnp.zeros((1, *image_shape)), jnp.zeros(1, jnp.int32), jnp.ones(1)
+    shape, floats = jax.ShapeDtypeStruct, jnp.float32  # nothing is computed
+    images, labels = shape((1, *image_shape), floats), shape((1,), jnp.int32)
+    key = jax.eval_shape(jax.random.key, 0)
     step = partial(batch_gradients, model=model, batch_offset=0)
-    traced = jax.make_jaxpr(step)(params, *batch, jax.random.key(0))
+    traced = jax.make_jaxpr(step)(params, images, labels, shape((1,), floats), key)
     return tuple(sorted(slow_operations(traced.jaxpr)))
 
 
