@@ -32,7 +32,7 @@ from mnist_jax.reporting.progress import ProgressPrinter
 from mnist_jax.reporting.report import PICTURES, write_report
 from mnist_jax.reporting.targets import check_targets
 from mnist_jax.training import distributed
-from mnist_jax.training.sweep import HOW_TO_RESUME
+from mnist_jax.training.runs import HOW_TO_RESUME
 
 FLAGS = flags.FLAGS
 

@@ -41,8 +41,8 @@ from mnist_jax.reporting.tables import (
     median_and_range,
 )
 from mnist_jax.training import distributed
-from mnist_jax.training.experiment import prepare
 from mnist_jax.training.fit import fit
+from mnist_jax.training.prepare import prepare
 
 from .peers.frameworks import KEEP_MEMORY
 from .processes import Worker

@@ -15,8 +15,8 @@ from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
 from mnist_jax.cli.flags import define_machine_flags, load_data
 from mnist_jax.cli.main import run_program, start_jax
 from mnist_jax.profiling.memory import peak_megabytes
-from mnist_jax.training.experiment import prepare
 from mnist_jax.training.fit import fit
+from mnist_jax.training.prepare import prepare
 
 FLAGS = flags.FLAGS
 

@@ -45,8 +45,8 @@ from mnist_jax.reporting.sweep_tables import (
     read_rows,
     write_sweep,
 )
-from mnist_jax.training.study import export_runs
-from mnist_jax.training.sweep import HOW_TO_RESUME, LOCK
+from mnist_jax.training.results import export_runs
+from mnist_jax.training.runs import HOW_TO_RESUME, LOCK
 
 from .sweep_engines import run_on_ray, run_processes
 from .sweep_space import (

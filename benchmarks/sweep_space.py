@@ -18,8 +18,8 @@ from mnist_jax.data.types import Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.models.networks import create_model
 from mnist_jax.reporting.sweep_tables import import_optuna
-from mnist_jax.training.experiment import split_for_training
 from mnist_jax.training.optimizers import create_schedule
+from mnist_jax.training.prepare import split_for_training
 
 Settings = dict[str, str]
 

@@ -26,11 +26,11 @@ from mnist_jax.reporting.sweep_tables import (
     validation_accuracy,
 )
 from mnist_jax.training.checkpoints import remove_checkpoints
-from mnist_jax.training.experiment import Experiment, change_learning_rate, prepare
 from mnist_jax.training.fit import Callbacks
+from mnist_jax.training.prepare import Experiment, change_learning_rate, prepare
+from mnist_jax.training.results import RUNS, digest
 from mnist_jax.training.run_dir import read_records, run_keys
-from mnist_jax.training.study import RUNS, digest
-from mnist_jax.training.sweep import Observer, Plan, train_runs
+from mnist_jax.training.runs import Observer, Plan, train_runs
 
 from .sweep_space import Axis, Settings, check_trainable, make_config
 

@@ -45,7 +45,7 @@ from mnist_jax.records.files import check_append
 from mnist_jax.records.schema import append_jsonl, plain
 from mnist_jax.reporting.tables import markdown_table, median_and_range
 from mnist_jax.training import distributed
-from mnist_jax.training.experiment import prepare
+from mnist_jax.training.prepare import prepare
 
 from .processes import Worker
 

@@ -28,7 +28,7 @@ from mnist_jax.reporting.trackers import TRACKERS, TrackingPrinter, check_tracke
 from mnist_jax.training import distributed
 from mnist_jax.training.checkpoints import KEEP
 from mnist_jax.training.run_dir import CONFIG
-from mnist_jax.training.sweep import plan_runs, train_runs
+from mnist_jax.training.runs import plan_runs, train_runs
 
 FLAGS = flags.FLAGS
 _OF_RUN_DIR = "track", "profile", "checkpoint_every", "resume", "overwrite"

@@ -23,7 +23,7 @@ from mnist_jax.reporting.tables import comparison_frame
 from mnist_jax.reporting.targets import check_targets
 from mnist_jax.training import distributed
 from mnist_jax.training.run_dir import TrainedRun, load_run, read_records
-from mnist_jax.training.sweep import Observer, plan_runs, train_runs
+from mnist_jax.training.runs import Observer, plan_runs, train_runs
 
 Folder = str | os.PathLike[str]
 

@@ -31,8 +31,8 @@ from mnist_jax.models.networks import (
 )
 from mnist_jax.models.rewrite import Rewritten, without_rewriting
 from mnist_jax.training.epochs import gather, jit, make_programs
-from mnist_jax.training.experiment import differ, fill_zeros, find_batch_dependence
 from mnist_jax.training.mesh import make_mesh, replicate, shard_seeds
+from mnist_jax.training.prepare import differ, fill_zeros, find_batch_dependence
 from mnist_jax.training.steps import TrainState, batch_gradients, train_step
 
 preprocess = Preprocess("scaled")

@@ -9,8 +9,8 @@ import pytest
 from helpers.documents import code_blocks
 
 from mnist_jax import TrainConfig
-from mnist_jax.training.experiment import prepare
 from mnist_jax.training.fit import fit
+from mnist_jax.training.prepare import prepare
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "examples" / "quickstart.py"

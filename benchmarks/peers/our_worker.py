@@ -8,8 +8,8 @@ import dataclasses
 from mnist_jax.cli.flags import define_machine_flags
 from mnist_jax.cli.main import start_jax
 from mnist_jax.data.types import Dataset, Split
-from mnist_jax.training.experiment import prepare
 from mnist_jax.training.fit import SILENT, fit
+from mnist_jax.training.prepare import prepare
 
 from .worker import Arrays, Job, Measurement, peer_config, run_worker
 

@@ -34,8 +34,8 @@ from mnist_jax.reporting.tables import (
     provenance,
     title,
 )
-from mnist_jax.training.study import export_runs, plan_results, read_runs
-from mnist_jax.training.sweep import HOW_TO_RESUME, train_runs
+from mnist_jax.training.results import export_runs, plan_results, read_runs
+from mnist_jax.training.runs import HOW_TO_RESUME, train_runs
 
 from ..statistics import prediction_interval, verdict
 from . import curves

@@ -17,7 +17,7 @@ from mnist_jax.models.flops import training_flops
 from mnist_jax.profiling.hardware import matmul_peaks
 from mnist_jax.profiling.memory import peak_megabytes
 from mnist_jax.reporting.tables import markdown_table
-from mnist_jax.training.experiment import Experiment
+from mnist_jax.training.prepare import Experiment
 
 EPOCHS = 3  # timed, after one to warm up
 TRACED_STEPS = 100  # more would fill the trace: an LSTM step has 1,000 operations

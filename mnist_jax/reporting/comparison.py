@@ -14,9 +14,9 @@ from mnist_jax.records.schema import write_json
 from mnist_jax.reporting.predictions import run_details
 from mnist_jax.reporting.report import RESULTS
 from mnist_jax.reporting.tables import comparison_frame, format_markdown, group_by_table
+from mnist_jax.training.results import export_runs, plan_results, read_runs
 from mnist_jax.training.run_dir import DETAILS, PARAMS, load_run
-from mnist_jax.training.study import export_runs, plan_results, read_runs
-from mnist_jax.training.sweep import Observer, train_runs
+from mnist_jax.training.runs import Observer, train_runs
 
 
 def train_configs(

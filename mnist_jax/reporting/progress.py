@@ -11,9 +11,9 @@ from tqdm import tqdm
 from mnist_jax.config import TrainConfig
 from mnist_jax.models.networks import count_params
 from mnist_jax.records.schema import EpochRecord, RunRecord
-from mnist_jax.training.experiment import Experiment
 from mnist_jax.training.fit import Callbacks, Progress
-from mnist_jax.training.sweep import Observer
+from mnist_jax.training.prepare import Experiment
+from mnist_jax.training.runs import Observer
 
 _HEADER = "epoch   loss    acc   val loss  val acc  train s  images/s    ETA s"
 

@@ -34,8 +34,8 @@ from mnist_jax.reporting.tables import (
     sort_value,
     title,
 )
+from mnist_jax.training.results import find_runs, read_runs
 from mnist_jax.training.run_dir import DETAILS
-from mnist_jax.training.study import find_runs, read_runs
 
 RESULTS = "compare.jsonl"
 PAGE, PICTURES = "report.html", "pictures"

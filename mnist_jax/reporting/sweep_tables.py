@@ -29,8 +29,8 @@ from mnist_jax.reporting.tables import (
     provenance,
     sort_value,
 )
+from mnist_jax.training.results import RUNS
 from mnist_jax.training.run_dir import read_data_dir, read_records
-from mnist_jax.training.study import RUNS
 
 JOURNAL = "journal.log"  # of Optuna, in the folder of a sweep
 BEST, TABLE, CSV = "best.cfg", "sweep.md", "sweep.csv"

@@ -16,8 +16,8 @@ from mnist_jax.config import TrainConfig
 from mnist_jax.records.environment import check_packages
 from mnist_jax.records.schema import EpochRecord, RunRecord
 from mnist_jax.reporting.progress import ProgressPrinter
-from mnist_jax.training.experiment import Experiment
 from mnist_jax.training.fit import Callbacks
+from mnist_jax.training.prepare import Experiment
 
 PROJECT = "mnist_jax"  # of all runs in trackio and wandb
 _PACKAGES = {"tensorboard": "tensorboardX", "trackio": "trackio", "wandb": "wandb"}

@@ -17,7 +17,7 @@ from mnist_jax.models.rewrite import without_rewriting
 from mnist_jax.records.schema import EpochRecord
 from mnist_jax.training.checkpoints import named_leaves
 from mnist_jax.training.epochs import AUGMENT, gather
-from mnist_jax.training.experiment import Experiment
+from mnist_jax.training.prepare import Experiment
 from mnist_jax.training.steps import batch_gradients
 
 

@@ -23,9 +23,9 @@ from mnist_jax.training import distributed
 from mnist_jax.training.checkpoints import Checkpoint, params_sha256
 from mnist_jax.training.diverged import check_finite, find_cause
 from mnist_jax.training.epochs import predict_images
-from mnist_jax.training.experiment import Experiment
 from mnist_jax.training.mesh import shard_seeds
 from mnist_jax.training.optimizers import final_params, set_learning_rate
+from mnist_jax.training.prepare import Experiment
 from mnist_jax.training.steps import Metrics, TrainState
 
 # Duration of a chunk of an epoch. Between chunks, the program reports progress and can

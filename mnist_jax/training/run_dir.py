@@ -44,8 +44,8 @@ from mnist_jax.training.checkpoints import (
     save_params,
 )
 from mnist_jax.training.epochs import predict_images
-from mnist_jax.training.experiment import Experiment
 from mnist_jax.training.fit import SILENT, Callbacks, fit, is_over
+from mnist_jax.training.prepare import Experiment
 from mnist_jax.training.safetensors_file import load_safetensors
 
 CONFIG, METRICS, RECORD, PARAMS, EXPORTED_PARAMS, DETAILS, DATA_DIR = FILES = (

@@ -23,8 +23,8 @@ from mnist_jax.models.networks import count_params, create_model
 from mnist_jax.records.schema import RunRecord, read_jsonl, write_json
 from mnist_jax.reporting.intervals import Interval, paired_difference
 from mnist_jax.reporting.progress import ProgressPrinter
+from mnist_jax.training.results import read_runs
 from mnist_jax.training.run_dir import RECORD
-from mnist_jax.training.study import read_runs
 
 COUNTS = {
     "av_dnn": 118_282,

@@ -16,7 +16,7 @@ import pytest
 from helpers.programs import run_process, start
 
 from mnist_jax.reporting.sweep_tables import read_rows
-from mnist_jax.training.sweep import HOW_TO_RESUME
+from mnist_jax.training.runs import HOW_TO_RESUME
 
 pytestmark = [
     pytest.mark.scale,

@@ -13,7 +13,7 @@ from mnist_jax.data.datasets import load_any, load_dataset
 from mnist_jax.data.splits import split_dataset
 from mnist_jax.data.types import Dataset, Split
 from mnist_jax.errors import InputError
-from mnist_jax.training.experiment import split_for_training
+from mnist_jax.training.prepare import split_for_training
 
 
 def make_arrays(height=12, width=20, classes=3, first=0):

@@ -20,8 +20,8 @@ from mnist_jax.data.types import Dataset, Split
 from mnist_jax.data.user_images import digit_from_bytes, read_digit, read_image
 from mnist_jax.errors import InputError
 from mnist_jax.training.epochs import make_predict
-from mnist_jax.training.experiment import prepare
 from mnist_jax.training.fit import fit
+from mnist_jax.training.prepare import prepare
 
 pytestmark = pytest.mark.slow
 

@@ -13,8 +13,8 @@ from mnist_jax.data.types import Dataset
 from mnist_jax.errors import Stopped
 from mnist_jax.records.schema import EpochRecord, RunRecord
 from mnist_jax.training.checkpoints import Checkpoint, load_checkpoint
-from mnist_jax.training.experiment import Experiment, prepare
 from mnist_jax.training.fit import SILENT, Callbacks
+from mnist_jax.training.prepare import Experiment, prepare
 from mnist_jax.training.run_dir import METRICS, fit_into, is_finished, run_keys
 
 CONFIGS = {

@@ -29,8 +29,8 @@ from mnist_jax.models.networks import (
 )
 from mnist_jax.models.rewrite import without_rewriting
 from mnist_jax.reporting.summary import layer_frame
-from mnist_jax.training.experiment import prepare
 from mnist_jax.training.fit import fit
+from mnist_jax.training.prepare import prepare
 from mnist_jax.training.run_dir import fit_into, load_run
 from mnist_jax.training.steps import batch_gradients, eval_step
 

@@ -11,7 +11,7 @@ from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.models.custom import parse_model_args
 from mnist_jax.models.networks import count_params, create_model
-from mnist_jax.training.experiment import prepare
+from mnist_jax.training.prepare import prepare
 from mnist_jax.training.run_dir import fit_into, load_run
 
 EXAMPLE = f"{Path(__file__).parents[2]}/examples/residual_mlp.py:ResidualMLP"

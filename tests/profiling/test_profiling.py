@@ -11,7 +11,7 @@ from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Dataset
 from mnist_jax.profiling import hardware
 from mnist_jax.profiling.profile import format_profile, profile, read_scopes
-from mnist_jax.training.experiment import prepare
+from mnist_jax.training.prepare import prepare
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ from helpers.sweeps import SWEEP_FLAGS
 from mnist_jax.cli.flags import _PathParser
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Dataset
-from mnist_jax.training.experiment import prepare
+from mnist_jax.training.prepare import prepare
 from mnist_jax.training.run_dir import fit_into
 
 # Invalid command lines by flag: wrong type, out of range, conflict with another flag.

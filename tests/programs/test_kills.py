@@ -14,9 +14,9 @@ import pytest
 from helpers.programs import ROOT, run, start
 
 from mnist_jax.training.checkpoints import FOLDER
+from mnist_jax.training.results import read_runs
 from mnist_jax.training.run_dir import METRICS
-from mnist_jax.training.study import read_runs
-from mnist_jax.training.sweep import HOW_TO_RESUME
+from mnist_jax.training.runs import HOW_TO_RESUME
 
 pytestmark = pytest.mark.slow
 

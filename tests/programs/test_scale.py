@@ -117,19 +117,19 @@ DIFFERENT = """
 import dataclasses, sys
 import numpy as np
 import mnist_jax
-from mnist_jax.training import distributed, experiment
+from mnist_jax.training import distributed, prepare
 port, process, what = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 distributed.start(f"localhost:{port}", 2, process)
 mnist_jax.setup(cpu_devices=1)
 dataset = mnist_jax.load_dataset("digits")
-environment = experiment.current_environment()
+environment = prepare.current_environment()
 if what == "checksum":
     images = np.roll(dataset.train.images, process, axis=0)
     train = dataset.train._replace(images=images)
     dataset = dataclasses.replace(dataset, train=train)
 else:
     environment = dataclasses.replace(environment, **{what: f"{what}{process}"})
-experiment.current_environment = lambda: environment
+prepare.current_environment = lambda: environment
 config = mnist_jax.TrainConfig(model="mlp", epochs=1, hidden=(16,))
 try:
     mnist_jax.train(config, dataset=dataset)

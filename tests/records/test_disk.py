@@ -21,7 +21,7 @@ from mnist_jax.records.files import read_lines, write_file
 from mnist_jax.records.schema import EpochRecord, append_jsonl, read_jsonl, write_json
 from mnist_jax.reporting.plots import save_figure
 from mnist_jax.training.checkpoints import save_params
-from mnist_jax.training.experiment import prepare
+from mnist_jax.training.prepare import prepare
 from mnist_jax.training.run_dir import fit_into
 
 ROOT = Path(__file__).parents[2]

@@ -10,8 +10,8 @@ from mnist_jax.data.types import Dataset
 from mnist_jax.records.schema import EpochRecord
 from mnist_jax.reporting import progress
 from mnist_jax.reporting.progress import ProgressPrinter
-from mnist_jax.training.experiment import Experiment, prepare
 from mnist_jax.training.fit import Progress
+from mnist_jax.training.prepare import Experiment, prepare
 
 RECORD = EpochRecord(1, 0.5, 0.75, 0.25, 0.875, 2.0, 0.5)
 

@@ -23,9 +23,9 @@ from mnist_jax.reporting.plots import (
 from mnist_jax.reporting.predictions import prediction_frame
 from mnist_jax.reporting.summary import data_frame, format_totals, layer_frame
 from mnist_jax.reporting.tables import history_frame, markdown_table
-from mnist_jax.training.experiment import prepare
 from mnist_jax.training.fit import fit
 from mnist_jax.training.mesh import make_mesh
+from mnist_jax.training.prepare import prepare
 
 SMALL = TrainConfig(model="mlp", hidden=(8,), epochs=2, batch_size=100)
 

@@ -26,8 +26,8 @@ from mnist_jax.reporting.trackers import (
     start_run,
 )
 from mnist_jax.testing import make_split
-from mnist_jax.training.experiment import Experiment, prepare
 from mnist_jax.training.mesh import make_mesh
+from mnist_jax.training.prepare import Experiment, prepare
 from mnist_jax.training.run_dir import fit_into
 
 CONFIG = TrainConfig(model="mlp", hidden=(), epochs=2, batch_size=100, dataset="idx")

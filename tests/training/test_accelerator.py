@@ -13,8 +13,8 @@ from mnist_jax.config import MODELS, TrainConfig
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
 from mnist_jax.models.layers import Dropout
 from mnist_jax.models.networks import create_model, init_params
-from mnist_jax.training.experiment import prepare
 from mnist_jax.training.fit import fit
+from mnist_jax.training.prepare import prepare
 from mnist_jax.training.steps import batch_gradients
 
 pytestmark = pytest.mark.accelerator

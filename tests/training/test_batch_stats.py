@@ -24,10 +24,10 @@ from mnist_jax.models.networks import (
 from mnist_jax.reporting.summary import layer_frame
 from mnist_jax.testing import check_same_tree, make_split, preprocess
 from mnist_jax.training.epochs import gather, make_programs
-from mnist_jax.training.experiment import prepare
 from mnist_jax.training.fit import fit
 from mnist_jax.training.mesh import make_mesh, replicate, seed_keys, shard_seeds
 from mnist_jax.training.optimizers import average_params
+from mnist_jax.training.prepare import prepare
 from mnist_jax.training.run_dir import fit_into, load_run
 from mnist_jax.training.steps import TrainState, init_states, train_step
 

@@ -32,8 +32,8 @@ from mnist_jax.records.files import add_checksum, verify_checksum
 from mnist_jax.records.schema import RunKey, RunRecord, json_line
 from mnist_jax.training import fit
 from mnist_jax.training.checkpoints import FOLDER
-from mnist_jax.training.experiment import Experiment, prepare
 from mnist_jax.training.mesh import make_mesh
+from mnist_jax.training.prepare import Experiment, prepare
 from mnist_jax.training.run_dir import METRICS, fit_into, load_run_params
 
 pytestmark = pytest.mark.slow

@@ -21,14 +21,14 @@ from mnist_jax.models.networks import create_model
 from mnist_jax.records.schema import EpochRecord
 from mnist_jax.reporting.tables import format_settings
 from mnist_jax.testing import check_same_tree
-from mnist_jax.training import experiment as experiment_module
 from mnist_jax.training import fit as fit_module
+from mnist_jax.training import prepare as prepare_module
 from mnist_jax.training.checkpoints import params_sha256
 from mnist_jax.training.epochs import Programs, make_programs
-from mnist_jax.training.experiment import prepare
 from mnist_jax.training.fit import Callbacks, Progress, check_finite, fit
 from mnist_jax.training.mesh import make_mesh, replicate, seed_keys, shard_seeds
 from mnist_jax.training.optimizers import create_optimizer
+from mnist_jax.training.prepare import prepare
 from mnist_jax.training.steps import cross_entropy
 
 pytestmark = pytest.mark.slow
@@ -199,8 +199,8 @@ def test_records_of_bfloat16_say_what_stays_in_float32(digits: Dataset):
 def test_memory_of_earlier_configs_is_freed(digits: Dataset, monkeypatch):
     cleared: list[int] = []
     monkeypatch.setattr(jax, "clear_caches", lambda: cleared.append(1))
-    numbers = itertools.count(experiment_module._KEPT_PROGRAMS - 1)
-    monkeypatch.setattr(experiment_module, "_prepared", numbers)
+    numbers = itertools.count(prepare_module._KEPT_PROGRAMS - 1)
+    monkeypatch.setattr(prepare_module, "_prepared", numbers)
     prepare(SMALL["mlp"], digits)
     assert cleared == []
     prepare(SMALL["mlp"], digits)

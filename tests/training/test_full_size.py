@@ -12,7 +12,7 @@ from mnist_jax.config import MODELS, TrainConfig
 from mnist_jax.data.types import MNIST, Dataset
 from mnist_jax.models.networks import create_model
 from mnist_jax.training import epochs
-from mnist_jax.training.experiment import prepare
+from mnist_jax.training.prepare import prepare
 from mnist_jax.training.steps import batch_gradients
 
 pytestmark = pytest.mark.slow

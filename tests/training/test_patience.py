@@ -12,7 +12,7 @@ from mnist_jax.data.types import Dataset
 from mnist_jax.errors import InputError, Stopped
 from mnist_jax.records.schema import EpochRecord
 from mnist_jax.reporting.tables import comparison_frame, format_comparison
-from mnist_jax.training import sweep
+from mnist_jax.training import runs
 from mnist_jax.training.fit import fit, is_over
 from mnist_jax.training.run_dir import fit_into, load_run
 
@@ -99,15 +99,15 @@ def test_it_resumes_bit_for_bit_and_only_more_patience_extends_it(
 
 
 def test_each_seed_stops_by_itself(digits: Dataset, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sweep, "prepare", prepare_once)
+    monkeypatch.setattr(runs, "prepare", prepare_once)
     alone = [fit(prepare_once(CONFIG, digits), [seed])[0][0] for seed in (0, 1)]
     train = partial(mnist_jax.train, CONFIG, dataset=digits)
     assert len(alone[0].epochs) != len(alone[1].epochs)
     together = train(2, run_dir=tmp_path, checkpoint_every=1)
     (tmp_path / "seed1" / "record.json").unlink()  # as if it had been stopped
     again = train(2, run_dir=tmp_path, resume=True)
-    for runs in (together, again):
-        for run, record in zip(runs, alone, strict=True):
+    for trained in (together, again):
+        for run, record in zip(trained, alone, strict=True):
             assert run.record.params_sha256 == record.params_sha256
             assert run.record.best_epoch == record.best_epoch
     printed = f"parameters of epoch {alone[1].best_epoch} of {len(alone[1].epochs)};"

@@ -16,7 +16,6 @@ from mnist_jax.data.types import CLASSES, IMAGE_SHAPE
 from mnist_jax.models.networks import CNN, LSTM, MLP
 from mnist_jax.testing import check_same_tree, make_split, preprocess
 from mnist_jax.training.epochs import AUGMENT, gather, make_programs
-from mnist_jax.training.experiment import prepare
 from mnist_jax.training.fit import fit
 from mnist_jax.training.mesh import make_mesh, replicate, seed_keys, shard_seeds
 from mnist_jax.training.optimizers import (
@@ -24,6 +23,7 @@ from mnist_jax.training.optimizers import (
     create_optimizer,
     final_params,
 )
+from mnist_jax.training.prepare import prepare
 from mnist_jax.training.steps import init_states, train_step
 
 pytestmark = pytest.mark.slow

@@ -12,9 +12,9 @@ from helpers.small_sets import files_below
 from mnist_jax.errors import InputError, Stopped
 from mnist_jax.records.files import hold_lock
 from mnist_jax.records.schema import RunRecord, read_json
-from mnist_jax.training import sweep
+from mnist_jax.training import runs
 from mnist_jax.training.run_dir import CONFIG, RECORD
-from mnist_jax.training.sweep import Observer, plan_runs, train_runs
+from mnist_jax.training.runs import Observer, plan_runs, train_runs
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +37,7 @@ class Epochs(Observer):
 @pytest.fixture
 def train(digits, tmp_path, monkeypatch):
     """Returns a function that trains seeds 0, 1, ... into `tmp_path`."""
-    monkeypatch.setattr(sweep, "prepare", prepare_once)
+    monkeypatch.setattr(runs, "prepare", prepare_once)
 
     def train(seeds: int, epochs: int = 3, stop: int = 0, checksum="", **options):
         """Returns the epochs that were run, each with its seeds."""
@@ -190,7 +190,7 @@ def test_training_stops_before_and_after_compilation(
         def compiling(self, config):
             calls.append("compiling")
 
-    monkeypatch.setattr(sweep, "prepare", prepare_once)
+    monkeypatch.setattr(runs, "prepare", prepare_once)
     observer = Stopping()
     with pytest.raises(Stopped):
         train_runs(plan_runs(CONFIGS["mlp"], [0], tmp_path), digits, observer)

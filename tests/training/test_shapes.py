@@ -23,10 +23,10 @@ from mnist_jax.reporting.predictions import run_details
 from mnist_jax.reporting.summary import format_totals, layer_frame
 from mnist_jax.testing import check_model, make_split
 from mnist_jax.training.checkpoints import params_sha256
-from mnist_jax.training.experiment import prepare
+from mnist_jax.training.prepare import prepare
 from mnist_jax.training.run_dir import fit_into, load_run_params
+from mnist_jax.training.runs import Observer, plan_runs, train_runs
 from mnist_jax.training.steps import batch_gradients
-from mnist_jax.training.sweep import Observer, plan_runs, train_runs
 
 pytestmark = pytest.mark.slow
 SMALL, LARGE = Shapes((12, 20), 3), Shapes((40, 40), 100)

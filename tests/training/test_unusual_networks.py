@@ -17,10 +17,10 @@ from mnist_jax.errors import DivergedError, InputError, Stopped
 from mnist_jax.export.formats import export_run
 from mnist_jax.models.networks import create_model
 from mnist_jax.training.epochs import make_predict
-from mnist_jax.training.experiment import prepare
 from mnist_jax.training.fit import fit
 from mnist_jax.training.mesh import make_mesh
 from mnist_jax.training.optimizers import average_params, final_params
+from mnist_jax.training.prepare import prepare
 from mnist_jax.training.run_dir import fit_into, load_run, load_run_params
 from mnist_jax.training.steps import init_state, train_step
 

@@ -22,10 +22,10 @@ from mnist_jax.records.schema import (
     write_json,
 )
 from mnist_jax.reporting.progress import ProgressPrinter
-from mnist_jax.training import run_dir, study, sweep
+from mnist_jax.training import results, run_dir, runs
+from mnist_jax.training.results import export_runs, plan_results, read_runs
 from mnist_jax.training.run_dir import PARAMS, RECORD, load_run
-from mnist_jax.training.study import export_runs, plan_results, read_runs
-from mnist_jax.training.sweep import train_runs
+from mnist_jax.training.runs import train_runs
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +55,7 @@ Train = Callable[..., list[int]]
 @pytest.fixture
 def train(digits: Dataset, monkeypatch) -> Train:
     """Returns a function that trains the missing seeds as compare does."""
-    monkeypatch.setattr(sweep, "prepare", prepare_once)
+    monkeypatch.setattr(runs, "prepare", prepare_once)
 
     def train(
         out: Path, seeds: int = 2, stop: int = 0, config: TrainConfig = CONFIG
@@ -137,7 +137,7 @@ def test_checkpoints_of_another_config_or_code_are_not_used(
         config = dataclasses.replace(CONFIG, **{field: value})
         assert train(tmp_path, stop=1, config=config) == [1]
     with monkeypatch.context() as patch:
-        patch.setattr(sweep, "code_digest", lambda: "another")
+        patch.setattr(runs, "code_digest", lambda: "another")
         assert train(tmp_path, stop=1) == [1]
     assert train(tmp_path, stop=3) == [2, 3]
     assert len(list((tmp_path / "runs").iterdir())) == 3
@@ -237,7 +237,7 @@ def test_recorded_runs_are_identified_by_everything_that_determines_them(
     config = CONFIGS["mlp"]
     monkeypatch.setenv("XLA_FLAGS", "")
     machine = current_environment()
-    monkeypatch.setattr(study, "current_environment", lambda: machine)
+    monkeypatch.setattr(results, "current_environment", lambda: machine)
 
     def folder(config=config, dataset=digits, system=None):
         return plan_results(tmp_path, "mlp", config, dataset, [0], system).root
@@ -258,7 +258,7 @@ def test_recorded_runs_are_identified_by_everything_that_determines_them(
     for name in compared:
         value = 99 if name == "cores" else "another"
         changed = dataclasses.replace(machine, **{name: value})
-        monkeypatch.setattr(study, "current_environment", lambda value=changed: value)
+        monkeypatch.setattr(results, "current_environment", lambda value=changed: value)
         others.append(folder())
     assert len({here, *others}) == 1 + len(others)
 

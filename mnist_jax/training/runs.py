@@ -24,8 +24,8 @@ from mnist_jax.training.checkpoints import (
     load_checkpoint,
     remove_checkpoints,
 )
-from mnist_jax.training.experiment import Experiment, prepare
 from mnist_jax.training.fit import SILENT, Callbacks
+from mnist_jax.training.prepare import Experiment, prepare
 from mnist_jax.training.run_dir import (
     CONFIG,
     RECORD,

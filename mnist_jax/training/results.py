@@ -11,7 +11,7 @@ from mnist_jax.records.environment import current_environment
 from mnist_jax.records.files import hold_lock, write_file
 from mnist_jax.records.schema import RunRecord, json_line
 from mnist_jax.training.run_dir import RECORD, read_records, run_keys
-from mnist_jax.training.sweep import LOCK, Plan
+from mnist_jax.training.runs import LOCK, Plan
 
 RUNS = "runs"
 
