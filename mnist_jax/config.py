@@ -408,14 +408,14 @@ class TrainConfig:
     )
     impl: str = _option(
         "auto",
-        "implementation of convolution, pooling and LSTM: fast is written for CPUs, "
+        "implementation of convolution, pooling and LSTM: cpu is written for CPUs, "
         "gpu for GPUs, plain is Flax's; auto chooses by device",
-        choices=("auto", "fast", "gpu", "plain"),
+        choices=("auto", "cpu", "gpu", "plain"),
     )
     precision: str = _option(
         "float32",
         "operands of matrix products and convolutions; on CPUs those of weight "
-        "gradients, and with --impl=fast of convolutions, stay float32. GPUs and TPUs "
+        "gradients, and with --impl=cpu of convolutions, stay float32. GPUs and TPUs "
         "round float32 operands too, unless JAX_DEFAULT_MATMUL_PRECISION=highest",
         choices=PRECISIONS,
     )

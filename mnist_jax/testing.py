@@ -313,7 +313,7 @@ def check_model(
     else:
         model, name = network, type(network).__name__
     check_network(name, model, shapes)
-    if resolve_impl("auto") == "fast":
+    if resolve_impl("auto") == "cpu":
         model = Rewritten(model)  # type: ignore[assignment]
     check_logits(model, shapes)
     check_batch(model, shapes)

@@ -51,10 +51,11 @@ def conv_pool(
 
 
 def resolve_impl(impl: str) -> str:
-    """Resolves "auto" to "fast" on CPUs, "gpu" on GPUs and "plain" elsewhere."""
+    """Resolves "auto" to "cpu" on CPUs, "gpu" on GPUs and "plain" elsewhere."""
     if impl != "auto":
         return impl
-    return {"cpu": "fast", "gpu": "gpu"}.get(jax.default_backend(), "plain")
+    backend = jax.default_backend()
+    return backend if backend in ("cpu", "gpu") else "plain"
 
 
 def fast_conv_pool(
@@ -82,7 +83,7 @@ def fast_conv_pool(
     )
 
 
-_CONV_POOL = {"fast": fast_conv_pool, "gpu": conv_gpu.conv_pool, "plain": conv_pool}
+_CONV_POOL = {"cpu": fast_conv_pool, "gpu": conv_gpu.conv_pool, "plain": conv_pool}
 
 
 class Dropout(nn.Module):
@@ -132,7 +133,7 @@ class Conv(nn.Module):
             "kernel", nn.initializers.glorot_uniform(), shape, jnp.float32
         )
         bias = self.param("bias", nn.initializers.zeros, (stage.filters,), jnp.float32)
-        if impl != "fast" and self.dtype == jnp.bfloat16:
+        if impl != "cpu" and self.dtype == jnp.bfloat16:
             x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
         return _CONV_POOL[impl](
             x,
@@ -204,7 +205,7 @@ class LSTMLayer(nn.Module):
             "recurrent_kernel", orthogonal, (self.units, width), jnp.float32
         )
         bias = self.param("bias", _forget_ones, (width,), jnp.float32)
-        if self.impl == "fast":
+        if self.impl == "cpu":
             return lstm_cpu.lstm(
                 rows,
                 kernel,

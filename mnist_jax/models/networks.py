@@ -161,7 +161,7 @@ class CNN(nn.Module):
         for index, stage in enumerate(self.stages):
             x = Conv(stage, self.impl, self.dtype)(x)
             if stage.bn:
-                norm = BatchNorm if self.impl == "fast" else nn.BatchNorm
+                norm = BatchNorm if self.impl == "cpu" else nn.BatchNorm
                 x = norm(not train, momentum=0.9, name=f"BatchNorm_{index}")(x)
         rates = _rates(self.dropout, len(self.hidden))
         x = x.reshape(len(images), -1)
@@ -196,7 +196,7 @@ def _create(config: TrainConfig, shapes: Shapes) -> nn.Module:
     if config.model not in MODELS:
         sha256 = source_sha256(config.model)
         model = create_custom(config.model, sha256, config.model_args, shapes)
-        rules = resolve_impl(config.impl) == "fast", config.precision == "bfloat16"
+        rules = resolve_impl(config.impl) == "cpu", config.precision == "bfloat16"
         return Rewritten(model, *rules) if any(rules) else model  # type: ignore
     height, width = (side - 2 * config.crop for side in shapes.image)
     if min(height, width) < 1:

@@ -113,7 +113,7 @@ class RunRecord:
     class_names: tuple[str, ...] = ()  # of the user's data, if they have names
     best_epoch: int | None = None  # whose parameters were kept, with `patience`
     start_sha256: str | None = None  # of the parameters it started from, if not random
-    float32_convolutions: bool = False  # with precision="bfloat16", of `impl="fast"`
+    float32_convolutions: bool = False  # with precision="bfloat16", of `impl="cpu"`
 
     def table_key(self) -> tuple[str | int, ...]:
         """Returns the values that must be equal within a table of runs."""

@@ -66,7 +66,7 @@ def gather(split: Split, indices: jax.Array) -> tuple[jax.Array, jax.Array, jax.
 
 def count_microbatches(model: Any, images: int) -> int:
     """Returns the number of microbatches for a device's `images` of a batch."""
-    if isinstance(model, LSTM | CNN) and model.impl == "fast":
+    if isinstance(model, LSTM | CNN) and model.impl == "cpu":
         return -(-images // model.microbatch)
     return 1
 

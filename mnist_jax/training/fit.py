@@ -321,7 +321,7 @@ def _run_record(
     first, *rest = [epoch.train_seconds for epoch in epochs]
     epoch_seconds = statistics.median(rest or [first])
     standardized = config.pixels == "standardized"
-    fast = config.model not in ("mlp", "lstm") and resolve_impl(config.impl) == "fast"
+    fast = config.model not in ("mlp", "lstm") and resolve_impl(config.impl) == "cpu"
     return RunRecord(
         config=dataclasses.replace(config, seed=seed),
         dataset=dataset.name,

@@ -70,7 +70,7 @@ def make_record(
         **SIZES,
         parameters=count_params(create_model(config, MNIST), IMAGE_SHAPE),
         params_sha256="0" * 64,
-        impl="fast",
+        impl="cpu",
         devices=2,
         seeds_together=1,
         epochs=make_epochs(config.epochs, seconds),

@@ -233,9 +233,9 @@ def test_the_record_has_the_source_that_was_trained(file, digits: Dataset):
 
 def test_a_field_called_impl_is_the_networks_own(file, digits: Dataset):
     source = NETWORKS.replace(
-        "rate: float = 0.5", 'rate: float = 0.5\n    impl: str = "fast"'
+        "rate: float = 0.5", 'rate: float = 0.5\n    impl: str = "cpu"'
     )
-    width = 'nn.Dense(32 if self.impl == "fast" else 16)'
+    width = 'nn.Dense(32 if self.impl == "cpu" else 16)'
     file.write_text(source.replace("nn.Dense(32)", width))
     [(_, params)] = fit(prepare(config_of(file, "Dropped"), digits), [0])
     assert params["Dense_0"]["kernel"].shape == (784, 32)

@@ -86,7 +86,7 @@ class System:
         self.name, self.keras, self.real = name, keras, real
         # Dense layers have only one implementation.
         is_mlp = read_system(name).model == "mlp"
-        self.impls = ("auto",) if is_mlp else ("plain", "fast")
+        self.impls = ("auto",) if is_mlp else ("plain", "cpu")
         with keras_rules(keras):
             self.model = build_keras(keras, name)
             self.initial = params_from_keras(self.model)
@@ -171,7 +171,7 @@ def test_training_losses_equal_keras(system, dtype):
         config, losses = read_system(system.name, impl), []
         # The fast layers in float32 compile as for users, the others quickly.
         jit = optimized_jit if dtype == "float64" and impl == "plain" else jax.jit
-        if dtype == "float32" and impl == "fast":
+        if dtype == "float32" and impl == "cpu":
             jit = users_jit
         with jax.enable_x64(dtype == "float64"):
             model, tx = (

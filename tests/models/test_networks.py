@@ -118,7 +118,7 @@ def test_lstm_is_initialized_as_in_keras():
 
 
 @pytest.mark.parametrize(
-    "model, impl", [("lstm", "fast"), ("cnn", "fast"), ("cnn", "gpu")]
+    "model, impl", [("lstm", "cpu"), ("cnn", "cpu"), ("cnn", "gpu")]
 )
 def test_implementations_agree_on_real_digits(digits: Dataset, model, impl):
     # In the first 32 digits a ReLU input is 1e-7, whose sign depends on rounding.
@@ -210,7 +210,7 @@ def test_microbatches_have_the_dropout_masks_of_the_whole_batch(model):
 def test_auto_chooses_the_implementation_by_device(backend, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     model = create_model(TrainConfig(model="cnn"), MNIST)
-    assert model.impl == {"cpu": "fast", "gpu": "gpu", "tpu": "plain"}[backend]
+    assert model.impl == {"cpu": "cpu", "gpu": "gpu", "tpu": "plain"}[backend]
 
 
 def test_stages_that_leave_no_pixel_are_rejected():
@@ -219,7 +219,7 @@ def test_stages_that_leave_no_pixel_are_rejected():
 
 
 @pytest.mark.parametrize(
-    "model, impl", [*itertools.product(MODELS, ["plain", "fast"]), ("cnn", "gpu")]
+    "model, impl", [*itertools.product(MODELS, ["plain", "cpu"]), ("cnn", "gpu")]
 )
 def test_bfloat16_is_float32_with_rounded_operands(digits: Dataset, model, impl):
     images = jnp.asarray(digits.train.images[32:64] / np.float32(255))

@@ -305,7 +305,7 @@ EXAMPLES = [
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_examples_train_without_slow_operations(name):
-    config = TrainConfig(model=f"examples/{name}", impl="fast")
+    config = TrainConfig(model=f"examples/{name}", impl="cpu")
     assert not slow_gradient_operations(create_model(config, MNIST), (28, 28))
 
 
@@ -322,7 +322,7 @@ def test_examples_train_without_slow_operations(name):
 def test_whole_networks_on_real_digits(name, dtype, tolerance, digits):
     images = jnp.asarray(digits.train.images[:16], jnp.float32) / 255
     losses, gradients = [], []
-    for impl, dtype_ in (("plain", "float32"), ("fast", dtype)):
+    for impl, dtype_ in (("plain", "float32"), ("cpu", dtype)):
         config = TrainConfig(model=f"examples/{name}", impl=impl, precision=dtype_)
         model, shape = create_model(config, MNIST), digits.train.images.shape[1:]
         params = init_params(model, jax.random.key(0), shape)

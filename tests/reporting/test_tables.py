@@ -148,8 +148,8 @@ def test_rows_that_differ_only_in_devices_have_unique_names():
     one = dataclasses.replace(make_record(), devices=1)
     names = row_names([[make_record()], [one], [make_record("cnn")]])
     assert names == [
-        "mlp (impl=fast, devices=2)",
-        "mlp (impl=fast, devices=1)",
+        "mlp (impl=cpu, devices=2)",
+        "mlp (impl=cpu, devices=1)",
         "cnn",
     ]
 

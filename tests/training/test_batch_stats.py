@@ -55,7 +55,7 @@ CONFIG = TrainConfig(
 
 
 def test_a_network_with_batch_statistics_passes_check_model():
-    check_model(CNN((ConvStage(4, pool=2, bn=True),), (8,), impl="fast"))
+    check_model(CNN((ConvStage(4, pool=2, bn=True),), (8,), impl="cpu"))
 
 
 def plain_step(state: TrainState, batch, model, tx) -> TrainState:

@@ -39,8 +39,8 @@ pytestmark = pytest.mark.slow
 STAGES = (ConvStage(8, pool=2), ConvStage(32))  # direct, then Winograd
 MODELS = {
     "mlp": MLP(hidden=(16,)),
-    "lstm": LSTM((8,), "tanh", (), impl="fast"),
-    "cnn": CNN(STAGES, (16,), impl="fast"),
+    "lstm": LSTM((8,), "tanh", (), impl="cpu"),
+    "cnn": CNN(STAGES, (16,), impl="cpu"),
 }
 
 
@@ -193,7 +193,7 @@ def compiled_epoch(model, images=64):
 SLOW = {"convolution", "select-and-scatter", "scatter", "reduce-window"}
 
 
-@pytest.mark.parametrize("impl, slow", [("fast", False), ("plain", True)])
+@pytest.mark.parametrize("impl, slow", [("cpu", False), ("plain", True)])
 def test_compiled_fast_cnn_epoch_has_no_slow_operation(impl, slow):
     stages = ConvStage(32, pool=2), ConvStage(64, pool=2), ConvStage(64)  # the default
     text = compiled_epoch(CNN(stages, (64,), impl=impl))

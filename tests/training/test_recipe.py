@@ -30,8 +30,8 @@ pytestmark = pytest.mark.slow
 
 MODELS = {
     "mlp": MLP(hidden=(16,), dropout=(0.5,)),
-    "lstm": LSTM((8,), "tanh", (), impl="fast"),
-    "cnn": CNN((ConvStage(8, pool=2),), (16,), (0.5,), impl="fast"),
+    "lstm": LSTM((8,), "tanh", (), impl="cpu"),
+    "cnn": CNN((ConvStage(8, pool=2),), (16,), (0.5,), impl="cpu"),
 }
 RECIPE = dict(
     augment=Augmentation(("shift2", "rotate10", "erase")),

@@ -62,7 +62,7 @@ def test_fast_equals_plain(model, shapes):
     images, mask = split.images / np.float32(255), np.ones(6, np.float32)
     networks = {
         impl: create_model(dataclasses.replace(config, impl=impl), shapes)
-        for impl in ("fast", "plain")
+        for impl in ("cpu", "plain")
     }
     params = init_params(networks["plain"], jax.random.key(0), shapes.image)
     (grads, metrics), (plain_grads, plain_metrics) = (

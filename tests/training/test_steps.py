@@ -23,9 +23,9 @@ STAGES = (ConvStage(8, pool=2), ConvStage(32, pool=2))  # direct, then Winograd
 MODELS = {
     "mlp": MLP(hidden=(16,)),
     "mlp_dropout": MLP(hidden=(32,), dropout=(0.2,)),
-    "lstm": LSTM((8, 8), "tanh", (8,), impl="fast"),
+    "lstm": LSTM((8, 8), "tanh", (8,), impl="cpu"),
     "lstm_plain": LSTM((8,), "relu", ()),
-    "cnn": CNN(STAGES, (16,), impl="fast"),
+    "cnn": CNN(STAGES, (16,), impl="cpu"),
     "cnn_plain": CNN(STAGES, ()),
 }
 
