@@ -5,7 +5,6 @@ import dataclasses
 import math
 import numbers
 import re
-import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -19,8 +18,6 @@ CUSTOM = "FILE:CLASS"  # any custom network, where a field depends on the model
 DATASETS = ("auto", "mnist", "fashion_mnist", "kmnist", "digits", "idx")
 PIXELS = ("scaled", "standardized", "raw", "l2")
 ADAMS = ("adam", "keras_adam", "adamw", "muon")  # muon uses it for biases
-SPLITS = ("official", "shuffled")
-VALIDATIONS = ("none", "fraction", "test")
 # Augmentations by name: smallest and largest size, and the size if none is given.
 AUGMENTATIONS: Mapping[str, tuple[float, float, float | None]] = {
     "flip": (1, 1, 1),  # left to right, every second image
@@ -53,42 +50,31 @@ class ConvStage(NamedTuple):
     bn: bool = False  # whether batch normalization follows
 
 
+_STAGE_OPTIONS: Mapping[str, tuple[str, Any]] = {
+    **{f"k{size}": ("kernel", size) for size in range(1, 8)},
+    **{name: ("padding", name.upper()) for name in ("valid", "same")},
+    **{f"s{size}": ("strides", size) for size in (1, 2)},
+    **{name: ("activation", name) for name in ("relu", "tanh", "linear")},
+    **{f"pool{size}": ("pool", size) for size in (2, 3)},
+    "bn": ("bn", True),
+}
+
+
 def parse_conv_stage(text: str) -> ConvStage:
     """Parses a stage such as `32`, `16:same:s2` or `8:k5:pool2`.
 
-    Args:
-        text: the number of filters, then in any order `kN` (N by N kernel, 1..7,
-            default 3), `valid` or `same` (default valid), `s1` or `s2` (stride, default
-            1), `relu`, `tanh` or `linear` (default relu), `pool2` or `pool3` (default
-            no pooling), and `bn` (batch normalization of the stage's output).
-
-    Raises:
-        InputError: an option is unknown or given twice.
+    The number of filters is followed, in any order, by `kN` (N by N kernel, 1..7,
+    default 3), `valid` or `same` (default valid), `s1` or `s2` (stride, default 1),
+    `relu`, `tanh` or `linear` (default relu), `pool2` or `pool3` (default no pooling)
+    and `bn` (batch normalization of the stage's output).
 
     >>> parse_conv_stage("8:k5:linear:pool2")[:4]
     (8, 5, 'VALID', 1)
     """
     filters, *options = text.strip().lower().split(":")
-    stage: dict[str, Any] = {}
-    value: str | int
-    ok = re.fullmatch(r"[1-9]\d{0,3}", filters) is not None
-    for option in options:
-        if option in ("valid", "same"):
-            name, value = "padding", option.upper()
-        elif option in ("relu", "tanh", "linear"):
-            name, value = "activation", option
-        elif option == "bn":
-            name, value = "bn", True
-        elif match := re.fullmatch(r"(k)([1-7])|(s)([12])|(pool)([23])", option):
-            kind, size = (group for group in match.groups() if group)
-            name = {"k": "kernel", "s": "strides", "pool": "pool"}[kind]
-            value = int(size)
-        else:
-            ok = False
-            break
-        ok = ok and name not in stage
-        stage[name] = value
-    if not ok:
+    stage = dict(_STAGE_OPTIONS.get(option, ("unknown", None)) for option in options)
+    known = re.fullmatch(r"[1-9]\d{0,3}", filters) and "unknown" not in stage
+    if not known or len(stage) < len(options):
         raise InputError(
             f"--conv: cannot parse the stage {text!r}; a stage is a number of filters "
             "(1..9999) and at most one each of k1..k7, valid|same, s1|s2, "
@@ -98,13 +84,7 @@ def parse_conv_stage(text: str) -> ConvStage:
 
 
 def parse_augmentation(text: str) -> tuple[str, float]:
-    """Parses an augmentation such as `shift2`, `rotate10`, `zoom0.1` or `flip`.
-
-    Returns:
-        Its name and its size.
-
-    Raises:
-        InputError: the name is unknown, or the size is missing or out of range.
+    """Returns the name and size of an augmentation such as `shift2` or `zoom0.1`.
 
     >>> parse_augmentation("shift2"), parse_augmentation("elastic")
     (('shift', 2.0), ('elastic', 34.0))
@@ -124,42 +104,53 @@ def parse_augmentation(text: str) -> tuple[str, float]:
     )
 
 
+class Rule(NamedTuple):
+    """The values that a field may have, besides None for one that is optional."""
+
+    allowed: str
+    check: Callable[[Any], bool]  # gets floats as they are in float32
+
+
+def _integers(low: int, high: int) -> Rule:
+    allowed = f"an integer from {low} to {high}"
+    return Rule(allowed, lambda value: low <= value <= high)
+
+
+_ANY = Rule("", lambda _: True)
+_POSITIVE = Rule("a positive integer", lambda value: value >= 1)
+_SEED = _integers(0, 2**32 - 1)
+# A decay of 0.99999999 is 1 in float32, a rate of 1e-46 is 0.
+_DECAY = Rule("a number >= 0 and < 1 in float32", lambda value: 0 <= value < 1)
+_FRACTION = Rule("a number > 0 and < 1 in float32", lambda value: 0 < value < 1)
+_SIZE = Rule("a finite number > 0 in float32", lambda value: 0 < value < math.inf)
+_WIDTHS = Rule(
+    "widths from 1 to 100000",
+    lambda widths: all(1 <= width <= 100_000 for width in widths),
+)
+
+
 def _option(
     default: Any,
     help: str,
+    rule: Rule = _ANY,
     *,
     choices: Sequence[str] = (),
-    check: Callable[[Any], bool] | None = None,
-    allowed: str = "",
     needs: tuple[str, tuple[str, ...]] | None = None,
-    by: str = "model",
 ) -> Any:
     """Declares a field: its default, help text, allowed values and dependency.
 
-    `default` is a mapping if it depends on the field `by`, model or dataset. `needs`
-    names another field and its values for which this field is used. Setting this
-    field's flag with any other value of that field is an error.
+    `default` is a mapping if it depends on the model or the dataset. `needs` names
+    another field and its values for which this field is used. Setting this field's flag
+    with any other value of that field is an error.
     """
-    mapping = default if isinstance(default, Mapping) else {}
     if choices:
-        check, allowed = (
-            (lambda value: value in choices),
-            "one of " + ", ".join(choices),
-        )
+        rule = Rule(f"one of {', '.join(choices)}", lambda value: value in choices)
+    varies = isinstance(default, Mapping)
+    defaults = default if varies else {}
     metadata = dict(
-        help=help,
-        choices=tuple(choices),
-        check=check,
-        allowed=allowed,
-        needs=needs,
-        by_model=mapping if by == "model" else {},
-        by_dataset=mapping if by == "dataset" else {},
+        help=help, choices=choices, rule=rule, needs=needs, defaults=defaults
     )
-    return dataclasses.field(default=None if mapping else default, metadata=metadata)
-
-
-def _is_width(value: int) -> bool:
-    return 1 <= value <= 100_000
+    return dataclasses.field(default=None if varies else default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,14 +161,10 @@ class TrainConfig:
     `epochs` depends on the dataset: with `dataset="auto"` it is None until the dataset
     is loaded.
 
-    Raises:
-        InputError: a value is out of range, or two values conflict.
-
     >>> TrainConfig(model="cnn").hidden, TrainConfig(model="lstm").hidden
     ((64,), ())
     >>> TrainConfig(dataset="mnist").epochs, TrainConfig(dataset="digits").epochs
     (5, 40)
-
     >>> TrainConfig(model="cnn", batch_size=0)
     Traceback (most recent call last):
     ...
@@ -188,21 +175,24 @@ class TrainConfig:
         "mlp",
         "network: mlp, lstm, cnn, or a Flax module as path/to/file.py:Class or "
         "package.module:Class",
-        check=lambda model: model in MODELS or bool(re.fullmatch(r".+:\w+", model)),
-        allowed="mlp, lstm, cnn, or a Flax module such as path/to/file.py:Class",
+        Rule(
+            "mlp, lstm, cnn, or a Flax module such as path/to/file.py:Class",
+            lambda model: model in MODELS or bool(re.fullmatch(r".+:\w+", model)),
+        ),
     )
     model_args: tuple[str, ...] = _option(
         (),
         "fields of the class of a custom network, such as width=64,depth=2",
-        check=lambda args: not args or "=" in args[0],
-        allowed="fields with values, such as width=64,depth=2",
+        Rule(
+            "fields with values, such as width=64,depth=2",
+            lambda args: not args or "=" in args[0],
+        ),
         needs=("model", (CUSTOM,)),
     )
     hidden: tuple[int, ...] = _option(
         {"mlp": (128, 128), "lstm": (), "cnn": (64,), CUSTOM: ()},
         "widths of the hidden dense layers, comma-separated; empty for none",
-        check=lambda widths: all(map(_is_width, widths)),
-        allowed="widths from 1 to 100000",
+        _WIDTHS,
         needs=("model", MODELS),
     )
     conv: tuple[str, ...] = _option(
@@ -210,15 +200,19 @@ class TrainConfig:
         "convolution stages, comma-separated: number of filters, then any of k1..k7, "
         "valid|same, s1|s2, relu|tanh|linear, pool2|pool3, bn (batch normalization), "
         "joined by colons",
-        check=lambda stages: bool([parse_conv_stage(stage) for stage in stages]),
-        allowed="at least one stage such as 32:k3:valid:relu:pool2",
+        Rule(
+            "at least one stage such as 32:k3:valid:relu:pool2",
+            lambda stages: bool(list(map(parse_conv_stage, stages))),
+        ),
         needs=("model", ("cnn",)),
     )
     lstm_units: tuple[int, ...] = _option(
         (128,),
         "units of each LSTM layer, comma-separated",
-        check=lambda units: len(units) > 0 and all(map(_is_width, units)),
-        allowed="one or more widths from 1 to 100000",
+        Rule(
+            f"one or more {_WIDTHS.allowed}",
+            lambda units: bool(units) and _WIDTHS.check(units),
+        ),
         needs=("model", ("lstm",)),
     )
     activation: str = _option(
@@ -231,20 +225,20 @@ class TrainConfig:
         0,
         "pixels to leave out at each border of the image, in training and evaluation; "
         "MNIST's digits lie within the inner 20x20",
-        check=lambda pixels: 0 <= pixels <= 10,
-        allowed="an integer from 0 to 10",
+        _integers(0, 10),
         needs=("model", MODELS),
     )
     dropout: tuple[float, ...] = _option(
         (0.0,),
         "dropout rate after each LSTM and hidden dense layer: one for all, or one each",
-        check=lambda rates: all(0.0 <= rate < 1.0 for rate in rates),
-        allowed="one or more numbers >= 0 and < 1",
+        Rule(
+            "one or more numbers >= 0 and < 1 in float32",
+            lambda rates: bool(rates) and all(map(_DECAY.check, rates)),
+        ),
         needs=("model", MODELS),
     )
     freeze: tuple[str, ...] = _option(
-        (),
-        "layers to keep at their initial parameters, comma-separated, as in Dense_0",
+        (), "layers to keep at their initial parameters, comma-separated, as in Dense_0"
     )
     dataset: str = _option(
         "auto",
@@ -254,10 +248,7 @@ class TrainConfig:
         choices=DATASETS,
     )
     train_size: int | None = _option(
-        None,
-        "use only the first N training images",
-        check=lambda size: size is None or size >= 1,
-        allowed="a positive integer",
+        None, "use only the first N training images", _POSITIVE
     )
     pixels: str = _option(
         "scaled",
@@ -269,40 +260,36 @@ class TrainConfig:
         "official",
         "the official training and test sets, or all images shuffled with --split_seed "
         "and split again",
-        choices=SPLITS,
+        choices=("official", "shuffled"),
     )
     split_seed: int = _option(
-        0,
-        "seed of the shuffle",
-        check=lambda seed: 0 <= seed < 2**32,
-        allowed="an integer from 0 to 4294967295",
-        needs=("split", ("shuffled",)),
+        0, "seed of the shuffle", _SEED, needs=("split", ("shuffled",))
     )
     validation: str = _option(
         "fraction",
         "validation set: none, a fraction from the end of the training set, or the "
         "test set (as some tutorials do; it then does not measure generalization)",
-        choices=VALIDATIONS,
+        choices=("none", "fraction", "test"),
     )
     validation_fraction: float = _option(
         0.1,
         "fraction of the training set to hold out for validation",
-        check=lambda fraction: 0.0 < fraction < 1.0,
-        allowed="a number > 0 and < 1",
+        _FRACTION,
         needs=("validation", ("fraction",)),
     )
     augment: tuple[str, ...] = _option(
         (),
         "random changes of training images, comma-separated: any of shiftN (up to N "
         "pixels), rotateN (degrees), zoomX (fraction), elastic, erase (a square), flip",
-        check=lambda names: len(dict(map(parse_augmentation, names))) == len(names),
-        allowed="augmentations of different names",
+        Rule(
+            "augmentations of different names",
+            lambda names: len(dict(map(parse_augmentation, names))) == len(names),
+        ),
     )
     label_smoothing: float = _option(
         0.0,
         "share of the labels that is spread evenly over all classes in training",
-        check=lambda share: 0.0 <= share < 1.0,
-        allowed="a number >= 0 and < 1",
+        _DECAY,
     )
     optimizer: str = _option(
         "adam",
@@ -313,23 +300,17 @@ class TrainConfig:
     beta1: float = _option(
         0.9,
         "decay per step of Adam's mean of the gradients",
-        check=lambda value: 0.0 <= value < 1.0,
-        allowed="a number >= 0 and < 1",
+        _DECAY,
         needs=("optimizer", ADAMS),
     )
     beta2: float = _option(
         0.999,
         "decay per step of Adam's mean of the squared gradients",
-        check=lambda value: 0.0 <= value < 1.0,
-        allowed="a number >= 0 and < 1",
+        _DECAY,
         needs=("optimizer", ADAMS),
     )
     momentum: float = _option(
-        0.0,
-        "momentum of SGD",
-        check=lambda value: 0.0 <= value < 1.0,
-        allowed="a number >= 0 and < 1",
-        needs=("optimizer", ("sgd",)),
+        0.0, "momentum of SGD", _DECAY, needs=("optimizer", ("sgd",))
     )
     nesterov: bool = _option(
         False, "use Nesterov momentum", needs=("optimizer", ("sgd",))
@@ -337,15 +318,13 @@ class TrainConfig:
     weight_decay: float = _option(
         1e-4,
         "decoupled weight decay of AdamW",
-        check=lambda value: 0.0 <= value < math.inf,
-        allowed="a finite number >= 0",
+        Rule("a finite number >= 0", lambda value: 0 <= value < math.inf),
         needs=("optimizer", ("adamw",)),
     )
     learning_rate: float = _option(
         {"mlp": 3e-3, "lstm": 5e-3, "cnn": 3e-3, CUSTOM: 3e-3},
         "learning rate, or its peak under a schedule; chosen for Adam",
-        check=lambda value: 0.0 < value < math.inf,
-        allowed="a finite number > 0",
+        _SIZE,
     )
     schedule: str = _option(
         "onecycle",
@@ -356,55 +335,36 @@ class TrainConfig:
     warmup_fraction: float = _option(
         0.1,
         "fraction of the steps over which the rate rises to --learning_rate",
-        check=lambda fraction: 0.0 < fraction < 1.0,
-        allowed="a number > 0 and < 1",
+        _FRACTION,
         needs=("schedule", ("cosine", "onecycle")),
     )
-    clip_norm: float | None = _option(
-        None,
-        "clip gradients to this global norm",
-        check=lambda norm: norm is None or 0.0 < norm < math.inf,
-        allowed="a finite number > 0",
-    )
+    clip_norm: float | None = _option(None, "clip gradients to this global norm", _SIZE)
     ema: float | None = _option(
         None,
         "evaluate and save an exponential moving average of the parameters, with this "
         "decay per step",
-        check=lambda decay: decay is None or 0.0 < decay < 1.0,
-        allowed="a number > 0 and < 1, such as 0.999",
+        _FRACTION,
     )
-    batch_size: int = _option(
-        128,
-        "training images per step",
-        check=lambda size: size >= 1,
-        allowed="a positive integer",
-    )
+    batch_size: int = _option(128, "training images per step", _POSITIVE)
     epochs: int = _option(
         {"mnist": 5, "fashion_mnist": 5, "kmnist": 5, "digits": 40, "idx": 5},
         "passes over the training set",
-        check=lambda epochs: epochs >= 1,
-        allowed="a positive integer",
-        by="dataset",
+        _POSITIVE,
     )
     patience: int | None = _option(
         None,
         "stop after N epochs without a lower validation loss, and keep the parameters "
         "of the epoch with the lowest",
-        check=lambda epochs: epochs is None or epochs >= 1,
-        allowed="a positive integer",
+        _POSITIVE,
     )
     tta: int = _option(
         0,
         "test also with probabilities averaged over all shifts by up to this many "
         "pixels (test-time augmentation)",
-        check=lambda pixels: 0 <= pixels <= 4,
-        allowed="an integer from 0 to 4",
+        _integers(0, 4),
     )
     seed: int = _option(
-        0,
-        "seed of the initial parameters, shuffling and dropout",
-        check=lambda seed: 0 <= seed < 2**32,
-        allowed="an integer from 0 to 4294967295",
+        0, "seed of the initial parameters, shuffling and dropout", _SEED
     )
     impl: str = _option(
         "auto",
@@ -422,8 +382,7 @@ class TrainConfig:
     cpu_devices: int = _option(
         0,
         "number of host devices on a CPU; 0 uses as many as speed up training",
-        check=lambda devices: 0 <= devices <= 1024,
-        allowed="an integer from 0 to 1024",
+        _integers(0, 1024),
     )
 
     @property
@@ -432,12 +391,7 @@ class TrainConfig:
         return self.model.rpartition(":")[2]
 
     def require_validation(self, flag: str, value: object) -> None:
-        """Raises InputError unless the config holds out images of the training set.
-
-        Args:
-            flag: name of the flag that needs them.
-            value: its value.
-        """
+        """Raises InputError if a flag needs images held out of the training set."""
         if self.validation != "fraction":
             raise InputError(
                 f"--{flag}={value} needs a validation set from the training set; got "
@@ -448,37 +402,27 @@ class TrainConfig:
     def for_dataset(self, name: str) -> "TrainConfig":
         """Returns the config with the defaults that `dataset="auto"` left open.
 
-        Args:
-            name: of the dataset; one that is none of `DATASETS` has MNIST's defaults.
+        A dataset of another name than those of `DATASETS` has MNIST's defaults.
         """
-        defaults = {
-            field.name: by_dataset.get(name, by_dataset["mnist"])
-            for field in dataclasses.fields(self)
-            if (by_dataset := field.metadata["by_dataset"])
-            and getattr(self, field.name) is None
-        }
-        return dataclasses.replace(self, **defaults)
+        if self.epochs is not None:
+            return self
+        name = name if name in DATASETS else "mnist"
+        return dataclasses.replace(self, epochs=TrainConfig(dataset=name).epochs)
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
-            by_model, value = field.metadata["by_model"], getattr(self, field.name)
-            if by_model and value is None:
-                value = by_model[model_kind(self.model)]
-            if (by_dataset := field.metadata["by_dataset"]) and value is None:
-                if self.dataset == "auto":
+            name, value = field.name, getattr(self, field.name)
+            defaults, rule = field.metadata["defaults"], field.metadata["rule"]
+            if value is None and defaults:
+                value = defaults.get(model_kind(self.model), defaults.get(self.dataset))
+                if value is None:  # until the dataset is loaded
                     continue
-                value = by_dataset[self.dataset]
-            value = _convert(field.name, hints[field.name], value)
-            object.__setattr__(self, field.name, value)
-            check, rounded = field.metadata["check"], _as_float32(value)
-            effect = check is not None and _has_effect(self, field)
-            if effect and not (check(value) and check(rounded)):
-                note = f", which is {as_text(rounded)} in float32"
-                raise InputError(
-                    f"--{field.name} must be {field.metadata['allowed']}; "
-                    f"got {as_text(value)}{note if check(value) else ''}"
-                )
+            value = _convert(name, hints[name], value)
+            object.__setattr__(self, name, value)
+            if value is not None and not rule.check(_as_float32(value)):
+                got = as_text(value)
+                raise InputError(f"--{name} must be {rule.allowed}; got {got}")
         if self.nesterov and self.optimizer == "sgd" and self.momentum == 0.0:
             raise InputError(
                 "--nesterov needs --momentum above 0; got --momentum=0.0; give a value "
@@ -497,38 +441,22 @@ class TrainConfig:
 
 
 def _convert(name: str, hint: Any, value: Any) -> Any:
-    """Returns a value as the type of its field; raises InputError if it has another.
-
-    Lists become tuples and integers become floats where the field is one.
-    """
+    """Returns a value as the type of its field: lists as tuples, integers as floats."""
     if isinstance(hint, types.UnionType):
         return None if value is None else _convert(name, hint.__args__[0], value)
     if typing.get_origin(hint) is tuple:
-        item = typing.get_args(hint)[0]
         if isinstance(value, list | tuple):
-            return tuple(_convert(name, item, v) for v in value)
-        kind = f"tuple of {item.__name__}"
+            return tuple(_convert(name, hint.__args__[0], item) for item in value)
     else:
-        kind = hint.__name__
+        # NumPy's numbers become Python's.
         accepted = {int: numbers.Integral, float: numbers.Real}.get(hint, hint)
         if isinstance(value, accepted) and isinstance(value, bool) == (hint is bool):
-            if not isinstance(value, int):  # NumPy compares in its own precision
-                value = hint(value)
-            # The comparison is also false for NaN.
-            if hint is float and not abs(value) <= sys.float_info.max:
-                raise InputError(f"--{name} must be a finite number; got {value}")
             return hint(value)
-    if name == "model" and callable(value):
-        cls = value if isinstance(value, type) else type(value)
-        raise InputError(
-            f'--model must be a string, as in "{cls.__module__}:{cls.__name__}"; got '
-            f"{'the class' if value is cls else 'an instance of'} {cls.__name__}"
-        )
-    raise InputError(f"--{name} must be of type {kind}; got {value!r}")
+    raise InputError(f"--{name} must be of type {hint}; got {value!r}")
 
 
 def _as_float32(value: Any) -> Any:
-    """Returns the value with its floats rounded: 0.99999999 to 1, 1e-50 to 0."""
+    """Returns the value with its floats rounded."""
     if isinstance(value, tuple):
         return tuple(map(_as_float32, value))
     return ctypes.c_float(value).value if isinstance(value, float) else value
@@ -546,19 +474,12 @@ def _has_effect(config: TrainConfig, field: "dataclasses.Field[Any]") -> bool:
 def check_used(config: TrainConfig, given: Collection[str] | None = None) -> None:
     """Raises InputError if a field that the user chose has no effect with the others.
 
-    Args:
-        config: the settings.
-        given: names of those fields; default: those whose value is not the default.
+    Those fields are `given`, by default all whose value is not the default.
     """
+    given = changed_fields(config, config.dataset) if given is None else given
     for field in dataclasses.fields(config):
         name, value = field.name, getattr(config, field.name)
-        if given is None:
-            by_model = field.metadata["by_model"]
-            default = by_model[model_kind(config.model)] if by_model else field.default
-            chosen = value != default
-        else:
-            chosen = name in given
-        if chosen and not _has_effect(config, field):
+        if name in given and not _has_effect(config, field):
             other, values = field.metadata["needs"]
             raise InputError(
                 f"--{name}={as_text(value)} only applies with "
@@ -572,26 +493,21 @@ def check_used(config: TrainConfig, given: Collection[str] | None = None) -> Non
         )
 
 
-def check_stages(stages: Sequence[str], *sides: int) -> None:
-    """Raises InputError if convolution stages shrink an image to nothing.
-
-    Args:
-        stages: as in `TrainConfig.conv`.
-        sides: height and width of the image.
-    """
+def check_stages(stages: Sequence[str], height: int, width: int) -> None:
+    """Raises InputError if convolution stages shrink an image to nothing."""
     for number, text in enumerate(stages, start=1):
         stage = parse_conv_stage(text)
         window = stage.kernel if stage.padding == "VALID" else 1
-        outputs = [
-            ((side - window) // stage.strides + 1) // stage.pool for side in sides
-        ]
-        if min(outputs) < 1:
+        before = height, width
+        height, width = (
+            ((side - window) // stage.strides + 1) // stage.pool for side in before
+        )
+        if min(height, width) < 1:
             raise InputError(
                 f"--conv: stage {number} ({text}) leaves no pixel of its "
-                f"{'x'.join(map(str, sides))} input; use fewer stages, smaller "
-                "kernels, less pooling or same padding"
+                f"{before[0]}x{before[1]} input; use fewer stages, smaller kernels, "
+                "less pooling or same padding"
             )
-        sides = tuple(outputs)
 
 
 def as_text(value: Any) -> str:
@@ -604,9 +520,7 @@ def as_text(value: Any) -> str:
 def changed_fields(config: TrainConfig, dataset: str) -> dict[str, Any]:
     """Returns the fields, without the seed, that differ from the model's defaults.
 
-    Args:
-        config: the settings.
-        dataset: name of the loaded dataset, whose defaults `dataset="auto"` takes.
+    `dataset` is the name of the loaded dataset, whose defaults `dataset="auto"` takes.
     """
     default = TrainConfig(model=config.model).for_dataset(dataset)
     return {

@@ -91,7 +91,7 @@ def define_config_flags(
 def _default_text(name: str) -> str:
     """Formats a field's default, for each model or dataset if they differ."""
     field = _FIELDS[name]
-    mapping = field.metadata["by_model"] or field.metadata["by_dataset"]
+    mapping = field.metadata["defaults"]
     if not mapping:
         return as_text(field.default) or "none"
     return ", ".join(f"{as_text(v) or 'none'} ({m})" for m, v in mapping.items())
