@@ -10,6 +10,7 @@ from pathlib import Path
 
 from absl import flags
 
+from mnist_jax.api import train_configs, write_tables
 from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
 from mnist_jax.cli.flags import (
     chosen_models,
@@ -27,8 +28,7 @@ from mnist_jax.cli.flags import (
 )
 from mnist_jax.cli.main import run_program, start_jax, stop_between_chunks
 from mnist_jax.errors import InputError
-from mnist_jax.reporting.comparison import train_configs, write_tables
-from mnist_jax.reporting.progress import ProgressPrinter
+from mnist_jax.reporting.progress import follow
 from mnist_jax.reporting.report import PICTURES, write_report
 from mnist_jax.reporting.targets import check_targets
 from mnist_jax.training import distributed
@@ -57,8 +57,8 @@ def main() -> None:
         out.mkdir(parents=True, exist_ok=True)
         dataset = load_data(configs[0].dataset)
         with stop_between_chunks(HOW_TO_RESUME) as check_stopped:
-            printer = ProgressPrinter(FLAGS.quiet, check_stopped)
-            train_configs(out, configs, dataset, seeds, printer)
+            events = train_configs(out, configs, dataset, seeds)
+            follow(events, FLAGS.quiet, check_stopped)
         tables = write_tables(out, targets, against, FLAGS.columns == "all")
         print(f"\n{tables}\n\nwritten: {out}/compare.jsonl, .csv, .md: all columns")
         if FLAGS.report:

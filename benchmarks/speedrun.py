@@ -41,7 +41,7 @@ from mnist_jax.reporting.tables import (
     median_and_range,
 )
 from mnist_jax.training import distributed
-from mnist_jax.training.fit import fit
+from mnist_jax.training.fit import finish, fit
 from mnist_jax.training.prepare import prepare
 
 from .peers.frameworks import KEEP_MEMORY
@@ -178,7 +178,7 @@ def run_recipes(
     raced = [PeerRuns(name, [], []) for name in peers]
     for seed in range(seeds):
         for i, path in enumerate(paths):
-            [(run, _)] = fit(experiments[i], [seed])
+            [(run, _)] = finish(fit(experiments[i], [seed]))
             runs[i].append(run)
             seconds[i].append(sum(epoch.train_seconds for epoch in run.epochs))
             _report(path.stem, seed, run.test_accuracy, seconds[i][-1])

@@ -15,7 +15,7 @@ from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
 from mnist_jax.cli.flags import define_machine_flags, load_data
 from mnist_jax.cli.main import run_program, start_jax
 from mnist_jax.profiling.memory import peak_megabytes
-from mnist_jax.training.fit import fit
+from mnist_jax.training.fit import finish, fit
 from mnist_jax.training.prepare import prepare
 
 FLAGS = flags.FLAGS
@@ -28,7 +28,7 @@ def main() -> None:
     dataset = load_data(config.dataset)
     ready = time.time() - FLAGS.began
     experiment = prepare(config, dataset)
-    fit(experiment, [config.seed])
+    finish(fit(experiment, [config.seed]))
     result = {
         "start s": ready,
         "compile s": experiment.compile_seconds,

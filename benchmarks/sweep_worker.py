@@ -4,6 +4,7 @@ All processes of a sweep, on this machine or on a Ray cluster, run the same `Wor
 They share the folder of the sweep and nothing else.
 """
 
+import contextlib
 import dataclasses
 import random
 import statistics
@@ -26,11 +27,11 @@ from mnist_jax.reporting.sweep_tables import (
     validation_accuracy,
 )
 from mnist_jax.training.checkpoints import remove_checkpoints
-from mnist_jax.training.fit import Callbacks
+from mnist_jax.training.fit import Epoch
 from mnist_jax.training.prepare import Experiment, change_learning_rate, prepare
 from mnist_jax.training.results import RUNS, digest
 from mnist_jax.training.run_dir import read_records, run_keys
-from mnist_jax.training.runs import Observer, Plan, train_runs
+from mnist_jax.training.runs import train_runs
 
 from .sweep_space import Axis, Settings, check_trainable, make_config
 
@@ -161,7 +162,7 @@ class Queue:
         self._study.tell(trial, value, self._states[state], skip_if_finished=True)
 
 
-class Worker(Observer):
+class Worker:
     """Trains trials in one process, which compiles once for all learning rates."""
 
     def __init__(
@@ -176,13 +177,12 @@ class Worker(Observer):
         """
         self.sweep, self.number, self.queue = sweep, number, Queue(sweep)
         self._check_stopped = check_stopped
-        self._trial: Any = None
         self._prepared: tuple[Any, Experiment] | None = None
 
     def train_next(self) -> bool:
         """Trains the next trial, or resumes it; returns False if none waits."""
         self.check_stopped()
-        self._trial = trial = self.queue.take(self.number)
+        trial = self.queue.take(self.number)
         if trial is None:
             return False
         sweep = self.sweep
@@ -200,8 +200,7 @@ class Worker(Observer):
         folders = {seed: folder / f"seed{seed}" for seed in sweep.seeds}
         trial.set_user_attr("folder", folder.name)
         try:
-            plan = Plan(name_of(settings), config, folders, folder)
-            train_runs(plan, sweep.dataset, self, self._prepare)
+            self._train(trial, config, folders, name_of(settings))
         except import_optuna().TrialPruned:
             self._end(trial, "PRUNED", folders)
         except DivergedError as error:
@@ -229,25 +228,33 @@ class Worker(Observer):
         """Raises if the sweep should end."""
         self._check_stopped()
 
-    def report(self, message: str) -> None:
-        """Prints why a trial waits, and where it resumes."""
-        if not self.sweep.quiet and "already recorded" not in message:
-            print(message, flush=True)
+    def _train(
+        self, trial: Any, config: TrainConfig, folders: Mapping[int, Path], name: str
+    ) -> None:
+        """Trains a trial and reports each epoch to the pruner."""
+        dataset, prepare_runs = self.sweep.dataset, self._prepare
+        events = train_runs(
+            config, dataset, folders, name=name, prepare_runs=prepare_runs
+        )
+        with contextlib.closing(events):
+            for event in events:
+                if isinstance(event, Epoch):
+                    self._report(trial, event.records, config)
+                elif isinstance(event, str) and not self.sweep.quiet:
+                    if not event.endswith(("already recorded", "compiling ...")):
+                        print(event, flush=True)
+                self.check_stopped()
 
-    def training(
-        self, experiment: Experiment, folders: Mapping[int, Path]
-    ) -> Callbacks:
-        """Returns callbacks that report each epoch to the pruner."""
-
-        def on_epoch(records: Sequence[EpochRecord]) -> None:
-            accuracies = [r.val_accuracy for r in records if r.val_accuracy is not None]
-            epoch = records[0].epoch
-            self._trial.report(statistics.fmean(accuracies), epoch)
-            if epoch != experiment.config.epochs and self._trial.should_prune():
-                raise import_optuna().TrialPruned
-            self.check_stopped()
-
-        return Callbacks(on_epoch, lambda progress: self.check_stopped())
+    def _report(
+        self, trial: Any, records: Sequence[EpochRecord], config: TrainConfig
+    ) -> None:
+        """Reports an epoch; raises TrialPruned if the trial should end."""
+        accuracies = [r.val_accuracy for r in records if r.val_accuracy is not None]
+        epoch = records[0].epoch
+        trial.report(statistics.fmean(accuracies), epoch)
+        epochs = config.for_dataset(self.sweep.dataset.name).epochs
+        if epoch != epochs and trial.should_prune():
+            raise import_optuna().TrialPruned
 
     def _prepare(self, config: TrainConfig, dataset: Dataset, seeds: int) -> Experiment:
         """Reuses the last experiment if only its learning rate differs."""

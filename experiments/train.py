@@ -23,12 +23,12 @@ from mnist_jax.cli.flags import (
 )
 from mnist_jax.cli.main import run_program, start_jax, stop_between_chunks
 from mnist_jax.errors import InputError
-from mnist_jax.reporting.progress import ProgressPrinter
-from mnist_jax.reporting.trackers import TRACKERS, TrackingPrinter, check_tracker
+from mnist_jax.reporting.progress import follow
+from mnist_jax.reporting.trackers import TRACKERS, check_tracker, track
 from mnist_jax.training import distributed
 from mnist_jax.training.checkpoints import KEEP
 from mnist_jax.training.run_dir import CONFIG
-from mnist_jax.training.runs import plan_runs, train_runs
+from mnist_jax.training.runs import seed_folders, train_runs
 
 FLAGS = flags.FLAGS
 _OF_RUN_DIR = "track", "profile", "checkpoint_every", "resume", "overwrite"
@@ -71,16 +71,9 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         root = Path(FLAGS.run_dir or stack.enter_context(tempfile.TemporaryDirectory()))
         root = stack.enter_context(distributed.output_folder(root))
-        plan = plan_runs(
-            config,
-            seeds,
-            root,
-            resume=FLAGS.resume,
-            overwrite=FLAGS.overwrite,
-            checkpoint_every=FLAGS.checkpoint_every,
-            keep=FLAGS.keep,
-            init_from=FLAGS.init_from and Path(FLAGS.init_from),
-        )
+        folders, start = seed_folders(root, seeds), None
+        if FLAGS.init_from:
+            start = dict.fromkeys(seeds, Path(FLAGS.init_from))
         dataset = load_data(config.dataset)
         check_stopped = stack.enter_context(
             stop_between_chunks(
@@ -91,14 +84,24 @@ def main() -> None:
                 "--checkpoint_every=1 writes them"
             )
         )
-        held = any((folder / CONFIG).exists() for folder in plan.folders.values())
+        held = any((folder / CONFIG).exists() for folder in folders.values())
         if FLAGS.resume and not held:
             print(f"no run in {FLAGS.run_dir}: starting from the beginning", flush=True)
-        printer = ProgressPrinter(FLAGS.quiet, check_stopped)
+        events = train_runs(
+            config,
+            dataset,
+            folders,
+            name=config.name,
+            root=root,
+            resume=FLAGS.resume,
+            overwrite=FLAGS.overwrite,
+            checkpoint_every=FLAGS.checkpoint_every,
+            keep=FLAGS.keep,
+            start_from=start,
+        )
         if FLAGS.track and distributed.is_writer():
-            printer = TrackingPrinter(FLAGS.track, root, FLAGS.quiet, check_stopped)
-            stack.callback(printer.close)
-        experiment = train_runs(plan, dataset, printer)
+            events = track(events, FLAGS.track, root)
+        experiment = follow(events, FLAGS.quiet, check_stopped)
     if experiment is None:
         print(f"the run in {FLAGS.run_dir} is finished")
     elif FLAGS.profile:

@@ -14,16 +14,22 @@ import pandas as pd
 
 from mnist_jax.config import TrainConfig, check_used
 from mnist_jax.data.datasets import load_dataset
+from mnist_jax.data.splits import split_dataset
 from mnist_jax.data.types import Dataset
 from mnist_jax.errors import InputError
+from mnist_jax.models.networks import create_model
 from mnist_jax.records.environment import available_cores
-from mnist_jax.reporting.comparison import train_configs, write_tables
-from mnist_jax.reporting.progress import ProgressPrinter
-from mnist_jax.reporting.tables import comparison_frame
+from mnist_jax.records.files import write_file
+from mnist_jax.records.schema import RunRecord, read_json, write_json
+from mnist_jax.reporting.predictions import run_details
+from mnist_jax.reporting.progress import follow
+from mnist_jax.reporting.report import RESULTS
+from mnist_jax.reporting.tables import comparison_frame, format_markdown, group_by_table
 from mnist_jax.reporting.targets import check_targets
 from mnist_jax.training import distributed
-from mnist_jax.training.run_dir import TrainedRun, load_run, read_records
-from mnist_jax.training.runs import Observer, plan_runs, train_runs
+from mnist_jax.training.results import export_runs, read_runs, run_folders
+from mnist_jax.training.run_dir import DETAILS, PARAMS, RECORD, TrainedRun, load_run
+from mnist_jax.training.runs import Events, seed_folders, train_runs
 
 Folder = str | os.PathLike[str]
 
@@ -72,7 +78,7 @@ def train(
     """
     _check_configs("train", [config])
     _warn_of_one_device([config])
-    seeds, observer = _seeds(seeds, config.seed), _observer(quiet)
+    seeds = _seeds(seeds, config.seed)
     if run_dir is None and (resume or overwrite or checkpoint_every):
         raise InputError("resume, overwrite and checkpoint_every need run_dir; give it")
     if not isinstance(checkpoint_every, int) or checkpoint_every < 0:
@@ -80,17 +86,22 @@ def train(
             f"checkpoint_every must be an integer from 0; got {checkpoint_every!r}"
         )
     with _folder_or_temporary(run_dir) as root:
-        plan = plan_runs(
+        folders, start = seed_folders(root, seeds), None
+        if init_from is not None:
+            start = dict.fromkeys(seeds, Path(init_from).expanduser())
+        events = train_runs(
             config,
-            seeds,
-            root,
+            _load(config, dataset, quiet),
+            folders,
+            name=config.name,
+            root=root,
             resume=resume,
             overwrite=overwrite,
             checkpoint_every=checkpoint_every,
-            init_from=None if init_from is None else Path(init_from).expanduser(),
+            start_from=start,
         )
-        train_runs(plan, _load(config, dataset, observer), observer)
-        return [load_run(plan.folders[seed]) for seed in seeds]
+        _run(events, quiet)
+        return [load_run(folders[seed]) for seed in seeds]
 
 
 def compare(
@@ -149,14 +160,71 @@ def compare(
     if against is not None and against not in configs:
         raise InputError("compare() needs an against= that is one of its configs")
     _warn_of_one_device(configs)
-    seeds, observer = _seeds(seeds, configs[0].seed), _observer(quiet)
+    seeds = _seeds(seeds, configs[0].seed)
     with _folder_or_temporary(out) as folder:
         folder.mkdir(parents=True, exist_ok=True)
-        dataset = _load(configs[0], dataset, observer)
-        folders = train_configs(folder, configs, dataset, seeds, observer)
+        dataset = _load(configs[0], dataset, quiet)
+        _run(train_configs(folder, configs, dataset, seeds), quiet)
         write_tables(folder, targets, against)
-        runs = read_records({path: path for path in folders}).values()
-        return comparison_frame(list(runs), targets, against)
+        runs = [
+            read_json(RunRecord, path / RECORD)
+            for config in configs
+            for path in run_folders(
+                folder, config.name, config, dataset, seeds
+            ).values()
+        ]
+        return comparison_frame(runs, targets, against)
+
+
+def train_configs(
+    out: Path, configs: Sequence[TrainConfig], dataset: Dataset, seeds: Sequence[int]
+) -> Events:
+    """Trains the missing runs of each config in a results folder.
+
+    Each run also gets the data for the pictures of a report.
+    """
+    for config in configs:
+        create_model(config, dataset.shapes)  # fails before anything is trained
+    export_runs(out, RESULTS)  # so does a folder that cannot be written
+    for config in configs:
+        folders = run_folders(out, config.name, config, dataset, seeds)
+        yield from train_runs(config, dataset, folders, name=config.name)
+        test = split_dataset(dataset, config).test
+        for folder in folders.values():
+            if (folder / PARAMS).exists() and not (folder / DETAILS).exists():
+                write_json(folder / DETAILS, run_details(load_run(folder), test))
+
+
+def write_tables(
+    out: Path,
+    targets: Sequence[float] = (),
+    against: TrainConfig | None = None,
+    all_columns: bool = True,
+) -> str:
+    """Exports the runs of a results folder as JSON lines, Markdown and CSV.
+
+    Args:
+        out: the folder.
+        targets: validation accuracies, as returned by `check_targets`. They are not
+            recorded: each call writes the columns of its own.
+        against: as for `comparison_frame`; not recorded either.
+        all_columns: of what is returned; the files have them all.
+
+    Returns:
+        The Markdown, to print.
+    """
+    export_runs(out, RESULTS)
+    records = read_runs(out)
+    markdown = format_markdown(records, targets, against)
+    write_file(out / "compare.md", markdown + "\n")
+    frames = [
+        comparison_frame(group, targets, against).assign(
+            device=group[0].environment.device
+        )
+        for group in group_by_table(records)
+    ]
+    write_file(out / "compare.csv", pd.concat(frames).to_csv(index=False))
+    return format_markdown(records, targets, against, all_columns)
 
 
 def _check_configs(name: str, configs: Sequence[TrainConfig]) -> None:
@@ -189,18 +257,23 @@ def _seeds(seeds: int | Sequence[int], first: int) -> list[int]:
     return chosen
 
 
-def _observer(quiet: bool) -> Observer:
-    return ProgressPrinter() if distributed.is_writer() and not quiet else Observer()
+def _run(events: Events, quiet: bool) -> None:
+    """Trains to the end."""
+    if quiet or not distributed.is_writer():
+        for _ in events:
+            pass
+    else:
+        follow(events)
 
 
-def _load(config: TrainConfig, dataset: Dataset | None, observer: Observer) -> Dataset:
+def _load(config: TrainConfig, dataset: Dataset | None, quiet: bool) -> Dataset:
     """Returns the user's dataset, or else loads the one that the config names."""
     if dataset is not None and not dataset.loaded:
         # Whatever its checksum says: it decides which runs are the same.
         dataset = dataclasses.replace(dataset, checksum=dataset.arrays_sha256())
     dataset = dataset or load_dataset(config.dataset)
-    if dataset.note:
-        observer.report(f"\n*** {dataset.note} ***\n")
+    if dataset.note and not quiet and distributed.is_writer():
+        print(f"\n*** {dataset.note} ***\n", flush=True)
     return dataset
 
 

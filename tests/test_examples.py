@@ -9,7 +9,7 @@ import pytest
 from helpers.documents import code_blocks
 
 from mnist_jax import TrainConfig
-from mnist_jax.training.fit import fit
+from mnist_jax.training.fit import finish, fit
 from mnist_jax.training.prepare import prepare
 
 ROOT = Path(__file__).parents[1]
@@ -88,6 +88,6 @@ def test_the_networks_train(network, model_args, digits):
         epochs=2,
         cpu_devices=2,
     )
-    records = [record for record, _ in fit(prepare(config, digits, 2), [0, 1])]
+    records = [record for record, _ in finish(fit(prepare(config, digits, 2), [0, 1]))]
     for record in records:
         assert record.epochs[-1].loss < record.epochs[0].loss

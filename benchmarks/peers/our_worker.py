@@ -8,7 +8,7 @@ import dataclasses
 from mnist_jax.cli.flags import define_machine_flags
 from mnist_jax.cli.main import start_jax
 from mnist_jax.data.types import Dataset, Split
-from mnist_jax.training.fit import SILENT, fit
+from mnist_jax.training.fit import Epoch, Result, fit
 from mnist_jax.training.prepare import prepare
 
 from .worker import Arrays, Job, Measurement, peer_config, run_worker
@@ -19,8 +19,11 @@ def measure(job: Job, arrays: Arrays) -> Measurement:
     train, test = Split(*arrays[:2]), Split(*arrays[2:])
     dataset = Dataset(train, test, classes=10, name="arrays")
     config = dataclasses.replace(peer_config(job), precision=job.variant or "float32")
-    callbacks = SILENT._replace(on_epoch=lambda epochs: job.end_turn(epochs[0].epoch))
-    [(record, _)] = fit(prepare(config, dataset), [job.seed], callbacks)
+    for event in fit(prepare(config, dataset), [job.seed]):
+        if isinstance(event, Epoch):
+            job.end_turn(event.records[0].epoch)
+        elif isinstance(event, Result):
+            record = event.record
     seconds = [epoch.train_seconds for epoch in record.epochs]
     seconds[0] += record.compile_seconds
     but = " but float32 convolutions" if record.float32_convolutions else ""

@@ -26,7 +26,7 @@ from mnist_jax.errors import InputError
 from mnist_jax.records.files import write_file
 from mnist_jax.records.schema import RunRecord
 from mnist_jax.reporting.plots import save_figure
-from mnist_jax.reporting.progress import ProgressPrinter
+from mnist_jax.reporting.progress import follow
 from mnist_jax.reporting.tables import (
     group_by_table,
     markdown_table,
@@ -34,8 +34,8 @@ from mnist_jax.reporting.tables import (
     provenance,
     title,
 )
-from mnist_jax.training.results import export_runs, plan_results, read_runs
-from mnist_jax.training.runs import HOW_TO_RESUME, train_runs
+from mnist_jax.training.results import export_runs, read_runs, run_folders
+from mnist_jax.training.runs import HOW_TO_RESUME, Events, train_runs
 
 from ..statistics import prediction_interval, verdict
 from . import curves
@@ -170,16 +170,17 @@ def train_system(
     dataset: Dataset,
     seeds: Sequence[int],
     overrides: Sequence[str],
-    printer: ProgressPrinter,
-) -> None:
+) -> Events:
     """Trains the missing seeds of a system; overrides replace flags of its preset."""
     config, start = read_preset(name, *overrides)
-    plan = plan_results(out, name, config, dataset, seeds, name)
+    start_from = None
     if start:
-        config = read_preset(start, *overrides)[0]
-        first = plan_results(out, start, config, dataset, seeds, start)
-        plan = plan._replace(start_from=first.folders)
-    train_runs(plan, dataset, printer)
+        first, _ = read_preset(start, *overrides)
+        start_from = run_folders(out, start, first, dataset, seeds, start)
+    folders = run_folders(out, name, config, dataset, seeds, name)
+    return train_runs(
+        config, dataset, folders, name=name, system=name, start_from=start_from
+    )
 
 
 def main() -> None:
@@ -192,10 +193,10 @@ def main() -> None:
     dataset = load_data(FLAGS.dataset)
     export_runs(out, RESULTS)  # an error, if that cannot be written, before training
     with stop_between_chunks(HOW_TO_RESUME) as check_stopped:
-        printer = ProgressPrinter(FLAGS.quiet, check_stopped)
         for name in names:
             print(name, flush=True)
-            train_system(out, name, dataset, range(FLAGS.seeds), overrides, printer)
+            events = train_system(out, name, dataset, range(FLAGS.seeds), overrides)
+            follow(events, FLAGS.quiet, check_stopped)
     print(f"\n{write_tables(out)}\n\nwritten: {out}/published.jsonl, .md and .csv")
 
 

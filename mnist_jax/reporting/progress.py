@@ -1,19 +1,18 @@
 """Prints the progress of training."""
 
+import contextlib
 import itertools
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 from tqdm import tqdm
 
-from mnist_jax.config import TrainConfig
 from mnist_jax.models.networks import count_params
 from mnist_jax.records.schema import EpochRecord, RunRecord
-from mnist_jax.training.fit import Callbacks, Progress
+from mnist_jax.training.fit import Epoch, Progress, Result
 from mnist_jax.training.prepare import Experiment
-from mnist_jax.training.runs import Observer
+from mnist_jax.training.runs import Events, Started
 
 _HEADER = "epoch   loss    acc   val loss  val acc  train s  images/s    ETA s"
 
@@ -21,8 +20,8 @@ _HEADER = "epoch   loss    acc   val loss  val acc  train s  images/s    ETA s"
 _CHUNKS_PER_LINE = 30
 
 
-def _announce(experiment: Experiment) -> None:
-    """Prints the network, the data and the devices of a run, and the table header."""
+def _header(experiment: Experiment) -> str:
+    """Formats the network, the data and the devices of a run, and the table header."""
     config, dataset = experiment.config, experiment.dataset
     validation = len(dataset.validation.labels) if dataset.validation else 0
     cached = " (cached)" if experiment.compile_cached else ""
@@ -37,12 +36,11 @@ def _announce(experiment: Experiment) -> None:
             "an epoch is a Python loop over compiled steps: within a compiled loop, "
             f"XLA's code for {' and '.join(slow)} is slow\n"
         )
-    print(
+    return (
         f"{config.name}: {parameters:,} parameters, {devices}{together}, "
         f"compiled in {experiment.compile_seconds:.1f} s{cached}\n"
         f"{dataset.name}: {len(dataset.train.labels):,} training, {validation:,} "
-        f"validation, {len(dataset.test.labels):,} test images\n{how}{_HEADER}",
-        flush=True,
+        f"validation, {len(dataset.test.labels):,} test images\n{how}{_HEADER}"
     )
 
 
@@ -67,88 +65,70 @@ def _row(experiment: Experiment, records: Sequence[EpochRecord]) -> str:
     )
 
 
-class ProgressPrinter(Observer):
-    """Prints the progress of training, and stops training when requested.
+def follow(
+    events: Events,
+    quiet: bool = False,
+    check_stopped: Callable[[], None] = lambda: None,
+) -> Experiment | None:
+    """Trains to the end, printing progress, and stops training when requested.
 
-    It never stops between the last chunk of an epoch and the epoch's checkpoint.
+    A row is printed after each epoch. Within an epoch, a progress bar is updated on a
+    terminal, or a line is printed about twice a minute elsewhere.
+
+    Args:
+        events: as `train_runs` yields them.
+        quiet: print final results only.
+        check_stopped: called between the events; raises to stop training.
+
+    Returns:
+        The experiment trained last; None if all runs were finished.
     """
+    experiment = None
+    # disable=None shows the bar on a terminal only; without a console, as in a windowed
+    # application, there is no stderr.
+    bar = tqdm(
+        disable=True if quiet or sys.stderr is None else None,
+        file=sys.stderr,
+        leave=False,
+        delay=1e-3,  # any delay: otherwise an empty bar is shown at once
+        bar_format="{percentage:3.0f}%|{bar:20}| {desc}",
+    )
+    chunks = itertools.count(1)
+    with contextlib.closing(events):  # releases the locks
+        for event in events:
+            if isinstance(event, Started):
+                experiment = event.experiment
+            if isinstance(event, Result):
+                print(_ending(event.record), flush=True)
+                continue  # the other seeds' results follow at once
+            if not quiet:
+                match event:
+                    case str():
+                        print(event, flush=True)
+                    case Started():
+                        print(_header(event.experiment), flush=True)
+                    case Progress():
+                        _show(event, bar, next(chunks))
+                    case Epoch():
+                        assert experiment is not None
+                        bar.clear()
+                        print(_row(experiment, event.records), flush=True)
+            check_stopped()
+    return experiment
 
-    def __init__(
-        self,
-        quiet: bool = False,
-        check_stopped: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Creates a printer.
 
-        Args:
-            quiet: print final results only.
-            check_stopped: called after each chunk and epoch; raises to stop training.
-        """
-        self.quiet, self._check_stopped = quiet, check_stopped
-
-    def check_stopped(self) -> None:
-        """Raises if the program should end."""
-        self._check_stopped()
-
-    def report(self, message: str) -> None:
-        """Prints a line."""
-        print(message, flush=True)
-
-    def compiling(self, config: TrainConfig) -> None:
-        """Prints that a network is being compiled, which can take several seconds."""
-        if not self.quiet:
-            print(f"{config.name}: compiling ...", flush=True)
-
-    def training(
-        self, experiment: Experiment, folders: Mapping[int, Path]
-    ) -> Callbacks:
-        """Prints the header of a run and returns callbacks that print its progress.
-
-        They print a row after each epoch. Within an epoch they update a progress bar on
-        a terminal, or print a line about twice a minute elsewhere.
-        """
-        if not self.quiet:
-            _announce(experiment)
-        # disable=None shows the bar on a terminal only; without a console, as in a
-        # windowed application, there is no stderr.
-        bar = tqdm(
-            disable=True if self.quiet or sys.stderr is None else None,
-            file=sys.stderr,
-            leave=False,
-            delay=1e-3,  # any delay: otherwise an empty bar is shown at once
-            bar_format="{percentage:3.0f}%|{bar:20}| {desc}",
-        )
-        chunks = itertools.count(1)
-
-        def on_chunk(progress: Progress) -> None:
-            if progress.step == progress.steps:
-                return  # the epoch's row follows
-            if not self.quiet:
-                _show(progress, bar, next(chunks))
-            self.check_stopped()
-
-        def on_epoch(records: Sequence[EpochRecord]) -> None:
-            if not self.quiet:
-                bar.clear()
-                print(_row(experiment, records), flush=True)
-            self.check_stopped()
-
-        return Callbacks(on_epoch, on_chunk)
-
-    def finished(self, record: RunRecord) -> None:
-        """Prints the results of a run."""
-        kept, averaged = "", ""
-        if record.tta_accuracy is not None:
-            averaged = f" ({record.tta_accuracy:.4f} averaged over shifts)"
-        if record.best_epoch is not None:
-            kept = f", parameters of epoch {record.best_epoch} of {len(record.epochs)}"
-        print(
-            f"seed {record.config.seed}: test accuracy {record.test_accuracy:.4f}"
-            f"{averaged}, "
-            f"loss {record.test_loss:.4f} ({record.test_images:,} images){kept}; "
-            f"{record.total_seconds:.1f} s total",
-            flush=True,
-        )
+def _ending(record: RunRecord) -> str:
+    """Formats the results of a run."""
+    kept, averaged = "", ""
+    if record.tta_accuracy is not None:
+        averaged = f" ({record.tta_accuracy:.4f} averaged over shifts)"
+    if record.best_epoch is not None:
+        kept = f", parameters of epoch {record.best_epoch} of {len(record.epochs)}"
+    return (
+        f"seed {record.config.seed}: test accuracy {record.test_accuracy:.4f}"
+        f"{averaged}, loss {record.test_loss:.4f} ({record.test_images:,} images)"
+        f"{kept}; {record.total_seconds:.1f} s total"
+    )
 
 
 def _show(progress: Progress, bar: tqdm, number: int) -> None:

@@ -6,18 +6,18 @@ import dataclasses
 import importlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from absl import logging
 
-from mnist_jax.config import TrainConfig
 from mnist_jax.records.environment import check_packages
 from mnist_jax.records.schema import EpochRecord, RunRecord
-from mnist_jax.reporting.progress import ProgressPrinter
-from mnist_jax.training.fit import Callbacks
+from mnist_jax.training.fit import Epoch, Result
 from mnist_jax.training.prepare import Experiment
+from mnist_jax.training.runs import Events, Started
 
 PROJECT = "mnist_jax"  # of all runs in trackio and wandb
 _PACKAGES = {"tensorboard": "tensorboardX", "trackio": "trackio", "wandb": "wandb"}
@@ -103,90 +103,59 @@ def scalars_of(record: EpochRecord | RunRecord) -> Scalars:
     }
 
 
-def _config(config: TrainConfig, seed: int, dataset: str) -> Mapping[str, Any]:
-    """Returns a run's config as JSON values, with the dataset that it is trained on."""
-    config = dataclasses.replace(config, seed=seed)
-    return json.loads(json.dumps({**dataclasses.asdict(config), "dataset": dataset}))
+def track(events: Events, tracker: str, root: Path) -> Events:
+    """Passes events on, and sends each seed's config and numbers to a tracker.
 
+    They are sent between two epochs, when no clock of an epoch runs. If the tracker
+    fails, that is a warning, and it gets nothing more of that seed.
 
-class TrackingPrinter(ProgressPrinter):
-    """Prints the progress of training and sends it to a tracker, a run per seed.
-
-    Numbers are sent between two epochs, when no clock of an epoch runs.
+    Args:
+        events: as `train_runs` yields them.
+        tracker: one of `TRACKERS`; see `check_tracker`.
+        root: the directory of the runs, whose name the tracker shows.
     """
+    runs: dict[int, Any] = {}  # by seed
 
-    def __init__(
-        self,
-        tracker: str,
-        root: Path,
-        quiet: bool = False,
-        check_stopped: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Creates a printer.
-
-        Args:
-            tracker: one of `TRACKERS`; see `check_tracker`.
-            root: the directory of the runs, whose name the tracker shows.
-            quiet: as for `ProgressPrinter`, like `check_stopped`.
-            check_stopped: called after each chunk and epoch; raises to stop training.
-        """
-        super().__init__(quiet, check_stopped)
-        self._tracker, self._root = tracker, root
-        self._runs: dict[int, Any] = {}  # by seed
-
-    def _name(self, folder: Path) -> str:
-        """Returns the name of a run, such as cnn0, or cnn0-seed1 with several seeds."""
-        name = self._root.resolve().name
-        return name if folder == self._root else f"{name}-{folder.name}"
-
-    @contextlib.contextmanager
-    def _failure_is_a_warning(self, seed: int) -> Iterator[None]:
-        """Warns if the tracker fails, and sends it nothing more of that seed."""
+    def attempt(seed: int, call: Callable[[], None]) -> None:
         try:
-            yield
+            call()
         except Exception as error:  # whatever the tracker raises
-            if run := self._runs.pop(seed, None):
-                with contextlib.suppress(Exception):
-                    run.finish()
-            logging.warning(
-                "--track=%s failed (%s: %s); nothing more of seed %d is sent",
-                self._tracker,
-                type(error).__name__,
-                error,
-                seed,
-            )
-
-    def training(
-        self, experiment: Experiment, folders: Mapping[int, Path]
-    ) -> Callbacks:
-        """Starts a run per seed; otherwise as `ProgressPrinter.training`."""
-        callbacks = super().training(experiment, folders)
-        dataset = experiment.dataset
-        for seed, folder in folders.items():
-            config = _config(experiment.config, seed, dataset.name)
-            with self._failure_is_a_warning(seed):
-                name = self._name(folder)
-                self._runs[seed] = start_run(self._tracker, name, folder, config)
-
-        def on_epoch(records: Sequence[EpochRecord]) -> None:
-            for seed, record in zip(folders, records, strict=True):
-                if run := self._runs.get(seed):
-                    with self._failure_is_a_warning(seed):
-                        run.log(scalars_of(record), step=record.epoch)
-            callbacks.on_epoch(records)
-
-        return callbacks._replace(on_epoch=on_epoch)
-
-    def finished(self, record: RunRecord) -> None:
-        """Prints the results of a run, sends them and ends the tracker's run."""
-        super().finished(record)
-        if run := self._runs.pop(record.config.seed, None):
-            with self._failure_is_a_warning(record.config.seed):
-                run.log(scalars_of(record), step=len(record.epochs))
+            run = runs.pop(seed, None)
+            with contextlib.suppress(Exception):
                 run.finish()
+            failure = f"--track={tracker} failed ({type(error).__name__}: {error})"
+            logging.warning("%s; nothing more of seed %d is sent", failure, seed)
 
-    def close(self) -> None:
-        """Ends the tracker's runs that were stopped."""
-        for seed in list(self._runs):
-            with self._failure_is_a_warning(seed):
-                self._runs.pop(seed).finish()
+    def start(seed: int, folder: Path, experiment: Experiment) -> None:
+        config = vars(dataclasses.replace(experiment.config, seed=seed))
+        config = json.loads(json.dumps({**config, "dataset": experiment.dataset.name}))
+        name = root.resolve().name
+        name += "" if folder == root else f"-{folder.name}"
+        runs[seed] = start_run(tracker, name, folder, config)
+
+    def send(seed: int, record: EpochRecord | RunRecord, step: int) -> None:
+        if seed in runs:
+            runs[seed].log(scalars_of(record), step=step)
+
+    def end(seed: int) -> None:
+        if run := runs.pop(seed, None):
+            run.finish()
+
+    try:
+        with contextlib.closing(events):
+            for event in events:
+                if isinstance(event, Started):
+                    seeds = list(event.folders)
+                    for seed, folder in event.folders.items():
+                        attempt(seed, partial(start, seed, folder, event.experiment))
+                elif isinstance(event, Epoch):
+                    for seed, record in zip(seeds, event.records, strict=True):
+                        attempt(seed, partial(send, seed, record, record.epoch))
+                elif isinstance(event, Result):
+                    run, seed = event.record, event.record.config.seed
+                    attempt(seed, partial(send, seed, run, len(run.epochs)))
+                    attempt(seed, partial(end, seed))
+                yield event
+    finally:
+        for seed in list(runs):  # that were stopped
+            attempt(seed, partial(end, seed))

@@ -11,39 +11,30 @@ from mnist_jax.records.environment import current_environment
 from mnist_jax.records.files import hold_lock, write_file
 from mnist_jax.records.schema import RunRecord, json_line
 from mnist_jax.training.run_dir import RECORD, read_records, run_keys
-from mnist_jax.training.runs import LOCK, Plan
+from mnist_jax.training.runs import LOCK
 
 RUNS = "runs"
 
 
-def plan_results(
+def run_folders(
     out: Path,
     name: str,
     config: TrainConfig,
     dataset: Dataset,
     seeds: Sequence[int],
     system: str | None = None,
-) -> Plan:
-    """Returns the plan for the runs of a config in a results folder.
+) -> dict[int, Path]:
+    """Returns the run directory of each seed of a config in a results folder.
 
-    The name of their folder ends in a digest of the run's key, machine, versions and
-    `XLA_FLAGS`. The commit is not included: to measure changed code, use another
-    folder.
-
-    Args:
-        out: the results folder.
-        name: of the runs, with which the name of their folder begins.
-        config: what to train; its seed is ignored.
-        dataset: as returned by `load_dataset`.
-        seeds: of the runs.
-        system: published system that the runs reproduce, if any.
+    The name of their parent begins with `name` and ends in a digest of the runs' key,
+    machine, versions and `XLA_FLAGS`. The commit is not included: to measure changed
+    code, use another folder.
     """
     [key] = run_keys(config, dataset, [0]).values()
     machine = current_environment()
     values = system, key, machine.xla_flags, *machine.compared()
     root = out / RUNS / f"{name}-{digest(*values)}"
-    folders = {seed: root / f"seed{seed}" for seed in seeds}
-    return Plan(name, config, folders, root, system=system)
+    return {seed: root / f"seed{seed}" for seed in seeds}
 
 
 def digest(*values: Any) -> str:
@@ -52,12 +43,12 @@ def digest(*values: Any) -> str:
 
 
 def find_runs(out: Path) -> dict[Path, RunRecord]:
-    """Returns the records of the finished runs in a results folder, by run directory.
+    """Returns the finished runs in a results folder by run directory, oldest first.
 
-    The oldest comes first. An unreadable record is skipped with a warning.
+    An unreadable record is skipped with a warning.
     """
-    paths = sorted((out / RUNS).glob(f"*/*/{RECORD}"))
-    found = read_records({path.parent: path.parent for path in paths})
+    paths = (out / RUNS).glob(f"*/*/{RECORD}")
+    found = read_records({path.parent: path.parent for path in sorted(paths)})
     age = {p: (run.environment.date, run.config.seed) for p, run in found.items()}
     return {path: found[path] for path in sorted(found, key=lambda p: age[p])}
 

@@ -8,7 +8,7 @@ run with a record is finished; one with checkpoints but no record is unfinished.
 import dataclasses
 import functools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,28 +24,17 @@ from mnist_jax.errors import InputError
 from mnist_jax.models.custom import find_network, network_sha256
 from mnist_jax.models.networks import create_model, param_shapes
 from mnist_jax.models.rewrite import without_rewriting
-from mnist_jax.records.environment import code_digest, numerics
-from mnist_jax.records.files import write_file
+from mnist_jax.records.environment import numerics
 from mnist_jax.records.schema import (
-    EpochRecord,
     RunKey,
     RunRecord,
-    append_jsonl,
-    json_line,
     read_json,
-    write_json,
 )
 from mnist_jax.training.checkpoints import (
-    KEEP,
-    Checkpoint,
     load_params,
-    remove_checkpoints,
-    save_checkpoint,
-    save_params,
 )
 from mnist_jax.training.epochs import predict_images
-from mnist_jax.training.fit import SILENT, Callbacks, fit, is_over
-from mnist_jax.training.prepare import Experiment
+from mnist_jax.training.fit import is_over
 from mnist_jax.training.safetensors_file import load_safetensors
 
 CONFIG, METRICS, RECORD, PARAMS, EXPORTED_PARAMS, DETAILS, DATA_DIR = FILES = (
@@ -239,17 +228,6 @@ def _load_params(
     return load_params(folder / PARAMS, like, record.params_sha256)
 
 
-def check_run_dir(folder: Path, overwrite: bool) -> None:
-    """Raises InputError if a folder contains a run that may not be overwritten."""
-    found = [name for name in FILES if (folder / name).exists()]
-    if found and not overwrite:
-        raise InputError(
-            f"--run_dir={folder} already holds a run ({', '.join(found)}); give "
-            "another directory, --resume to resume that run, or --overwrite to replace "
-            "it"
-        )
-
-
 def is_finished(folder: Path, key: RunKey) -> bool:
     """Returns whether a folder contains the finished run of a key.
 
@@ -282,83 +260,3 @@ def is_finished(folder: Path, key: RunKey) -> bool:
     if record is None:  # its checkpoints have keys of their own
         return False
     return record.key == key or is_over(key.config, record.epochs)
-
-
-def fit_into(
-    experiment: Experiment,
-    folders: Mapping[int, Path],
-    callbacks: Callbacks = SILENT,
-    start_from: Mapping[int, Path] | None = None,
-    *,
-    checkpoint_every: int = 0,
-    keep: int = KEEP,
-    resume: Checkpoint | None = None,
-    system: str | None = None,
-) -> list[RunRecord]:
-    """Trains seeds together and writes each run to its own directory.
-
-    Unless resuming, existing runs there are removed first; see `check_run_dir`.
-
-    Args:
-        experiment: returned by `prepare`.
-        folders: run directory of each seed.
-        callbacks: as for `fit`.
-        start_from: as for `run_keys`.
-        checkpoint_every: epochs between checkpoints; 0 writes none.
-        keep: number of newest checkpoints to keep.
-        resume: checkpoint of these runs to resume from.
-        system: published system that the runs reproduce, if any.
-    """
-    config, dataset, start_params = experiment.config, experiment.dataset, None
-    histories = resume.histories if resume else [[] for _ in folders]
-    keys = {  # the source file may have changed since the network was created
-        seed: dataclasses.replace(key, source_sha256=experiment.source_sha256)
-        for seed, key in run_keys(config, dataset, folders, start_from).items()
-    }
-    if start_from is not None:  # before it is removed: it may be one of the folders
-        start_params = [
-            load_run_params(start_from[seed], experiment.model, dataset.shapes.image)
-            for seed in folders
-        ]
-    for (seed, folder), epochs in zip(folders.items(), histories, strict=True):
-        folder.mkdir(parents=True, exist_ok=True)
-        if resume is None:
-            for path in (*(folder / name for name in FILES), *folder.glob(_EVENTS)):
-                path.unlink(missing_ok=True)
-            remove_checkpoints(folder)
-        else:
-            # Epochs after the checkpoint are run again.
-            lines = [f"{json_line(epoch)}\n" for epoch in epochs]
-            write_file(folder / METRICS, "".join(lines))
-        write_json(folder / CONFIG, keys[seed].config)
-        if dataset.data_dir:
-            write_file(folder / DATA_DIR, dataset.data_dir)
-    code = code_digest()
-
-    def save(checkpoint: Checkpoint) -> None:
-        last = is_over(config, checkpoint.histories[0])
-        if checkpoint_every and (last or checkpoint.epoch % checkpoint_every == 0):
-            folder = next(iter(folders.values()))
-            save_checkpoint(folder, checkpoint, list(keys.values()), code, keep)
-
-    def write_and_report(epochs: Sequence[EpochRecord]) -> None:
-        for folder, epoch in zip(folders.values(), epochs, strict=True):
-            append_jsonl(folder / METRICS, epoch)
-        callbacks.on_epoch(epochs)
-
-    runs = fit(
-        experiment,
-        list(folders),
-        callbacks._replace(on_epoch=write_and_report),
-        start_params,
-        on_checkpoint=save,
-        resume=resume,
-    )
-    records = []
-    for (seed, folder), (record, params) in zip(folders.items(), runs, strict=True):
-        start = keys[seed].start_sha256
-        record = dataclasses.replace(record, system=system, start_sha256=start)
-        save_params(folder / PARAMS, params)
-        write_json(folder / RECORD, record)
-        records.append(record)
-    return records

@@ -1,12 +1,14 @@
-"""Sweeps: trains the missing runs of a set, resuming unfinished ones.
+"""Trains runs into run directories: what is missing, resuming what was stopped.
 
-Every program that trains into run directories goes through `train_runs`, so that no run
+Every program that keeps runs goes through `train_runs`, so that no run
 is repeated, no two processes train the same run, and a stop loses at most the work
 since the last checkpoint.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+import dataclasses
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,265 +18,313 @@ from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.records.environment import code_digest
-from mnist_jax.records.files import hold_lock
-from mnist_jax.records.schema import RunKey, RunRecord
+from mnist_jax.records.files import hold_lock, write_file
+from mnist_jax.records.schema import RunKey, append_jsonl, json_line, write_json
 from mnist_jax.training.checkpoints import (
     KEEP,
     Checkpoint,
     load_checkpoint,
     remove_checkpoints,
+    save_checkpoint,
+    save_params,
 )
-from mnist_jax.training.fit import SILENT, Callbacks
+from mnist_jax.training.fit import Epoch, Progress, Result, fit, is_over
 from mnist_jax.training.prepare import Experiment, prepare
 from mnist_jax.training.run_dir import (
     CONFIG,
+    DATA_DIR,
+    FILES,
+    METRICS,
+    PARAMS,
     RECORD,
-    check_run_dir,
-    fit_into,
     is_finished,
+    load_run_params,
     read_records,
     run_keys,
 )
 
 HOW_TO_RESUME = "the same command resumes where this one stopped"
 LOCK = ".lock"  # in the folder of a set of runs
+_EVENTS = "events.out.tfevents.*"  # TensorBoard would merge two runs' files
 
 
-class Plan(NamedTuple):
-    """One config with its seeds and run directories."""
+class Started(NamedTuple):
+    """Seeds whose programs are compiled, and whose first step follows."""
 
-    name: str  # shown in messages
-    config: TrainConfig  # its seed is ignored
-    folders: Mapping[int, Path]  # seed -> run directory
-    root: Path  # parent of the run directories, locked during training
-    # Raises if the directories hold other runs; called while the lock is held.
-    check_folders: Callable[[], None] = lambda: None
-    sweep: bool = True  # see `train_runs`
-    resume: bool = True  # whether to resume unfinished runs
-    checkpoint_every: int = 1
-    keep: int = KEEP
-    system: str | None = None  # name of the published system, if any
-    start_from: Mapping[int, Path] | None = None  # see `run_keys`
+    experiment: Experiment
+    folders: Mapping[int, Path]  # run directory of each seed
 
 
-class Observer:
-    """Receives the progress of training and ignores it; `ProgressPrinter` prints it."""
-
-    def report(self, message: str) -> None:
-        """Receives a message for the user."""
-
-    def compiling(self, config: TrainConfig) -> None:
-        """Called before a config is compiled."""
-
-    def training(
-        self, experiment: Experiment, folders: Mapping[int, Path]
-    ) -> Callbacks:
-        """Returns the callbacks of the training that starts now."""
-        return SILENT
-
-    def finished(self, record: RunRecord) -> None:
-        """Called with the record of each finished run."""
-
-    def check_stopped(self) -> None:
-        """Raises `Stopped` if the program should end."""
+# What training yields: a message for the user, what happened, or None ten times a
+# second while it waits for another process. All files of an `Epoch` or a `Result` are
+# written when it is yielded. A caller stops training by closing the generator.
+Event = str | Started | Progress | Epoch | Result | None
+Events = Generator[Event, None, None]
 
 
-def plan_runs(
+def train_runs(
     config: TrainConfig,
-    seeds: Sequence[int],
-    root: Path,
+    dataset: Dataset,
+    folders: Mapping[int, Path],
     *,
-    resume: bool = False,
+    name: str,
+    root: Path | None = None,
+    resume: bool = True,
     overwrite: bool = False,
-    checkpoint_every: int = 0,
+    checkpoint_every: int = 1,
     keep: int = KEEP,
-    init_from: Path | None = None,
-) -> Plan:
-    """Returns the plan to train into a directory that the user chose.
+    start_from: Mapping[int, Path] | None = None,
+    system: str | None = None,
+    prepare_runs: Callable[[TrainConfig, Dataset, int], Experiment] = prepare,
+) -> Events:
+    """Trains the missing runs of a config, with as many seeds together as possible.
 
-    One seed trains into `root` itself, several into `root/seed0`, `root/seed1`, ...
+    Seeds that were stopped together are resumed together, even if some of them had
+    already been recorded: trained alone, they might round differently. With `patience`,
+    seeds train one by one, since each stops after another epoch.
+
+    In a results folder, it waits for another process that trains these runs, starts
+    over without an intact checkpoint of the same data and code, and removes the
+    checkpoints in the end. In a directory that the user chose (`root`), these are
+    errors, and the checkpoints stay, so that more epochs can follow.
 
     Args:
         config: what to train; its seed is ignored.
-        seeds: seeds of the runs, trained together.
-        root: the directory.
+        dataset: as returned by `load_dataset`.
+        folders: run directory of each seed, in one parent directory.
+        name: shown in messages.
+        root: the directory that the user chose, if any, with `folders` of
+            `seed_folders`; the next two arguments are for it.
         resume: keep finished runs and resume unfinished ones.
         overwrite: replace runs that the directory holds.
         checkpoint_every: epochs between checkpoints; 0 writes none.
-        keep: how many checkpoints to keep.
-        init_from: run directory whose parameters to start from.
-
-    Raises:
-        InputError: the directory holds other runs or is in use.
+        keep: number of newest checkpoints to keep.
+        start_from: as for `run_keys`.
+        system: published system that the runs reproduce, if any.
+        prepare_runs: called instead of `prepare`, to reuse compiled programs.
     """
     if resume and overwrite:
         raise InputError(
             "--resume continues the run in --run_dir and --overwrite replaces it; "
             "give one of them"
         )
-    folders = {seed: root / f"seed{seed}" for seed in seeds}
-    others = [root]  # where `root` has runs of another number of seeds
-    if len(seeds) == 1:
-        folders, others = {seeds[0]: root}, sorted(root.glob("seed*"))
-
-    def check_folders() -> None:
-        if held := [folder for folder in others if (folder / CONFIG).exists()]:
-            raise InputError(
-                f"{held[0]} already holds a run, and one seed is written to --run_dir "
-                f"itself, several to its subdirectories; give another --run_dir than "
-                f"{root}, or the number of seeds that it holds"
-            )
-        for folder in folders.values():
-            check_run_dir(folder, resume or overwrite)
-
-    plan = Plan(
-        name=config.name,
-        config=config,
-        folders=folders,
-        root=root,
-        check_folders=check_folders,
-        sweep=False,
-        resume=resume,
-        checkpoint_every=checkpoint_every,
-        keep=keep,
-        start_from=dict.fromkeys(seeds, init_from) if init_from else None,
-    )
-    with _hold_locks(plan._replace(folders={}), Observer()):
-        check_folders()  # before the data is loaded
-    return plan
-
-
-def train_runs(
-    plan: Plan,
-    dataset: Dataset,
-    observer: Observer,
-    prepare_runs: Callable[[TrainConfig, Dataset, int], Experiment] | None = None,
-) -> Experiment | None:
-    """Trains the missing runs of a plan, with as many seeds together as possible.
-
-    With `patience`, seeds train one by one, since each stops after another epoch.
-
-    Seeds that were stopped together are resumed together, even if some of them had
-    already been recorded: trained alone, they might round differently.
-
-    Without `plan.sweep` the user chose the directories: it is then an error if another
-    process trains into them, or if no checkpoint is intact. A sweep waits for the other
-    process and uses its runs; without an intact checkpoint of the same data and code it
-    starts over; and it removes the checkpoints once all runs are finished.
-
-    Args:
-        plan: what to train, and where.
-        dataset: as returned by `load_dataset`.
-        observer: receives the progress.
-        prepare_runs: called instead of `prepare`, to reuse compiled programs.
-
-    Returns:
-        The experiment trained last; None if all runs were finished.
-    """
-    experiment = None
-    with _hold_locks(plan, observer):
-        keys = run_keys(plan.config, dataset, plan.folders, plan.start_from)
-        finished = set(_find_finished(plan, keys))
+    with contextlib.ExitStack() as stack:
+        if root is None:
+            waiting = f"{name}: waiting for another process, which trains these runs"
+            lock = next(iter(folders.values())).parent / LOCK
+            yield from _wait_for_lock(lock, waiting, stack)
+        else:
+            _claim(root, folders, resume or overwrite, stack)
+        keys = run_keys(config, dataset, folders, start_from)
+        if root is None:
+            records = read_records(folders)
+            finished = {seed for seed in records if records[seed].key == keys[seed]}
+        else:
+            kept = folders if resume else ()
+            finished = {seed for seed in kept if is_finished(folders[seed], keys[seed])}
         for seed in sorted(finished):
-            observer.report(f"{plan.name}, seed {seed}: already recorded")
-        for seeds, checkpoint in _groups(plan, keys, dataset, finished, observer):
-            folders = {seed: plan.folders[seed] for seed in seeds}
-            observer.check_stopped()
-            observer.compiling(plan.config)
-            experiment = (prepare_runs or prepare)(plan.config, dataset, len(seeds))
-            observer.check_stopped()
-            for record in fit_into(
+            yield f"{name}, seed {seed}: already recorded"
+        code = code_digest() if root is None else None
+        groups = _find_groups(folders if resume else {}, keys, dataset, finished, code)
+        for seeds, checkpoint in groups:
+            if checkpoint is not None:
+                yield f"{name}: resuming after epoch {checkpoint.epoch}"
+            elif resume and any((folders[seed] / CONFIG).exists() for seed in seeds):
+                missing = "no checkpoint to resume from, starting from the beginning"
+                yield f"{name}: {missing}"
+            yield f"{config.name}: compiling ..."
+            experiment = prepare_runs(config, dataset, len(seeds))
+            yield from fit_into(
                 experiment,
-                folders,
-                observer.training(experiment, folders),
-                plan.start_from,
-                checkpoint_every=plan.checkpoint_every,
-                keep=plan.keep,
+                {seed: folders[seed] for seed in seeds},
+                start_from,
+                checkpoint_every=checkpoint_every,
+                keep=keep,
                 resume=checkpoint,
-                system=plan.system,
-            ):
-                observer.finished(record)
-        if plan.sweep:
-            for path in plan.folders.values():
-                remove_checkpoints(path)
-    return experiment
-
-
-def _find_finished(plan: Plan, keys: Mapping[int, RunKey]) -> list[int]:
-    """Returns the seeds whose runs are finished; raises as `is_finished`."""
-    if plan.sweep:
-        records = read_records(plan.folders)
-        return [seed for seed, record in records.items() if record.key == keys[seed]]
-    plan.check_folders()  # another process may have trained there in the meantime
-    folders = plan.folders if plan.resume else {}
-    return [seed for seed, folder in folders.items() if is_finished(folder, keys[seed])]
-
-
-def _ignore() -> None:
-    """Does nothing, where nothing can be stopped."""
-
-
-@contextlib.contextmanager
-def _hold_locks(plan: Plan, observer: Observer) -> Iterator[None]:
-    """Holds the locks of a plan's directories; see `train_runs` for the wait."""
-
-    def wait() -> None:
-        if not plan.sweep:
-            raise InputError(
-                f"another process is training in {plan.root}; wait until it ends, or "
-                "use another --run_dir"
+                system=system,
             )
-        observer.report(
-            f"{plan.name}: waiting for another process, which trains these runs"
+        for folder in folders.values() if root is None else ():
+            remove_checkpoints(folder)
+
+
+def seed_folders(root: Path, seeds: Sequence[int]) -> dict[int, Path]:
+    """Returns the run directory of each seed in a directory that the user chose.
+
+    One seed trains into `root` itself, several into `root/seed0`, `root/seed1`, ...
+    """
+    if len(seeds) == 1:
+        return {seeds[0]: root}
+    return {seed: root / f"seed{seed}" for seed in seeds}
+
+
+def _wait_for_lock(
+    path: Path, message: str, stack: contextlib.ExitStack
+) -> Iterator[str | None]:
+    """Acquires a lock, yielding a message and then None while it is held elsewhere."""
+
+    class Held(Exception):
+        pass
+
+    def refuse() -> None:
+        raise Held
+
+    event: str | None = message
+    while True:
+        try:
+            # The processes of a job agree on a stop, but only one of them waits.
+            alone = jax.process_count() == 1
+            stack.enter_context(hold_lock(path, refuse) if alone else hold_lock(path))
+            return
+        except Held:
+            yield event
+            event = None
+            time.sleep(0.1)
+
+
+def _claim(
+    root: Path, folders: Mapping[int, Path], replace: bool, stack: contextlib.ExitStack
+) -> None:
+    """Locks a directory that the user chose and the run directories in it.
+
+    Raises:
+        InputError: another process trains there, or it holds runs of another number of
+            seeds, or any runs unless `replace`.
+    """
+
+    def refuse() -> None:
+        raise InputError(
+            f"another process is training in {root}; wait until it ends, or use "
+            "another --run_dir"
         )
 
-    # One of several seeds may also be trained alone, into its own directory.
-    folders = () if plan.sweep else plan.folders.values()
-    with contextlib.ExitStack() as stack:
-        for path in [folder / LOCK for folder in dict.fromkeys([plan.root, *folders])]:
-            # The processes of a job agree on a stop, but only one waits here.
-            check = observer.check_stopped if jax.process_count() == 1 else _ignore
-            stack.enter_context(hold_lock(path, wait, check))
-        yield
+    stack.enter_context(hold_lock(root / LOCK, refuse))
+    others = [root] if len(folders) > 1 else sorted(root.glob("seed*"))
+    if held := [folder for folder in others if (folder / CONFIG).exists()]:
+        raise InputError(
+            f"{held[0]} already holds a run, and one seed is written to --run_dir "
+            f"itself, several to its subdirectories; give another --run_dir than "
+            f"{root}, or the number of seeds that it holds"
+        )
+    for folder in folders.values():
+        found = [name for name in FILES if (folder / name).exists()]
+        if found and not replace:
+            raise InputError(
+                f"--run_dir={folder} already holds a run ({', '.join(found)}); give "
+                "another directory, --resume to resume that run, or --overwrite to "
+                "replace it"
+            )
+        if folder != root:  # one of several seeds may also be trained alone
+            stack.enter_context(hold_lock(folder / LOCK, refuse))
 
 
-def _groups(
-    plan: Plan,
+def _find_groups(
+    folders: Mapping[int, Path],
     keys: Mapping[int, RunKey],
     dataset: Dataset,
     finished: Set[int],
-    observer: Observer,
+    code: str | None,
 ) -> list[tuple[list[int], Checkpoint | None]]:
-    """Returns groups of seeds to train together, each with a checkpoint or None."""
+    """Returns groups of seeds to train together, each with a checkpoint or None.
+
+    Args:
+        folders: where to look for checkpoints.
+        keys: of all seeds.
+        dataset: as returned by `load_dataset`.
+        finished: seeds that need no training.
+        code: `code_digest` that checkpoints must have; None: any, but an intact one.
+    """
     groups: list[tuple[list[int], Checkpoint | None]] = []
-    if not plan.folders.keys() - finished:
-        return groups
-    open_keys, code = dict(keys), code_digest() if plan.sweep else None
-    for seed, folder in plan.folders.items() if plan.resume else ():
-        if seed not in open_keys:  # in the group of an earlier one
+    missing = dict(keys)
+    for seed, folder in folders.items() if keys.keys() - finished else ():
+        if seed not in missing:  # in the group of an earlier one
             continue
         try:
-            found = load_checkpoint(folder, open_keys, dataset.shapes, code)
+            found = load_checkpoint(folder, missing, dataset.shapes, code)
         except InputError:  # none is intact; each has been named in a warning
-            if not plan.sweep and seed not in finished:
+            if code is None and seed not in finished:
                 raise
             continue
         if found and not finished >= set(found[0]):
-            observer.report(f"{plan.name}: resuming after epoch {found[1].epoch}")
             groups.append(found)
             for each in found[0]:
-                del open_keys[each]
-    fresh = [seed for seed in open_keys if seed not in finished]
-    for folder in [plan.folders[seed] for seed in fresh] if plan.resume else ():
-        if not plan.sweep and (folder / RECORD).exists():
+                del missing[each]
+    fresh = [seed for seed in missing if seed not in finished]
+    for seed in fresh if code is None and folders else ():
+        if (folders[seed] / RECORD).exists():
             raise InputError(
-                f"--resume: the run in {folder} finished after fewer epochs and has no "
-                "checkpoint to resume from; give another --run_dir, or --overwrite to "
-                "replace that run"
+                f"--resume: the run in {folders[seed]} finished after fewer epochs and "
+                "has no checkpoint to resume from; give another --run_dir, or "
+                "--overwrite to replace that run"
             )
-    if plan.resume and any((plan.folders[s] / CONFIG).exists() for s in fresh):
-        missed = "no checkpoint to resume from, starting from the beginning"
-        observer.report(f"{plan.name}: {missed}")
-    if plan.config.patience is not None:  # each stops after another epoch
+    one_by_one = keys[next(iter(keys))].config.patience is not None
+    if one_by_one:
         return groups + [([seed], None) for seed in fresh]
     return groups + ([(fresh, None)] if fresh else [])
+
+
+def fit_into(
+    experiment: Experiment,
+    folders: Mapping[int, Path],
+    start_from: Mapping[int, Path] | None = None,
+    *,
+    checkpoint_every: int = 0,
+    keep: int = KEEP,
+    resume: Checkpoint | None = None,
+    system: str | None = None,
+) -> Iterator[Started | Progress | Epoch | Result]:
+    """Trains seeds together, as `fit`, and writes each run to its own directory.
+
+    Unless resuming, existing runs there are removed first.
+
+    Args:
+        experiment: returned by `prepare`.
+        folders: run directory of each seed.
+        start_from: as for `run_keys`.
+        checkpoint_every: epochs between checkpoints; 0 writes none.
+        keep: number of newest checkpoints to keep.
+        resume: checkpoint of these runs to resume from.
+        system: published system that the runs reproduce, if any.
+    """
+    yield Started(experiment, folders)
+    config, dataset, start_params = experiment.config, experiment.dataset, None
+    keys = {  # the source file may have changed since the network was created
+        seed: dataclasses.replace(key, source_sha256=experiment.source_sha256)
+        for seed, key in run_keys(config, dataset, folders, start_from).items()
+    }
+    if start_from is not None:  # before it is removed: it may be one of the folders
+        start_params = [
+            load_run_params(start_from[seed], experiment.model, dataset.shapes.image)
+            for seed in folders
+        ]
+    for number, (seed, folder) in enumerate(folders.items()):
+        folder.mkdir(parents=True, exist_ok=True)
+        if resume is None:
+            for path in (*(folder / name for name in FILES), *folder.glob(_EVENTS)):
+                path.unlink(missing_ok=True)
+            remove_checkpoints(folder)
+        else:  # epochs after the checkpoint are run again
+            lines = [f"{json_line(epoch)}\n" for epoch in resume.histories[number]]
+            write_file(folder / METRICS, "".join(lines))
+        write_json(folder / CONFIG, keys[seed].config)
+        if dataset.data_dir:
+            write_file(folder / DATA_DIR, dataset.data_dir)
+    first, code = next(iter(folders.values())), code_digest()
+    for event in fit(experiment, list(folders), start_params, resume):
+        if isinstance(event, Epoch):
+            epochs = event.checkpoint.histories[0]
+            due = len(epochs) % checkpoint_every == 0 if checkpoint_every else False
+            if due or (checkpoint_every and is_over(config, epochs)):
+                save_checkpoint(
+                    first, event.checkpoint, list(keys.values()), code, keep
+                )
+            for folder, epoch in zip(folders.values(), event.records, strict=True):
+                append_jsonl(folder / METRICS, epoch)
+        elif isinstance(event, Result):
+            seed = event.record.config.seed
+            record = dataclasses.replace(
+                event.record, system=system, start_sha256=keys[seed].start_sha256
+            )
+            save_params(folders[seed] / PARAMS, event.params)
+            write_json(folders[seed] / RECORD, record)
+            event = Result(record, event.params)
+        yield event

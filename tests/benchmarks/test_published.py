@@ -22,7 +22,7 @@ from mnist_jax.data.types import IMAGE_SHAPE, MNIST
 from mnist_jax.models.networks import count_params, create_model
 from mnist_jax.records.schema import RunRecord, read_jsonl, write_json
 from mnist_jax.reporting.intervals import Interval, paired_difference
-from mnist_jax.reporting.progress import ProgressPrinter
+from mnist_jax.reporting.progress import follow
 from mnist_jax.training.results import read_runs
 from mnist_jax.training.run_dir import RECORD
 
@@ -246,8 +246,7 @@ def test_runner_chains_warm_starts_resumes_and_writes_tables(tmp_path):
 def test_a_system_is_trained_again_after_the_one_it_starts_from(digits, tmp_path):
     def train(name: str, seeds: int) -> None:
         overrides = ["--epochs=1", "--dataset=digits", "--train_size=200"]
-        printer = ProgressPrinter(quiet=True)
-        train_system(tmp_path, name, digits, range(seeds), overrides, printer)
+        follow(train_system(tmp_path, name, digits, range(seeds), overrides))
 
     def records(name: str) -> list[RunRecord]:
         return [run for run in read_runs(tmp_path) if run.system == name]

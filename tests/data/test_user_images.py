@@ -20,7 +20,7 @@ from mnist_jax.data.types import Dataset, Split
 from mnist_jax.data.user_images import digit_from_bytes, read_digit, read_image
 from mnist_jax.errors import InputError
 from mnist_jax.training.epochs import make_predict
-from mnist_jax.training.fit import fit
+from mnist_jax.training.fit import finish, fit
 from mnist_jax.training.prepare import prepare
 
 pytestmark = pytest.mark.slow
@@ -280,7 +280,7 @@ def test_a_network_reads_redrawn_digits_as_well_as_plain_ones(mnist: Dataset):
         cpu_devices=1,
     )
     experiment = prepare(config, few)
-    [(_, params)] = fit(experiment, [0])
+    [(_, params)] = finish(fit(experiment, [0]))
     rng = np.random.default_rng(0)
     read = [digit_from_bytes(redraw(image, rng), "") for image in images]
     assert sum(bool(digit.warning) for digit in read) <= 1  # 0.1 % of 3,334 digits

@@ -1,21 +1,21 @@
 """Small runs that can be stopped, and ways to damage their files."""
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-
-import pytest
+from typing import Any
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.types import Dataset
-from mnist_jax.errors import Stopped
-from mnist_jax.records.schema import EpochRecord, RunRecord
+from mnist_jax.records.schema import RunRecord
 from mnist_jax.training.checkpoints import Checkpoint, load_checkpoint
-from mnist_jax.training.fit import SILENT, Callbacks
+from mnist_jax.training.fit import Epoch, finish
 from mnist_jax.training.prepare import Experiment, prepare
-from mnist_jax.training.run_dir import METRICS, fit_into, is_finished, run_keys
+from mnist_jax.training.run_dir import METRICS, is_finished, run_keys
+from mnist_jax.training.runs import Event, Events, Started, fit_into
 
 CONFIGS = {
     name: TrainConfig(
@@ -42,19 +42,37 @@ DAMAGES: Mapping[str, Callable[[bytes], bytes]] = {
 }
 
 
-def on_epoch(function: Callable[[Sequence[EpochRecord]], None]) -> Callbacks:
-    """Returns callbacks with only `on_epoch` set."""
-    return SILENT._replace(on_epoch=function)
+def follow_until(events: Events, stop: int | None = None) -> list[Event]:
+    """Trains to the end, or until an epoch as a signal does; returns the events."""
+    seen = []
+    with contextlib.closing(events):
+        for event in events:
+            seen.append(event)
+            if isinstance(event, Epoch) and event.records[0].epoch == stop:
+                break
+    return seen
 
 
-def stop_after(epoch: int) -> Callbacks:
-    """Returns callbacks that stop training after an epoch, as a signal does."""
+def epochs_of(events: Iterable[Event]) -> list[tuple[list[int], int]]:
+    """Returns the epochs that were run, each with the seeds trained together."""
+    epochs, seeds = [], []
+    for event in events:
+        if isinstance(event, Started):
+            seeds = list(event.folders)
+        elif isinstance(event, Epoch):
+            epochs.append((seeds, event.records[0].epoch))
+    return epochs
 
-    def stop(epochs: Sequence[EpochRecord]) -> None:
-        if epochs[0].epoch == epoch:
-            raise Stopped(2, "")
 
-    return on_epoch(stop)
+def train_into(
+    experiment: Experiment,
+    folders: Mapping[int, Path],
+    stop: int | None = None,
+    **options: Any,
+) -> list[RunRecord]:
+    """Trains as `fit_into`, to the end or until an epoch; returns the records."""
+    events = follow_until(fit_into(experiment, folders, **options), stop)
+    return [result.record for result in finish(events)]
 
 
 _prepared: dict[tuple[TrainConfig, int, str], Experiment] = {}
@@ -73,8 +91,7 @@ def stopped_run(
 ) -> Experiment:
     """Creates a run that stopped after the third of four epochs."""
     experiment = prepare_once(dataclasses.replace(config, epochs=4), digits)
-    with pytest.raises(Stopped):
-        fit_into(experiment, {0: folder}, stop_after(3), checkpoint_every=1, keep=keep)
+    train_into(experiment, {0: folder}, 3, checkpoint_every=1, keep=keep)
     return experiment
 
 

@@ -14,7 +14,7 @@ import pytest
 from flax import linen as nn
 from flax.errors import InvalidRngError, ModifyScopeVariableError
 from helpers.custom_networks import NETWORKS
-from helpers.runs import resumable
+from helpers.runs import resumable, train_into
 
 import mnist_jax
 from mnist_jax.config import TrainConfig
@@ -29,9 +29,9 @@ from mnist_jax.models.networks import (
 )
 from mnist_jax.models.rewrite import without_rewriting
 from mnist_jax.reporting.summary import layer_frame
-from mnist_jax.training.fit import fit
+from mnist_jax.training.fit import finish, fit
 from mnist_jax.training.prepare import prepare
-from mnist_jax.training.run_dir import fit_into, load_run
+from mnist_jax.training.run_dir import load_run
 from mnist_jax.training.steps import batch_gradients, eval_step
 
 
@@ -53,7 +53,7 @@ def config_of(file: Path, name: str, **changes: object) -> TrainConfig:
 @pytest.mark.parametrize("devices", [1, 2])
 def test_custom_networks_train(file, digits: Dataset, name, devices):
     experiment = prepare(config_of(file, name, cpu_devices=devices, epochs=3), digits)
-    [(record, _)] = fit(experiment, [0])
+    [(record, _)] = finish(fit(experiment, [0]))
     assert record.config.name == name and record.devices == devices
     assert record.epochs[-1].loss < record.epochs[0].loss
     assert len(record.source_sha256) == 64
@@ -131,7 +131,7 @@ def test_a_network_is_told_whether_it_trains(file, name):
 def test_subclasses_of_nnx_param_are_trained_and_counted(file, digits: Dataset):
     experiment = prepare(config_of(file, "NnxLora", epochs=2), digits)
     start = init_params(experiment.model, jax.random.key(0), IMAGE_SHAPE)
-    [(record, params)] = fit(experiment, [0])
+    [(record, params)] = finish(fit(experiment, [0]))
     assert record.parameters == 784 * 10 + 10 + (784 + 10) * 2
     assert set(params) == set(start) == {"layer"}
     assert np.any(params["layer"]["lora"]["lora_b"])  # which starts at 0
@@ -205,7 +205,7 @@ def test_dropout_of_custom_networks_is_off_in_evaluation_and_differs_by_device(f
 
 def test_a_changed_source_is_noticed(file, digits: Dataset, tmp_path):
     config, folder = config_of(file, "Linear"), tmp_path / "run"
-    fit_into(prepare(config, digits), {0: folder})
+    train_into(prepare(config, digits), {0: folder})
     assert resumable({0: folder}, config)[0]
     assert load_run(folder).predict(digits.test.images[:3]).shape == (3, 10)
     assert multiply_adds(config_of(file, "Dropped"), MNIST) == [25_088, 320]
@@ -227,7 +227,7 @@ def test_the_record_has_the_source_that_was_trained(file, digits: Dataset):
     experiment = prepare(config_of(file, "Linear"), digits)
     trained = network_sha256(experiment.config)
     file.write_text(NETWORKS + "\n")
-    [(record, _)] = fit(experiment, [0])
+    [(record, _)] = finish(fit(experiment, [0]))
     assert record.source_sha256 == trained != network_sha256(experiment.config)
 
 
@@ -237,7 +237,7 @@ def test_a_field_called_impl_is_the_networks_own(file, digits: Dataset):
     )
     width = 'nn.Dense(32 if self.impl == "cpu" else 16)'
     file.write_text(source.replace("nn.Dense(32)", width))
-    [(_, params)] = fit(prepare(config_of(file, "Dropped"), digits), [0])
+    [(_, params)] = finish(fit(prepare(config_of(file, "Dropped"), digits), [0]))
     assert params["Dense_0"]["kernel"].shape == (784, 32)
 
 
@@ -288,7 +288,7 @@ def test_a_run_is_loaded_from_another_working_directory(
 ):
     monkeypatch.chdir(tmp_path)
     config = config_of(Path(file.name), "Linear")
-    fit_into(prepare(config, digits), {0: tmp_path / "runs" / "linear"})
+    train_into(prepare(config, digits), {0: tmp_path / "runs" / "linear"})
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
     run = load_run("../runs/linear")

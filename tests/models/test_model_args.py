@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from flax import linen as nn
+from helpers.runs import train_into
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
@@ -12,7 +13,7 @@ from mnist_jax.errors import InputError
 from mnist_jax.models.custom import parse_model_args
 from mnist_jax.models.networks import count_params, create_model
 from mnist_jax.training.prepare import prepare
-from mnist_jax.training.run_dir import fit_into, load_run
+from mnist_jax.training.run_dir import load_run
 
 EXAMPLE = f"{Path(__file__).parents[2]}/examples/residual_mlp.py:ResidualMLP"
 
@@ -59,7 +60,7 @@ def test_a_run_with_fields_trains_and_loads(digits: Dataset, tmp_path):
     assert count_params(create_model(config, MNIST), IMAGE_SHAPE) < count_params(
         create_model(dataclasses.replace(config, model_args=()), MNIST), IMAGE_SHAPE
     )
-    fit_into(prepare(config, digits), {0: tmp_path})
+    train_into(prepare(config, digits), {0: tmp_path})
     run = load_run(tmp_path)
     assert run.model.width == 8 and run.model.depth == 1
     assert run.config.model_args == args

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from helpers.jobs import INVALID_FLAGS
 from helpers.programs import flags_of, run
+from helpers.runs import train_into
 from helpers.sweeps import SWEEP_FLAGS
 
 from mnist_jax.cli.flags import _PathParser
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Dataset
 from mnist_jax.training.prepare import prepare
-from mnist_jax.training.run_dir import fit_into
 
 # Invalid command lines by flag: wrong type, out of range, conflict with another flag.
 # The first one is tested with every program that has the flag.
@@ -334,7 +334,7 @@ def run_dir(digits: Dataset, tmp_path_factory) -> Path:
     """A finished run."""
     folder = tmp_path_factory.mktemp("run")
     config = TrainConfig(dataset="digits", hidden=(8,), epochs=1)
-    fit_into(prepare(config, digits), {0: folder})
+    train_into(prepare(config, digits), {0: folder})
     return folder
 
 

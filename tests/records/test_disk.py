@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.runs import on_epoch
+from helpers.runs import train_into
 from matplotlib.figure import Figure
 
 from mnist_jax.config import TrainConfig
@@ -21,8 +21,9 @@ from mnist_jax.records.files import read_lines, write_file
 from mnist_jax.records.schema import EpochRecord, append_jsonl, read_jsonl, write_json
 from mnist_jax.reporting.plots import save_figure
 from mnist_jax.training.checkpoints import save_params
+from mnist_jax.training.fit import Epoch
 from mnist_jax.training.prepare import prepare
-from mnist_jax.training.run_dir import fit_into
+from mnist_jax.training.runs import fit_into
 
 ROOT = Path(__file__).parents[2]
 ROOM = 5_000  # maximum size of a file in bytes
@@ -92,7 +93,7 @@ def test_a_run_on_a_full_disk_keeps_the_files_it_has_written(digits: Dataset, tm
         little_room(),
         pytest.raises(OSError, match="File too large: .*params.msgpack"),
     ):
-        fit_into(experiment, {0: tmp_path})
+        train_into(experiment, {0: tmp_path})
     assert set(contents(tmp_path)) == {"config.json", "metrics.jsonl"}
     assert [
         line.epoch for line in read_jsonl(EpochRecord, tmp_path / "metrics.jsonl")
@@ -104,11 +105,9 @@ def test_a_deleted_folder_ends_a_run_with_an_error(digits: Dataset, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     with pytest.raises(FileNotFoundError, match="metrics.jsonl"):
-        fit_into(
-            prepare(config, digits),
-            {0: folder},
-            on_epoch(lambda epochs: shutil.rmtree(folder)),
-        )
+        for event in fit_into(prepare(config, digits), {0: folder}):
+            if isinstance(event, Epoch):
+                shutil.rmtree(folder)
 
 
 def test_output_that_cannot_be_written_is_a_one_line_error():

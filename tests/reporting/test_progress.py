@@ -1,17 +1,21 @@
 """Tests of the printed progress: rows, progress bar, plain lines, quiet."""
 
 import io
+import re
 import sys
+from typing import Any
 
 import pytest
+from helpers.records import make_record
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Dataset
+from mnist_jax.errors import Stopped
 from mnist_jax.records.schema import EpochRecord
-from mnist_jax.reporting import progress
-from mnist_jax.reporting.progress import ProgressPrinter
-from mnist_jax.training.fit import Progress
+from mnist_jax.reporting.progress import follow
+from mnist_jax.training.fit import Epoch, Progress, Result
 from mnist_jax.training.prepare import Experiment, prepare
+from mnist_jax.training.runs import Event, Started
 
 RECORD = EpochRecord(1, 0.5, 0.75, 0.25, 0.875, 2.0, 0.5)
 
@@ -27,11 +31,17 @@ def experiment(digits: Dataset) -> Experiment:
     return prepare(config, digits)
 
 
+def show(experiment: Experiment, *events: Event, **options: Any) -> None:
+    """Prints events after the start of training."""
+    follow((event for event in [Started(experiment, {}), *events]), **options)
+
+
+def epoch(*records: EpochRecord) -> Epoch:
+    return Epoch(records, None)
+
+
 def test_without_a_terminal_a_long_epoch_prints_a_few_lines(experiment, capsys):
-    callbacks = ProgressPrinter().training(experiment, {})
-    for step in range(1, 101):
-        callbacks.on_chunk(chunk(step))
-    callbacks.on_epoch([RECORD])
+    show(experiment, *map(chunk, range(1, 100)), epoch(RECORD))
     text = capsys.readouterr().out
     network, data, *_ = text.splitlines()
     assert network.startswith("mlp: 3,190 parameters, ") and "compiled in " in network
@@ -50,51 +60,48 @@ def test_on_a_terminal_the_row_replaces_a_progress_bar(experiment, capsys, monke
 
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    callbacks = ProgressPrinter().training(experiment, {})
-    for step in (40, 80, 100):
-        callbacks.on_chunk(chunk(step))
-    callbacks.on_epoch([RECORD])
+    show(experiment, chunk(40), chunk(80), epoch(RECORD))
     text = terminal.getvalue()
     assert " 40%|" in text and "| epoch 1, loss 0.5000" in text
-    assert "56 s left" in text and "  0%" not in text and "100%" not in text
+    assert "56 s left" in text and "  0%" not in text
     assert text.endswith("\r")  # cleared before the row was printed
     assert "epoch 1, " not in capsys.readouterr().out
 
 
 def test_there_may_be_no_stderr(experiment, monkeypatch):
     monkeypatch.setattr(sys, "stderr", None)
-    ProgressPrinter().training(experiment, {}).on_chunk(chunk(40))
+    show(experiment, chunk(40))
 
 
-def test_quiet_prints_nothing(experiment, capsys):
-    callbacks = ProgressPrinter(quiet=True).training(experiment, {})
-    callbacks.on_chunk(chunk(50))
-    callbacks.on_epoch([RECORD])
-    assert capsys.readouterr() == ("", "")
+def test_quiet_prints_results_only(experiment, capsys):
+    events = "mlp: compiling ...", chunk(50), epoch(RECORD), Result(make_record(), None)
+    show(experiment, *events, quiet=True)
+    printed, errors = capsys.readouterr()
+    assert re.fullmatch("seed 0: test accuracy .* s total\n", printed) and not errors
 
 
 def test_a_row_has_mean_metrics_and_total_seconds_over_seeds(experiment, capsys):
-    other = EpochRecord(1, 1.5, 0.25, 0.75, 0.625, 2.0, 0.5)
-    ProgressPrinter().training(experiment, {}).on_epoch([RECORD, other])
+    show(experiment, epoch(RECORD, EpochRecord(1, 1.5, 0.25, 0.75, 0.625, 2.0, 0.5)))
     row = capsys.readouterr().out.splitlines()[-1].split()
     assert row[:6] == ["1/5", "1.0000", "0.5000", "0.5000", "0.7500", "4.00"]
 
 
-def test_training_stops_between_chunks_but_not_before_the_checkpoint_of_an_epoch(
-    experiment, capsys, monkeypatch
+@pytest.mark.parametrize("stop", range(4))
+def test_a_request_to_stop_is_seen_after_each_event_and_closes_training(
+    experiment, stop
 ):
-    monkeypatch.setattr(progress, "_CHUNKS_PER_LINE", 1)
-    printed, checks = [], []
+    checks, closed = iter(range(4)), []
+
+    def events():
+        try:
+            yield from ("compiling", Started(experiment, {}), chunk(50), epoch(RECORD))
+        finally:
+            closed.append(True)
 
     def check_stopped() -> None:
-        printed.extend(capsys.readouterr().out.splitlines())
-        checks.append(len(printed))
+        if next(checks) == stop:
+            raise Stopped(2, "")
 
-    callbacks = ProgressPrinter(check_stopped=check_stopped).training(experiment, {})
-    capsys.readouterr()
-    for step in (50, 99, 100):
-        callbacks.on_chunk(chunk(step))
-    assert checks == [1, 2]
-    callbacks.on_epoch([RECORD])
-    assert checks == [1, 2, 3]
-    assert printed[1].startswith("epoch 1, 99%") and printed[2].startswith(" 1/5")
+    with pytest.raises(Stopped):
+        follow(events(), check_stopped=check_stopped)
+    assert closed and list(checks) == list(range(stop + 1, 4))

@@ -23,7 +23,7 @@ from mnist_jax.reporting.plots import (
 from mnist_jax.reporting.predictions import prediction_frame
 from mnist_jax.reporting.summary import data_frame, format_totals, layer_frame
 from mnist_jax.reporting.tables import history_frame, markdown_table
-from mnist_jax.training.fit import fit
+from mnist_jax.training.fit import finish, fit
 from mnist_jax.training.mesh import make_mesh
 from mnist_jax.training.prepare import prepare
 
@@ -34,7 +34,7 @@ SMALL = TrainConfig(model="mlp", hidden=(8,), epochs=2, batch_size=100)
 def trained(digits: Dataset):
     """A short run: its experiment, record and parameters."""
     experiment = prepare(SMALL, digits, mesh=make_mesh(1))
-    [(record, params)] = fit(experiment, [0])
+    [(record, params)] = finish(fit(experiment, [0]))
     return experiment, record, params
 
 
@@ -85,7 +85,7 @@ def test_frozen_layers_stay_bit_identical_and_others_change(digits, optimizer):
     experiment = prepare(config, digits, mesh=make_mesh(2))
     states, _ = experiment.programs.init_run([3])
     start = jax.tree.map(lambda leaf: np.asarray(leaf[0]), states.params)
-    [(_, params)] = fit(experiment, [3])
+    [(_, params)] = finish(fit(experiment, [3]))
     for name, same in (("Dense_0", True), ("Dense_1", False)):
         for leaf in ("kernel", "bias"):
             a, b = start[name][leaf], np.asarray(params[name][leaf])
@@ -94,7 +94,7 @@ def test_frozen_layers_stay_bit_identical_and_others_change(digits, optimizer):
 
 def test_warm_start_continues_from_the_given_parameters(trained):
     experiment, record, params = trained
-    [(again, _)] = fit(experiment, [1], start_params=[params])
+    [(again, _)] = finish(fit(experiment, [1], start_params=[params]))
     assert again.epochs[0].loss < record.epochs[1].loss
 
 

@@ -11,24 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.runs import stop_after
+from helpers.runs import follow_until
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import RecordWriter
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Dataset, Shapes
-from mnist_jax.errors import InputError, Stopped
+from mnist_jax.errors import InputError
 from mnist_jax.records.schema import EpochRecord, RunRecord
-from mnist_jax.reporting.trackers import (
-    TrackingPrinter,
-    check_tracker,
-    scalars_of,
-    start_run,
-)
+from mnist_jax.reporting.trackers import check_tracker, scalars_of, start_run, track
 from mnist_jax.testing import make_split
+from mnist_jax.training.fit import finish
 from mnist_jax.training.mesh import make_mesh
 from mnist_jax.training.prepare import Experiment, prepare
-from mnist_jax.training.run_dir import fit_into
+from mnist_jax.training.runs import Started, fit_into
 
 CONFIG = TrainConfig(model="mlp", hidden=(), epochs=2, batch_size=100, dataset="idx")
 
@@ -77,15 +73,12 @@ def experiment() -> Experiment:
 
 
 def train(
-    printer: TrackingPrinter, experiment: Experiment, root: Path
+    tracker: str, experiment: Experiment, root: Path, stop: int | None = None
 ) -> list[RunRecord]:
-    """Trains two seeds as `train_runs` does."""
+    """Trains two seeds, to the end or until an epoch."""
     folders = {seed: root / f"seed{seed}" for seed in range(2)}
-    records = fit_into(experiment, folders, printer.training(experiment, folders))
-    for record in records:
-        printer.finished(record)
-    printer.close()
-    return records
+    events = track(fit_into(experiment, folders), tracker, root)
+    return [record for record, _ in finish(follow_until(events, stop))]
 
 
 def expected_scalars(record: RunRecord) -> dict[tuple[str, int], float]:
@@ -104,8 +97,7 @@ def expected_scalars(record: RunRecord) -> dict[tuple[str, int], float]:
 
 def test_tensorboard_has_the_last_training_of_each_run(experiment, tmp_path):
     for _ in range(2):
-        printer = TrackingPrinter("tensorboard", tmp_path, quiet=True)
-        records = train(printer, experiment, tmp_path)
+        records = train("tensorboard", experiment, tmp_path)
     for record in records:
         values = read_values(tmp_path / f"seed{record.config.seed}")
         scalars = {key: v for key, v in values.items() if isinstance(v, float)}
@@ -175,8 +167,7 @@ def service(request, monkeypatch: pytest.MonkeyPatch) -> Service:
 
 
 def test_each_seed_is_a_run_of_the_service(service: Service, experiment, tmp_path):
-    printer = TrackingPrinter(service.__name__, tmp_path / "mlp3", quiet=True)
-    records = train(printer, experiment, tmp_path / "mlp3")
+    records = train(service.__name__, experiment, tmp_path / "mlp3")
     assert [run.name for run in service.runs] == ["mlp3-seed0", "mlp3-seed1"]
     for run, record in zip(service.runs, records, strict=True):
         assert run.finished == 1
@@ -186,21 +177,15 @@ def test_each_seed_is_a_run_of_the_service(service: Service, experiment, tmp_pat
 
 
 def test_a_stopped_run_is_finished_in_the_service(service, experiment, tmp_path):
-    printer = TrackingPrinter(service.__name__, tmp_path, quiet=True)
-    folders = {seed: tmp_path / f"seed{seed}" for seed in range(2)}
-    callbacks = printer.training(experiment, folders)
-    with pytest.raises(Stopped):
-        stop = stop_after(1).on_epoch
-        both = lambda records: [callbacks.on_epoch(records), stop(records)]  # noqa: E731
-        fit_into(experiment, folders, callbacks._replace(on_epoch=both))
-    printer.close()
+    train(service.__name__, experiment, tmp_path, stop=1)
     assert [run.finished for run in service.runs] == [1, 1]
     assert ("epoch/loss", 1) in service.runs[0].values
 
 
 def test_a_single_run_has_the_name_of_its_directory(service, tmp_path, experiment):
-    printer = TrackingPrinter(service.__name__, tmp_path / "cnn0", quiet=True)
-    printer.training(experiment, {7: tmp_path / "cnn0"})
+    folder = tmp_path / "cnn0"
+    started = (event for event in [Started(experiment, {7: folder})])
+    follow_until(track(started, service.__name__, folder))
     assert [(run.name, run.config["seed"]) for run in service.runs] == [("cnn0", 7)]
 
 
@@ -212,8 +197,7 @@ def test_a_service_that_fails_is_a_warning(
         raise RuntimeError("no connection")
 
     monkeypatch.setattr(service if call == "init" else ServiceRun, call, fail)
-    printer = TrackingPrinter(service.__name__, tmp_path, quiet=True)
-    records = train(printer, experiment, tmp_path)
+    records = train(service.__name__, experiment, tmp_path)
     assert len(records[1].epochs) == 2
     assert caplog.text.count("no connection") == 2  # once per seed
 
@@ -223,11 +207,8 @@ def test_a_full_disk_is_a_warning(experiment, tmp_path, caplog, monkeypatch):
         raise OSError("no space left")
 
     monkeypatch.setattr(RecordWriter, "flush", fail)
-    printer = TrackingPrinter("tensorboard", tmp_path, quiet=True)
-    on_epoch = printer.training(experiment, {0: tmp_path}).on_epoch
-    for _ in range(2):
-        on_epoch([EPOCH])
-    assert caplog.text.count("no space left") == 1
+    train("tensorboard", experiment, tmp_path)
+    assert caplog.text.count("no space left") == 2  # once per seed
 
 
 @pytest.mark.parametrize("tracker", ["tensorboard", "trackio", "wandb"])

@@ -13,7 +13,7 @@ from mnist_jax.config import MODELS, TrainConfig
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
 from mnist_jax.models.layers import Dropout
 from mnist_jax.models.networks import create_model, init_params
-from mnist_jax.training.fit import fit
+from mnist_jax.training.fit import finish, fit
 from mnist_jax.training.prepare import prepare
 from mnist_jax.training.steps import batch_gradients
 
@@ -70,7 +70,7 @@ def test_gradients_are_those_of_the_cpu(model, mnist: Dataset):
 @pytest.mark.parametrize("model", MODELS)
 def test_seeds_learn_mnist_together(model, precision, mnist: Dataset):
     config = TrainConfig(model=model, precision=precision, epochs=1)
-    runs = fit(prepare(config, mnist, seeds=2), [0, 1])
+    runs = finish(fit(prepare(config, mnist, seeds=2), [0, 1]))
     accuracies = [record.test_accuracy for record, _ in runs]
     least = {"mlp": 0.94, "lstm": 0.93, "cnn": 0.97}[model]
     assert least < min(accuracies) < max(accuracies) < 1.0

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from helpers.runs import train_into
 
 from mnist_jax import TrainConfig, check_model
 from mnist_jax.config import ConvStage
@@ -24,11 +25,11 @@ from mnist_jax.models.networks import (
 from mnist_jax.reporting.summary import layer_frame
 from mnist_jax.testing import check_same_tree, make_split, preprocess
 from mnist_jax.training.epochs import gather, make_programs
-from mnist_jax.training.fit import fit
+from mnist_jax.training.fit import Epoch, finish, fit
 from mnist_jax.training.mesh import make_mesh, replicate, seed_keys, shard_seeds
 from mnist_jax.training.optimizers import average_params
 from mnist_jax.training.prepare import prepare
-from mnist_jax.training.run_dir import fit_into, load_run
+from mnist_jax.training.run_dir import load_run
 from mnist_jax.training.steps import TrainState, init_states, train_step
 
 pytestmark = pytest.mark.slow
@@ -133,17 +134,15 @@ def test_averaged_parameters_keep_the_running_statistics(digits):
 
 def test_resumed_and_loaded_runs_keep_the_statistics(digits, tmp_path):
     whole = prepare(CONFIG, digits)
-    checkpoints = []
-
-    def keep(checkpoint):  # its arrays are donated to the next epoch
-        checkpoints.append(jax.device_get(checkpoint))
-
-    [(record, params)] = fit(whole, [0], on_checkpoint=keep)
-    [(again, _)] = fit(whole, [0], resume=checkpoints[0])
+    events = fit(whole, [0])
+    first = next(event for event in events if isinstance(event, Epoch))
+    checkpoint = jax.device_get(first.checkpoint)  # donated to the next epoch
+    [(record, params)] = finish(events)
+    [(again, _)] = finish(fit(whole, [0], resume=checkpoint))
     assert again.params_sha256 == record.params_sha256
     stats = params["batch_stats"]["BatchNorm_0"]
     assert np.all(stats["var"] != 1.0) and np.all(stats["mean"] != 0.0)
-    fit_into(whole, {0: tmp_path})
+    train_into(whole, {0: tmp_path})
     run = load_run(tmp_path)
     check_same_tree(run.params, jax.device_get(params), 0.0)
 

@@ -16,17 +16,16 @@ from flax import serialization
 from helpers.runs import (
     CONFIGS,
     DAMAGES,
-    on_epoch,
     outcome,
     prepare_once,
     resumable,
-    stop_after,
     stopped_run,
+    train_into,
 )
 
 from mnist_jax.data import array_cache as cache
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
-from mnist_jax.errors import InputError, Stopped
+from mnist_jax.errors import InputError
 from mnist_jax.models.networks import create_model
 from mnist_jax.records.files import add_checksum, verify_checksum
 from mnist_jax.records.schema import RunKey, RunRecord, json_line
@@ -34,7 +33,7 @@ from mnist_jax.training import fit
 from mnist_jax.training.checkpoints import FOLDER
 from mnist_jax.training.mesh import make_mesh
 from mnist_jax.training.prepare import Experiment, prepare
-from mnist_jax.training.run_dir import METRICS, fit_into, load_run_params
+from mnist_jax.training.run_dir import METRICS, load_run_params
 
 pytestmark = pytest.mark.slow
 
@@ -43,17 +42,16 @@ def resume(experiment: Experiment, folders: dict[int, Path]) -> list[RunRecord]:
     """Resumes runs and trains them to the end."""
     finished, checkpoint = resumable(folders, experiment.config)
     assert not finished and checkpoint is not None
-    return fit_into(experiment, folders, checkpoint_every=1, resume=checkpoint)
+    return train_into(experiment, folders, checkpoint_every=1, resume=checkpoint)
 
 
 @pytest.mark.parametrize("name, devices", [(n, d) for n in CONFIGS for d in (1, 2)])
 def test_a_stopped_run_resumes_bit_for_bit(name, devices, digits: Dataset, tmp_path):
     experiment = prepare(CONFIGS[name], digits, mesh=make_mesh(devices))
     whole, halves = {5: tmp_path / "whole"}, {5: tmp_path / "halves"}
-    [want] = fit_into(experiment, whole)
+    [want] = train_into(experiment, whole)
 
-    with pytest.raises(Stopped):
-        fit_into(experiment, halves, stop_after(2), checkpoint_every=1)
+    train_into(experiment, halves, 2, checkpoint_every=1)
     [got] = resume(experiment, halves)
     assert outcome(got, halves[5]) == outcome(want, whole[5])
     assert resumable(halves, experiment.config) == (True, None)
@@ -68,24 +66,23 @@ def test_only_the_newest_checkpoints_are_kept_and_a_new_run_removes_them(
 ):
     experiment = stopped_run(digits, tmp_path, keep=2)
     assert names(tmp_path) == ["epoch00002.msgpack", "epoch00003.msgpack"]
-    fit_into(experiment, {0: tmp_path})
+    train_into(experiment, {0: tmp_path})
     assert names(tmp_path) == []
 
 
 def test_the_last_epoch_has_a_checkpoint_so_that_a_run_can_be_extended(
     digits, tmp_path
 ):
-    fit_into(prepare_once(CONFIGS["mlp"], digits), {0: tmp_path}, checkpoint_every=2)
+    train_into(prepare_once(CONFIGS["mlp"], digits), {0: tmp_path}, checkpoint_every=2)
     assert names(tmp_path) == ["epoch00002.msgpack", "epoch00003.msgpack"]
 
 
 def test_epochs_after_the_checkpoint_are_run_again(digits, tmp_path):
     experiment = stopped_run(digits, tmp_path)
     (tmp_path / FOLDER / "epoch00003.msgpack").unlink()
-    reported = []
     _, checkpoint = resumable({0: tmp_path}, experiment.config)
-    fit_into(experiment, {0: tmp_path}, on_epoch(reported.extend), resume=checkpoint)
-    assert [record.epoch for record in reported] == [3, 4]
+    [record] = train_into(experiment, {0: tmp_path}, resume=checkpoint)
+    assert checkpoint.epoch == 2 and len(record.epochs) == 4
     lines = (tmp_path / METRICS).read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3, 4]
 
@@ -103,14 +100,14 @@ def test_the_total_of_a_resumed_run_is_the_sum_over_its_stops(
     hours = itertools.count()
     clock = SimpleNamespace(perf_counter=lambda: 3600.0 * next(hours))
     monkeypatch.setattr(fit, "time", clock)
-    [record] = fit_into(experiment, {0: tmp_path}, resume=checkpoint)
+    [record] = train_into(experiment, {0: tmp_path}, resume=checkpoint)
     # The first call returned 0.
     rest = 3600 * (next(hours) - 1) + experiment.compile_seconds
     assert record.total_seconds == pytest.approx(sum(before) + rest, abs=1e-6)
 
 
 def test_an_extended_run_that_stops_is_not_finished(digits, tmp_path):
-    fit_into(prepare_once(CONFIGS["mlp"], digits), {0: tmp_path})
+    train_into(prepare_once(CONFIGS["mlp"], digits), {0: tmp_path})
     assert resumable({0: tmp_path}, CONFIGS["mlp"]) == (True, None)
     shutil.rmtree(tmp_path / FOLDER, ignore_errors=True)
     before = (tmp_path / "record.json").read_bytes()
@@ -240,10 +237,9 @@ def test_seeds_together_have_one_checkpoint(digits, tmp_path):
     experiment = prepare_once(CONFIGS["mlp"], digits, seeds=2)
     whole = {seed: tmp_path / f"whole{seed}" for seed in (3, 8)}
     halves = {seed: tmp_path / f"halves{seed}" for seed in (3, 8)}
-    want = fit_into(experiment, whole)
+    want = train_into(experiment, whole)
 
-    with pytest.raises(Stopped):
-        fit_into(experiment, halves, stop_after(2), checkpoint_every=1)
+    train_into(experiment, halves, 2, checkpoint_every=1)
     assert len(names(halves[3])) == 2 and not names(halves[8])
     got = resume(experiment, halves)
     for seed, record, other in zip((3, 8), got, want, strict=True):
@@ -273,7 +269,7 @@ def test_hundreds_of_damaged_files_are_refused(
     monkeypatch.setenv("MNIST_JAX_CACHE_DIR", str(tmp_path))
     stopped, finished = tmp_path / "stopped", tmp_path / "finished"
     config = stopped_run(digits, stopped).config
-    fit_into(prepare_once(CONFIGS["mlp"], digits), {0: finished})
+    train_into(prepare_once(CONFIGS["mlp"], digits), {0: finished})
     model, entry = create_model(config, MNIST), tmp_path / "arrays" / "key.npz"
     images = digits.test.images[:50]
     cache.write_entry("key", {"x": images})

@@ -3,12 +3,11 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from helpers.runs import on_epoch
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.batches import epoch_indices
@@ -25,7 +24,7 @@ from mnist_jax.training import fit as fit_module
 from mnist_jax.training import prepare as prepare_module
 from mnist_jax.training.checkpoints import params_sha256
 from mnist_jax.training.epochs import Programs, make_programs
-from mnist_jax.training.fit import Callbacks, Progress, check_finite, fit
+from mnist_jax.training.fit import Epoch, Progress, check_finite, finish, fit
 from mnist_jax.training.mesh import make_mesh, replicate, seed_keys, shard_seeds
 from mnist_jax.training.optimizers import create_optimizer
 from mnist_jax.training.prepare import prepare
@@ -42,19 +41,18 @@ def test_a_diverging_run_ends_with_what_to_change(digits: Dataset):
         schedule="constant",
         batch_size=256,
     )
-    reported: list[Sequence[EpochRecord]] = []
-    chunks: list[Progress] = []
+    events: list[Any] = []
     with pytest.raises(InputError) as error:
-        fit(prepare(config, digits), [0], Callbacks(reported.append, chunks.append))
+        events.extend(fit(prepare(config, digits), [0]))
     message = str(error.value)
     assert (
         "mlp, seed 0: the loss is " in message
         and " of 6 of epoch 1; no epoch" in message
     )
     assert "--learning_rate below 1e+30 or --clip_norm=1" in message
-    assert reported == []
     # The run ended after the chunk with the bad loss, not after the epoch.
-    assert all(np.isfinite(c.loss) and c.step < c.steps for c in chunks)
+    assert all(isinstance(event, Progress) for event in events)
+    assert all(np.isfinite(event.loss) for event in events)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -97,7 +95,7 @@ def test_a_nan_evaluation_loss_ends_the_run(
     monkeypatch.setattr(fit_module, "_evaluate", spoil)
     config = dataclasses.replace(SMALL["mlp"], epochs=1)
     with pytest.raises(InputError, match=f"in the evaluation of epoch 1; {message}"):
-        fit(prepare(config, digits), [0])
+        finish(fit(prepare(config, digits), [0]))
 
 
 # At this learning rate, Adam does not yet amplify rounding into different steps.
@@ -189,7 +187,7 @@ def test_records_of_bfloat16_say_what_stays_in_float32(digits: Dataset):
         SMALL["cnn"], conv=("4:pool2",), precision="bfloat16", epochs=1
     )
     with jax.default_matmul_precision("highest"):
-        [(record, _)] = fit(prepare(config, digits), [0])
+        [(record, _)] = finish(fit(prepare(config, digits), [0]))
     assert "precision=bfloat16(convolutions:float32)" in format_settings(record)
     assert record.environment.numerics == "jax_default_matmul_precision=highest"
     plain = dataclasses.replace(record, float32_convolutions=False)
@@ -233,7 +231,7 @@ def test_no_clock_of_an_epoch_holds_compiling_and_the_total_holds_all(
     monkeypatch.setattr(fit_module, "time", clock)
     jax.monitoring.register_event_duration_secs_listener(clock.count)
     try:
-        [(record, _)] = fit(experiment, [0])
+        [(record, _)] = finish(fit(experiment, [0]))
     finally:
         jax.monitoring.unregister_event_duration_listener(clock.count)
     [epoch] = record.epochs
@@ -244,13 +242,16 @@ def test_no_clock_of_an_epoch_holds_compiling_and_the_total_holds_all(
 
 def test_seeds_trained_together_have_separate_records(digits: Dataset):
     config = dataclasses.replace(SMALL["mlp"], epochs=2)
-    reported: list[Sequence[EpochRecord]] = []
-    together = fit(prepare(config, digits, 2), [4, 9], on_epoch(reported.append))
+    events = list(fit(prepare(config, digits, 2), [4, 9]))
+    epochs = [event.records for event in events if isinstance(event, Epoch)]
+    together = finish(events)
     assert [record.config.seed for record, _ in together] == [4, 9]
     assert [record.seeds_together for record, _ in together] == [2, 2]
-    assert [len(epochs) for epochs in reported] == [2, 2]
+    assert [len(records) for records in epochs] == [2, 2]
     for record, params in together:
-        [(alone, params_alone)] = fit(prepare(config, digits), [record.config.seed])
+        [(alone, params_alone)] = finish(
+            fit(prepare(config, digits), [record.config.seed])
+        )
         assert record.test_accuracy == pytest.approx(alone.test_accuracy, abs=0.01)
         check_same_tree(params, params_alone, 1e-2)
         assert record.params_sha256 == params_sha256(params)
@@ -259,7 +260,7 @@ def test_seeds_trained_together_have_separate_records(digits: Dataset):
 def test_validation_and_test_sets_are_evaluated_separately(digits: Dataset):
     for validation in ("fraction", "test"):
         config = dataclasses.replace(SMALL["mlp"], validation=validation, epochs=1)
-        [(record, params)] = fit(prepare(config, digits), [0])
+        [(record, params)] = finish(fit(prepare(config, digits), [0]))
         sets = split_dataset(digits, config)
         last = record.epochs[-1]
         for split, loss, accuracy in (

@@ -4,17 +4,16 @@ import dataclasses
 from functools import partial
 
 import pytest
-from helpers.runs import outcome, prepare_once, resumable, stop_after
+from helpers.runs import outcome, prepare_once, resumable, train_into
 
 import mnist_jax
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Dataset
-from mnist_jax.errors import InputError, Stopped
+from mnist_jax.errors import InputError
 from mnist_jax.records.schema import EpochRecord
 from mnist_jax.reporting.tables import comparison_frame, format_comparison
-from mnist_jax.training import runs
-from mnist_jax.training.fit import fit, is_over
-from mnist_jax.training.run_dir import fit_into, load_run
+from mnist_jax.training.fit import finish, fit, is_over
+from mnist_jax.training.run_dir import load_run
 
 pytestmark = pytest.mark.slow
 
@@ -52,19 +51,19 @@ def test_a_run_is_over_after_epochs_without_a_lower_validation_loss(losses, over
 
 
 def test_the_parameters_of_the_best_epoch_are_kept(digits: Dataset):
-    [(record, _)] = fit(prepare_once(CONFIG, digits), [0])
+    [(record, _)] = finish(fit(prepare_once(CONFIG, digits), [0]))
     losses = [epoch.val_loss for epoch in record.epochs]
     best = record.best_epoch
     assert losses[best - 1] == min(losses)
     assert 1 < best and len(losses) == best + CONFIG.patience < CONFIG.epochs
     # The same as a run that ends after the best epoch.
     config = dataclasses.replace(CONFIG, patience=None, epochs=best)
-    [(alone, _)] = fit(prepare_once(config, digits), [0])
+    [(alone, _)] = finish(fit(prepare_once(config, digits), [0]))
     assert alone.params_sha256 == record.params_sha256 and alone.best_epoch is None
     assert alone.test_loss == record.test_loss
     # Also if the epochs end before patience does.
     config = dataclasses.replace(CONFIG, epochs=best + 1)
-    [(ended, _)] = fit(prepare_once(config, digits), [0])
+    [(ended, _)] = finish(fit(prepare_once(config, digits), [0]))
     assert len(ended.epochs) == best + 1 and ended.best_epoch == best
     assert ended.params_sha256 == record.params_sha256
     assert format_comparison(comparison_frame([record]))["epochs"].tolist() == [
@@ -76,13 +75,14 @@ def test_it_resumes_bit_for_bit_and_only_more_patience_extends_it(
     digits: Dataset, tmp_path
 ):
     experiment, whole = prepare_once(CONFIG, digits), tmp_path / "whole"
-    [want] = fit_into(experiment, {0: whole})
+    [want] = train_into(experiment, {0: whole})
     for stop in (want.best_epoch - 1, want.best_epoch + 1):
         folder = tmp_path / str(stop)
-        with pytest.raises(Stopped):
-            fit_into(experiment, {0: folder}, stop_after(stop), checkpoint_every=1)
+        train_into(experiment, {0: folder}, stop, checkpoint_every=1)
         _, checkpoint = resumable({0: folder}, CONFIG)
-        [got] = fit_into(experiment, {0: folder}, checkpoint_every=3, resume=checkpoint)
+        [got] = train_into(
+            experiment, {0: folder}, checkpoint_every=3, resume=checkpoint
+        )
         assert outcome(got, folder) == outcome(want, whole)
         assert got.best_epoch == want.best_epoch
         assert resumable({0: folder}, CONFIG)[0]
@@ -90,27 +90,29 @@ def test_it_resumes_bit_for_bit_and_only_more_patience_extends_it(
     assert resumable({0: folder}, dataclasses.replace(CONFIG, epochs=50))[0]
     patient = dataclasses.replace(CONFIG, patience=4)
     experiment, expected = prepare_once(patient, digits), tmp_path / "patient"
-    [want] = fit_into(experiment, {0: expected})
+    [want] = train_into(experiment, {0: expected})
     finished, checkpoint = resumable({0: folder}, patient)
     assert not finished  # and the last epoch has a checkpoint
-    [more] = fit_into(experiment, {0: folder}, resume=checkpoint)
+    [more] = train_into(experiment, {0: folder}, resume=checkpoint)
     assert outcome(more, folder) == outcome(want, expected)
     assert len(more.epochs) > len(got.epochs)
 
 
-def test_each_seed_stops_by_itself(digits: Dataset, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(runs, "prepare", prepare_once)
-    alone = [fit(prepare_once(CONFIG, digits), [seed])[0][0] for seed in (0, 1)]
+def test_each_seed_stops_by_itself(digits: Dataset, tmp_path, capsys):
+    alone = []
+    for seed in (0, 1):
+        alone += finish(fit(prepare_once(CONFIG, digits), [seed]))
     train = partial(mnist_jax.train, CONFIG, dataset=digits)
-    assert len(alone[0].epochs) != len(alone[1].epochs)
+    epochs = [len(record.epochs) for record, _ in alone]
+    assert epochs[0] != epochs[1]
     together = train(2, run_dir=tmp_path, checkpoint_every=1)
     (tmp_path / "seed1" / "record.json").unlink()  # as if it had been stopped
     again = train(2, run_dir=tmp_path, resume=True)
     for trained in (together, again):
-        for run, record in zip(trained, alone, strict=True):
+        for run, (record, _) in zip(trained, alone, strict=True):
             assert run.record.params_sha256 == record.params_sha256
             assert run.record.best_epoch == record.best_epoch
-    printed = f"parameters of epoch {alone[1].best_epoch} of {len(alone[1].epochs)};"
+    printed = f"parameters of epoch {alone[1].record.best_epoch} of {epochs[1]};"
     assert printed in capsys.readouterr().out
 
 

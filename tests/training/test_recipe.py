@@ -16,7 +16,7 @@ from mnist_jax.data.types import CLASSES, IMAGE_SHAPE
 from mnist_jax.models.networks import CNN, LSTM, MLP
 from mnist_jax.testing import check_same_tree, make_split, preprocess
 from mnist_jax.training.epochs import AUGMENT, gather, make_programs
-from mnist_jax.training.fit import fit
+from mnist_jax.training.fit import finish, fit
 from mnist_jax.training.mesh import make_mesh, replicate, seed_keys, shard_seeds
 from mnist_jax.training.optimizers import (
     average_params,
@@ -107,7 +107,7 @@ def test_muon_orthogonalizes_kernels_and_leaves_biases_to_adam():
 def test_tta_averages_probabilities_over_shifts(digits):
     config = TrainConfig(hidden=(16,), dataset="digits", epochs=2, tta=1)
     experiment = prepare(config, digits)
-    [(record, params)] = fit(experiment, [0])
+    [(record, params)] = finish(fit(experiment, [0]))
     test, total = experiment.dataset.test, np.zeros((len(digits.test.labels), 10))
     for y in (-1, 0, 1):
         for x in (-1, 0, 1):

@@ -6,50 +6,35 @@ from pathlib import Path
 
 import jax
 import pytest
-from helpers.runs import CONFIGS, on_epoch, prepare_once
+from helpers.runs import CONFIGS, epochs_of, follow_until, prepare_once
 from helpers.small_sets import files_below
 
-from mnist_jax.errors import InputError, Stopped
+from mnist_jax.errors import InputError
 from mnist_jax.records.files import hold_lock
 from mnist_jax.records.schema import RunRecord, read_json
-from mnist_jax.training import runs
 from mnist_jax.training.run_dir import CONFIG, RECORD
-from mnist_jax.training.runs import Observer, plan_runs, train_runs
+from mnist_jax.training.runs import seed_folders, train_runs
 
 pytestmark = pytest.mark.slow
 
 
-class Epochs(Observer):
-    """Records the epochs that were run, of each group of seeds."""
-
-    def __init__(self, stop: int = 0) -> None:
-        self.epochs, self.stop = [], stop
-
-    def training(self, experiment, folders):
-        def record(epochs):
-            self.epochs.append((list(folders), epochs[0].epoch))
-            if epochs[0].epoch == self.stop:
-                raise Stopped(2, "")
-
-        return on_epoch(record)
-
-
 @pytest.fixture
-def train(digits, tmp_path, monkeypatch):
+def train(digits, tmp_path):
     """Returns a function that trains seeds 0, 1, ... into `tmp_path`."""
-    monkeypatch.setattr(runs, "prepare", prepare_once)
 
     def train(seeds: int, epochs: int = 3, stop: int = 0, checksum="", **options):
         """Returns the epochs that were run, each with its seeds."""
         config = dataclasses.replace(CONFIGS["mlp"], epochs=epochs)
-        folder, observer = options.pop("folder", tmp_path), Epochs(stop)
         data = dataclasses.replace(digits, checksum=checksum or digits.checksum)
-        try:
-            plan = plan_runs(config, range(seeds), folder, **options)
-            train_runs(plan, data, observer)
-        except Stopped:
-            pass
-        return observer.epochs
+        if start := options.pop("init_from", None):
+            options["start_from"] = dict.fromkeys(range(seeds), start)
+        given = dict(resume=False, checkpoint_every=0, prepare_runs=prepare_once)
+        folder = options.pop("folder", tmp_path)
+        folders = seed_folders(folder, range(seeds))
+        options = given | options | dict(name="mlp", root=folder)
+        return epochs_of(
+            follow_until(train_runs(config, data, folders, **options), stop)
+        )
 
     return train
 
@@ -157,41 +142,3 @@ def test_a_directory_used_by_another_process_is_refused(
         pytest.raises(InputError, match="another process is training in"),
     ):
         train(seeds, **options)
-
-
-def test_a_run_that_another_process_finished_in_the_meantime_is_kept(
-    train, tmp_path, digits
-):
-    plan = plan_runs(CONFIGS["mlp"], [0], tmp_path)
-    train(1)
-    record = (tmp_path / RECORD).read_bytes()
-    with pytest.raises(InputError, match="already holds a run"):
-        train_runs(plan, digits, Observer())
-    with pytest.raises(InputError, match="already holds a run"):
-        plan_runs(CONFIGS["mlp"], [0], tmp_path)
-    assert (tmp_path / RECORD).read_bytes() == record
-
-
-# Stops.
-
-
-@pytest.mark.parametrize("checks, compiled", [(0, 0), (1, 1)])
-def test_training_stops_before_and_after_compilation(
-    digits, tmp_path, monkeypatch, checks, compiled
-):
-    calls = []
-
-    class Stopping(Epochs):
-        def check_stopped(self):
-            if calls.count("check") == checks:
-                raise Stopped(15, "")
-            calls.append("check")
-
-        def compiling(self, config):
-            calls.append("compiling")
-
-    monkeypatch.setattr(runs, "prepare", prepare_once)
-    observer = Stopping()
-    with pytest.raises(Stopped):
-        train_runs(plan_runs(CONFIGS["mlp"], [0], tmp_path), digits, observer)
-    assert calls.count("compiling") == compiled and not observer.epochs

@@ -2,16 +2,15 @@
 
 import dataclasses
 import shutil
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers.runs import CONFIGS, DAMAGES, on_epoch, prepare_once
+from helpers.runs import CONFIGS, DAMAGES, epochs_of, follow_until, prepare_once
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Dataset
-from mnist_jax.errors import InputError, Stopped
+from mnist_jax.errors import InputError
 from mnist_jax.records import environment as environment_module
 from mnist_jax.records.environment import current_environment
 from mnist_jax.records.files import hold_lock
@@ -21,9 +20,8 @@ from mnist_jax.records.schema import (
     read_jsonl,
     write_json,
 )
-from mnist_jax.reporting.progress import ProgressPrinter
-from mnist_jax.training import results, run_dir, runs
-from mnist_jax.training.results import export_runs, plan_results, read_runs
+from mnist_jax.training import results, runs
+from mnist_jax.training.results import export_runs, read_runs, run_folders
 from mnist_jax.training.run_dir import PARAMS, RECORD, load_run
 from mnist_jax.training.runs import train_runs
 
@@ -33,44 +31,26 @@ CONFIG = CONFIGS["mlp"]
 RESULTS = "compare.jsonl"
 
 
-class Printer(ProgressPrinter):
-    """Records the epochs that were run, and can stop after one."""
-
-    def __init__(self, stop: int) -> None:
-        super().__init__(quiet=True)
-        self.epochs, self.stop = [], stop
-
-    def training(self, experiment, folders):
-        def record(epochs):
-            self.epochs.append(epochs[0].epoch)
-            if epochs[0].epoch == self.stop:
-                raise Stopped(2, "")
-
-        return on_epoch(record)
-
-
 Train = Callable[..., list[int]]
 
 
 @pytest.fixture
-def train(digits: Dataset, monkeypatch) -> Train:
+def train(digits: Dataset) -> Train:
     """Returns a function that trains the missing seeds as compare does."""
-    monkeypatch.setattr(runs, "prepare", prepare_once)
 
     def train(
         out: Path, seeds: int = 2, stop: int = 0, config: TrainConfig = CONFIG
     ) -> list[int]:
         """Trains, stopping after epoch `stop` if not 0; returns the epochs run."""
-        printer = Printer(stop)
         chosen = range(config.seed, config.seed + seeds)
-        plan = plan_results(out, config.model, config, digits, chosen)
-        try:
-            train_runs(plan, digits, printer)
-            assert not stop
-        except Stopped:
-            assert printer.epochs[-1] == stop
+        folders = run_folders(out, config.model, config, digits, chosen)
+        events = follow_until(
+            train_runs(config, digits, folders, name="mlp", prepare_runs=prepare_once),
+            stop,
+        )
+        print(*(event for event in events if isinstance(event, str)), sep="\n")
         export_runs(out, RESULTS)
-        return printer.epochs
+        return [epoch for _, epoch in epochs_of(events)]
 
     return train
 
@@ -120,7 +100,7 @@ def test_a_sweep_killed_between_its_records_writes_the_rest(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_dir, "write_json", kill)
+        patch.setattr(runs, "write_json", kill)
         with pytest.raises(KeyboardInterrupt):
             train(halves, seeds=3)
     assert len(outcomes(halves)) == 1
@@ -139,7 +119,7 @@ def test_checkpoints_of_another_config_or_code_are_not_used(
     with monkeypatch.context() as patch:
         patch.setattr(runs, "code_digest", lambda: "another")
         assert train(tmp_path, stop=1) == [1]
-    assert train(tmp_path, stop=3) == [2, 3]
+    assert train(tmp_path, stop=3) == [1, 2, 3]
     assert len(list((tmp_path / "runs").iterdir())) == 3
 
 
@@ -197,21 +177,17 @@ def test_a_damaged_record_is_named_and_its_run_trained_again(train, tmp_path, ca
     assert after[0] == before[0] and after[1][3] == pytest.approx(before[1][3], abs=0.1)
 
 
-def test_two_processes_never_train_the_same_run(train, tmp_path, digits, capsys):
+def test_two_processes_never_train_the_same_run(train, tmp_path, digits):
     alone, both = tmp_path / "alone", tmp_path / "both"
     train(alone)
-    root = plan_results(both, "mlp", CONFIG, digits, [0]).root
-    trained_epochs = []
+    folders = run_folders(both, "mlp", CONFIG, digits, [0, 1])
+    root, events = folders[0].parent, train_runs(CONFIG, digits, folders, name="mlp")
     with hold_lock(root / ".lock"):
-        other = threading.Thread(target=lambda: trained_epochs.append(train(both)))
-        other.start()
-        while "mlp: waiting for another process" not in capsys.readouterr().out:
-            other.join(0.01)
-            assert other.is_alive()
+        waiting = "mlp: waiting for another process, which trains these runs"
+        assert [next(events) for _ in range(3)] == [waiting, None, None]
         [trained] = (alone / "runs").iterdir()
         shutil.copytree(trained, root, dirs_exist_ok=True)
-    other.join()
-    assert trained_epochs == [[]]  # the first process has recorded the runs
+    assert not epochs_of(events)  # the first process has recorded the runs
     assert outcomes(both) == outcomes(alone)
 
 
@@ -240,7 +216,7 @@ def test_recorded_runs_are_identified_by_everything_that_determines_them(
     monkeypatch.setattr(results, "current_environment", lambda: machine)
 
     def folder(config=config, dataset=digits, system=None):
-        return plan_results(tmp_path, "mlp", config, dataset, [0], system).root
+        return run_folders(tmp_path, "mlp", config, dataset, [0], system)[0]
 
     here = folder()
     assert folder(dataclasses.replace(config, seed=5)) == here

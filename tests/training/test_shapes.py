@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from flax import linen as nn
-from helpers.runs import stop_after
+from helpers.runs import train_into
 from helpers.small_sets import write_idx_set
 
 import mnist_jax
@@ -14,7 +14,6 @@ from mnist_jax import InputError, TrainConfig
 from mnist_jax.data.augment import Augmentation, all_shifts
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.types import Shapes, class_names
-from mnist_jax.errors import Stopped
 from mnist_jax.models.flops import multiply_adds
 from mnist_jax.models.networks import count_params, create_model, init_params
 from mnist_jax.models.rewrite import without_rewriting
@@ -24,8 +23,7 @@ from mnist_jax.reporting.summary import format_totals, layer_frame
 from mnist_jax.testing import check_model, make_split
 from mnist_jax.training.checkpoints import params_sha256
 from mnist_jax.training.prepare import prepare
-from mnist_jax.training.run_dir import fit_into, load_run_params
-from mnist_jax.training.runs import Observer, plan_runs, train_runs
+from mnist_jax.training.run_dir import load_run_params
 from mnist_jax.training.steps import batch_gradients
 
 pytestmark = pytest.mark.slow
@@ -112,10 +110,9 @@ def test_a_run_is_trained_stopped_resumed_and_loaded(tmp_path):
     [run] = mnist_jax.train(config, dataset=dataset, run_dir=whole, quiet=True)
     assert (run.record.image_shape, run.record.classes) == ((12, 20), 3)
     experiment = prepare(config, dataset)
-    with pytest.raises(Stopped):
-        fit_into(experiment, {0: folder}, stop_after(1), checkpoint_every=1)
-    plan = plan_runs(config, [0], folder, resume=True, checkpoint_every=1)
-    train_runs(plan, dataset, Observer())
+    train_into(experiment, {0: folder}, 1, checkpoint_every=1)
+    again = dict(run_dir=folder, resume=True, quiet=True)
+    mnist_jax.train(config, dataset=dataset, **again)
     resumed = mnist_jax.load_run(folder)
     assert resumed.record.params_sha256 == run.record.params_sha256
     probabilities = resumed.predict(dataset.test.images)

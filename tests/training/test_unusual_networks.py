@@ -8,20 +8,20 @@ import numpy as np
 import optax
 import pytest
 from helpers.custom_networks import NETWORKS
-from helpers.runs import resumable, stop_after
+from helpers.runs import resumable, train_into
 
 from mnist_jax import testing
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
-from mnist_jax.errors import DivergedError, InputError, Stopped
+from mnist_jax.errors import DivergedError, InputError
 from mnist_jax.export.formats import export_run
 from mnist_jax.models.networks import create_model
 from mnist_jax.training.epochs import make_predict
-from mnist_jax.training.fit import fit
+from mnist_jax.training.fit import finish, fit
 from mnist_jax.training.mesh import make_mesh
 from mnist_jax.training.optimizers import average_params, final_params
 from mnist_jax.training.prepare import prepare
-from mnist_jax.training.run_dir import fit_into, load_run, load_run_params
+from mnist_jax.training.run_dir import load_run, load_run_params
 from mnist_jax.training.steps import init_state, train_step
 
 pytestmark = pytest.mark.slow
@@ -45,12 +45,11 @@ def test_runs_of_any_parameter_tree_are_resumed_loaded_and_exported(
 ):
     config = config_of(file, name, ema=0.9, train_size=256, epochs=2)
     experiment, folders = prepare(config, digits, mesh=make_mesh(1)), {0: tmp_path}
-    with pytest.raises(Stopped):
-        fit_into(experiment, folders, stop_after(1), checkpoint_every=1)
+    train_into(experiment, folders, 1, checkpoint_every=1)
     _, checkpoint = resumable(folders, experiment.config)
-    fit_into(experiment, folders, resume=checkpoint)
+    train_into(experiment, folders, resume=checkpoint)
     params = load_run_params(tmp_path, experiment.model, digits.shapes.image)
-    [(again, _)] = fit(experiment, [0], start_params=[params])
+    [(again, _)] = finish(fit(experiment, [0], start_params=[params]))
     run, images = load_run(tmp_path), digits.test.images[:20]
     assert again.epochs[0].loss < run.record.epochs[0].loss
     for form in ("safetensors", "stablehlo"):
@@ -76,7 +75,9 @@ def test_parameters_keep_their_type_and_losses_are_float32(file):
 
 def test_float64_parameters_train(file, digits: Dataset):
     with jax.enable_x64(True):
-        [(record, params)] = fit(prepare(config_of(file, "Precise"), digits), [0])
+        [(record, params)] = finish(
+            fit(prepare(config_of(file, "Precise"), digits), [0])
+        )
     assert record.test_loss < np.log(10)
     assert [leaf.dtype for leaf in jax.tree.leaves(params)].count("float64") == 1
 
@@ -116,4 +117,4 @@ def test_the_layer_that_was_first_not_finite_is_named(
     changes = {"cpu_devices": 1, "train_size": 256, **changes}  # 2 steps, or 1
     config = config_of(file, name, **changes)
     with pytest.raises(DivergedError, match=f"{name}, seed 3: the loss .* {message}"):
-        fit(prepare(config, digits, 2), [3, 1])
+        finish(fit(prepare(config, digits, 2), [3, 1]))
