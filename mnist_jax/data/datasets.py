@@ -16,7 +16,7 @@ import numpy as np
 from absl import logging
 
 from mnist_jax.config import DATASETS
-from mnist_jax.data.array_cache import cache_dir, load_or_build, read_entry
+from mnist_jax.data.cache import cache_dir, load_or_build, read_entry
 from mnist_jax.data.digits import load_digits
 from mnist_jax.data.download import DownloadError, download_files
 from mnist_jax.data.published import FILES, SETS

@@ -5,7 +5,7 @@ from importlib import metadata
 
 import numpy as np
 
-from mnist_jax.data.array_cache import load_or_build
+from mnist_jax.data.cache import load_or_build
 from mnist_jax.data.types import Dataset, Split
 
 

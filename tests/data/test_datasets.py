@@ -18,7 +18,7 @@ from helpers.small_sets import (
     no_network,
 )
 
-from mnist_jax.data.array_cache import cache_dir
+from mnist_jax.data.cache import cache_dir
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.download import DownloadError
 from mnist_jax.data.pixels import pixel_statistics

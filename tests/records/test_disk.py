@@ -15,7 +15,7 @@ from helpers.runs import train_into
 from matplotlib.figure import Figure
 
 from mnist_jax.config import TrainConfig
-from mnist_jax.data import array_cache as cache
+from mnist_jax.data import cache
 from mnist_jax.data.types import Dataset
 from mnist_jax.records.files import read_lines, write_file
 from mnist_jax.records.schema import EpochRecord, append_jsonl, read_jsonl, write_json

@@ -10,7 +10,7 @@ from helpers.processes import run_at_once
 from helpers.small_sets import assert_equal_sets, copy_from, files_below, no_call
 
 from mnist_jax.data import datasets
-from mnist_jax.data.array_cache import cache_dir
+from mnist_jax.data.cache import cache_dir
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.published import SETS
 
