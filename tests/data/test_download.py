@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mnist_jax.data import download
-from mnist_jax.data.published import FILES, SETS
+from mnist_jax.data.published import FILES
 
 DATA_DIR = os.environ.get("MNIST_JAX_DATA_DIR")
 
@@ -128,15 +128,3 @@ def test_tfds_downloads_the_files_under_their_names(tmp_path, monkeypatch):
         download.download_files("mnist", folder)
     for file in FILES.values():
         assert (folder / file).read_bytes() == (files / file).read_bytes()
-
-
-def test_urls_equal_those_of_the_tfds_builders():
-    from tensorflow_datasets.image_classification import mnist
-
-    builders = {
-        "mnist": mnist.MNIST,
-        "fashion_mnist": mnist.FashionMNIST,
-        "kmnist": mnist.KMNIST,
-    }
-    for name, published in SETS.items():
-        assert builders[name].URL == published.url
