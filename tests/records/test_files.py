@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.processes import run_at_once, run_script
+from helpers.runs import train_into
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Dataset
@@ -26,7 +27,6 @@ from mnist_jax.records.files import (
 from mnist_jax.records.schema import EpochRecord, append_jsonl, read_jsonl, write_json
 from mnist_jax.training.checkpoints import save_params
 from mnist_jax.training.prepare import prepare
-from mnist_jax.training.run_dir import fit_into
 
 ROOM = 5_000  # maximum size of a file in bytes
 
@@ -120,7 +120,7 @@ def test_a_run_on_a_full_disk_keeps_the_files_it_has_written(digits: Dataset, tm
     config = TrainConfig(model="mlp", hidden=(8,), epochs=2, batch_size=256)
     experiment = prepare(config, digits)
     with little_room(), pytest.raises(OSError, match="File too large"):
-        fit_into(experiment, {0: tmp_path})
+        train_into(experiment, {0: tmp_path})
     assert set(contents(tmp_path)) == {"config.json", "metrics.jsonl"}
     epochs = read_jsonl(EpochRecord, tmp_path / "metrics.jsonl")
     assert [line.epoch for line in epochs] == [1, 2]
