@@ -165,7 +165,7 @@ def test_predict_takes_unscaled_images_only(digits: Dataset):
     "images, labels, message",
     [
         (np.zeros((3, 28, 28)), [0, 1, 2], "images must be .* got .* float64"),
-        (np.zeros((3, 32, 32), np.uint8), [0, 1, 2], "train 28x28, test 32x32"),
+        (np.zeros((3, 32, 32), np.uint8), [0, 1, 2], "got 28x28 and 32x32"),
         (np.zeros((3, 28, 28), np.uint8), [0, 1], "3 images but 2 labels"),
         (np.zeros((3, 28, 28), np.uint8), [0, 1, 10], "up to 10 must have 11"),
         (np.zeros((3, 28, 28), np.uint8), [0, 1, -1], "labels must be"),

@@ -37,7 +37,7 @@ def download_files(name: str, folder: Path, limit: float = LIMIT_SECONDS) -> Non
     except subprocess.TimeoutExpired:
         raise DownloadError(f"it took more than {limit:.0f} s") from None
     if child.returncode:
-        raise DownloadError(" ".join(child.stdout.split())[-300:])
+        raise DownloadError(" ".join(child.stdout.split())[-600:])
 
 
 def _run_tfds(name: str, folder: str) -> None:

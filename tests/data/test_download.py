@@ -98,7 +98,7 @@ def test_a_silent_network_times_out(tmp_path, monkeypatch, limit, reason):
 def test_the_answer_of_a_captive_portal_is_rejected(tmp_path, monkeypatch):
     with serve(Proxy) as address:
         use_proxy(monkeypatch, address)
-        with pytest.raises(download.DownloadError, match="NonMatchingChecksumError"):
+        with pytest.raises(download.DownloadError, match="fixing_nonmatchingchecksum"):
             download.download_files("kmnist", tmp_path)
     assert not any((tmp_path / file).exists() for file in FILES.values())
 
