@@ -30,7 +30,7 @@ from mnist_jax.training.checkpoints import remove_checkpoints
 from mnist_jax.training.fit import Epoch
 from mnist_jax.training.prepare import Experiment, change_learning_rate, prepare
 from mnist_jax.training.results import RUNS, digest
-from mnist_jax.training.run_dir import read_records, run_keys
+from mnist_jax.training.run_dir import read_record, run_keys
 from mnist_jax.training.runs import train_runs
 
 from .sweep_space import Axis, Settings, check_trainable, make_config
@@ -206,7 +206,7 @@ class Worker:
         except DivergedError as error:
             self._end(trial, "FAIL", folders, str(error))
         else:
-            records = read_records(folders).values()
+            records = [run for path in folders.values() if (run := read_record(path))]
             accuracy = statistics.fmean(map(validation_accuracy, records))
             self.queue.tell(trial, "COMPLETE", accuracy)
         return True

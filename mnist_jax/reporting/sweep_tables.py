@@ -30,7 +30,7 @@ from mnist_jax.reporting.tables import (
     sort_value,
 )
 from mnist_jax.training.results import RUNS
-from mnist_jax.training.run_dir import read_data_dir, read_records
+from mnist_jax.training.run_dir import read_data_dir, read_record
 
 JOURNAL = "journal.log"  # of Optuna, in the folder of a sweep
 BEST, TABLE, CSV = "best.cfg", "sweep.md", "sweep.csv"
@@ -113,7 +113,7 @@ def _read_row(out: Path, command: dict[str, Any], trial: Any) -> Row:
     state, records = _STATES.get(trial.state.name, STARTED), []
     if state == FINISHED:
         folders = {seed: folder / f"seed{seed}" for seed in seeds}
-        records = list(read_records(folders).values())
+        records = [run for path in folders.values() if (run := read_record(path))]
         if len(records) < len(seeds):  # its folder was deleted
             state, records = STARTED, []
     if state == FINISHED:
