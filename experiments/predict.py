@@ -108,7 +108,7 @@ def _read_picture(path: str, run: TrainedRun) -> tuple[np.ndarray, str]:
         )
     digit = read_digit(path)
     if digit.warning:
-        logging.warning("%s", digit.warning)
+        logging.warning("%s: %s", path, digit.warning)
     return digit.pixels, f"{path}: as a digit, cropped and centred in 28x28"
 
 

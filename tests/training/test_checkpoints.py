@@ -23,7 +23,7 @@ from helpers.runs import (
     train_into,
 )
 
-from mnist_jax.data import array_cache as cache
+from mnist_jax.data import cache
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.models.networks import create_model

@@ -96,14 +96,14 @@ def test_only_a_run_of_the_same_data_and_start_is_resumed(
     train(**settings, stop=stop, init_from=start)
     files = contents(folder)
     for changes, message in (
-        (dict(init_from=start, checksum="0"), f"the data was {digits.checksum}, is 0;"),
-        (dict(init_from=None), f"--init_from was {first}, is none;"),
-        (dict(init_from=other), f"--init_from was {first}, is {second};"),
+        (dict(init_from=start, checksum="0"), f"checksum was {digits.checksum}, is 0;"),
+        (dict(init_from=None), f"start_sha256 was {first}, is none;"),
+        (dict(init_from=other), f"start_sha256 was {first}, is {second};"),
     ):
         with pytest.raises(InputError, match=message):
             train(**settings, resume=True, **changes)
     with jax.default_matmul_precision("highest"):
-        with pytest.raises(InputError, match="settings of JAX .* is jax_default_mat"):
+        with pytest.raises(InputError, match="numerics was .* is jax_default_mat"):
             train(**settings, resume=True, init_from=start)
     assert contents(folder) == files
     epochs = train(**settings, resume=True, init_from=same)
