@@ -30,7 +30,7 @@ from mnist_jax.cli.main import run_program, start_jax, stop_between_chunks
 from mnist_jax.errors import InputError
 from mnist_jax.reporting.progress import follow
 from mnist_jax.reporting.report import PICTURES, write_report
-from mnist_jax.reporting.targets import check_targets
+from mnist_jax.reporting.tables import check_targets
 from mnist_jax.training import distributed
 from mnist_jax.training.runs import HOW_TO_RESUME
 

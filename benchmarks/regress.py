@@ -33,12 +33,11 @@ from mnist_jax.errors import InputError
 from mnist_jax.records.environment import current_environment, git
 from mnist_jax.records.files import check_append
 from mnist_jax.records.schema import append_jsonl, plain
-from mnist_jax.reporting.intervals import Interval, paired_difference
+from mnist_jax.reporting.statistics import Interval, paired_difference, verdict
 from mnist_jax.reporting.tables import markdown_table
 
 from .peers.worker import Arrays, save_arrays
 from .processes import Worker
-from .statistics import verdict
 
 FLAGS = flags.FLAGS
 ROOT = Path(__file__).parent.parent

@@ -43,7 +43,8 @@ from mnist_jax.profiling.profile import format_profile, profile
 from mnist_jax.records.environment import Environment, current_environment
 from mnist_jax.records.files import check_append
 from mnist_jax.records.schema import append_jsonl, plain
-from mnist_jax.reporting.tables import markdown_table, median_and_range
+from mnist_jax.reporting.statistics import median_range
+from mnist_jax.reporting.tables import markdown_table
 from mnist_jax.training import distributed
 from mnist_jax.training.prepare import prepare
 
@@ -171,9 +172,9 @@ def throughput_frame(records: Sequence[ThroughputRecord]) -> pd.DataFrame:
             "batch": record.config["batch_size"],
             "precision": record.config["precision"],
             "seeds": record.seeds,
-            "train step images/s": median_and_range(record.step),
-            "train epoch images/s": median_and_range(record.epoch),
-            "evaluate images/s": median_and_range(record.evaluate),
+            "train step images/s": f"{median_range(record.step):,.0f}",
+            "train epoch images/s": f"{median_range(record.epoch):,.0f}",
+            "evaluate images/s": f"{median_range(record.evaluate):,.0f}",
         }
         for record in records
     )
@@ -186,7 +187,7 @@ def start_frame(starts: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
         cold, warm = ([s for s in both if s["cached"] == c] for c in (False, True))
 
         def column(name: str, runs: list[dict[str, Any]], digits: int) -> str:
-            return median_and_range([start[name] for start in runs], digits)
+            return f"{median_range([start[name] for start in runs]):,.{digits}f}"
 
         rows.append(
             {

@@ -23,8 +23,12 @@ from mnist_jax.records.schema import RunRecord, read_json, write_json
 from mnist_jax.reporting.predictions import run_details
 from mnist_jax.reporting.progress import follow
 from mnist_jax.reporting.report import RESULTS
-from mnist_jax.reporting.tables import comparison_frame, format_markdown, group_by_table
-from mnist_jax.reporting.targets import check_targets
+from mnist_jax.reporting.tables import (
+    check_targets,
+    comparison_frame,
+    format_markdown,
+    group_by_table,
+)
 from mnist_jax.training import distributed
 from mnist_jax.training.results import export_runs, read_runs, run_folders
 from mnist_jax.training.run_dir import DETAILS, PARAMS, RECORD, TrainedRun, load_run

@@ -3,6 +3,7 @@
 The folder of a sweep has Optuna's journal of its trials, and their run directories.
 """
 
+import itertools
 import shlex
 import statistics
 import warnings
@@ -21,13 +22,12 @@ from mnist_jax.records.environment import check_packages
 from mnist_jax.records.files import write_file
 from mnist_jax.records.schema import RunRecord
 from mnist_jax.reporting.pictures import Picture
+from mnist_jax.reporting.statistics import format_spread, spread
 from mnist_jax.reporting.tables import (
-    format_mean,
     group_by_table,
     markdown_table,
-    mean_and_spread,
-    provenance,
     sort_value,
+    table_notes,
 )
 from mnist_jax.training.results import RUNS
 from mnist_jax.training.run_dir import read_data_dir, read_record
@@ -171,7 +171,7 @@ def format_sweep(frame: pd.DataFrame) -> pd.DataFrame:
     def accuracies(kind: str) -> list[str]:
         columns = [f"{kind}_accuracy", f"{kind}_accuracy_std", "seeds", "state"]
         return [
-            format_mean(mean, std, seeds)
+            format_spread(mean, std, seeds)
             if state == FINISHED
             else "-"
             if pd.isna(mean)
@@ -216,12 +216,12 @@ def write_sweep(out: Path, rows: Sequence[Row]) -> str:
     """
     frame = sweep_frame(rows)
     machines = group_by_table(record for row in rows for record in row.records)
-    notes = "\n".join([f"- {SELECTION_NOTE}", *map(provenance, machines)])
-    text = f"{markdown_table(format_sweep(frame))}\n\n{notes}"
+    notes = [SELECTION_NOTE, *itertools.chain(*map(table_notes, machines))]
+    text = markdown_table(format_sweep(frame), notes)
     write_file(out / TABLE, text + "\n")
     write_file(out / CSV, frame.to_csv(index=False))
     if rows[0].state == FINISHED:
-        accuracy = mean_and_spread(rows[0].validation)
+        accuracy = spread(rows[0].validation)
         lines = [
             f"# Validation accuracy {accuracy} on {rows[0].records[0].dataset}, "
             f"selected from {len(rows)} trials.",
