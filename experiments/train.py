@@ -87,7 +87,6 @@ def main() -> None:
             config,
             dataset,
             folders,
-            name=config.name,
             root=root,
             resume=FLAGS.resume,
             overwrite=FLAGS.overwrite,

@@ -87,7 +87,6 @@ def train(
             config,
             _load(config, dataset, quiet),
             folders,
-            name=config.name,
             root=root,
             resume=resume,
             overwrite=overwrite,
@@ -175,7 +174,7 @@ def train_configs(
     export_runs(out, RESULTS)  # so does a folder that cannot be written
     for config in configs:
         folders = run_folders(out, config.name, config, dataset, seeds)
-        yield from train_runs(config, dataset, folders, name=config.name)
+        yield from train_runs(config, dataset, folders)
         test = split_dataset(dataset, config).test
         for folder in folders.values():
             if (folder / PARAMS).exists() and not (folder / DETAILS).exists():

@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import filelock
 import jax
@@ -68,7 +68,7 @@ def train_runs(
     dataset: Dataset,
     folders: Mapping[int, Path],
     *,
-    name: str,
+    name: str = "",
     root: Path | None = None,
     resume: bool = True,
     overwrite: bool = False,
@@ -93,7 +93,7 @@ def train_runs(
         config: what to train; its seed is ignored.
         dataset: as returned by `load_dataset`.
         folders: run directory of each seed, in one parent directory.
-        name: shown in messages.
+        name: shown in messages (default: `config.name`).
         root: the directory that the user chose, if any; see `seed_folders`.
         resume: keep finished runs and resume unfinished ones.
         overwrite: replace runs that the directory holds.
@@ -103,6 +103,7 @@ def train_runs(
         system: published system that the runs reproduce, if any.
         prepare_runs: called instead of `prepare`, to reuse compiled programs.
     """
+    name = name or config.name
     if resume and overwrite:
         raise InputError(
             "--resume continues the run in --run_dir and --overwrite replaces it; "
@@ -134,10 +135,17 @@ def train_runs(
                 yield f"{name}: {missing}"
             yield f"{config.name}: compiling ..."
             experiment = prepare_runs(config, dataset, len(seeds))
+            start_params = None
+            if start_from is not None:  # they may be the runs that are replaced now
+                model, shape = experiment.model, dataset.shapes.image
+                start_params = [
+                    load_run_params(start_from[seed], model, shape) for seed in seeds
+                ]
             yield from fit_into(
                 experiment,
                 {seed: folders[seed] for seed in seeds},
-                start_from,
+                keys,
+                start_params,
                 checkpoint_every=checkpoint_every,
                 keep=keep,
                 resume=checkpoint,
@@ -245,7 +253,8 @@ def _find_groups(
 def fit_into(
     experiment: Experiment,
     folders: Mapping[int, Path],
-    start_from: Mapping[int, Path] | None = None,
+    keys: Mapping[int, RunKey],
+    start_params: Sequence[Any] | None = None,
     *,
     checkpoint_every: int = 0,
     keep: int = KEEP,
@@ -254,17 +263,11 @@ def fit_into(
 ) -> Iterator[Started | Progress | Epoch | Result]:
     """Trains seeds together, as `fit`, and writes each run to its own directory.
 
-    Arguments are as for `train_runs` and `fit`. Unless resuming, existing runs there
-    are removed first.
+    Unless resuming, existing runs there are removed first. Arguments are as for
+    `train_runs` and `fit`; `keys`, by seed, are of `run_keys`.
     """
     yield Started(experiment, folders)
-    config, dataset, start_params = experiment.config, experiment.dataset, None
-    keys, code = run_keys(config, dataset, folders, start_from), code_digest()
-    if start_from is not None:  # before it is removed: it may be one of the folders
-        start_params = [
-            load_run_params(start_from[seed], experiment.model, dataset.shapes.image)
-            for seed in folders
-        ]
+    code, data_dir = code_digest(), experiment.dataset.data_dir
     for number, (seed, folder) in enumerate(folders.items()):
         folder.mkdir(parents=True, exist_ok=True)
         if resume is None:
@@ -275,16 +278,16 @@ def fit_into(
             lines = [f"{json_line(epoch)}\n" for epoch in resume.histories[number]]
             write_file(folder / METRICS, "".join(lines))
         write_json(folder / CONFIG, keys[seed].config)
-        if dataset.data_dir:
-            write_file(folder / DATA_DIR, dataset.data_dir)
+        if data_dir:
+            write_file(folder / DATA_DIR, data_dir)
     first, *_ = folders.values()
+    together = [keys[seed] for seed in folders]
     for event in fit(experiment, list(folders), start_params, resume):
         if isinstance(event, Epoch):
-            (epochs, *_), number = event.checkpoint.histories, event.checkpoint.epoch
-            last = is_over(config, epochs)
-            if checkpoint_every and (last or number % checkpoint_every == 0):
-                states = event.checkpoint
-                save_checkpoint(first, states, list(keys.values()), code, keep)
+            checkpoint = event.checkpoint
+            last = is_over(experiment.config, checkpoint.histories[0])
+            if checkpoint_every and (last or checkpoint.epoch % checkpoint_every == 0):
+                save_checkpoint(first, checkpoint, together, code, keep)
             for folder, epoch in zip(folders.values(), event.records, strict=True):
                 append_jsonl(folder / METRICS, epoch)
         elif isinstance(event, Result):

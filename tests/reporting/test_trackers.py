@@ -23,6 +23,7 @@ from mnist_jax.testing import make_split
 from mnist_jax.training.fit import finish
 from mnist_jax.training.mesh import make_mesh
 from mnist_jax.training.prepare import Experiment, prepare
+from mnist_jax.training.run_dir import run_keys
 from mnist_jax.training.runs import Started, fit_into
 
 CONFIG = TrainConfig(model="mlp", hidden=(), epochs=2, batch_size=100, dataset="idx")
@@ -76,7 +77,8 @@ def train(
 ) -> list[RunRecord]:
     """Trains two seeds, to the end or until an epoch."""
     folders = {seed: root / f"seed{seed}" for seed in range(2)}
-    events = track(fit_into(experiment, folders), tracker, root)
+    keys = run_keys(CONFIG, experiment.dataset, folders)
+    events = track(fit_into(experiment, folders, keys), tracker, root)
     return [record for record, _ in finish(follow_until(events, stop))]
 
 
