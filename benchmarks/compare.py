@@ -13,8 +13,6 @@ from absl import flags
 from mnist_jax.api import train_configs, write_tables
 from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
 from mnist_jax.cli.flags import (
-    chosen_models,
-    chosen_precisions,
     chosen_seeds,
     define_cluster_flags,
     define_machine_flags,
@@ -41,8 +39,8 @@ def main() -> None:
     """Trains the networks given by the flags and prints their table."""
     configs = [
         config_from_flags(FLAGS, model=model, precision=precision)
-        for model in chosen_models(custom=True)
-        for precision in chosen_precisions()
+        for model in FLAGS.models
+        for precision in FLAGS.precisions
     ]
     targets = check_targets(FLAGS.targets, configs)
     against = {config.model: config for config in configs[::-1]}.get(FLAGS.against)

@@ -16,7 +16,6 @@ from absl import flags
 
 from mnist_jax.cli.config_flags import define_config_flags
 from mnist_jax.cli.flags import (
-    chosen_models,
     chosen_seeds,
     define_machine_flags,
     define_models_flag,
@@ -93,7 +92,7 @@ def _make_sweep() -> tuple[Sweep, list[Settings]]:
     Returns:
         What to train; and the settings, or those that stand for what TPE may draw.
     """
-    axes = parse_space(FLAGS.vary, chosen_models(custom=True))
+    axes = parse_space(FLAGS.vary, FLAGS.models)
     _check_flags(axes)
     names = [f.name for f in dataclasses.fields(TrainConfig) if f.name in FLAGS]
     base = {n: FLAGS[n].value for n in names if FLAGS[n].value is not None}

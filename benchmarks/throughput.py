@@ -24,12 +24,10 @@ from absl import flags
 
 from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
 from mnist_jax.cli.flags import (
-    chosen_models,
-    chosen_numbers,
-    chosen_precisions,
     define_cluster_flags,
     define_machine_flags,
     define_models_flag,
+    define_numbers_flag,
     define_path_flag,
     define_precisions_flag,
     define_profile_flag,
@@ -203,8 +201,6 @@ def start_frame(starts: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
 
 def _configs() -> list[TrainConfig]:
     """Returns the configs to measure."""
-    allowed = f"integers from 1 to --images={FLAGS.images}"
-    batch_sizes = chosen_numbers("batch_sizes", allowed, FLAGS.images)
     if FLAGS.profile and not FLAGS.out:
         raise InputError(
             "--profile needs a results directory; set --out or leave --profile out"
@@ -217,16 +213,15 @@ def _configs() -> list[TrainConfig]:
             precision=precision,
             validation="none",
         ).for_dataset("mnist")
-        for model in chosen_models(custom=True)
-        for batch_size in batch_sizes
-        for precision in chosen_precisions()
+        for model in FLAGS.models
+        for batch_size in FLAGS.batch_sizes
+        for precision in FLAGS.precisions
     ]
 
 
 def main() -> None:
     """Runs the measurements and prints the tables."""
     configs = _configs()
-    seed_counts = chosen_numbers("seeds", "integers from 1 to 1024", 1024)
     out = Path(FLAGS.out) if FLAGS.out else None
     if out:
         check_append(out / "throughput.jsonl")
@@ -234,7 +229,7 @@ def main() -> None:
     dataset, machine = synthetic_dataset(FLAGS.images), current_environment()
     records: list[ThroughputRecord] = []
     starts: dict[str, list[dict[str, Any]]] = {}
-    plan = list(itertools.product(configs, seed_counts))
+    plan = list(itertools.product(configs, FLAGS.seeds))
     for number, (config, seeds) in enumerate(plan, start=1):
         print(
             f"measuring {config.model}, batch {config.batch_size} ({number} of "
@@ -280,7 +275,7 @@ def run() -> None:
     define_machine_flags()
     define_cluster_flags()
     define_models_flag("time")
-    flags.DEFINE_list("batch_sizes", ["32", "128"], "batch sizes, comma-separated")
+    define_numbers_flag("batch_sizes", [32, 128], "batch sizes, comma-separated")
     flags.DEFINE_integer(
         "images",
         60_000,
@@ -290,8 +285,8 @@ def run() -> None:
     )
     flags.DEFINE_integer("repeats", 5, "timed rounds", lower_bound=1)
     define_precisions_flag()
-    flags.DEFINE_list(
-        "seeds", ["1"], "numbers of seeds to train together, comma-separated"
+    define_numbers_flag(
+        "seeds", [1], "numbers of seeds to train together, comma-separated"
     )
     define_profile_flag("--out")
     flags.DEFINE_integer(
