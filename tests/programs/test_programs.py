@@ -244,7 +244,6 @@ BAD_COMMANDS = {
     "flag of absl": (["--only_check_args", "--conv=8"], "Unknown .*'only_check_args'"),
     "no such platform": (["--platform=tpu"], "--platform=tpu"),
     "value of a negated flag": (["--noquiet=1"], "--noquiet=1 does not take"),
-    "no user": (["--run_dir=~no such user/x"], "~no such user/x: .*home directory"),
     "no flag file": (["--flagfile=/nonexistent"], "No such file .* '/nonexistent'"),
 }
 
@@ -255,13 +254,6 @@ def test_bad_input_prints_one_sentence_without_traceback(case):
     process = run("experiments.train", "--dataset=digits", *arguments, ok=False)
     assert re.search(f"^error: .*{message}", process.stderr, re.MULTILINE)
     assert "epoch" not in process.stdout  # nothing was trained
-
-
-@pytest.mark.parametrize("program", ["compare", "throughput"])
-@pytest.mark.parametrize("models", ["", "mlp,vit"])
-def test_unknown_or_missing_models_are_errors(program, models):
-    process = run(f"benchmarks.{program}", f"--models={models}", ok=False)
-    assert "--models must be one or more of mlp, lstm, cnn" in process.stderr
 
 
 def test_summary_data_and_plot(run_dir: Path, tmp_path):
