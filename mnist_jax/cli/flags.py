@@ -160,12 +160,12 @@ def chosen_seeds(first: int, count: int) -> range:
 
 
 def define_targets_flag() -> None:
-    """Defines `--targets`; read it with `check_targets`."""
+    """Defines `--targets`; check them with `check_targets`."""
     help = (
         "validation accuracies, comma-separated; adds the training seconds until each "
         "is reached to the table"
     )
-    flags.DEFINE_list("targets", [], help)
+    _define_list("targets", (), help, float, "numbers such as 0.98")
 
 
 def define_profile_flag(folder_flag: str) -> None:

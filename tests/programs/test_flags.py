@@ -17,7 +17,7 @@ DATA_DIR = "--dataset=mnist --data_dir=/nonexistent"
 PICTURE = ["--picture=digits.bmp", "--picture=/nonexistent/digits.png"]
 OUT = "--out=/dev/null/results"
 TARGETS = [
-    *(f"--targets={text}" for text in ("0", "1", "x", "nan", "0.9,", "98")),
+    *(f"--targets={text}" for text in ("0", "1", "x", "nan", "98")),
     *(f"--validation={name} --targets=0.9" for name in ("none", "test")),
 ]
 MODELS = ["--models=vit", "--models="]
@@ -109,7 +109,7 @@ PROGRAMS: dict[str, tuple[str, list[str]]] = {
         "--dataset=digits --rounds=2",
         [
             *(*MODELS, "--against=no-such-commit", "--rounds=1", "--rounds=x"),
-            *("--batch_size=0", "--dataset=cifar", DATA_DIR, "--out=/tmp"),
+            *("--batch_size=0", DATA_DIR, "--out=/tmp"),
         ],
     ),
     "benchmarks.report": ("", ["--out=/nonexistent", *TARGETS[:2]]),
@@ -125,7 +125,7 @@ PROGRAMS: dict[str, tuple[str, list[str]]] = {
         [
             *("--batches=0", "--batches=x", "--batches=", "--frameworks=mxnet"),
             *("--rounds=0", "--steady_epochs=0", "--train_size=0", DATA_DIR, *MODELS),
-            *("--dataset=cifar", OUT, "--overwrite=maybe"),
+            *(OUT, "--overwrite=maybe"),
         ],
     ),
 }
@@ -152,7 +152,8 @@ def test_invalid_flags_are_refused_by_name_or_value(program, run_dir: Path, tmp_
     ]
     for line, message in zip(lines, refusals(program, lines), strict=True):
         value = line.rpartition("=")[2]
-        value = "/dev/null" if value.startswith("/dev/null") else value
+        for unusable in ("/dev/null", "/nonexistent"):
+            value = unusable if value.startswith(unusable) else value
         named = f"--{flag_of(line)}" in message or (value and value in message)
         assert named and message != "accepted", f"{line}: {message}"
 
