@@ -13,9 +13,11 @@ import dataclasses
 from pathlib import Path
 
 from absl import flags
+from optuna.trial import TrialState
 
 from mnist_jax.cli.config_flags import define_config_flags
 from mnist_jax.cli.flags import (
+    chosen_models,
     chosen_seeds,
     define_machine_flags,
     define_models_flag,
@@ -37,105 +39,77 @@ from mnist_jax.records.files import hold_lock
 from mnist_jax.reporting.report import PICTURES, write_report
 from mnist_jax.reporting.sweep_tables import (
     CSV,
-    FINISHED,
     TABLE,
-    best_command,
-    import_optuna,
-    read_rows,
-    write_sweep,
+    as_settings,
+    read_trials,
+    write_trials,
 )
 from mnist_jax.training.results import export_runs
 from mnist_jax.training.runs import HOW_TO_RESUME, LOCK
 
-from .sweep_engines import run_on_ray, run_processes
-from .sweep_space import (
-    Axis,
-    Settings,
-    check_trainable,
-    combine,
-    make_config,
-    pairs,
-    parse_space,
-    sample,
+from .sweep_space import Params, combine, make_config, one_by_one, parse_space, sample
+from .sweep_worker import (
+    Progress,
+    Sweep,
+    Trials,
+    repair_journal,
+    run_on_ray,
+    run_processes,
 )
-from .sweep_worker import Progress, Queue, Sweep, Worker, repair_journal
 
 FLAGS = flags.FLAGS
 EXPORT = "sweep.jsonl"
-_OF_RAY = "address", "cpus_per_trial", "gpus_per_trial"
 
 
-def _check_flags(axes: list[Axis]) -> None:
-    """Raises InputError for flags that exclude or require each other."""
-    import_optuna()
-    ranges = [axis.name for axis in axes if axis.range is not None]
-    if ranges and not FLAGS.samples:
-        raise InputError(
-            f"--vary={ranges[0]}=... is a range, which needs --samples; give "
-            "--samples=20, or values instead of the range"
-        )
-    if FLAGS.search == "tpe" and not FLAGS.samples:
-        raise InputError("--search=tpe needs --samples; give --samples=20")
-    for needed, given, names in (
-        ("--prune", FLAGS.prune, ("min_epochs", "reduction")),
-        ("--engine=ray", FLAGS.engine == "ray", _OF_RAY),
-        ("--engine=local", FLAGS.engine == "local", ("workers",)),
+def _make_sweep() -> tuple[Sweep, list[Params]]:
+    """Checks all flags and settings before anything is trained.
+
+    Returns:
+        What to train, and the parameters of each trial: none if workers draw them.
+    """
+    ray = FLAGS.engine == "ray"
+    for names, needed, given in (
+        (["search"], "--samples", FLAGS.samples),
+        (["min_epochs", "reduction"], "--prune", FLAGS.prune),
+        (["workers"], "--engine=local", not ray),
+        (["address", "cpus_per_trial", "gpus_per_trial"], "--engine=ray", ray),
     ):
         for name in names:
             if FLAGS[name].present and not given:
                 raise InputError(f"--{name} needs {needed}; give both or neither")
-
-
-def _make_sweep() -> tuple[Sweep, list[Settings]]:
-    """Checks all flags and settings before anything is trained.
-
-    Returns:
-        What to train; and the settings, or those that stand for what TPE may draw.
-    """
-    axes = parse_space(FLAGS.vary, FLAGS.models)
-    _check_flags(axes)
-    names = [f.name for f in dataclasses.fields(TrainConfig) if f.name in FLAGS]
-    base = {n: FLAGS[n].value for n in names if FLAGS[n].value is not None}
-    if not FLAGS.samples:
-        chosen = combine(axes)
-    elif FLAGS.search == "random":
-        chosen = sample(axes, FLAGS.samples, FLAGS.search_seed)
-    else:
-        chosen = pairs(axes)
-    configs = [make_config(settings, base) for settings in chosen]
-    for patience in {config.patience for config in configs} - {None}:
-        if FLAGS.prune and FLAGS.seeds > 1:
-            raise InputError(
-                f"--prune compares the mean over seeds after each epoch, but with "
-                f"--patience={patience} seeds train one by one; give --seeds=1 or "
-                "leave one of them out"
-            )
-    Path(FLAGS.out).mkdir(parents=True, exist_ok=True)
-    machine, cores = chosen_machine(), FLAGS.cpus_per_trial
-    if FLAGS.engine == "local":
-        cores = max(1, available_cores() // FLAGS.workers)
-    if FLAGS.engine == "ray" or FLAGS.workers > 1:
-        # Other processes train: this one must not take their memory of an accelerator.
-        start_jax(machine._replace(platform="cpu", cpu_devices=1))
-    else:
-        start_jax(machine)
-    dataset = load_data(configs[0].dataset)
-    for settings, config in zip(chosen, configs, strict=True):
-        check_trainable(settings, config, dataset, cores)
+    space = parse_space(FLAGS.vary, chosen_models(custom=True))
+    fields = [f.name for f in dataclasses.fields(TrainConfig) if f.name in FLAGS]
+    base = {n: FLAGS[n].value for n in fields if FLAGS[n].value is not None}
+    if FLAGS.prune and FLAGS.seeds > 1 and "patience" in base | space:
+        raise InputError(
+            "--prune compares the mean over seeds after each epoch, but with "
+            "--patience seeds train one by one; give --seeds=1 or leave one of them out"
+        )
+    out, machine = Path(FLAGS.out), chosen_machine()
+    share = max(1, available_cores() // FLAGS.workers)
+    out.mkdir(parents=True, exist_ok=True)
+    # Other processes train: this one must not take their memory of an accelerator.
+    start_jax(machine._replace(platform="cpu", cpu_devices=1))
     sweep = Sweep(
-        out=Path(FLAGS.out).absolute(),
-        axes=axes,
+        out=out.absolute(),
+        space=space,
         base=base,
-        dataset=dataset,
+        dataset=load_data(FLAGS.dataset or "auto"),
         seeds=chosen_seeds(FLAGS.seed or 0, FLAGS.seeds),
         tpe=FLAGS.search == "tpe",
         search_seed=FLAGS.search_seed,
         prune=(FLAGS.min_epochs, FLAGS.reduction) if FLAGS.prune else None,
         machine=machine,
-        cores=cores,
+        cores=FLAGS.cpus_per_trial if ray else share,
         quiet=FLAGS.quiet,
     )
-    return sweep, chosen
+    if FLAGS.samples and not sweep.tpe:
+        chosen = sample(space, FLAGS.samples, FLAGS.search_seed)
+    else:
+        chosen = one_by_one(space) if sweep.tpe else combine(space)
+    for params in chosen:
+        make_config(as_settings(params), base, sweep.dataset)
+    return sweep, [{}] * FLAGS.samples if sweep.tpe else chosen
 
 
 def main() -> None:
@@ -154,31 +128,28 @@ def main() -> None:
         hold_lock(out / LOCK, refuse),
     ):
         repair_journal(out)
-        queue = Queue(sweep)
-        queue.fill([], FLAGS.samples) if sweep.tpe else queue.fill(chosen, 0)
-        progress = Progress(queue)
+        trials = Trials(sweep)
+        trials.fill(chosen)
+        progress = Progress(trials)
 
         def poll() -> None:
             check_stopped()
-            progress.show()
+            if not FLAGS.quiet:
+                progress.show()
 
         # Once, unless a process was killed between two lines of the journal.
-        while queue.requeue() or queue.trials("WAITING"):
+        while trials.requeue() or trials.of(TrialState.WAITING):
             if FLAGS.engine == "ray":
                 run_on_ray(sweep, FLAGS.address, FLAGS.gpus_per_trial, poll)
-            elif FLAGS.workers > 1:
-                run_processes(sweep, FLAGS.workers, poll)
             else:
-                worker = Worker(sweep, 0, check_stopped)
-                while worker.train_next():
-                    progress.show()
-        progress.close()
+                run_processes(sweep, FLAGS.workers, poll)
+        poll()
+    if not FLAGS.quiet:
+        print(f"{progress.earlier} of {len(trials.of())} trials had ended before")
     export_runs(out, EXPORT)
-    if not (rows := read_rows(out)):
+    if (table := read_trials(out)).empty:
         raise InputError("no trial could be trained, for the reasons above")
-    print(f"\n{write_sweep(out, rows)}\n\nwritten: {out}/{TABLE}, {CSV}, {EXPORT}")
-    if rows[0].state == FINISHED:
-        print(f"best: {best_command(out, rows[0])}")
+    print(f"\n{write_trials(out, table)}\n\nwritten: {out}/{TABLE}, {CSV}, {EXPORT}")
     if FLAGS.report:
         print(f"written: {write_report(out)} and its pictures in {out}/{PICTURES}")
 

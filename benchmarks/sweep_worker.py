@@ -1,27 +1,35 @@
-"""The trials of a sweep: a queue in Optuna's journal, and workers that train them.
+"""The trials of a sweep, and the workers that train them, in processes or on Ray.
 
-All processes of a sweep, on this machine or on a Ray cluster, run the same `Worker`.
-They share the folder of the sweep and nothing else.
+All workers run the same loop. They share the folder of the sweep, with Optuna's journal
+of the trials, and nothing else.
 """
 
 import contextlib
 import dataclasses
-import random
+import multiprocessing
+import os
+import signal
+import socket
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from mnist_jax.cli.main import Machine
+import optuna
+from absl import logging
+from optuna.trial import TrialState
+
+from mnist_jax.cli.main import SIGNALS, Machine, start_jax
 from mnist_jax.config import TrainConfig, as_text
 from mnist_jax.data.types import Dataset
-from mnist_jax.errors import DivergedError, InputError
-from mnist_jax.records.files import write_file
-from mnist_jax.records.schema import EpochRecord
+from mnist_jax.errors import InputError
+from mnist_jax.records.files import hold_lock, write_file
 from mnist_jax.reporting.sweep_tables import (
     JOURNAL,
-    import_optuna,
+    as_settings,
     open_storage,
     open_studies,
     validation_accuracy,
@@ -30,12 +38,14 @@ from mnist_jax.training.checkpoints import remove_checkpoints
 from mnist_jax.training.fit import Epoch
 from mnist_jax.training.prepare import Experiment, change_learning_rate, prepare
 from mnist_jax.training.results import RUNS, digest
-from mnist_jax.training.run_dir import read_record, run_keys
+from mnist_jax.training.run_dir import read_records, run_keys
 from mnist_jax.training.runs import train_runs
 
-from .sweep_space import Axis, Settings, check_trainable, make_config
+from .sweep_space import Params, Space, make_config, name_of
 
 ATTEMPTS = 5  # to train a trial whose process dies, as without memory
+ENDED = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
+POLL_SECONDS = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +53,11 @@ class Sweep:
     """What all processes of a sweep know."""
 
     out: Path
-    axes: Sequence[Axis]
+    space: Space
     base: Mapping[str, Any]  # see `make_config`
     dataset: Dataset
     seeds: Sequence[int]
-    tpe: bool  # whether the workers draw the settings
+    tpe: bool  # whether the workers draw the parameters
     search_seed: int
     prune: tuple[int, int] | None  # --min_epochs and --reduction
     machine: Machine
@@ -55,206 +65,151 @@ class Sweep:
     quiet: bool
 
 
-class Queue:
+class Trials:
     """The trials of a sweep, in the journal that its processes share."""
 
     def __init__(self, sweep: Sweep) -> None:
-        """Opens the journal; raises InputError if it has trials on other data."""
-        optuna, data = import_optuna(), sweep.dataset
-        self.sweep, self._states = sweep, optuna.trial.TrialState
-        self._storage = open_storage(sweep.out)
-        for study in open_studies(self._storage):
-            if (other := study.user_attrs.get("checksum")) not in (None, data.checksum):
-                raise InputError(
-                    f"--out={sweep.out} holds trials on other data than {data.name} "
-                    f"(sha256 {other}, now {data.checksum}), whose accuracies do not "
-                    "compare; give another --out"
-                )
-        pruner = optuna.pruners.NopPruner()
+        """Opens the journal."""
+        self.sweep, self._storage = sweep, open_storage(sweep.out)
+        pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
         if sweep.prune:
             pruner = optuna.pruners.SuccessiveHalvingPruner(*sweep.prune)
-        self._study = optuna.create_study(
+        self.study = optuna.create_study(
             storage=self._storage,
             pruner=pruner,
-            study_name=digest(sorted(sweep.axes), sweep.base, [*sweep.seeds]),
+            study_name=digest(sweep.space, sweep.base, [*sweep.seeds]),
             direction="maximize",
             load_if_exists=True,
         )
 
-    def trials(self, *states: str) -> list[Any]:
-        """Returns the trials in Optuna's states, or all."""
-        chosen = [self._states[state] for state in states] or None
-        found = self._study.get_trials(deepcopy=False, states=chosen)
-        return [trial for trial in found if "queued" in trial.user_attrs]
+    def of(self, *states: TrialState) -> list[optuna.trial.FrozenTrial]:
+        """Returns the trials in some states, or all."""
+        return self.study.get_trials(deepcopy=False, states=states or None)
 
-    def fill(self, chosen: Sequence[Settings], samples: int) -> None:
-        """Adds the missing trials, also of those whose folder was deleted.
+    def fill(self, chosen: Sequence[Params]) -> None:
+        """Adds the missing trials; raises InputError if there are some on other data.
 
         Args:
-            chosen: settings to train.
-            samples: number of trials whose settings the workers draw.
+            chosen: parameters of each trial; none if the workers draw them.
         """
-        sweep = self.sweep
-        given = {name: as_text(value) for name, value in sweep.base.items()}
-        self._study.set_user_attr("flags", given)
-        self._study.set_user_attr("seeds", [*sweep.seeds])
-        self._study.set_user_attr("checksum", sweep.dataset.checksum)
-        known = [
-            trial.user_attrs["queued"]
-            for trial in self.trials()
-            if not (trial.state.is_finished() and "folder" in trial.user_attrs)
-            or (sweep.out / RUNS / trial.user_attrs["folder"]).exists()
-        ]
-        for settings in chosen:
-            if settings not in known:
-                drawn = {a.name: a.parameter(settings[a.name]) for a in sweep.axes}
-                self._study.enqueue_trial(drawn, {"queued": settings})
-        for _ in range(samples - len(known)):
-            self._study.enqueue_trial({}, {"queued": {}})
+        data = self.sweep.dataset
+        for study in open_studies(self.sweep.out):
+            if study.user_attrs.get("checksum", data.checksum) != data.checksum:
+                raise InputError(
+                    f"--out={self.sweep.out} holds trials on other data than "
+                    f"{data.name}, whose accuracies do not compare; give another --out"
+                )
+        given = {name: as_text(value) for name, value in self.sweep.base.items()}
+        self.study.set_user_attr("flags", given)
+        self.study.set_user_attr("checksum", data.checksum)
+        known = [trial.user_attrs["queued"] for trial in self.of()]
+        missing = [params for params in chosen if params not in known]
+        for params in chosen[len(known) :] if self.sweep.tpe else missing:
+            self.study.enqueue_trial(params, {"queued": params})
 
-    def requeue(self, worker: int | None = None) -> int:
-        """Lets trials whose process has ended wait again; returns their number.
+    def requeue(self, worker: int | None = None) -> bool:
+        """Lets the trial of a dead worker wait again; returns whether there was one.
 
-        Args:
-            worker: whose trial, which fails after too many attempts; None for all.
+        Without a worker it is that of all, with new attempts.
         """
-        study = self._storage.get_study_id_from_name(self._study.study_name)
         found = [
             trial
-            for trial in self.trials("RUNNING")
+            for trial in self.of(TrialState.RUNNING)
             if worker in (None, trial.user_attrs.get("worker"))
         ]
         for trial in found:
-            id = self._storage.get_trial_id_from_study_id_trial_number(
-                study, trial.number
-            )
-            attempts = trial.user_attrs.get("attempts", 0) if worker is not None else 0
-            self._storage.set_trial_user_attr(id, "attempts", attempts)
-            self._storage.set_trial_user_attr(id, "worker", None)
-            if attempts < ATTEMPTS:
-                self._storage.set_trial_state_values(id, self._states.WAITING)
-            else:
-                reason = f"its process died {attempts} times"
-                self._storage.set_trial_user_attr(id, "reason", reason)
-                self._study.tell(trial.number, state=self._states.FAIL)
-        return len(found)
+            if worker is None:
+                self._storage.set_trial_user_attr(trial._trial_id, "attempts", 0)
+            self._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+        return bool(found)
 
-    def take(self, worker: int) -> Any:
+    def take(self, worker: int) -> optuna.Trial | None:
         """Returns the next trial, which now runs, or None if none waits."""
-        if not (waiting := self.trials("WAITING")):
-            return None
-        samplers = import_optuna().samplers
-        # What was drawn before, or is drawn by another process, is not drawn again.
-        started = len(self.trials()) - len(waiting)
-        seed = random.Random(f"{self.sweep.search_seed} {started} {worker}")
-        kind = samplers.TPESampler if self.sweep.tpe else samplers.RandomSampler
-        self._study.sampler = kind(seed=seed.getrandbits(32))
-        trial = self._study.ask()
-        if "queued" not in trial.user_attrs:  # another process took the last one
-            self.tell(trial, "FAIL")
-            return None
-        trial.set_user_attr("worker", worker)
-        trial.set_user_attr("attempts", trial.user_attrs.get("attempts", 0) + 1)
+        # `ask` would create a trial if another process took the last one.
+        with hold_lock(self.sweep.out / ".take"):
+            if not (waiting := self.of(TrialState.WAITING)):
+                return None
+            if self.sweep.tpe:  # what was drawn before is not drawn again
+                seed = self.sweep.search_seed + len(self.of()) - len(waiting)
+                self.study.sampler = optuna.samplers.TPESampler(seed=seed)
+            trial = self.study.ask(self.sweep.space)
+            trial.set_user_attr("worker", worker)
+            attempts = trial.user_attrs.get("attempts", 0)
+            trial.set_user_attr("attempts", attempts + 1)
         return trial
-
-    def tell(self, trial: Any, state: str, value: float | None = None) -> None:
-        """Ends a trial."""
-        self._study.tell(trial, value, self._states[state], skip_if_finished=True)
 
 
 class Worker:
     """Trains trials in one process, which compiles once for all learning rates."""
 
     def __init__(
-        self, sweep: Sweep, number: int, check_stopped: Callable[[], None]
+        self, sweep: Sweep, check_stopped: Callable[[], None] = lambda: None
     ) -> None:
-        """Creates a worker.
-
-        Args:
-            sweep: what to train.
-            number: of the worker among those of the sweep.
-            check_stopped: called between chunks of an epoch; raises to stop.
-        """
-        self.sweep, self.number, self.queue = sweep, number, Queue(sweep)
+        """Creates a worker; the function is called between chunks of an epoch."""
+        self.sweep, self.trials = sweep, Trials(sweep)
         self._check_stopped = check_stopped
         self._prepared: tuple[Any, Experiment] | None = None
 
-    def train_next(self) -> bool:
-        """Trains the next trial, or resumes it; returns False if none waits."""
-        self.check_stopped()
-        trial = self.queue.take(self.number)
-        if trial is None:
-            return False
-        sweep = self.sweep
-        settings = {axis.name: axis.draw(trial) for axis in sweep.axes}
-        trial.set_user_attr("settings", settings)
+    def train_all(self, number: int) -> None:
+        """Trains trials until none waits.
+
+        Args:
+            number: of the worker among those of the sweep. If one with this number has
+                died, its trial is resumed.
+        """
+        self.trials.requeue(number)
+        while (trial := self.trials.take(number)) is not None:
+            self._train(trial)
+
+    def _train(self, trial: optuna.Trial) -> None:
+        """Trains a trial, or resumes it, and ends it."""
+        sweep, settings, accuracy = self.sweep, as_settings(trial.params), None
+        folders: dict[int, Path] = {}
         try:
-            config = make_config(settings, sweep.base)
-            check_trainable(settings, config, sweep.dataset, sweep.cores)
-        except InputError as error:  # of a combination that was drawn now
-            self._end(trial, "FAIL", reason=str(error))
-            return True
-        # Named without the machine and the versions: trials may run on several.
-        [key] = run_keys(config, sweep.dataset, [0]).values()
-        folder = sweep.out / RUNS / f"{config.name}-{digest(key)}"
-        folders = {seed: folder / f"seed{seed}" for seed in sweep.seeds}
-        trial.set_user_attr("folder", folder.name)
-        try:
-            self._train(trial, config, folders, name_of(settings))
-        except import_optuna().TrialPruned:
-            self._end(trial, "PRUNED", folders)
-        except DivergedError as error:
-            self._end(trial, "FAIL", folders, str(error))
-        else:
-            records = [run for path in folders.values() if (run := read_record(path))]
+            if trial.user_attrs["attempts"] > ATTEMPTS:
+                raise InputError(f"its process died {ATTEMPTS} times")
+            config = make_config(settings, sweep.base, sweep.dataset)
+            # Named without the machine and the versions: trials may run on several.
+            [key] = run_keys(config, sweep.dataset, [0]).values()
+            folder = sweep.out / RUNS / f"{config.name}-{digest(key)}"
+            trial.set_user_attr("folder", folder.name)
+            folders = {seed: folder / f"seed{seed}" for seed in sweep.seeds}
+            self._train_runs(trial, config, folders)
+            records = read_records(folders).values()
             accuracy = statistics.fmean(map(validation_accuracy, records))
-            self.queue.tell(trial, "COMPLETE", accuracy)
-        return True
-
-    def _end(
-        self,
-        trial: Any,
-        state: str,
-        folders: Mapping[int, Path] | None = None,
-        reason: str = "",
-    ) -> None:
-        """Ends a trial without records."""
-        trial.set_user_attr("reason", reason)
-        self.queue.tell(trial, state)
-        for path in (folders or {}).values():
+            state, outcome = TrialState.COMPLETE, f"validation accuracy {accuracy:.4f}"
+        except optuna.TrialPruned as pruned:
+            state, outcome = TrialState.PRUNED, f"pruned {pruned}"
+        except InputError as error:
+            state, outcome = TrialState.FAIL, f"failed ({error})"
+        for path in folders.values():
             remove_checkpoints(path)
+        trial.set_user_attr("outcome", outcome)
+        self.trials.study.tell(trial, accuracy, state)
 
-    def check_stopped(self) -> None:
-        """Raises if the sweep should end."""
-        self._check_stopped()
-
-    def _train(
-        self, trial: Any, config: TrainConfig, folders: Mapping[int, Path], name: str
+    def _train_runs(
+        self, trial: optuna.Trial, config: TrainConfig, folders: Mapping[int, Path]
     ) -> None:
-        """Trains a trial and reports each epoch to the pruner."""
-        dataset, prepare_runs = self.sweep.dataset, self._prepare
+        """Trains the runs of a trial; raises TrialPruned where the pruner ends it."""
+        dataset = self.sweep.dataset
+        epochs = config.for_dataset(dataset.name).epochs
+        name, prepare_runs = name_of(as_settings(trial.params)), self._prepare
         events = train_runs(
             config, dataset, folders, name=name, prepare_runs=prepare_runs
         )
         with contextlib.closing(events):
             for event in events:
                 if isinstance(event, Epoch):
-                    self._report(trial, event.records, config)
+                    epoch = event.records[0].epoch
+                    accuracies = [record.val_accuracy for record in event.records]
+                    accuracy = statistics.fmean(filter(None, accuracies))
+                    trial.report(accuracy, epoch)
+                    if epoch != epochs and trial.should_prune():
+                        raise optuna.TrialPruned(f"{accuracy:.4f}")
                 elif isinstance(event, str) and not self.sweep.quiet:
                     if not event.endswith(("already recorded", "compiling ...")):
                         print(event, flush=True)
-                self.check_stopped()
-
-    def _report(
-        self, trial: Any, records: Sequence[EpochRecord], config: TrainConfig
-    ) -> None:
-        """Reports an epoch; raises TrialPruned if the trial should end."""
-        accuracies = [r.val_accuracy for r in records if r.val_accuracy is not None]
-        epoch = records[0].epoch
-        trial.report(statistics.fmean(accuracies), epoch)
-        epochs = config.for_dataset(self.sweep.dataset.name).epochs
-        if epoch != epochs and trial.should_prune():
-            raise import_optuna().TrialPruned
+                self._check_stopped()
 
     def _prepare(self, config: TrainConfig, dataset: Dataset, seeds: int) -> Experiment:
         """Reuses the last experiment if only its learning rate differs."""
@@ -266,58 +221,169 @@ class Worker:
         return change_learning_rate(self._prepared[1], config)
 
 
-def name_of(settings: Settings) -> str:
-    """Returns settings as in `model=mlp learning_rate=0.01`."""
-    return " ".join(f"{name}={value}" for name, value in settings.items())
+def work(
+    sweep: Sweep,
+    number: int,
+    accelerator: float,
+    check_stopped: Callable[[], None] = lambda: None,
+) -> None:
+    """Starts JAX in a process, which trains trials until none waits.
+
+    Args:
+        sweep: what to train.
+        number: of the worker.
+        accelerator: share of an accelerator's memory to take.
+        check_stopped: called between chunks of an epoch.
+    """
+    if not (sweep.out / JOURNAL).exists():
+        raise InputError(
+            f"{socket.gethostname()} has no {sweep.out}; give an --out that all nodes "
+            "share"
+        )
+    logging.set_verbosity(logging.WARNING)
+    if accelerator:
+        memory = f"{0.75 * min(accelerator, 1):.3f}"
+        os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", memory)
+    os.environ["NPROC"] = str(sweep.cores)  # threads of XLA:CPU
+    devices = sweep.machine.cpu_devices or sweep.cores
+    start_jax(sweep.machine._replace(cpu_devices=devices))
+    Worker(sweep, check_stopped).train_all(number)
+
+
+def _work_here(sweep: Sweep, number: int, workers: int, parent: int) -> None:
+    """Works in one of several processes of this machine, until its parent ends."""
+    for received in {*SIGNALS} - {signal.SIGTERM}:  # they reach all of a terminal
+        signal.signal(received, signal.SIG_IGN)
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        first = number * sweep.cores % len(cores)
+        os.sched_setaffinity(0, cores[first : first + sweep.cores])
+
+    def check_parent() -> None:
+        if os.getppid() != parent:
+            os._exit(1)
+
+    try:
+        work(sweep, number, 1 / workers, check_parent)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+def run_processes(sweep: Sweep, workers: int, poll: Callable[[], None]) -> None:
+    """Trains trials side by side in processes that share the cores.
+
+    Args:
+        sweep: what to train.
+        workers: number of processes.
+        poll: called several times a second; raises to stop.
+    """
+    context, trials = multiprocessing.get_context("spawn"), Trials(sweep)
+
+    def start(number: int) -> BaseProcess:
+        words = sweep, number, workers, os.getpid()
+        process = context.Process(target=_work_here, args=words, daemon=True)
+        process.start()
+        return process
+
+    processes, idle_deaths = {number: start(number) for number in range(workers)}, 0
+    try:
+        while processes:
+            poll()
+            time.sleep(POLL_SECONDS)
+            ended = [n for n, process in processes.items() if not process.is_alive()]
+            for number in ended:
+                if not (code := processes.pop(number).exitcode):
+                    continue
+                idle_deaths += not trials.requeue(number)
+                if code > 0 or idle_deaths > ATTEMPTS:
+                    raise InputError(f"a worker ended with exit code {code}, see above")
+                print(f"a worker ended with exit code {code} and is replaced")
+                processes[number] = start(number)
+    finally:
+        for process in processes.values():  # what they have written can be resumed
+            process.kill()
+            process.join()
+
+
+def run_on_ray(
+    sweep: Sweep, address: str, gpus: float, poll: Callable[[], None]
+) -> None:
+    """Trains trials in tasks, as many at a time as the nodes have CPUs and GPUs for.
+
+    Args:
+        sweep: what to train, in a folder that all nodes share.
+        address: of the cluster.
+        gpus: GPUs for a trial.
+        poll: called several times a second; raises to stop.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # It would start every worker by `uv run`, which needs the network and a lock file.
+    os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+    import ray
+
+    trials = Trials(sweep)
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        host, colon, port = address.rpartition(":")
+        if colon and port.isdigit() and "/" not in address:  # Ray would try for minutes
+            socket.create_connection((host, int(port)), timeout=5).close()
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"no Ray cluster answers at {address} ({error}); start one with `ray start "
+            "--head`, or give its address by --address or RAY_ADDRESS"
+        ) from error
+    for number, handler in handlers.items():  # Ray has set its own
+        signal.signal(number, handler)
+    try:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if not any(
+            node.get("CPU", 0) >= sweep.cores and node.get("GPU", 0) >= gpus
+            for node in nodes
+        ):  # Ray would wait for one
+            raise InputError(
+                f"no node of the Ray cluster has --cpus_per_trial={sweep.cores} and "
+                f"--gpus_per_trial={gpus:g}; give less, or start larger nodes"
+            )
+        task: Any = ray.remote(work).options(
+            num_cpus=sweep.cores,
+            num_gpus=gpus,
+            max_retries=ATTEMPTS,
+            scheduling_strategy="SPREAD",
+        )
+        shared, waiting = ray.put(sweep), trials.of(TrialState.WAITING)
+        # A task for each trial: later nodes take those that still wait.
+        tasks = [task.remote(shared, number, gpus) for number in range(len(waiting))]
+        while tasks and trials.of(TrialState.WAITING, TrialState.RUNNING):
+            poll()
+            ended, tasks = ray.wait(tasks, num_returns=len(tasks), timeout=POLL_SECONDS)
+            ray.get(ended)
+    finally:
+        ray.shutdown()  # also ends the tasks that run
 
 
 class Progress:
     """Prints a line for each trial that ends."""
 
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, trials: Trials) -> None:
         """Creates a printer; trials that have ended before are only counted."""
-        self._queue, self._began = queue, time.perf_counter()
-        self._done = {trial.number for trial in self._ended()}
-        self._earlier = len(self._done)
-
-    def _ended(self) -> list[Any]:
-        return self._queue.trials("COMPLETE", "PRUNED", "FAIL")
+        self._trials, self._began = trials, time.perf_counter()
+        self._done = {trial.number for trial in trials.of(*ENDED)}
+        self.earlier = len(self._done)
 
     def show(self) -> None:
         """Prints the trials that have ended since the last call."""
-        ended = self._ended()
-        if self._queue.sweep.quiet or len(ended) == len(self._done):
-            return
-        values = [trial.value for trial in ended if trial.value is not None]
-        total, best = len(self._queue.trials()), max(values, default=0)
-        for trial in ended:
-            if trial.number not in self._done:
-                self._done.add(trial.number)
-                done = len(self._done)
-                seconds = (time.perf_counter() - self._began) / (done - self._earlier)
-                print(
-                    f"{_ending(trial)}; {done}/{total} done, best {best:.4f}, "
-                    f"{seconds * (total - done):.0f} s left",
-                    flush=True,
-                )
-
-    def close(self) -> None:
-        """Prints how many trials were trained, and how many had ended before."""
-        self.show()
-        done, seconds = len(self._done), time.perf_counter() - self._began
-        if not self._queue.sweep.quiet:
-            print(f"{done - self._earlier} trials trained in {seconds:.1f} s")
-            print(f"{self._earlier} of {done} trials had ended before")
-
-
-def _ending(trial: Any) -> str:
-    """Returns how a trial ended."""
-    name = name_of(trial.user_attrs.get("settings", {}))
-    if trial.state.name == "COMPLETE":
-        return f"{name}: validation accuracy {trial.value:.4f}"
-    if trial.state.name == "FAIL":
-        return f"{name}: failed ({trial.user_attrs['reason']})"
-    return f"{name}: pruned {[*trial.intermediate_values.values()][-1]:.4f}"
+        for trial in self._trials.of(*ENDED):
+            if trial.number in self._done:
+                continue
+            self._done.add(trial.number)
+            done, total = len(self._done), len(self._trials.of())
+            seconds = (time.perf_counter() - self._began) / (done - self.earlier)
+            print(
+                f"{name_of(as_settings(trial.params))}: {trial.user_attrs['outcome']}; "
+                f"{done}/{total} done, {seconds * (total - done):.0f} s left",
+                flush=True,
+            )
 
 
 def repair_journal(out: Path) -> None:

@@ -22,25 +22,35 @@ class DownloadError(InputError):
 
 
 def download_files(name: str, folder: Path, limit: float = LIMIT_SECONDS) -> None:
-    """Downloads the four files of a set in `SETS` into a folder, within `limit` s."""
+    """Downloads the four files of a dataset under their original names.
+
+    Args:
+        name: a key of `SETS`.
+        folder: an empty folder; on success it holds the files named in `FILES`.
+        limit: seconds after which the download is aborted.
+
+    Raises:
+        DownloadError: the download failed, stalled or has a wrong checksum.
+    """
     # The child imports this package and TFDS from where this process did.
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
         child = subprocess.run(
-            [sys.executable, "-m", __name__, name, str(folder)],
+            [sys.executable, "-m", "mnist_jax.data.download", name, str(folder)],
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
             env=env,
             timeout=limit,
         )
     except subprocess.TimeoutExpired:
         raise DownloadError(f"it took more than {limit:.0f} s") from None
-    if child.returncode:
-        raise DownloadError(" ".join(child.stdout.split())[-600:])
+    if child.returncode != 0:
+        lines = child.stdout.decode(errors="replace").strip().splitlines()
+        raise DownloadError(lines[-1] if lines else f"status {child.returncode}")
 
 
-def _run_tfds(name: str, folder: str) -> None:
+def _run_tfds(name: str, folder: Path) -> None:
     """Runs TFDS's download manager, in the child process."""
     import requests
     import tensorflow_datasets as tfds
@@ -53,13 +63,26 @@ def _run_tfds(name: str, folder: str) -> None:
     requests.Session.request = request  # type: ignore[method-assign,assignment]
     downloader.MAX_RETRIES = 1
     manager = tfds.download.DownloadManager(
-        download_dir=Path(folder) / "tfds",
+        download_dir=folder / "tfds",
         dataset_name=name,
         force_checksums_validation=True,
     )
-    for file in FILES.values():
-        os.replace(manager.download(SETS[name].url + file), Path(folder) / file)
+    paths = manager.download({file: SETS[name].url + file for file in FILES.values()})
+    for file, path in paths.items():
+        os.replace(path, folder / file)
+
+
+def _main(name: str, folder: str) -> None:
+    """Downloads in this process; on failure prints the reason as the last line."""
+    try:
+        _run_tfds(name, Path(folder))
+    except Exception as error:
+        # requests wraps urllib3's error, which names the host and the cause
+        cause = getattr(error.args[0] if error.args else None, "reason", error)
+        reason = " ".join(f"{type(cause).__name__}: {cause}".split())
+        print(f"\n{reason[:300]}", file=sys.stderr, flush=True)
+        os._exit(1)  # doesn't wait for other threads, which would retry and report
 
 
 if __name__ == "__main__":
-    _run_tfds(*sys.argv[1:])
+    _main(*sys.argv[1:])

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from helpers.programs import run_process, start
 
-from mnist_jax.reporting.sweep_tables import read_rows
+from mnist_jax.reporting.sweep_tables import read_trials
 from mnist_jax.training.runs import HOW_TO_RESUME
 
 pytestmark = [
@@ -84,7 +84,7 @@ def ended(lines: list[str]) -> list[str]:
 def kill_a_task() -> None:
     """Kills a process that trains."""
     for process in psutil.process_iter(["cmdline"]):
-        if any("ray::train_task" in word for word in process.info["cmdline"] or []):
+        if any("ray::work" in word for word in process.info["cmdline"] or []):
             process.kill()
             return
     raise AssertionError("no task runs")
@@ -122,7 +122,7 @@ def test_a_sweep_survives_the_death_of_a_worker_a_node_and_the_driver(
     assert {key: after[key] for key in before} == before
     printed = ended(lines) + ended(output.splitlines())
     assert len(set(printed)) == len(printed)
-    assert [row.state for row in read_rows(out)] == ["finished"] * TRIALS
+    assert list(read_trials(out)["state"]) == ["finished"] * TRIALS
     assert {k: v[0] for k, v in after.items()} == {
         k: v[0] for k, v in records(local).items()
     }
@@ -142,8 +142,8 @@ def test_pruning_on_a_cluster(cluster, tmp_path):
     engine = "--engine=ray", f"--address={cluster.address}"
     finished = run_process(*words, *engine, f"--out={tmp_path}")
     assert finished.returncode == 0, finished.stderr
-    rows = read_rows(tmp_path)
-    states = {row.settings["learning_rate"]: row.state for row in rows}
+    trials = read_trials(tmp_path)
+    states = dict(zip(trials["learning_rate"], trials["state"], strict=True))
     assert "pruned" in states.values() and "finished" in states.values()
     assert states["1e-6"] == "pruned"
 

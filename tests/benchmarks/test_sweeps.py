@@ -2,9 +2,7 @@
 
 import csv
 import dataclasses
-import itertools
 import json
-import math
 import os
 import shlex
 import signal
@@ -15,13 +13,13 @@ from pathlib import Path
 import pytest
 from helpers.programs import run, start
 from helpers.sweeps import make_sweep
+from optuna.trial import TrialState
 
 from benchmarks import sweep_worker
-from benchmarks.sweep_engines import run_processes
 from benchmarks.sweep_space import (
-    check_trainable,
     combine,
-    pairs,
+    make_config,
+    one_by_one,
     parse_axis,
     parse_space,
     sample,
@@ -29,26 +27,24 @@ from benchmarks.sweep_space import (
 from benchmarks.sweep_worker import (
     ATTEMPTS,
     Progress,
-    Queue,
-    Sweep,
+    Trials,
     Worker,
     repair_journal,
+    run_processes,
 )
-from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Shapes
 from mnist_jax.errors import InputError
 from mnist_jax.records.files import hold_lock
 from mnist_jax.reporting import report
 from mnist_jax.reporting.pictures import Picture
 from mnist_jax.reporting.sweep_tables import (
-    FAILED,
-    FINISHED,
     JOURNAL,
-    PRUNED,
-    read_rows,
-    write_sweep,
+    as_settings,
+    read_trials,
+    write_trials,
 )
 from mnist_jax.testing import make_split
+from mnist_jax.training.results import read_runs
 from mnist_jax.training.run_dir import RECORD
 
 SMALL = "--dataset=digits", "--hidden=16", "--epochs=3", "--batch_size=256"
@@ -58,17 +54,15 @@ GRID = *SMALL, "--vary=learning_rate=1e-3,1e-2", "--vary=optimizer=adam,sgd"
 def outcomes(out: Path) -> list[tuple]:
     """Returns what must not depend on stops or engines."""
     return sorted(
-        (str(row.settings), record.config.seed, record.params_sha256)
-        for row in read_rows(out)
-        for record in row.records
+        (record.config.learning_rate, record.config.seed, record.params_sha256)
+        for record in read_runs(out)
     )
 
 
-def train(sweep: Sweep) -> None:
-    """Trains all trials in this process."""
-    worker = Worker(sweep, 0, lambda: None)
-    while worker.train_next():
-        pass
+def states(out: Path) -> dict[str, str]:
+    """Returns the state of each learning rate."""
+    trials = read_trials(out)
+    return dict(zip(trials["learning_rate"], trials["state"], strict=True))
 
 
 @pytest.mark.slow
@@ -77,7 +71,7 @@ def test_a_grid_is_trained_and_its_best_settings_train_again(tmp_path):
     words = "benchmarks.sweep", "--seeds=2", f"--out={out}"
     printed = run(*words, *GRID)
     rows = list(csv.DictReader((out / "sweep.csv").read_text().splitlines()))
-    assert len(rows) == 4 and {row["state"] for row in rows} == {FINISHED}
+    assert len(rows) == 4 and {row["state"] for row in rows} == {"finished"}
     assert {(r["learning_rate"], r["optimizer"]) for r in rows} == {
         (rate, name) for rate in ("1e-3", "1e-2") for name in ("adam", "sgd")
     }
@@ -85,11 +79,11 @@ def test_a_grid_is_trained_and_its_best_settings_train_again(tmp_path):
     assert accuracies == sorted(accuracies, reverse=True)
     assert "4/4 done" in printed.stdout and "neither the search" in printed.stdout
     # The best settings as a flag file, with the command that the program prints.
-    best = read_rows(out)[0]
+    best = json.loads((out / "runs" / rows[0]["folder"] / "seed0" / RECORD).read_text())
     command = printed.stdout.split("best: python -m ")[1].splitlines()[0]
     run(*shlex.split(command))
     again = json.loads((out / "best" / "seed0" / RECORD).read_text())
-    assert again["params_sha256"] == best.records[0].params_sha256
+    assert again["params_sha256"] == best["params_sha256"]
     # The same command trains nothing.
     times = {path: path.stat().st_mtime_ns for path in out.rglob(RECORD)}
     assert "4 of 4 trials had ended before" in run(*words, *GRID).stdout
@@ -101,9 +95,7 @@ def test_a_grid_is_trained_and_its_best_settings_train_again(tmp_path):
     assert len(rows) == 5 and "-" in {row["optimizer"] for row in rows}
     with hold_lock(out / ".lock", lambda: None):
         refused = run(*words, *GRID, ok=False)
-    assert (
-        "another process" in refused.stderr and "give another --out" in refused.stderr
-    )
+    assert "another process" in refused.stderr
 
 
 @pytest.mark.slow
@@ -140,31 +132,30 @@ def test_trials_are_pruned_fail_and_share_one_program(tmp_path, digits, monkeypa
     )
     out, rates = tmp_path / "out", "1e38,1e-2,1e-5,2e-2"
     sweep = make_sweep(out, digits, rates, prune=(1, 2))
-    train(sweep)
+    Worker(sweep).train_all(0)
     assert len(calls) == 1
-    rows = {row.settings["learning_rate"]: row for row in read_rows(out)}
-    states = [rows[rate].state for rate in rates.split(",")]
-    assert states[:3] == [FAILED, FINISHED, PRUNED]
-    failed = Queue(sweep).trials("FAIL")[0].user_attrs
-    assert "the loss is" in failed["reason"]
-    assert "| pruned" in write_sweep(out, read_rows(out))
-    assert read_rows(out)[0].state == FINISHED
-    assert 1 <= rows["1e-5"].epochs < 4 and not rows["1e-5"].records
+    found = [states(out)[rate] for rate in rates.split(",")]
+    assert found[:3] == ["failed", "finished", "pruned"]
+    [failed] = Trials(sweep).of(TrialState.FAIL)
+    assert "the loss is" in failed.user_attrs["outcome"]
+    trials = read_trials(out)
+    assert "| pruned" in write_trials(out, trials)
+    pruned = trials[trials["learning_rate"] == "1e-5"].iloc[0]
+    assert 1 <= pruned["epochs_trained"] < 4 and not pruned["seeds"]
     assert not list(out.rglob("checkpoints/*.msgpack"))
-    # What has ended is not trained again, unless its folder is deleted.
-    assert not Queue(make_sweep(out, digits, rates, prune=(1, 2))).trials("WAITING")
-    rows["1e-5"].folder.rename(tmp_path / "deleted")
-    again = Queue(make_sweep(out, digits, rates, prune=(1, 2))).trials("WAITING")
-    assert [trial.user_attrs["queued"]["learning_rate"] for trial in again] == ["1e-5"]
+    # What has ended is not trained again.
+    again = make_sweep(out, digits, rates, prune=(1, 2))
+    assert not Trials(again).of(TrialState.WAITING)
     # A program that was compiled for another rate trains the same.
-    train(make_sweep(tmp_path / "alone", digits, "1e-2"))
+    Worker(make_sweep(tmp_path / "alone", digits, "1e-2")).train_all(0)
     alone = outcomes(tmp_path / "alone")
     assert len(calls) == len(alone) == 2 and set(alone) <= set(outcomes(out))
 
 
 @pytest.mark.slow
 def test_the_report_has_plots_of_a_sweep(tmp_path, digits, monkeypatch):
-    train(make_sweep(tmp_path, digits, "1e-3,1e-2"))
+    Worker(make_sweep(tmp_path, digits, "1e-3,1e-2")).train_all(0)
+    write_trials(tmp_path, read_trials(tmp_path))
     drawn, image = [], report._image
 
     def draw(picture: Picture, title: str, folder: Path) -> report._Image:
@@ -190,85 +181,69 @@ def test_a_process_that_dies_is_replaced_until_its_trial_fails(tmp_path, digits)
     deaths = []
 
     def kill() -> None:
-        trained = list(tmp_path.rglob("epoch*.msgpack"))
-        if len(deaths) < ATTEMPTS + 1 and trained and active_children():
+        running = Trials(sweep).of(TrialState.RUNNING)
+        if len(deaths) < ATTEMPTS and running:
             [child] = active_children()
             deaths.append(child.pid)
             os.kill(child.pid, signal.SIGKILL)
             child.join()
 
     run_processes(sweep, 1, kill)
-    assert len(set(deaths)) == ATTEMPTS + 1
-    states = {row.settings["learning_rate"]: row.state for row in read_rows(tmp_path)}
-    assert states == {"1e-3": FAILED, "1e-2": FINISHED}
-    [failed] = Queue(sweep).trials("FAIL")
-    assert failed.user_attrs["reason"] == f"its process died {ATTEMPTS} times"
+    assert len(set(deaths)) == ATTEMPTS
+    assert states(tmp_path) == {"1e-3": "failed", "1e-2": "finished"}
+    [failed] = Trials(sweep).of(TrialState.FAIL)
+    assert failed.user_attrs["outcome"] == f"failed (its process died {ATTEMPTS} times)"
 
 
 def test_values_are_separated_by_commas_or_by_semicolons():
-    assert parse_axis("batch_size=32,128").values == ["32", "128"]
-    assert parse_axis("hidden=128,128;").values == ["128,128"]
-    assert parse_axis("hidden=;64").values == ["", "64"]
-    assert parse_axis("batch_size=log(16,256)").range == (16, 256, True, True)
+    assert parse_axis("batch_size=32,128")[1].choices == ("32", "128")
+    assert parse_axis("hidden=128,128;")[1].choices == ("128,128",)
+    assert parse_axis("hidden=;64")[1].choices == ("", "64")
     axes = parse_space(["learning_rate=1,2", "batch_size=3,4"], ["mlp"])
     order = [(s["batch_size"], s["learning_rate"]) for s in combine(axes)]
     assert order == [("3", "1"), ("3", "2"), ("4", "1"), ("4", "2")]
+    assert len(one_by_one(axes)) == 1 + 2 + 2
 
 
 def test_samples_are_within_their_ranges_and_repeat():
-    axes = parse_space(
+    space = parse_space(
         ["learning_rate=log(1e-4,1e-2)", "batch_size=uniform(16,64)"], ["mlp", "cnn"]
     )
-    drawn = sample(axes, 20, 0)
-    assert drawn == sample(axes, 20, 0) != sample(axes, 20, 1)
+    assert sample(space, 20, 0) == sample(space, 20, 0) != sample(space, 20, 1)
+    drawn = [as_settings(params) for params in sample(space, 20, 0)]
     assert all(1e-4 <= float(s["learning_rate"]) <= 1e-2 for s in drawn)
     assert all(16 <= int(s["batch_size"]) <= 64 for s in drawn)
     assert {s["model"] for s in drawn} == {"mlp", "cnn"}
     assert sum(float(s["learning_rate"]) < 1e-3 for s in drawn) > 5  # log-uniform
 
 
-def test_every_pair_of_values_is_checked_before_tpe_draws():
-    names = "beta1", "beta2", "momentum", "crop", "ema", "clip_norm", "label_smoothing"
-    texts = [f"{name}=0.1,0.2,0.3,0.4,0.5,0.6" for name in names]
-    axes = parse_space(texts, ["mlp", "cnn"])
-    assert math.prod(len(axis.values) for axis in axes) == 559_872
-    settings = pairs(axes)
-    assert len(settings) == 1 + 21 * 36 + 7 * 12
-    for one, other in itertools.combinations(axes, 2):
-        found = {(chosen[one.name], chosen[other.name]) for chosen in settings}
-        assert found == {*itertools.product(one.values, other.values)}
-    assert all(chosen.keys() == {"model", *names} for chosen in settings)
-
-
 def test_what_tpe_draws_but_cannot_be_trained_fails(
     tmp_path, digits, capsys, monkeypatch
 ):
-    def config_of(settings: dict[str, str], base: object) -> TrainConfig:
-        raise InputError("--vary: the combination cannot be trained")
+    def refuse(*words: object) -> None:
+        raise InputError("the combination cannot be trained")
 
-    monkeypatch.setattr(sweep_worker, "make_config", config_of)
-    queue = Queue(sweep := make_sweep(tmp_path, digits, "1e-3,1e-2", tpe=True))
-    progress = Progress(queue)
-    train(sweep)
-    progress.close()
-    assert "failed (--vary: the combination cannot" in capsys.readouterr().out
-    assert not read_rows(tmp_path) and len(queue.trials("FAIL")) == 8
+    monkeypatch.setattr(sweep_worker, "make_config", refuse)
+    sweep = make_sweep(tmp_path, digits, "1e-3,1e-2", tpe=True)
+    progress = Progress(Trials(sweep))
+    Worker(sweep).train_all(0)
+    progress.show()
+    assert capsys.readouterr().out.count("failed (the combination cannot") == 8
+    assert read_trials(tmp_path).empty
 
 
 def test_trials_on_other_data_are_not_compared(tmp_path, digits):
     make_sweep(tmp_path, digits, "1e-3")
     other = dataclasses.replace(digits, name="mnist", checksum="another")
-    with pytest.raises(InputError, match=f"{digits.checksum}, now another"):
+    with pytest.raises(InputError, match="trials on other data than mnist"):
         make_sweep(tmp_path, other, "1e-2")
 
 
 def test_networks_must_fit_the_images_of_the_data(digits):
     def check(conv: str, height: int, width: int) -> None:
-        config = TrainConfig(model="cnn", dataset="idx", conv=conv.split(","))
-        shapes = Shapes((height, width), 10)
-        train, test = (make_split(160, shapes=shapes),) * 2
+        train, test = (make_split(160, shapes=Shapes((height, width), 10)),) * 2
         dataset = dataclasses.replace(digits, name="idx", train=train, test=test)
-        check_trainable({"model": "cnn", "conv": conv}, config, dataset, 1)
+        make_config({"model": "cnn", "conv": conv}, {"dataset": "idx"}, dataset)
 
     for conv, small, large in (("4:k7", 6, 7), ("4:k7:pool3,4:k7:pool2", 29, 32)):
         check(conv, large, 60)
@@ -279,26 +254,20 @@ def test_networks_must_fit_the_images_of_the_data(digits):
 def test_tpe_draws_near_the_best_of_earlier_starts(tmp_path, digits):
     near = []
     for samples in range(8, 48, 8):
-        sweep = make_sweep(tmp_path, digits, "log(1e-5,1)", tpe=True)
-        queue = Queue(sweep)
-        queue.fill([], samples)
-        while (trial := queue.take(0)) is not None:
-            rate = float(sweep.axes[1].draw(trial))
+        trials = Trials(make_sweep(tmp_path, digits, "log(1e-5,1)", tpe=True))
+        trials.fill([{}] * samples)
+        while (trial := trials.take(0)) is not None:
+            rate = trial.params["learning_rate"]
             near.append(1e-3 < rate < 0.1)
-            queue.tell(trial, "COMPLETE", 1 - abs(rate - 0.01))
+            trials.study.tell(trial, 1 - abs(rate - 0.01))
     assert len(near) == 40 and sum(near[-15:]) >= 10 > sum(near[:15])
 
 
 def test_two_processes_take_each_trial_once(tmp_path, digits):
     sweep = make_sweep(tmp_path, digits, "1,2,3,4")
-    one, other = Queue(sweep), Queue(sweep)
-    taken = [queue.take(0).number for queue in (one, other, one, other)]
+    one, other = Trials(sweep), Trials(sweep)
+    taken = [trials.take(0).number for trials in (one, other, one, other)]
     assert sorted(taken) == [0, 1, 2, 3] and one.take(0) is other.take(1) is None
     repair_journal(tmp_path)
-    assert Queue(sweep).requeue() == 4 and len(Queue(sweep).trials("WAITING")) == 4
-
-
-def test_without_optuna_the_message_names_the_extra(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"pip install '.\[sweep\]'"):
-        sample([], 1, 0)
+    assert Trials(sweep).requeue()
+    assert len(Trials(sweep).of(TrialState.WAITING)) == 4

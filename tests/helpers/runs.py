@@ -71,8 +71,7 @@ def train_into(
     **options: Any,
 ) -> list[RunRecord]:
     """Trains as `fit_into`, to the end or until an epoch; returns the records."""
-    keys = run_keys(experiment.config, experiment.dataset, folders)
-    events = follow_until(fit_into(experiment, folders, keys, **options), stop)
+    events = follow_until(fit_into(experiment, folders, **options), stop)
     return [result.record for result in finish(events)]
 
 
