@@ -13,8 +13,6 @@ from absl import flags
 from mnist_jax.api import train_configs, write_tables
 from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
 from mnist_jax.cli.flags import (
-    chosen_models,
-    chosen_precisions,
     chosen_seeds,
     define_cluster_flags,
     define_machine_flags,
@@ -30,7 +28,7 @@ from mnist_jax.cli.main import run_program, start_jax, stop_between_chunks
 from mnist_jax.errors import InputError
 from mnist_jax.reporting.progress import follow
 from mnist_jax.reporting.report import PICTURES, write_report
-from mnist_jax.reporting.targets import check_targets
+from mnist_jax.reporting.tables import check_targets
 from mnist_jax.training import distributed
 from mnist_jax.training.runs import HOW_TO_RESUME
 
@@ -41,8 +39,8 @@ def main() -> None:
     """Trains the networks given by the flags and prints their table."""
     configs = [
         config_from_flags(FLAGS, model=model, precision=precision)
-        for model in chosen_models(custom=True)
-        for precision in chosen_precisions()
+        for model in FLAGS.models
+        for precision in FLAGS.precisions
     ]
     targets = check_targets(FLAGS.targets, configs)
     against = {config.model: config for config in configs[::-1]}.get(FLAGS.against)

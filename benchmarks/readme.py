@@ -16,12 +16,12 @@ from mnist_jax.config import MODELS
 from mnist_jax.records.files import write_file
 from mnist_jax.records.schema import RunRecord, read_jsonl
 from mnist_jax.reporting.plots import save_figure
+from mnist_jax.reporting.statistics import ratio_interval, spread
 from mnist_jax.reporting.tables import (
     comparison_frame,
-    environment_items,
     format_markdown,
     markdown_table,
-    mean_and_spread,
+    provenance,
 )
 
 from .peers.frameworks import FRAMEWORKS, PeerRecord
@@ -39,7 +39,6 @@ from .published.__main__ import by_system, format_published
 from .published.curves import curves_figure
 from .published.systems import PRESETS, SYSTEMS
 from .speedrun import SpeedRecord, format_fastest, format_speed
-from .statistics import ratio_interval
 from .throughput import ThroughputRecord, throughput_frame
 
 ROOT = Path(__file__).parent.parent
@@ -112,9 +111,7 @@ def format_accelerators(records: Sequence[ThroughputRecord]) -> str:
         if r.environment.compared() == machine
     }
     chosen = list(latest.values())
-    notes = environment_items([record.environment for record in chosen])
-    table = markdown_table(throughput_frame(chosen))
-    return f"{table}\n\n" + "\n".join(f"- {note}" for note in notes)
+    return markdown_table(throughput_frame(chosen), provenance(chosen))
 
 
 def format_networks(records: Sequence[PeerRecord]) -> str:
@@ -137,10 +134,9 @@ def format_networks(records: Sequence[PeerRecord]) -> str:
         "plain Flax: a Python loop over jitted steps; peers: PyTorch as installed, "
         "compiled, and channels_last with memory kept by glibc",
         f"packages: {', '.join(f'{k} {v}' for k, v in run.versions.items())}",
-        *environment_items([record.environment for record in latest]),
+        *provenance(latest),
     ]
-    table = markdown_table(pd.DataFrame(rows.values()).fillna("-"))
-    return f"{table}\n\n" + "\n".join(f"- {note}" for note in notes)
+    return markdown_table(pd.DataFrame(rows.values()).fillna("-"), notes)
 
 
 BLOCKS = {
@@ -194,7 +190,7 @@ def preset_with_figures(name: str, text: str) -> str:
     runs = list(by_system(records).get(name, {}).values())
     if not runs:
         return text
-    accuracy = mean_and_spread([run.test_accuracy for run in runs])
+    accuracy = spread([run.test_accuracy for run in runs])
     seconds = np.median([run.steady_epoch_seconds for run in runs])
     machine = runs[0].environment
     ours = (

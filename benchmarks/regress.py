@@ -22,7 +22,6 @@ import pandas as pd
 from absl import flags
 
 from mnist_jax.cli.flags import (
-    chosen_models,
     define_data_dir_flag,
     define_models_flag,
     define_path_flag,
@@ -33,12 +32,11 @@ from mnist_jax.errors import InputError
 from mnist_jax.records.environment import current_environment, git
 from mnist_jax.records.files import check_append
 from mnist_jax.records.schema import append_jsonl, plain
-from mnist_jax.reporting.intervals import Interval, paired_difference
+from mnist_jax.reporting.statistics import Interval, paired_difference, verdict
 from mnist_jax.reporting.tables import markdown_table
 
 from .peers.worker import Arrays, save_arrays
 from .processes import Worker
-from .statistics import verdict
 
 FLAGS = flags.FLAGS
 ROOT = Path(__file__).parent.parent
@@ -109,7 +107,7 @@ def compare(
 
 def main() -> None:
     """Compares this checkout with --against and prints a table."""
-    models = chosen_models()
+    models = FLAGS.models
     try:
         against = git("rev-parse", "--verify", f"{FLAGS.against}^{{commit}}")
     except InputError as error:
@@ -117,7 +115,7 @@ def main() -> None:
     out = Path(FLAGS.out)
     check_append(out)
     jax.config.update("jax_platforms", "cpu")  # as in the workers
-    dataset, machine = load_data(FLAGS.dataset, any_shape=False), current_environment()
+    dataset, machine = load_data(FLAGS.dataset), current_environment()
     rows = []
     with tempfile.TemporaryDirectory(prefix="mnist_jax-regress-") as name:
         arrays, there = Path(name) / "arrays", Path(name) / "there"

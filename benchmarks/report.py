@@ -10,7 +10,7 @@ from absl import flags
 from mnist_jax.cli.flags import define_path_flag, define_targets_flag
 from mnist_jax.cli.main import run_program
 from mnist_jax.reporting.report import PICTURES, write_report
-from mnist_jax.reporting.targets import check_targets
+from mnist_jax.reporting.tables import check_targets
 
 FLAGS = flags.FLAGS
 

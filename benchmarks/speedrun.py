@@ -34,19 +34,14 @@ from mnist_jax.errors import InputError
 from mnist_jax.records.environment import Environment
 from mnist_jax.records.files import check_append
 from mnist_jax.records.schema import RunRecord, append_jsonl, read_jsonl
-from mnist_jax.reporting.tables import (
-    environment_items,
-    markdown_table,
-    mean_and_spread,
-    median_and_range,
-)
+from mnist_jax.reporting.statistics import median_range, ratio_interval, spread
+from mnist_jax.reporting.tables import markdown_table, provenance
 from mnist_jax.training import distributed
 from mnist_jax.training.fit import finish, fit
 from mnist_jax.training.prepare import prepare
 
 from .peers.frameworks import KEEP_MEMORY
 from .processes import Worker
-from .statistics import ratio_interval
 from .throughput import measure_starts
 
 FLAGS = flags.FLAGS
@@ -220,8 +215,8 @@ def speed_frame(records: Sequence[SpeedRecord]) -> pd.DataFrame:
             {
                 **dict.fromkeys(rows[0], "-"),
                 "network": peer.name,
-                "test accuracy": mean_and_spread(peer.accuracies),
-                "training s": median_and_range(peer.seconds, 2),
+                "test accuracy": spread(peer.accuracies),
+                "training s": f"{median_range(peer.seconds):.2f}",
             }
             for peer in record.peers
         ]
@@ -235,11 +230,11 @@ def _row(record: SpeedRecord) -> dict[str, Any]:
         "data": record.config.dataset,
         "target": f"{record.target:g}",
         "network": record.config.name,
-        "test accuracy": mean_and_spread(record.accuracies),
-        "with TTA": mean_and_spread(tta) if (tta := record.tta_accuracies) else "-",
+        "test accuracy": spread(record.accuracies),
+        "with TTA": spread(tta) if (tta := record.tta_accuracies) else "-",
         "reached": f"{'yes' if record.reached else 'no'} "
         f"(p {f'{p:.1g}' if (p := record.p_value) > 1e-9 else '< 1e-9'})",
-        "training s": median_and_range(record.seconds, 2),
+        "training s": f"{median_range(record.seconds):.2f}",
         "with compiling": f"{record.median_seconds + record.compile_seconds:.1f}",
         "cached": "-" if cached is None else f"{record.median_seconds + cached:.1f}",
         "epochs": record.config.epochs,
@@ -261,13 +256,12 @@ def format_speed(records: Sequence[SpeedRecord]) -> str:
     tables = []
     for rows in machines.values():
         notes = [
-            *environment_items([record.environment for record in rows]),
+            *provenance(rows),
             f"reached: one-sided t-test of the mean over seeds, p < {SIGNIFICANCE:g}; "
             "training s: median [min, max] over seeds; with compiling: its seconds "
             "added, with an empty and with a full cache",
         ]
-        table = markdown_table(speed_frame(rows))
-        tables.append(f"{table}\n\n" + "\n".join(f"- {note}" for note in notes))
+        tables.append(markdown_table(speed_frame(rows), notes))
     return "\n\n".join(tables)
 
 
@@ -284,8 +278,8 @@ def format_fastest(records: Sequence[SpeedRecord]) -> str:
     rows = [
         {
             "MNIST, CNN": f"{100 * record.target:g} %",
-            "test accuracy": mean_and_spread(record.accuracies),
-            "training s": median_and_range(record.seconds, 2),
+            "test accuracy": spread(record.accuracies),
+            "training s": f"{median_range(record.seconds):.2f}",
             "parameters": f"{record.parameters:,}",
         }
         for _, record in sorted(fastest.items())

@@ -17,7 +17,6 @@ from optuna.trial import TrialState
 
 from mnist_jax.cli.config_flags import define_config_flags
 from mnist_jax.cli.flags import (
-    chosen_models,
     chosen_seeds,
     define_machine_flags,
     define_models_flag,
@@ -77,7 +76,7 @@ def _make_sweep() -> tuple[Sweep, list[Params]]:
         for name in names:
             if FLAGS[name].present and not given:
                 raise InputError(f"--{name} needs {needed}; give both or neither")
-    space = parse_space(FLAGS.vary, chosen_models(custom=True))
+    space = parse_space(FLAGS.vary, FLAGS.models)
     fields = [f.name for f in dataclasses.fields(TrainConfig) if f.name in FLAGS]
     base = {n: FLAGS[n].value for n in fields if FLAGS[n].value is not None}
     if FLAGS.prune and FLAGS.seeds > 1 and "patience" in base | space:

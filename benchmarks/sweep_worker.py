@@ -38,7 +38,7 @@ from mnist_jax.training.checkpoints import remove_checkpoints
 from mnist_jax.training.fit import Epoch
 from mnist_jax.training.prepare import Experiment, change_learning_rate, prepare
 from mnist_jax.training.results import RUNS, digest
-from mnist_jax.training.run_dir import read_records, run_keys
+from mnist_jax.training.run_dir import read_record, run_keys
 from mnist_jax.training.runs import train_runs
 
 from .sweep_space import Params, Space, make_config, name_of
@@ -175,7 +175,7 @@ class Worker:
             trial.set_user_attr("folder", folder.name)
             folders = {seed: folder / f"seed{seed}" for seed in sweep.seeds}
             self._train_runs(trial, config, folders)
-            records = read_records(folders).values()
+            records = [run for path in folders.values() if (run := read_record(path))]
             accuracy = statistics.fmean(map(validation_accuracy, records))
             state, outcome = TrialState.COMPLETE, f"validation accuracy {accuracy:.4f}"
         except optuna.TrialPruned as pruned:

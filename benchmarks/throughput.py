@@ -24,12 +24,10 @@ from absl import flags
 
 from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
 from mnist_jax.cli.flags import (
-    chosen_models,
-    chosen_numbers,
-    chosen_precisions,
     define_cluster_flags,
     define_machine_flags,
     define_models_flag,
+    define_numbers_flag,
     define_path_flag,
     define_precisions_flag,
     define_profile_flag,
@@ -43,7 +41,8 @@ from mnist_jax.profiling.profile import format_profile, profile
 from mnist_jax.records.environment import Environment, current_environment
 from mnist_jax.records.files import check_append
 from mnist_jax.records.schema import append_jsonl, plain
-from mnist_jax.reporting.tables import markdown_table, median_and_range
+from mnist_jax.reporting.statistics import median_range
+from mnist_jax.reporting.tables import markdown_table
 from mnist_jax.training import distributed
 from mnist_jax.training.prepare import prepare
 
@@ -171,9 +170,9 @@ def throughput_frame(records: Sequence[ThroughputRecord]) -> pd.DataFrame:
             "batch": record.config["batch_size"],
             "precision": record.config["precision"],
             "seeds": record.seeds,
-            "train step images/s": median_and_range(record.step),
-            "train epoch images/s": median_and_range(record.epoch),
-            "evaluate images/s": median_and_range(record.evaluate),
+            "train step images/s": f"{median_range(record.step):,.0f}",
+            "train epoch images/s": f"{median_range(record.epoch):,.0f}",
+            "evaluate images/s": f"{median_range(record.evaluate):,.0f}",
         }
         for record in records
     )
@@ -186,7 +185,7 @@ def start_frame(starts: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
         cold, warm = ([s for s in both if s["cached"] == c] for c in (False, True))
 
         def column(name: str, runs: list[dict[str, Any]], digits: int) -> str:
-            return median_and_range([start[name] for start in runs], digits)
+            return f"{median_range([start[name] for start in runs]):,.{digits}f}"
 
         rows.append(
             {
@@ -202,8 +201,6 @@ def start_frame(starts: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
 
 def _configs() -> list[TrainConfig]:
     """Returns the configs to measure."""
-    allowed = f"integers from 1 to --images={FLAGS.images}"
-    batch_sizes = chosen_numbers("batch_sizes", allowed, FLAGS.images)
     if FLAGS.profile and not FLAGS.out:
         raise InputError(
             "--profile needs a results directory; set --out or leave --profile out"
@@ -216,16 +213,15 @@ def _configs() -> list[TrainConfig]:
             precision=precision,
             validation="none",
         ).for_dataset("mnist")
-        for model in chosen_models(custom=True)
-        for batch_size in batch_sizes
-        for precision in chosen_precisions()
+        for model in FLAGS.models
+        for batch_size in FLAGS.batch_sizes
+        for precision in FLAGS.precisions
     ]
 
 
 def main() -> None:
     """Runs the measurements and prints the tables."""
     configs = _configs()
-    seed_counts = chosen_numbers("seeds", "integers from 1 to 1024", 1024)
     out = Path(FLAGS.out) if FLAGS.out else None
     if out:
         check_append(out / "throughput.jsonl")
@@ -233,7 +229,7 @@ def main() -> None:
     dataset, machine = synthetic_dataset(FLAGS.images), current_environment()
     records: list[ThroughputRecord] = []
     starts: dict[str, list[dict[str, Any]]] = {}
-    plan = list(itertools.product(configs, seed_counts))
+    plan = list(itertools.product(configs, FLAGS.seeds))
     for number, (config, seeds) in enumerate(plan, start=1):
         print(
             f"measuring {config.model}, batch {config.batch_size} ({number} of "
@@ -279,7 +275,7 @@ def run() -> None:
     define_machine_flags()
     define_cluster_flags()
     define_models_flag("time")
-    flags.DEFINE_list("batch_sizes", ["32", "128"], "batch sizes, comma-separated")
+    define_numbers_flag("batch_sizes", [32, 128], "batch sizes, comma-separated")
     flags.DEFINE_integer(
         "images",
         60_000,
@@ -289,8 +285,8 @@ def run() -> None:
     )
     flags.DEFINE_integer("repeats", 5, "timed rounds", lower_bound=1)
     define_precisions_flag()
-    flags.DEFINE_list(
-        "seeds", ["1"], "numbers of seeds to train together, comma-separated"
+    define_numbers_flag(
+        "seeds", [1], "numbers of seeds to train together, comma-separated"
     )
     define_profile_flag("--out")
     flags.DEFINE_integer(

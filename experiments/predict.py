@@ -29,66 +29,57 @@ FLAGS = flags.FLAGS
 _MAX_SHOWN = 20  # classes with a column each; of more, the most probable is printed
 
 
-def _indices(words: list[str], size: int) -> list[int]:
-    """Parses --index for a test set of `size` images."""
-    for word in words:
-        if not (word.isascii() and word.isdigit() and int(word) < size):
-            raise InputError(
-                f"--index must be test image indices from 0 to {size - 1}; got {word}"
-            )
-    return [int(word) for word in words]
-
-
 def main() -> None:
     """Predicts the images selected by the flags."""
     folder = Path(FLAGS.run_dir)
     start_jax()
     run = load_run(folder)
     pictures = [_read_picture(path, run) for path in FLAGS.image or []]
-    classes = run.class_names
     words = FLAGS.index or ([] if pictures else ["0"])
-    images: list[np.ndarray] = []
-    frames: list[pd.DataFrame] = []
+    images, truths = [pixels for pixels, _ in pictures], [np.nan] * len(pictures)
     if words:
-        dataset = split_dataset(load_data_of(folder, run.record), run.config)
-        indices = _indices(words, len(dataset.test.labels))
-        test_images, labels = (array[indices] for array in dataset.test)
-        frame = prediction_frame(run.predict(test_images), labels)
-        frame.index = pd.Index(indices, dtype=object)
-        images.extend(test_images)
-        frames.append(frame)
+        test = split_dataset(load_data_of(folder, run.record), run.config).test
+        for word in words:
+            if not (word.isdecimal() and int(word) < len(test.labels)):
+                raise InputError(
+                    "--index must be test image indices from 0 to "
+                    f"{len(test.labels) - 1}; got {word}"
+                )
+        indices = list(map(int, words))
+        images, truths = (
+            [*test.images[indices], *images],
+            [*test.labels[indices], *truths],
+        )
+    frame = prediction_frame(run.predict(np.stack(images)), np.array(truths))
+    frame.index = pd.Index([*words, *(FLAGS.image or [])])
+    _print_predictions(frame, run)
     if pictures:
-        pixels = [pixels for pixels, _ in pictures]
-        frame = prediction_frame(run.predict(np.stack(pixels)))
-        frame.index = pd.Index(FLAGS.image, dtype=object)
-        images.extend(pixels)
-        frames.append(frame)
-    frame = pd.concat(frames)
+        print("\nread:", *(treatment for _, treatment in pictures), sep="\n")
+    if FLAGS.picture:
+        figure = predictions_figure(np.stack(images), frame, run.class_names)
+        save_figure(figure, Path(FLAGS.picture))
+        print(f"\nwritten: {FLAGS.picture}, at most {MAX_PREDICTIONS} images")
+
+
+def _print_predictions(frame: pd.DataFrame, run: TrainedRun) -> None:
+    """Prints the probabilities, of many classes only the highest, and the classes."""
+    classes = run.class_names
 
     def name_class(label: float) -> str:  # pandas stores labels with gaps as floats
         return classes[int(label)]
 
     formatters = {"predicted": name_class, "truth": name_class}
-    shown = frame
-    if len(classes) > _MAX_SHOWN:
+    few = len(classes) <= _MAX_SHOWN
+    if not few:
         probabilities = frame.filter(regex=r"^p\d+$")
-        shown = frame.drop(columns=probabilities.columns)
-        shown.insert(0, "probability", probabilities.max(axis=1))
+        frame = frame.drop(columns=probabilities.columns)
+        frame.insert(0, "probability", probabilities.max(axis=1))
     print(
-        shown.to_string(formatters=formatters, float_format="{:.4f}".format, na_rep="-")
+        frame.to_string(formatters=formatters, float_format="{:.4f}".format, na_rep="-")
     )
-    if len(classes) <= _MAX_SHOWN and classes != class_names("", len(classes)):
+    if few and classes != class_names("", len(classes)):
         names = ", ".join(f"p{label} {name}" for label, name in enumerate(classes))
         print(f"\nclasses of {run.record.dataset}: {names}")
-    if pictures:
-        print("\nread:", *(treatment for _, treatment in pictures), sep="\n")
-    if FLAGS.picture:
-        figure = predictions_figure(np.stack(images), frame, classes)
-        save_figure(figure, Path(FLAGS.picture))
-        drawn = ""
-        if len(images) > MAX_PREDICTIONS:
-            drawn = f" (the first {MAX_PREDICTIONS} of {len(images)} images)"
-        print(f"\nwritten: {FLAGS.picture}{drawn}")
 
 
 def _read_picture(path: str, run: TrainedRun) -> tuple[np.ndarray, str]:
@@ -108,7 +99,7 @@ def _read_picture(path: str, run: TrainedRun) -> tuple[np.ndarray, str]:
         )
     digit = read_digit(path)
     if digit.warning:
-        logging.warning("%s", digit.warning)
+        logging.warning("%s: %s", path, digit.warning)
     return digit.pixels, f"{path}: as a digit, cropped and centred in 28x28"
 
 

@@ -27,7 +27,6 @@ from mnist_jax.reporting.progress import follow
 from mnist_jax.reporting.trackers import TRACKERS, check_tracker, track
 from mnist_jax.training import distributed
 from mnist_jax.training.checkpoints import KEEP
-from mnist_jax.training.run_dir import CONFIG
 from mnist_jax.training.runs import seed_folders, train_runs
 
 FLAGS = flags.FLAGS
@@ -84,14 +83,10 @@ def main() -> None:
                 "--checkpoint_every=1 writes them"
             )
         )
-        held = any((folder / CONFIG).exists() for folder in folders.values())
-        if FLAGS.resume and not held:
-            print(f"no run in {FLAGS.run_dir}: starting from the beginning", flush=True)
         events = train_runs(
             config,
             dataset,
             folders,
-            name=config.name,
             root=root,
             resume=FLAGS.resume,
             overwrite=FLAGS.overwrite,

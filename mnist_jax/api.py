@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import operator
 import os
 import tempfile
 import warnings
@@ -24,8 +23,12 @@ from mnist_jax.records.schema import RunRecord, read_json, write_json
 from mnist_jax.reporting.predictions import run_details
 from mnist_jax.reporting.progress import follow
 from mnist_jax.reporting.report import RESULTS
-from mnist_jax.reporting.tables import comparison_frame, format_markdown, group_by_table
-from mnist_jax.reporting.targets import check_targets
+from mnist_jax.reporting.tables import (
+    check_targets,
+    comparison_frame,
+    format_markdown,
+    group_by_table,
+)
 from mnist_jax.training import distributed
 from mnist_jax.training.results import export_runs, read_runs, run_folders
 from mnist_jax.training.run_dir import DETAILS, PARAMS, RECORD, TrainedRun, load_run
@@ -66,25 +69,16 @@ def train(
     Returns:
         One run per seed, in the order of the seeds.
 
-    Raises:
-        InputError: the data cannot be found; `run_dir` holds a run and neither `resume`
-            nor `overwrite` is set, or the run to resume has another config; another
-            process trains there; or the loss is not finite.
-
     >>> config = TrainConfig(dataset="digits", epochs=1, hidden=(16,))
     >>> [run] = train(config, quiet=True)
     >>> run.record.test_images, run.predict(load_dataset("digits").test.images).shape
     (360, (360, 10))
     """
-    _check_configs("train", [config])
+    check_used(config)
     _warn_of_one_device([config])
     seeds = _seeds(seeds, config.seed)
     if run_dir is None and (resume or overwrite or checkpoint_every):
         raise InputError("resume, overwrite and checkpoint_every need run_dir; give it")
-    if not isinstance(checkpoint_every, int) or checkpoint_every < 0:
-        raise InputError(
-            f"checkpoint_every must be an integer from 0; got {checkpoint_every!r}"
-        )
     with _folder_or_temporary(run_dir) as root:
         folders, start = seed_folders(root, seeds), None
         if init_from is not None:
@@ -93,7 +87,6 @@ def train(
             config,
             _load(config, dataset, quiet),
             folders,
-            name=config.name,
             root=root,
             resume=resume,
             overwrite=overwrite,
@@ -133,10 +126,6 @@ def compare(
     Returns:
         One row per config, best mean test accuracy first; see `comparison_frame`.
 
-    Raises:
-        InputError: the configs name several datasets, a target is not an accuracy or
-            there is no validation set for it, or as for `train`.
-
     >>> configs = [
     ...     TrainConfig(dataset="digits", hidden=h, epochs=5) for h in [(), (64,)]
     ... ]
@@ -145,9 +134,9 @@ def compare(
     0   mlp  hidden=64 epochs=5       50890
     1   mlp    hidden= epochs=5        7850
     """
-    # A name is refused as a whole, not letter by letter.
-    configs = [configs] if isinstance(configs, TrainConfig | str) else list(configs)
-    _check_configs("compare", configs)
+    configs = [configs] if isinstance(configs, TrainConfig) else list(configs)
+    for config in configs:
+        check_used(config)
     if len(names := {config.dataset for config in configs}) != 1:
         given = ", ".join(sorted(names)) or "none"
         raise InputError(f"compare() needs configs of one dataset; got {given}")
@@ -166,13 +155,10 @@ def compare(
         dataset = _load(configs[0], dataset, quiet)
         _run(train_configs(folder, configs, dataset, seeds), quiet)
         write_tables(folder, targets, against)
-        runs = [
-            read_json(RunRecord, path / RECORD)
-            for config in configs
-            for path in run_folders(
-                folder, config.name, config, dataset, seeds
-            ).values()
-        ]
+        runs = []
+        for config in configs:
+            folders = run_folders(folder, config.name, config, dataset, seeds)
+            runs += [read_json(RunRecord, path / RECORD) for path in folders.values()]
         return comparison_frame(runs, targets, against)
 
 
@@ -188,7 +174,7 @@ def train_configs(
     export_runs(out, RESULTS)  # so does a folder that cannot be written
     for config in configs:
         folders = run_folders(out, config.name, config, dataset, seeds)
-        yield from train_runs(config, dataset, folders, name=config.name)
+        yield from train_runs(config, dataset, folders)
         test = split_dataset(dataset, config).test
         for folder in folders.values():
             if (folder / PARAMS).exists() and not (folder / DETAILS).exists():
@@ -203,15 +189,11 @@ def write_tables(
 ) -> str:
     """Exports the runs of a results folder as JSON lines, Markdown and CSV.
 
-    Args:
-        out: the folder.
-        targets: validation accuracies, as returned by `check_targets`. They are not
-            recorded: each call writes the columns of its own.
-        against: as for `comparison_frame`; not recorded either.
-        all_columns: of what is returned; the files have them all.
+    Targets, as returned by `check_targets`, and `against` (see `comparison_frame`) are
+    not recorded: each call writes columns of its own.
 
     Returns:
-        The Markdown, to print.
+        The Markdown to print, with all columns or those that fit.
     """
     export_runs(out, RESULTS)
     records = read_runs(out)
@@ -227,31 +209,11 @@ def write_tables(
     return format_markdown(records, targets, against, all_columns)
 
 
-def _check_configs(name: str, configs: Sequence[TrainConfig]) -> None:
-    """Raises InputError for fields without effect, and for what is not a config."""
-    for config in configs:
-        if not isinstance(config, TrainConfig):
-            raise InputError(
-                f'{name}() takes a config such as TrainConfig(model="cnn"); got '
-                f"{config!r}"
-            )
-        check_used(config)
-
-
 def _seeds(seeds: int | Sequence[int], first: int) -> list[int]:
     """Returns the seeds as a list."""
-    try:
-        if isinstance(seeds, Iterable):
-            chosen = [operator.index(seed) for seed in seeds]
-        else:
-            chosen = list(range(first, first + operator.index(seeds)))
-    except TypeError:
-        chosen = []
+    chosen = [*seeds] if isinstance(seeds, Iterable) else [*range(first, first + seeds)]
     if not chosen or len(set(chosen)) < len(chosen):
-        raise InputError(
-            "seeds must be a positive integer or a sequence of distinct integers; got "
-            f"{seeds!r}"
-        )
+        raise InputError(f"seeds must be from 1, or distinct seeds; got {seeds!r}")
     for seed in chosen:
         TrainConfig(seed=seed)  # checks its range
     return chosen

@@ -15,7 +15,6 @@ from helpers.programs import run
 
 import mnist_jax
 from mnist_jax import InputError, TrainConfig, api
-from mnist_jax.config import check_used
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.types import Dataset, Split
 from mnist_jax.reporting.tables import comparison_frame
@@ -42,14 +41,6 @@ def test_importing_imports_nothing_else():
         "assert mnist_jax.__version__ == version('mnist-jax')\n"
     )
     python(code)
-
-
-def test_every_name_is_there():
-    assert set(mnist_jax.__all__) <= set(dir(mnist_jax))
-    for name in mnist_jax.__all__:
-        assert callable(getattr(mnist_jax, name))
-    with pytest.raises(AttributeError, match="no attribute 'fit'"):
-        mnist_jax.fit  # noqa: B018
 
 
 @pytest.mark.slow
@@ -138,9 +129,9 @@ def test_a_run_is_only_that_of_the_arrays_it_was_trained_on(tmp_path, digits: Da
     [first], [again] = train(dataset=changed), train(dataset=changed)
     assert first.record == again.record
     for other in (digits, dataclasses.replace(changed, test=digits.train)):
-        with pytest.raises(InputError, match="the sha256 of the data was .*, is"):
+        with pytest.raises(InputError, match="checksum was .*, is"):
             train(dataset=other)
-    with pytest.raises(InputError, match="the number of classes was 10, is 11"):
+    with pytest.raises(InputError, match="classes was 10, is 11"):
         train(dataset=dataclasses.replace(changed, classes=11))
     # The program that predicts needs the arrays in a file, and recognizes them.
     arrays = [*changed.train, *changed.test]
@@ -165,11 +156,7 @@ def test_predict_takes_unscaled_images_only(digits: Dataset):
     "images, labels, message",
     [
         (np.zeros((3, 28, 28)), [0, 1, 2], "images must be .* got .* float64"),
-        (np.zeros((3, 32, 32), np.uint8), [0, 1, 2], "train 28x28, test 32x32"),
-        (np.zeros((3, 28, 28), np.uint8), [0, 1], "3 images but 2 labels"),
-        (np.zeros((3, 28, 28), np.uint8), [0, 1, 10], "up to 10 must have 11"),
-        (np.zeros((3, 28, 28), np.uint8), [0, 1, -1], "labels must be"),
-        (np.zeros((0, 28, 28), np.uint8), [], "empty"),
+        (np.zeros((3, 32, 32), np.uint8), [0, 1, 2], "got 28x28 and 32x32"),
     ],
 )
 def test_invalid_datasets_are_refused(digits: Dataset, images, labels, message):
@@ -180,62 +167,34 @@ def test_invalid_datasets_are_refused(digits: Dataset, images, labels, message):
 
 @pytest.mark.parametrize(
     "field, value",
-    [
-        *[("hidden", 64), ("hidden", "64,64"), ("hidden", (1.5,)), ("dropout", 0.2)],
-        *[("learning_rate", "0.1"), ("epochs", 2.0), ("seed", True), ("nesterov", 1)],
-        *[("train_size", "9"), ("model", 3), ("conv", "32"), ("freeze", "Dense_0")],
-    ],
+    [("hidden", (1.5,)), ("learning_rate", "0.1"), ("epochs", 2.0), ("seed", True)],
 )
 def test_fields_of_another_type_are_refused(field, value):
     with pytest.raises(InputError, match=f"--{field} must be of type"):
         TrainConfig(**{field: value})
-
-
-def test_lists_and_numpy_numbers_are_converted():
     config = TrainConfig(hidden=[8, 8], learning_rate=1, batch_size=np.int64(5))
     assert config == TrainConfig(hidden=(8, 8), learning_rate=1.0, batch_size=5)
-    assert hash(config)
 
 
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: mnist_jax.train("cnn"), "takes a config"),
-        (lambda: mnist_jax.compare(["mlp", "cnn"]), "takes a config"),
-        (lambda: mnist_jax.compare("mlp"), "takes a config .* got 'mlp'"),
         (lambda: mnist_jax.train(CONFIG, resume=True), "need run_dir"),
-        (
-            lambda: mnist_jax.compare([CONFIG, dataclasses.replace(CONFIG, seed=3)]),
-            "equal but for the seed",
-        ),
+        (lambda: mnist_jax.compare([CONFIG, CONFIG]), "equal but for the seed"),
         (lambda: mnist_jax.compare(CONFIG, targets=[98]), "--targets must be"),
-        (lambda: mnist_jax.compare(CONFIG, targets="0.9,98"), "--targets .* got '98'"),
+        (lambda: mnist_jax.compare([CONFIG, TrainConfig()]), "auto, digits"),
+        (lambda: mnist_jax.compare([]), "got none"),
+        (
+            lambda: mnist_jax.train(CONFIG, run_dir="x", resume=True, overwrite=True),
+            "give one of them",
+        ),
+        *((partial(mnist_jax.train, CONFIG, s), "seed") for s in (0, [1, 1], [-1])),
     ],
 )
-def test_wrong_arguments_are_refused(call, message):
+def test_wrong_arguments_are_refused(call, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=message):
         call()
-
-
-def test_resume_and_overwrite_exclude_each_other(tmp_path):
-    settings = {"run_dir": tmp_path, "resume": True, "overwrite": True}
-    with pytest.raises(InputError, match="give one of them"):
-        mnist_jax.train(CONFIG, **settings)
-    with pytest.raises(InputError, match="checkpoint_every must be"):
-        mnist_jax.train(CONFIG, run_dir=tmp_path, checkpoint_every=-1)
-
-
-@pytest.mark.parametrize("seeds", [0, -1, [], [1, 1], [-1], [2**32], "12", 2.0, [0.5]])
-def test_wrong_seeds_are_refused(seeds):
-    with pytest.raises(InputError, match="seed"):
-        mnist_jax.train(CONFIG, seeds)
-
-
-def test_configs_of_several_datasets_are_refused():
-    with pytest.raises(InputError, match="digits, mnist"):
-        mnist_jax.compare([CONFIG, TrainConfig(dataset="mnist")])
-    with pytest.raises(InputError, match="got none"):
-        mnist_jax.compare([])
 
 
 def test_one_device_for_several_cores_is_warned_of(monkeypatch):
@@ -247,18 +206,9 @@ def test_one_device_for_several_cores_is_warned_of(monkeypatch):
 
 
 def test_fields_without_effect_are_refused_before_training():
-    config = TrainConfig(conv=("8",))
     for start in mnist_jax.train, mnist_jax.compare:
         with pytest.raises(InputError, match="--conv=8 only applies with --model=cnn"):
-            start(config)
-    check_used(TrainConfig(model="a.py:B"))
-    # Also the default of another model, which its config brings along.
-    for custom in (
-        TrainConfig(model="a.py:B", hidden=(64,)),
-        dataclasses.replace(TrainConfig(model="cnn"), model="a.py:B"),
-    ):
-        with pytest.raises(InputError, match="--hidden=64 only applies with --model="):
-            check_used(custom)
+            start(TrainConfig(conv=("8",)))
 
 
 def test_importing_on_windows_is_refused_with_one_sentence(monkeypatch):

@@ -22,9 +22,8 @@ import jax
 from absl import flags
 
 from mnist_jax.cli.flags import (
-    chosen_numbers,
     define_data_dir_flag,
-    define_models_flag,
+    define_numbers_flag,
     define_path_flag,
     load_data,
 )
@@ -180,7 +179,7 @@ def run_rounds(
 
 def main() -> None:
     """Runs the missing measurements and prints the tables."""
-    batch_sizes = chosen_numbers("batches", "positive integers")
+    batch_sizes = FLAGS.batches
     models = list(EXAMPLES) if FLAGS.models == ["examples"] else FLAGS.models
     if not models or not set(models) <= EPOCH_IMAGES.keys():
         raise InputError(
@@ -190,7 +189,7 @@ def main() -> None:
     plan = make_plan(choose_frameworks(FLAGS.frameworks), models, batch_sizes)
     jax.config.update("jax_platforms", "cpu")
     environment = current_environment()
-    dataset = load_data(FLAGS.dataset, any_shape=False)
+    dataset = load_data(FLAGS.dataset)
     images, labels = dataset.train
     sizes = {
         model: min(FLAGS.train_size or EPOCH_IMAGES[model], len(labels))
@@ -226,8 +225,10 @@ def main() -> None:
 
 def run() -> None:
     """Entry point."""
-    define_models_flag("time")
-    flags.DEFINE_list("batches", ["128", "32"], "batch sizes, comma-separated")
+    flags.DEFINE_list(
+        "models", ["mlp", "lstm", "cnn"], "networks to time, comma-separated"
+    )
+    define_numbers_flag("batches", [128, 32], "batch sizes, comma-separated")
     flags.DEFINE_list(
         "frameworks",
         list(FRAMEWORKS),

@@ -8,14 +8,14 @@ import pandas as pd
 from mnist_jax.config import MODELS
 from mnist_jax.data.types import MNIST
 from mnist_jax.models.flops import training_flops
-from mnist_jax.reporting.tables import (
-    environment_items,
-    markdown_table,
-    mean_and_spread,
-    median_and_range,
+from mnist_jax.reporting.statistics import (
+    median_range,
+    ratio_interval,
+    spread,
+    verdict,
 )
+from mnist_jax.reporting.tables import bullets, markdown_table, provenance
 
-from ..statistics import percentile_ratio, ratio_interval, verdict
 from .frameworks import FRAMEWORKS, OURS, PEAK, PeerRecord
 from .worker import EXAMPLES, Job, peer_config
 
@@ -118,7 +118,7 @@ def ratio_frame(records: Iterable[PeerRecord]) -> pd.DataFrame:
                         "ours": precision,
                         "peer": FRAMEWORKS[peer].label + note,
                         "speedup": f"{ratio:.2f}",
-                        "medians": f"{percentile_ratio(pairs, MEDIAN):.2f}",
+                        "medians": f"{ratio_interval(pairs, MEDIAN).mean:.2f}",
                         "n": sum(len(theirs) for theirs, _ in pairs),
                         "verdict": verdict(ratio, 1, "faster", "slower"),
                     }
@@ -154,11 +154,11 @@ def time_frame(records: Sequence[PeerRecord]) -> pd.DataFrame:
                 "batch": batch_size,
                 "framework": FRAMEWORKS[name].label,
                 "s/epoch, lower quartile": f"{fast:.3f}",
-                "s/epoch": f"{median_and_range(seconds, 3)} (n={len(seconds)})",
+                "s/epoch": f"{median_range(seconds):,.3f} (n={len(seconds)})",
                 "images/s": f"{images_per_second:,.0f}",
                 "% of peak": f"{100 * utilization:.1f}" if utilization else "-",
-                "first epoch s": median_and_range(first, 2),
-                "test accuracy": mean_and_spread([r["test_accuracy"] for r in results]),
+                "first epoch s": f"{median_range(first):,.2f}",
+                "test accuracy": spread([r["test_accuracy"] for r in results]),
                 "peak MB": f"{max(r['peak_rss_mb'] for r in results):,}",
                 "parameters": f"{results[0]['parameters']:,}",
                 "settings": results[0]["form"],
@@ -211,7 +211,7 @@ def format_ratios(records: Sequence[PeerRecord]) -> str:
         f"rounds: {max(r.round for r in timed)}; epochs after the first in each: "
         f"{counts}; {run.cores} threads per program",
         f"data: {run.dataset}, sha256 {run.checksum}; packages: {versions}",
-        *environment_items([record.environment for record in timed]),
+        *provenance(timed),
         *RATIO_NOTES,
         *failures,
     ]
@@ -219,7 +219,7 @@ def format_ratios(records: Sequence[PeerRecord]) -> str:
         [
             f"**{run.dataset.upper()} on {run.device} ({run.cores} cores)**",
             markdown_table(frame) if len(frame) else "no pair to compare",
-            "\n".join(f"- {note}" for note in notes),
+            bullets(notes),
         ]
     )
 
@@ -234,5 +234,5 @@ def format_tables(records: Sequence[PeerRecord]) -> str:
         f"matmul peak: {f'{peak:,.0f} GFLOP/s' if peak else 'not measured'}",
         *TIME_NOTES,
     ]
-    table = markdown_table(time_frame(records).drop(columns="settings"))
-    return f"{ratios}\n\n{table}\n\n" + "\n".join(f"- {note}" for note in notes)
+    frame = time_frame(records).drop(columns="settings")
+    return f"{ratios}\n\n{markdown_table(frame, notes)}"

@@ -27,17 +27,17 @@ from mnist_jax.records.files import write_file
 from mnist_jax.records.schema import RunRecord
 from mnist_jax.reporting.plots import save_figure
 from mnist_jax.reporting.progress import follow
+from mnist_jax.reporting.statistics import prediction_interval, spread, verdict
 from mnist_jax.reporting.tables import (
+    bullets,
     group_by_table,
     markdown_table,
-    mean_and_spread,
-    provenance,
+    table_notes,
     title,
 )
 from mnist_jax.training.results import export_runs, read_runs, run_folders
 from mnist_jax.training.runs import HOW_TO_RESUME, Events, train_runs
 
-from ..statistics import prediction_interval, verdict
 from . import curves
 from .claims import Runs, claims_frame
 from .systems import CONTROLS, SYSTEMS, System, read_preset
@@ -78,12 +78,12 @@ def _row(name: str, system: System, runs: Sequence[RunRecord]) -> dict[str, str]
         "parameters": f"{runs[0].parameters:,}",
         "parameters published": _number(system.parameters, ",d"),
         "accuracy published": _number(system.accuracy),
-        "ours": mean_and_spread(accuracies),
+        "ours": spread(accuracies),
         "verdict": _verdict(system.accuracy, accuracies),
         "best epoch published": _number(system.best_accuracy),
-        "best epoch ours": mean_and_spread(best) if system.best_accuracy else "-",
+        "best epoch ours": spread(best) if system.best_accuracy else "-",
         "loss published": _number(system.loss),
-        "loss ours": mean_and_spread([run.test_loss for run in runs]),
+        "loss ours": spread([run.test_loss for run in runs]),
         "s/epoch published": system.epoch_seconds,
         "s/epoch ours": f"{np.median(seconds):.2f}" if seconds else "-",
     }
@@ -122,7 +122,7 @@ def format_published(records: Sequence[RunRecord]) -> str:
         ]
         if len(frame := curves.curves_frame(runs)):
             blocks += [markdown_table(frame), curves.RULE]
-        texts += [*blocks, provenance(group)]
+        texts += [*blocks, bullets(table_notes(group))]
     return "\n\n".join(texts)
 
 

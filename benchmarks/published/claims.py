@@ -11,9 +11,12 @@ import pandas as pd
 from mnist_jax.data.types import MNIST
 from mnist_jax.models.flops import multiply_adds
 from mnist_jax.records.schema import RunRecord
-from mnist_jax.reporting.intervals import Interval, paired_difference
-
-from ..statistics import difference, verdict
+from mnist_jax.reporting.statistics import (
+    Interval,
+    paired_difference,
+    verdict,
+    welch_difference,
+)
 
 Runs = Mapping[str, Mapping[int, RunRecord]]  # by system, then by seed
 NOT_TESTED = "not all runs are there", "not tested"
@@ -70,7 +73,7 @@ def _speed(runs: Runs, first: str, second: str) -> Comparison | None:
     if not a or not b:
         return None
     # The difference of the logarithms gives an interval of the ratio.
-    interval = difference(np.log(b).tolist(), np.log(a).tolist())
+    interval = welch_difference(np.log(b).tolist(), np.log(a).tolist())
     text = (
         f"{first} {np.median(a):.2f} s, {second} {np.median(b):.2f} s per epoch: "
         f"ratio {Interval(*np.exp(interval)):.2f} (n={len(a)}, {len(b)} epochs)"
@@ -97,7 +100,7 @@ def _ordered(
     found = [made for pair in pairs if (made := compare(runs, *pair))]
     if len(found) < len(pairs):
         return Claim(source, claim, *NOT_TESTED)
-    verdicts = {verdict(made.interval) for made in found}
+    verdicts = {verdict(made.interval, 0, "holds", "does not hold") for made in found}
     result = "holds"
     if "does not hold" in verdicts:
         result = "does not hold"

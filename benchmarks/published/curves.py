@@ -8,8 +8,8 @@ import pandas as pd
 
 from mnist_jax.records.schema import RunRecord
 from mnist_jax.reporting.plots import STYLES, Figure, NotebookFigure
+from mnist_jax.reporting.statistics import prediction_interval
 
-from ..statistics import prediction_interval
 from .claims import Runs
 
 # Accuracy on the test set after each epoch, as printed by the source. Of the four, ML10

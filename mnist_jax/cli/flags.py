@@ -1,15 +1,15 @@
 """The absl flags shared by several programs, and helpers that read them."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
+from mnist_jax.cli.parsing import ListParser, PathParser, PresetParser
 from mnist_jax.config import DATASETS, MODELS, PRECISIONS
 from mnist_jax.data.datasets import load_dataset
-from mnist_jax.data.types import MNIST, Dataset
+from mnist_jax.data.types import Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.records.schema import RunRecord
 from mnist_jax.training import distributed
@@ -18,29 +18,6 @@ from mnist_jax.training.run_dir import read_data_dir
 
 FLAGS = flags.FLAGS
 flags.disclaim_key_flags()  # so that --help of the program lists them
-
-
-class _PathParser(flags.ArgumentParser):
-    """Expands `~` in a path, which shells do not in `--name=~/file`."""
-
-    def parse(self, argument: str) -> str:
-        if not argument:  # as of an unset shell variable; it would become "."
-            raise ValueError("a path; give one, or leave the flag out")
-        try:
-            return str(Path(argument).expanduser())
-        except RuntimeError as error:  # that home is not known
-            raise ValueError(str(error)) from error
-
-
-class _PresetParser(flags.EnumParser):
-    """Returns the flag file of a preset."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        super().__init__(sorted(path.stem for path in folder.glob("*.cfg")))
-
-    def parse(self, argument: str) -> str:
-        return str(self.folder / f"{super().parse(argument)}.cfg")
 
 
 def define_path_flag(
@@ -52,12 +29,12 @@ def define_path_flag(
     repeated: bool = False,
 ) -> None:
     """Defines a flag for a file or folder, or for a list of them if `repeated`."""
-    options: dict[str, Any] = {"required": required}
+    options: Any = {"required": required}
     if repeated:
         to_text: flags.ArgumentSerializer[str] = flags.ArgumentSerializer()
-        flags.DEFINE_multi(_PathParser(), to_text, name, default, help, **options)
+        flags.DEFINE_multi(PathParser(), to_text, name, default, help, **options)
     else:
-        flags.DEFINE(_PathParser(), name, default, help, **options)
+        flags.DEFINE(PathParser(), name, default, help, **options)
 
 
 def define_preset_flag(
@@ -67,7 +44,7 @@ def define_preset_flag(
     "override",
 ) -> None:
     """Defines a flag that names a file of flags in a folder; its value is the path."""
-    parser = _PresetParser(folder)
+    parser = PresetParser(folder)
     flags.DEFINE(parser, name, None, f"{help}: {', '.join(parser.enum_values)}")
 
 
@@ -127,63 +104,41 @@ def define_cluster_flags() -> None:
     )
 
 
+def _define_list(
+    name: str,
+    default: Sequence[Any],
+    help: str,
+    parse_item: Callable[[str], Any],
+    items: str,
+) -> None:
+    parser, to_text = ListParser(parse_item, items), flags.CsvListSerializer(",")
+    flags.DEFINE(parser, name, tuple(default), help, serializer=to_text)
+
+
+def define_numbers_flag(name: str, default: Sequence[int], help: str) -> None:
+    """Defines a flag for comma-separated positive integers."""
+    _define_list(name, default, help, flags.IntegerParser(1).parse, "positive integers")
+
+
+def _network(word: str) -> str:
+    if word not in MODELS and ":" not in word:
+        raise ValueError(word)
+    return word
+
+
 def define_models_flag(purpose: str, default: Sequence[str] = MODELS) -> None:
-    """Defines `--models`; read it with `chosen_models`."""
+    """Defines `--models`."""
+    names = f"{', '.join(MODELS)} or Flax modules such as path/to/file.py:Class"
     help = f"networks to {purpose}, comma-separated"
-    flags.DEFINE_list("models", list(default), help)
-
-
-def chosen_models(custom: bool = False) -> list[str]:
-    """Returns the models given by `--models`.
-
-    Args:
-        custom: whether custom networks are allowed.
-
-    Raises:
-        InputError: none is given, or one is unknown.
-    """
-    allowed = ", or a Flax module such as path/to/file.py:Class" if custom else ""
-    known = [m in MODELS or (custom and ":" in m) for m in FLAGS.models]
-    if not known or not all(known):
-        raise InputError(
-            f"--models must be one or more of {', '.join(MODELS)}{allowed}; got "
-            f"{','.join(FLAGS.models) or 'none'}"
-        )
-    return FLAGS.models
-
-
-def chosen_numbers(flag: str, allowed: str, largest: float = math.inf) -> list[int]:
-    """Returns the numbers given by a comma-separated flag.
-
-    Args:
-        flag: its name.
-        allowed: the allowed values, for the message.
-        largest: the largest of them; the smallest is 1.
-
-    Raises:
-        InputError: none is given, or one is not allowed.
-    """
-    words: list[str] = FLAGS[flag].value or []
-    for word in words or ["none"]:
-        if not (word.isascii() and word.isdigit() and 1 <= int(word) <= largest):
-            raise InputError(f"--{flag} must be {allowed}; got {word}")
-    return list(map(int, words))
+    _define_list("models", default, help, _network, names)
 
 
 def define_precisions_flag() -> None:
-    """Defines `--precisions`; read it with `chosen_precisions`."""
-    help = f"one or more of {', '.join(PRECISIONS)}, comma-separated"
-    flags.DEFINE_list("precisions", list(PRECISIONS[:1]), help)
-
-
-def chosen_precisions() -> list[str]:
-    """Returns the precisions given by `--precisions`."""
-    if not FLAGS.precisions or not set(FLAGS.precisions) <= set(PRECISIONS):
-        raise InputError(
-            f"--precisions must be one or more of {', '.join(PRECISIONS)}; got "
-            f"{','.join(FLAGS.precisions) or 'none'}"
-        )
-    return FLAGS.precisions
+    """Defines `--precisions`."""
+    names = ", ".join(PRECISIONS)
+    help = f"one or more of {names}, comma-separated"
+    parse_item = flags.EnumParser(PRECISIONS).parse
+    _define_list("precisions", PRECISIONS[:1], help, parse_item, names)
 
 
 def define_seeds_flag(default: int) -> None:
@@ -194,11 +149,7 @@ def define_seeds_flag(default: int) -> None:
 
 
 def chosen_seeds(first: int, count: int) -> range:
-    """Returns the seeds given by `--seed` and `--seeds`.
-
-    Raises:
-        InputError: the last seed is too large.
-    """
+    """Returns the seeds given by `--seed` and `--seeds`."""
     seeds = range(first, first + count)
     if seeds[-1] >= 2**32:
         raise InputError(
@@ -209,12 +160,12 @@ def chosen_seeds(first: int, count: int) -> range:
 
 
 def define_targets_flag() -> None:
-    """Defines `--targets`; read it with `check_targets`."""
+    """Defines `--targets`; check them with `check_targets`."""
     help = (
         "validation accuracies, comma-separated; adds the training seconds until each "
         "is reached to the table"
     )
-    flags.DEFINE_list("targets", [], help)
+    _define_list("targets", (), help, float, "numbers such as 0.98")
 
 
 def define_profile_flag(folder_flag: str) -> None:
@@ -228,38 +179,19 @@ def define_quiet_flag() -> None:
     flags.DEFINE_boolean("quiet", False, "print results only, no progress")
 
 
-def load_data(
-    name: str, any_shape: bool = True, data_dir: str | None = None
-) -> Dataset:
+def load_data(name: str, data_dir: str | None = None) -> Dataset:
     """Loads a dataset; prints its note, such as that it is a substitute for MNIST.
 
-    Args:
-        name: as for `load_dataset`.
-        any_shape: whether the program works with other images than 28x28 in 10 classes.
-        data_dir: as for `load_dataset`, unless `--data_dir` is given.
-
-    Raises:
-        InputError: as `load_dataset`, or the images have another shape than allowed.
+    The arguments are as for `load_dataset`; `--data_dir` overrides `data_dir`.
     """
     dataset = load_dataset(name, FLAGS.data_dir or data_dir)
-    if not any_shape and dataset.shapes != MNIST:
-        (height, width), classes = dataset.shapes
-        raise InputError(
-            f"--dataset={name} has images of {height}x{width} in {classes} classes, "
-            "but this program is for 28x28 in 10 classes; give such a dataset, or use "
-            "experiments.train or benchmarks.compare"
-        )
     if dataset.note:
         print(f"\n*** {dataset.note} ***\n", flush=True)
     return dataset
 
 
 def load_data_of(folder: Path, record: RunRecord) -> Dataset:
-    """Loads the dataset of a finished run, by default from where it was read then.
-
-    Raises:
-        InputError: as `load_data`, or they are other data.
-    """
+    """Loads the dataset of a finished run, by default from where it was read then."""
     name = record.dataset if record.dataset in DATASETS else "idx"  # made in Python
     data_dir = read_data_dir(folder)
     if data_dir and name != "idx" and not Path(data_dir).is_dir():

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 from absl import flags, logging
 
-from mnist_jax.cli.parsing import name_flag_file, parse_flags
+from mnist_jax.cli.parsing import parse_flags
 from mnist_jax.errors import InputError, Stopped
 from mnist_jax.training import distributed
 from mnist_jax.training.jax_setup import setup
@@ -88,9 +88,7 @@ def stop_between_chunks(message: str) -> Iterator[Callable[[], None]]:
 def run_program(main: Callable[[], None]) -> None:
     """Parses the flags and runs a program; an error is one sentence.
 
-    Args:
-        main: function without arguments. `--help` shows its module's docstring and
-            flags.
+    `--help` shows the docstring of `main`'s module and the flags.
     """
     # Tables have a plus-minus sign, which the encoding of a terminal may lack.
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
@@ -110,7 +108,7 @@ def run_program(main: Callable[[], None]) -> None:
         sys.stdout.flush()  # the disk may be full
         return
     except (InputError, OSError) as error:
-        message, status = f"error: {name_flag_file(str(error))}", 1
+        message, status = f"error: {error}", 1
     except Stopped as stop:
         message, status = f"stopped: {stop}", 128 + stop.number
     except KeyboardInterrupt:

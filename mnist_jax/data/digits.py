@@ -1,11 +1,11 @@
 """The small set of handwritten digits in scikit-learn, in MNIST's format."""
 
 import hashlib
-from importlib import metadata
+import importlib.util
+from pathlib import Path
 
 import numpy as np
 
-from mnist_jax.data.array_cache import load_or_build
 from mnist_jax.data.types import Dataset, Split
 
 
@@ -13,32 +13,20 @@ def load_digits(note: str = "") -> Dataset:
     """Loads scikit-learn's digits and puts every fifth of each class in the test set.
 
     No random generator is involved, so the split is the same in all versions.
-
-    Args:
-        note: as in `Dataset`.
     """
-    # Importing sklearn.datasets takes 1.4 s, hence the cache. It holds the raw arrays,
-    # so that a change of the upsampling below takes effect at once.
-    key = f"digits-scikit-learn-{metadata.version('scikit-learn')}"
-    rows = load_or_build(key, _read_digits)["rows"]
-    images = upsample_digits(rows[:, :64].reshape(-1, 8, 8))
-    labels = rows[:, 64].astype(np.int32)
+    # Not by sklearn.datasets, which takes 1.4 s to import.
+    spec = importlib.util.find_spec("sklearn")
+    assert spec and spec.origin
+    file = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    rows = np.loadtxt(file, np.uint8, delimiter=",")  # [1797,65]: 64 pixels, the label
+    images, labels = upsample_digits(rows[:, :64].reshape(-1, 8, 8)), rows[:, 64]
     is_test = np.zeros(len(labels), bool)
     is_test[np.argsort(labels, kind="stable")[::5]] = True
-    train = Split(images[~is_test], labels[~is_test])
-    test = Split(images[is_test], labels[is_test])
+    train = Split(images[~is_test], labels[~is_test].astype(np.int32))
+    test = Split(images[is_test], labels[is_test].astype(np.int32))
     content = b"".join(array.tobytes() for array in (*train, *test))
     checksum = hashlib.sha256(content).hexdigest()
     return Dataset(train, test, name="digits", checksum=checksum, note=note)
-
-
-def _read_digits() -> dict[str, np.ndarray]:
-    """Returns scikit-learn's digits, `[1797,65] uint8`: 64 pixels 0..16, the label."""
-    import sklearn.datasets
-
-    digits = sklearn.datasets.load_digits()
-    rows = np.column_stack([digits.data, digits.target])
-    return {"rows": rows.astype(np.uint8)}
 
 
 def upsample_digits(digits: np.ndarray) -> np.ndarray:

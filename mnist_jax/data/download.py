@@ -22,35 +22,25 @@ class DownloadError(InputError):
 
 
 def download_files(name: str, folder: Path, limit: float = LIMIT_SECONDS) -> None:
-    """Downloads the four files of a dataset under their original names.
-
-    Args:
-        name: a key of `SETS`.
-        folder: an empty folder; on success it holds the files named in `FILES`.
-        limit: seconds after which the download is aborted.
-
-    Raises:
-        DownloadError: the download failed, stalled or has a wrong checksum.
-    """
+    """Downloads the four files of a set in `SETS` into a folder, within `limit` s."""
     # The child imports this package and TFDS from where this process did.
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
         child = subprocess.run(
-            [sys.executable, "-m", "mnist_jax.data.download", name, str(folder)],
-            stdin=subprocess.DEVNULL,
+            [sys.executable, "-m", __name__, name, str(folder)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            text=True,
             env=env,
             timeout=limit,
         )
     except subprocess.TimeoutExpired:
         raise DownloadError(f"it took more than {limit:.0f} s") from None
-    if child.returncode != 0:
-        lines = child.stdout.decode(errors="replace").strip().splitlines()
-        raise DownloadError(lines[-1] if lines else f"status {child.returncode}")
+    if child.returncode:
+        raise DownloadError(" ".join(child.stdout.split())[-600:])
 
 
-def _run_tfds(name: str, folder: Path) -> None:
+def _run_tfds(name: str, folder: str) -> None:
     """Runs TFDS's download manager, in the child process."""
     import requests
     import tensorflow_datasets as tfds
@@ -63,26 +53,13 @@ def _run_tfds(name: str, folder: Path) -> None:
     requests.Session.request = request  # type: ignore[method-assign,assignment]
     downloader.MAX_RETRIES = 1
     manager = tfds.download.DownloadManager(
-        download_dir=folder / "tfds",
+        download_dir=Path(folder) / "tfds",
         dataset_name=name,
         force_checksums_validation=True,
     )
-    paths = manager.download({file: SETS[name].url + file for file in FILES.values()})
-    for file, path in paths.items():
-        os.replace(path, folder / file)
-
-
-def _main(name: str, folder: str) -> None:
-    """Downloads in this process; on failure prints the reason as the last line."""
-    try:
-        _run_tfds(name, Path(folder))
-    except Exception as error:
-        # requests wraps urllib3's error, which names the host and the cause
-        cause = getattr(error.args[0] if error.args else None, "reason", error)
-        reason = " ".join(f"{type(cause).__name__}: {cause}".split())
-        print(f"\n{reason[:300]}", file=sys.stderr, flush=True)
-        os._exit(1)  # doesn't wait for other threads, which would retry and report
+    for file in FILES.values():
+        os.replace(manager.download(SETS[name].url + file), Path(folder) / file)
 
 
 if __name__ == "__main__":
-    _main(*sys.argv[1:])
+    _run_tfds(*sys.argv[1:])

@@ -15,12 +15,13 @@ class PublishedSet(NamedTuple):
     """A dataset that anyone can download."""
 
     url: str  # as in TFDS's builder; TFDS's checksums are recorded under it
+    # Sub-folders in which torchvision and Keras put the files.
+    folders: tuple[str, ...]
     sha256: tuple[str, ...]  # in the order of `FILES`, as recorded in TFDS
     # Of the decompressed files, which mirrors compress again or not at all. Nobody
     # publishes KMNIST's, so its files must be the published ones.
     content_sha256: tuple[str, ...]
-    # Where torchvision and Keras put the files, below the folder given to them.
-    folders: tuple[str, ...]
+    class_names: tuple[str, ...] = tuple("0123456789")
 
     @property
     def checksum(self) -> str:
@@ -31,6 +32,7 @@ class PublishedSet(NamedTuple):
 SETS = {
     "mnist": PublishedSet(
         "https://storage.googleapis.com/cvdf-datasets/mnist/",
+        ("mnist", "MNIST/raw", "raw"),
         (
             "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
             "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
@@ -43,10 +45,10 @@ SETS = {
             "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
             "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
         ),
-        ("mnist", "MNIST/raw", "raw"),
     ),
     "fashion_mnist": PublishedSet(
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        ("fashion_mnist", "fashion-mnist", "FashionMNIST/raw", "raw"),
         (
             "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
             "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
@@ -59,17 +61,21 @@ SETS = {
             "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
             "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
         ),
-        ("fashion_mnist", "fashion-mnist", "FashionMNIST/raw", "raw"),
+        (
+            *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+            *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+        ),
     ),
     "kmnist": PublishedSet(
         "http://codh.rois.ac.jp/kmnist/dataset/kmnist/",
+        ("kmnist", "KMNIST/raw", "raw"),
         (
             "51467d22d8cc72929e2a028a0428f2086b092bb31cfb79c69cc0a90ce135fde4",
             "e38f9ebcd0f3ebcdec7fc8eabdcdaef93bb0df8ea12bee65224341c8183d8e17",
             "edd7a857845ad6bb1d0ba43fe7e794d164fe2dce499a1694695a792adfac43c5",
             "20bb9a0ef54c7db3efc55a92eef5582c109615df22683c380526788f98e42a1c",
         ),
-        (),
-        ("kmnist", "KMNIST/raw", "raw"),
+        ("",) * 4,
+        ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
     ),
 }

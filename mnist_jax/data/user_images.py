@@ -7,71 +7,102 @@ section III A). Before these steps, the background is mapped to 0 and the ink to
 """
 
 import os
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy import ndimage
 
-from mnist_jax.data.image_files import MAX_BYTES, decode_image, luma
 from mnist_jax.errors import InputError
 
-# Grey levels (of 255) between background and ink; with less, an image is blank.
-_MIN_CONTRAST = 32
+File = str | os.PathLike[str] | IO[bytes]
+
+_WORKING_SIDE = 1_500  # pixels; enough for a digit, so larger images are reduced
+_MIN_CONTRAST = 32  # grey levels between background and ink; with less it is blank
+_INK_FLOOR = 0.25  # fraction of a stroke's level; blur and JPEG artefacts are below it
+_RULING_FLOOR = 0.1  # fraction of the contrast; paler lines are below `_INK_FLOOR`
+_MAX_SLOPE = 0.18  # of the lines to the sides of the image, 10 degrees
+_SAMPLED, _GAPS = 48, 3  # points of a line, and how many of them may lack ink
+_MAX_UNEVEN = 0.1  # fraction of the border; 0.02 at most in redrawn test digits
+_SPECK = 0.03  # fraction of the ink of the largest connected component
+_BOX = 20  # side of the box that MNIST's digits fit into
+_FINE = 8 * _BOX  # max length of a digit's longer side while its strokes are measured
+_MIN_STROKE = 1.75  # pixels at size 20; 95 % of MNIST's test digits have wider strokes
+_CORNERS = np.ones((3, 3))  # pixels that touch at corners are connected
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # of RGB, as in Pillow and JPEG
 
 
 class UserDigit(NamedTuple):
     """A user's digit in MNIST's format."""
 
     pixels: np.ndarray  # [28,28] uint8, 0 is background and 255 ink
-    warning: str  # empty, or one sentence: why it may be no single digit
+    warning: str  # empty, or why it may be no single digit
 
 
-def read_image(
-    path: str | os.PathLike[str], shape: tuple[int, ...] | None = None
-) -> np.ndarray:
+class _Contrast(NamedTuple):
+    """What a channel shows in front of its background."""
+
+    difference: np.ndarray  # [H,W] from the background, positive in the ink
+    contrast: float  # its maximum
+    noise: float  # level of noise at the border
+    lines: int = 0  # straight lines across the image, which are removed if several
+
+
+def read_image(file: File, shape: tuple[int, ...] | None = None) -> np.ndarray:
     """Reads a PNG or JPEG file as a grey image, which is not inverted or cropped.
 
     Args:
-        path: the file.
+        file: its path, or a binary file.
         shape: height and width to resize it to; default: its own.
 
     Returns:
         `[H,W] uint8`, 0..255 from black to white.
     """
-    grey = luma(decode_image(_read_file(path), str(path)))
+    grey = _luma(_decode(file))
     if shape is not None and grey.shape != shape:
         grey = _resize(grey, *shape)
     return np.clip(np.rint(grey), 0, 255).astype(np.uint8)
 
 
-def read_digit(path: str | os.PathLike[str]) -> UserDigit:
-    """Reads the digit in a PNG or JPEG file; see `digit_from_bytes`."""
-    return digit_from_bytes(_read_file(path), str(path))
+def read_digit(file: File) -> UserDigit:
+    """Reads a PNG or JPEG file with a digit, in MNIST's format.
 
-
-def _read_file(path: str | os.PathLike[str]) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(MAX_BYTES + 1)
-
-
-def digit_from_bytes(content: bytes, name: str) -> UserDigit:
-    """Converts a PNG or JPEG image of a digit to MNIST's format.
-
-    Args:
-        content: the bytes of the file. It shows one digit on a uniform background that
-            differs from it in brightness or colour.
-        name: the name of the image in messages.
-
-    Raises:
-        InputError: the image is not PNG or JPEG, damaged, too large or blank.
+    The file shows one digit on a uniform background that differs from it in brightness
+    or colour; a blank one raises InputError.
     """
-    ink, warning = _find_ink(decode_image(content, name), name)
+    ink, warning = _find_ink(_decode(file), str(file))
     digit = _thicken(_crop(ink))
     return UserDigit(_centre(_scale(digit, _BOX / max(digit.shape))), warning)
 
 
-_INK_FLOOR = 0.25  # fraction of a stroke's level; blur and JPEG artefacts are below it
+def _decode(file: File) -> np.ndarray:
+    """Reads an image upright, without transparency and of limited size.
+
+    Returns:
+        `[H,W,1]` grey or `[H,W,3]` RGB, float32, 0..255 from black to white.
+    """
+    with Image.open(file, formats=("PNG", "JPEG")) as opened:
+        image = ImageOps.exif_transpose(opened)
+    if image.mode.startswith("I"):  # of 16 bits, cameras may use only 10 or 12
+        levels = np.asarray(image)
+        bits = max(8, int(levels.max()).bit_length())
+        image = Image.fromarray((levels >> (bits - 8)).astype(np.uint8))
+    transparent = image.has_transparency_data
+    grey = image.mode in ("1", "L", "LA")
+    image = image.convert(("L" if grey else "RGB") + "A" * transparent)
+    image = image.reduce(max(1, -(-max(image.size) // _WORKING_SIDE)))
+    values = np.atleast_3d(np.asarray(image, np.float32))
+    if not transparent:
+        return values
+    colours, alpha = values[..., :-1], values[..., -1:] / 255
+    # A contrasting background: light ink on transparency is meant for a dark page.
+    brightness = np.average(_luma(colours), weights=alpha[..., 0] + 1e-6)
+    return colours * alpha + (255.0 if brightness < 128 else 0.0) * (1 - alpha)
+
+
+def _luma(image: np.ndarray) -> np.ndarray:
+    """Returns the grey levels `[H,W]` of a grey or RGB image `[H,W,C]`."""
+    return image[..., 0] if image.shape[-1] == 1 else image @ _LUMA
 
 
 def _find_ink(image: np.ndarray, name: str) -> tuple[np.ndarray, str]:
@@ -83,10 +114,10 @@ def _find_ink(image: np.ndarray, name: str) -> tuple[np.ndarray, str]:
     ink, contrast, noise, lines = _remove_rulings(_most_contrast(image))
     if contrast < _MIN_CONTRAST:
         raise InputError(
-            f"{name} is blank{' but for straight lines' if lines else ''}: nothing in "
-            "it differs from its background by more than "
-            f"{contrast:.0f} of 255 levels of brightness or colour, and at least "
-            f"{_MIN_CONTRAST} are needed; draw darker or take the photo in better light"
+            f"{name} is blank: nothing in it but straight lines differs from its "
+            f"background by more than {contrast:.0f} of 255 levels of brightness or "
+            f"colour, and at least {_MIN_CONTRAST} are needed; draw darker or take the "
+            "photo in better light"
         )
     uneven = float((np.abs(ink[_border(ink.shape)]) > _MIN_CONTRAST).mean())
     # The typical level of the strokes, not of their darkest pixel.
@@ -95,15 +126,10 @@ def _find_ink(image: np.ndarray, name: str) -> tuple[np.ndarray, str]:
     ink = np.clip(ink / level, 0, 1)
     ink[ink < floor] = 0
     ink = _remove_specks(ink)
-    return ink, _find_doubt(ink, uneven, lines, name)
+    return ink, _find_doubt(ink, uneven, lines)
 
 
-_RULING_FLOOR = 0.1  # fraction of the contrast; paler lines are below `_INK_FLOOR`
-_MAX_SLOPE = 0.18  # of the lines to the sides of the image, 10 degrees
-_SAMPLED, _GAPS = 48, 3  # points of a line, and how many of them may lack ink
-
-
-def _remove_rulings(shown: "_Contrast") -> "_Contrast":
+def _remove_rulings(shown: _Contrast) -> _Contrast:
     """Removes straight lines across the whole image, as on ruled or squared paper.
 
     A single one is left, since it may be a stroke of a digit without a margin.
@@ -156,24 +182,13 @@ def _lines_across(ink: np.ndarray, least: float) -> np.ndarray:
     return lines
 
 
-class _Contrast(NamedTuple):
-    """What a channel shows in front of its background."""
-
-    difference: np.ndarray  # [H,W] from the background, positive in the ink
-    contrast: float  # its maximum
-    noise: float  # level of noise at the border
-    lines: int = 0  # straight lines across the image, which are removed if several
-
-
 def _most_contrast(image: np.ndarray) -> _Contrast:
     """Returns the contrast of an image's brightness, or of a colour with twice as much.
 
     Yellow on white or blue on black differ little in brightness. Otherwise brightness
     is better, since JPEG stores colours at half its resolution.
     """
-    brightness = _subtract_background(luma(image))
-    if image.shape[-1] == 1 or 2 * brightness.contrast > 255:
-        return brightness
+    brightness = _subtract_background(_luma(image))
     colours = [_subtract_background(colour) for colour in np.moveaxis(image, -1, 0)]
     most = max(colours, key=lambda colour: colour.contrast)
     return most if most.contrast > 2 * brightness.contrast else brightness
@@ -219,32 +234,22 @@ def _max_of_means(ink: np.ndarray) -> float:
     return float(ndimage.uniform_filter(ink, 3, mode="nearest").max())
 
 
-_MAX_UNEVEN = 0.1  # fraction of the border; 0.02 at most in redrawn test digits
-
-
-def _find_doubt(ink: np.ndarray, uneven: float, lines: int, name: str) -> str:
+def _find_doubt(ink: np.ndarray, uneven: float, lines: int) -> str:
     """Returns a warning if the ink may be no single digit, or an empty string.
 
     Of 3,334 test digits redrawn as photos, 0.2 % have a warning.
     """
     if uneven > _MAX_UNEVEN or _is_sheet(ink):
         return (
-            f"{name} may show more than a digit on an even background, such as a desk "
-            "around the paper, and the prediction may be wrong; crop it to the paper, "
-            "with a margin around the digit"
+            "it may show more than a digit on an even background, such as a desk around"
+            " the paper; crop it to the paper, with a margin around the digit"
         )
     apart = _digits_apart(ink)
-    at_edge = ndimage.label((ink > 0) & _border(ink.shape, 1), np.ones((3, 3)))[1]
+    at_edge = ndimage.label((ink > 0) & _border(ink.shape, 1), _CORNERS)[1]
     if lines == 1 or at_edge > 2 or (lines and apart):
-        return (
-            f"{name} may show lines besides the digit, and the prediction may be "
-            "wrong; draw on plain paper"
-        )
+        return "it may show lines besides the digit; draw on plain paper"
     if apart:
-        return (
-            f"{name} may show several digits, which are read as one; give a picture of "
-            "a single digit"
-        )
+        return "it may show several digits, which are read as one; crop it to one"
     return ""
 
 
@@ -261,7 +266,7 @@ def _digits_apart(ink: np.ndarray) -> bool:
 
     This leaves out digits whose strokes do not meet, such as a five and its bar.
     """
-    boxes = ndimage.find_objects(ndimage.label(ink > 0, np.ones((3, 3)))[0])
+    boxes = ndimage.find_objects(ndimage.label(ink > 0, _CORNERS)[0])
     tallest = max(rows.stop - rows.start for rows, _ in boxes)
     tall = [box for box in boxes if box[0].stop - box[0].start >= tallest / 2]
     return any(
@@ -270,19 +275,12 @@ def _digits_apart(ink: np.ndarray) -> bool:
     )
 
 
-_SPECK = 0.03  # fraction of the ink of the largest connected component
-
-
 def _remove_specks(ink: np.ndarray) -> np.ndarray:
     """Removes connected components of ink much smaller than the largest."""
-    components, count = ndimage.label(ink > 0, np.ones((3, 3)))
+    components, count = ndimage.label(ink > 0, _CORNERS)
     amounts = np.bincount(components.ravel(), ink.ravel(), minlength=count + 1)
     amounts[0] = 0
     return np.where((amounts >= _SPECK * amounts.max())[components], ink, 0)
-
-
-_BOX = 20  # side of the box that MNIST's digits fit into
-_FINE = 8 * _BOX  # max length of a digit's longer side while its strokes are measured
 
 
 def _crop(ink: np.ndarray) -> np.ndarray:
@@ -291,9 +289,6 @@ def _crop(ink: np.ndarray) -> np.ndarray:
     ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     longer = max(ink.shape)
     return ink if longer <= _FINE else _scale(ink, _FINE / longer)
-
-
-_MIN_STROKE = 1.75  # pixels at size 20; 95 % of MNIST's test digits have wider strokes
 
 
 def _thicken(ink: np.ndarray) -> np.ndarray:

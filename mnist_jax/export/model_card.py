@@ -2,9 +2,9 @@
 
 from mnist_jax.reporting.summary import layer_frame
 from mnist_jax.reporting.tables import (
-    environment_items,
     format_settings,
     markdown_table,
+    provenance,
 )
 from mnist_jax.training.checkpoints import named_leaves
 from mnist_jax.training.run_dir import EXPORTED_PARAMS, TrainedRun
@@ -60,7 +60,7 @@ def model_card(run: TrainedRun) -> str:
         f"epochs: {len(record.epochs)}",
         f"settings besides the defaults: {format_settings(record) or 'none'}",
         f"parameters: {record.parameters:,}",
-        *environment_items([record.environment]),
+        *provenance([record]),
     ]
     if record.source_sha256:
         facts.append(

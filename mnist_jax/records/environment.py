@@ -18,9 +18,6 @@ import jax
 from mnist_jax.errors import InputError
 
 _PACKAGE = Path(__file__).parents[1]
-
-
-_COMPARED = {"compared": True}  # fields that must be equal within a table of runs
 # JAX's settings that change numbers, and their defaults. Some versions lack some.
 _NUMERICS: dict[str, Any] = {
     "jax_accurate_erf_inv": False,
@@ -42,26 +39,26 @@ _NUMERICS_VARIABLES = ("NVIDIA_TF32_OVERRIDE", "LIBTPU_INIT_ARGS")
 class Environment:
     """The conditions a run was timed under."""
 
-    device: str = dataclasses.field(metadata=_COMPARED)
-    platform: str = dataclasses.field(metadata=_COMPARED)
-    cores: int = dataclasses.field(metadata=_COMPARED)
-    python: str = dataclasses.field(metadata=_COMPARED)
-    jax: str = dataclasses.field(metadata=_COMPARED)
-    jaxlib: str = dataclasses.field(metadata=_COMPARED)
-    flax: str = dataclasses.field(metadata=_COMPARED)
-    optax: str = dataclasses.field(metadata=_COMPARED)
+    device: str
+    platform: str
+    cores: int
+    python: str
+    jax: str
+    jaxlib: str
+    flax: str
+    optax: str
     numpy: str
-    xla_flags: str = dataclasses.field(metadata=_COMPARED)
+    xla_flags: str
     commit: str | None  # None outside a git checkout
     dirty: bool | None  # whether tracked files had uncommitted changes
     date: str
     load: float  # one-minute load average
-    numerics: str = dataclasses.field(default="", metadata=_COMPARED)  # see `numerics`
+    numerics: str = ""  # see `numerics`
 
     def compared(self) -> tuple[str | int, ...]:
         """Returns the values that must be equal within a table of runs."""
-        fields = dataclasses.fields(self)
-        return tuple(getattr(self, f.name) for f in fields if "compared" in f.metadata)
+        others = ("numpy", "commit", "dirty", "date", "load")
+        return tuple(v for name, v in vars(self).items() if name not in others)
 
 
 def numerics() -> str:
@@ -88,10 +85,11 @@ def current_environment() -> Environment:
     """Returns the current environment of this process."""
     packages = ("jax", "jaxlib", "flax", "optax", "numpy")
     commit = dirty = None
-    with contextlib.suppress(InputError):
-        commit = git("rev-parse", "HEAD")
-        # Results and other untracked files do not change what the commit computes.
-        dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
+    if (_PACKAGE.parent / ".git").exists():  # not installed
+        with contextlib.suppress(OSError, InputError):
+            commit = git("rev-parse", "HEAD")
+            # Untracked files, such as results, do not change what the commit computes.
+            dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
     device = jax.devices()[0]
     return Environment(
         device=_cpu_name() if device.platform == "cpu" else device.device_kind,
@@ -116,9 +114,6 @@ def check_packages(purpose: str, packages: Sequence[str], extra: str) -> None:
         purpose: what needs them, the start of the message.
         packages: names to import.
         extra: name of the optional dependency of this project that installs them.
-
-    Raises:
-        InputError: a package is not installed.
     """
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
@@ -129,23 +124,12 @@ def check_packages(purpose: str, packages: Sequence[str], extra: str) -> None:
 
 
 def git(*words: str) -> str:
-    """Returns the output of a git command in this project's checkout.
-
-    Raises:
-        InputError: git is not installed, fails, or this is not a checkout.
-    """
-    root = _PACKAGE.parent
-    if not (root / ".git").exists():  # installed, maybe inside another repository
-        raise InputError(f"{root} is not a git checkout; run this program from one")
+    """Returns the output of a git command in this project's checkout."""
     # Without optional locks git does not refresh the index, so nothing is written.
-    command = ["git", "--no-optional-locks", "-C", str(root), *words]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise InputError(f"cannot run git: {error}") from error
+    command = ["git", "--no-optional-locks", "-C", str(_PACKAGE.parent), *words]
+    result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
-        reason = ["no message", *result.stderr.strip().splitlines()][-1]
-        raise InputError(f"git {' '.join(words)} failed: {reason}")
+        raise InputError(f"{' '.join(command)} failed: {result.stderr.strip()}")
     return result.stdout.strip()
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -12,11 +13,7 @@ import filelock
 
 
 def write_file(path: Path, content: bytes | str) -> None:
-    """Writes a file atomically: readers and crashes never see a partial file.
-
-    Raises:
-        OSError: the file cannot be written; an existing file is left unchanged.
-    """
+    """Writes a file atomically: readers and crashes never see a partial file."""
     # Not by `tempfile`, whose files are private whatever the umask.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
@@ -25,12 +22,8 @@ def write_file(path: Path, content: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        error.filename = str(path)  # that of a full disk has none
-        raise
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
 
 
 def add_checksum(content: bytes) -> bytes:
@@ -39,11 +32,7 @@ def add_checksum(content: bytes) -> bytes:
 
 
 def verify_checksum(data: bytes) -> memoryview:
-    """Returns the content passed to `add_checksum`.
-
-    Raises:
-        ValueError: the content or its sha256 is damaged.
-    """
+    """Returns the content passed to `add_checksum`; ValueError if it is damaged."""
     content, digest = memoryview(data)[:-32], data[-32:]
     if hashlib.sha256(content).digest() != digest:
         raise ValueError("it is damaged (its sha256 does not match its content)")
@@ -51,57 +40,33 @@ def verify_checksum(data: bytes) -> memoryview:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Appends a line atomically; several processes may append at the same time.
+    """Appends a line; several processes may append at the same time.
 
-    A process killed during its write leaves a partial line. It is kept, and the next
-    line starts on a new one.
-
-    Args:
-        path: the file, created if it does not exist.
-        line: text without a newline.
-
-    Raises:
-        OSError: the line cannot be written; the file is left unchanged.
+    A process killed during its write, or a full disk, leaves a partial line. It is
+    kept, and the next line starts on a new one.
     """
-    content = line.encode() + b"\n"
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)  # until the file is closed
-        size = os.fstat(descriptor).st_size
-        if size and os.pread(descriptor, 1, size - 1) != b"\n":
-            content = b"\n" + content
-        try:
-            while content:  # a write may be partial, as on a full disk
-                content = content[os.write(descriptor, content) :]
-            os.fsync(descriptor)
-        except BaseException:
-            os.ftruncate(descriptor, size)
-            raise
-    except OSError as error:
-        error.filename = str(path)
-        raise
-    finally:
-        os.close(descriptor)
+    with open(path, "ab+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
+        size = os.fstat(file.fileno()).st_size
+        torn = size and os.pread(file.fileno(), 1, size - 1) != b"\n"
+        file.write(b"\n" * bool(torn) + line.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def check_append(path: Path) -> None:
-    """Creates the file of `append_line` and its folder, if they do not exist.
-
-    Raises:
-        OSError: they cannot be written, which a program finds out before it works.
-    """
+    """Creates the file of `append_line` and its folder, before hours of work."""
     path.parent.mkdir(parents=True, exist_ok=True)
     open(path, "ab").close()
 
 
 def read_lines(path: Path) -> list[bytes]:
     """Returns a file's lines, or none if it does not exist."""
-    try:
-        with open(path, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH)  # waits for an `append_line`
-            return file.readlines()
-    except FileNotFoundError:
+    if not path.exists():
         return []
+    with open(path, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)  # waits for an `append_line`
+        return file.readlines()
 
 
 @contextlib.contextmanager
@@ -121,14 +86,13 @@ def hold_lock(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path)
-    with contextlib.suppress(filelock.Timeout):
-        lock.acquire(blocking=False)
-    if not lock.is_locked:
-        on_wait()
-    while not lock.is_locked:
-        check_stopped()
+    for attempt in itertools.count():
         with contextlib.suppress(filelock.Timeout):
             lock.acquire(timeout=0.1)
+            break
+        if attempt == 0:
+            on_wait()
+        check_stopped()
     try:
         yield
     finally:

@@ -34,11 +34,6 @@ class EpochRecord:
     eval_seconds: float
 
 
-def _part(label: str) -> Any:
-    """Declares a field of `RunKey` with its name in messages."""
-    return dataclasses.field(metadata={"label": label})
-
-
 @dataclasses.dataclass(frozen=True)
 class RunKey:
     """Everything that decides a run's numbers: equal keys, the same run.
@@ -49,29 +44,30 @@ class RunKey:
     """
 
     config: TrainConfig  # with its seed, and the defaults of its dataset
-    checksum: str = _part("the sha256 of the data")
-    classes: int = _part("the number of classes")
-    source_sha256: str | None = _part("the sha256 of the network's source")
-    start_sha256: str | None = _part("the sha256 of the parameters of --init_from")
-    numerics: str = _part("the settings of JAX that change numbers")
+    checksum: str  # of the data
+    classes: int
+    source_sha256: str | None  # of a custom network's source file
+    start_sha256: str | None  # of the parameters of --init_from
+    numerics: str  # JAX's settings that change numbers
 
     def differences(self, before: "RunKey") -> list[str]:
         """Returns in which values a run of this key cannot resume one of another.
 
         More epochs or a larger patience extend a run.
         """
-        values = {
-            f"--{name}": (old, getattr(self.config, name))
-            for name, old in vars(before.config).items()
-        }
-        for field in dataclasses.fields(self)[1:]:
-            pair = getattr(before, field.name), getattr(self, field.name)
-            values[field.metadata["label"]] = pair
+        new, old = (
+            {**vars(key), **{f"--{k}": v for k, v in vars(key.config).items()}}
+            for key in (self, before)
+        )
+        extended = [
+            name
+            for name in ("--epochs", "--patience")
+            if old[name] and new[name] and new[name] > old[name]
+        ]
         return [
-            f"{label} was {as_text(old)}, is {as_text(new)}"
-            for label, (old, new) in values.items()
-            if new != old
-            and not (label in ("--epochs", "--patience") and old and new and new > old)
+            f"{name} was {as_text(old[name])}, is {as_text(new[name])}"
+            for name in new
+            if new[name] != old[name] and name not in ("config", *extended)
         ]
 
 
@@ -162,46 +158,25 @@ def decode(hint: Any, value: Any) -> Any:
     Args:
         hint: a dataclass, `list[...]`, `tuple[X, ...]`, `dict[str, X]`, `X | None`, or
             a plain type.
-        value: value returned by `json.loads`.
-
-    Raises:
-        ValueError: the value does not fit; the message names the field.
+        value: value returned by `json.loads`; ValueError if it does not fit.
 
     >>> decode(tuple[int, ...], [1, 2])
     (1, 2)
-    >>> decode(TrainConfig, {"epochs": "two"})
-    Traceback (most recent call last):
-    ...
-    ValueError: epochs: 'two' is not of type int
     """
     origin, arguments = typing.get_origin(hint) or hint, typing.get_args(hint)
     if origin is types.UnionType:
         return None if value is None else decode(arguments[0], value)
-    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-        hints, cls = typing.get_type_hints(hint), typing.cast(Any, hint)
-        try:
-            return cls(**{k: _decode(k, hints.get(k), v) for k, v in value.items()})
-        except (TypeError, InputError) as error:  # a field is missing, or its value bad
-            raise ValueError(str(error)) from error
-    if origin in (list, tuple) and isinstance(value, list):
-        return origin(_decode(f"[{i}]", arguments[0], v) for i, v in enumerate(value))
-    if origin is dict and arguments and isinstance(value, dict):
-        return {k: _decode(k, arguments[1], v) for k, v in value.items()}
-    kinds: Any = {float: (float, int), Any: object}.get(origin, origin)
-    misfit = isinstance(value, bool) and origin in (int, float)  # True is an int
-    if misfit or not isinstance(value, kinds):
-        raise ValueError(f"{value!r:.40} is not of type {origin.__name__}")
-    return value
-
-
-def _decode(name: str, hint: Any, value: Any) -> Any:
-    """Decodes the value of a field or an item; the message of an error names it."""
-    if hint is None:
-        raise ValueError(f"unknown field {name}")
+    if origin in (list, tuple):
+        return origin(decode(arguments[0], item) for item in value)
+    if origin is dict and arguments:
+        return {name: decode(arguments[1], item) for name, item in value.items()}
+    if not dataclasses.is_dataclass(hint):
+        return value
+    hints, cls = typing.get_type_hints(hint), typing.cast(Any, hint)
     try:
-        return decode(hint, value)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+        return cls(**{name: decode(hints[name], item) for name, item in value.items()})
+    except (AttributeError, KeyError, TypeError) as error:  # other fields or types
+        raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 def plain(record: Any) -> Any:
@@ -216,13 +191,7 @@ def write_json(path: Path, record: Any) -> None:
 
 
 def read_json(cls: type[T], path: Path, remedy: str = "train again") -> T:
-    """Reads a record written by `write_json`.
-
-    Args:
-        cls: its dataclass.
-        path: the file.
-        remedy: what to do if it is damaged, for the error message.
-    """
+    """Reads a record written by `write_json`; `remedy` says what to do if damaged."""
     try:
         return decode(cls, json.loads(path.read_bytes()))
     except OSError as error:
@@ -254,7 +223,5 @@ def read_jsonl(cls: type[T], path: Path) -> list[T]:
         try:
             records.append(decode(cls, json.loads(line)))
         except ValueError as error:
-            logging.warning(
-                "%s line %d is damaged (%s) and left out", path, number, error
-            )
+            logging.warning("%s line %d is damaged (%s)", path, number, error)
     return records

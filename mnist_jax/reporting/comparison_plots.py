@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from mnist_jax.records.schema import RunRecord
 from mnist_jax.reporting.plots import STYLES, NotebookFigure, plain_ticks, wrap
-from mnist_jax.reporting.tables import history_frame, row_names
+from mnist_jax.reporting.tables import history_frame
 
 MAX_NAMED = 12  # networks in a plot that are told apart
 _GREY = "#808080"
@@ -36,7 +36,9 @@ def budget_frame(record: RunRecord, split: str = "validation") -> pd.DataFrame:
     return pd.DataFrame({"seconds": seconds, "accuracy": history["val_accuracy"]})
 
 
-def pareto_frame(rows: Sequence[Sequence[RunRecord]]) -> pd.DataFrame:
+def pareto_frame(
+    names: Sequence[str], rows: Sequence[Sequence[RunRecord]]
+) -> pd.DataFrame:
     """Returns `accuracy`, `seconds`, `parameters` and `on_front` of each row, by name.
 
     The test accuracy and the training seconds are means over seeds. A row is on the
@@ -55,7 +57,7 @@ def pareto_frame(rows: Sequence[Sequence[RunRecord]]) -> pd.DataFrame:
             ],
             "parameters": [runs[0].parameters for runs in rows],
         },
-        index=row_names(rows),
+        index=names,
     )
     costs = frame[["seconds", "parameters"]].assign(error=-frame["accuracy"])
     mine, others = costs.to_numpy()[:, None], costs.to_numpy()[None]

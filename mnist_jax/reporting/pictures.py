@@ -1,6 +1,6 @@
 """The pictures of the report: what each shows, its caption, and how it is drawn."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ from mnist_jax.reporting.plots import (
     history_figure,
 )
 from mnist_jax.reporting.predictions import mistake_image
-from mnist_jax.reporting.tables import history_frame, row_names
+from mnist_jax.reporting.tables import history_frame
 
 DRAWN = 6  # networks per table with their own pictures; the page must stay below 3 MB
 
@@ -38,17 +38,16 @@ class Picture(NamedTuple):
 
 
 def budget_picture(
-    number: int, rows: Sequence[Sequence[RunRecord]], targets: Sequence[float]
+    number: int, rows: Mapping[str, Sequence[RunRecord]], targets: Sequence[float]
 ) -> Picture:
     """Returns a plot of accuracy against training time for all networks.
 
     Targets are marked if all runs have a validation set from the training set.
     """
-    runs = [run for row in rows for run in row]
+    runs = [run for row in rows.values() for run in row]
     split = "validation" if all(run.validation_images for run in runs) else "test"
     frames = {
-        name: [budget_frame(run, split) for run in row]
-        for name, row in zip(row_names(rows), rows, strict=True)
+        name: [budget_frame(run, split) for run in row] for name, row in rows.items()
     }
     held_out = all(run.config.validation == "fraction" for run in runs)
     marked = targets if held_out else ()
@@ -63,7 +62,7 @@ def budget_picture(
     )
 
 
-def pareto_picture(number: int, rows: Sequence[Sequence[RunRecord]]) -> Picture:
+def pareto_picture(number: int, rows: Mapping[str, Sequence[RunRecord]]) -> Picture:
     """Returns a plot of the networks' test accuracy, training time and parameters."""
     return Picture(
         f"{number}-pareto-front",
@@ -72,7 +71,7 @@ def pareto_picture(number: int, rows: Sequence[Sequence[RunRecord]]) -> Picture:
         "Larger markers are more parameters. Filled markers are on the Pareto front: "
         "no other network is as accurate, as fast and as small, and better in one of "
         "the three.",
-        partial(pareto_figure, pareto_frame(rows)),
+        partial(pareto_figure, pareto_frame([*rows], [*rows.values()])),
     )
 
 

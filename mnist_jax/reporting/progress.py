@@ -5,6 +5,7 @@ import itertools
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from tqdm import tqdm
 
@@ -83,7 +84,7 @@ def follow(
     Returns:
         The experiment trained last; None if all runs were finished.
     """
-    experiment = None
+    experiment: Any = None
     # disable=None shows the bar on a terminal only; without a console, as in a windowed
     # application, there is no stderr.
     bar = tqdm(
@@ -96,23 +97,22 @@ def follow(
     chunks = itertools.count(1)
     with contextlib.closing(events):  # releases the locks
         for event in events:
-            if isinstance(event, Started):
-                experiment = event.experiment
-            if isinstance(event, Result):
-                print(_ending(event.record), flush=True)
-                continue  # the other seeds' results follow at once
-            if not quiet:
-                match event:
-                    case str():
-                        print(event, flush=True)
-                    case Started():
-                        print(_header(event.experiment), flush=True)
-                    case Progress():
-                        _show(event, bar, next(chunks))
-                    case Epoch():
-                        assert experiment is not None
-                        bar.clear()
-                        print(_row(experiment, event.records), flush=True)
+            line: str | None = None
+            match event:
+                case str():
+                    line = event
+                case Started():
+                    experiment, line = event.experiment, _header(event.experiment)
+                case Progress():
+                    line = _show(event, bar, next(chunks))
+                case Epoch():
+                    bar.clear()
+                    line = _row(experiment, event.records)
+                case Result():
+                    print(_ending(event.record), flush=True)
+                    continue  # the other seeds' results follow at once
+            if line and not quiet:
+                print(line, flush=True)
             check_stopped()
     return experiment
 
@@ -131,8 +131,8 @@ def _ending(record: RunRecord) -> str:
     )
 
 
-def _show(progress: Progress, bar: tqdm, number: int) -> None:
-    """Shows the progress of an epoch after chunk `number` of the run."""
+def _show(progress: Progress, bar: tqdm, number: int) -> str | None:
+    """Updates the bar, or returns a line after some chunks; `number` is the chunk's."""
     text = (
         f"loss {progress.loss:.4f}, accuracy {progress.accuracy:.4f}, "
         f"{progress.images_per_second:,.0f} images/s, "
@@ -143,4 +143,5 @@ def _show(progress: Progress, bar: tqdm, number: int) -> None:
         bar.set_description_str(f"epoch {progress.epoch}, {text}")
     elif number % _CHUNKS_PER_LINE == 0:
         percent = 100 * progress.step // progress.steps
-        print(f"epoch {progress.epoch}, {percent}%: {text}", flush=True)
+        return f"epoch {progress.epoch}, {percent}%: {text}"
+    return None

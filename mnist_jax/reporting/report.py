@@ -24,14 +24,14 @@ from mnist_jax.reporting.pictures import (
 from mnist_jax.reporting.plots import save_figure, set_title
 from mnist_jax.reporting.sweep_tables import SweepSection, read_sweep
 from mnist_jax.reporting.tables import (
+    column_notes,
     comparison_frame,
     format_comparison,
     group_by_row,
     group_by_table,
-    provenance_items,
     row_names,
-    shared_settings,
     sort_value,
+    table_notes,
     title,
 )
 from mnist_jax.training.results import find_runs, read_runs
@@ -70,15 +70,14 @@ def _section(
     against: TrainConfig | None,
 ) -> Section:
     """Returns the page's content for the records of one dataset and machine."""
-    rows = group_by_row(records)
     compared = comparison_frame(records, targets, against)
     frame = format_comparison(compared)
+    rows = dict(zip(row_names(compared), group_by_row(records), strict=True))
     comparisons = [budget_picture(number, rows, targets)]
     if len(rows) > 1:
         comparisons.append(pareto_picture(number, rows))
     networks, hints = [], []
-    named = zip(row_names(rows), rows, strict=True)
-    for row_number, (name, row) in enumerate(list(named)[:DRAWN], start=1):
+    for row_number, (name, row) in enumerate([*rows.items()][:DRAWN], start=1):
         pictures = curve_pictures(name, row)
         runs = [run for run in row if run.timing_key() in details_by_run]
         if runs:
@@ -110,7 +109,7 @@ def _section(
         comparisons,
         networks,
         hints,
-        shared_settings(compared) + provenance_items(records, targets, against),
+        column_notes(compared, against) + table_notes(records),
     )
 
 

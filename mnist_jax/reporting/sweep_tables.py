@@ -3,6 +3,7 @@
 The folder of a sweep has Optuna's journal of its trials, and their run directories.
 """
 
+import itertools
 import shlex
 import warnings
 from collections.abc import Mapping
@@ -18,15 +19,15 @@ from mnist_jax.config import as_text, changed_fields
 from mnist_jax.records.files import write_file
 from mnist_jax.records.schema import RunRecord
 from mnist_jax.reporting.pictures import Picture
+from mnist_jax.reporting.statistics import format_spread
 from mnist_jax.reporting.tables import (
-    format_mean,
     group_by_table,
     markdown_table,
-    provenance,
     sort_value,
+    table_notes,
 )
 from mnist_jax.training.results import RUNS, read_runs
-from mnist_jax.training.run_dir import read_data_dir, read_records
+from mnist_jax.training.run_dir import read_data_dir, read_record
 
 JOURNAL = "journal.log"  # of Optuna, in the folder of a sweep
 BEST, TABLE, CSV = "best.cfg", "sweep.md", "sweep.csv"
@@ -137,7 +138,7 @@ def read_trials(out: Path) -> pd.DataFrame:
 def read_seeds(folder: Path) -> list[RunRecord]:
     """Returns the records of a trial's finished runs, by seed."""
     paths = {int(path.name[4:]): path for path in folder.glob("seed*")}
-    return list(read_records(dict(sorted(paths.items()))).values())
+    return [run for _, path in sorted(paths.items()) if (run := read_record(path))]
 
 
 def format_trials(trials: pd.DataFrame) -> pd.DataFrame:
@@ -146,7 +147,9 @@ def format_trials(trials: pd.DataFrame) -> pd.DataFrame:
     for name, column in (("validation", "val"), ("test", "test")):
         columns = [f"{column}_accuracy", f"{column}_accuracy_std", "seeds"]
         table[f"{name} accuracy"] = [
-            format_mean(*cells) if cells[-1] else f"{cells[0]:.4f}".replace("nan", "-")
+            format_spread(*cells)
+            if cells[-1]
+            else f"{cells[0]:.4f}".replace("nan", "-")
             for cells in trials[columns].itertuples(index=False)
         ]
     table["epochs trained"] = trials["epochs_trained"]
@@ -164,8 +167,9 @@ def write_trials(out: Path, trials: pd.DataFrame) -> str:
     Returns:
         The table and the command that trains the best settings again, if there are any.
     """
-    notes = "\n".join(map(provenance, group_by_table(read_runs(out))))
-    text = f"{markdown_table(format_trials(trials))}\n\n- {SELECTION_NOTE}\n{notes}"
+    machines = map(table_notes, group_by_table(read_runs(out)))
+    notes = [SELECTION_NOTE, *itertools.chain(*machines)]
+    text = markdown_table(format_trials(trials), notes)
     write_file(out / TABLE, text + "\n")
     write_file(out / CSV, trials.to_csv(index=False))
     best = trials.iloc[0]

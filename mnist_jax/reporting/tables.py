@@ -1,25 +1,63 @@
 """Comparison tables of recorded runs."""
 
+import dataclasses
 import math
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
 from mnist_jax.config import TrainConfig, as_text, changed_fields
-from mnist_jax.records.environment import Environment
+from mnist_jax.errors import InputError
+from mnist_jax.models.custom import network_sha256
 from mnist_jax.records.schema import RunRecord
-from mnist_jax.reporting.differences import NOTE as DIFFERENCES_NOTE
-from mnist_jax.reporting.differences import (
-    difference_columns,
-    find_row,
-    format_differences,
-)
-from mnist_jax.reporting.targets import NOTE as TARGETS_NOTE
-from mnist_jax.reporting.targets import format_targets, target_columns
+from mnist_jax.reporting.statistics import Interval, format_spread, paired_difference
 
 WIDTH = 100  # characters of a printed table
+_DIFFERENCES = ("difference", "difference_low", "difference_high")
+_MEDIANS = (  # fields of `RunRecord`
+    *("first_epoch_seconds", "steady_epoch_seconds", "train_images_per_second"),
+    *("step_milliseconds", "evaluate_images_per_second", "total_seconds"),
+)
+
+
+def check_targets(
+    targets: Iterable[float | str], configs: Iterable[TrainConfig] = ()
+) -> list[float]:
+    """Returns target accuracies as numbers, each of them once.
+
+    >>> check_targets(["0.98", "0.99", "0.980"])
+    [0.98, 0.99]
+    """
+    numbers = list(dict.fromkeys(map(float, targets)))
+    if not all(0 < number < 1 for number in numbers):
+        raise InputError(
+            "--targets must be accuracies above 0 and below 1, such as 0.98,0.99; got "
+            f"{as_text(tuple(numbers))}"
+        )
+    for config in configs if numbers else ():
+        config.require_validation("targets", as_text(tuple(numbers)))
+    return numbers
+
+
+def seconds_to_target(record: RunRecord, target: float) -> float:
+    """Returns the training seconds until a run's validation accuracy was at a target.
+
+    NaN if no epoch reached it, and for a run without a validation set from the training
+    set. A seed trained together with others counts its share.
+    """
+    seconds = 0.0
+    for epoch in record.epochs if record.config.validation == "fraction" else ():
+        seconds += epoch.train_seconds
+        if epoch.val_accuracy is not None and epoch.val_accuracy >= target:
+            return seconds
+    return math.nan
+
+
+def _format_fields(fields: Mapping[str, Any]) -> str:
+    return " ".join(f"{name}={as_text(value)}" for name, value in fields.items())
 
 
 def format_settings(record: RunRecord) -> str:
@@ -29,94 +67,20 @@ def format_settings(record: RunRecord) -> str:
         changes["precision"] = "bfloat16(convolutions:float32)"
     if record.source_sha256 is not None:
         changes["source"] = record.source_sha256[:8]  # other code is another network
-    return " ".join(f"{name}={as_text(value)}" for name, value in changes.items())
+    return _format_fields(changes)
 
 
-def median_and_range(values: Sequence[float], digits: int = 0) -> str:
-    """Formats the median with the range in brackets; "-" if there are no values.
-
-    >>> median_and_range([1000.0, 3000.0, 2000.0])
-    '2,000 [1,000, 3,000]'
-    """
-    if not values:
-        return "-"
-    median, low, high = (
-        f"{value:,.{digits}f}"
-        for value in (statistics.median(values), min(values), max(values))
-    )
-    return f"{median} [{low}, {high}]"
+def _row_key(record: RunRecord) -> tuple[str, str, int]:
+    """Returns what the runs of a row share: they differ in the seed only."""
+    return record.config.model, format_settings(record), record.devices
 
 
-def mean_and_spread(values: Sequence[float]) -> str:
-    """Formats the mean ± standard deviation (n), or just the mean if n is 1.
-
-    >>> mean_and_spread([0.97, 0.98])
-    '0.9750 ± 0.0071 (n=2)'
-    """
-    series = pd.Series(values)
-    return format_mean(series.mean(), series.std(), len(series))
-
-
-def format_mean(mean: float, std: float, n: int) -> str:
-    """Formats a mean as `mean_and_spread` does."""
-    spread = f" ± {std:.4f}" if n > 1 else ""
-    return f"{mean:.4f}{spread} (n={n})"
-
-
-def row_key(record: RunRecord) -> tuple[str, str, str, int]:
-    """Returns the key shared by the runs of one row, which differ in the seed."""
-    return record.config.model, format_settings(record), record.impl, record.devices
-
-
-def row_names(rows: Sequence[Sequence[RunRecord]]) -> list[str]:
-    """Names each row by its model and the settings that differ from the defaults.
-
-    What all rows share is left out. Names that would not be unique include the
-    implementation and number of devices.
-    """
-    keys = [row_key(row[0]) for row in rows]
-    short = _shorten([key[0] for key in keys], [key[1] for key in keys])
-    names = [" ".join(filter(None, row)) for row in short]
-    return [
-        f"{name} (impl={impl}, devices={devices})" if names.count(name) > 1 else name
-        for name, (_, _, impl, devices) in zip(names, keys, strict=True)
-    ]
-
-
-def _shared(settings: Iterable[str]) -> list[str]:
-    """Returns the settings that all rows share; none of a single row."""
-    first, *others = [text.split() for text in settings]
-    return [word for word in first if others and all(word in row for row in others)]
-
-
-def _shorten(models: Sequence[str], settings: Sequence[str]) -> list[tuple[str, str]]:
-    """Returns model and settings of each row, without what all rows share.
-
-    Files and sources of custom networks are left out too if rows differ without them.
-
-    >>> _shorten(["a.py:Net", "mlp"], ["epochs=2 source=0f", "epochs=2 hidden=8"])
-    [('Net', ''), ('mlp', 'hidden=8')]
-    """
-    shared = _shared(settings)
-    own = [[word for word in text.split() if word not in shared] for text in settings]
-    long = [(m, " ".join(words)) for m, words in zip(models, own, strict=True)]
-    short = [
-        (m.rpartition(":")[2], " ".join(w for w in words if w[:7] != "source="))
-        for m, words in zip(models, own, strict=True)
-    ]
-    return short if len({*short}) == len({*long}) else long
-
-
-def shared_settings(frame: pd.DataFrame) -> list[str]:
-    """Returns a line on what all rows of a `comparison_frame` share, if anything."""
-    texts = [
-        f"{settings} devices={devices} seeds_together={together}"
-        for settings, devices, together in zip(
-            frame["settings"], frame["devices"], frame["seeds_together"], strict=True
-        )
-    ]
-    shared = " ".join(word for word in _shared(texts) if word != "seeds_together=1")
-    return [f"all rows: {shared}"] if shared else []
+def group_by_table(records: Iterable[RunRecord]) -> list[list[RunRecord]]:
+    """Groups records by dataset, machine, versions and flags that change numbers."""
+    groups: dict[tuple[str | int, ...], list[RunRecord]] = {}
+    for record in records:
+        groups.setdefault(record.table_key(), []).append(record)
+    return list(groups.values())
 
 
 def group_by_row(records: Iterable[RunRecord]) -> list[list[RunRecord]]:
@@ -124,12 +88,50 @@ def group_by_row(records: Iterable[RunRecord]) -> list[list[RunRecord]]:
 
     If a seed was recorded twice with the same settings, the later run counts.
     """
-    groups: dict[tuple[str, str, str, int], dict[int, RunRecord]] = {}
+    groups: dict[tuple[str, str, int], dict[int, RunRecord]] = {}
     for record in records:
-        groups.setdefault(row_key(record), {})[record.config.seed] = record
+        groups.setdefault(_row_key(record), {})[record.config.seed] = record
     rows = [list(seeds.values()) for seeds in groups.values()]
     return sorted(
         rows, key=lambda runs: -statistics.fmean(run.test_accuracy for run in runs)
+    )
+
+
+def _find_row(
+    rows: Sequence[Sequence[RunRecord]], against: TrainConfig
+) -> Sequence[RunRecord]:
+    """Returns the row with a config's runs, an empty one if there is none.
+
+    It is that of the present source of a custom network, and of rows that differ in the
+    number of devices the latest.
+    """
+    source = network_sha256(against)
+
+    def fits(run: RunRecord) -> bool:
+        config = against.for_dataset(run.dataset)
+        config = dataclasses.replace(config, seed=run.config.seed)
+        return (run.config, run.source_sha256) == (config, source)
+
+    return max(
+        (runs for runs in rows if fits(runs[0])),
+        key=lambda runs: max(run.environment.date for run in runs),
+        default=(),
+    )
+
+
+def _difference(runs: Sequence[RunRecord], others: Sequence[RunRecord]) -> Interval:
+    """Returns the difference of mean accuracies, paired by seed.
+
+    NaN without common seeds, and of a row from itself.
+    """
+    first, second = (
+        {run.config.seed: run.test_accuracy for run in row} for row in (runs, others)
+    )
+    seeds = first.keys() & second.keys()
+    if not seeds or runs is others:
+        return Interval(math.nan, math.nan, math.nan)
+    return paired_difference(
+        [first[seed] for seed in seeds], [second[seed] for seed in seeds]
     )
 
 
@@ -141,8 +143,7 @@ def comparison_frame(
     """Returns one row per model and settings, best mean test accuracy first.
 
     Args:
-        records: run records of one table (see `group_by_table`). If a seed was recorded
-            twice with the same settings, the later run counts.
+        records: run records of one table (see `group_by_table`).
         targets: validation accuracies, as returned by `check_targets`.
         against: config of a row, from whose test accuracy the differences are taken.
 
@@ -158,45 +159,76 @@ def comparison_frame(
         `difference`, `difference_low` and `difference_high`, paired by seed.
     """
     rows, groups = [], group_by_row(records)
-    reference = find_row(groups, against)
+    reference = _find_row(groups, against) if against else ()
     for runs in groups:
-        model, settings, _, devices = row_key(runs[0])
-        accuracies = [run.test_accuracy for run in runs]
-        cold = [run for run in runs if not run.compile_cached]
-        steady = [s for run in runs if (s := run.steady_epoch_seconds) is not None]
-
-        def median(name: str, runs: list[RunRecord] = runs) -> float:
-            return statistics.median(getattr(run, name) for run in runs)
-
-        rows.append(
-            {
-                "model": model,
-                "settings": settings,
-                "dataset": runs[0].dataset,
-                "parameters": runs[0].parameters,
-                "devices": devices,
-                "seeds": len(runs),
-                "seeds_together": max(run.seeds_together for run in runs),
-                "test_accuracy": statistics.fmean(accuracies),
-                "test_accuracy_std": pd.Series(accuracies).std(),
-                "tta_accuracy": pd.Series(
-                    [run.tta_accuracy for run in runs], dtype=float
-                ).mean(),
-                "test_loss": statistics.fmean(run.test_loss for run in runs),
-                "compile_seconds": median("compile_seconds", cold or runs),
-                "compile_cached": not cold,
-                "first_epoch_seconds": median("first_epoch_seconds"),
-                "steady_epoch_seconds": statistics.median(steady or [math.nan]),
-                "epochs": statistics.median(len(run.epochs) for run in runs),
-                "train_images_per_second": median("train_images_per_second"),
-                "step_milliseconds": median("step_milliseconds"),
-                "evaluate_images_per_second": median("evaluate_images_per_second"),
-                "total_seconds": median("total_seconds"),
-                **target_columns(runs, targets),
-                **difference_columns(runs, reference),
-            }
-        )
+        model, settings, devices = _row_key(runs[0])
+        table = pd.DataFrame(map(vars, runs))
+        cold = table[~table["compile_cached"]]
+        row: dict[str, Any] = {
+            "model": model,
+            "settings": settings,
+            "dataset": runs[0].dataset,
+            "parameters": runs[0].parameters,
+            "devices": devices,
+            "seeds": len(runs),
+            "seeds_together": table["seeds_together"].max(),
+            "test_accuracy": table["test_accuracy"].mean(),
+            "test_accuracy_std": table["test_accuracy"].std(),
+            "tta_accuracy": table["tta_accuracy"].astype(float).mean(),
+            "test_loss": table["test_loss"].mean(),
+            "epochs": table["epochs"].map(len).median(),
+            "compile_seconds": (table if cold.empty else cold)[
+                "compile_seconds"
+            ].median(),
+            "compile_cached": cold.empty,
+            **table[[*_MEDIANS]].astype(float).median(),
+        }
+        for target in targets:
+            seconds = pd.Series([seconds_to_target(run, target) for run in runs])
+            row[f"seconds_to_{target}"] = seconds.median()
+            row[f"seeds_to_{target}"] = seconds.count()
+        if reference:
+            difference = _difference(runs, reference)
+            row |= zip(_DIFFERENCES, difference, strict=True)
+        rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _words(frame: pd.DataFrame) -> list[list[str]]:
+    """Returns the settings of each row of a `comparison_frame`, such as `epochs=2`."""
+    columns = frame[["settings", "devices", "seeds_together"]]
+    return [
+        [*settings.split(), f"devices={devices}", f"seeds_together={together}"]
+        for settings, devices, together in columns.itertuples(index=False)
+    ]
+
+
+def _shared(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Returns the words that all rows share; none of a single row."""
+    first, *others = rows
+    return [word for word in first if others and all(word in row for row in others)]
+
+
+def row_labels(frame: pd.DataFrame) -> list[tuple[str, str]]:
+    """Returns model and settings of each row, without what all rows share.
+
+    Files and sources of custom networks and numbers of devices are left out too if rows
+    differ without them.
+    """
+    rows = _words(frame)
+    shared, short, long = _shared(rows), [], []
+    for model, words in zip(frame["model"], rows, strict=True):
+        own = [word for word in words if word not in shared]
+        long.append((model, " ".join(own)))
+        hidden = ("source=", "devices=", "seeds_together=")
+        own = [word for word in own if not word.startswith(hidden)]
+        short.append((model.rpartition(":")[2], " ".join(own)))
+    return short if len({*short}) == len(short) else long
+
+
+def row_names(frame: pd.DataFrame) -> list[str]:
+    """Names each row of a `comparison_frame` by its `row_labels`."""
+    return [" ".join(filter(None, label)) for label in row_labels(frame)]
 
 
 def format_comparison(frame: pd.DataFrame) -> pd.DataFrame:
@@ -206,37 +238,35 @@ def format_comparison(frame: pd.DataFrame) -> pd.DataFrame:
         return frame[name].map(form.format).replace("nan", "-")
 
     accuracies = frame[["test_accuracy", "test_accuracy_std", "seeds"]]
+    table = pd.DataFrame(row_labels(frame), columns=["model", "settings"])
+    table["test accuracy"] = [
+        format_spread(*row) for row in accuracies.itertuples(index=False)
+    ]
+    table["with TTA"] = column("tta_accuracy", "{:.4f}")
+    if "difference" in frame:
+        rows = frame[[*_DIFFERENCES]].to_numpy()
+        table["difference"] = [f"{Interval(*row):+.4f}" for row in rows]
+    for name in frame.filter(like="seconds_to_"):
+        target = name.removeprefix("seconds_to_")
+        reached = zip(frame[f"seeds_to_{target}"], frame["seeds"], strict=True)
+        some = [f" ({n} of {seeds})" if 0 < n < seeds else "" for n, seeds in reached]
+        table[f"s to {target}"] = column(name, "{:.2f}") + some
     cached = frame["compile_cached"].map({True: " (cached)", False: ""})
-    models, settings = zip(
-        *_shorten(list(frame["model"]), list(frame["settings"])), strict=True
-    )
-    table = pd.DataFrame(
-        {
-            "model": models,
-            "settings": settings,
-            "test accuracy": [
-                format_mean(*row) for row in accuracies.itertuples(index=False)
-            ],
-            "with TTA": column("tta_accuracy", "{:.4f}"),
-            **format_differences(frame),
-            **format_targets(frame),
-            "steady s/epoch": column("steady_epoch_seconds", "{:.2f}"),
-            "train images/s": column("train_images_per_second", "{:,.0f}"),
-            "parameters": column("parameters", "{:,}"),
-            "compile s": column("compile_seconds", "{:.2f}") + cached,
-            "total s": column("total_seconds", "{:.1f}"),
-            "test loss": column("test_loss", "{:.4f}"),
-            "first epoch s": column("first_epoch_seconds", "{:.2f}"),
-            "epochs": column("epochs", "{:g}"),
-            "step ms": column("step_milliseconds", "{:.2f}"),
-            "evaluate images/s": column("evaluate_images_per_second", "{:,.0f}"),
-            "devices": frame["devices"],
-            "seeds together": frame["seeds_together"],
-        }
-    )
+    table["steady s/epoch"] = column("steady_epoch_seconds", "{:.2f}")
+    table["train images/s"] = column("train_images_per_second", "{:,.0f}")
+    table["parameters"] = column("parameters", "{:,}")
+    table["compile s"] = column("compile_seconds", "{:.2f}") + cached
+    table["total s"] = column("total_seconds", "{:.1f}")
+    table["test loss"] = column("test_loss", "{:.4f}")
+    table["first epoch s"] = column("first_epoch_seconds", "{:.2f}")
+    table["epochs"] = column("epochs", "{:g}")
+    table["step ms"] = column("step_milliseconds", "{:.2f}")
+    table["evaluate images/s"] = column("evaluate_images_per_second", "{:,.0f}")
+    table["devices"] = frame["devices"]
+    table["seeds together"] = frame["seeds_together"]
     defaults = {"settings": "", "seeds together": 1, "with TTA": "-"}
     unneeded = {name for name, value in defaults.items() if all(table[name] == value)}
-    if len(table) > 1:  # then they are in the line of `shared_settings`
+    if len(table) > 1:  # then they are in `column_notes`
         counts = ("devices", "seeds together")
         unneeded |= {name for name in counts if table[name].nunique() == 1}
     return table.drop(columns=list(unneeded))
@@ -246,12 +276,7 @@ def main_columns(table: pd.DataFrame) -> pd.DataFrame:
     """Returns the first columns of a formatted comparison: those that fit `WIDTH`."""
     short = {"steady s/epoch": "s/epoch", "train images/s": "images/s"}
     main = table.loc[:, :"total s"].rename(columns=short)
-    key = [name for name in ("model", "settings") if name in main]
-    if main.duplicated(key).any() and "devices" in table:
-        main.insert(len(key), "devices", table["devices"])
-    while (
-        len(markdown_table(main).partition("\n")[0]) > WIDTH and len(main.columns) > 3
-    ):
+    while markdown_table(main).index("\n") > WIDTH and len(main.columns) > 3:
         main = main.iloc[:, :-1]
     return main
 
@@ -273,10 +298,15 @@ def sort_value(text: str) -> float | str:
     return float(number[0].replace(",", "")) if number else text
 
 
-def markdown_table(frame: pd.DataFrame) -> str:
-    """Formats a frame as a Markdown table, padded to be readable as plain text.
+def bullets(notes: Iterable[str]) -> str:
+    """Formats notes as a Markdown list."""
+    return "\n".join(f"- {note}" for note in notes)
 
-    Columns of numbers are aligned at the right.
+
+def markdown_table(frame: pd.DataFrame, notes: Iterable[str] = ()) -> str:
+    """Formats a frame as a Markdown table above a list of notes.
+
+    It is padded to be readable as plain text, with columns of numbers at the right.
     """
     columns = []
     for name, values in zip(frame.columns, frame.astype(str).to_numpy().T, strict=True):
@@ -287,15 +317,8 @@ def markdown_table(frame: pd.DataFrame) -> str:
         rule = "-" * (width + 1) + (":" if right else "-")
         padded = [f" {c:>{width}} " if right else f" {c:<{width}} " for c in cells]
         columns.append([padded[0], rule, *padded[1:]])
-    return "\n".join(f"|{'|'.join(row)}|" for row in zip(*columns, strict=True))
-
-
-def group_by_table(records: Iterable[RunRecord]) -> list[list[RunRecord]]:
-    """Groups records by dataset, machine, versions and flags that change numbers."""
-    groups: dict[tuple[str | int, ...], list[RunRecord]] = {}
-    for record in records:
-        groups.setdefault(record.table_key(), []).append(record)
-    return list(groups.values())
+    table = "\n".join(f"|{'|'.join(row)}|" for row in zip(*columns, strict=True))
+    return f"{table}\n\n{bullets(notes)}" if notes else table
 
 
 def title(record: RunRecord) -> str:
@@ -307,65 +330,62 @@ def title(record: RunRecord) -> str:
     return f"{data} on {machine.device} ({machine.cores} cores)"
 
 
-def format_versions(environment: Environment) -> str:
-    """Formats the versions of Python and of numerical packages, and JAX's settings."""
-    names = ("python", "jax", "jaxlib", "flax", "optax", "numpy")
-    versions = [f"{name} {getattr(environment, name)}" for name in names]
-    return ", ".join([*versions, *environment.numerics.split()])
-
-
-def format_commit(environment: Environment) -> str:
-    """Formats the commit, and whether the checkout had uncommitted changes."""
-    changed = " with uncommitted changes" if environment.dirty else ""
-    return f"{(environment.commit or 'not a checkout')[:14]}{changed}"
-
-
-def environment_items(environments: Sequence[Environment]) -> list[str]:
-    """Returns the device, versions, commits, dates and load of measurements."""
+def provenance(records: Iterable[Any]) -> list[str]:
+    """Returns the device, versions, commits, dates and load of records."""
+    environments = [record.environment for record in records]
     first, dates = environments[0], sorted(e.date for e in environments)
-    loads = [environment.load for environment in environments]
+    names = ("python", "jax", "jaxlib", "flax", "optax", "numpy")
+    versions = [f"{name} {getattr(first, name)}" for name in names]
+    versions += first.numerics.split()
+    commits = dict.fromkeys(
+        (e.commit or "not a checkout")[:14] + " with uncommitted changes" * e.dirty
+        for e in environments
+    )
+    loads = [e.load for e in environments]
     return [
         f"device: {first.device} ({first.platform}), {first.cores} cores",
-        f"versions: {format_versions(first)}; XLA_FLAGS: {first.xla_flags or 'none'}",
-        f"commit: {', '.join(dict.fromkeys(map(format_commit, environments)))}",
+        f"versions: {', '.join(versions)}; XLA_FLAGS: {first.xla_flags or 'none'}",
+        f"commit: {', '.join(commits)}",
         f"date: {dates[0]} to {dates[-1]}; load average at start "
         f"{min(loads)} to {max(loads)}",
     ]
 
 
-def provenance_items(
-    records: Sequence[RunRecord],
-    targets: Sequence[float] = (),
-    against: TrainConfig | None = None,
-) -> list[str]:
-    """Returns the provenance of a table: data, device, versions, commit, dates."""
-    rows = group_by_row(records)
-    reference = find_row(rows, against)
-    names = [
-        name
-        for name, runs in zip(row_names(rows), rows, strict=True)
-        if runs is reference
-    ]
+def table_notes(records: Sequence[RunRecord]) -> list[str]:
+    """Returns the notes below a table of runs: data, provenance and measurement."""
+    first = records[0]
     return [
-        f"data: {records[0].dataset}, sha256 {records[0].checksum}",
-        *environment_items([record.environment for record in records]),
+        *([first.dataset_note] if first.dataset_note else []),
+        f"data: {first.dataset}, sha256 {first.checksum}",
+        *provenance(records),
         "accuracy: mean ± standard deviation over seeds; times: medians over seeds; "
         "a steady epoch is any after the first; epoch times exclude compiling",
-        *([TARGETS_NOTE] if targets else []),
-        *(DIFFERENCES_NOTE.format(name) for name in names),
     ]
 
 
-def provenance(
-    records: Sequence[RunRecord],
-    targets: Sequence[float] = (),
-    against: TrainConfig | None = None,
-) -> str:
-    """Formats the provenance of a table as a Markdown list."""
-    note = records[0].dataset_note
-    items = [f"**{note}**"] if note else []
-    items += provenance_items(records, targets, against)
-    return "\n".join(f"- {item}" for item in items)
+def column_notes(frame: pd.DataFrame, against: TrainConfig | None) -> list[str]:
+    """Returns the notes on what all rows share, and on the columns that were asked for.
+
+    Arguments are the result of `comparison_frame`, and its `against`.
+    """
+    notes = []
+    shared = [word for word in _shared(_words(frame)) if word != "seeds_together=1"]
+    if shared:
+        notes.append(f"all rows: {' '.join(shared)}")
+    if len(frame.filter(like="seconds_to_").columns):
+        notes.append(
+            "s to a target: training seconds until the end of the first epoch with at "
+            "least that validation accuracy; median over the seeds that reached it, "
+            "with their number unless all did"
+        )
+    if against and "difference" in frame:
+        settings = _format_fields(changed_fields(against, frame["dataset"][0]))
+        name = f"{against.model} {settings}".rstrip()
+        notes.append(
+            f"difference: mean test accuracy less that of {name}, over the seeds of "
+            "both, with its 95 % interval (Student's t, paired by seed)"
+        )
+    return notes
 
 
 def format_markdown(
@@ -374,13 +394,12 @@ def format_markdown(
     against: TrainConfig | None = None,
     all_columns: bool = True,
 ) -> str:
-    """Formats the title, table and provenance of each group of `group_by_table`."""
+    """Formats the title, table and notes of each group of `group_by_table`."""
     texts = []
     for group in group_by_table(records):
         frame = comparison_frame(group, targets, against)
         table = format_comparison(frame)
-        table = markdown_table(table if all_columns else main_columns(table))
-        shared = "".join(f"- {line}\n" for line in shared_settings(frame))
-        items = shared + provenance(group, targets, against)
-        texts.append(f"**{title(group[0])}**\n\n{table}\n\n{items}")
+        notes = column_notes(frame, against) + table_notes(group)
+        text = markdown_table(table if all_columns else main_columns(table), notes)
+        texts.append(f"**{title(group[0])}**\n\n{text}")
     return "\n\n".join(texts)

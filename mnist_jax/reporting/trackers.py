@@ -5,7 +5,6 @@ import contextvars
 import dataclasses
 import importlib
 import json
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -35,53 +34,35 @@ class _TensorBoardRun:
     """An event file in a run directory, created with the first numbers.
 
     A resumed run writes a further file, and TensorBoard drops the steps of the earlier
-    ones that it repeats. Without tensorboardX's SummaryWriter: its thread ends at a
-    full disk, and then the calls block.
+    ones that it repeats.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
-        self._folder, self._config = folder, config
-        self._file: Any = None
+        self._folder, self._config = str(folder), config
+        self._writer: Any = None
 
     def log(self, scalars: Scalars, step: int) -> None:
-        # Optional, and slow to import.
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-        from tensorboardX.record_writer import RecordWriter
-        from tensorboardX.summary import scalar, text
+        if self._writer is None:
+            from tensorboardX import SummaryWriter  # optional, and slow to import
 
-        events = [Event(summary=scalar(name, value)) for name, value in scalars.items()]
-        if self._file is None:
-            # Seconds and step: a run resumed at once needs another name.
-            name = f"events.out.tfevents.{time.time():.0f}.from{step}"
-            self._file = RecordWriter(str(self._folder / name))
+            # A run resumed within a second needs another name.
+            options = dict(purge_step=step, filename_suffix=f".from{step}")
+            self._writer = SummaryWriter(self._folder, **options)
             config = f"```json\n{json.dumps(self._config, indent=2)}\n```"
-            events = [
-                Event(file_version="brain.Event:2"),
-                Event(session_log=SessionLog(status=SessionLog.START)),
-                Event(summary=text("config", config)),
-                *events,
-            ]
-        for event in events:
-            event.wall_time, event.step = time.time(), step
-            self._file.write(event.SerializeToString())
-        self._file.flush()
+            self._writer.add_text("config", config, step)
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
 
     def finish(self) -> None:
-        if self._file is not None:
-            self._file.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 def start_run(tracker: str, name: str, folder: Path, config: Mapping[str, Any]) -> Any:
-    """Starts a run in a tracker.
+    """Starts a run: an object with `log(scalars, step=epoch)` and `finish()`.
 
-    Args:
-        tracker: one of `TRACKERS`.
-        name: of the run. TensorBoard takes the name of the folder.
-        folder: the run directory.
-        config: what to record as the run's config, as JSON values.
-
-    Returns:
-        An object with `log(scalars, step=epoch)` and `finish()`.
+    The config has JSON values. TensorBoard takes the name of the folder.
     """
     if tracker == "tensorboard":
         return _TensorBoardRun(folder, config)

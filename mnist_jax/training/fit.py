@@ -17,7 +17,7 @@ from mnist_jax.data.augment import all_shifts
 from mnist_jax.data.batches import epoch_indices
 from mnist_jax.models.layers import resolve_impl
 from mnist_jax.models.networks import count_params
-from mnist_jax.records.environment import current_environment
+from mnist_jax.records.environment import Environment, code_digest, current_environment
 from mnist_jax.records.schema import EpochRecord, RunRecord
 from mnist_jax.training import distributed
 from mnist_jax.training.checkpoints import Checkpoint, params_sha256
@@ -92,16 +92,11 @@ def fit(
     if len(seeds) != experiment.seeds or (early and len(seeds) > 1):
         raise ValueError(f"prepared for {experiment.seeds} seeds; got {len(seeds)}")
     environment, began = current_environment(), time.perf_counter()
+    if jax.process_count() > 1:
+        _agree(experiment, seeds, environment, start_params, resume)
     begin = partial(_begin, experiment, seeds, start_params, resume)
     states, run_keys, histories = begin()
     resumed = len(histories[0])
-    if jax.process_count() > 1:
-        start_values = {
-            "the list of seeds": list(seeds),
-            "the number of finished epochs": resumed,
-            "the sha256 of the initial parameters": params_sha256(states.params),
-        }
-        distributed.agree(start_values)
 
     def check(number: int, losses: Any) -> None:
         find = None
@@ -218,6 +213,29 @@ def is_over(config: TrainConfig, epochs: Sequence[EpochRecord]) -> bool:
 def _best_epoch(epochs: Sequence[EpochRecord]) -> int:
     """Returns the epoch with the lowest validation loss, the first of equal ones."""
     return min(epochs, key=operator.attrgetter("val_loss")).epoch
+
+
+def _agree(
+    experiment: Experiment,
+    seeds: Sequence[int],
+    environment: Environment,
+    start_params: Sequence[Any] | None,
+    resume: Checkpoint | None,
+) -> None:
+    """Raises InputError if the processes of a job would train different runs."""
+    names = "device", "platform", "python", "jax", "jaxlib", "flax", "optax", "numerics"
+    values = {f"--{name}": value for name, value in vars(experiment.config).items()}
+    values |= {name: getattr(environment, name) for name in names}
+    values |= {
+        "the sha256 of the data": experiment.dataset.checksum,
+        "the digest of the code": code_digest(),
+        "the sha256 of the network": experiment.source_sha256,
+        "the list of seeds": list(seeds),
+        "the number of devices": experiment.programs.mesh.size,
+        "the number of finished epochs": resume.epoch if resume else 0,
+        "the sha256 of the initial parameters": params_sha256(start_params),
+    }
+    distributed.agree(values)
 
 
 def _begin(

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jaxlib
 
-from mnist_jax.data.array_cache import cache_dir
+from mnist_jax.data.cache import cache_dir
 from mnist_jax.errors import InputError
 from mnist_jax.records.environment import available_cores, cpu_info
 

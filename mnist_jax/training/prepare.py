@@ -14,7 +14,7 @@ from absl import logging
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from mnist_jax.config import MODELS, TrainConfig, parse_augmentation
+from mnist_jax.config import MODELS, TrainConfig
 from mnist_jax.data.augment import Augmentation
 from mnist_jax.data.batches import epoch_indices
 from mnist_jax.data.pixels import Preprocess, make_preprocess
@@ -23,7 +23,6 @@ from mnist_jax.data.types import Dataset, Split
 from mnist_jax.errors import InputError
 from mnist_jax.models.custom import network_sha256
 from mnist_jax.models.networks import apply_model, create_model, param_shapes
-from mnist_jax.records.environment import code_digest, current_environment
 from mnist_jax.training import distributed
 from mnist_jax.training.checkpoints import check_saving
 from mnist_jax.training.epochs import Programs, jit, make_programs
@@ -35,6 +34,7 @@ from mnist_jax.training.optimizers import create_optimizer
 # costs half a second, since small operations are then compiled again.
 _KEPT_PROGRAMS = 8
 _prepared = itertools.count(1)
+_warn_once = functools.cache(logging.warning)  # for all the runs that share its cause
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,20 +66,8 @@ def split_for_training(dataset: Dataset, config: TrainConfig) -> Dataset:
             f"{config.batch_size}; give a smaller batch size"
         )
     if (unseen := dataset.unseen_classes()) and unseen not in dataset.note:
-        _warn_once(f"{unseen}; shuffle the images, or train on more of them")
-    if erase := dict(map(parse_augmentation, config.augment)).get("erase"):
-        if erase >= min(dataset.shapes.image):
-            raise InputError(
-                f"--augment=erase{erase:g} erases whole images of "
-                f"{'x'.join(map(str, dataset.shapes.image))}; use a smaller square"
-            )
+        _warn_once("%s; shuffle the images, or train on more of them", unseen)
     return dataset
-
-
-@functools.cache
-def _warn_once(warning: str) -> None:
-    """Logs a warning, once for all the runs that share its cause."""
-    logging.warning("%s", warning)
 
 
 def prepare(
@@ -99,7 +87,6 @@ def prepare(
     dataset = split_for_training(dataset, config)
     size = len(dataset.train.labels)
     mesh = mesh or choose_mesh(config, seeds, dataset.shapes)
-    _agree(config, dataset, seeds, mesh)
     source_sha256 = network_sha256(config)
     model = create_model(config, dataset.shapes)
     check_saving(param_shapes(model, dataset.shapes.image))
@@ -143,40 +130,12 @@ def prepare(
     )
 
 
-def _agree(config: TrainConfig, dataset: Dataset, seeds: int, mesh: Mesh) -> None:
-    """Raises InputError if the processes of a job would train different runs."""
-    if jax.process_count() == 1:
-        return
-    environment = dataclasses.asdict(current_environment())
-    versions = ("python", "jax", "jaxlib", "flax", "optax")
-    machine = ("device", "platform", *versions, "numerics")
-    values = {f"--{name}": value for name, value in vars(config).items()}
-    values |= {name: environment[name] for name in machine}
-    values |= {
-        "the sha256 of the data": dataset.checksum,
-        "the digest of the code": code_digest(),
-        "the sha256 of the network": network_sha256(config),
-        "the number of seeds": seeds,
-        "the number of devices": mesh.size,
-    }
-    distributed.agree(values)
-
-
 def change_learning_rate(experiment: Experiment, config: TrainConfig) -> Experiment:
-    """Returns an experiment with the same compiled programs and data.
+    """Returns an experiment with the same programs and data, which need no compiling.
 
-    Args:
-        experiment: returned by `prepare`.
-        config: as that of the experiment, but for the learning rate and the seed.
+    The config may differ from the experiment's in the learning rate and the seed only.
     """
     config = config.for_dataset(experiment.dataset.name)
-    same = dataclasses.replace(
-        config,
-        learning_rate=experiment.config.learning_rate,
-        seed=experiment.config.seed,
-    )
-    if same != experiment.config:
-        raise ValueError(f"{config} differs from {experiment.config} in other fields")
     return dataclasses.replace(
         experiment, config=config, compile_seconds=0.0, compile_cached=True
     )

@@ -10,7 +10,7 @@ from mnist_jax.data.types import Dataset
 from mnist_jax.records.environment import current_environment
 from mnist_jax.records.files import hold_lock, write_file
 from mnist_jax.records.schema import RunRecord, json_line
-from mnist_jax.training.run_dir import RECORD, read_records, run_keys
+from mnist_jax.training.run_dir import RECORD, read_record, run_keys
 from mnist_jax.training.runs import LOCK
 
 RUNS = "runs"
@@ -47,10 +47,10 @@ def find_runs(out: Path) -> dict[Path, RunRecord]:
 
     An unreadable record is skipped with a warning.
     """
-    paths = (out / RUNS).glob(f"*/*/{RECORD}")
-    found = read_records({path.parent: path.parent for path in sorted(paths)})
-    age = {p: (run.environment.date, run.config.seed) for p, run in found.items()}
-    return {path: found[path] for path in sorted(found, key=lambda p: age[p])}
+    folders = [path.parent for path in sorted((out / RUNS).glob(f"*/*/{RECORD}"))]
+    runs = [(folder, run) for folder in folders if (run := read_record(folder))]
+    runs.sort(key=lambda pair: (pair[1].environment.date, pair[1].config.seed))
+    return dict(runs)
 
 
 def read_runs(out: Path) -> list[RunRecord]:

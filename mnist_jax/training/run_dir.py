@@ -10,7 +10,7 @@ import functools
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -46,7 +46,6 @@ CONFIG, METRICS, RECORD, PARAMS, EXPORTED_PARAMS, DETAILS, DATA_DIR = FILES = (
     "details.json",  # data for plots, computed from the parameters
     "data_dir.txt",  # the folder of the dataset's files, if the user named it
 )
-_T = TypeVar("_T")
 _EVENTS = "events.out.tfevents.*"  # TensorBoard would merge two runs' files
 
 
@@ -67,7 +66,7 @@ class TrainedRun:
     @property
     def shapes(self) -> Shapes:
         """The shape of the run's images, and the number of its classes."""
-        return _shapes(self.record)
+        return Shapes(self.record.image_shape, self.record.classes)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -112,48 +111,20 @@ def load_run(folder: str | os.PathLike[str]) -> TrainedRun:
         InputError: a file is missing, damaged or of another version.
     """
     folder = Path(folder).expanduser()
-    _check_one_run(folder)
     config = find_network(read_json(TrainConfig, folder / CONFIG), folder)
     record = read_json(RunRecord, folder / RECORD)
-    _check_source(folder, config, record)
+    if (current := network_sha256(config)) != record.source_sha256:
+        raise InputError(
+            f"the source of {config.model} has changed since {folder} was trained "
+            f"(sha256 {record.source_sha256}, now {current}); restore it or train again"
+        )
     preprocess = Preprocess(config.pixels)
     if config.pixels == "standardized":
         assert record.pixel_mean is not None and record.pixel_std is not None
         preprocess = Preprocess(config.pixels, record.pixel_mean, record.pixel_std)
-    model = create_model(config, _shapes(record))
+    model = create_model(config, Shapes(record.image_shape, record.classes))
     params = _load_params(folder, model, record, record.image_shape)
     return TrainedRun(config, record, jax.device_put(params), preprocess)
-
-
-def _shapes(record: RunRecord) -> Shapes:
-    return Shapes(record.image_shape, record.classes)
-
-
-def _check_one_run(folder: Path) -> None:
-    """Raises InputError if a folder holds runs in its sub-folders instead of one."""
-    if (folder / CONFIG).exists():
-        return
-    # Of several seeds, or of several networks, or of a sweep.
-    patterns = f"*/{RECORD}", f"*/*/{RECORD}", f"runs/*/*/{RECORD}"
-    found = [path.parent for pattern in patterns for path in folder.glob(pattern)]
-    if found:
-        listing = ", ".join(map(str, sorted(found)[:5]))
-        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
-        raise InputError(
-            f"{folder} is not a run directory, but it holds {listing}{more}; give one "
-            "of them"
-        )
-
-
-def _check_source(folder: Path, config: TrainConfig, record: RunRecord) -> None:
-    """Raises InputError if a custom network's source changed since it was trained."""
-    current = network_sha256(config)
-    if current != record.source_sha256:
-        raise InputError(
-            f"the source of {config.model} has changed since {folder} was "
-            f"trained (sha256 {record.source_sha256}, now {current}); restore it or "
-            "train again"
-        )
 
 
 def run_keys(
@@ -177,27 +148,26 @@ def run_keys(
     keys = {}
     for seed in seeds:
         start = start_from and read_json(RunRecord, start_from[seed] / RECORD)
+        start_sha256 = start.params_sha256 if start else None
         keys[seed] = RunKey(
-            config=dataclasses.replace(config, seed=seed),
-            checksum=dataset.checksum,
-            classes=dataset.classes,
-            source_sha256=source,
-            start_sha256=start.params_sha256 if start else None,
-            numerics=numerics(),
+            dataclasses.replace(config, seed=seed),
+            dataset.checksum,
+            dataset.classes,
+            source,
+            start_sha256,
+            numerics(),
         )
     return keys
 
 
-def read_records(folders: Mapping[_T, Path]) -> dict[_T, RunRecord]:
-    """Returns the records of finished runs; skips damaged ones with a warning."""
-    records = {}
-    for name, folder in folders.items():
-        if (folder / RECORD).exists():
-            try:
-                records[name] = read_json(RunRecord, folder / RECORD)
-            except InputError as error:
-                logging.warning("%s", error)
-    return records
+def read_record(folder: Path) -> RunRecord | None:
+    """Returns the record of a run, or None if it is unfinished or damaged."""
+    if (folder / RECORD).exists():
+        try:
+            return read_json(RunRecord, folder / RECORD)
+        except InputError as error:
+            logging.warning("%s", error)
+    return None
 
 
 def read_data_dir(folder: Path) -> str | None:
@@ -235,28 +205,14 @@ def is_finished(folder: Path, key: RunKey) -> bool:
     resumed.
 
     Raises:
-        InputError: the run's config is missing, or its key differs in other values
-            (the message names them).
+        InputError: the run's key differs in other values (the message names them).
     """
-    if not (folder / CONFIG).exists():
-        if (folder / RECORD).exists():
-            raise InputError(
-                f"--resume: {folder} holds the {RECORD} of a finished run, but no "
-                f"{CONFIG}; restore it, or give another --run_dir, or --overwrite to "
-                "replace that run"
-            )
+    if not (folder / RECORD).exists():  # its checkpoints have keys of their own
         return False
-    record, before = None, key
-    if (folder / RECORD).exists():
-        record = read_json(RunRecord, folder / RECORD)
-        before = record.key
-    # A run that was extended and then stopped still has its earlier record.
-    config = read_json(TrainConfig, folder / CONFIG)
-    if different := key.differences(dataclasses.replace(before, config=config)):
+    record = read_json(RunRecord, folder / RECORD)
+    if different := key.differences(record.key):
         raise InputError(
             f"--resume: {folder} holds a different run: {'; '.join(different)}; give "
             "its flags and data, or another --run_dir"
         )
-    if record is None:  # its checkpoints have keys of their own
-        return False
     return record.key == key or is_over(key.config, record.epochs)

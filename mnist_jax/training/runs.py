@@ -7,11 +7,12 @@ since the last checkpoint.
 
 import contextlib
 import dataclasses
-import time
+import itertools
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import filelock
 import jax
 
 from mnist_jax.config import TrainConfig
@@ -39,7 +40,7 @@ from mnist_jax.training.run_dir import (
     RECORD,
     is_finished,
     load_run_params,
-    read_records,
+    read_record,
     run_keys,
 )
 
@@ -67,7 +68,7 @@ def train_runs(
     dataset: Dataset,
     folders: Mapping[int, Path],
     *,
-    name: str,
+    name: str = "",
     root: Path | None = None,
     resume: bool = True,
     overwrite: bool = False,
@@ -85,16 +86,15 @@ def train_runs(
 
     In a results folder, it waits for another process that trains these runs, starts
     over without an intact checkpoint of the same data and code, and removes the
-    checkpoints in the end. In a directory that the user chose (`root`), these are
-    errors, and the checkpoints stay, so that more epochs can follow.
+    checkpoints in the end. In a directory that the user chose (`root`), another process
+    and damaged checkpoints are errors, and the checkpoints stay, for further epochs.
 
     Args:
         config: what to train; its seed is ignored.
         dataset: as returned by `load_dataset`.
         folders: run directory of each seed, in one parent directory.
-        name: shown in messages.
-        root: the directory that the user chose, if any, with `folders` of
-            `seed_folders`; the next two arguments are for it.
+        name: shown in messages (default: `config.name`).
+        root: the directory that the user chose, if any; see `seed_folders`.
         resume: keep finished runs and resume unfinished ones.
         overwrite: replace runs that the directory holds.
         checkpoint_every: epochs between checkpoints; 0 writes none.
@@ -103,6 +103,7 @@ def train_runs(
         system: published system that the runs reproduce, if any.
         prepare_runs: called instead of `prepare`, to reuse compiled programs.
     """
+    name = name or config.name
     if resume and overwrite:
         raise InputError(
             "--resume continues the run in --run_dir and --overwrite replaces it; "
@@ -117,8 +118,8 @@ def train_runs(
             _claim(root, folders, resume or overwrite, stack)
         keys = run_keys(config, dataset, folders, start_from)
         if root is None:
-            records = read_records(folders)
-            finished = {seed for seed in records if records[seed].key == keys[seed]}
+            records = {seed: read_record(folder) for seed, folder in folders.items()}
+            finished = {s for s, run in records.items() if run and run.key == keys[s]}
         else:
             kept = folders if resume else ()
             finished = {seed for seed in kept if is_finished(folders[seed], keys[seed])}
@@ -129,15 +130,22 @@ def train_runs(
         for seeds, checkpoint in groups:
             if checkpoint is not None:
                 yield f"{name}: resuming after epoch {checkpoint.epoch}"
-            elif resume and any((folders[seed] / CONFIG).exists() for seed in seeds):
+            elif resume and (root or (folders[seeds[0]] / CONFIG).exists()):
                 missing = "no checkpoint to resume from, starting from the beginning"
                 yield f"{name}: {missing}"
             yield f"{config.name}: compiling ..."
             experiment = prepare_runs(config, dataset, len(seeds))
+            start_params = None
+            if start_from is not None:  # they may be the runs that are replaced now
+                model, shape = experiment.model, dataset.shapes.image
+                start_params = [
+                    load_run_params(start_from[seed], model, shape) for seed in seeds
+                ]
             yield from fit_into(
                 experiment,
                 {seed: folders[seed] for seed in seeds},
-                start_from,
+                keys,
+                start_params,
                 checkpoint_every=checkpoint_every,
                 keep=keep,
                 resume=checkpoint,
@@ -161,35 +169,23 @@ def _wait_for_lock(
     path: Path, message: str, stack: contextlib.ExitStack
 ) -> Iterator[str | None]:
     """Acquires a lock, yielding a message and then None while it is held elsewhere."""
-
-    class Held(Exception):
-        pass
-
-    def refuse() -> None:
-        raise Held
-
-    event: str | None = message
-    while True:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path)
+    stack.callback(lock.release)
+    # The processes of a job agree on a stop, but only one of them waits here.
+    seconds = 0.1 if jax.process_count() == 1 else -1
+    for event in itertools.chain([message], itertools.repeat(None)):
         try:
-            # The processes of a job agree on a stop, but only one of them waits.
-            alone = jax.process_count() == 1
-            stack.enter_context(hold_lock(path, refuse) if alone else hold_lock(path))
+            lock.acquire(timeout=seconds)
             return
-        except Held:
+        except filelock.Timeout:
             yield event
-            event = None
-            time.sleep(0.1)
 
 
 def _claim(
     root: Path, folders: Mapping[int, Path], replace: bool, stack: contextlib.ExitStack
 ) -> None:
-    """Locks a directory that the user chose and the run directories in it.
-
-    Raises:
-        InputError: another process trains there, or it holds runs of another number of
-            seeds, or any runs unless `replace`.
-    """
+    """Locks a directory that the user chose, if its runs may be trained."""
 
     def refuse() -> None:
         raise InputError(
@@ -201,17 +197,15 @@ def _claim(
     others = [root] if len(folders) > 1 else sorted(root.glob("seed*"))
     if held := [folder for folder in others if (folder / CONFIG).exists()]:
         raise InputError(
-            f"{held[0]} already holds a run, and one seed is written to --run_dir "
-            f"itself, several to its subdirectories; give another --run_dir than "
-            f"{root}, or the number of seeds that it holds"
+            f"{held[0]} already holds a run, and --run_dir={root} one seed or several; "
+            "give another, or the number of seeds that it holds"
         )
     for folder in folders.values():
         found = [name for name in FILES if (folder / name).exists()]
         if found and not replace:
             raise InputError(
                 f"--run_dir={folder} already holds a run ({', '.join(found)}); give "
-                "another directory, --resume to resume that run, or --overwrite to "
-                "replace it"
+                "another, --resume to resume that run, or --overwrite to replace it"
             )
         if folder != root:  # one of several seeds may also be trained alone
             stack.enter_context(hold_lock(folder / LOCK, refuse))
@@ -226,18 +220,14 @@ def _find_groups(
 ) -> list[tuple[list[int], Checkpoint | None]]:
     """Returns groups of seeds to train together, each with a checkpoint or None.
 
-    Args:
-        folders: where to look for checkpoints.
-        keys: of all seeds.
-        dataset: as returned by `load_dataset`.
-        finished: seeds that need no training.
-        code: `code_digest` that checkpoints must have; None: any, but an intact one.
+    Checkpoints in `folders` must be of the code with that digest. If it is None, any
+    code will do, but damaged ones, and a shorter run without any, are errors.
     """
     groups: list[tuple[list[int], Checkpoint | None]] = []
     missing = dict(keys)
-    for seed, folder in folders.items() if keys.keys() - finished else ():
-        if seed not in missing:  # in the group of an earlier one
-            continue
+    for seed, folder in folders.items():
+        if seed not in missing or finished >= missing.keys():
+            continue  # in the group of an earlier one, or nothing is left
         try:
             found = load_checkpoint(folder, missing, dataset.shapes, code)
         except InputError:  # none is intact; each has been named in a warning
@@ -246,18 +236,16 @@ def _find_groups(
             continue
         if found and not finished >= set(found[0]):
             groups.append(found)
-            for each in found[0]:
-                del missing[each]
+            missing = {s: key for s, key in missing.items() if s not in found[0]}
     fresh = [seed for seed in missing if seed not in finished]
-    for seed in fresh if code is None and folders else ():
-        if (folders[seed] / RECORD).exists():
+    for seed in fresh:
+        if code is None and seed in folders and (folders[seed] / RECORD).exists():
             raise InputError(
                 f"--resume: the run in {folders[seed]} finished after fewer epochs and "
                 "has no checkpoint to resume from; give another --run_dir, or "
                 "--overwrite to replace that run"
             )
-    one_by_one = keys[next(iter(keys))].config.patience is not None
-    if one_by_one:
+    if fresh and keys[fresh[0]].config.patience is not None:
         return groups + [([seed], None) for seed in fresh]
     return groups + ([(fresh, None)] if fresh else [])
 
@@ -265,7 +253,8 @@ def _find_groups(
 def fit_into(
     experiment: Experiment,
     folders: Mapping[int, Path],
-    start_from: Mapping[int, Path] | None = None,
+    keys: Mapping[int, RunKey],
+    start_params: Sequence[Any] | None = None,
     *,
     checkpoint_every: int = 0,
     keep: int = KEEP,
@@ -274,28 +263,11 @@ def fit_into(
 ) -> Iterator[Started | Progress | Epoch | Result]:
     """Trains seeds together, as `fit`, and writes each run to its own directory.
 
-    Unless resuming, existing runs there are removed first.
-
-    Args:
-        experiment: returned by `prepare`.
-        folders: run directory of each seed.
-        start_from: as for `run_keys`.
-        checkpoint_every: epochs between checkpoints; 0 writes none.
-        keep: number of newest checkpoints to keep.
-        resume: checkpoint of these runs to resume from.
-        system: published system that the runs reproduce, if any.
+    Unless resuming, existing runs there are removed first. Arguments are as for
+    `train_runs` and `fit`; `keys`, by seed, are of `run_keys`.
     """
     yield Started(experiment, folders)
-    config, dataset, start_params = experiment.config, experiment.dataset, None
-    keys = {  # the source file may have changed since the network was created
-        seed: dataclasses.replace(key, source_sha256=experiment.source_sha256)
-        for seed, key in run_keys(config, dataset, folders, start_from).items()
-    }
-    if start_from is not None:  # before it is removed: it may be one of the folders
-        start_params = [
-            load_run_params(start_from[seed], experiment.model, dataset.shapes.image)
-            for seed in folders
-        ]
+    code, data_dir = code_digest(), experiment.dataset.data_dir
     for number, (seed, folder) in enumerate(folders.items()):
         folder.mkdir(parents=True, exist_ok=True)
         if resume is None:
@@ -306,25 +278,23 @@ def fit_into(
             lines = [f"{json_line(epoch)}\n" for epoch in resume.histories[number]]
             write_file(folder / METRICS, "".join(lines))
         write_json(folder / CONFIG, keys[seed].config)
-        if dataset.data_dir:
-            write_file(folder / DATA_DIR, dataset.data_dir)
-    first, code = next(iter(folders.values())), code_digest()
+        if data_dir:
+            write_file(folder / DATA_DIR, data_dir)
+    first, *_ = folders.values()
+    together = [keys[seed] for seed in folders]
     for event in fit(experiment, list(folders), start_params, resume):
         if isinstance(event, Epoch):
-            epochs = event.checkpoint.histories[0]
-            due = len(epochs) % checkpoint_every == 0 if checkpoint_every else False
-            if due or (checkpoint_every and is_over(config, epochs)):
-                save_checkpoint(
-                    first, event.checkpoint, list(keys.values()), code, keep
-                )
+            checkpoint = event.checkpoint
+            last = is_over(experiment.config, checkpoint.histories[0])
+            if checkpoint_every and (last or checkpoint.epoch % checkpoint_every == 0):
+                save_checkpoint(first, checkpoint, together, code, keep)
             for folder, epoch in zip(folders.values(), event.records, strict=True):
                 append_jsonl(folder / METRICS, epoch)
         elif isinstance(event, Result):
             seed = event.record.config.seed
-            record = dataclasses.replace(
-                event.record, system=system, start_sha256=keys[seed].start_sha256
-            )
+            start = keys[seed].start_sha256
+            run = dataclasses.replace(event.record, system=system, start_sha256=start)
             save_params(folders[seed] / PARAMS, event.params)
-            write_json(folders[seed] / RECORD, record)
-            event = Result(record, event.params)
+            write_json(folders[seed] / RECORD, run)
+            event = Result(run, event.params)
         yield event

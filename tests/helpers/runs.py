@@ -71,7 +71,8 @@ def train_into(
     **options: Any,
 ) -> list[RunRecord]:
     """Trains as `fit_into`, to the end or until an epoch; returns the records."""
-    events = follow_until(fit_into(experiment, folders, **options), stop)
+    keys = run_keys(experiment.config, experiment.dataset, folders)
+    events = follow_until(fit_into(experiment, folders, keys, **options), stop)
     return [result.record for result in finish(events)]
 
 

@@ -125,9 +125,8 @@ def test_ctrl_c_before_training_interrupts_a_program(monkeypatch):
 def test_resume_prints_where_it_starts_and_that_a_run_is_finished(tmp_path):
     words = command("mlp", tmp_path)[2:]
     words[words.index(f"--epochs={EPOCHS}")] = "--epochs=2"
-    first = run(*words, "--resume", "--quiet")
+    first = run(*words, "--resume")
     assert "starting from the beginning" in first.stdout
-    assert "images/s" not in first.stdout and "test accuracy" in first.stdout
     again = run(*words, "--resume")
     assert "is finished" in again.stdout
     words[words.index("--epochs=2")] = "--epochs=3"

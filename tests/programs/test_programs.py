@@ -41,15 +41,6 @@ def test_train_writes_config_metrics_record_and_parameters(run_dir: Path):
     assert record["parameters"] == 784 * 16 + 16 + 160 + 10
 
 
-def test_train_of_several_seeds_gives_each_a_directory(tmp_path):
-    process = run("experiments.train", *DIGITS, "--seeds=2", f"--run_dir={tmp_path}")
-    assert "2 seeds together" in process.stdout
-    for seed in (0, 1):
-        assert f"seed {seed}: test accuracy" in process.stdout
-        record = json.loads((tmp_path / f"seed{seed}" / "record.json").read_text())
-        assert record["config"]["seed"] == seed and record["seeds_together"] == 2
-
-
 def test_compiled_programs_are_cached_unless_disabled(tmp_path):
     def compiled(flag: str) -> bool:
         folder = {"MNIST_JAX_CACHE_DIR": str(tmp_path / "cache")}
@@ -63,25 +54,6 @@ def test_compiled_programs_are_cached_unless_disabled(tmp_path):
     assert compiled("--compile_cache=on")
     assert cache.exists()
     assert not compiled("--compile_cache=on")
-
-
-def test_truncated_cache_entries_are_recompiled(tmp_path):
-    cache = tmp_path / "cache"
-
-    def train(name: str) -> tuple[dict, str]:
-        """Returns the record and the warnings."""
-        folder = tmp_path / name
-        command = ("experiments.train", *DIGITS, f"--run_dir={folder}")
-        errors = run(*command, MNIST_JAX_CACHE_DIR=str(cache)).stderr
-        return json.loads((folder / "record.json").read_text()), errors
-
-    whole, _ = train("empty cache")
-    for path in cache.glob("compiled/*/*-cache"):
-        path.write_bytes(path.read_bytes()[:1000])
-    record, errors = train("truncated cache")
-    assert not record["compile_cached"]
-    assert "Error reading persistent compilation cache entry" in errors
-    assert record["params_sha256"] == whole["params_sha256"]
 
 
 def test_a_seed_gives_the_same_parameters_in_another_process(run_dir: Path, tmp_path):
@@ -104,14 +76,12 @@ def test_train_runs_every_model(model, tmp_path):
     run("experiments.predict", f"--run_dir={tmp_path}")
 
 
-@pytest.mark.parametrize("model", ["lstm", "cnn"])
-def test_train_runs_with_jax_enable_x64(model, tmp_path):
-    flags = *DIGITS, *SMALL[model], f"--model={model}", "--dropout=0.1"
+def test_train_runs_with_jax_enable_x64(tmp_path):
+    flags = *DIGITS, *SMALL["cnn"], "--model=cnn", "--dropout=0.1"
     x64 = dict(JAX_ENABLE_X64="1")
     run("experiments.train", *flags, f"--run_dir={tmp_path}", **x64)
-    if model == "cnn":
-        run("experiments.predict", f"--run_dir={tmp_path}", **x64)
-        run("experiments.summary", *flags, **x64)
+    run("experiments.predict", f"--run_dir={tmp_path}", **x64)
+    run("experiments.summary", *flags, **x64)
 
 
 def test_a_run_directory_is_not_overwritten_by_default(run_dir: Path):
@@ -123,13 +93,6 @@ def test_a_run_directory_is_not_overwritten_by_default(run_dir: Path):
         in run(*command, "--overwrite", "--validation_fraction=0.9999", ok=False).stderr
     )
     assert before == {path: path.read_bytes() for path in files_below(run_dir)}
-
-
-def test_overwrite_replaces_a_run(tmp_path):
-    command = ("experiments.train", *DIGITS, f"--run_dir={tmp_path}")
-    run(*command)
-    run(*command, "--overwrite", "--epochs=1")
-    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
 
 
 def test_compare_adds_rows_and_writes_all_formats(tmp_path):
@@ -253,13 +216,7 @@ def test_throughput_measures_startup_with_a_cold_and_a_warm_cache(tmp_path):
     assert all(start["peak MB"] > 100 for start in starts)
 
 
-@pytest.mark.parametrize(
-    "program",
-    [
-        *("experiments.train", "experiments.predict"),
-        *("benchmarks.compare", "benchmarks.throughput"),
-    ],
-)
+@pytest.mark.parametrize("program", ["experiments.train", "benchmarks.compare"])
 def test_help_is_readable_and_unknown_flags_are_errors(program):
     process = run(program, "--help")
     assert f"python -m {program}" in process.stdout
@@ -268,26 +225,12 @@ def test_help_is_readable_and_unknown_flags_are_errors(program):
     assert "error: Unknown command line flag 'platfrm'. Did you mean: platform" in error
 
 
-@pytest.mark.parametrize(
-    "program, given, meant",
-    [("experiments.train", "models", "model"), ("benchmarks.sweep", "model", "models")],
-)
-def test_the_flag_for_one_network_and_for_several_name_each_other(
-    program, given, meant
-):
-    error = run(program, f"--{given}=cnn", ok=False).stderr
-    unknown, _, similar = error.partition("Did you mean:")
-    assert f"'{given}'" in unknown and meant in re.findall(r"\w+", similar)
-
-
 BAD_COMMANDS = {
     "unknown model": (["--model=vit"], "model"),
-    "batch size 0": (["--batch_size=0"], "--batch_size must be .*; got 0"),
     "batch above the data": (
         ["--batch_size=2000"],
         "--batch_size must be at most the 1293 training images; got 2000",
     ),
-    "negative learning rate": (["--learning_rate=-1"], "--learning_rate must be"),
     "missing data folder": (
         ["--dataset=mnist", "--data_dir=/nonexistent"],
         "/nonexistent",
@@ -297,15 +240,10 @@ BAD_COMMANDS = {
         "Not a directory: .*test_programs.py/run",
     ),
     "tracker without a folder": (["--track=tensorboard"], "--track needs"),
-    "positional argument": (["cnn"], "cnn is not a flag; flags are written --"),
     # Without it, a flag of absl that ends a program before it has checked the flags.
     "flag of absl": (["--only_check_args", "--conv=8"], "Unknown .*'only_check_args'"),
     "no such platform": (["--platform=tpu"], "--platform=tpu"),
-    "no value": (["--epochs"], "Missing value for flag --epochs"),
     "value of a negated flag": (["--noquiet=1"], "--noquiet=1 does not take"),
-    "value of a boolean": (["--quiet=2"], "--quiet=2: .*Non-boolean argument"),
-    "wrong type": (["--epochs=x"], "--epochs=x: invalid literal for int"),
-    "no user": (["--run_dir=~no such user/x"], "~no such user/x: .*home directory"),
     "no flag file": (["--flagfile=/nonexistent"], "No such file .* '/nonexistent'"),
 }
 
@@ -316,13 +254,6 @@ def test_bad_input_prints_one_sentence_without_traceback(case):
     process = run("experiments.train", "--dataset=digits", *arguments, ok=False)
     assert re.search(f"^error: .*{message}", process.stderr, re.MULTILINE)
     assert "epoch" not in process.stdout  # nothing was trained
-
-
-@pytest.mark.parametrize("program", ["compare", "throughput"])
-@pytest.mark.parametrize("models", ["", "mlp,vit"])
-def test_unknown_or_missing_models_are_errors(program, models):
-    process = run(f"benchmarks.{program}", f"--models={models}", ok=False)
-    assert "--models must be one or more of mlp, lstm, cnn" in process.stderr
 
 
 def test_summary_data_and_plot(run_dir: Path, tmp_path):

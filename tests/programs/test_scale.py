@@ -102,7 +102,7 @@ def test_a_job_is_profiled(tmp_path: Path) -> None:
     "extra, expected",
     [
         ("--batch_size=32", "the processes of the job differ in --batch_size; make"),
-        ("--seeds=2", "differ in the number of seeds; make them equal"),
+        ("--seeds=2", "differ in the list of seeds; make them equal"),
     ],
 )
 def test_different_flags_are_refused(extra: str, expected: str, tmp_path: Path) -> None:
@@ -117,19 +117,19 @@ DIFFERENT = """
 import dataclasses, sys
 import numpy as np
 import mnist_jax
-from mnist_jax.training import distributed, prepare
+from mnist_jax.training import distributed, fit
 port, process, what = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 distributed.start(f"localhost:{port}", 2, process)
 mnist_jax.setup(cpu_devices=1)
 dataset = mnist_jax.load_dataset("digits")
-environment = prepare.current_environment()
+environment = fit.current_environment()
 if what == "checksum":
     images = np.roll(dataset.train.images, process, axis=0)
     train = dataset.train._replace(images=images)
     dataset = dataclasses.replace(dataset, train=train)
 else:
     environment = dataclasses.replace(environment, **{what: f"{what}{process}"})
-prepare.current_environment = lambda: environment
+fit.current_environment = lambda: environment
 config = mnist_jax.TrainConfig(model="mlp", epochs=1, hidden=(16,))
 try:
     mnist_jax.train(config, dataset=dataset)

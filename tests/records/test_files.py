@@ -1,16 +1,34 @@
-"""Files, folders and locks: modes, and what cannot be written."""
+"""Files and locks: modes, full disks, concurrent and killed writers."""
 
+import contextlib
+import json
 import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
+from helpers.processes import run_at_once, run_script
+from helpers.runs import train_into
 
+from mnist_jax.config import TrainConfig
+from mnist_jax.data.types import Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.records.files import (
     append_line,
     check_append,
     hold_lock,
+    read_lines,
     write_file,
 )
+from mnist_jax.records.schema import EpochRecord, append_jsonl, read_jsonl, write_json
+from mnist_jax.training.checkpoints import save_params
+from mnist_jax.training.prepare import prepare
+
+ROOM = 5_000  # maximum size of a file in bytes
 
 
 @pytest.mark.parametrize(
@@ -52,10 +70,144 @@ def test_a_lock_is_waited_for_until_it_is_released_or_the_wait_stopped(tmp_path)
     assert waits == [True, True]
 
 
-def test_a_lock_that_cannot_be_opened_is_an_error(tmp_path):
-    (tmp_path / ".lock").symlink_to("elsewhere")
-    with (
-        pytest.raises(OSError, match=f"'{tmp_path}/.lock'"),
-        hold_lock(tmp_path / ".lock"),
-    ):
-        pass
+# Full disks
+
+
+@contextlib.contextmanager
+def little_room() -> Iterator[None]:
+    """Limits the size of files to `ROOM`, beyond which a write is partial and fails."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (ROOM, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Returns the files of a folder."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: write_file(path, "x" * 2 * ROOM),
+        lambda path: write_json(path, ["x"] * ROOM),
+        lambda path: save_params(path, {"w": np.zeros(ROOM)}),
+    ],
+)
+def test_a_full_disk_leaves_the_existing_file(tmp_path, write):
+    path = tmp_path / "file"
+    path.write_text("earlier\n")
+    before = contents(tmp_path)
+    with little_room(), pytest.raises(OSError, match="File too large"):
+        write(path)
+    assert contents(tmp_path) == before
+
+
+def test_a_record_on_a_full_disk_harms_no_other(tmp_path, caplog):
+    path = tmp_path / "lines.jsonl"
+    append_jsonl(path, {"a": 1})
+    with little_room(), pytest.raises(OSError, match="File too large"):
+        append_jsonl(path, {"a": "x" * 2 * ROOM})
+    append_jsonl(path, {"a": 3})
+    assert read_jsonl(dict, path) == [{"a": 1}, {"a": 3}]
+    assert "line 2 is damaged" in caplog.text
+
+
+def test_a_run_on_a_full_disk_keeps_the_files_it_has_written(digits: Dataset, tmp_path):
+    config = TrainConfig(model="mlp", hidden=(8,), epochs=2, batch_size=256)
+    experiment = prepare(config, digits)
+    with little_room(), pytest.raises(OSError, match="File too large"):
+        train_into(experiment, {0: tmp_path})
+    assert set(contents(tmp_path)) == {"config.json", "metrics.jsonl"}
+    epochs = read_jsonl(EpochRecord, tmp_path / "metrics.jsonl")
+    assert [line.epoch for line in epochs] == [1, 2]
+
+
+def test_output_that_cannot_be_written_is_a_one_line_error():
+    with open("/dev/full", "w") as full:
+        process = subprocess.run(
+            [sys.executable, "-m", "experiments.summary", "--model=mlp"],
+            cwd=Path(__file__).parents[2],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=300,
+        )
+    assert process.returncode == 1
+    [line] = process.stderr.splitlines()
+    assert line.startswith("error: [Errno 28] No space left on device")
+
+
+# Several writers
+
+APPEND = """
+import sys
+from pathlib import Path
+from mnist_jax.records.schema import append_jsonl
+
+def work(process):
+    for number in range(50):
+        line = {"process": process, "number": number, "pad": "x" * 5000}
+        append_jsonl(Path(sys.argv[1]), line)
+"""
+
+
+def test_eight_processes_append_whole_lines(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"torn": ')
+    run_at_once(APPEND, path)
+    lines = path.read_bytes().split(b"\n")
+    assert lines[0] == b'{"torn": ' and lines[-1] == b""
+    values = [json.loads(line) for line in lines[1:-1]]
+    assert {len(value["pad"]) for value in values} == {5000}
+    assert sorted((value["process"], value["number"]) for value in values) == [
+        (process, number) for process in range(8) for number in range(50)
+    ]
+
+
+# Kills processes while they append lines of 300 kB; each reports what it has written.
+KILLED = """
+import os, random, signal, sys, time
+from pathlib import Path
+from mnist_jax.records.schema import append_jsonl
+
+random.seed(0)
+reader, writer = os.pipe()
+os.set_blocking(reader, False)
+for process in range(200):
+    if (child := os.fork()) == 0:
+        for number in range(1000):
+            line = {"process": process, "number": number, "pad": "x" * 300_000}
+            append_jsonl(Path(sys.argv[1]), line)
+            os.write(writer, f"{process} {number}\\n".encode())
+    time.sleep(random.uniform(0.0, 0.1))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    try:
+        print(os.read(reader, 60_000).decode(), end="")
+    except BlockingIOError:
+        pass  # killed before its first line
+"""
+
+
+@pytest.mark.faults
+def test_killed_processes_lose_no_line_that_was_written(tmp_path, record_property):
+    path = tmp_path / "lines.jsonl"
+    written = {
+        tuple(map(int, row.split()))
+        for row in run_script(KILLED, path).split("\n")
+        if row
+    }
+    lines = read_jsonl(dict, path)
+    read = [(line["process"], line["number"]) for line in lines]
+    assert written <= set(read) and len(read) == len(set(read))
+    assert {len(line["pad"]) for line in lines} == {300_000}
+    record_property("kills: of processes that appended", 200)
+    record_property("kills: lines appended before", len(written))
+    torn = len(read_lines(path)) - len(lines)
+    record_property("kills: torn lines", torn)
+    assert written
+    path.unlink()  # several hundred megabytes

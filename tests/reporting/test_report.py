@@ -303,13 +303,13 @@ def assert_legible(figure: Figure) -> None:
 
 
 def test_targets_are_marked_where_all_runs_have_a_validation_set(records):
-    rows = group_by_row(records)
+    rows = {row[0].config.model: row for row in group_by_row(records)}
     figure = budget_picture(1, rows, [0.98, 0.999]).draw()
     dashed = [line for line in figure.axes[0].lines if line.get_color() == "#808080"]
     assert [line.get_ydata()[0] for line in dashed] == [0.98, 0.999]
     assert [text.get_text() for text in figure.axes[0].texts] == ["0.98", "0.999"]
     config = dataclasses.replace(records[0].config, validation="test")
-    rows.append([dataclasses.replace(records[0], config=config)])
+    rows["other"] = [dataclasses.replace(records[0], config=config)]
     picture = budget_picture(1, rows, [0.98])
     assert "Dashed" not in picture.caption and not picture.draw().axes[0].texts
 

@@ -1,37 +1,59 @@
-"""Tests of the tables of run records."""
+"""Tests of the tables of run records: rows, targets, differences, text."""
 
 import dataclasses
+import math
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import pytest
 from helpers.records import make_environment, make_record
+from scipy import stats
 
 from benchmarks.readme import RESULTS
+from mnist_jax import TrainConfig, compare
+from mnist_jax.api import write_tables
+from mnist_jax.errors import InputError
+from mnist_jax.models.custom import network_sha256
 from mnist_jax.records.schema import RunRecord, read_jsonl
 from mnist_jax.reporting.comparison_plots import pareto_frame
+from mnist_jax.reporting.statistics import (
+    paired_difference,
+    prediction_interval,
+    welch_difference,
+)
 from mnist_jax.reporting.tables import (
+    check_targets,
     comparison_frame,
     format_comparison,
     format_markdown,
     group_by_row,
     group_by_table,
-    main_columns,
     markdown_table,
     row_names,
+    seconds_to_target,
 )
+
+
+def names_of(records: list[RunRecord]) -> list[str]:
+    return row_names(comparison_frame(records))
 
 
 def test_table_has_means_over_seeds_best_first():
     records = [
-        make_record("mlp", 0, 0.96),
-        make_record("cnn", 0, 0.99),
+        make_record("mlp", 0, 0.5),
+        make_record("mlp", 0, 0.96),  # of a repeated seed the later run counts
+        make_record("cnn", 0, 0.99, epochs=1),
         make_record("mlp", 1, 0.98),
     ]
     frame = comparison_frame(records)
     assert frame["model"].tolist() == ["cnn", "mlp"]
-    assert frame["test_accuracy"].tolist() == [0.99, 0.97]
+    assert frame["seeds"].tolist() == [1, 2]
+    np.testing.assert_allclose(frame["test_accuracy"], [0.99, 0.97])
     table = format_comparison(frame)
     assert table["test accuracy"].tolist() == ["0.9900 (n=1)", "0.9700 ± 0.0141 (n=2)"]
-    assert table["steady s/epoch"].tolist() == ["1.00", "1.50"]
+    # A run of one epoch has no steady time.
+    assert table["steady s/epoch"].tolist() == ["-", "1.50"]
 
 
 def test_accuracy_with_tta_has_a_column_of_its_own():
@@ -39,16 +61,6 @@ def test_accuracy_with_tta_has_a_column_of_its_own():
     table = format_comparison(comparison_frame([record, make_record("mlp")]))
     assert sorted(table["with TTA"]) == ["-", "0.9950"]
     assert "with TTA" not in format_comparison(comparison_frame([make_record()]))
-
-
-def test_of_a_repeated_seed_only_the_later_run_counts():
-    frame = comparison_frame([make_record(accuracy=0.5), make_record(accuracy=0.9)])
-    assert frame["test_accuracy"].tolist() == [0.9] and frame["seeds"].tolist() == [1]
-
-
-def test_different_settings_are_different_rows():
-    frame = comparison_frame([make_record(), make_record(batch_size=32)])
-    assert sorted(frame["settings"]) == ["", "batch_size=32"]
 
 
 def test_different_machines_and_datasets_are_different_tables():
@@ -68,13 +80,7 @@ def test_different_machines_and_datasets_are_different_tables():
     assert text.count("\n- device: ") == 5
     assert "numpy 1.2.3; XLA_FLAGS: --a=1" in text
     assert "numpy 1.2.3, --a=1; XLA_FLAGS: none" in text
-    assert "DIGITS, NOT MNIST" in text and "**small stand-in**" in text
-
-
-def test_a_run_of_one_epoch_has_no_steady_time():
-    frame = comparison_frame([make_record(epochs=1)])
-    assert frame["steady_epoch_seconds"].isna().all()
-    assert format_comparison(frame)["steady s/epoch"].tolist() == ["-"]
+    assert "DIGITS, NOT MNIST" in text and "- small stand-in\n" in text
 
 
 def test_markdown_columns_are_aligned_and_numbers_at_the_right():
@@ -84,11 +90,13 @@ def test_markdown_columns_are_aligned_and_numbers_at_the_right():
         "result": ["+0.01 [0.001, 0.1]", "-"],
         "size": ["3x3", "5x5"],
     }
-    assert markdown_table(pd.DataFrame(columns)).splitlines() == [
+    assert markdown_table(pd.DataFrame(columns), ["note"]).splitlines() == [
         "| a         | number |             result | size |",
         "|-----------|-------:|-------------------:|------|",
         "| long cell |      1 | +0.01 [0.001, 0.1] | 3x3  |",
         "| b         |     20 |                  - | 5x5  |",
+        "",
+        "- note",
     ]
 
 
@@ -99,29 +107,31 @@ def test_what_all_rows_share_is_a_line_below_the_table():
         make_record(**shared),
         dataclasses.replace(make_record("cnn", batch_size=32), source_sha256="0" * 64),
     ]
-    line = "\n- all rows: batch_size=32 devices=2\n"
-    assert line in format_markdown(records)
+    assert "\n- all rows: batch_size=32 devices=2\n" in format_markdown(records)
     table = format_comparison(comparison_frame(records))
     assert not {"devices", "seeds together"} & set(table)
     assert sorted(table["settings"]) == ["", "hidden=64,64", "hidden=64,64 dropout=0.5"]
-    names = row_names([[record] for record in records])
+    names = names_of(records)
     assert names == ["mlp hidden=64,64 dropout=0.5", "mlp hidden=64,64", "cnn"]
     # In a table of one row nothing is repeated.
     assert "all rows" not in format_markdown(records[:1])
-    assert row_names([records[:1]]) == ["mlp hidden=64,64 dropout=0.5 batch_size=32"]
+    assert names_of(records[:1]) == ["mlp hidden=64,64 dropout=0.5 batch_size=32"]
 
 
-def test_networks_of_one_name_keep_their_files_and_versions():
+def test_networks_of_one_name_keep_their_files_versions_and_devices():
     base = make_record()
 
     def custom(model: str, source: str) -> RunRecord:
         config = dataclasses.replace(base.config, model=model)
         return dataclasses.replace(base, config=config, source_sha256=source * 64)
 
-    names = [[custom(*row)] for row in (("a.py:Net", "0"), ("b.py:Net", "1"))]
-    assert row_names(names) == ["a.py:Net source=00000000", "b.py:Net source=11111111"]
-    names[1] = [custom("b.py:Other", "1")]
-    assert row_names(names) == ["Net", "Other"]
+    names = names_of([custom("a.py:Net", "0"), custom("b.py:Net", "1")])
+    assert names == ["a.py:Net source=00000000", "b.py:Net source=11111111"]
+    names = names_of([custom("a.py:Net", "0"), custom("b.py:Other", "1")])
+    assert names == ["Net", "Other"]
+    one = dataclasses.replace(base, devices=1)
+    assert names_of([base, one]) == ["mlp devices=2", "mlp devices=1"]
+    assert names_of([make_record("cnn"), one]) == ["cnn", "mlp"]
 
 
 def test_the_main_columns_fit_100_characters():
@@ -138,34 +148,16 @@ def test_the_main_columns_fit_100_characters():
             assert column in map(str.strip, columns)
 
 
-def test_rows_that_differ_only_in_devices_have_a_column():
-    one = dataclasses.replace(make_record(), devices=1)
-    table = main_columns(format_comparison(comparison_frame([make_record(), one])))
-    assert list(table)[:3] == ["model", "devices", "test accuracy"]
-
-
-def test_rows_that_differ_only_in_devices_have_unique_names():
-    one = dataclasses.replace(make_record(), devices=1)
-    names = row_names([[make_record()], [one], [make_record("cnn")]])
-    assert names == [
-        "mlp (impl=cpu, devices=2)",
-        "mlp (impl=cpu, devices=1)",
-        "cnn",
-    ]
-
-
 def test_the_pareto_front_has_what_no_other_row_dominates():
-    rows = group_by_row(
-        [
-            make_record("cnn", 2, 0.99),  # 15.5 s
-            make_record("mlp", 0, 0.98),  # 5.5 s
-            make_record("mlp", 1, 0.96),  # 10.5 s
-            make_record("mlp", 0, 0.96, hidden=(8,)),  # faster and smaller
-            make_record("mlp", 0, 0.96, hidden=(8,), batch_size=64),  # the same
-            make_record("mlp", 1, 0.96, hidden=(8,), batch_size=32),  # slower
-        ]
-    )
-    frame = pareto_frame(rows)
+    records = [
+        make_record("cnn", 2, 0.99),  # 15.5 s
+        make_record("mlp", 0, 0.98),  # 5.5 s
+        make_record("mlp", 1, 0.96),  # 10.5 s
+        make_record("mlp", 0, 0.96, hidden=(8,)),  # faster and smaller
+        make_record("mlp", 0, 0.96, hidden=(8,), batch_size=64),  # the same
+        make_record("mlp", 1, 0.96, hidden=(8,), batch_size=32),  # slower
+    ]
+    frame = pareto_frame(names_of(records), group_by_row(records))
     front = dict(zip(frame.index, frame["on_front"], strict=True))
     assert front == {
         "cnn": True,
@@ -174,6 +166,141 @@ def test_the_pareto_front_has_what_no_other_row_dominates():
         "mlp hidden=8 batch_size=64": True,
         "mlp hidden=8 batch_size=32": False,
     }
-    mlp = frame.loc["mlp"]
-    assert (mlp["accuracy"], mlp["seconds"]) == (0.97, 8.0)
-    assert mlp["parameters"] == rows[1][0].parameters
+    assert frame.loc["mlp", ["accuracy", "seconds"]].tolist() == [0.97, 8.0]
+
+
+def test_the_time_to_a_target_is_the_sum_of_the_epochs_that_reach_it():
+    record = make_record()  # 1.5 s and 0.95, then 1 s each: 0.975, 0.983, 0.9875, 0.99
+    found = [seconds_to_target(record, t) for t in (0.5, 0.95, 0.951, 0.98)]
+    assert found == [1.5, 1.5, 2.5, 3.5]
+    assert math.isnan(seconds_to_target(record, 0.991))
+    worse = dataclasses.replace(record.epochs[4], val_accuracy=0.5)
+    fell = dataclasses.replace(record, epochs=[*record.epochs[:4], worse])
+    assert seconds_to_target(fell, 0.98) == 3.5
+    # The test set reaches no target.
+    assert math.isnan(seconds_to_target(make_record(validation="test"), 0.5))
+
+
+def test_columns_have_medians_of_the_seeds_that_reached_the_target():
+    slow = make_record(seed=2)
+    slow = dataclasses.replace(slow, epochs=slow.epochs[:2])
+    rows = [make_record(seed=0), make_record(seed=1), slow]
+    frame = comparison_frame(rows, [0.95, 0.98, 0.995])
+    assert frame.iloc[0, -6:].to_dict() == pytest.approx(
+        {
+            **{"seconds_to_0.95": 2.5, "seeds_to_0.95": 3},
+            **{"seconds_to_0.98": 5.0, "seeds_to_0.98": 2},
+            **{"seconds_to_0.995": float("nan"), "seeds_to_0.995": 0},
+        },
+        nan_ok=True,
+    )
+    table = format_comparison(frame)
+    assert table.filter(regex="^s to").iloc[0].to_dict() == {
+        "s to 0.95": "2.50",
+        "s to 0.98": "5.00 (2 of 3)",
+        "s to 0.995": "-",
+    }
+    text = format_markdown(rows, [0.98])
+    assert " s to 0.98 |" in text and "\n- s to a target: " in text
+    assert "s to" not in format_markdown(rows)
+
+
+def test_targets_are_written_as_numbers_and_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr("mnist_jax.api.read_runs", lambda *_: [make_record()])
+    write_tables(tmp_path, [0.98, 0.995])
+    table = pd.read_csv(tmp_path / "compare.csv")
+    assert table["seconds_to_0.98"].tolist() == [3.5]
+    assert table["seconds_to_0.995"].isna().all()
+    assert "s to 0.995" in (tmp_path / "compare.md").read_text()
+    write_tables(tmp_path)
+    assert not any("to_" in name for name in pd.read_csv(tmp_path / "compare.csv"))
+
+
+def test_targets_are_accuracies_of_a_validation_set_from_the_training_set():
+    for targets in (["0"], [98], ["nan"], [0.9, -0.1]):
+        with pytest.raises(InputError, match="--targets must be .* 0.98,0.99; got "):
+            check_targets(targets)
+    configs = [TrainConfig(), TrainConfig(validation="test")]
+    assert check_targets([], configs) == []
+    message = "--targets=0.9,0.95 needs .*--validation=test;"
+    with pytest.raises(InputError, match=message):
+        check_targets(["0.9", 0.95], configs)
+
+
+CNN, MLP = (0.990, 0.992, 0.991), (0.980, 0.981, 0.984)
+RECORDS = [make_record("cnn", seed, accuracy) for seed, accuracy in enumerate(CNN)]
+RECORDS += [make_record("mlp", seed, accuracy) for seed, accuracy in enumerate(MLP)]
+AGAINST = RECORDS[0].config
+
+
+def test_differences_are_paired_by_seed():
+    lone = make_record("lstm", 1, 0.985)  # one seed in common: no interval
+    records = [*RECORDS[::-1], lone]
+    frame = comparison_frame(records, against=AGAINST).set_index("model")
+    pairs = np.array(MLP) - np.array(CNN)
+    low, high = stats.t.interval(0.95, 2, pairs.mean(), stats.sem(pairs))
+    columns = ["difference", "difference_low", "difference_high"]
+    assert frame.loc["mlp", columns].tolist() == pytest.approx(
+        [-0.00933, low, high], 1e-3
+    )
+    assert frame.loc["lstm", "difference"] == pytest.approx(-0.007)
+    assert math.isnan(frame.loc["lstm", "difference_low"])
+    assert frame.loc["cnn", columns].isna().all()
+
+
+def test_the_table_names_the_row_and_shows_intervals():
+    frame = format_comparison(comparison_frame(RECORDS, against=AGAINST))
+    assert frame["difference"].tolist() == ["-", "-0.0093 [-0.0145, -0.0042]"]
+    text = format_markdown(RECORDS, (), AGAINST)
+    assert "mean test accuracy less that of cnn, over" in text
+    assert "difference" not in format_markdown(RECORDS)
+    other = TrainConfig(model="cnn", batch_size=7)
+    assert "difference" not in format_markdown(RECORDS, against=other)
+
+
+def test_the_row_is_that_of_the_present_source_and_the_latest():
+    path = Path(__file__).parents[2] / "examples" / "residual_mlp.py"
+    model = f"{path}:ResidualMLP"
+    present = network_sha256(TrainConfig(model=model))
+    record = make_record(model)
+
+    def version(source: str, accuracy: float, day: int, devices: int = 2):
+        return dataclasses.replace(
+            record,
+            source_sha256=source,
+            test_accuracy=accuracy,
+            devices=devices,
+            environment=make_environment(date=f"2026-01-0{day}T00:00:00+00:00"),
+        )
+
+    versions = [
+        version("0" * 64, 0.99, 4),  # the best, and recorded last
+        version(present, 0.98, 1, devices=1),
+        version(present, 0.97, 3),
+    ]
+    frame = comparison_frame(versions, against=record.config)
+    assert math.isnan(frame["difference"][2])
+    assert frame["difference"][:2].tolist() == pytest.approx([0.02, 0.01])
+
+
+@pytest.mark.slow
+def test_compare_takes_one_of_its_configs(digits):
+    configs = [TrainConfig(dataset="digits", hidden=h, epochs=1) for h in ((), (8,))]
+    frame = compare(configs, 2, dataset=digits, against=configs[0], quiet=True)
+    assert frame["difference"].notna().sum() == 1
+    with pytest.raises(InputError, match="one of its configs"):
+        compare(configs[:1], against=configs[1], quiet=True)
+
+
+def test_intervals_equal_those_of_scipy():
+    values = [0.9, 0.92, 0.95, 0.91]
+    mean, std = np.mean(values), np.std(values, ddof=1)
+    want = stats.t.interval(0.95, 3, loc=mean, scale=std * np.sqrt(1 + 1 / 4))
+    np.testing.assert_allclose(prediction_interval(values)[1:], want)
+    other = [0.91, 0.9, 0.96, 0.9]
+    test = stats.ttest_rel(values, other).confidence_interval(0.95)
+    np.testing.assert_allclose(paired_difference(values, other)[1:], test)
+    test = stats.ttest_ind(values, other[:2], equal_var=False).confidence_interval(0.95)
+    np.testing.assert_allclose(welch_difference(values, other[:2])[1:], test)
+    assert np.isnan(welch_difference([0.9], values)[1:]).all()
+    assert np.isnan(prediction_interval([0.9])[1:]).all()

@@ -23,7 +23,7 @@ from helpers.runs import (
     train_into,
 )
 
-from mnist_jax.data import array_cache as cache
+from mnist_jax.data import cache
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.models.networks import create_model
@@ -117,12 +117,6 @@ def test_an_extended_run_that_stops_is_not_finished(digits, tmp_path):
     assert (tmp_path / "record.json").read_bytes() == before
     finished, checkpoint = resumable({0: tmp_path}, experiment.config)
     assert not finished and checkpoint.epoch == 3
-
-
-def test_a_config_without_epochs_is_not_resumed(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(InputError, match="a different run: .*--epochs was none"):
-        resumable({0: tmp_path}, CONFIGS["mlp"])
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

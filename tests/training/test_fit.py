@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 from typing import Any
 
 import jax
@@ -21,7 +20,6 @@ from mnist_jax.records.schema import EpochRecord
 from mnist_jax.reporting.tables import format_settings
 from mnist_jax.testing import check_same_tree
 from mnist_jax.training import fit as fit_module
-from mnist_jax.training import prepare as prepare_module
 from mnist_jax.training.checkpoints import params_sha256
 from mnist_jax.training.epochs import Programs, make_programs
 from mnist_jax.training.fit import Epoch, Progress, check_finite, finish, fit
@@ -67,35 +65,6 @@ def test_the_first_bad_step_and_the_last_good_epoch_are_named(bad):
         "loss 0.2500 and accuracy 0.8750; try a --learning_rate below 0.003 or "
         "--clip_norm=1"
     )
-
-
-def test_a_bad_loss_before_any_update_is_not_blamed_on_the_learning_rate():
-    losses = np.array([np.nan, np.nan])
-    with pytest.raises(InputError, match="at step 1 of 2 of .*, not the learning rate"):
-        check_finite(losses, TrainConfig(model="cnn", epochs=5), 7, [])
-
-
-def test_a_bad_evaluation_loss_is_named():
-    with pytest.raises(InputError, match="nan in the evaluation of epoch 1; no epoch"):
-        check_finite(float("nan"), TrainConfig(model="cnn", epochs=5), 7, [])
-
-
-@pytest.mark.parametrize("good, message", [(0, "no epoch"), (1, "epoch 1 ended")])
-def test_a_nan_evaluation_loss_ends_the_run(
-    good, message, digits: Dataset, monkeypatch
-):
-    evaluate, calls = fit_module._evaluate, itertools.count()
-
-    def spoil(*arguments):
-        means, seconds = evaluate(*arguments)
-        if next(calls) >= good:
-            means = [(float("nan"), accuracy) for _, accuracy in means]
-        return means, seconds
-
-    monkeypatch.setattr(fit_module, "_evaluate", spoil)
-    config = dataclasses.replace(SMALL["mlp"], epochs=1)
-    with pytest.raises(InputError, match=f"in the evaluation of epoch 1; {message}"):
-        finish(fit(prepare(config, digits), [0]))
 
 
 # At this learning rate, Adam does not yet amplify rounding into different steps.
@@ -192,17 +161,6 @@ def test_records_of_bfloat16_say_what_stays_in_float32(digits: Dataset):
     assert record.environment.numerics == "jax_default_matmul_precision=highest"
     plain = dataclasses.replace(record, float32_convolutions=False)
     assert " precision=bfloat16" in format_settings(plain)
-
-
-def test_memory_of_earlier_configs_is_freed(digits: Dataset, monkeypatch):
-    cleared: list[int] = []
-    monkeypatch.setattr(jax, "clear_caches", lambda: cleared.append(1))
-    numbers = itertools.count(prepare_module._KEPT_PROGRAMS - 1)
-    monkeypatch.setattr(prepare_module, "_prepared", numbers)
-    prepare(SMALL["mlp"], digits)
-    assert cleared == []
-    prepare(SMALL["mlp"], digits)
-    assert len(cleared) == 1
 
 
 class CompileCounter:

@@ -11,7 +11,6 @@ from helpers.runs import CONFIGS, DAMAGES, epochs_of, follow_until, prepare_once
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Dataset
 from mnist_jax.errors import InputError
-from mnist_jax.records import environment as environment_module
 from mnist_jax.records.environment import current_environment
 from mnist_jax.records.files import hold_lock
 from mnist_jax.records.schema import (
@@ -132,17 +131,6 @@ def test_seeds_that_were_stopped_together_resume_alongside_new_ones(train, tmp_p
     assert outcomes(more)[:2] == outcomes(alone)
 
 
-def test_the_code_digest_depends_on_the_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(environment_module, "_PACKAGE", tmp_path)
-    (tmp_path / "training").mkdir()
-    file = tmp_path / "training" / "fit.py"
-    file.write_text("1")
-    before = environment_module.code_digest()
-    assert before == environment_module.code_digest()
-    file.write_text("2")
-    assert before != environment_module.code_digest()
-
-
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_checkpoints_are_named_and_the_sweep_starts_over(
     damage, train, tmp_path, caplog, capsys
@@ -191,14 +179,6 @@ def test_two_processes_never_train_the_same_run(train, tmp_path, digits):
     assert outcomes(both) == outcomes(alone)
 
 
-@pytest.mark.parametrize("kind", ["file", "link"])
-def test_a_path_that_is_not_a_folder_is_not_waited_for(kind, tmp_path):
-    folder = tmp_path / "folder"
-    folder.touch() if kind == "file" else folder.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(OSError), hold_lock(folder / ".lock"):
-        pass
-
-
 def test_the_export_has_all_runs_oldest_first(train, tmp_path):
     train(tmp_path, seeds=1, config=dataclasses.replace(CONFIG, seed=1))
     train(tmp_path, seeds=2)
@@ -225,14 +205,7 @@ def test_recorded_runs_are_identified_by_everything_that_determines_them(
         folder(dataset=dataclasses.replace(digits, checksum="another")),
         folder(system="av_dnn"),
     ]
-    compared = [
-        field.name
-        for field in dataclasses.fields(machine)
-        if "compared" in field.metadata
-    ]
-    assert compared[:3] == ["device", "platform", "cores"] and len(compared) == 10
-    for name in compared:
-        value = 99 if name == "cores" else "another"
+    for name, value in (("device", "another"), ("cores", 99), ("jax", "another")):
         changed = dataclasses.replace(machine, **{name: value})
         monkeypatch.setattr(results, "current_environment", lambda value=changed: value)
         others.append(folder())

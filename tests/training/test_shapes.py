@@ -171,7 +171,6 @@ def test_networks_that_do_not_fit_are_refused(tmp_path):
     for config, message in (
         (TrainConfig(model="cnn", dataset="idx"), "stage 3 .* of its 1x3 input"),
         (make_config("mlp", crop=6), "--crop=6 leaves no pixel of images of 12x20"),
-        (make_config("mlp", augment=("erase12",)), "erase12 erases whole images of 12"),
     ):
         with pytest.raises(InputError, match=message):
             prepare(config, dataset)
