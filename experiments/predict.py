@@ -50,7 +50,8 @@ def main() -> None:
             [*test.images[indices], *images],
             [*test.labels[indices], *truths],
         )
-    frame = prediction_frame(run.predict(np.stack(images)), np.array(truths))
+    labels = np.array(truths) if words else None
+    frame = prediction_frame(run.predict(np.stack(images)), labels)
     frame.index = pd.Index([*words, *(FLAGS.image or [])])
     _print_predictions(frame, run)
     if pictures:

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import io
 import re
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from helpers.browser import Browser
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.pixels import Preprocess
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
-from mnist_jax.data.user_images import digit_from_bytes
+from mnist_jax.data.user_images import read_digit
 from mnist_jax.demo.page import write_page
 from mnist_jax.errors import InputError
 from mnist_jax.models.networks import create_model, init_params
@@ -93,16 +94,13 @@ DRAWINGS = {  # strokes in pixels of the 280x280 canvas
     "seven": [SEVEN],
     "small seven": [[[x // 2, y // 2] for x, y in SEVEN]],
     "one": [[[141, 40], [141, 240]]],
-    "loop": [[[60, 60], [220, 70], [200, 200], [60, 190], [60, 60]]],
     "four": [[[80, 40], [70, 150], [200, 150]], [[180, 60], [180, 250]]],
     "at the corner": [[[0, 0], [120, 10], [20, 160]]],
     "dot": [[[140, 140]]],
 }
 
 
-@pytest.mark.parametrize("dark", [False, True])
-def test_drawings_are_read_as_photos_of_them(browser: Browser, mlp, tmp_path, dark):
-    browser.prefer_dark(dark)
+def test_drawings_are_read_as_photos_of_them(browser: Browser, mlp, tmp_path):
     write_page({"mlp": mlp}, tmp_path / "page.html")
     browser.open((tmp_path / "page.html").as_uri())
     for name, strokes in DRAWINGS.items():
@@ -117,7 +115,7 @@ def test_drawings_are_read_as_photos_of_them(browser: Browser, mlp, tmp_path, da
             """,
             strokes,
         )
-        expected = digit_from_bytes(base64.b64decode(png), "the drawing").pixels
+        expected = read_digit(io.BytesIO(base64.b64decode(png))).pixels
         assert max(pixels) > 200, name
         assert np.corrcoef(pixels, expected.ravel())[0, 1] > 0.94, name
     assert browser.console() == []
@@ -135,8 +133,9 @@ def wait_for_prediction(browser: Browser) -> str:
     )
 
 
-@pytest.mark.parametrize("pointer", ["mouse", "touch"])
-@pytest.mark.parametrize("width, dark", [(360, True), (1000, False)])
+@pytest.mark.parametrize(
+    "pointer, width, dark", [("touch", 360, True), ("mouse", 1000, False)]
+)
 def test_a_stroke_shows_probabilities(
     browser: Browser, mlp: TrainedRun, tmp_path, pointer, width, dark
 ):

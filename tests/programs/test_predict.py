@@ -25,12 +25,13 @@ def test_it_prints_probabilities_arg_max_and_truth(run_dir: Path):
         assert abs(sum(values) - 1) < 1e-3 and values[int(predicted)] == max(values)
 
 
-@pytest.mark.parametrize("index", ["360", "-1", "x", "1.5"])
-def test_an_index_out_of_range_is_an_error(run_dir: Path, index):
-    process = run(
-        "experiments.predict", f"--run_dir={run_dir}", f"--index={index}", ok=False
-    )
-    assert "--index must be" in process.stderr and index in process.stderr
+def test_an_index_out_of_range_is_an_error(run_dir: Path):
+    command = ("experiments.predict", f"--run_dir={run_dir}")
+    for index in ("360", "-1", "x"):
+        process = run(*command, f"--index={index}", ok=False)
+        assert f"--index must be test image indices from 0 to 359; got {index}" in (
+            process.stderr
+        )
 
 
 def test_it_reports_what_is_wrong_with_a_run(run_dir: Path, tmp_path):
@@ -39,11 +40,6 @@ def test_it_reports_what_is_wrong_with_a_run(run_dir: Path, tmp_path):
 
     assert "cannot read" in error(tmp_path / "none")
     assert "config.json" in error(tmp_path)
-    (tmp_path / "runs" / "sweep" / "seed0").mkdir(parents=True)
-    (tmp_path / "runs" / "sweep" / "seed0" / "record.json").touch()
-    assert f"not a run directory, but it holds {run_dir}" in error(run_dir.parent)
-    for folder in (tmp_path, tmp_path / "runs", tmp_path / "runs" / "sweep"):
-        assert f"it holds {tmp_path}/runs/sweep/seed0; give" in error(folder)
     shutil.copytree(run_dir, tmp_path, dirs_exist_ok=True)
     params = tmp_path / "params.msgpack"
     params.write_bytes(params.read_bytes()[:-100])
