@@ -19,15 +19,6 @@ def split_dataset(dataset: Dataset, config: TrainConfig) -> Dataset:
     applied before the validation set is taken from the end of the training set.
 
     A validation set that the dataset has already takes the place of that fraction.
-
-    Args:
-        dataset: as `load_dataset` returns it.
-        config: the fields `split`, `split_seed`, `validation`, `validation_fraction`
-            and `train_size` are used.
-
-    Raises:
-        InputError: `train_size` exceeds the training set, a set would be empty, or
-            `validation_fraction` would have no effect.
     """
     train, test = dataset.train, dataset.test
     if config.split == "shuffled":
@@ -54,12 +45,11 @@ def split_dataset(dataset: Dataset, config: TrainConfig) -> Dataset:
     elif config.validation == "fraction":
         size = len(train.labels)
         # The same arithmetic as in Keras, including rounding.
-        cut = int(math.floor(size * (1.0 - config.validation_fraction)))
+        cut = math.floor(size * (1.0 - config.validation_fraction))
         if not 1 <= cut < size:
             raise InputError(
                 f"--validation_fraction={config.validation_fraction} of {size} training"
-                " images leaves no image for training or none for validation; choose a"
-                " number between 0 and 1 that leaves both, such as 0.2"
+                " images leaves none for training or none for validation"
             )
         held_out = Split(train.images[cut:], train.labels[cut:])
         train = Split(train.images[:cut], train.labels[:cut])

@@ -4,7 +4,6 @@ The few commands needed are plain HTTP with JSON, so no package is required.
 https://www.w3.org/TR/webdriver2/
 """
 
-import base64
 import contextlib
 import http.client
 import json
@@ -102,10 +101,6 @@ class Browser:
             "actions": [moves[0], down, *moves[1:], {**up, "button": 0}],
         }
         self._send("POST", "/actions", {"actions": [device]})
-
-    def screenshot(self) -> bytes:
-        """Returns a PNG of the viewport."""
-        return base64.b64decode(self._send("GET", "/screenshot"))
 
 
 def send(port: int, method: str, path: str, body: dict[str, Any] | None = None) -> Any:

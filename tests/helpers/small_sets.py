@@ -15,17 +15,11 @@ from mnist_jax.data.types import Dataset
 
 def write_small_set(folder: Path, seed: int) -> None:
     """Writes 50 training and 20 test images as the four files of a set."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.RandomState(seed)
-    for file in FILES.values():
-        count = 50 if "train" in file else 20
-        if "images" in file:
-            header = struct.pack(">IIII", 0x803, count, 28, 28)
-            items = rng.randint(0, 256, (count, 28, 28)).astype(np.uint8)
-        else:
-            header = struct.pack(">II", 0x801, count)
-            items = rng.randint(0, 10, count).astype(np.uint8)
-        (folder / file).write_bytes(gzip.compress(header + items.tobytes(), mtime=0))
+    rng, arrays = np.random.RandomState(seed), {}
+    for split, count in (("train", 50), ("test", 20)):
+        arrays[f"x_{split}"] = rng.randint(0, 256, (count, 28, 28)).astype(np.uint8)
+        arrays[f"y_{split}"] = rng.randint(0, 10, count).astype(np.uint8)
+    write_idx_set(folder, arrays)
 
 
 def write_idx_set(
