@@ -5,9 +5,9 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import partial
 from pathlib import Path
 
-import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
@@ -24,6 +24,11 @@ MODULES = sorted(
     for path in FOLDER.rglob("*.py")
     if path.parent != FOLDER or path.stem[0] != "_"
 )
+PROGRAMS = [
+    path
+    for folder in ("experiments", "benchmarks")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+]
 # What only some files and folders may do: a pattern of the code, and where it may be.
 ONLY_IN = {
     "read flags": (r"absl import .*\bflags\b|absl\.flags", {"cli"}),
@@ -69,30 +74,29 @@ def folder_of(module: str) -> str:
     return module.split("/")[0].split(".")[0]
 
 
-def test_every_folder_has_its_level():
+def test_imports_point_one_way():
     assert {folder_of(name_of(path)) for path in MODULES} == set(ORDER)
+    for path in MODULES:
+        name, imported = name_of(path), imports_of(path)
+        roots = {module.split(".")[0] for module in imported}
+        assert not roots & {"experiments", "benchmarks"}, name
+        internal = {m.split(".", 1)[1] for m in imported if m.startswith("mnist_jax.")}
+        allowed = ORDER[: ORDER.index(folder_of(name)) + 1]
+        assert {folder_of(module) for module in internal} <= set(allowed), name
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_imports_point_one_way(path):
-    imported = imports_of(path)
-    internal = {
-        name.split(".", 1)[1] for name in imported if name.startswith("mnist_jax.")
-    }
-    level = ORDER.index(folder_of(name_of(path)))
-    assert {folder_of(name) for name in internal} <= set(ORDER[: level + 1])
-    assert not {n for n in imported if n.split(".")[0] in ("experiments", "benchmarks")}
-    for what, (pattern, homes) in ONLY_IN.items():
-        if re.search(pattern, path.read_text(), re.MULTILINE):
-            name = name_of(path)
-            assert homes & {name, folder_of(name)}, f"{name} may not {what}"
+def test_only_some_files_read_flags_and_clocks_compile_and_shard():
+    for path in MODULES:
+        name, source = name_of(path), path.read_text()
+        for what, (pattern, homes) in ONLY_IN.items():
+            if re.search(pattern, source, re.MULTILINE):
+                assert homes & {name, folder_of(name)}, f"{name} may not {what}"
 
 
 def test_no_two_files_import_each_other():
     files = {
         ".".join(path.relative_to(ROOT).with_suffix("").parts): path
-        for folder in ("mnist_jax", "experiments", "benchmarks")
-        for path in (ROOT / folder).rglob("*.py")
+        for path in (*MODULES, *PROGRAMS)
     }
     imported = {name: imports_of(path) & files.keys() for name, path in files.items()}
     assert "benchmarks.peers.worker" in imported["benchmarks.peers.our_worker"]
@@ -108,18 +112,10 @@ def test_no_two_files_import_each_other():
     assert [name for name in files if name in reached(name)] == []
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        path
-        for folder in ("mnist_jax", "experiments", "benchmarks", "tests")
-        for path in sorted((ROOT / folder).rglob("*.py"))
-        if path.stem not in ("conv_cpu", "config")
-    ],
-    ids=lambda path: path.stem,
-)
-def test_files_are_at_most_400_lines_long(path):
-    assert len(path.read_text().splitlines()) <= 400
+def test_files_are_at_most_400_lines_long():
+    for path in (*MODULES, *PROGRAMS, *(ROOT / "tests").rglob("*.py")):
+        if path.stem not in ("conv_cpu", "config"):
+            assert len(path.read_text().splitlines()) <= 400, path
 
 
 def test_importing_touches_no_device_and_reads_no_flag():
@@ -141,47 +137,35 @@ def test_importing_touches_no_device_and_reads_no_flag():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_workers_of_other_frameworks_do_not_import_jax():
-    code = "import sys, benchmarks.peers.worker; assert 'jax' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
-
-
-def test_training_does_not_import_table_and_plot_packages():
-    code = (
-        "import sys, experiments.train\n"
-        "unneeded = {'pandas', 'matplotlib', 'PIL', 'jinja2'} & set(sys.modules)\n"
-        "assert not unneeded, unneeded\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+def test_programs_do_not_import_what_they_do_not_need():
+    for program, unneeded in {
+        "benchmarks.peers.worker": {"jax"},
+        "experiments.train": {"pandas", "matplotlib", "PIL", "jinja2"},
+    }.items():
+        code = f"import sys, {program}; assert not {unneeded} & set(sys.modules)"
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_ci_tests_the_oldest_and_newest_versions_allowed():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = list(map(Requirement, project["dependencies"]))
+    pins = (ROOT / "constraints" / "tests.txt").read_text().splitlines()
 
-    def allowed(python: str, name: str) -> SpecifierSet:
-        fits = {"python_version": python}
+    def specifier(lines: list[str], python: str, name: str) -> SpecifierSet:
         [found] = [
-            w
-            for w in wanted
-            if w.name == name and (not w.marker or w.marker.evaluate(fits))
+            wanted.specifier
+            for wanted in map(Requirement, lines)
+            if wanted.name == name
+            and (
+                not wanted.marker or wanted.marker.evaluate({"python_version": python})
+            )
         ]
-        return found.specifier
+        return found
 
-    pins = [
-        Requirement(line)
-        for line in (ROOT / "constraints" / "tests.txt").read_text().splitlines()
-        if not line.startswith("#")
-    ]
+    allowed = partial(specifier, project["dependencies"])
+    lines = [line for line in pins if not line.startswith("#")]
 
     def pinned(python: str, name: str) -> str:
-        fits = {"python_version": python}
-        [found] = [
-            pin
-            for pin in pins
-            if pin.name == name and (not pin.marker or pin.marker.evaluate(fits))
-        ]
-        return str(found.specifier).removeprefix("==")
+        return str(specifier(lines, python, name)).removeprefix("==")
 
     for name in ("jax", "flax", "optax"):
         assert f">={pinned('3.11', name)}" in map(str, allowed("3.11", name))
@@ -195,11 +179,6 @@ def test_ci_tests_the_oldest_and_newest_versions_allowed():
 UNSAFE_MODULES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 UNSAFE_CALLS = {"eval", "exec", "compile", "__import__"}
 UNSAFE_LOADS = {"yaml.load", "yaml.unsafe_load", "yaml.full_load", "torch.load"}
-PROGRAM_FILES = [
-    path
-    for folder in (FOLDER, ROOT / "experiments", ROOT / "benchmarks")
-    for path in sorted(folder.rglob("*.py"))
-]
 
 
 def find_unsafe_code(source: str) -> list[str]:
@@ -216,32 +195,19 @@ def find_unsafe_code(source: str) -> list[str]:
         keywords = {keyword.arg: keyword.value for keyword in node.keywords}
         if name in UNSAFE_CALLS | UNSAFE_LOADS:
             found.append(name)
-        if name in ("np.load", "numpy.load", "read_array", "np.lib.format.read_array"):
-            allowed = keywords.get("allow_pickle")
-            if not (isinstance(allowed, ast.Constant) and allowed.value is False):
-                found.append(f"{name} without allow_pickle=False")
+        allowed = keywords.get("allow_pickle")  # NumPy's default is False
+        if allowed and not (isinstance(allowed, ast.Constant) and not allowed.value):
+            found.append(f"{name} with allow_pickle")
     return found
 
 
-@pytest.mark.parametrize("path", PROGRAM_FILES, ids=lambda path: path.stem)
-def test_no_file_is_executed_or_unpickled(path):
-    assert find_unsafe_code(path.read_text()) == []
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "import pickle",
-        "from pickle import loads",
-        "import joblib.memory",
-        "eval(open('x').read())",
-        "exec(text)",
-        "yaml.load(file)",
-        "np.load(path)",
-        "np.load(path, allow_pickle=True)",
+def test_no_file_is_executed_or_unpickled():
+    for path in (*MODULES, *PROGRAMS):
+        assert find_unsafe_code(path.read_text()) == [], path
+    for source in (
+        *("import pickle", "from pickle import loads", "import joblib.memory"),
+        *("eval(open('x').read())", "exec(text)", "yaml.load(file)"),
         "np.load(path, allow_pickle=flag)",
-    ],
-)
-def test_unsafe_code_is_found(source):
-    assert find_unsafe_code(source)
-    assert find_unsafe_code("np.load(path, allow_pickle=False); json.loads(text)") == []
+    ):
+        assert find_unsafe_code(source), source
+    assert find_unsafe_code("np.load(path); json.loads(text)") == []
