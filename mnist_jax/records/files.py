@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import hashlib
-import itertools
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -70,29 +69,19 @@ def read_lines(path: Path) -> list[bytes]:
 
 
 @contextlib.contextmanager
-def hold_lock(
-    path: Path,
-    on_wait: Callable[[], None] = lambda: None,
-    check_stopped: Callable[[], None] = lambda: None,
-) -> Iterator[None]:
-    """Holds a lock file within the context, waiting for it if necessary.
+def hold_lock(path: Path, refuse: Callable[[], None] | None = None) -> Iterator[None]:
+    """Holds a lock file within the context, waiting for it unless `refuse` raises.
 
     The system releases the lock when the process ends, even if it is killed.
-
-    Args:
-        path: lock file; it and its folder are created if they do not exist.
-        on_wait: called once if another process holds the lock.
-        check_stopped: called ten times a second while waiting; raises to stop waiting.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path)
-    for attempt in itertools.count():
-        with contextlib.suppress(filelock.Timeout):
-            lock.acquire(timeout=0.1)
-            break
-        if attempt == 0:
-            on_wait()
-        check_stopped()
+    try:
+        lock.acquire(timeout=-1 if refuse is None else 0.1)
+    except filelock.Timeout:
+        if refuse is not None:
+            refuse()
+        raise
     try:
         yield
     finally:

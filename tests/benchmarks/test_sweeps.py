@@ -93,7 +93,7 @@ def test_a_grid_is_trained_and_its_best_settings_train_again(tmp_path):
     assert len(list(out.glob(f"runs/*/*/{RECORD}"))) == 2 * 5 and "2/2 done" in more
     rows = list(csv.DictReader((out / "sweep.csv").read_text().splitlines()))
     assert len(rows) == 5 and "-" in {row["optimizer"] for row in rows}
-    with hold_lock(out / ".lock", lambda: None):
+    with hold_lock(out / ".lock"):
         refused = run(*words, *GRID, ok=False)
     assert "another process" in refused.stderr
 

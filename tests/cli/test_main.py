@@ -8,7 +8,6 @@ import pytest
 
 from mnist_jax.cli.main import SIGNALS, stop_between_chunks
 from mnist_jax.errors import Stopped
-from mnist_jax.records.files import hold_lock
 
 
 @pytest.fixture
@@ -17,19 +16,6 @@ def handlers() -> Iterator[None]:
     before = [signal.getsignal(number) for number in SIGNALS]
     yield
     assert before == [signal.getsignal(number) for number in SIGNALS]
-
-
-@pytest.mark.parametrize("number", SIGNALS)
-def test_waiting_for_a_lock_ends_at_a_signal(number, tmp_path, handlers):
-    with (
-        hold_lock(tmp_path / ".lock"),
-        pytest.raises(Stopped, match="how to resume"),
-        stop_between_chunks("how to resume") as check_stopped,
-        hold_lock(
-            tmp_path / ".lock", lambda: os.kill(os.getpid(), number), check_stopped
-        ),
-    ):
-        pass
 
 
 @pytest.mark.parametrize("number", SIGNALS)
