@@ -107,7 +107,7 @@ def measure(
         jax.block_until_ready(metrics)
         ticks.append(time.perf_counter())
         jax.block_until_ready(
-            programs.evaluate(states.params, experiment.held_out, experiment.test)
+            programs.evaluate(states.variables, experiment.held_out, experiment.test)
         )
         ticks.append(time.perf_counter())
         images = (order[:steps] >= 0).sum(), (order >= 0).sum(), TEST_IMAGES

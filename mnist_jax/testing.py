@@ -23,12 +23,7 @@ from mnist_jax.data.pixels import Preprocess
 from mnist_jax.data.types import CLASSES, IMAGE_SHAPE, MNIST, Shapes, Split
 from mnist_jax.models.custom import NORMALIZE, check_network, instantiate
 from mnist_jax.models.layers import resolve_impl
-from mnist_jax.models.networks import (
-    apply_model,
-    create_model,
-    init_params,
-    split_params,
-)
+from mnist_jax.models.networks import apply_model, create_model, init_model
 from mnist_jax.models.rewrite import Rewritten, without_rewriting
 from mnist_jax.training.epochs import gather, jit, make_programs
 from mnist_jax.training.mesh import make_mesh, replicate, shard_seeds
@@ -62,9 +57,9 @@ def leaf_names(tree: Any) -> list[str]:
 
 
 @functools.lru_cache(maxsize=4)  # one initialization serves all checks of a network
-def _init_params(model: nn.Module, shapes: Shapes) -> Any:
-    """Returns the initial parameters for seed 0."""
-    init = partial(init_params, model, image_shape=shapes.image)
+def _init_variables(model: nn.Module, shapes: Shapes) -> Any:
+    """Returns the initial variables for seed 0."""
+    init = partial(init_model, model, image_shape=shapes.image)
     return jit(init, quick=True)(jax.random.key(0))
 
 
@@ -72,8 +67,9 @@ def _init_state(
     model: nn.Module, tx: optax.GradientTransformation, shapes: Shapes
 ) -> TrainState:
     """Returns the initial state for seed 0."""
-    params = _init_params(model, shapes)
-    return TrainState(params, tx.init(split_params(model, params, shapes.image)[0]))
+    stats = dict(_init_variables(model, shapes))
+    params = stats.pop("params")
+    return TrainState(params, stats, tx.init(params))
 
 
 def _require(condition: bool, message: str) -> None:
@@ -85,14 +81,15 @@ def _require(condition: bool, message: str) -> None:
 def check_logits(model: nn.Module, shapes: Shapes = MNIST) -> None:
     """Asserts finite logits in evaluation, the same compiled and op by op."""
     images = preprocess(make_split(16, shapes=shapes).images)
-    params = fill_zeros(_init_params(model, shapes))
+    variables = fill_zeros(_init_variables(model, shapes))
 
-    def run(params: Any, images: jax.Array) -> jax.Array:
-        return apply_model(model, params, images, train=False)[0].astype(jnp.float32)
+    def run(variables: Any, images: jax.Array) -> jax.Array:
+        logits, _ = apply_model(model, variables, images, train=False)
+        return logits.astype(jnp.float32)
 
-    compiled = jit(run)(params, images)
+    compiled = jit(run)(variables, images)
     plain = partial(apply_model, without_rewriting(model), train=False)
-    eager = np.asarray(plain(params, images)[0].astype(jnp.float32))
+    eager = np.asarray(plain(variables, images)[0].astype(jnp.float32))
     finite = np.isfinite(eager).all(axis=1)
     kinds = "a black image", "a white image", "an image with black rows"
     kind = kinds[min(int(np.argmin(finite)), 2)]
@@ -115,21 +112,22 @@ def check_batch(model: nn.Module, shapes: Shapes = MNIST) -> None:
     In training they may depend on the image's index in the batch, as dropout masks do,
     and with batch statistics (`nn.BatchNorm`) on the other images.
     """
-    images, params = make_split(16, shapes=shapes).images, _init_params(model, shapes)
-    fault = find_batch_dependence(model, preprocess, params, images, sizes=(1, 7))
+    images = make_split(16, shapes=shapes).images
+    variables = _init_variables(model, shapes)
+    fault = find_batch_dependence(model, preprocess, variables, images, sizes=(1, 7))
     _require(not fault, fault)
-    if split_params(model, params, shapes.image)[1]:
+    if len(variables) > 1:  # batch statistics
         return
     others = images.copy()
     others[:8] = images[:7:-1]
 
     @partial(jit, quick=True)
-    def run(params: Any, images: jax.Array) -> jax.Array:
+    def run(variables: Any, images: jax.Array) -> jax.Array:
         options: Any = dict(train=True, dropout_key=jax.random.key(0))
-        return apply_model(model, params, images, **options)[0].astype(jnp.float32)
+        return apply_model(model, variables, images, **options)[0].astype(jnp.float32)
 
     first, second = (
-        np.asarray(run(fill_zeros(params), preprocess(x))) for x in (images, others)
+        np.asarray(run(fill_zeros(variables), preprocess(x))) for x in (images, others)
     )
     _require(
         not differ(second[8:], first[8:]),
@@ -158,26 +156,27 @@ def check_gradients(model: nn.Module, shapes: Shapes = MNIST) -> None:
 def _check_slopes(model: nn.Module, shapes: Shapes) -> None:
     """Does the same with JAX's largest float type."""
     split, rng = make_split(8, shapes=shapes), np.random.default_rng(0)
-    start = fill_zeros(_init_params(model, shapes)), preprocess(split.images)
-    params, images = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), start)
+    start = fill_zeros(_init_variables(model, shapes)), preprocess(split.images)
+    variables, images = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), start)
     batch = images, jnp.asarray(split.labels), jnp.ones(8, float), jax.random.key(0)
 
-    def differentiate(params: Any) -> Any:
-        return batch_gradients(params, *batch, model)
+    def differentiate(variables: Any) -> Any:
+        return batch_gradients(variables, *batch, model)
 
-    run = jit(differentiate, quick=True).lower(params).compile()
+    run = jit(differentiate, quick=True).lower(variables).compile()
     types = set(re.findall(r"\b(bf16|f16|f32|f64)\[", run.as_text()))
     if types & {"bf16", "f16"}:
         return
     # Within a larger step a ReLU may change sides; a smaller one drowns in rounding.
     step, tolerance = (1e-7, 0.01) if types == {"f64"} else (1e-4, 0.2)
-    trained, others = split_params(model, params, shapes.image)
-    leaves, treedef = jax.tree.flatten(trained)
-    gradients = jax.tree.leaves(split_params(model, run(params)[0], shapes.image)[0])
+    params = variables["params"]
+    leaves, treedef = jax.tree.flatten(params)
+    gradients = jax.tree.leaves(run(variables)[0]["params"])
 
     def loss(moved: int, change: np.ndarray) -> float:
         new = [leaf + change if i == moved else leaf for i, leaf in enumerate(leaves)]
-        return float(run({**jax.tree.unflatten(treedef, new), **others})[1].loss_sum)
+        changed = {**variables, "params": jax.tree.unflatten(treedef, new)}
+        return float(run(changed)[1].loss_sum)
 
     found = []
     for i, (leaf, gradient) in enumerate(zip(leaves, gradients, strict=True)):
@@ -186,7 +185,7 @@ def _check_slopes(model: nn.Module, shapes: Shapes) -> None:
         slope = (loss(i, change) - loss(i, -change)) / (2 * step)
         found.append((float(np.sum(direction * gradient)), slope))
     floor = np.abs(found).max() / 30  # gradients that are 0 are rounding errors
-    for name, (given, slope) in zip(leaf_names(trained), found, strict=True):
+    for name, (given, slope) in zip(leaf_names(params), found, strict=True):
         _require(
             abs(given - slope) <= tolerance * (max(abs(given), abs(slope)) + floor),
             f"the gradient of {name} is wrong: in a random direction it gives the loss "
@@ -212,8 +211,7 @@ def check_step_learns(
     _require(finite, f"losses are not finite: {losses}")
     lowered = np.mean(losses[steps // 2 :]) < losses[0]
     _require(bool(lowered), f"{steps} steps did not lower the loss: {losses}")
-    constant = split_params(model, state.params, shapes.image)[1].keys()
-    before, after = (jax.tree.leaves_with_path(s.params) for s in (initial, state))
+    before, after = (jax.tree.leaves_with_path(s.variables) for s in (initial, state))
     for (path, old), (_, new) in zip(before, after, strict=True):
         name, collection = jax.tree_util.keystr(path), path[0].key
         _require(bool(np.all(np.isfinite(new))), f"{name} is not finite")
@@ -224,7 +222,7 @@ def check_step_learns(
                 "no gradient"
             )
         _require(
-            bool(np.any(old != new)) or collection in constant - {"batch_stats"},
+            bool(np.any(old != new)) or collection not in ("params", "batch_stats"),
             f"{name} did not change in {steps} steps: {reason}",
         )
 

@@ -126,7 +126,8 @@ def example_program(job: Job, images: np.ndarray) -> Program:
     @jax.jit
     def count(state: Any, images: Any, labels: Any) -> jax.Array:
         mask = jnp.ones(len(images))
-        return steps.eval_step(state.params, images, labels, mask, model=model).correct
+        metrics = steps.eval_step(state.variables, images, labels, mask, model=model)
+        return metrics.correct
 
     return Program(state, step, count, count_params(model, images.shape[1:]))
 

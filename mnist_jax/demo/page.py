@@ -7,16 +7,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from flax import linen as nn
 
 from mnist_jax.config import MODELS
 from mnist_jax.data.types import DIGIT_SETS, MNIST
 from mnist_jax.errors import InputError
-from mnist_jax.models.layer_specs import layer_specs
+from mnist_jax.models.layer_specs import layer_arrays, layer_specs
 from mnist_jax.models.layers import Conv, LSTMLayer
-from mnist_jax.models.networks import split_params
 from mnist_jax.records.files import write_file
 from mnist_jax.training.run_dir import TrainedRun
 
@@ -84,13 +82,10 @@ def _encode_array(array: np.ndarray) -> dict[str, Any]:
 
 def _layers(run: TrainedRun) -> list[dict[str, Any]]:
     """Returns the layers of a built-in network, as arguments for `network.js`."""
-    params, others = split_params(
-        run.model, jax.device_get(run.params), run.shapes.image
-    )
     specs = layer_specs(run.config, run.shapes)
     layers: list[dict[str, Any]] = []
     for spec in specs:
-        arrays = params[spec.name]
+        arrays = layer_arrays(run.variables, spec.name)
         match spec.module:
             case Conv(stage=stage):
                 names = "strides", "padding", "activation"
@@ -99,9 +94,8 @@ def _layers(run: TrainedRun) -> list[dict[str, Any]]:
                 if stage.pool > 1:
                     layers.append({"kind": "maxPool", "size": stage.pool})
             case nn.BatchNorm(epsilon=epsilon):  # as one product and one sum
-                running = others["batch_stats"][spec.name]
-                scale = arrays["scale"] / np.sqrt(running["var"] + epsilon)
-                bias = arrays["bias"] - running["mean"] * scale
+                scale = arrays["scale"] / np.sqrt(arrays["var"] + epsilon)
+                bias = arrays["bias"] - arrays["mean"] * scale
                 layers.append({"kind": "batchNorm", "scale": scale, "bias": bias})
             case LSTMLayer(activation=activation, return_sequences=sequences):
                 layer = {"activation": activation, "sequences": sequences}

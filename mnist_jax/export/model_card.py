@@ -80,5 +80,5 @@ def model_card(run: TrainedRun) -> str:
         facts="\n".join(f"- {fact}" for fact in facts),
         layers=markdown_table(layer_frame(config, run.shapes)),
         params=EXPORTED_PARAMS,
-        example=next(iter(named_leaves(run.params))),
+        example=next(iter(named_leaves(run.variables["params"]))),
     )

@@ -3,15 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from flax import linen as nn
 
 from mnist_jax.config import MODELS
 from mnist_jax.errors import InputError
-from mnist_jax.models.layer_specs import LayerSpec, layer_specs
+from mnist_jax.models.layer_specs import LayerSpec, layer_arrays, layer_specs
 from mnist_jax.models.layers import Conv, LSTMLayer
-from mnist_jax.models.networks import split_params
 from mnist_jax.records.files import write_file
 from mnist_jax.training.run_dir import TrainedRun
 
@@ -36,13 +34,10 @@ def write_onnx(run: TrainedRun, path: Path) -> None:
             "--format=safetensors"
         )
     graph = _Graph()
-    image, params = run.shapes.image, jax.device_get(run.params)
-    params, others = split_params(run.model, params, image)
     specs = layer_specs(run.config, run.shapes)
-    x, shape = graph.add_pixels("images", run), image
+    x, shape = graph.add_pixels("images", run), run.shapes.image
     for spec in specs:
-        arrays = params[spec.name] | others.get("batch_stats", {}).get(spec.name, {})
-        x = graph.add_layer(x, shape, spec, arrays)
+        x = graph.add_layer(x, shape, spec, layer_arrays(run.variables, spec.name))
         if isinstance(spec.module, nn.Dense) and spec is not specs[-1]:
             x = graph.add("Relu", x)
         shape = spec.output_shape or ()

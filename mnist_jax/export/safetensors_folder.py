@@ -29,7 +29,7 @@ def write_safetensors(run: TrainedRun, folder: Path) -> None:
         folder: a folder, created if it does not exist.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    save_safetensors(folder / EXPORTED_PARAMS, run.params)
+    save_safetensors(folder / EXPORTED_PARAMS, run.variables)
     # The record's config names the file of a custom network as it was trained.
     write_json(folder / CONFIG, run.record.config)
     write_json(folder / RECORD, run.record)

@@ -26,7 +26,7 @@ def make_classifier(run: TrainedRun) -> Callable[[jax.Array], jax.Array]:
     config = dataclasses.replace(run.config, impl="plain", precision="float32")
     classify = partial(
         predict,
-        run.params,
+        run.variables,
         model=create_model(config, run.shapes),
         preprocess=run.preprocess,
     )

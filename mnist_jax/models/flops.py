@@ -18,7 +18,7 @@ from flax import linen as nn
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Shapes
-from mnist_jax.models.networks import apply_model, create_model, param_shapes
+from mnist_jax.models.networks import apply_model, create_model, variable_shapes
 
 
 class Product(NamedTuple):
@@ -38,8 +38,8 @@ def plain_model(config: TrainConfig, shapes: Shapes) -> nn.Module:
 def trace_products(model: nn.Module, image_shape: tuple[int, ...]) -> list[Product]:
     """Returns the products of a network's forward pass of one image, in order."""
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    trace = jax.make_jaxpr(lambda p, x: apply_model(model, p, x, train=False)[0])
-    return count_products(trace(param_shapes(model, image_shape), image).jaxpr)
+    trace = jax.make_jaxpr(lambda v, x: apply_model(model, v, x, train=False)[0])
+    return count_products(trace(variable_shapes(model, image_shape), image).jaxpr)
 
 
 def count_products(jaxpr: Any, layer: str = "") -> list[Product]:

@@ -5,13 +5,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Shapes
 from mnist_jax.models.flops import plain_model, trace_products
 from mnist_jax.models.layers import Dropout
-from mnist_jax.models.networks import apply_model, param_shapes, split_params
+from mnist_jax.models.networks import apply_model, variable_shapes
 
 
 class LayerSpec(NamedTuple):
@@ -35,7 +36,7 @@ def layer_specs(config: TrainConfig, shapes: Shapes) -> list[LayerSpec]:
     (['Conv_0', 'Conv_1', 'Conv_2', 'Dense_0', 'Dense_1'], 32)
     """
     model = plain_model(config, shapes)
-    params = param_shapes(model, shapes.image)
+    variables = variable_shapes(model, shapes.image)
     called: list[str] = []
     modules: dict[str, nn.Module] = {}
     outputs: dict[str, Any] = {}
@@ -52,21 +53,26 @@ def layer_specs(config: TrainConfig, shapes: Shapes) -> list[LayerSpec]:
                 outputs.setdefault(module.name, output.shape[1:])
         return output
 
-    trained, _ = split_params(model, params, shapes.image)
     image = jax.ShapeDtypeStruct((1, *shapes.image), jnp.float32)
     with nn.intercept_methods(note):
         forward = partial(apply_model, model, train=False)
-        jax.eval_shape(forward, params, image)
-    products = trace_products(model, shapes.image)
+        jax.eval_shape(forward, variables, image)
+    products, params = trace_products(model, shapes.image), variables["params"]
     return [
         LayerSpec(
             name,
             modules.get(name),
             outputs.get(name),
-            sum(leaf.size for leaf in jax.tree.leaves(trained[name])),
+            sum(leaf.size for leaf in jax.tree.leaves(params[name])),
             sum(count for layer, count in products if layer == name),
             rates.get(name, 0.0),
         )
-        for name in dict.fromkeys([*modules, *trained])
-        if name in trained
+        for name in dict.fromkeys([*modules, *params])
+        if name in params
     ]
+
+
+def layer_arrays(variables: Any, name: str) -> dict[str, np.ndarray]:
+    """Returns the parameters and statistics of a layer by their names."""
+    collections = [trees[name] for trees in variables.values() if name in trees]
+    return {k: np.asarray(v) for arrays in collections for k, v in arrays.items()}

@@ -14,7 +14,7 @@ from mnist_jax.config import (
     check_stages,
     parse_conv_stage,
 )
-from mnist_jax.data.types import CLASSES, Shapes
+from mnist_jax.data.types import Shapes
 from mnist_jax.errors import InputError
 from mnist_jax.models.batch_norm import BatchNorm
 from mnist_jax.models.custom import (
@@ -63,16 +63,16 @@ def _cropped(images: jax.Array, pixels: int) -> jax.Array:
 class MLP(nn.Module):
     """Dense layers with ReLU.
 
-    >>> model = MLP(hidden=(32,))
+    >>> model = MLP(hidden=(32,), classes=10)
     >>> count_params(model, (28, 28))
     25450
     """
 
     hidden: tuple[int, ...]
+    classes: int
     dropout: tuple[float, ...] = (0.0,)
     dtype: Any = jnp.float32  # of the operands of matrix products
     crop: int = 0  # pixels to leave out at each border
-    classes: int = CLASSES
 
     @nn.compact
     def __call__(
@@ -95,7 +95,8 @@ class MLP(nn.Module):
 class LSTM(nn.Module):
     """LSTM layers over the rows of the image, then dense layers on the last state.
 
-    >>> count_params(LSTM(units=(128,), activation="tanh", hidden=()), (28, 28))
+    >>> model = LSTM(units=(128,), activation="tanh", hidden=(), classes=10)
+    >>> count_params(model, (28, 28))
     81674
     """
 
@@ -106,12 +107,12 @@ class LSTM(nn.Module):
     units: tuple[int, ...]
     activation: str
     hidden: tuple[int, ...]
+    classes: int
     dropout: tuple[float, ...] = (0.0,)
     impl: str = "plain"
     dtype: Any = jnp.float32
     unroll: int = 1
     crop: int = 0
-    classes: int = CLASSES
 
     @nn.compact
     def __call__(
@@ -138,7 +139,7 @@ class CNN(nn.Module):
     """Convolution stages, then dense layers.
 
     >>> stages = ConvStage(32, pool=2), ConvStage(64, pool=2), ConvStage(64)
-    >>> count_params(CNN(stages, hidden=(64,)), (28, 28))
+    >>> count_params(CNN(stages, hidden=(64,), classes=10), (28, 28))
     93322
     """
 
@@ -146,11 +147,11 @@ class CNN(nn.Module):
 
     stages: tuple[ConvStage, ...]
     hidden: tuple[int, ...]
+    classes: int
     dropout: tuple[float, ...] = (0.0,)
     impl: str = "plain"
     dtype: Any = jnp.float32
     crop: int = 0
-    classes: int = CLASSES
 
     @nn.compact
     def __call__(
@@ -182,7 +183,7 @@ def create_model(config: TrainConfig, shapes: Shapes) -> nn.Module:
     """
     model = _create(config, shapes)
     if config.freeze:
-        layers, _ = split_params(model, param_shapes(model, shapes.image), shapes.image)
+        layers = variable_shapes(model, shapes.image)["params"]
         if unknown := sorted(set(config.freeze) - layers.keys()):
             raise InputError(
                 f"--freeze: this network has no layer {unknown[0]}; its layers are "
@@ -206,63 +207,48 @@ def _create(config: TrainConfig, shapes: Shapes) -> nn.Module:
         )
     crop, classes = config.crop, shapes.classes
     if config.model == "mlp":
-        return MLP(hidden, dropout, dtype, crop, classes)
+        return MLP(hidden, classes, dropout, dtype, crop)
     impl = resolve_impl(config.impl)
     if config.model == "lstm":
         # On a GPU, the unrolled loop takes less than half the time
         # (docs/accelerators.md); on a CPU it would compile for long.
         unroll = height if impl == "gpu" or jax.default_backend() == "tpu" else 1
-        layers = config.lstm_units, config.activation, hidden, dropout
-        return LSTM(*layers, impl, dtype, unroll, crop, classes)
+        layers = config.lstm_units, config.activation, hidden, classes
+        return LSTM(*layers, dropout, impl, dtype, unroll, crop)
     check_stages(config.conv, height, width)
     stages = tuple(map(parse_conv_stage, config.conv))
-    return CNN(stages, hidden, dropout, impl, dtype, crop, classes)
+    return CNN(stages, hidden, classes, dropout, impl, dtype, crop)
 
 
-def _plain(model: nn.Module) -> nn.Module:
-    """Returns a network of the same parameters that is traced faster."""
-    model = without_rewriting(model)
-    return model.clone(impl="plain") if isinstance(model, LSTM | CNN) else model
-
-
-def _init(
+def init_model(
     model: nn.Module, key: jax.Array, image_shape: tuple[int, ...]
 ) -> dict[str, Any]:
-    images = jnp.zeros((1, *image_shape), jnp.float32)
-    return init_variables(_plain(model), key, images)
+    """Returns a network's initial variables by collection, such as `params`.
+
+    Training updates the other collections without gradients, such as the `batch_stats`
+    of `nn.BatchNorm`.
+    """
+    model = without_rewriting(model)
+    if isinstance(model, LSTM | CNN):
+        model = model.clone(impl="plain")  # the same parameters, traced faster
+    return init_variables(model, key, jnp.zeros((1, *image_shape), jnp.float32))
 
 
 @functools.cache
-def _collections(model: nn.Module, image_shape: tuple[int, ...]) -> tuple[str, ...]:
-    """Returns the names of a network's collections of variables besides `params`."""
-    variables = jax.eval_shape(lambda: _init(model, jax.random.key(0), image_shape))
-    return tuple(sorted(variables.keys() - {"params"}))
+def variable_shapes(model: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Any]:
+    """Returns the shapes and dtypes of a network's variables, as of `init_model`."""
+    return jax.eval_shape(lambda: init_model(model, jax.random.key(0), image_shape))
 
 
-def init_params(
-    model: nn.Module, key: jax.Array, image_shape: tuple[int, ...]
-) -> dict[str, Any]:
-    """Returns the initial parameters of a network, by layer.
-
-    Other collections of variables, which training updates without gradients, are in the
-    same tree under their own names, such as `batch_stats` of `nn.BatchNorm`.
-    """
-    variables = _init(model, key, image_shape)
-    return {**variables.pop("params", {}), **variables}
-
-
-def split_params(
-    model: nn.Module, params: Any, image_shape: tuple[int, ...]
-) -> tuple[Any, Any]:
-    """Splits a tree as of `init_params` into parameters and other collections."""
-    others = _collections(_plain(model), image_shape)
-    trained = {name: tree for name, tree in params.items() if name not in others}
-    return trained, {name: params[name] for name in others}
+def count_params(model: nn.Module, image_shape: tuple[int, ...]) -> int:
+    """Counts a network's trained parameters without computing them."""
+    params = variable_shapes(model, image_shape)["params"]
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def apply_model(
     model: nn.Module,
-    params: Any,
+    variables: Any,
     images: jax.Array,
     *,
     train: bool,
@@ -273,7 +259,7 @@ def apply_model(
 
     Args:
         model: any linen module.
-        params: as of `init_params`.
+        variables: as of `init_model`.
         images: `[B,H,W] float32`.
         train: whether it is called for training.
         batch_offset: index of the first image in the whole batch, or None.
@@ -283,34 +269,11 @@ def apply_model(
         Its outputs `[B,classes]`, and the updated collections besides the parameters:
         with `train=False`, or if there are none, an empty dict.
     """
-    trained, others = split_params(model, params, images.shape[1:])
-    variables = {"params": trained, **others}
     options: Any = call_options(model, train, batch_offset)
     if dropout_key is not None:
         options["rngs"] = {"dropout": dropout_key}
-    updated: Any = {}
-    logits: Any
-    if train and others:
-        logits, updated = model.apply(
-            variables, images, mutable=list(others), **options
-        )
-    else:
-        logits = model.apply(variables, images, **options)
-    return logits, updated
-
-
-def param_shapes(model: nn.Module, image_shape: tuple[int, ...]) -> Any:
-    """Returns the shapes and dtypes of a network's parameters, as of `init_params`."""
-    return _trace_init(_plain(model), image_shape)
-
-
-@functools.cache
-def _trace_init(model: nn.Module, image_shape: tuple[int, ...]) -> Any:
-    return jax.eval_shape(lambda: init_params(model, jax.random.key(0), image_shape))
-
-
-def count_params(model: nn.Module, image_shape: tuple[int, ...]) -> int:
-    """Counts a network's trained parameters without computing them."""
-    shapes = param_shapes(model, image_shape)
-    trained, _ = split_params(model, shapes, image_shape)
-    return sum(leaf.size for leaf in jax.tree.leaves(trained))
+    stats = sorted(variables.keys() - {"params"})
+    if train and stats:
+        return model.apply(variables, images, mutable=stats, **options)
+    logits: Any = model.apply(variables, images, **options)
+    return logits, {}

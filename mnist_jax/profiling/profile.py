@@ -122,7 +122,7 @@ def profile(experiment: Experiment, folder: Path) -> Profile:
         if experiment.validation is not None:
             jax.block_until_ready(
                 programs.evaluate(
-                    states.params, experiment.held_out, experiment.validation
+                    states.variables, experiment.held_out, experiment.validation
                 )
             )
         ticks.append(time.perf_counter())

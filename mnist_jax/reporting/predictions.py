@@ -80,7 +80,7 @@ def run_details(run: TrainedRun, test: Split) -> DetailsRecord:
     counts = confusion_counts(test.labels, probabilities.argmax(axis=1), classes)
     filters = None
     if run.config.model == "cnn":
-        kernel = np.asarray(run.params["Conv_0"]["kernel"], np.float64)
+        kernel = np.asarray(run.variables["params"]["Conv_0"]["kernel"], np.float64)
         filters = kernel[:, :, 0].round(4).tolist()
     return DetailsRecord(
         confusion=counts.tolist(),

@@ -95,19 +95,19 @@ def find_cause(
             states, experiment.train, indices, keys, start, stop
         )
         jax.block_until_ready(metrics)
-        params = jax.tree.map(lambda leaf: leaf[number], jax.device_get(states.params))
+        state = jax.tree.map(lambda leaf: leaf[number], jax.device_get(states))
         key = jax.random.fold_in(jax.random.fold_in(run_keys[number], epoch), stop)
         images, labels, mask = gather(dataset.train, rows[stop])
         augment = Augmentation(experiment.config.augment)
         images = augment(images, jax.random.fold_in(key, AUGMENT))
         batch = experiment.preprocess(images), labels, mask, key
-        if name := _first_not_finite(params, *batch, experiment.model):
+        if name := _first_not_finite(state.variables, *batch, experiment.model):
             return name, stop
         start = stop
     return None
 
 
-def _first_not_finite(params: Any, images: Any, *batch: Any) -> str | None:
+def _first_not_finite(variables: Any, images: Any, *batch: Any) -> str | None:
     """Returns the first input, output or gradient of a step that is not finite.
 
     Arguments are as for `batch_gradients`. Inputs and outputs come in the order of the
@@ -129,9 +129,9 @@ def _first_not_finite(params: Any, images: Any, *batch: Any) -> str | None:
     _, _, key, model = batch
     model = without_rewriting(model)  # to see every layer
     with nn.intercept_methods(record):
-        apply_model(model, params, images, train=True, dropout_key=key)
+        apply_model(model, variables, images, train=True, dropout_key=key)
     if not found:
-        leaves = named_leaves(batch_gradients(params, images, *batch)[0])
+        leaves = named_leaves(batch_gradients(variables, images, *batch)[0])
         bad = [name for name, leaf in leaves.items() if not _is_finite(leaf)]
         bad.sort(key=lambda name: -order.get(name.rpartition("/")[0], 0))
         found = [f"the gradient of {name}" for name in bad]

@@ -90,7 +90,7 @@ def train_epoch(
     """Runs steps of an epoch on one device's share of each batch.
 
     Args:
-        state: parameters and optimizer state of one seed.
+        state: of one seed.
         split: the training images and labels.
         indices: `[steps,B]`, from `epoch_indices`, or this device's share of them.
         key: key of the epoch; step `i` uses `fold_in(key, i)`.
@@ -147,7 +147,7 @@ def train_epoch(
 
 
 def evaluate(
-    params: Any,
+    variables: Any,
     split: Split,
     indices: jax.Array,
     *,
@@ -155,7 +155,7 @@ def evaluate(
     preprocess: Preprocess,
     axis_name: str | None = None,
 ) -> Metrics:
-    """Returns the metrics of one seed's parameters over images of a split.
+    """Returns the metrics of one seed's network over images of a split.
 
     Rows of `indices [n,chunk]` that hold only -1 come last and are skipped, so that one
     program serves sets of any size.
@@ -164,7 +164,7 @@ def evaluate(
 
     def body(row: jax.Array, total: Metrics) -> Metrics:
         images, labels, mask = gather(split, indices[row])
-        metrics = eval_step(params, preprocess(images), labels, mask, model=model)
+        metrics = eval_step(variables, preprocess(images), labels, mask, model=model)
         return jax.tree.map(jnp.add, total, metrics)
 
     zero = Metrics(*(jnp.zeros((), jnp.float32) for _ in Metrics._fields))
@@ -222,7 +222,7 @@ class Programs:
     mesh: Mesh
     init: Any  # keys [seeds] -> states
     train: Any  # see `run_steps`
-    evaluate: Any  # params [seeds,...], split, `eval_indices` -> metrics [seeds]
+    evaluate: Any  # variables [seeds,...], split, `eval_indices` -> metrics [seeds]
     # Operations that XLA:CPU compiles to slow code inside a loop. If there are any,
     # `train` is a program for one step.
     slow_in_loops: tuple[str, ...] = ()
@@ -286,7 +286,7 @@ class Programs:
         bounds = step_bounds(0, orders.shape[1], self.mesh)
         indices = self.shard(orders)
         run = self.train.lower(states, train, indices, keys, bounds).compile()
-        measure = self.evaluate.lower(states.params, held_out, eval_rows).compile()
+        measure = self.evaluate.lower(states.variables, held_out, eval_rows).compile()
         return dataclasses.replace(self, init=init, train=run, evaluate=measure)
 
 
@@ -360,10 +360,10 @@ def make_programs(
 
 
 def predict(
-    params: Any, images: jax.Array, *, model: nn.Module, preprocess: Preprocess
+    variables: Any, images: jax.Array, *, model: nn.Module, preprocess: Preprocess
 ) -> jax.Array:
     """Returns the probabilities `[N,classes] float32` of images `[N,H,W] uint8`."""
-    logits, _ = apply_model(model, params, preprocess(images), train=False)
+    logits, _ = apply_model(model, variables, preprocess(images), train=False)
     return jax.nn.softmax(logits.astype(jnp.float32))
 
 
@@ -371,18 +371,18 @@ def predict(
 def make_predict(
     model: nn.Module, preprocess: Preprocess
 ) -> Callable[[Any, np.ndarray], jax.Array]:
-    """Returns `predict(params, [N,H,W] uint8)`: probabilities `[N,classes]`, jitted."""
+    """Returns `predict` of variables and images `[N,H,W] uint8`, jitted."""
     return jit(partial(predict, model=model, preprocess=preprocess))
 
 
 def predict_images(
-    model: nn.Module, preprocess: Preprocess, params: Any, images: np.ndarray
+    model: nn.Module, preprocess: Preprocess, variables: Any, images: np.ndarray
 ) -> np.ndarray:
     """Returns the probabilities `[N,classes] float32` of images `[N,H,W] uint8`."""
     run = make_predict(model, preprocess)
     if not len(images):
         one = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
-        return np.empty((0, jax.eval_shape(run, params, one).shape[1]), np.float32)
+        return np.empty((0, jax.eval_shape(run, variables, one).shape[1]), np.float32)
     starts = range(0, len(images), _PREDICT_CHUNK)
     chunks = [images[start : start + _PREDICT_CHUNK] for start in starts]
-    return np.concatenate([np.asarray(run(params, chunk)) for chunk in chunks])
+    return np.concatenate([np.asarray(run(variables, chunk)) for chunk in chunks])

@@ -24,7 +24,7 @@ from mnist_jax.training.checkpoints import Checkpoint, params_sha256
 from mnist_jax.training.diverged import check_finite, find_cause
 from mnist_jax.training.epochs import predict_images
 from mnist_jax.training.mesh import shard_seeds
-from mnist_jax.training.optimizers import final_params, set_learning_rate
+from mnist_jax.training.optimizers import final_variables, set_learning_rate
 from mnist_jax.training.prepare import Experiment
 from mnist_jax.training.steps import Metrics, TrainState
 
@@ -56,13 +56,13 @@ class Result(NamedTuple):
     """A finished run."""
 
     record: RunRecord
-    params: Any  # on the devices
+    variables: Any  # on the devices
 
 
 def fit(
     experiment: Experiment,
     seeds: Sequence[int],
-    start_params: Sequence[Any] | None = None,
+    start_variables: Sequence[Any] | None = None,
     resume: Checkpoint | None = None,
 ) -> Iterator[Progress | Epoch | Result]:
     """Trains the seeds together and evaluates each on the test set at the end.
@@ -74,7 +74,7 @@ def fit(
         experiment: returned by `prepare` for the same number of seeds.
         seeds: seeds of the initial parameters, shuffling and dropout, one per run. With
             `patience` there is only one, since each seed stops after another epoch.
-        start_params: initial parameters of each run, instead of random ones.
+        start_variables: initial variables of each run, instead of random ones.
         resume: checkpoint to resume from.
 
     Yields:
@@ -93,8 +93,8 @@ def fit(
         raise ValueError(f"prepared for {experiment.seeds} seeds; got {len(seeds)}")
     environment, began = current_environment(), time.perf_counter()
     if jax.process_count() > 1:
-        _agree(experiment, seeds, environment, start_params, resume)
-    begin = partial(_begin, experiment, seeds, start_params, resume)
+        _agree(experiment, seeds, environment, start_variables, resume)
+    begin = partial(_begin, experiment, seeds, start_variables, resume)
     states, run_keys, histories = begin()
     resumed = len(histories[0])
 
@@ -105,11 +105,11 @@ def fit(
             find = partial(find_cause, experiment, seeds, begin, number)
         check_finite(losses, config, seeds[number], histories[number], find)
 
-    best_params = shard_seeds(resume.best_params, programs.mesh) if resume else None
+    best = shard_seeds(resume.best, programs.mesh) if resume else None
     size = len(experiment.dataset.train.labels)
     steps = -(-size // config.batch_size)
     chunk_steps = max(1, steps // 16)  # a first guess: nothing has been timed yet
-    final_params(states.params, states.opt_state)  # compiled here, in no epoch's clock
+    final_variables(states)  # compiled here, in no epoch's clock
     while not is_over(config, histories[0]):
         epoch = len(histories[0])
         keys = programs.epoch_keys(run_keys, epoch)  # compiles in the first epoch
@@ -145,12 +145,12 @@ def fit(
                     images_per_second=len(seeds) * config.batch_size / seconds_per_step,
                     seconds_left=steps_left * seconds_per_step,
                 )
-        params = jax.block_until_ready(final_params(states.params, states.opt_state))
+        variables = jax.block_until_ready(final_variables(states))
         train_seconds = (time.perf_counter() - start) / len(seeds)
         val_means: Sequence[tuple[float | None, float | None]]
         val_means, eval_seconds = [(None, None)] * len(seeds), 0.0
         if experiment.validation is not None:
-            val_means, seconds = _evaluate(experiment, params, experiment.validation)
+            val_means, seconds = _evaluate(experiment, variables, experiment.validation)
             eval_seconds = seconds / len(seeds)
             for number, (loss, _) in enumerate(val_means):
                 check(number, loss)
@@ -161,18 +161,16 @@ def fit(
         for history, record in zip(histories, records, strict=True):
             history.append(record)
         if early and _best_epoch(histories[0]) == epoch + 1:
-            best_params = jax.tree.map(jnp.copy, params)  # states are donated
-        yield Epoch(records, Checkpoint(states, histories, best_params))
+            best = jax.tree.map(jnp.copy, variables)  # states are donated
+        yield Epoch(records, Checkpoint(states, histories, best))
 
-    trained = best_params
-    if not early:
-        trained = final_params(states.params, states.opt_state)
+    trained = best if early else final_variables(states)
     tests = [_evaluate(experiment, trained, experiment.test) for _ in range(3)]
     eval_seconds = statistics.median(seconds for _, seconds in tests) / len(seeds)
-    params_of = [
+    variables_of = [
         jax.tree.map(operator.itemgetter(n), trained) for n in range(len(seeds))
     ]
-    tta_accuracies = [_tta_accuracy(experiment, params) for params in params_of]
+    tta_accuracies = [_tta_accuracy(experiment, each) for each in variables_of]
     seconds = experiment.compile_seconds + time.perf_counter() - began
     earlier = histories[0][:resumed]
     seconds += len(seeds) * sum(e.train_seconds + e.eval_seconds for e in earlier)
@@ -184,7 +182,7 @@ def fit(
             experiment,
             seed,
             histories[number],
-            params_of[number],
+            variables_of[number],
             test_loss=test_loss,
             test_accuracy=test_accuracy,
             tta_accuracy=tta_accuracies[number],
@@ -193,7 +191,7 @@ def fit(
             total_seconds=seconds / len(seeds),
             environment=environment,
         )
-        yield Result(run, params_of[number])
+        yield Result(run, variables_of[number])
 
 
 def finish(training: Iterable[Any]) -> list[Result]:
@@ -219,7 +217,7 @@ def _agree(
     experiment: Experiment,
     seeds: Sequence[int],
     environment: Environment,
-    start_params: Sequence[Any] | None,
+    start_variables: Sequence[Any] | None,
     resume: Checkpoint | None,
 ) -> None:
     """Raises InputError if the processes of a job would train different runs."""
@@ -233,7 +231,7 @@ def _agree(
         "the list of seeds": list(seeds),
         "the number of devices": experiment.programs.mesh.size,
         "the number of finished epochs": resume.epoch if resume else 0,
-        "the sha256 of the initial parameters": params_sha256(start_params),
+        "the sha256 of the initial parameters": params_sha256(start_variables),
     }
     distributed.agree(values)
 
@@ -241,7 +239,7 @@ def _agree(
 def _begin(
     experiment: Experiment,
     seeds: Sequence[int],
-    start_params: Sequence[Any] | None,
+    start_variables: Sequence[Any] | None,
     resume: Checkpoint | None,
 ) -> tuple[TrainState, jax.Array, list[list[EpochRecord]]]:
     """Returns the states to start from, the runs' keys and their finished epochs."""
@@ -252,9 +250,9 @@ def _begin(
     histories: list[list[EpochRecord]] = [[] for _ in seeds]
     if resume is not None:
         states, histories = resume.states, [list(epochs) for epochs in resume.histories]
-    elif start_params is not None:
-        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *start_params)
-        states = states._replace(params=stacked)
+    elif start_variables is not None:
+        stats = jax.tree.map(lambda *leaves: np.stack(leaves), *start_variables)
+        states = states._replace(params=stats.pop("params"), stats=stats)
     return shard_seeds(states, experiment.programs.mesh), run_keys, histories
 
 
@@ -270,22 +268,22 @@ def _means(metrics: Metrics) -> list[tuple[float, float]]:
 
 
 def _evaluate(
-    experiment: Experiment, params: Any, indices: jax.Array
+    experiment: Experiment, variables: Any, indices: jax.Array
 ) -> tuple[list[tuple[float, float]], float]:
     """Returns each seed's mean loss and accuracy, and the total seconds."""
     start = time.perf_counter()
-    metrics = experiment.programs.evaluate(params, experiment.held_out, indices)
+    metrics = experiment.programs.evaluate(variables, experiment.held_out, indices)
     return _means(metrics), time.perf_counter() - start
 
 
-def _tta_accuracy(experiment: Experiment, params: Any) -> float | None:
+def _tta_accuracy(experiment: Experiment, variables: Any) -> float | None:
     """Returns the test accuracy of probabilities averaged over shifts, if asked for."""
     if not experiment.config.tta:
         return None
-    test, params = experiment.dataset.test, jax.device_get(params)
+    test, variables = experiment.dataset.test, jax.device_get(variables)
     model, preprocess = experiment.model, experiment.preprocess
     totals = sum(
-        predict_images(model, preprocess, params, shifted)
+        predict_images(model, preprocess, variables, shifted)
         for shifted in all_shifts(test.images, experiment.config.tta)
     )
     return float(np.mean(np.argmax(totals, axis=1) == test.labels))
@@ -295,7 +293,7 @@ def _run_record(
     experiment: Experiment,
     seed: int,
     epochs: list[EpochRecord],
-    params: Any,
+    variables: Any,
     **measured: Any,
 ) -> RunRecord:
     """Returns the record of a finished run; `measured` are more of its fields."""
@@ -317,7 +315,7 @@ def _run_record(
         validation_images=0 if validation is None else len(validation.labels),
         test_images=len(dataset.test.labels),
         parameters=count_params(experiment.model, dataset.shapes.image),
-        params_sha256=params_sha256(params),
+        params_sha256=params_sha256(variables),
         impl=resolve_impl(config.impl),
         devices=experiment.programs.mesh.size,
         seeds_together=experiment.seeds,

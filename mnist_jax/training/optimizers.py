@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from mnist_jax.config import TrainConfig
+from mnist_jax.training.steps import TrainState
 
 
 def scale_by_adam(
@@ -117,7 +118,7 @@ def average_params(
     """Adds an exponential moving average of the parameters to an optimizer.
 
     Step `i` of `t` has the weight `(1-decay) * decay^(t-i)`, divided by the sum of all
-    weights, so that the initial parameters have none. `final_params` returns it.
+    weights, so that the initial parameters have none. `final_variables` returns it.
     """
 
     def init(params: Any) -> AverageState:
@@ -138,22 +139,22 @@ def average_params(
     return optax.GradientTransformation(init, update)
 
 
-def final_params(params: Any, opt_state: Any) -> Any:
-    """Returns the parameters to evaluate and save: their average, if there is one.
+def final_variables(state: TrainState) -> dict[str, Any]:
+    """Returns the variables to evaluate and save: with averaged parameters, if any.
 
     Args:
-        params: parameters of one or of several seeds, as of `init_params`.
-        opt_state: optimizer state after at least one step of the same seeds.
+        state: of one or of several seeds, after at least one step.
     """
-    if not isinstance(opt_state, AverageState):
-        return params
+    average = state.opt_state
+    if not isinstance(average, AverageState):
+        return state.variables
 
     def divide(total: jax.Array, param: jax.Array) -> jax.Array:
-        shape = (-1,) + (1,) * (total.ndim - 1) if opt_state.weight.ndim else ()
-        return (total / opt_state.weight.reshape(shape)).astype(param.dtype)
+        shape = (-1,) + (1,) * (total.ndim - 1) if average.weight.ndim else ()
+        return (total / average.weight.reshape(shape)).astype(param.dtype)
 
-    trained = {name: params[name] for name in opt_state.total}
-    return {**params, **jax.tree.map(divide, opt_state.total, trained)}
+    params = jax.tree.map(divide, average.total, state.params)
+    return state._replace(params=params).variables
 
 
 def create_schedule(config: TrainConfig, steps: int) -> optax.Schedule:

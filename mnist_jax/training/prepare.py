@@ -22,9 +22,8 @@ from mnist_jax.data.splits import split_dataset
 from mnist_jax.data.types import Dataset, Split
 from mnist_jax.errors import InputError
 from mnist_jax.models.custom import network_sha256
-from mnist_jax.models.networks import apply_model, create_model, param_shapes
+from mnist_jax.models.networks import apply_model, create_model
 from mnist_jax.training import distributed
-from mnist_jax.training.checkpoints import check_saving
 from mnist_jax.training.epochs import Programs, jit, make_programs
 from mnist_jax.training.jax_setup import CompileClock
 from mnist_jax.training.mesh import choose_mesh, eval_indices, replicate, seed_keys
@@ -89,7 +88,6 @@ def prepare(
     mesh = mesh or choose_mesh(config, seeds, dataset.shapes)
     source_sha256 = network_sha256(config)
     model = create_model(config, dataset.shapes)
-    check_saving(param_shapes(model, dataset.shapes.image))
     preprocess = make_preprocess(config, dataset.train)
     orders = np.stack([epoch_indices(0, 0, size, config.batch_size)] * seeds)
     tx = create_optimizer(config, orders.shape[1] * config.epochs)
@@ -108,9 +106,9 @@ def prepare(
         ).compile(orders, train, held_out, test)
     if config.model not in MODELS:
         states = programs.init(seed_keys(range(seeds)))
-        params = jax.tree.map(lambda leaf: leaf[0], states.params)
+        variables = jax.tree.map(lambda leaf: leaf[0], states.variables)
         images = dataset.train.images[:16]
-        if fault := find_batch_dependence(model, preprocess, params, images):
+        if fault := find_batch_dependence(model, preprocess, variables, images):
             raise InputError(f"--model={config.model}: {fault}")
     distributed.yield_polling_threads()
     return Experiment(
@@ -161,8 +159,8 @@ def _hold_out(
     return replicate(both, mesh), *(eval_indices(r, mesh, rows) for r in ranges)
 
 
-def fill_zeros(params: Any) -> Any:
-    """Returns parameters with noise in place of arrays that are all 0.
+def fill_zeros(variables: Any) -> Any:
+    """Returns variables with noise in place of arrays that are all 0.
 
     Behind a kernel that starts at 0, all images would have the same logits.
     """
@@ -172,7 +170,7 @@ def fill_zeros(params: Any) -> Any:
         noise = 0.05 * rng.standard_normal(leaf.shape)
         return jnp.asarray(leaf if np.any(leaf) else noise, leaf.dtype)
 
-    return jax.tree.map(fill, jax.device_get(params))
+    return jax.tree.map(fill, jax.device_get(variables))
 
 
 def differ(logits: np.ndarray, others: np.ndarray) -> bool:
@@ -184,7 +182,7 @@ def differ(logits: np.ndarray, others: np.ndarray) -> bool:
 def find_batch_dependence(
     model: nn.Module,
     preprocess: Preprocess,
-    params: Any,
+    variables: Any,
     images: np.ndarray,
     sizes: Sequence[int] = (1,),
 ) -> str:
@@ -193,21 +191,21 @@ def find_batch_dependence(
     Args:
         model: any linen module.
         preprocess: converts pixels to float32.
-        params: its initial parameters.
+        variables: its initial variables.
         images: `[N,H,W] uint8`.
         sizes: of the batches to compare with the batch of all images.
     """
-    params = fill_zeros(params)
+    variables = fill_zeros(variables)
 
     @partial(jit, quick=True)
-    def run(params: Any, images: jax.Array) -> jax.Array:
-        logits, _ = apply_model(model, params, preprocess(images), train=False)
+    def run(variables: Any, images: jax.Array) -> jax.Array:
+        logits, _ = apply_model(model, variables, preprocess(images), train=False)
         return logits.astype(jnp.float32)
 
-    whole = np.asarray(run(params, images))
+    whole = np.asarray(run(variables, images))
     for size in sizes:
         starts = range(0, len(images) - size + 1, size)
-        parts = np.concatenate([run(params, images[i : i + size]) for i in starts])
+        parts = np.concatenate([run(variables, images[i : i + size]) for i in starts])
         if differ(parts, whole[: len(parts)]):
             return (
                 "in evaluation the logits of an image depend on the batch: they differ "

@@ -22,7 +22,7 @@ from mnist_jax.data.pixels import Preprocess
 from mnist_jax.data.types import Dataset, Shapes, class_names
 from mnist_jax.errors import InputError
 from mnist_jax.models.custom import find_network, network_sha256
-from mnist_jax.models.networks import create_model, param_shapes
+from mnist_jax.models.networks import create_model, variable_shapes
 from mnist_jax.models.rewrite import without_rewriting
 from mnist_jax.records.environment import numerics
 from mnist_jax.records.schema import (
@@ -51,11 +51,11 @@ _EVENTS = "events.out.tfevents.*"  # TensorBoard would merge two runs' files
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainedRun:
-    """A finished run: its config, its record and its trained parameters."""
+    """A finished run: its config, its record and its trained variables."""
 
     config: TrainConfig
     record: RunRecord = dataclasses.field(repr=False)
-    params: Any = dataclasses.field(repr=False)
+    variables: Any = dataclasses.field(repr=False)  # as of `init_model`
     preprocess: Preprocess = dataclasses.field(repr=False)
 
     @functools.cached_property
@@ -97,7 +97,7 @@ class TrainedRun:
                 f"{list(images.shape)} {images.dtype}"
             )
         model = create_model(self.config, self.shapes)
-        return predict_images(model, self.preprocess, self.params, images)
+        return predict_images(model, self.preprocess, self.variables, images)
 
 
 def load_run(folder: str | os.PathLike[str]) -> TrainedRun:
@@ -123,8 +123,8 @@ def load_run(folder: str | os.PathLike[str]) -> TrainedRun:
         assert record.pixel_mean is not None and record.pixel_std is not None
         preprocess = Preprocess(config.pixels, record.pixel_mean, record.pixel_std)
     model = create_model(config, Shapes(record.image_shape, record.classes))
-    params = _load_params(folder, model, record, record.image_shape)
-    return TrainedRun(config, record, jax.device_put(params), preprocess)
+    variables = load_variables(folder, variable_shapes(model, record.image_shape))
+    return TrainedRun(config, record, jax.device_put(variables), preprocess)
 
 
 def run_keys(
@@ -176,23 +176,18 @@ def read_data_dir(folder: Path) -> str | None:
     return path.read_text() if path.exists() else None
 
 
-def load_run_params(
-    folder: Path, model: nn.Module, image_shape: tuple[int, ...]
-) -> Any:
-    """Loads the trained parameters of a finished run for a network.
+def load_variables(folder: Path, like: Any) -> Any:
+    """Loads the trained variables of a finished run.
+
+    Args:
+        folder: its run directory.
+        like: the network's variables, or their shapes.
 
     Raises:
-        InputError: the parameters are missing, do not match the run's record, or do not
-            fit the network (the message names the leaf).
+        InputError: they do not match the run's record, or do not fit the network (the
+            message names the leaf).
     """
-    record = read_json(RunRecord, folder / RECORD)
-    return _load_params(folder, model, record, image_shape)
-
-
-def _load_params(
-    folder: Path, model: nn.Module, record: RunRecord, image_shape: tuple[int, ...]
-) -> Any:
-    like, exported = param_shapes(model, image_shape), folder / EXPORTED_PARAMS
+    record, exported = read_json(RunRecord, folder / RECORD), folder / EXPORTED_PARAMS
     if exported.exists() and not (folder / PARAMS).exists():
         return load_safetensors(exported, like, record.params_sha256)
     return load_params(folder / PARAMS, like, record.params_sha256)

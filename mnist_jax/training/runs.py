@@ -18,6 +18,7 @@ import jax
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Dataset
 from mnist_jax.errors import InputError
+from mnist_jax.models.networks import variable_shapes
 from mnist_jax.records.environment import code_digest
 from mnist_jax.records.files import hold_lock, write_file
 from mnist_jax.records.schema import RunKey, append_jsonl, json_line, write_json
@@ -39,7 +40,7 @@ from mnist_jax.training.run_dir import (
     PARAMS,
     RECORD,
     is_finished,
-    load_run_params,
+    load_variables,
     read_record,
     run_keys,
 )
@@ -135,17 +136,17 @@ def train_runs(
                 yield f"{name}: {missing}"
             yield f"{config.name}: compiling ..."
             experiment = prepare_runs(config, dataset, len(seeds))
-            start_params = None
+            start_variables = None
             if start_from is not None:  # they may be the runs that are replaced now
-                model, shape = experiment.model, dataset.shapes.image
-                start_params = [
-                    load_run_params(start_from[seed], model, shape) for seed in seeds
+                like = variable_shapes(experiment.model, dataset.shapes.image)
+                start_variables = [
+                    load_variables(start_from[seed], like) for seed in seeds
                 ]
             yield from fit_into(
                 experiment,
                 {seed: folders[seed] for seed in seeds},
                 keys,
-                start_params,
+                start_variables,
                 checkpoint_every=checkpoint_every,
                 keep=keep,
                 resume=checkpoint,
@@ -254,7 +255,7 @@ def fit_into(
     experiment: Experiment,
     folders: Mapping[int, Path],
     keys: Mapping[int, RunKey],
-    start_params: Sequence[Any] | None = None,
+    start_variables: Sequence[Any] | None = None,
     *,
     checkpoint_every: int = 0,
     keep: int = KEEP,
@@ -282,7 +283,7 @@ def fit_into(
             write_file(folder / DATA_DIR, data_dir)
     first, *_ = folders.values()
     together = [keys[seed] for seed in folders]
-    for event in fit(experiment, list(folders), start_params, resume):
+    for event in fit(experiment, list(folders), start_variables, resume):
         if isinstance(event, Epoch):
             checkpoint = event.checkpoint
             last = is_over(experiment.config, checkpoint.histories[0])
@@ -294,7 +295,7 @@ def fit_into(
             seed = event.record.config.seed
             start = keys[seed].start_sha256
             run = dataclasses.replace(event.record, system=system, start_sha256=start)
-            save_params(folders[seed] / PARAMS, event.params)
+            save_params(folders[seed] / PARAMS, event.variables)
             write_json(folders[seed] / RECORD, run)
-            event = Result(run, event.params)
+            event = Result(run, event.variables)
         yield event

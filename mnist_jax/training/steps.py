@@ -11,12 +11,7 @@ from flax import linen as nn
 from jax import lax
 
 from mnist_jax.models.custom import call_options
-from mnist_jax.models.networks import (
-    apply_model,
-    init_params,
-    param_shapes,
-    split_params,
-)
+from mnist_jax.models.networks import apply_model, init_model, variable_shapes
 from mnist_jax.models.rewrite import slow_operations
 
 
@@ -24,7 +19,13 @@ class TrainState(NamedTuple):
     """The state that a step updates: arrays only, so that new seeds need no retrace."""
 
     params: Any
+    stats: Any  # Flax's other collections, such as `batch_stats`; often none
     opt_state: Any
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the network is called with, as of `init_model`."""
+        return {"params": self.params, **self.stats}
 
 
 class Metrics(NamedTuple):
@@ -74,10 +75,10 @@ def init_state(
     key: jax.Array,
     image_shape: tuple[int, ...],
 ) -> TrainState:
-    """Returns the initial parameters and optimizer state."""
-    params = init_params(model, key, image_shape)
-    trained, _ = split_params(model, params, image_shape)
-    return TrainState(params, tx.init(_at_least_float32(trained)))
+    """Returns the initial variables and optimizer state."""
+    variables = init_model(model, key, image_shape)
+    params = variables.pop("params")
+    return TrainState(params, variables, tx.init(_at_least_float32(params)))
 
 
 def _at_least_float32(tree: Any) -> Any:
@@ -120,7 +121,7 @@ def _sum_over_devices(tree: Any, axis_name: str) -> Any:
 
 
 def batch_gradients(
-    params: Any,
+    variables: Any,
     images: jax.Array,
     labels: jax.Array,
     mask: jax.Array,
@@ -130,9 +131,9 @@ def batch_gradients(
 ) -> tuple[Any, Metrics]:
     """Returns the gradients of a batch's summed loss, and its metrics.
 
-    Collections that are not trained by gradients have their updated values times the
-    number of images instead: summed over microbatches and devices and divided by all
-    images, like the gradients, they are means over images.
+    Collections besides `params` have their updated values times the number of images
+    instead: summed over microbatches and devices and divided by all images, like the
+    gradients, they are means over images.
 
     Arguments are as for `train_step`; `batch_offset` is the index of the first image in
     the whole batch, or None to call the model without it.
@@ -142,23 +143,21 @@ def batch_gradients(
     ):
         key = jax.random.fold_in(key, batch_offset)  # other masks on each device
 
-    trained, others = split_params(model, params, images.shape[1:])
-
-    def loss_fn(trained: Any) -> tuple[jax.Array, tuple[Metrics, Any]]:
-        logits, updated = apply_model(
+    def loss_fn(params: Any) -> tuple[jax.Array, tuple[Metrics, Any]]:
+        logits, stats = apply_model(
             model,
-            {**trained, **others},
+            {**variables, "params": params},
             images,
             train=True,
             batch_offset=batch_offset,
             dropout_key=key,
         )
         loss_sum, metrics = batch_metrics(logits, labels, mask)
-        return loss_sum, (metrics, updated)
+        return loss_sum, (metrics, stats)
 
-    grads, (metrics, updated) = jax.grad(loss_fn, has_aux=True)(trained)
-    updated = jax.tree.map(lambda leaf: leaf * metrics.images, updated)
-    return {**grads, **updated}, metrics
+    grads, (metrics, stats) = jax.grad(loss_fn, has_aux=True)(variables["params"])
+    stats = jax.tree.map(lambda leaf: leaf * metrics.images, stats)
+    return {"params": grads, **stats}, metrics
 
 
 @functools.cache
@@ -166,17 +165,17 @@ def slow_gradient_operations(
     model: nn.Module, image_shape: tuple[int, ...]
 ) -> tuple[str, ...]:
     """Returns the operations of a network's gradients that loops make slow on a CPU."""
-    params = param_shapes(model, image_shape)
+    variables = variable_shapes(model, image_shape)
     shape, floats = jax.ShapeDtypeStruct, jnp.float32  # nothing is computed
     images, labels = shape((1, *image_shape), floats), shape((1,), jnp.int32)
     key = jax.eval_shape(jax.random.key, 0)
     step = partial(batch_gradients, model=model, batch_offset=0)
-    traced = jax.make_jaxpr(step)(params, images, labels, shape((1,), floats), key)
+    traced = jax.make_jaxpr(step)(variables, images, labels, shape((1,), floats), key)
     return tuple(sorted(slow_operations(traced.jaxpr)))
 
 
 def accumulate_gradients(
-    params: Any,
+    variables: Any,
     images: jax.Array,
     labels: jax.Array,
     mask: jax.Array,
@@ -199,11 +198,11 @@ def accumulate_gradients(
         start = i * size
         chunk = [lax.dynamic_slice_in_dim(array, start, size) for array in batch]
         gradients = batch_gradients(
-            params, chunk[0], chunk[1], chunk[2], key, model, batch_offset + start
+            variables, chunk[0], chunk[1], chunk[2], key, model, batch_offset + start
         )
         return jax.tree.map(jnp.add, total, gradients)
 
-    zeros = jax.tree.map(jnp.zeros_like, params), Metrics(*jnp.zeros(3, jnp.float32))
+    zeros = jax.tree.map(jnp.zeros_like, variables), Metrics(*jnp.zeros(3, jnp.float32))
     return lax.fori_loop(0, microbatches, add, zeros)
 
 
@@ -222,7 +221,7 @@ def train_step(
     """Updates the state on one batch; returns it and the metrics before the update.
 
     Args:
-        state: parameters and optimizer state.
+        state: variables and optimizer state.
         images: `[B,H,W] float32`.
         labels: `[B]` integers, or `[B,classes]` probabilities.
         mask: `[B]`, 1 for an image and 0 for padding.
@@ -240,28 +239,28 @@ def train_step(
     if axis_name is not None:
         offset = lax.axis_index(axis_name) * len(images)
     if microbatches == 1:
-        grads, metrics = batch_gradients(state.params, *batch, offset)
+        grads, metrics = batch_gradients(state.variables, *batch, offset)
     else:
         grads, metrics = accumulate_gradients(
-            state.params, *batch, 0 if offset is None else offset, microbatches
+            state.variables, *batch, 0 if offset is None else offset, microbatches
         )
     if axis_name is not None:
         grads, metrics = _sum_over_devices((grads, metrics), axis_name)
     # Multiplied, not divided: XLA fuses that into the update, with no pass of its own.
     # In float32 at least, as the optimizer's state; parameters keep their type.
     scale = 1 / metrics.images
-    grads = jax.tree.map(lambda grad: grad * scale, grads)
-    image_shape = images.shape[1:]
-    trained, others = split_params(model, state.params, image_shape)
-    grads, updated = split_params(model, grads, image_shape)
-    updates, opt_state = tx.update(grads, state.opt_state, _at_least_float32(trained))
-    updated = jax.tree.map(lambda new, old: new.astype(old.dtype), updated, others)
-    params = {**optax.apply_updates(trained, updates), **updated}
-    return TrainState(params, opt_state), metrics
+    stats = jax.tree.map(lambda grad: grad * scale, grads)
+    grads = stats.pop("params")
+    updates, opt_state = tx.update(
+        grads, state.opt_state, _at_least_float32(state.params)
+    )
+    params = optax.apply_updates(state.params, updates)
+    stats = jax.tree.map(lambda new, old: new.astype(old.dtype), stats, state.stats)
+    return TrainState(params, stats, opt_state), metrics
 
 
 def eval_step(
-    params: Any,
+    variables: Any,
     images: jax.Array,
     labels: jax.Array,
     mask: jax.Array,
@@ -269,5 +268,5 @@ def eval_step(
     model: nn.Module,
 ) -> Metrics:
     """Returns the metrics of a batch; arguments are as for `train_step`."""
-    logits, _ = apply_model(model, params, images, train=False)
+    logits, _ = apply_model(model, variables, images, train=False)
     return batch_metrics(logits, labels, mask)[1]

@@ -22,7 +22,7 @@ from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
 from mnist_jax.data.user_images import read_digit
 from mnist_jax.demo.page import write_page
 from mnist_jax.errors import InputError
-from mnist_jax.models.networks import create_model, init_params
+from mnist_jax.models.networks import create_model, init_model
 from mnist_jax.training.run_dir import TrainedRun, load_run
 
 ROOT = Path(__file__).parents[2]
@@ -56,18 +56,20 @@ def random_run(run: TrainedRun, config: TrainConfig) -> TrainedRun:
     Not trained, since to compile the training of six networks would take half a minute.
     """
     rng = np.random.default_rng(0)
-    params = init_params(create_model(config, MNIST), jax.random.key(0), IMAGE_SHAPE)
-    params = jax.tree.map(
+    variables = init_model(create_model(config, MNIST), jax.random.key(0), IMAGE_SHAPE)
+    variables = jax.tree.map(
         # With large biases: some channels are negative in a whole pooling window.
         lambda leaf: np.float32(
             leaf + rng.uniform(-1, 1, leaf.shape) * (0.5 if leaf.ndim == 1 else 0.2)
         ),
-        params,
+        variables,
     )
     preprocess = Preprocess(config.pixels)
     if config.pixels == "standardized":
         preprocess = Preprocess(config.pixels, 0.13, 0.31)
-    return dataclasses.replace(run, config=config, params=params, preprocess=preprocess)
+    return dataclasses.replace(
+        run, config=config, variables=variables, preprocess=preprocess
+    )
 
 
 def test_the_page_predicts_what_the_runs_predict(

@@ -11,7 +11,7 @@ from mnist_jax.config import TrainConfig
 from mnist_jax.data.pixels import Preprocess
 from mnist_jax.data.types import MNIST, Shapes
 from mnist_jax.models.custom import network_sha256
-from mnist_jax.models.networks import create_model, param_shapes
+from mnist_jax.models.networks import create_model, variable_shapes
 from mnist_jax.training.checkpoints import params_sha256
 from mnist_jax.training.run_dir import TrainedRun
 
@@ -37,14 +37,14 @@ def make_run(shapes: Shapes = MNIST, **fields: Any) -> TrainedRun:
     """
     config = TrainConfig(**fields).for_dataset("mnist")
     model, rng = create_model(config, shapes), np.random.default_rng(0)
-    params = jax.tree.map_with_path(
+    variables = jax.tree.map_with_path(
         lambda path, leaf: _random_array(path, leaf, rng),
-        param_shapes(model, shapes.image),
+        variable_shapes(model, shapes.image),
     )
     statistics = (0.25, 0.5) if config.pixels == "standardized" else (None, None)
     record = dataclasses.replace(
         make_record(**fields),
-        params_sha256=params_sha256(params),
+        params_sha256=params_sha256(variables),
         source_sha256=network_sha256(config),
         image_shape=shapes.image,
         classes=shapes.classes,
@@ -52,4 +52,4 @@ def make_run(shapes: Shapes = MNIST, **fields: Any) -> TrainedRun:
         pixel_std=statistics[1],
     )
     preprocess = Preprocess(config.pixels, *(s for s in statistics if s is not None))
-    return TrainedRun(config, record, params, preprocess)
+    return TrainedRun(config, record, variables, preprocess)

@@ -25,7 +25,8 @@ from mnist_jax.models.flops import count_products, multiply_adds
 from mnist_jax.models.networks import (
     apply_model,
     create_model,
-    init_params,
+    init_model,
+    variable_shapes,
 )
 from mnist_jax.models.rewrite import without_rewriting
 from mnist_jax.reporting.summary import layer_frame
@@ -118,11 +119,11 @@ def test_what_a_network_raises_passes_through(file, name, error, text):
 def test_a_network_is_told_whether_it_trains(file, name):
     model = create_model(config_of(file, name), MNIST)
     images = np.random.default_rng(0).random((3, 28, 28), np.float32)
-    params = init_params(model, jax.random.key(0), IMAGE_SHAPE)
+    variables = init_model(model, jax.random.key(0), IMAGE_SHAPE)
 
     def logits(train, key):
         options = dict(train=train, dropout_key=jax.random.key(key))
-        return np.asarray(apply_model(model, params, images, **options)[0])
+        return np.asarray(apply_model(model, variables, images, **options)[0])
 
     assert np.any(logits(True, 1) != logits(True, 2))
     np.testing.assert_array_equal(logits(False, 1), logits(False, 2))
@@ -130,10 +131,10 @@ def test_a_network_is_told_whether_it_trains(file, name):
 
 def test_subclasses_of_nnx_param_are_trained_and_counted(file, digits: Dataset):
     experiment = prepare(config_of(file, "NnxLora", epochs=2), digits)
-    start = init_params(experiment.model, jax.random.key(0), IMAGE_SHAPE)
-    [(record, params)] = finish(fit(experiment, [0]))
+    [(record, variables)] = finish(fit(experiment, [0]))
+    params = variables["params"]
     assert record.parameters == 784 * 10 + 10 + (784 + 10) * 2
-    assert set(params) == set(start) == {"layer"}
+    assert set(params) == {"layer"}
     assert np.any(params["layer"]["lora"]["lora_b"])  # which starts at 0
 
 
@@ -189,15 +190,15 @@ def test_what_importing_a_network_raises_passes_through(file, source, error):
 def test_dropout_of_custom_networks_is_off_in_evaluation_and_differs_by_device(file):
     model = create_model(config_of(file, "Dropped"), MNIST)
     assert call_options(model, True, 8) == {"train": True}
-    params = init_params(model, jax.random.key(0), IMAGE_SHAPE)
+    variables = init_model(model, jax.random.key(0), IMAGE_SHAPE)
     images, labels = np.ones((4, 28, 28), np.float32), np.zeros(4, np.int32)
     batch = images, labels, np.ones(4, np.float32)
-    losses = eval_step(params, *batch, model=model).loss_sum
-    again = eval_step(params, *(array[:1] for array in batch), model=model).loss_sum
+    losses = eval_step(variables, *batch, model=model).loss_sum
+    again = eval_step(variables, *(array[:1] for array in batch), model=model).loss_sum
     np.testing.assert_allclose(losses, 4 * again, rtol=1e-5)
     key = jax.random.key(1)
     one, two, one_again = (
-        batch_gradients(params, *batch, key, model, offset)[1].loss_sum
+        batch_gradients(variables, *batch, key, model, offset)[1].loss_sum
         for offset in (0, 4, 0)
     )
     assert one == one_again != two
@@ -214,11 +215,8 @@ def test_a_changed_source_is_noticed(file, digits: Dataset, tmp_path):
         load_run(folder)
     with pytest.raises(InputError, match="the network's source was .*, is"):
         resumable({0: folder}, config)
-    assert set(
-        init_params(create_model(config, MNIST), jax.random.key(0), IMAGE_SHAPE)[
-            "Dense_0"
-        ]
-    ) == {"kernel"}  # the new source is loaded
+    params = variable_shapes(create_model(config, MNIST), IMAGE_SHAPE)["params"]
+    assert params["Dense_0"].keys() == {"kernel"}  # the new source is loaded
     file.write_text(NETWORKS.replace("nn.Dense(32)", "nn.Dense(16)"))
     assert multiply_adds(config_of(file, "Dropped"), MNIST) == [12_544, 160]
 
@@ -237,8 +235,8 @@ def test_a_field_called_impl_is_the_networks_own(file, digits: Dataset):
     )
     width = 'nn.Dense(32 if self.impl == "cpu" else 16)'
     file.write_text(source.replace("nn.Dense(32)", width))
-    [(_, params)] = finish(fit(prepare(config_of(file, "Dropped"), digits), [0]))
-    assert params["Dense_0"]["kernel"].shape == (784, 32)
+    [(_, variables)] = finish(fit(prepare(config_of(file, "Dropped"), digits), [0]))
+    assert variables["params"]["Dense_0"]["kernel"].shape == (784, 32)
 
 
 def test_a_run_is_not_resumed_with_a_changed_source(file, digits: Dataset, tmp_path):
@@ -274,11 +272,8 @@ def test_files_import_the_modules_beside_them(tmp_path):
         (folder / "beside.py").write_text(f"WIDTH = {width}\n")
         source = NETWORKS.replace("nn.Dense(32)", "nn.Dense(WIDTH)")
         (folder / "net.py").write_text(f"from beside import WIDTH\n{source}")
-        params = init_params(
-            create_model(config_of(folder / "net.py", "Dropped"), MNIST),
-            jax.random.key(0),
-            IMAGE_SHAPE,
-        )
+        model = create_model(config_of(folder / "net.py", "Dropped"), MNIST)
+        params = variable_shapes(model, IMAGE_SHAPE)["params"]
         assert params["Dense_0"]["bias"].shape == (width,)
     assert "beside" not in sys.modules and str(folder) not in sys.path
 

@@ -33,7 +33,7 @@ from mnist_jax.config import TrainConfig
 from mnist_jax.data.pixels import Preprocess
 from mnist_jax.data.splits import split_dataset
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset, Split
-from mnist_jax.models.networks import create_model, init_params
+from mnist_jax.models.networks import create_model, init_model
 from mnist_jax.testing import leaf_names
 from mnist_jax.training.optimizers import create_optimizer, scale_by_adam
 from mnist_jax.training.steps import TrainState, cross_entropy, train_step
@@ -95,8 +95,8 @@ class System:
     def ours(self) -> Any:
         """The initial parameters in mnist_jax."""
         model = create_model(read_system(self.name), MNIST)
-        init = jax.jit(partial(init_params, model, image_shape=IMAGE_SHAPE))
-        return jax.tree.map(np.asarray, init(jax.random.key(0)))
+        init = jax.jit(partial(init_model, model, image_shape=IMAGE_SHAPE))
+        return jax.tree.map(np.asarray, init(jax.random.key(0))["params"])
 
     @functools.cache  # noqa: B019 - a system lives as long as its tests
     def train(self, dtype: str) -> KerasRun:
@@ -179,7 +179,7 @@ def test_training_losses_equal_keras(system, dtype):
                 create_optimizer(config, len(run.losses)),
             )
             step = jit(partial(train_step, model=model, tx=tx))
-            state = TrainState(run.params[0], tx.init(run.params[0]))
+            state = TrainState(run.params[0], {}, tx.init(run.params[0]))
             batches = zip(run.images.astype(dtype), run.labels, strict=True)
             for images, labels in batches:
                 state, metrics = step(state, images, labels, mask, key)

@@ -19,7 +19,7 @@ from mnist_jax.models.networks import (
     MLP,
     count_params,
     create_model,
-    init_params,
+    init_model,
 )
 from mnist_jax.training.steps import batch_metrics
 
@@ -58,9 +58,8 @@ COUNTS = {
 
 def quick_params(model, seed=0):
     """Returns a network's initial parameters, with a program that compiles quickly."""
-    return jax.jit(lambda key: init_params(model, key, IMAGE_SHAPE))(
-        jax.random.key(seed)
-    )
+    init = jax.jit(lambda key: init_model(model, key, IMAGE_SHAPE)["params"])
+    return init(jax.random.key(seed))
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -74,7 +73,7 @@ def test_logits_have_one_row_per_image(name):
     model = create_model(TrainConfig(model=name, impl="plain"), MNIST)
 
     def run(key, images):
-        return model.apply({"params": init_params(model, key, IMAGE_SHAPE)}, images)
+        return model.apply(init_model(model, key, IMAGE_SHAPE), images)
 
     logits = jax.jit(run)(jax.random.key(0), jnp.ones((3, 28, 28)))
     assert logits.shape == (3, 10) and logits.dtype == jnp.float32
@@ -128,7 +127,7 @@ def test_implementations_agree_on_real_digits(digits: Dataset, model, impl):
     fast = create_model(TrainConfig(model=model, impl=impl), MNIST)
     params = quick_params(plain)
     blank = jnp.zeros((1, *IMAGE_SHAPE))
-    # Not `init_params`, which uses the plain implementation for both.
+    # Not `init_model`, which uses the plain implementation for both.
     shapes = jax.eval_shape(fast.init, jax.random.key(0), blank)["params"]
     assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, params)
 
@@ -146,7 +145,7 @@ def test_implementations_agree_on_real_digits(digits: Dataset, model, impl):
 
 
 def test_dropout_acts_in_training_only():
-    model = MLP(hidden=(64,), dropout=(0.5,))
+    model = MLP((64,), 10, dropout=(0.5,))
     params = quick_params(model)
     images = jnp.ones((2, 28, 28))
 
@@ -179,8 +178,8 @@ def test_dropout_has_its_rate_and_keeps_the_mean():
 @pytest.mark.parametrize(
     "model",
     [
-        MLP(hidden=(32, 16), dropout=(0.5,)),
-        LSTM((4, 4), activation="tanh", hidden=(8,), dropout=(0.2,)),
+        MLP((32, 16), 10, dropout=(0.5,)),
+        LSTM((4, 4), activation="tanh", hidden=(8,), classes=10, dropout=(0.2,)),
     ],
     ids=["mlp", "lstm"],
 )

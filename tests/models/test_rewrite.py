@@ -14,7 +14,7 @@ from jax import lax
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import MNIST
-from mnist_jax.models.networks import create_model, init_params
+from mnist_jax.models.networks import create_model, init_model
 from mnist_jax.models.rewrite import Rewritten, rewrite
 from mnist_jax.testing import check_epoch_equals_steps
 from mnist_jax.training.steps import batch_gradients, slow_gradient_operations
@@ -325,10 +325,10 @@ def test_whole_networks_on_real_digits(name, dtype, tolerance, digits):
     for impl, dtype_ in (("plain", "float32"), ("cpu", dtype)):
         config = TrainConfig(model=f"examples/{name}", impl=impl, precision=dtype_)
         model, shape = create_model(config, MNIST), digits.train.images.shape[1:]
-        params = init_params(model, jax.random.key(0), shape)
+        variables = init_model(model, jax.random.key(0), shape)
         step = users_jit(partial(batch_gradients, model=model))
         labels, mask = jnp.asarray(digits.train.labels[:16]), jnp.ones(16)
-        grads, metrics = step(params, images, labels, mask, jax.random.key(1))
+        grads, metrics = step(variables, images, labels, mask, jax.random.key(1))
         losses.append(metrics.loss_sum)
         gradients.append(jax.tree.leaves(grads))
     np.testing.assert_allclose(*losses, rtol=tolerance / 10)

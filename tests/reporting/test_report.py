@@ -20,7 +20,7 @@ from mnist_jax.config import TrainConfig
 from mnist_jax.data.pixels import Preprocess
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
 from mnist_jax.errors import InputError
-from mnist_jax.models.networks import create_model, init_params
+from mnist_jax.models.networks import create_model, init_model
 from mnist_jax.records.schema import (
     DetailsRecord,
     MistakeRecord,
@@ -225,14 +225,14 @@ def test_details_count_all_test_images_and_rank_mistakes(digits: Dataset):
     record = make_record("cnn", conv=("4:pool2",), hidden=())
     config, preprocess = record.config, Preprocess(record.config.pixels)
     model = create_model(config, MNIST)
-    params = jax.jit(lambda key: init_params(model, key, IMAGE_SHAPE))(
+    variables = jax.jit(lambda key: init_model(model, key, IMAGE_SHAPE))(
         jax.random.key(0)
     )
-    run = TrainedRun(config, record, params, preprocess)
+    run = TrainedRun(config, record, variables, preprocess)
     details = run_details(run, digits.test)
     counts = np.array(details.confusion)
     assert counts.sum() == 360 and counts[3].sum() == (digits.test.labels == 3).sum()
-    logits = model.apply({"params": params}, preprocess(digits.test.images))
+    logits = model.apply(variables, preprocess(digits.test.images))
     right = np.argmax(logits, axis=1) == digits.test.labels
     assert np.trace(counts) == right.sum()
     confidences = [wrong.probability for wrong in details.worst]
@@ -241,7 +241,7 @@ def test_details_count_all_test_images_and_rank_mistakes(digits: Dataset):
         assert wrong.truth == digits.test.labels[wrong.index] != wrong.predicted
         image = mistake_image(wrong.pixels, IMAGE_SHAPE)
         assert (image == digits.test.images[wrong.index]).all()
-    kernel = params["Conv_0"]["kernel"][:, :, 0]
+    kernel = variables["params"]["Conv_0"]["kernel"][:, :, 0]
     np.testing.assert_allclose(details.filters, kernel, atol=1e-4)
     json.dumps(dataclasses.asdict(details))
 

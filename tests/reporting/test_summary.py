@@ -85,16 +85,16 @@ def test_frozen_layers_stay_bit_identical_and_others_change(digits, optimizer):
     experiment = prepare(config, digits, mesh=make_mesh(2))
     states, _ = experiment.programs.init_run([3])
     start = jax.tree.map(lambda leaf: np.asarray(leaf[0]), states.params)
-    [(_, params)] = finish(fit(experiment, [3]))
+    [(_, variables)] = finish(fit(experiment, [3]))
     for name, same in (("Dense_0", True), ("Dense_1", False)):
         for leaf in ("kernel", "bias"):
-            a, b = start[name][leaf], np.asarray(params[name][leaf])
+            a, b = start[name][leaf], np.asarray(variables["params"][name][leaf])
             assert (a.tobytes() == b.tobytes()) == same, (name, leaf)
 
 
 def test_warm_start_continues_from_the_given_parameters(trained):
     experiment, record, params = trained
-    [(again, _)] = finish(fit(experiment, [1], start_params=[params]))
+    [(again, _)] = finish(fit(experiment, [1], start_variables=[params]))
     assert again.epochs[0].loss < record.epochs[1].loss
 
 

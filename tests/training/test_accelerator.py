@@ -12,7 +12,7 @@ from helpers.programs import run_process
 from mnist_jax.config import MODELS, TrainConfig
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
 from mnist_jax.models.layers import Dropout
-from mnist_jax.models.networks import create_model, init_params
+from mnist_jax.models.networks import create_model, init_model
 from mnist_jax.training.fit import finish, fit
 from mnist_jax.training.prepare import prepare
 from mnist_jax.training.steps import batch_gradients
@@ -35,7 +35,7 @@ def gradients(config: TrainConfig, dataset: Dataset, device: jax.Device):
     cpu = jax.devices("cpu")[0]
     with jax.default_device(cpu):
         params = jax.jit(
-            lambda key: init_params(create_model(config, MNIST), key, IMAGE_SHAPE)
+            lambda key: init_model(create_model(config, MNIST), key, IMAGE_SHAPE)
         )(jax.random.key(0))
     images = np.float32(dataset.train.images[:128]) / 255
     arrays = params, images, dataset.train.labels[:128], np.ones(128, np.float32)

@@ -15,19 +15,12 @@ from mnist_jax.config import ConvStage
 from mnist_jax.data.batches import epoch_indices
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST
 from mnist_jax.models.flops import multiply_adds
-from mnist_jax.models.networks import (
-    CNN,
-    count_params,
-    create_model,
-    init_params,
-    split_params,
-)
+from mnist_jax.models.networks import CNN, count_params, create_model
 from mnist_jax.reporting.summary import layer_frame
 from mnist_jax.testing import check_same_tree, make_split, preprocess
 from mnist_jax.training.epochs import gather, make_programs
 from mnist_jax.training.fit import Epoch, finish, fit
 from mnist_jax.training.mesh import make_mesh, replicate, seed_keys, shard_seeds
-from mnist_jax.training.optimizers import average_params
 from mnist_jax.training.prepare import prepare
 from mnist_jax.training.run_dir import load_run
 from mnist_jax.training.steps import TrainState, init_states, train_step
@@ -56,18 +49,20 @@ CONFIG = TrainConfig(
 
 
 def test_a_network_with_batch_statistics_passes_check_model():
-    check_model(CNN((ConvStage(4, pool=2, bn=True),), (8,), impl="cpu"))
+    check_model(CNN((ConvStage(4, pool=2, bn=True),), (8,), 10, impl="cpu"))
 
 
 def plain_step(state: TrainState, batch, model, tx) -> TrainState:
     """Returns the state after a step of plain Flax, on batches of several devices."""
-    trained, others = split_params(model, state.params, IMAGE_SHAPE)
 
-    def loss_fn(trained):
+    def loss_fn(params):
         loss, stats, images = 0.0, [], []
         for pictures, labels, mask in batch:
             logits, updated = model.apply(
-                {"params": trained, **others}, pictures, train=True, mutable=[*others]
+                {"params": params, **state.stats},
+                pictures,
+                train=True,
+                mutable=["batch_stats"],
             )
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
             loss += jnp.sum(losses * mask)
@@ -79,9 +74,9 @@ def plain_step(state: TrainState, batch, model, tx) -> TrainState:
         )
         return loss / sum(images), mean
 
-    grads, stats = jax.grad(loss_fn, has_aux=True)(trained)
-    updates, opt_state = tx.update(grads, state.opt_state, trained)
-    return TrainState({**optax.apply_updates(trained, updates), **stats}, opt_state)
+    grads, stats = jax.grad(loss_fn, has_aux=True)(state.params)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    return TrainState(optax.apply_updates(state.params, updates), stats, opt_state)
 
 
 @pytest.mark.parametrize("devices", [1, 2])
@@ -108,7 +103,7 @@ def test_epochs_of_seeds_equal_plain_flax(devices):
 
 
 def test_microbatches_average_the_statistics():
-    model = CNN((ConvStage(4, pool=2, bn=True),), ())
+    model = CNN((ConvStage(4, pool=2, bn=True),), (), 10)
     tx, split = optax.sgd(0.1), make_split(12)
     state = jax.tree.map(
         lambda x: x[0], init_states(model, tx, seed_keys([0]), IMAGE_SHAPE)
@@ -122,29 +117,19 @@ def test_microbatches_average_the_statistics():
     check_same_tree(got, plain_step(state, halves, model, tx), 1e-4)
 
 
-def test_averaged_parameters_keep_the_running_statistics(digits):
-    model = Normalized()
-    params = init_params(model, jax.random.key(0), IMAGE_SHAPE)
-    trained, others = split_params(model, params, IMAGE_SHAPE)
-    state = average_params(optax.sgd(0.1), 0.9).init(trained)
-    assert set(trained) == {"Dense_0", "BatchNorm_0", "Dense_1"}
-    assert set(others) == {"batch_stats"} and "batch_stats" not in state.total
-    assert count_params(model, IMAGE_SHAPE) == 784 * 8 + 8 + 16 + 90
-
-
 def test_resumed_and_loaded_runs_keep_the_statistics(digits, tmp_path):
     whole = prepare(CONFIG, digits)
     events = fit(whole, [0])
     first = next(event for event in events if isinstance(event, Epoch))
     checkpoint = jax.device_get(first.checkpoint)  # donated to the next epoch
-    [(record, params)] = finish(events)
+    [(record, variables)] = finish(events)
     [(again, _)] = finish(fit(whole, [0], resume=checkpoint))
     assert again.params_sha256 == record.params_sha256
-    stats = params["batch_stats"]["BatchNorm_0"]
+    stats = variables["batch_stats"]["BatchNorm_0"]
     assert np.all(stats["var"] != 1.0) and np.all(stats["mean"] != 0.0)
     train_into(whole, {0: tmp_path})
     run = load_run(tmp_path)
-    check_same_tree(run.params, jax.device_get(params), 0.0)
+    check_same_tree(run.variables, jax.device_get(variables), 0.0)
 
 
 def test_summaries_and_flops_know_batch_normalization():

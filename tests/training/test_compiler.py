@@ -10,7 +10,7 @@ from helpers.trained import make_run
 
 from mnist_jax.data.types import IMAGE_SHAPE
 from mnist_jax.export.formats import export_run
-from mnist_jax.models.networks import init_params
+from mnist_jax.models.networks import init_model
 from mnist_jax.testing import make_split, preprocess
 from mnist_jax.training import epochs
 from mnist_jax.training.epochs import make_programs
@@ -46,17 +46,17 @@ def test_sums_over_matrix_products_are_right(safe, tmp_path, monkeypatch):
     model, split = run.model, make_split(1_200)  # more than 32,768 rows
     images, order = split.images, np.arange(1_200, dtype=np.int32)[None]
     # One operation after the other, not compiled together.
-    logits = model.apply({"params": run.params}, preprocess(images))
+    logits = model.apply(run.variables, preprocess(images))
     loss = [float(cross_entropy(logits, split.labels).sum())]
     np.testing.assert_allclose(run.predict(images), jax.nn.softmax(logits), atol=1e-5)
     programs = make_programs(
         model, optax.sgd(0.1), preprocess, make_mesh(1), IMAGE_SHAPE
     )
     keys = seed_keys([0])
-    shift = init_params(model, keys[0], IMAGE_SHAPE)["shift"]
+    shift = init_model(model, keys[0], IMAGE_SHAPE)["params"]["shift"]
     got = programs.init(keys).params["shift"]
     np.testing.assert_allclose(got, [shift], rtol=1e-4)
-    params = jax.tree.map(lambda leaf: leaf[None], run.params)
-    tested = programs.evaluate(params, split, order)
+    variables = jax.tree.map(lambda leaf: leaf[None], run.variables)
+    tested = programs.evaluate(variables, split, order)
     np.testing.assert_allclose(tested.loss_sum, loss, rtol=1e-5)
     assert export_run(run, "stablehlo", tmp_path / "network", images) < 1e-5

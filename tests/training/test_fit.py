@@ -218,7 +218,7 @@ def test_seeds_trained_together_have_separate_records(digits: Dataset):
 def test_validation_and_test_sets_are_evaluated_separately(digits: Dataset):
     for validation in ("fraction", "test"):
         config = dataclasses.replace(SMALL["mlp"], validation=validation, epochs=1)
-        [(record, params)] = finish(fit(prepare(config, digits), [0]))
+        [(record, variables)] = finish(fit(prepare(config, digits), [0]))
         sets = split_dataset(digits, config)
         last = record.epochs[-1]
         for split, loss, accuracy in (
@@ -226,7 +226,7 @@ def test_validation_and_test_sets_are_evaluated_separately(digits: Dataset):
             (sets.validation, last.val_loss, last.val_accuracy),
         ):
             logits = create_model(config, MNIST).apply(
-                {"params": params}, make_preprocess(config, sets.train)(split.images)
+                variables, make_preprocess(config, sets.train)(split.images)
             )
             assert accuracy == pytest.approx(np.mean(logits.argmax(1) == split.labels))
             losses = cross_entropy(logits, split.labels)

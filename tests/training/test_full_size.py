@@ -69,15 +69,15 @@ def test_a_step_over_all_images_equals_float64(model, seeds, mnist: Dataset):
     experiment = prepare(config, mnist, seeds)
     programs = experiment.programs
     states, keys = programs.init_run(range(seeds))
-    before = jax.device_get(states.params)
+    before = jax.device_get(states.variables)
     indices = programs.shard(
         np.arange(60_000, dtype=np.int32)[None, None].repeat(seeds, 0)
     )
     states, metrics = programs.run_steps(
         states, experiment.train, indices, programs.epoch_keys(keys, 0)
     )
-    after = jax.device_get(states.params)
-    tested = programs.evaluate(states.params, experiment.held_out, experiment.test)
+    after = jax.device_get(states.variables)
+    tested = programs.evaluate(states.variables, experiment.held_out, experiment.test)
     for seed in {0, seeds - 1}:
         old, new = (_of_seed(tree, seed) for tree in (before, after))
         want, sums = reference(config, old, *mnist.train)

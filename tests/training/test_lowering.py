@@ -49,7 +49,7 @@ def test_programs_lower_for_accelerators(model, precision, backend, monkeypatch)
     for program, arguments in (
         (programs.init, (keys,)),
         (programs.train, (states, split, orders, keys, bounds)),
-        (programs.evaluate, (states.params, split, rows)),
+        (programs.evaluate, (states.variables, split, rows)),
     ):
         exported = export.export(program, platforms=PLATFORMS[backend])(*arguments)
         assert exported.platforms == PLATFORMS[backend]

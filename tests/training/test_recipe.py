@@ -21,7 +21,7 @@ from mnist_jax.training.mesh import make_mesh, replicate, seed_keys, shard_seeds
 from mnist_jax.training.optimizers import (
     average_params,
     create_optimizer,
-    final_params,
+    final_variables,
 )
 from mnist_jax.training.prepare import prepare
 from mnist_jax.training.steps import init_states, train_step
@@ -29,9 +29,9 @@ from mnist_jax.training.steps import init_states, train_step
 pytestmark = pytest.mark.slow
 
 MODELS = {
-    "mlp": MLP(hidden=(16,), dropout=(0.5,)),
-    "lstm": LSTM((8,), "tanh", (), impl="cpu"),
-    "cnn": CNN((ConvStage(8, pool=2),), (16,), (0.5,), impl="cpu"),
+    "mlp": MLP((16,), CLASSES, dropout=(0.5,)),
+    "lstm": LSTM((8,), "tanh", (), CLASSES, impl="cpu"),
+    "cnn": CNN((ConvStage(8, pool=2),), (16,), CLASSES, (0.5,), impl="cpu"),
 }
 RECIPE = dict(
     augment=Augmentation(("shift2", "rotate10", "erase")),
@@ -61,7 +61,7 @@ def test_epochs_of_seeds_equal_plain_loops(name, devices, batch_size, monkeypatc
         shard_seeds(keys, programs.mesh),
     )
     step = jax.jit(partial(train_step, model=model, tx=tx))
-    averaged = final_params(got.params, got.opt_state)
+    averaged = final_variables(got)
     for seed in (0, 1):
         state, history = jax.tree.map(lambda leaf, i=seed: leaf[i], states), []
         for i, row in enumerate(orders[seed]):
@@ -73,7 +73,7 @@ def test_epochs_of_seeds_equal_plain_loops(name, devices, batch_size, monkeypatc
             np.testing.assert_allclose(
                 metrics.loss_sum[seed, i], plain.loss_sum, rtol=1e-4
             )
-            history.append(state.params)
+            history.append(state.variables)
         weights = 0.9 ** np.arange(len(history))[::-1]
         average = jax.tree.map(
             lambda *leaves, w=weights: sum(map(np.multiply, w, leaves)) / w.sum(),
@@ -81,11 +81,6 @@ def test_epochs_of_seeds_equal_plain_loops(name, devices, batch_size, monkeypatc
         )
         check_same_tree(jax.tree.map(lambda x, i=seed: x[i], got), state, 1e-4)
         check_same_tree(jax.tree.map(lambda x, i=seed: x[i], averaged), average, 1e-4)
-
-
-def test_without_an_average_the_parameters_are_final():
-    params = {"w": jnp.ones(3)}
-    assert final_params(params, optax.adam(0.1).init(params)) is params
 
 
 def test_muon_orthogonalizes_kernels_and_leaves_biases_to_adam():
@@ -107,12 +102,12 @@ def test_muon_orthogonalizes_kernels_and_leaves_biases_to_adam():
 def test_tta_averages_probabilities_over_shifts(digits):
     config = TrainConfig(hidden=(16,), dataset="digits", epochs=2, tta=1)
     experiment = prepare(config, digits)
-    [(record, params)] = finish(fit(experiment, [0]))
+    [(record, variables)] = finish(fit(experiment, [0]))
     test, total = experiment.dataset.test, np.zeros((len(digits.test.labels), 10))
     for y in (-1, 0, 1):
         for x in (-1, 0, 1):
             shifted = ndimage.shift(test.images, (0, y, x), order=0)
             images = np.float32(shifted) / 255
-            logits = experiment.model.apply({"params": params}, images)
+            logits = experiment.model.apply(variables, images)
             total += np.asarray(jax.nn.softmax(logits))
     assert record.tta_accuracy == np.mean(total.argmax(axis=1) == test.labels)

@@ -8,25 +8,25 @@ import pytest
 
 from mnist_jax.config import ADAMS, ConvStage, TrainConfig
 from mnist_jax.data.types import IMAGE_SHAPE
-from mnist_jax.models.networks import CNN, LSTM, MLP
+from mnist_jax.models.networks import CNN, LSTM, MLP, init_model
 from mnist_jax.testing import check_step_learns, make_split, preprocess
 from mnist_jax.training.optimizers import (
     create_optimizer,
     create_schedule,
     scale_by_adam,
 )
-from mnist_jax.training.steps import batch_metrics, cross_entropy, eval_step, init_state
+from mnist_jax.training.steps import batch_metrics, cross_entropy, eval_step
 
 pytestmark = pytest.mark.slow
 
 STAGES = (ConvStage(8, pool=2), ConvStage(32, pool=2))  # direct, then Winograd
 MODELS = {
-    "mlp": MLP(hidden=(16,)),
-    "mlp_dropout": MLP(hidden=(32,), dropout=(0.2,)),
-    "lstm": LSTM((8, 8), "tanh", (8,), impl="cpu"),
-    "lstm_plain": LSTM((8,), "relu", ()),
-    "cnn": CNN(STAGES, (16,), impl="cpu"),
-    "cnn_plain": CNN(STAGES, ()),
+    "mlp": MLP((16,), 10),
+    "mlp_dropout": MLP((32,), 10, dropout=(0.2,)),
+    "lstm": LSTM((8, 8), "tanh", (8,), 10, impl="cpu"),
+    "lstm_plain": LSTM((8,), "relu", (), 10),
+    "cnn": CNN(STAGES, (16,), 10, impl="cpu"),
+    "cnn_plain": CNN(STAGES, (), 10),
 }
 
 
@@ -66,11 +66,11 @@ def test_one_hot_labels_give_the_same_loss():
 
 def test_eval_step_ignores_padding():
     split, model = make_split(8), MODELS["mlp"]
-    params = init_state(model, optax.sgd(0.1), jax.random.key(0), IMAGE_SHAPE).params
+    variables = init_model(model, jax.random.key(0), IMAGE_SHAPE)
     images, labels = preprocess(split.images), jnp.asarray(split.labels)
     half = jnp.array([1.0] * 4 + [0.0] * 4)
-    padded = eval_step(params, images, labels, half, model=model)
-    alone = eval_step(params, images[:4], labels[:4], jnp.ones(4), model=model)
+    padded = eval_step(variables, images, labels, half, model=model)
+    alone = eval_step(variables, images[:4], labels[:4], jnp.ones(4), model=model)
     np.testing.assert_allclose(padded, alone, rtol=1e-6)
 
 

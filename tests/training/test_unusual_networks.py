@@ -15,13 +15,13 @@ from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
 from mnist_jax.errors import DivergedError, InputError
 from mnist_jax.export.formats import export_run
-from mnist_jax.models.networks import create_model
+from mnist_jax.models.networks import create_model, variable_shapes
 from mnist_jax.training.epochs import make_predict
 from mnist_jax.training.fit import finish, fit
 from mnist_jax.training.mesh import make_mesh
-from mnist_jax.training.optimizers import average_params, final_params
+from mnist_jax.training.optimizers import average_params, final_variables
 from mnist_jax.training.prepare import prepare
-from mnist_jax.training.run_dir import load_run, load_run_params
+from mnist_jax.training.run_dir import load_run, load_variables
 from mnist_jax.training.steps import init_state, train_step
 
 pytestmark = pytest.mark.slow
@@ -48,15 +48,14 @@ def test_runs_of_any_parameter_tree_are_resumed_loaded_and_exported(
     train_into(experiment, folders, 1, checkpoint_every=1)
     _, checkpoint = resumable(folders, experiment.config)
     train_into(experiment, folders, resume=checkpoint)
-    params = load_run_params(tmp_path, experiment.model, digits.shapes.image)
-    [(again, _)] = finish(fit(experiment, [0], start_params=[params]))
     run, images = load_run(tmp_path), digits.test.images[:20]
+    [(again, _)] = finish(fit(experiment, [0], start_variables=[run.variables]))
     assert again.epochs[0].loss < run.record.epochs[0].loss
     for form in ("safetensors", "stablehlo"):
         assert export_run(run, form, tmp_path / form, images) < 1e-5
     with pytest.raises(InputError, match="does not fit this network"):
         linear = create_model(config_of(file, "Linear"), MNIST)
-        load_run_params(tmp_path, linear, IMAGE_SHAPE)
+        load_variables(tmp_path, variable_shapes(linear, IMAGE_SHAPE))
 
 
 def test_parameters_keep_their_type_and_losses_are_float32(file):
@@ -69,17 +68,17 @@ def test_parameters_keep_their_type_and_losses_are_float32(file):
     stepped, metrics = jax.eval_shape(step, state, *batch)
     assert stepped == state and state.params["out"]["bias"].dtype == "bfloat16"
     predict = make_predict(model, testing.preprocess)
-    probabilities = jax.eval_shape(predict, state.params, images.astype(np.uint8))
+    probabilities = jax.eval_shape(predict, state.variables, images.astype(np.uint8))
     assert metrics.loss_sum.dtype == probabilities.dtype == "float32"
 
 
 def test_float64_parameters_train(file, digits: Dataset):
     with jax.enable_x64(True):
-        [(record, params)] = finish(
+        [(record, variables)] = finish(
             fit(prepare(config_of(file, "Precise"), digits), [0])
         )
     assert record.test_loss < np.log(10)
-    assert [leaf.dtype for leaf in jax.tree.leaves(params)].count("float64") == 1
+    assert [leaf.dtype for leaf in jax.tree.leaves(variables)].count("float64") == 1
 
 
 def test_optimizer_states_and_averages_of_bfloat16_are_float32(file):
@@ -91,8 +90,8 @@ def test_optimizer_states_and_averages_of_bfloat16_are_float32(file):
     for _ in range(30):
         state, _ = step(state, *batch, jax.random.key(0))
     # The mean of equal numbers, which a mean in bfloat16 misses.
-    final = final_params(state.params, state.opt_state)
-    jax.tree.map(np.testing.assert_array_equal, final, state.params)
+    final = final_variables(state)
+    jax.tree.map(np.testing.assert_array_equal, final, state.variables)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(final)} == {"bfloat16"}
     adam = optax.adam(0.1)
     adam = init_state(model, adam, jax.random.key(0), IMAGE_SHAPE).opt_state[0]
