@@ -93,8 +93,7 @@ def curves_frame(runs: Runs) -> pd.DataFrame:
 def curves_figure(runs: Runs) -> Figure:
     """Plots each published curve over the mean and prediction band of our runs."""
     curves = list(published_curves(runs))
-    size = (3.4 * len(curves), 3.2)
-    figure = NotebookFigure(figsize=size, layout="constrained")
+    figure = NotebookFigure(3.4 * len(curves), 3.2)
     (ours, *_), (theirs, *_) = STYLES[:2]
     row = figure.subplots(1, len(curves), squeeze=False)[0]
     for axes, curve in zip(row, curves, strict=True):

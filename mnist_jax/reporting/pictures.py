@@ -10,22 +10,20 @@ from matplotlib.figure import Figure
 
 from mnist_jax.data.types import DIGITS, Shapes, class_names
 from mnist_jax.records.schema import DetailsRecord, RunRecord
-from mnist_jax.reporting.comparison_plots import (
+from mnist_jax.reporting.plots import (
     budget_figure,
     budget_frame,
-    pareto_figure,
-    pareto_frame,
-)
-from mnist_jax.reporting.plots import (
     confusion_figure,
     digits_figure,
     filters_figure,
     history_figure,
+    pareto_figure,
+    pareto_frame,
 )
 from mnist_jax.reporting.predictions import mistake_image
 from mnist_jax.reporting.tables import history_frame
 
-DRAWN = 6  # networks per table with their own pictures; the page must stay below 3 MB
+Rows = Mapping[str, Sequence[RunRecord]]  # of a table, by name
 
 
 class Picture(NamedTuple):
@@ -37,42 +35,41 @@ class Picture(NamedTuple):
     draw: Callable[[], Figure]
 
 
-def budget_picture(
-    number: int, rows: Mapping[str, Sequence[RunRecord]], targets: Sequence[float]
-) -> Picture:
-    """Returns a plot of accuracy against training time for all networks.
+def comparison_pictures(rows: Rows, targets: Sequence[float]) -> list[Picture]:
+    """Returns plots of the accuracy, training time and parameters of all networks.
 
     Targets are marked if all runs have a validation set from the training set.
     """
     runs = [run for row in rows.values() for run in row]
-    split = "validation" if all(run.validation_images for run in runs) else "test"
-    frames = {
-        name: [budget_frame(run, split) for run in row] for name, row in rows.items()
-    }
+    if all(run.validation_images for run in runs):
+        split, images, when = (
+            "validation",
+            runs[0].validation_images,
+            "after each epoch",
+        )
+    else:
+        split, images, when = "test", runs[0].test_images, "at the end"
+    frames = {name: [budget_frame(run, split) for run in rows[name]] for name in rows}
     held_out = all(run.config.validation == "fraction" for run in runs)
     marked = targets if held_out else ()
-    return Picture(
-        f"{number}-accuracy-by-time",
+    budget = Picture(
+        "accuracy-by-time",
         "accuracy by training time",
-        f"Accuracy on the {getattr(runs[0], f'{split}_images'):,} {split} images "
-        f"{'after each epoch' if split == 'validation' else 'at the end'}, against "
-        "training time without compiling. Points are seeds, lines are means."
+        f"Accuracy on the {images:,} {split} images {when}, against training time "
+        "without compiling. Points are seeds, lines are means."
         f"{' Dashed lines are the targets.' if marked else ''}",
         partial(budget_figure, frames, f"{split} accuracy", marked),
     )
-
-
-def pareto_picture(number: int, rows: Mapping[str, Sequence[RunRecord]]) -> Picture:
-    """Returns a plot of the networks' test accuracy, training time and parameters."""
-    return Picture(
-        f"{number}-pareto-front",
+    pareto = Picture(
+        "pareto-front",
         "test accuracy by training time",
         "Test accuracy against training time without compiling, means over seeds. "
         "Larger markers are more parameters. Filled markers are on the Pareto front: "
         "no other network is as accurate, as fast and as small, and better in one of "
         "the three.",
-        partial(pareto_figure, pareto_frame([*rows], [*rows.values()])),
+        partial(pareto_figure, pareto_frame(rows)),
     )
+    return [budget, pareto] if len(rows) > 1 else [budget]
 
 
 def curve_pictures(name: str, row: Sequence[RunRecord]) -> list[Picture]:
@@ -111,7 +108,7 @@ def detail_pictures(
     first = details[0]
     classes = first.class_names or class_names(dataset, shapes.classes)
     counts = np.sum([detail.confusion for detail in details], axis=0)
-    wrong = int(counts.sum() - np.trace(counts))
+    wrong = counts.sum() - np.trace(counts)
     pictures = [
         Picture(
             "confusion",

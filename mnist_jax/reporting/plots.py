@@ -1,9 +1,12 @@
 """Plots of records, images and predictions."""
 
 import io
+import math
+import statistics
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -20,8 +23,9 @@ from matplotlib.ticker import (
 )
 
 from mnist_jax.data.types import DIGITS
-from mnist_jax.errors import InputError
 from mnist_jax.records.files import write_file
+from mnist_jax.records.schema import RunRecord
+from mnist_jax.reporting.tables import history_frame
 
 # Okabe and Ito's colours, safe for colour-blind readers. Markers and line styles
 # differ too, for print.
@@ -35,15 +39,21 @@ STYLES = (
     ("#56B4E9", "P", "--"),
 )
 _TRAIN, _VALIDATION = STYLES[:2]
+_GREY = "#808080"
+_IMAGE: Any = {"cmap": "gray_r", "vmin": 0, "vmax": 255, "interpolation": "none"}
 MAX_CLASSES = 30  # with a label each in a plot
+MAX_NAMED = 12  # networks in a plot that are told apart
 MAX_PREDICTIONS = 20  # images in a plot; each takes 0.1 s to draw
-FORMATS = (".png", ".svg", ".pdf")
 
 _LABELS = {"loss": "cross-entropy (nats, log scale)", "accuracy": "accuracy"}
 
 
 class NotebookFigure(Figure):
     """A figure that notebooks show without pyplot."""
+
+    def __init__(self, width: float, height: float) -> None:
+        """Creates an empty figure; its sides are in inches."""
+        super().__init__(figsize=(width, height), layout="constrained")
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
@@ -54,10 +64,10 @@ class NotebookFigure(Figure):
 def set_title(figure: Figure, title: str) -> None:
     """Sets the title of a figure, on as many lines as its width needs."""
     # At 10 points an inch has room for 12 characters.
-    figure.suptitle(wrap(title, round(12 * figure.get_figwidth())), fontsize=10)
+    figure.suptitle(_wrap(title, round(12 * figure.get_figwidth())), fontsize=10)
 
 
-def wrap(text: str, width: int) -> str:
+def _wrap(text: str, width: int) -> str:
     """Breaks a text into lines, but not numbers such as 1e-3."""
     return textwrap.fill(text, width, break_on_hyphens=False)
 
@@ -80,14 +90,6 @@ def plain_ticks(axis: Axis) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
 
 
-def legend_above(axes: Axes) -> None:
-    """Adds a legend of one line above the axes, where it covers no data."""
-    labels = axes.get_legend_handles_labels()[1]
-    axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1), ncols=len(labels), frameon=False
-    )
-
-
 def _draw_curves(axes: Axes, history: pd.DataFrame, quantity: str) -> None:
     """Plots a metric by epoch: mean over runs, with a band from min to max."""
     for name, label, (color, marker, line) in (
@@ -95,29 +97,19 @@ def _draw_curves(axes: Axes, history: pd.DataFrame, quantity: str) -> None:
         (f"val_{quantity}", "validation", _VALIDATION),
     ):
         by_epoch = history[name].astype(float).groupby(history["epoch"])
-        mean = by_epoch.mean()
-        if mean.isna().all():
-            continue
-        axes.plot(
-            mean.index,
-            mean,
-            color=color,
-            marker=marker,
-            linestyle=line,
-            markersize=5,
-            label=label,
-        )
-        axes.fill_between(
-            mean.index, by_epoch.min(), by_epoch.max(), color=color, alpha=0.2, lw=0
-        )
+        mean, low, high = by_epoch.mean(), by_epoch.min(), by_epoch.max()
+        if not mean.isna().all():
+            style = f"{marker}{line}"
+            axes.plot(mean.index, mean, style, color=color, markersize=5, label=label)
+            axes.fill_between(mean.index, low, high, color=color, alpha=0.2, lw=0)
     if quantity == "loss":  # on a linear scale the first epochs would flatten the rest
         axes.set_yscale("log")
         plain_ticks(axes.yaxis)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel(_LABELS[quantity])
+    axes.set(xlabel="epoch", ylabel=_LABELS[quantity])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    legend_above(axes)
+    # Above the axes, where it covers no data.
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
 
 
 def history_figure(
@@ -130,12 +122,144 @@ def history_figure(
             concatenated, to plot their mean with a band from min to max.
         quantities: a panel for each: "loss", "accuracy".
     """
-    size = (4.4 * len(quantities), 3.3)
-    figure = NotebookFigure(figsize=size, layout="constrained")
+    figure = NotebookFigure(4.4 * len(quantities), 3.3)
     [panels] = figure.subplots(1, len(quantities), squeeze=False)
     for axes, quantity in zip(panels, quantities, strict=True):
         _draw_curves(axes, history, quantity)
     return figure
+
+
+def budget_frame(record: RunRecord, split: str = "validation") -> pd.DataFrame:
+    """Returns `seconds` of training so far and `accuracy` after each epoch of a run.
+
+    Seconds exclude compiling and evaluation. With `split="test"`, a single row holds
+    the final test accuracy.
+    """
+    history = history_frame(record)
+    seconds, accuracy = history["train_seconds"].cumsum(), history["val_accuracy"]
+    if split == "test":
+        seconds, accuracy = seconds[-1:], record.test_accuracy
+    return pd.DataFrame({"seconds": seconds, "accuracy": accuracy})
+
+
+def pareto_frame(rows: Mapping[str, Sequence[RunRecord]]) -> pd.DataFrame:
+    """Returns `accuracy`, `seconds`, `parameters` and `on_front` of each row, by name.
+
+    The test accuracy and the training seconds are means over seeds. A row is on the
+    Pareto front unless another one is as good in all three and better in one.
+    """
+    frame = pd.DataFrame(
+        {
+            "accuracy": statistics.fmean(run.test_accuracy for run in runs),
+            "seconds": statistics.fmean(
+                sum(epoch.train_seconds for epoch in run.epochs) for run in runs
+            ),
+            "parameters": runs[0].parameters,
+        }
+        for runs in rows.values()
+    ).set_axis([*rows])
+    costs = frame.assign(accuracy=-frame["accuracy"]).to_numpy()
+    mine, others = costs[:, None], costs[None]
+    dominated = (others <= mine).all(axis=-1) & (others < mine).any(axis=-1)
+    return frame.assign(on_front=~dominated.any(axis=1))
+
+
+def _network_style(number: int) -> dict[str, Any]:
+    """Returns the style of a network; those of `MAX_NAMED` networks differ."""
+    if number >= MAX_NAMED:
+        return {"color": _GREY, "alpha": 0.4, "marker": "", "linestyle": "-"}
+    repeat, index = divmod(number, len(STYLES))
+    return {
+        "color": STYLES[index][0],
+        # A repeated colour has another marker and another line.
+        "marker": STYLES[(index + 3 * repeat) % len(STYLES)][1],
+        "linestyle": STYLES[(index + repeat) % len(STYLES)][2],
+        "markersize": 6,
+        "markerfacecolor": "none",
+        "markeredgewidth": 1.4,
+    }
+
+
+def _time_figure(
+    quantity: str, names: Sequence[str], note: str = ""
+) -> tuple[Figure, Axes]:
+    """Creates a figure of an accuracy against time.
+
+    Args:
+        quantity: label of the accuracy axis.
+        names: of the networks, for a legend below; those after the first `MAX_NAMED`
+            are grey.
+        note: last line of the legend, beside a filled marker.
+    """
+    labels = [_wrap(name, 75) for name in names[:MAX_NAMED]]
+    if len(names) > MAX_NAMED:
+        labels.append(f"{len(names) - MAX_NAMED} others, in grey")
+    lines = sum(label.count("\n") + 1 for label in labels) + bool(note)
+    figure = NotebookFigure(5.4, 4.2 + 0.17 * lines)
+    axes = figure.subplots()
+    axes.set(xscale="log", xlabel="training time (s, log scale)", ylabel=quantity)
+    axes.grid(alpha=0.3)
+    for number, label in enumerate(labels):  # empty: with both line and marker
+        axes.plot([], [], label=label, **_network_style(number))
+    if note:
+        axes.plot([], [], "o", color=_GREY, label=note)
+    figure.legend(frameon=False, loc="outside lower left", fontsize=8)
+    return figure, axes
+
+
+def budget_figure(
+    runs: Mapping[str, Sequence[pd.DataFrame]],
+    quantity: str,
+    targets: Sequence[float] = (),
+) -> Figure:
+    """Plots accuracy against training time, to compare networks at equal time.
+
+    Args:
+        runs: for each network name, the `budget_frame` of each seed.
+        quantity: label of the accuracy axis.
+        targets: accuracies to mark by a dashed line.
+    """
+    figure, axes = _time_figure(quantity, list(runs))
+    for number, seeds in enumerate(runs.values()):
+        points, style = pd.concat(seeds), _network_style(number)
+        means = points.groupby(level=0).mean()
+        axes.plot(means["seconds"], means["accuracy"], **style | {"marker": ""})
+        if number < MAX_NAMED:
+            style["linestyle"] = ""
+            axes.plot(points["seconds"], points["accuracy"], **style)
+    for target in targets:
+        axes.axhline(target, color=_GREY, linestyle="--", linewidth=1)
+        # At the left edge, where the curves are below the targets.
+        position = axes.get_yaxis_transform()
+        axes.text(0.01, target, f"{target}", transform=position, va="bottom", size=8)
+    plain_ticks(axes.xaxis)
+    return figure
+
+
+def pareto_figure(points: pd.DataFrame) -> Figure:
+    """Plots test accuracy against training time, and marks the Pareto front.
+
+    Args:
+        points: as returned by `pareto_frame`, most accurate first. Markers grow with
+            the parameters; those on the front are filled.
+    """
+    parameters = points["parameters"].items()
+    names = [f"{name}, {count:,} parameters" for name, count in parameters]
+    figure, axes = _time_figure("test accuracy", names, "filled: on the Pareto front")
+    for number, point in enumerate(points.itertuples()):
+        style = _network_style(number)
+        style["marker"] = style["marker"] or "o"
+        style["markerfacecolor"] = style["color"] if point.on_front else "none"
+        style["markersize"] = 2 * math.log10(point.parameters)
+        axes.plot([point.seconds], [point.accuracy], **style)
+    plain_ticks(axes.xaxis)
+    return figure
+
+
+def _label_classes(axes: Axes, classes: Sequence[str]) -> None:
+    """Labels the horizontal axis with the names of the classes."""
+    rotation = 0 if classes == DIGITS else 90
+    axes.set_xticks(range(len(classes)), classes, rotation=rotation)
 
 
 def confusion_figure(counts: np.ndarray, classes: Sequence[str] = DIGITS) -> Figure:
@@ -146,10 +270,9 @@ def confusion_figure(counts: np.ndarray, classes: Sequence[str] = DIGITS) -> Fig
             (column).
         classes: their names; of more than `MAX_CLASSES`, cells have no numbers.
     """
-    counts = np.asarray(counts)
     mistakes = counts - np.diag(np.diag(counts))
     shades = np.where(mistakes, 0.15 + 0.6 * mistakes / max(mistakes.max(), 1), 0.0)
-    figure = NotebookFigure(figsize=(4.6, 4.5), layout="constrained")
+    figure = NotebookFigure(4.6, 4.5)
     axes = figure.subplots()
     axes.imshow(shades, cmap="Blues", vmin=0, vmax=1, interpolation="none")
     axes.set(xlabel="predicted class", ylabel="true class")
@@ -167,64 +290,46 @@ def confusion_figure(counts: np.ndarray, classes: Sequence[str] = DIGITS) -> Fig
     return figure
 
 
-def _label_classes(axes: Axes, classes: Sequence[str]) -> None:
-    """Labels the horizontal axis with the names of the classes."""
-    rotation = 0 if classes == DIGITS else 90
-    axes.set_xticks(range(len(classes)), classes, rotation=rotation)
-
-
 def digits_figure(
-    images: np.ndarray,
-    captions: Sequence[object] | np.ndarray,
-    columns: int = 10,
+    images: np.ndarray, captions: Sequence[object] | np.ndarray, columns: int = 10
 ) -> Figure:
     """Draws images `[N,H,W]` in rows of up to `columns`, with captions above."""
     columns = min(len(images), columns)
     rows = -(-len(images) // columns)
     lines = max(str(caption).count("\n") for caption in captions) + 1
-    height = 1.15 + 0.14 * lines
-    figure = NotebookFigure(
-        figsize=(1.1 * columns, height * rows), layout="constrained"
-    )
+    figure = NotebookFigure(1.1 * columns, (1.15 + 0.14 * lines) * rows)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.axis("off")
     for axes, image, caption in zip(grid, images, captions, strict=False):
-        axes.imshow(image, cmap="gray_r", vmin=0, vmax=255, interpolation="none")
+        axes.imshow(image, **_IMAGE)
         axes.set_title(str(caption), fontsize=9)
     return figure
 
 
 def filters_figure(filters: np.ndarray) -> Figure:
     """Draws the filters `[k,k,F]` of a first convolution on a common colour scale."""
-    filters = np.asarray(filters)
     count = filters.shape[-1]
     columns = min(count, 8)
     rows = -(-count // columns)
     limit = np.abs(filters).max() or 1.0
-    figure = NotebookFigure(figsize=(4.4, 0.55 * rows + 1), layout="constrained")
+    figure = NotebookFigure(4.4, 0.55 * rows + 1)
     grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.ravel():
+    # Orange and purple are safe for colour-blind readers; 0 is white.
+    colours: Any = {
+        "cmap": "PuOr",
+        "vmin": -limit,
+        "vmax": limit,
+        "interpolation": "none",
+    }
+    for index, axes in enumerate(grid.ravel()):
         axes.set(xticks=[], yticks=[])
-        axes.axis("off")
-    for axes, index in zip(grid.ravel(), range(count), strict=False):
-        axes.axis("on")
-        # Orange and purple are safe for colour-blind readers; 0 is white.
-        picture = axes.imshow(
-            filters[..., index],
-            cmap="PuOr",
-            vmin=-limit,
-            vmax=limit,
-            interpolation="none",
-        )
-    figure.colorbar(
-        picture,
-        ax=grid,
-        orientation="horizontal",
-        label="weight",
-        aspect=40,
-        shrink=0.9,
-    )
+        if index < count:
+            picture = axes.imshow(filters[..., index], **colours)
+        else:
+            axes.axis("off")
+    bar = figure.colorbar(picture, ax=grid, location="bottom", aspect=40, shrink=0.9)
+    bar.set_label("weight")
     return figure
 
 
@@ -240,18 +345,16 @@ def predictions_figure(
         classes: their names; of more than 20, the 10 most probable are drawn.
     """
     images, predictions = images[:MAX_PREDICTIONS], predictions[:MAX_PREDICTIONS]
-    count = len(images)
-    figure = NotebookFigure(figsize=(5, 1.8 * count), layout="constrained")
-    grid = figure.subplots(count, 2, squeeze=False, width_ratios=(1, 2))
+    figure = NotebookFigure(5, 1.8 * len(images))
+    grid = figure.subplots(len(images), 2, squeeze=False, width_ratios=(1, 2))
     for (left, right), image, (index, row) in zip(
         grid, images, predictions.iterrows(), strict=True
     ):
-        left.imshow(image, cmap="gray_r", vmin=0, vmax=255)
+        left.imshow(image, **_IMAGE)
         left.axis("off")
+        caption = Path(str(index)).name[-24:]
         if pd.notna(row.get("truth")):
             caption = f"test image {index}\ntrue {classes[int(row['truth'])]}"
-        else:
-            caption = _short(index)
         left.set_title(caption, fontsize=9, parse_math=False)
         values = np.array([row[f"p{label}"] for label in range(len(classes))], float)
         drawn = list(range(len(classes)))
@@ -264,22 +367,8 @@ def predictions_figure(
     return figure
 
 
-def _short(path: object) -> str:
-    """Returns a file's name, shortened in the middle if it is long."""
-    name = Path(str(path)).name
-    return name if len(name) <= 24 else f"{name[:12]}…{name[-11:]}"
-
-
 def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a figure in the format given by the file's suffix.
-
-    Raises:
-        InputError: the suffix is not in `FORMATS`.
-    """
-    if path.suffix not in FORMATS:
-        raise InputError(
-            f"a picture's file name must end in one of {', '.join(FORMATS)}; got {path}"
-        )
+    """Writes a figure in the format given by the file's suffix."""
     picture = io.BytesIO()
     # In SVG text as text: a tenth of the bytes of outlines.
     with matplotlib.rc_context({"svg.fonttype": "none"}):

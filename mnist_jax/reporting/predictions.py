@@ -21,51 +21,16 @@ def prediction_frame(
        predicted  truth
     0          3      5
     """
-    columns = [f"p{c}" for c in range(probabilities.shape[1])]
-    frame = pd.DataFrame(probabilities, columns=columns)
+    frame = pd.DataFrame(probabilities).add_prefix("p")
     frame["predicted"] = probabilities.argmax(axis=1)
     if labels is not None:
         frame["truth"] = labels
     return frame
 
 
-def confusion_counts(
-    truths: np.ndarray, predicted: np.ndarray, classes: int
-) -> np.ndarray:
-    """Counts images `[classes,classes]` by truth (row) and prediction (column).
-
-    >>> confusion_counts(np.array([2, 2, 1]), np.array([2, 1, 1]), 3).sum(axis=1)
-    array([0, 1, 2])
-    """
-    pairs = np.asarray(truths) * classes + predicted
-    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
-
-
-def _worst_mistakes(probabilities: np.ndarray, split: Split) -> list[MistakeRecord]:
-    """Returns the most confidently misclassified images, most confident first."""
-    predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
-    wrong = np.flatnonzero(predicted != split.labels)
-    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:_WORST]
-    return [
-        MistakeRecord(
-            index=int(index),
-            truth=int(split.labels[index]),
-            predicted=int(predicted[index]),
-            probability=float(confidence[index]),
-            pixels=base64.b64encode(split.images[index].tobytes()).decode(),
-        )
-        for index in worst
-    ]
-
-
 def mistake_image(pixels: str, image_shape: tuple[int, ...]) -> np.ndarray:
-    """Returns the image `[H,W] uint8` of a `MistakeRecord`.
-
-    Raises:
-        ValueError: `pixels` does not encode such an image.
-    """
-    image = np.frombuffer(base64.b64decode(pixels, validate=True), np.uint8)
-    return image.reshape(image_shape)
+    """Returns the image `[H,W] uint8` of a `MistakeRecord`."""
+    return np.frombuffer(base64.b64decode(pixels), np.uint8).reshape(image_shape)
 
 
 def run_details(run: TrainedRun, test: Split) -> DetailsRecord:
@@ -76,15 +41,27 @@ def run_details(run: TrainedRun, test: Split) -> DetailsRecord:
         test: the run's test set, as NumPy arrays.
     """
     probabilities = run.predict(test.images)
-    classes = probabilities.shape[1]
-    counts = confusion_counts(test.labels, probabilities.argmax(axis=1), classes)
+    predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    counts = np.zeros((probabilities.shape[1],) * 2, int)
+    np.add.at(counts, (test.labels, predicted), 1)
+    wrong = np.flatnonzero(predicted != test.labels)
+    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:_WORST]
     filters = None
     if run.config.model == "cnn":
         kernel = np.asarray(run.variables["params"]["Conv_0"]["kernel"], np.float64)
         filters = kernel[:, :, 0].round(4).tolist()
     return DetailsRecord(
         confusion=counts.tolist(),
-        worst=_worst_mistakes(probabilities, test),
+        worst=[
+            MistakeRecord(
+                index=int(index),
+                truth=int(test.labels[index]),
+                predicted=int(predicted[index]),
+                probability=float(confidence[index]),
+                pixels=base64.b64encode(test.images[index].tobytes()).decode(),
+            )
+            for index in worst
+        ],
         filters=filters,
         class_names=run.record.class_names,
     )

@@ -264,7 +264,6 @@ def test_summary_data_and_plot(run_dir: Path, tmp_path):
     picture = tmp_path / "digits.png"
     data = ("experiments.data", "--dataset=digits", f"--picture={picture}")
     assert "(360, 28, 28)" in run(*data).stdout and picture.stat().st_size > 5_000
-    assert "must end in" in run(*data, "--picture=digits.bmp", ok=False).stderr
     for path in ("record.json", "config.json", "params.msgpack"):
         (tmp_path / path).write_bytes((run_dir / path).read_bytes())
     stdout = run("experiments.plot", f"--run_dir={tmp_path}").stdout

@@ -1,5 +1,6 @@
-"""Tests of plots: axes, legends and colours."""
+"""Tests of plots: axes, legends, colours, text."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -7,12 +8,123 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from helpers.records import make_record
+from helpers.records import make_epochs, make_record
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from mnist_jax.reporting.comparison_plots import pareto_figure
-from mnist_jax.reporting.plots import confusion_figure, history_figure, plain_ticks
-from mnist_jax.reporting.tables import history_frame
+from benchmarks.readme import RESULTS
+from mnist_jax.data.types import CLASSES, Dataset, class_names
+from mnist_jax.records.schema import RunRecord, read_jsonl
+from mnist_jax.reporting import plots
+from mnist_jax.reporting.pictures import comparison_pictures
+from mnist_jax.reporting.plots import (
+    budget_figure,
+    budget_frame,
+    confusion_figure,
+    digits_figure,
+    history_figure,
+    pareto_figure,
+    plain_ticks,
+    predictions_figure,
+    save_figure,
+    set_title,
+)
+from mnist_jax.reporting.predictions import prediction_frame
+from mnist_jax.reporting.tables import (
+    comparison_frame,
+    group_by_row,
+    history_frame,
+    row_names,
+)
+
+
+@pytest.fixture(scope="module")
+def records() -> list[RunRecord]:
+    """Recorded runs of the three networks."""
+    return read_jsonl(RunRecord, RESULTS / "compare.jsonl")
+
+
+def rows_of(records: list[RunRecord]) -> dict[str, list[RunRecord]]:
+    names = row_names(comparison_frame(records))
+    return dict(zip(names, group_by_row(records), strict=True))
+
+
+def drawn_lines(axes: Axes) -> list[Line2D]:
+    """Returns the lines of the data, without those of the legend."""
+    return [line for line in axes.lines if len(line.get_xdata())]
+
+
+def test_curves_plot_means_and_budgets_plot_every_seed(records):
+    mlp = [record for record in records if record.config.model == "mlp"]
+    frames = [history_frame(record) for record in mlp]
+    line = history_figure(pd.concat(frames)).axes[0].lines[0]
+    np.testing.assert_allclose(
+        line.get_ydata(), np.mean([frame["loss"] for frame in frames], axis=0)
+    )
+    budgets = [budget_frame(record) for record in mlp]
+    figure = budget_figure({"mlp": budgets}, "validation accuracy")
+    _, points = drawn_lines(figure.axes[0])
+    assert len(points.get_xdata()) == sum(map(len, frames))
+    assert budgets[0]["seconds"].is_monotonic_increasing
+    assert budget_frame(mlp[0], "test")["accuracy"].tolist() == [mlp[0].test_accuracy]
+
+
+def test_history_without_validation_is_plotted():
+    epoch = dataclasses.replace(make_epochs(1)[0], val_loss=None, val_accuracy=None)
+    record = dataclasses.replace(make_record(), epochs=[epoch])
+    figure = history_figure(history_frame(record))
+    assert [len(axes.lines) for axes in figure.axes] == [1, 1]
+
+
+def test_the_plot_of_a_sweep_is_legible(records):
+    base, changes = records[0], dict(optimizer="adamw", hidden=(512, 256, 128))
+    sweep = [
+        dataclasses.replace(
+            base,
+            test_accuracy=0.99 - 0.001 * number,
+            config=dataclasses.replace(
+                base.config, **changes, learning_rate=1e-3 * (1 + number)
+            ),
+        )
+        for number in range(14)
+    ]
+    pictures = comparison_pictures(rows_of(sweep), [])
+    budget, pareto = (picture.draw() for picture in pictures)
+    for figure in (budget, pareto):
+        set_title(figure, "all networks, MNIST on a CPU" * 4)
+        assert_legible(figure)
+    [legend] = budget.legends
+    *named, others = legend.get_lines()
+    names = [text.get_text() for text in legend.get_texts()]
+    assert len(named) == 12 and names[-1] == "2 others, in grey"
+    assert names[0] == "mlp learning_rate=0.001" and len(set(names)) == 13
+    styles = {(line.get_color(), line.get_linestyle()) for line in named}
+    marks = {(line.get_color(), line.get_marker()) for line in named}
+    assert len(styles) == len(marks) == 12
+    assert len(pareto.legends[0].get_lines()) == 14
+
+
+def assert_legible(figure: Figure) -> None:
+    """Asserts that title and legend are within the figure, beside the axes."""
+    figure.draw_without_rendering()
+    [axes], [legend] = figure.axes, figure.legends
+    boxes = [part.get_window_extent() for part in (figure, figure._suptitle, legend)]
+    assert not legend.get_window_extent().overlaps(axes.get_tightbbox())
+    for box in boxes[1:]:
+        assert box.x0 >= 0 and box.x1 <= boxes[0].x1 and box.y0 >= 0
+
+
+def test_targets_are_marked_where_all_runs_have_a_validation_set(records):
+    rows = rows_of(records)
+    figure = comparison_pictures(rows, [0.98, 0.999])[0].draw()
+    dashed = [line for line in figure.axes[0].lines if line.get_color() == "#808080"]
+    assert [line.get_ydata()[0] for line in dashed] == [0.98, 0.999]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0.98", "0.999"]
+    config = dataclasses.replace(records[0].config, validation="test")
+    rows["other"] = [dataclasses.replace(records[0], config=config)]
+    picture = comparison_pictures(rows, [0.98])[0]
+    assert "Dashed" not in picture.caption and not picture.draw().axes[0].texts
 
 
 def test_the_pareto_front_is_filled_and_parameters_are_the_size():
@@ -20,7 +132,7 @@ def test_the_pareto_front_is_filled_and_parameters_are_the_size():
     rows = [(0.99, 20.0, 100_000, True), (0.98, 30.0, 1_000_000, False)]
     points = pd.DataFrame(rows, columns=columns, index=["cnn", "mlp"])
     [axes] = pareto_figure(points).axes
-    front, _, behind, _, _ = axes.lines
+    front, behind = drawn_lines(axes)
     assert axes.get_xscale() == "log"
     assert (front.get_xdata()[0], front.get_ydata()[0]) == (20.0, 0.99)
     assert front.get_markerfacecolor() == front.get_color()
@@ -30,11 +142,6 @@ def test_the_pareto_front_is_filled_and_parameters_are_the_size():
     assert names[0] == "cnn, 100,000 parameters"
 
 
-def test_a_matrix_without_mistakes_is_drawn():
-    figure = confusion_figure(np.eye(10, dtype=int))
-    assert [text.get_text() for text in figure.axes[0].texts] == ["1"] * 10
-
-
 def test_cells_with_more_mistakes_are_darker():
     counts = np.diag([9, 9, 9])
     counts[0] = [9, 1, 2]
@@ -42,11 +149,11 @@ def test_cells_with_more_mistakes_are_darker():
     [image] = confusion_figure(counts, ("a", "b", "c")).axes[0].images
     shades = np.asarray(image.get_array())
     assert shades[2, 0] == 0 < shades[0, 1] < shades[0, 2] < shades[1, 0]
+    figure = confusion_figure(np.eye(10, dtype=int))  # without mistakes
+    assert [text.get_text() for text in figure.axes[0].texts] == ["1"] * 10
 
 
-@pytest.mark.parametrize(
-    "low, high", [(0.61, 1.1), (2, 9), (0.04, 3), (1.5, 1.6), (3e-6, 2e4)]
-)
+@pytest.mark.parametrize("low, high", [(0.61, 1.1), (0.04, 3), (1.5, 1.6), (3e-6, 2e4)])
 def test_logarithmic_axes_have_four_plain_labels_or_more(low, high):
     axes = Figure().subplots()
     axes.plot([low, high], [low, high])
@@ -65,12 +172,34 @@ def test_legends_are_beside_the_data():
         assert legend.y0 >= axes.bbox.y1 and legend.x1 <= figure.bbox.x1
 
 
+def test_predictions_of_many_images_are_drawn_in_part(
+    digits: Dataset, monkeypatch, tmp_path
+):
+    # 100 images would take 10 s to draw.
+    assert plots.MAX_PREDICTIONS <= 20
+    monkeypatch.setattr(plots, "MAX_PREDICTIONS", 2)
+    frame = prediction_frame(np.eye(10)[[7, 7, 7]], np.array([9, 9, 9]))
+    names = class_names("fashion_mnist", CLASSES)
+    figure = predictions_figure(digits.test.images[:3], frame, names)
+    left, right, *others = (axes.get_title() for axes in figure.axes)
+    assert left == "test image 0\ntrue Ankle boot" and right == "predicted Sneaker"
+    assert len(others) == 2
+    for name in ("a.png", "a.svg"):
+        save_figure(figure, tmp_path / name)
+        assert (tmp_path / name).stat().st_size > 2_000
+
+
+def test_images_are_drawn_in_rows_of_ten(digits: Dataset):
+    images, labels = digits.test.images[:12], digits.test.labels[:12]
+    assert len(digits_figure(images, labels).axes) == 20
+
+
 def test_pictures_need_no_backend(tmp_path):
     code = (
         "import benchmarks.published.curves\n"
         "from mnist_jax.reporting.plots import NotebookFigure, save_figure\n"
         "from pathlib import Path\n"
-        f"save_figure(NotebookFigure(), Path({str(tmp_path / 'empty.png')!r}))\n"
+        f"save_figure(NotebookFigure(1, 1), Path({str(tmp_path / 'empty.png')!r}))\n"
     )
     # As a notebook's kernel sets it for the programs that it starts.
     environment = {**os.environ, "MPLBACKEND": "module://not_installed.backend_inline"}

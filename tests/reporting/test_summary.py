@@ -5,24 +5,14 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from helpers.records import make_record
 
 from mnist_jax.config import TrainConfig
-from mnist_jax.data.types import CLASSES, IMAGE_SHAPE, MNIST, Dataset, class_names
+from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.models.flops import multiply_adds, training_flops
 from mnist_jax.models.networks import count_params, create_model
-from mnist_jax.records.schema import EpochRecord
-from mnist_jax.reporting import plots
-from mnist_jax.reporting.plots import (
-    digits_figure,
-    history_figure,
-    predictions_figure,
-    save_figure,
-)
-from mnist_jax.reporting.predictions import prediction_frame
 from mnist_jax.reporting.summary import data_frame, format_totals, layer_frame
-from mnist_jax.reporting.tables import history_frame, markdown_table
+from mnist_jax.reporting.tables import markdown_table
 from mnist_jax.training.fit import finish, fit
 from mnist_jax.training.mesh import make_mesh
 from mnist_jax.training.prepare import prepare
@@ -96,51 +86,6 @@ def test_warm_start_continues_from_the_given_parameters(trained):
     experiment, record, params = trained
     [(again, _)] = finish(fit(experiment, [1], start_variables=[params]))
     assert again.epochs[0].loss < record.epochs[1].loss
-
-
-def test_history_is_tabulated_and_plotted(trained, tmp_path):
-    _, record, _ = trained
-    history = history_frame(record)
-    assert history["epoch"].tolist() == [1, 2]
-    assert {"loss", "accuracy", "val_loss", "val_accuracy"} <= set(history)
-    for suffix in (".png", ".svg"):
-        save_figure(history_figure(history), tmp_path / f"history{suffix}")
-        assert (tmp_path / f"history{suffix}").stat().st_size > 5_000
-
-
-def test_history_without_validation_is_plotted():
-    epoch = EpochRecord(1, 1.0, 0.5, None, None, 1.0, 0.0)
-    record = dataclasses.replace(make_record(), epochs=[epoch])
-    figure = history_figure(history_frame(record))
-    assert [len(axes.lines) for axes in figure.axes] == [1, 1]
-
-
-def test_digits_and_predictions_are_plotted(digits: Dataset, tmp_path):
-    images, labels = digits.test.images[:12], digits.test.labels[:12]
-    assert len(digits_figure(images, labels).axes) == 20  # two rows of ten
-    frame = prediction_frame(np.full((2, 10), 0.1), labels[:2])
-    save_figure(predictions_figure(images[:2], frame), tmp_path / "p.png")
-    assert (tmp_path / "p.png").stat().st_size > 2_000
-
-
-def test_predictions_of_many_images_are_drawn_in_part(digits: Dataset, monkeypatch):
-    # 100 images would take 10 s to draw.
-    assert plots.MAX_PREDICTIONS <= 20
-    monkeypatch.setattr(plots, "MAX_PREDICTIONS", 2)
-    frame = prediction_frame(np.eye(10)[[7, 7, 7]], np.array([9, 9, 9]))
-    names = class_names("fashion_mnist", CLASSES)
-    figure = predictions_figure(digits.test.images[:3], frame, names)
-    left, right, *others = (axes.get_title() for axes in figure.axes)
-    assert left == "test image 0\ntrue Ankle boot" and right == "predicted Sneaker"
-    assert len(others) == 2
-
-
-def test_invalid_figure_paths_are_input_errors(tmp_path):
-    figure = digits_figure(np.zeros((1, 28, 28)), ["0"])
-    with pytest.raises(InputError, match="must end in one of .png"):
-        save_figure(figure, tmp_path / "picture.bmp")
-    with pytest.raises(FileNotFoundError):
-        save_figure(figure, tmp_path / "missing" / "picture.png")
 
 
 def test_data_table_lists_shapes_and_ranges(digits: Dataset):

@@ -16,7 +16,7 @@ from mnist_jax.api import write_tables
 from mnist_jax.errors import InputError
 from mnist_jax.models.custom import network_sha256
 from mnist_jax.records.schema import RunRecord, read_jsonl
-from mnist_jax.reporting.comparison_plots import pareto_frame
+from mnist_jax.reporting.plots import pareto_frame
 from mnist_jax.reporting.statistics import (
     paired_difference,
     prediction_interval,
@@ -157,7 +157,8 @@ def test_the_pareto_front_has_what_no_other_row_dominates():
         make_record("mlp", 0, 0.96, hidden=(8,), batch_size=64),  # the same
         make_record("mlp", 1, 0.96, hidden=(8,), batch_size=32),  # slower
     ]
-    frame = pareto_frame(names_of(records), group_by_row(records))
+    rows = dict(zip(names_of(records), group_by_row(records), strict=True))
+    frame = pareto_frame(rows)
     front = dict(zip(frame.index, frame["on_front"], strict=True))
     assert front == {
         "cnn": True,
