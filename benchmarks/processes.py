@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,14 @@ from mnist_jax.errors import InputError
 
 
 class Worker:
-    """A process of a module, ended at the end of its `with` block."""
+    """A process of a module, ended at the end of its `with` block.
+
+    Args:
+        module: the module to run.
+        *arguments: its command line.
+        environment: variables to set, besides those of this process.
+        folder: where to run it; by default where this process runs.
+    """
 
     def __init__(
         self,
@@ -23,22 +29,13 @@ class Worker:
         environment: Mapping[str, str] | None = None,
         folder: Path | None = None,
     ) -> None:
-        """Starts the process.
-
-        Args:
-            module: the module to run.
-            *arguments: its command line.
-            environment: variables to set, besides those of this process.
-            folder: where to run it; by default where this process runs.
-        """
-        self._errors = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             cwd=folder,
             env={**os.environ, **(environment or {})},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._errors,
+            stderr=subprocess.STDOUT,
             text=True,
         )
 
@@ -46,18 +43,16 @@ class Worker:
         """Returns its next answer; what else it prints is passed over.
 
         Raises:
-            InputError: it ended instead, with the last line of its error output.
+            InputError: it ended instead; with the last line that it printed.
         """
         assert self._process.stdout is not None
+        message = "it printed nothing"
         for line in self._process.stdout:
             if line.startswith("{"):
                 answer: dict[str, Any] = json.loads(line)
                 return answer
-        status = self._process.wait()
-        self._errors.seek(0)
-        lines = self._errors.read().strip().splitlines()
-        message = lines[-1].removeprefix("error: ") if lines else f"status {status}"
-        raise InputError(message)
+            message = line.strip() or message
+        raise InputError(message.removeprefix("error: "))
 
     def ask(self, line: object = "") -> dict[str, Any]:
         """Writes a line to its input and returns the answer, as `read`."""
@@ -73,4 +68,3 @@ class Worker:
     def __exit__(self, *error: object) -> None:
         self._process.kill()
         self._process.communicate()
-        self._errors.close()

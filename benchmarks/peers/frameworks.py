@@ -2,7 +2,7 @@
 
 import dataclasses
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mnist_jax.config import MODELS
@@ -11,10 +11,8 @@ from mnist_jax.records.environment import Environment
 from .worker import EXAMPLES
 
 # glibc returns large freed blocks to the system, so that every step page-faults on them
-# again. PyTorch's tuning guide recommends another allocator; making glibc keep the
-# blocks has the same effect with nothing to install (LSTM, batch 128: 0.8-1.0 s instead
-# of 1.4-1.9 s for 6,000 images; CNN, batch 32: no gain). Keras's LSTMs improved too
-# (2.1-2.8 s to 1.5-1.8 s) but stayed slower, so they have no such row.
+# again. Making it keep them is what PyTorch's tuning guide recommends another allocator
+# for (LSTM, batch 128: 0.8-1.0 s instead of 1.4-1.9 s for 6,000 images).
 KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
     "MALLOC_TRIM_THRESHOLD_": str(2**33),
@@ -26,65 +24,55 @@ class Framework(NamedTuple):
     """A row of the table: a framework and its settings."""
 
     label: str
-    module: str
-    variants: Mapping[str, str]  # by model; other models have no such row
-    packages: tuple[str, ...] = ()  # in addition to this project's requirements
-    is_peer: bool = True  # whether it can be the fastest peer
+    worker: str  # its module
+    variant: str
+    models: Sequence[str] | None = None  # that it has; None: every network
     environment: Mapping[str, str] = {}
     precision: str = "float32"  # rows are compared with rows of the same one
 
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """The packages that it needs in addition to this project's."""
+        packages = {"torch_worker": ("torch",), "keras_worker": ("keras", "tensorflow")}
+        return packages.get(self.worker, ())
 
-def _all(variant: str) -> dict[str, str]:
-    return dict.fromkeys((*MODELS, *EXAMPLES), variant)
+    @property
+    def is_peer(self) -> bool:
+        """Whether it can be the fastest peer."""
+        return bool(self.packages)
 
 
-def _ours(variant: str) -> dict[str, str]:
-    return dict.fromkeys(MODELS, variant)
-
-
+_TORCH = (*MODELS, *EXAMPLES)
 OURS = {"float32": "ours", "bfloat16": "ours_bfloat16"}  # by precision
+# The networks of PyTorch + malloc are channels_last, but not those of torch.compile,
+# which that made slower (CNN: 1.4 s instead of 0.95 s).
 FRAMEWORKS = {
-    "ours": Framework("ours", "our_worker", _all("float32"), is_peer=False),
-    "torch": Framework("PyTorch", "torch_worker", _all("eager"), ("torch",)),
+    "ours": Framework("ours", "our_worker", "float32"),
+    "torch": Framework("PyTorch", "torch_worker", "eager", _TORCH),
     "torch_channels_last": Framework(
-        "PyTorch channels_last",
-        "torch_worker",
-        dict.fromkeys(("cnn", *EXAMPLES), "channels_last"),
-        ("torch",),
+        "PyTorch channels_last", "torch_worker", "channels_last", ("cnn", *EXAMPLES)
     ),
-    # Channels first: channels_last was slower when compiled (1.4 s instead of 0.95 s).
     "torch_compile": Framework(
-        "PyTorch torch.compile", "torch_worker", _all("compile"), ("torch",)
+        "PyTorch torch.compile", "torch_worker", "compile", _TORCH
     ),
     "torch_malloc": Framework(
-        "PyTorch + malloc",
-        "torch_worker",
-        {**_ours("eager"), **dict.fromkeys(("cnn", *EXAMPLES), "channels_last")},
-        ("torch",),
-        environment=KEEP_MEMORY,
+        "PyTorch + malloc", "torch_worker", "channels_last", _TORCH, KEEP_MEMORY
     ),
-    "keras_tf": Framework(
-        "Keras/TensorFlow", "keras_worker", _ours("tensorflow"), ("keras", "tensorflow")
-    ),
-    "keras_jax": Framework("Keras/JAX", "keras_worker", _ours("jax"), ("keras",)),
-    "flax": Framework("plain Flax", "flax_worker", _all(""), is_peer=False),
+    "keras_tf": Framework("Keras/TensorFlow", "keras_worker", "tensorflow", MODELS),
+    "keras_jax": Framework("Keras/JAX", "keras_worker", "jax", MODELS),
+    "flax": Framework("plain Flax", "flax_worker", ""),
     "ours_bfloat16": Framework(
-        "ours, bfloat16",
-        "our_worker",
-        _ours("bfloat16"),
-        is_peer=False,
-        precision="bfloat16",
+        "ours, bfloat16", "our_worker", "bfloat16", MODELS, precision="bfloat16"
     ),
     "torch_bfloat16": Framework(
         "PyTorch + malloc, bfloat16",
         "torch_worker",
-        _ours("bfloat16"),
-        ("torch",),
-        environment=KEEP_MEMORY,
+        "bfloat16",
+        MODELS,
+        KEEP_MEMORY,
         precision="bfloat16",
     ),
 }
-PEAK = "matmul"  # recorded as the framework of the matmul peak
 
 
 class Cell(NamedTuple):
@@ -95,7 +83,7 @@ class Cell(NamedTuple):
     batch_size: int
 
 
-PEAK_CELL = Cell(PEAK, "", 0)
+PEAK = Cell("matmul", "", 0)  # the peak rate of matrix products
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,9 +104,9 @@ class Setup:
 class PeerRecord:
     """The epochs of one worker process in one round."""
 
-    framework: str  # one of FRAMEWORKS, or PEAK
-    model: str  # empty for PEAK
-    batch_size: int  # 0 for PEAK
+    framework: str  # this and the next two fields are those of a cell
+    model: str
+    batch_size: int
     round: int
     run: Setup
     environment: Environment  # at the start of the program

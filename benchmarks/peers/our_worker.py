@@ -11,14 +11,14 @@ from mnist_jax.data.types import Dataset, Split
 from mnist_jax.training.fit import Epoch, Result, fit
 from mnist_jax.training.prepare import prepare
 
-from .worker import Arrays, Job, Measurement, peer_config, run_worker
+from .worker import Arrays, Job, Measurement, run_worker
 
 
 def measure(job: Job, arrays: Arrays) -> Measurement:
     """Trains and times a network with `fit`; epoch times include shuffling."""
     train, test = Split(*arrays[:2]), Split(*arrays[2:])
     dataset = Dataset(train, test, classes=10, name="arrays")
-    config = dataclasses.replace(peer_config(job), precision=job.variant or "float32")
+    config = dataclasses.replace(job.config, precision=job.variant or "float32")
     for event in fit(prepare(config, dataset), [job.seed]):
         if isinstance(event, Epoch):
             job.end_turn(event.records[0].epoch)
@@ -40,11 +40,6 @@ def _start_and_measure(job: Job, arrays: Arrays) -> Measurement:
     return measure(job, arrays)
 
 
-def run() -> None:
-    """Entry point."""
-    define_machine_flags()
-    run_worker(_start_and_measure, ("float32", "bfloat16"))
-
-
 if __name__ == "__main__":
-    run()
+    define_machine_flags()
+    run_worker(_start_and_measure)

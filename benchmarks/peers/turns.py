@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mnist_jax.errors import InputError
+from mnist_jax.profiling.hardware import matmul_peaks
 from mnist_jax.records.environment import Environment, available_cores
 
 from ..processes import Worker
-from .frameworks import FRAMEWORKS, PEAK_CELL, Cell, PeerRecord, Setup
+from .frameworks import FRAMEWORKS, PEAK, Cell, PeerRecord, Setup
 
 
 class Conditions(NamedTuple):
@@ -19,34 +20,32 @@ class Conditions(NamedTuple):
 
     setups: Mapping[str, Setup]  # by model
     environment: Environment
-    arrays: Path  # with a folder for each model, written by `save_arrays`
+    arrays: Path  # the folder written by `save_arrays`
 
 
 def start(conditions: Conditions, cell: Cell, seed: int) -> Worker:
     """Starts the worker of a cell."""
+    framework, setup = FRAMEWORKS[cell.framework], conditions.setups[cell.model]
     threads = str(available_cores())
-    settings = {
-        "JAX_PLATFORMS": "cpu",
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-        "TF_CPP_MIN_LOG_LEVEL": "2",
-    }
-    if cell == PEAK_CELL:
-        return Worker(f"{__package__}.matmul_worker", environment=settings)
-    framework = FRAMEWORKS[cell.framework]
-    variant = framework.variants[cell.model]
     return Worker(
-        f"{__package__}.{framework.module}",
+        f"{__package__}.{framework.worker}",
         f"--model={cell.model}",
         f"--batch_size={cell.batch_size}",
-        f"--steady_epochs={conditions.setups[cell.model].steady_epochs}",
+        f"--train_images={setup.train_images}",
+        f"--steady_epochs={setup.steady_epochs}",
         f"--seed={seed}",
         f"--threads={threads}",
-        f"--arrays={conditions.arrays / cell.model}",
+        f"--variant={framework.variant}",
+        f"--arrays={conditions.arrays}",
         "--turns",
-        *([f"--variant={variant}"] if variant else []),
-        environment={**settings, **framework.environment},
+        environment={
+            "JAX_PLATFORMS": "cpu",
+            "CUDA_VISIBLE_DEVICES": "",
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            "TF_CPP_MIN_LOG_LEVEL": "2",
+            **framework.environment,
+        },
     )
 
 
@@ -56,15 +55,8 @@ def measure(
     """Runs cells of one model and batch size, which take turns after each epoch.
 
     Episodes in which the machine is slower, which last seconds on shared hosts, then
-    meet all of them. The order is reversed in every other cycle of turns.
-
-    Args:
-        conditions: as for all rounds.
-        round_number: the seed of the workers.
-        cells: what to run.
-
-    Returns:
-        A record of each cell.
+    meet all of them. The order is reversed in every other cycle of turns. The seed of
+    the workers is the number of the round.
     """
     setup, load = conditions.setups[cells[0].model], round(os.getloadavg()[0], 2)
     outcomes: dict[Cell, dict[str, Any]] = {}  # of those that have ended
@@ -81,6 +73,9 @@ def measure(
     with contextlib.ExitStack() as stack:
         workers = {}
         for cell in cells:  # the first epoch includes compilation
+            if cell == PEAK:
+                outcomes[cell] = {"result": matmul_peaks()}
+                continue
             workers[cell] = stack.enter_context(start(conditions, cell, round_number))
             wait(cell, workers[cell].read)
         for cycle in range(setup.steady_epochs):

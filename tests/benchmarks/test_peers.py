@@ -10,9 +10,8 @@ from helpers.peer_records import SETUP, record, rounds
 from helpers.programs import run_process
 
 from benchmarks.peers import flax_worker, our_worker
-from benchmarks.peers.frameworks import FRAMEWORKS, PEAK_CELL, PeerRecord
+from benchmarks.peers.frameworks import FRAMEWORKS, PEAK, PeerRecord
 from benchmarks.peers.tables import (
-    best_peer,
     format_ratios,
     format_tables,
     group,
@@ -20,65 +19,39 @@ from benchmarks.peers.tables import (
     ratio_frame,
     time_frame,
 )
-from benchmarks.peers.worker import Arrays, Job, Measurement, peer_config, save_arrays
+from benchmarks.peers.worker import EXAMPLES, Arrays, Job, Measurement, save_arrays
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
 from mnist_jax.models.flops import multiply_adds, training_flops
 from mnist_jax.models.networks import count_params, create_model
-from mnist_jax.records.schema import append_jsonl, read_jsonl
+from mnist_jax.records.schema import read_jsonl
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "peers.jsonl"
+KERAS = "keras", "tensorflow"
 
 
-def test_multiply_adds_of_the_three_networks_by_hand():
-    assert multiply_adds(peer_config(Job("mlp", 32, 1)), MNIST) == [
-        784 * 128,
-        128 * 128,
-        128 * 10,
-    ]
-    assert multiply_adds(peer_config(Job("cnn", 32, 1)), MNIST) == [
+def test_flops_by_hand():
+    dense, conv, lstm = (Job(model).config for model in ("mlp", "cnn", "lstm"))
+    assert multiply_adds(dense, MNIST) == [784 * 128, 128 * 128, 128 * 10]
+    assert multiply_adds(conv, MNIST) == [
         26 * 26 * 9 * 1 * 32,
         11 * 11 * 9 * 32 * 64,  # 26 / 2 = 13, 13 - 2 = 11
         3 * 3 * 9 * 64 * 64,  # 11 / 2 = 5, 5 - 2 = 3
         576 * 64,
         64 * 10,
     ]
-    assert multiply_adds(peer_config(Job("lstm", 32, 1)), MNIST) == [
-        28 * 28 * 512,
-        28 * 128 * 512,
-        28 * 128 * 512,
-        28 * 128 * 512,
-        128 * 32,
-        32 * 10,
-    ]
-
-
-def test_multiply_adds_of_padding_strides_and_kernels_by_hand():
-    config = TrainConfig(
-        model="cnn", conv=("4:k5:same:s2", "8:same:pool3"), hidden=(), epochs=1
-    )
-    assert multiply_adds(config, MNIST) == [
-        14 * 14 * 25 * 4,
-        14 * 14 * 9 * 4 * 8,
-        4 * 4 * 8 * 10,
-    ]
-
-
-def test_training_flops_by_hand():
+    inner = 3 * [28 * 128 * 512]
+    assert multiply_adds(lstm, MNIST) == [28 * 28 * 512, *inner, 128 * 32, 32 * 10]
+    stages = ("4:k5:same:s2", "8:same:pool3")
+    config = TrainConfig(model="cnn", conv=stages, hidden=(), epochs=1)
+    sizes = [14 * 14 * 25 * 4, 14 * 14 * 9 * 4 * 8, 4 * 4 * 8 * 10]
+    assert multiply_adds(config, MNIST) == sizes
     # Three matmuls of the forward pass's size per layer, two for the first layer.
     cnn = 6 * (2_230_272 + 331_776 + 36_864 + 640) + 4 * 194_688
-    assert training_flops(peer_config(Job("cnn", 128, 1)), MNIST) == cnn == 16_376_064
-    assert training_flops(TrainConfig(model="mlp", hidden=()), MNIST) == 4 * 7_840
-
-
-def test_peers_are_trained_by_plain_adam_at_a_constant_rate():
-    for model in ("mlp", "lstm", "cnn"):
-        config = peer_config(Job(model, 32, 1))
-        assert (config.optimizer, config.schedule) == ("adam", "constant")
-        assert (config.learning_rate, config.dropout) == (1e-3, (0.0,))
+    assert training_flops(conv, MNIST) == cnn == 16_376_064
 
 
 MADE_UP = [
@@ -108,13 +81,6 @@ def test_the_latest_machine_versions_and_code_have_the_table():
     assert latest_machine([*older, *latest]) == latest
 
 
-def test_records_are_read_as_they_were_written(tmp_path):
-    failed = record("torch", 1, 0, result={}, error="no compiler")
-    for measured in (MADE_UP[0], failed):
-        append_jsonl(tmp_path / "peers.jsonl", measured)
-    assert read_jsonl(PeerRecord, tmp_path / "peers.jsonl") == [MADE_UP[0], failed]
-
-
 def test_speedup_is_of_lower_quartiles_over_the_fastest_peer():
     fastest, installed = ratio_frame(MADE_UP).to_dict("records")
     assert fastest["peer"] == FRAMEWORKS["torch_malloc"].label
@@ -140,51 +106,25 @@ def test_bfloat16_is_compared_with_bfloat16():
     assert full == ratio_frame(MADE_UP).to_dict("records")
 
 
-def test_fastest_peer_is_never_ours_or_the_baseline():
-    by_framework = group(MADE_UP)["mlp", 128]
-    assert best_peer(by_framework) == "torch_malloc"
-    assert best_peer(by_framework, as_installed=True) == "torch"
-    assert best_peer({name: by_framework[name] for name in ("ours", "flax")}) is None
-
-
 def test_rounds_without_both_measurements_do_not_count():
     (row,) = ratio_frame(MADE_UP[1:2] + MADE_UP[3:7]).to_dict("records")
     assert row["speedup"] == "2.40 [2.40, 2.40]"
-    assert len(ratio_frame(MADE_UP[3:])) == 0
     assert "no pair to compare" in format_ratios(MADE_UP[3:])
-
-
-def test_of_a_repeated_round_the_last_measurement_counts():
-    again = [*rounds("ours", 1.0), *rounds("torch", 1.0)]
+    again = [*rounds("ours", 1.0), *rounds("torch", 1.0)]  # the last one counts
     (row,) = ratio_frame([*rounds("ours", 0.5), *again]).to_dict("records")
     assert row["speedup"] == "1.00 [1.00, 1.00]"
 
 
-def test_tables_show_time_peak_accuracy_and_failures():
+def test_tables_show_time_peak_and_accuracy():
     peaks = {"numpy": 200.0, "xla": 300.0}
-    peak = record(**PEAK_CELL._asdict(), number=1, seconds=0, result=peaks)
+    peak = record(**PEAK._asdict(), number=1, seconds=0, result=peaks)
     failed = record("torch_compile", 1, 0, result={}, error="no compiler")
     text = format_tables([*MADE_UP, peak, failed])
     assert "300 GFLOP/s" in text and "0.9700 ± 0.0000 (n=3)" in text
-    (ours,) = [
-        line
-        for line in text.splitlines()
-        if line.startswith("| mlp") and "| ours " in line
-    ]
+    [ours] = [line for line in text.splitlines() if "128 | ours " in line]
     # 507,392 FLOPs x 60,000 images in 0.2 s, of 300 GFLOP/s.
     assert " 50.7 |" in ours and "0.200 [0.200, 0.250] (n=9)" in ours
-    assert "- **failed**: torch_compile mlp 128: no compiler" in text
-    again = format_tables([*MADE_UP, failed, record("torch_compile", 1, 0.5)])
-    assert "failed" not in again and "peak: not measured" in again
     assert "nothing was measured" in format_tables([failed])
-    assert "nothing was measured" in format_ratios([failed])
-
-
-def test_speedups_fit_a_page_and_are_explained():
-    text = format_ratios(read_jsonl(PeerRecord, RESULTS))
-    assert max(len(line) for line in text.splitlines() if line[:1] == "|") <= 110
-    assert "95 % bootstrap interval" in text
-    assert "s/epoch" not in text and "target" not in text
 
 
 @pytest.fixture(scope="module")
@@ -200,16 +140,15 @@ def check(measurement: Measurement, job: Job) -> None:
     assert len(measurement.epoch_seconds) == job.epochs
     assert all(seconds > 0 for seconds in measurement.epoch_seconds)
     assert 0 <= measurement.test_accuracy <= 1
-    biases = 1024 if "Adam" in measurement.form and job.model == "lstm" else 0
-    parameters = count_params(create_model(peer_config(job), MNIST), IMAGE_SHAPE)
+    twice = {"lstm": 1024, "lstm.py:LSTM": 256, "gru.py:GRU": 256}  # biases in PyTorch
+    biases = twice.get(job.model, 0) if "Adam" in measurement.form else 0
+    parameters = count_params(create_model(job.config, MNIST), IMAGE_SHAPE)
     assert measurement.parameters == parameters + biases
 
 
-@pytest.mark.parametrize(
-    ("model", "batch_size"), [("mlp", 32), ("lstm", 72), ("cnn", 72)]
-)
-def test_plain_flax_trains_every_network(model, batch_size, toy):
-    job = Job(model, batch_size, steady_epochs=1)
+@pytest.mark.parametrize("model", ["mlp", "lstm", "cnn", "resnet.py:ResNet"])
+def test_plain_flax_trains_every_network(model, toy):
+    job = Job(model, batch_size=36, steady_epochs=1)
     check(flax_worker.measure(job, toy), job)
 
 
@@ -218,16 +157,8 @@ def test_ours_trains_through_fit(toy):
     check(our_worker.measure(job, toy), job)
 
 
-@pytest.mark.parametrize(
-    ("model", "variant"),
-    [
-        ("mlp", "eager"),
-        ("lstm", "eager"),
-        ("cnn", "eager"),
-        ("cnn", "channels_last"),
-        ("cnn", "bfloat16"),
-    ],
-)
+@pytest.mark.parametrize("variant", ["eager", "channels_last", "bfloat16"])
+@pytest.mark.parametrize("model", ["mlp", "lstm", "cnn", *EXAMPLES])
 def test_torch_trains_every_network(model, variant, toy):
     pytest.importorskip("torch", reason="`make peers` has PyTorch")
     from benchmarks.peers import torch_worker
@@ -236,30 +167,20 @@ def test_torch_trains_every_network(model, variant, toy):
     check(torch_worker.measure(job, toy), job)
 
 
-def run_worker(module: str, arrays: Arrays, folder: Path, *flags: str) -> dict:
-    save_arrays(arrays, folder)
+@pytest.mark.parametrize(
+    "worker, variant",
+    [("our_worker", ""), ("keras_worker", "tensorflow"), ("keras_worker", "jax")],
+)
+def test_a_worker_ends_with_a_line_of_json(worker, variant, toy, tmp_path):
+    if "keras" in worker and not all(map(importlib.util.find_spec, KERAS)):
+        pytest.skip("`make peers` has Keras with TensorFlow")
+    save_arrays(toy, tmp_path)
     process = run_process(
-        f"benchmarks.peers.{module}",
-        "--model=mlp",
-        "--batch_size=32",
-        "--seed=1",
-        f"--arrays={folder}",
-        "--steady_epochs=1",
-        *flags,
+        f"benchmarks.peers.{worker}",
+        *("--model=mlp", "--batch_size=32", "--seed=1", "--steady_epochs=1"),
+        *(f"--arrays={tmp_path}", f"--variant={variant}"),
     )
     assert process.returncode == 0, process.stderr
-    return json.loads(process.stdout.splitlines()[-1])
-
-
-@pytest.mark.parametrize("variant", ["tensorflow", "jax"])
-def test_keras_worker_trains(variant, toy, tmp_path):
-    if not all(map(importlib.util.find_spec, ("keras", "tensorflow"))):
-        pytest.skip("`make peers` has Keras with TensorFlow")
-    result = run_worker("keras_worker", toy, tmp_path, f"--variant={variant}")
-    assert len(result["epoch_seconds"]) == 2 and result["parameters"] == 118_282
-
-
-def test_our_worker_ends_with_a_line_of_json(toy, tmp_path):
-    result = run_worker("our_worker", toy, tmp_path)
+    result = json.loads(process.stdout.splitlines()[-1])
     assert set(result) == {*Measurement._fields, "peak_rss_mb"}
-    assert len(result["epoch_seconds"]) == 2
+    assert len(result["epoch_seconds"]) == 2 and result["parameters"] == 118_282
