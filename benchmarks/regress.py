@@ -31,7 +31,7 @@ from mnist_jax.cli.main import run_program
 from mnist_jax.errors import InputError
 from mnist_jax.records.environment import current_environment, git
 from mnist_jax.records.files import check_append
-from mnist_jax.records.schema import append_jsonl, plain
+from mnist_jax.records.schema import append_jsonl
 from mnist_jax.reporting.statistics import Interval, paired_difference, verdict
 from mnist_jax.reporting.tables import markdown_table
 
@@ -130,7 +130,7 @@ def main() -> None:
                 )
                 rows.append(result)
                 record = {"against": against, "dataset": dataset.name, **result}
-                append_jsonl(out, {**record, "environment": plain(machine)})
+                append_jsonl(out, {**record, "environment": machine})
         finally:
             git("worktree", "remove", "--force", str(there))
     frame = pd.DataFrame(

@@ -40,7 +40,7 @@ from mnist_jax.errors import InputError
 from mnist_jax.profiling.profile import format_profile, profile
 from mnist_jax.records.environment import Environment, current_environment
 from mnist_jax.records.files import check_append
-from mnist_jax.records.schema import append_jsonl, plain
+from mnist_jax.records.schema import append_jsonl
 from mnist_jax.reporting.statistics import median_range
 from mnist_jax.reporting.tables import markdown_table
 from mnist_jax.training import distributed
@@ -241,7 +241,7 @@ def main() -> None:
             starts[config.model] = figures["starts"] = measure_starts(
                 config.model, start_settings(config), FLAGS.starts
             )
-        records.append(ThroughputRecord(machine, plain(config), seeds, **figures))
+        records.append(ThroughputRecord(machine, vars(config), seeds, **figures))
         if out and distributed.is_writer():
             append_jsonl(out / "throughput.jsonl", records[-1])
     print(

@@ -11,7 +11,7 @@ from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
 from mnist_jax.cli.parsing import PathParser, PresetParser, parse_flags
 from mnist_jax.config import MODELS, ConvStage, TrainConfig, parse_conv_stage
 from mnist_jax.errors import InputError
-from mnist_jax.records.schema import decode, plain
+from mnist_jax.records.schema import decode, json_line
 
 
 def parse(*words: str) -> flags.FlagValues:
@@ -25,7 +25,7 @@ def parse(*words: str) -> flags.FlagValues:
 @pytest.mark.parametrize("model", MODELS)
 def test_config_round_trips_through_json(model):
     config = TrainConfig(model=model, dropout=(0.25,), train_size=7, dataset="mnist")
-    assert decode(TrainConfig, json.loads(json.dumps(plain(config)))) == config
+    assert decode(TrainConfig, json.loads(json_line(config))) == config
     with pytest.raises(ValueError, match="unknown field colour"):
         decode(TrainConfig, {"model": "mlp", "colour": "blue"})
 

@@ -179,15 +179,9 @@ def decode(hint: Any, value: Any) -> Any:
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
-def plain(record: Any) -> Any:
-    """Converts a dataclass to plain values for JSON; returns other values unchanged."""
-    is_record = dataclasses.is_dataclass(record) and not isinstance(record, type)
-    return dataclasses.asdict(record) if is_record else record
-
-
 def write_json(path: Path, record: Any) -> None:
     """Writes a record as a JSON file atomically."""
-    write_file(path, json.dumps(plain(record), indent=1) + "\n")
+    write_file(path, json.dumps(record, default=vars, indent=1) + "\n")
 
 
 def read_json(cls: type[T], path: Path, remedy: str = "train again") -> T:
@@ -205,7 +199,7 @@ def read_json(cls: type[T], path: Path, remedy: str = "train again") -> T:
 
 def json_line(record: Any) -> str:
     """Returns a record or plain values as one line of JSON."""
-    return json.dumps(plain(record))
+    return json.dumps(record, default=vars)
 
 
 def append_jsonl(path: Path, record: Any) -> None:

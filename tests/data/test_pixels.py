@@ -41,13 +41,6 @@ def test_scalings_equal_plain_numpy(pixels):
     np.testing.assert_allclose(stacked[:, 0], expected, rtol=1e-6, atol=1e-6)
 
 
-def test_l2_columns_have_norm_one_or_zero():
-    norms = np.linalg.norm(Preprocess("l2")(PICTURES), axis=1)
-    blank = ~PICTURES.any(axis=1)
-    assert blank.any() and not blank.all()
-    np.testing.assert_allclose(norms, np.where(blank, 0.0, 1.0), atol=1e-6)
-
-
 def test_pixel_statistics_equal_plain_numpy():
     images = np.random.RandomState(1).randint(0, 256, (3000, 28, 28)).astype(np.uint8)
     for some in (images, images[:1], images[::7]):

@@ -201,20 +201,6 @@ def test_mnist_digits_are_almost_unchanged(mnist: Dataset):
     assert np.median(same) > 0.97 and min(same) > 0.5
 
 
-def test_mnist_digits_on_ruled_paper_are_those_on_plain_paper(mnist: Dataset):
-    different = []
-    for image in mnist.test.images[:4]:
-        page = Image.fromarray(255 - image).resize((336, 336))
-        for ink in (80, 120, 175):
-            plain = digit_of(on_lines(page, ink, 245)).pixels.astype(float)
-            for ruling in (190, ink - 40):  # paler than the pencil, and darker
-                digit = digit_of(on_lines(page, ink, ruling))
-                assert digit.warning == ""
-                different.append(np.abs(digit.pixels - plain).sum() / plain.sum())
-    # A shift by a pixel changes up to 0.7; it was 5 with the lines in the digit.
-    assert np.median(different) < 0.05 and max(different) < 0.8
-
-
 def redraw(image: np.ndarray, rng: np.random.Generator) -> bytes:
     """Redraws a digit `[28,28] uint8` as a JPEG of random size, page and polarity."""
     size = int(rng.integers(40, 401))
