@@ -218,9 +218,10 @@ def _download(name: str, download: Downloader) -> Arrays:
     with tempfile.TemporaryDirectory(prefix="mnist_jax-") as folder:
         try:
             download(name, Path(folder))
-            if arrays := _find_published(name, Path(folder)):
-                return arrays
-            raise DownloadError("the files are not those of the set")
+            files = {array: Path(folder) / file for array, file in FILES.items()}
+            if tuple(map(_sha256, files.values())) == SETS[name].sha256:
+                return read_arrays(files)
+            raise DownloadError("the files have another sha256")
         except InputError as error:
             raise DownloadError(
                 f"{name} was not found and could not be downloaded from {url} ({error})"

@@ -217,7 +217,7 @@ def test_a_corrupted_download_is_rejected_and_not_kept(small_sets):
         path = folder / FILES["x_test"]
         path.write_bytes(path.read_bytes()[:-1] + b"!")
 
-    with pytest.raises(DownloadError, match=FILES["x_test"]):
+    with pytest.raises(DownloadError, match="have another sha256"):
         load_dataset("mnist", download=download)
     assert files_below(cache_dir()) == []
     assert load_dataset("auto", download=download).name == "digits"
