@@ -26,7 +26,7 @@ def parse(*words: str) -> flags.FlagValues:
 def test_config_round_trips_through_json(model):
     config = TrainConfig(model=model, dropout=(0.25,), train_size=7, dataset="mnist")
     assert decode(TrainConfig, json.loads(json_line(config))) == config
-    with pytest.raises(ValueError, match="unknown field colour"):
+    with pytest.raises(ValueError, match="colour"):
         decode(TrainConfig, {"model": "mlp", "colour": "blue"})
 
 

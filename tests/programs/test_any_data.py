@@ -40,12 +40,10 @@ def test_programs_take_or_refuse_other_shapes(tmp_path):
     summary = run("experiments.summary", *FEW[1:2], "--dataset=idx", data).stdout
     assert " 964 |" in summary and " 125 |" in summary  # 240 * 4 + 4, 4 * 25 + 25
     other = save(tmp_path / "other.npz", classes=26)
-    out = f"--out={tmp_path / 'out'}"
     for arguments, message in (
         (("experiments.demo", folder), "network for images of 12x20 in 25 classes"),
         (("experiments.predict", folder, *images, "--as_digit"), "to MNIST's 28x28"),
         (("experiments.predict", folder, other), f"in {tmp_path / 'other.npz'} have"),
-        (("benchmarks.regress", "--dataset=idx", data, out), "is for 28x28 in 10"),
     ):
         process = run(*arguments, ok=False)
         assert message in process.stderr and "Traceback" not in process.stderr
