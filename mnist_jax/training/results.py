@@ -31,8 +31,7 @@ def run_folders(
     code, use another folder.
     """
     [key] = run_keys(config, dataset, [0]).values()
-    machine = current_environment()
-    values = system, key, machine.xla_flags, *machine.compared()
+    values = system, key, *current_environment().compared()
     root = out / RUNS / f"{name}-{digest(*values)}"
     return {seed: root / f"seed{seed}" for seed in seeds}
 

@@ -198,8 +198,8 @@ def _claim(
     others = [root] if len(folders) > 1 else sorted(root.glob("seed*"))
     if held := [folder for folder in others if (folder / CONFIG).exists()]:
         raise InputError(
-            f"{held[0]} already holds a run, and --run_dir={root} one seed or several; "
-            "give another, or the number of seeds that it holds"
+            f"{held[0]} already holds a run: one seed is written to --run_dir itself, "
+            "several to its subdirectories; give another, or as many seeds as it holds"
         )
     for folder in folders.values():
         found = [name for name in FILES if (folder / name).exists()]
