@@ -1,4 +1,4 @@
-"""Run directories: writing, resuming and loading runs.
+"""Run directories: what they hold, and loading runs.
 
 A run directory contains `config.json`, `metrics.jsonl` (a line per epoch),
 `params.msgpack` and `record.json` of a finished run, and `checkpoints/` if requested. A
@@ -25,14 +25,8 @@ from mnist_jax.models.custom import find_network, network_sha256
 from mnist_jax.models.networks import create_model, variable_shapes
 from mnist_jax.models.rewrite import without_rewriting
 from mnist_jax.records.environment import numerics
-from mnist_jax.records.schema import (
-    RunKey,
-    RunRecord,
-    read_json,
-)
-from mnist_jax.training.checkpoints import (
-    load_params,
-)
+from mnist_jax.records.schema import RunKey, RunRecord, read_json
+from mnist_jax.training.checkpoints import load_params
 from mnist_jax.training.epochs import predict_images
 from mnist_jax.training.fit import is_over
 from mnist_jax.training.safetensors_file import load_safetensors
@@ -46,7 +40,6 @@ CONFIG, METRICS, RECORD, PARAMS, EXPORTED_PARAMS, DETAILS, DATA_DIR = FILES = (
     "details.json",  # data for plots, computed from the parameters
     "data_dir.txt",  # the folder of the dataset's files, if the user named it
 )
-_EVENTS = "events.out.tfevents.*"  # TensorBoard would merge two runs' files
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -107,8 +100,6 @@ def load_run(folder: str | os.PathLike[str]) -> TrainedRun:
         folder: the run directory, or a folder that `experiments.export` wrote with
             `--format=safetensors`.
 
-    Raises:
-        InputError: a file is missing, damaged or of another version.
     """
     folder = Path(folder).expanduser()
     config = find_network(read_json(TrainConfig, folder / CONFIG), folder)
@@ -140,9 +131,6 @@ def run_keys(
         dataset: as returned by `load_dataset`.
         seeds: seeds of the runs.
         start_from: finished run of each seed whose parameters it starts from.
-
-    Raises:
-        InputError: such a run has no record.
     """
     config, source = config.for_dataset(dataset.name), network_sha256(config)
     keys = {}
@@ -179,13 +167,8 @@ def read_data_dir(folder: Path) -> str | None:
 def load_variables(folder: Path, like: Any) -> Any:
     """Loads the trained variables of a finished run.
 
-    Args:
-        folder: its run directory.
-        like: the network's variables, or their shapes.
-
-    Raises:
-        InputError: they do not match the run's record, or do not fit the network (the
-            message names the leaf).
+    They must match the run's record and fit `like`, the variables of a network or their
+    shapes.
     """
     record, exported = read_json(RunRecord, folder / RECORD), folder / EXPORTED_PARAMS
     if exported.exists() and not (folder / PARAMS).exists():
@@ -196,11 +179,8 @@ def load_variables(folder: Path, like: Any) -> Any:
 def is_finished(folder: Path, key: RunKey) -> bool:
     """Returns whether a folder contains the finished run of a key.
 
-    The key may have more epochs or a larger patience than the run, which can then be
-    resumed.
-
-    Raises:
-        InputError: the run's key differs in other values (the message names them).
+    It is resumed if the key has more epochs or a larger patience; another difference
+    raises InputError.
     """
     if not (folder / RECORD).exists():  # its checkpoints have keys of their own
         return False
@@ -210,4 +190,4 @@ def is_finished(folder: Path, key: RunKey) -> bool:
             f"--resume: {folder} holds a different run: {'; '.join(different)}; give "
             "its flags and data, or another --run_dir"
         )
-    return record.key == key or is_over(key.config, record.epochs)
+    return is_over(key.config, record.epochs)
