@@ -87,7 +87,7 @@ def main() -> None:
             config,
             dataset,
             folders,
-            root=root,
+            chosen=True,
             resume=FLAGS.resume,
             overwrite=FLAGS.overwrite,
             checkpoint_every=FLAGS.checkpoint_every,

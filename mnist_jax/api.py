@@ -87,7 +87,7 @@ def train(
             config,
             _load(config, dataset, quiet),
             folders,
-            root=root,
+            chosen=True,
             resume=resume,
             overwrite=overwrite,
             checkpoint_every=checkpoint_every,

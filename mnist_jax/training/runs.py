@@ -46,7 +46,7 @@ from mnist_jax.training.run_dir import (
 )
 
 HOW_TO_RESUME = "the same command resumes where this one stopped"
-LOCK = ".lock"  # in the folder of a set of runs
+LOCK = ".lock"  # in a run directory, and in a folder with tables of runs
 _EVENTS = "events.out.tfevents.*"  # TensorBoard would merge two runs' files
 
 
@@ -70,7 +70,7 @@ def train_runs(
     folders: Mapping[int, Path],
     *,
     name: str = "",
-    root: Path | None = None,
+    chosen: bool = False,
     resume: bool = True,
     overwrite: bool = False,
     checkpoint_every: int = 1,
@@ -87,15 +87,15 @@ def train_runs(
 
     In a results folder, it waits for another process that trains these runs, starts
     over without an intact checkpoint of the same data and code, and removes the
-    checkpoints in the end. In a directory that the user chose (`root`), another process
-    and damaged checkpoints are errors, and the checkpoints stay, for further epochs.
+    checkpoints in the end. In directories that the user chose, another process and
+    damaged checkpoints are errors, and the checkpoints stay, for further epochs.
 
     Args:
         config: what to train; its seed is ignored.
         dataset: as returned by `load_dataset`.
-        folders: run directory of each seed, in one parent directory.
+        folders: run directory of each seed.
         name: shown in messages (default: `config.name`).
-        root: the directory that the user chose, if any; see `seed_folders`.
+        chosen: whether the user chose the directories.
         resume: keep finished runs and resume unfinished ones.
         overwrite: replace runs that the directory holds.
         checkpoint_every: epochs between checkpoints; 0 writes none.
@@ -111,27 +111,27 @@ def train_runs(
             "give one of them"
         )
     with contextlib.ExitStack() as stack:
-        if root is None:
-            waiting = f"{name}: waiting for another process, which trains these runs"
-            lock = next(iter(folders.values())).parent / LOCK
-            yield from _wait_for_lock(lock, waiting, stack)
-        else:
-            _claim(root, folders, resume or overwrite, stack)
+        for folder in sorted(folders.values()):
+            if chosen:
+                _claim(folder, resume or overwrite, stack)
+            else:
+                waiting = f"{name}: waiting for another process that trains these runs"
+                yield from _wait_for_lock(folder / LOCK, waiting, stack)
         keys = run_keys(config, dataset, folders, start_from)
-        if root is None:
-            records = {seed: read_record(folder) for seed, folder in folders.items()}
-            finished = {s for s, run in records.items() if run and run.key == keys[s]}
-        else:
+        if chosen:
             kept = folders if resume else ()
             finished = {seed for seed in kept if is_finished(folders[seed], keys[seed])}
+        else:
+            records = {seed: read_record(folder) for seed, folder in folders.items()}
+            finished = {s for s, run in records.items() if run and run.key == keys[s]}
         for seed in sorted(finished):
             yield f"{name}, seed {seed}: already recorded"
-        code = code_digest() if root is None else None
+        code = None if chosen else code_digest()
         groups = _find_groups(folders if resume else {}, keys, dataset, finished, code)
         for seeds, checkpoint in groups:
             if checkpoint is not None:
                 yield f"{name}: resuming after epoch {checkpoint.epoch}"
-            elif resume and (root or (folders[seeds[0]] / CONFIG).exists()):
+            elif resume and (chosen or (folders[seeds[0]] / CONFIG).exists()):
                 missing = "no checkpoint to resume from, starting from the beginning"
                 yield f"{name}: {missing}"
             yield f"{config.name}: compiling ..."
@@ -152,7 +152,7 @@ def train_runs(
                 resume=checkpoint,
                 system=system,
             )
-        for folder in folders.values() if root is None else ():
+        for folder in () if chosen else folders.values():
             remove_checkpoints(folder)
 
 
@@ -183,33 +183,22 @@ def _wait_for_lock(
             yield event
 
 
-def _claim(
-    root: Path, folders: Mapping[int, Path], replace: bool, stack: contextlib.ExitStack
-) -> None:
-    """Locks a directory that the user chose, if its runs may be trained."""
+def _claim(folder: Path, replace: bool, stack: contextlib.ExitStack) -> None:
+    """Locks a run directory that the user chose, unless it holds what must stay."""
 
     def refuse() -> None:
         raise InputError(
-            f"another process is training in {root}; wait until it ends, or use "
+            f"another process is training in {folder}; wait until it ends, or use "
             "another --run_dir"
         )
 
-    stack.enter_context(hold_lock(root / LOCK, refuse))
-    others = [root] if len(folders) > 1 else sorted(root.glob("seed*"))
-    if held := [folder for folder in others if (folder / CONFIG).exists()]:
+    stack.enter_context(hold_lock(folder / LOCK, refuse))
+    found = [name for name in FILES if (folder / name).exists()]
+    if found and not replace:
         raise InputError(
-            f"{held[0]} already holds a run: one seed is written to --run_dir itself, "
-            "several to its subdirectories; give another, or as many seeds as it holds"
+            f"--run_dir={folder} already holds a run ({', '.join(found)}); give "
+            "another, --resume to resume that run, or --overwrite to replace it"
         )
-    for folder in folders.values():
-        found = [name for name in FILES if (folder / name).exists()]
-        if found and not replace:
-            raise InputError(
-                f"--run_dir={folder} already holds a run ({', '.join(found)}); give "
-                "another, --resume to resume that run, or --overwrite to replace it"
-            )
-        if folder != root:  # one of several seeds may also be trained alone
-            stack.enter_context(hold_lock(folder / LOCK, refuse))
 
 
 def _find_groups(

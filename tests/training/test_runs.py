@@ -170,8 +170,8 @@ def test_two_processes_never_train_the_same_run(train, tmp_path, digits):
     train(alone)
     folders = run_folders(both, "mlp", CONFIG, digits, [0, 1])
     root, events = folders[0].parent, train_runs(CONFIG, digits, folders, name="mlp")
-    with hold_lock(root / ".lock"):
-        waiting = "mlp: waiting for another process, which trains these runs"
+    with hold_lock(folders[1] / ".lock"):
+        waiting = "mlp: waiting for another process that trains these runs"
         assert [next(events) for _ in range(3)] == [waiting, None, None]
         [trained] = (alone / "runs").iterdir()
         shutil.copytree(trained, root, dirs_exist_ok=True)
