@@ -4,23 +4,20 @@
 # make test-fast    install, then run the fast tests, in under a minute
 # make test-faults  install, then run the long fault-injection tests and print figures
 # make test-scale   install Ray too, then run the tests of jobs and sweeps on a cluster
-# make test-matrix  run the tests on the oldest and newest supported Python and jax
 # make lint         install, then run ruff and mypy
 # make peers        install PyTorch and Keras in .venv-peers, then benchmark them
 # make speedrun     install, then reproduce the record for 99 % of MNIST
 # make accelerator  install JAX for ACCELERATOR (cuda or tpu), then test and measure on it
-# Another Python: make test PYTHON=/path/to/python3.12
+# Another Python: make test PYTHON=/path/to/python3.13 VENV=.venv-newest
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-# Another Python makes another environment.
 READY = $(VENV)/.ready-$(shell $(PYTHON) -c 'import platform as p; print(p.python_version())' 2>/dev/null)
 PIP = -m pip install --quiet --disable-pip-version-check --constraint constraints
 PYTEST = $(BIN)/python -m pytest
 
-.PHONY: install compare test test-fast test-faults test-scale test-matrix lint peers speedrun \
-	accelerator clean
+.PHONY: install compare test test-fast test-faults test-scale lint peers speedrun accelerator clean
 
 install: $(READY)
 
@@ -46,17 +43,12 @@ test-scale: install
 	$(BIN)/python $(PIP)/tests.txt --editable '.[test,sweep]'
 	$(PYTEST) -m scale -rP tests
 
-test-matrix:
-	$(MAKE) test PYTHON=$(or $(PYTHON_OLDEST),python3.11) VENV=.venv-oldest
-	$(MAKE) test PYTHON=$(or $(PYTHON_NEWEST),python3.13) VENV=.venv-newest
-
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 PEERS_OUT ?= results/peers
-
 peers: .venv-peers/.ready
 	.venv-peers/bin/python -m benchmarks.peers --out=$(PEERS_OUT)
 

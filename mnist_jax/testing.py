@@ -21,7 +21,7 @@ from mnist_jax.config import TrainConfig
 from mnist_jax.data.batches import epoch_indices
 from mnist_jax.data.pixels import Preprocess
 from mnist_jax.data.types import CLASSES, IMAGE_SHAPE, MNIST, Shapes, Split
-from mnist_jax.models.custom import NORMALIZE, check_network, instantiate
+from mnist_jax.models.custom import check_network, instantiate
 from mnist_jax.models.layers import resolve_impl
 from mnist_jax.models.networks import apply_model, create_model, init_model
 from mnist_jax.models.rewrite import Rewritten, without_rewriting
@@ -215,7 +215,7 @@ def check_step_learns(
     for (path, old), (_, new) in zip(before, after, strict=True):
         name, collection = jax.tree_util.keystr(path), path[0].key
         _require(bool(np.all(np.isfinite(new))), f"{name} is not finite")
-        reason = NORMALIZE
+        reason = "give batch normalization use_running_average=not train"
         if collection != "batch_stats":
             reason = (
                 "the logits do not depend on it, or only through operations that have "

@@ -1,17 +1,14 @@
 """Custom networks: Flax modules given as `path/to/file.py:Class` or `module:Class`."""
 
 import ast
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import importlib
 import importlib.util
 import inspect
-import operator
 import sys
 from collections.abc import Sequence, Set
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,27 +26,23 @@ from mnist_jax.data.types import Shapes
 from mnist_jax.errors import InputError
 from mnist_jax.models.rewrite import without_rewriting
 
-NORMALIZE = "give batch normalization use_running_average=not train"
 _WORDS = {"true": True, "false": False, "none": None}
-# What a network that raises was called with, by `train`.
-_PHASES = {
-    False: "in evaluation: train=False, no random key, and variables that are constant",
-    True: "in training: train=True, and dropout as the only random key",
-}
 
 
-def source_sha256(spec: str) -> str:
-    """Returns the sha256 of the source of a custom network.
+def network_sha256(config: TrainConfig) -> str | None:
+    """Returns the sha256 of the source of a custom network, None for a built-in one.
 
     It covers the file that defines the class, not what that file imports.
     """
-    target, _, name = spec.rpartition(":")
+    if config.model in MODELS:
+        return None
+    target, _, name = config.model.rpartition(":")
     if target.endswith(".py"):
         return hashlib.sha256(Path(target).expanduser().read_bytes()).hexdigest()
     module = importlib.import_module(target)
     if file := getattr(module, "__file__", None):
         return _module_sha256(file)
-    source = inspect.getsource(_find_class(spec, module))  # of a notebook
+    source = inspect.getsource(getattr(module, name))  # of a notebook
     return hashlib.sha256(source.encode()).hexdigest()
 
 
@@ -73,37 +66,38 @@ def find_network(config: TrainConfig, folder: Path) -> TrainConfig:
     return config
 
 
-def network_sha256(config: TrainConfig) -> str | None:
-    """Returns `source_sha256` of a custom network, None for the built-in ones."""
-    return None if config.model in MODELS else source_sha256(config.model)
-
-
 @functools.lru_cache(maxsize=16)
 def create_custom(
-    spec: str, sha256: str, args: tuple[str, ...], shapes: Shapes
+    spec: str, sha256: str | None, args: tuple[str, ...], shapes: Shapes
 ) -> nn.Module:
     """Returns an instance of a custom network.
 
     Args:
         spec: file or module, and class.
-        sha256: `source_sha256` of it, so that changed code is loaded again.
-        args: as in `TrainConfig.model_args`; other fields have their defaults, but a
-            field `classes` has the number of classes of the data.
+        sha256: `network_sha256` of it, so that changed code is loaded again.
+        args: as in `TrainConfig.model_args`.
         shapes: of the images, and the number of classes.
     """
-    target, _, _ = spec.rpartition(":")
+    target, _, name = spec.rpartition(":")
     if target.endswith(".py"):
         module = _load_file(Path(target).expanduser().absolute(), sha256)
     else:
         module = importlib.import_module(target)
-    model = instantiate(_find_class(spec, module), args, shapes)
+    cls = getattr(module, name, None)
+    if not (inspect.isclass(cls) and issubclass(cls, nn.Module | nnx.Module)):
+        raise InputError(f"--model={spec} is not the class of a Flax module")
+    model = instantiate(cls, args, shapes)
     check_network(f"--model={spec}", model, shapes)
     return model
 
 
 def instantiate(cls: Any, args: Sequence[str], shapes: Shapes) -> nn.Module:
-    """Returns an instance of a linen or NNX module class, as `create_custom`."""
-    fields = parse_model_args(cls, args)
+    """Returns an instance of a linen or NNX module class.
+
+    Fields that `args` do not give have their defaults, but a field `classes` has the
+    number of classes of the data.
+    """
+    fields = parse_model_args(args)
     if "classes" in inspect.signature(cls.__init__).parameters:
         fields.setdefault("classes", shapes.classes)
     if issubclass(cls, nnx.Module):
@@ -115,32 +109,17 @@ def instantiate(cls: Any, args: Sequence[str], shapes: Shapes) -> nn.Module:
     return model
 
 
-def parse_model_args(cls: type, args: Sequence[str]) -> dict[str, Any]:
+def parse_model_args(args: Sequence[str]) -> dict[str, Any]:
     """Returns the values of a module's fields, which are Python literals or words.
 
-    Args:
-        cls: a linen module class, or an NNX module class: the arguments of `__init__`.
-        args: items such as `width=64`; a tuple may be spread over several, since flags
-            are split at commas. A list becomes a tuple.
+    A tuple may be spread over several `args`, since flags are split at commas. A list
+    becomes a tuple.
 
-    >>> class Mixer(nn.Module):
-    ...     width: int = 64
-    ...     rates: tuple[float, ...] = ()
-    ...     kind: str = "relu"
-    >>> parse_model_args(Mixer, ["width=32", "rates=[0.1", "0.5]", "kind=gelu"])
+    >>> parse_model_args(["width=32", "rates=[0.1", "0.5]", "kind=gelu"])
     {'width': 32, 'rates': (0.1, 0.5), 'kind': 'gelu'}
     """
-    init = inspect.signature(cls.__init__)  # type: ignore[misc]
-    known = [n for n in init.parameters if n not in ("self", "parent", "name", "rngs")]
-    with contextlib.suppress(SyntaxError):
-        call: Any = ast.parse(f"f({','.join(args)})", mode="eval").body
-        fields = {keyword.arg: _value(keyword.value) for keyword in call.keywords}
-        if not call.args and fields.keys() <= set(known):
-            return fields
-    raise InputError(
-        f"--model_args={','.join(args)} must be values of the fields of "
-        f"{cls.__name__}, as in width=64; its fields are {', '.join(known) or 'none'}"
-    )
+    call: Any = ast.parse(f"f({','.join(args)})", mode="eval").body
+    return {keyword.arg: _value(keyword.value) for keyword in call.keywords}
 
 
 def _value(node: ast.expr) -> Any:
@@ -163,11 +142,6 @@ def check_network(name: str, model: nn.Module, shapes: Shapes) -> None:
         name: of the model, for messages.
         model: a linen module.
         shapes: of the images, and the number of classes.
-
-    Raises:
-        InputError: it is not a linen module, has no parameters or other variables than
-            floats, its batch statistics are never updated, or its outputs are not
-            logits `[B,classes]`.
     """
     if not isinstance(model, nn.Module):
         raise InputError(
@@ -175,56 +149,47 @@ def check_network(name: str, model: nn.Module, shapes: Shapes) -> None:
             f"got an instance of {type(model).__name__}"
         )
 
-    def call(variables: Any, images: jax.Array, train: bool) -> Any:
-        options = call_options(model, train)
-        if not train:
-            variables = init_variables(model, jax.random.key(0), images)
-            return model.apply(variables, images, **options), variables
-        outputs, updated = model.apply(
+    def initialize(images: jax.Array) -> Any:
+        return init_variables(model, jax.random.key(0), images)
+
+    def evaluate(images: jax.Array, variables: Any) -> Any:
+        return model.apply(variables, images, **call_options(model, False))
+
+    def train(images: jax.Array, variables: Any) -> Any:
+        logits, _ = model.apply(
             variables,
             images,
             rngs={"dropout": jax.random.key(1)},
             mutable=sorted(variables.keys() - {"params"}),
-            **options,
+            **call_options(model, True),
         )
-        trees = (each.get("batch_stats", {}) for each in (variables, updated))
-        kept = any(map(operator.is_, *map(jax.tree.leaves, trees)))
-        if kept and not isinstance(model, NNXNetwork):  # whose layer may be unused
-            raise InputError(f"{name}: no step updates its statistics; {NORMALIZE}")
-        return outputs, variables
+        return logits
 
-    variables: Any = {}
-    # Evaluation with one image, whose axis a network may lose.
-    for size, train in ((1, False), (2, True)):
+    def trace(call: Any, size: int, *variables: Any) -> Any:
         images = jax.ShapeDtypeStruct((size, *shapes.image), jnp.float32)
         try:
-            logits, variables = jax.eval_shape(
-                partial(call, train=train), variables, images
-            )
+            return jax.eval_shape(call, images, *variables)
         except Exception as error:  # whatever the user's code raises
-            error.add_note(f"{name} was called on {images} {_PHASES[train]}")
+            error.add_note(f"{name} was called on {images} to {call.__name__} it")
             raise
-        expected = (size, shapes.classes)
+
+    variables = trace(initialize, 1)
+    if not variables.get("params"):
+        raise InputError(f"{name} has no parameters; there is nothing to train")
+    for path, leaf in jax.tree.leaves_with_path(variables):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise InputError(
+                f"{name} has variables of type {leaf.dtype} in {path[0].key}; only "
+                "those of a float type can be trained, or averaged over devices"
+            )
+    # Evaluation with one image, whose axis a network may lose.
+    for call, size in (evaluate, 1), (train, 2):
+        logits, expected = trace(call, size, variables), (size, shapes.classes)
         shape = getattr(logits, "shape", None)
         if shape != expected or not jnp.issubdtype(logits.dtype, jnp.floating):
             raise InputError(
                 f"{name} must return logits {list(expected)} of a float type for "
-                f"images {list(images.shape)}; got {logits}"
-            )
-    params = variables.get("params", {})
-    if not params:
-        raise InputError(f"{name} has no parameters; there is nothing to train")
-    for path, leaf in jax.tree.leaves_with_path(variables):
-        collection = path[0].key
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise InputError(
-                f"{name} has variables of type {leaf.dtype} in {collection}; only "
-                "those of a float type can be trained, or averaged over devices"
-            )
-        if collection in params:
-            raise InputError(
-                f"{name} has a layer and a collection of variables that are both "
-                f"called {collection}; rename the layer"
+                f"images {[size, *shapes.image]}; got {logits}"
             )
 
 
@@ -281,10 +246,7 @@ def call_options(
 ) -> dict[str, Any]:
     """Returns the keyword arguments to call a network with, of those that it takes.
 
-    Args:
-        model: any linen module.
-        train: whether it is called for training.
-        batch_offset: index of the first image in the whole batch, or None.
+    `batch_offset` is the index of the first image in the whole batch, or None.
     """
     model = without_rewriting(model)
     options = dict.fromkeys(("train", "training", "is_training"), train)
@@ -298,21 +260,13 @@ def call_options(
     return {name: value for name, value in options.items() if name in taken}
 
 
-def _find_class(spec: str, module: ModuleType) -> Any:
-    """Returns the Flax module class that a spec names in its Python module."""
-    cls = getattr(module, spec.rpartition(":")[2], None)
-    if not (inspect.isclass(cls) and issubclass(cls, nn.Module | nnx.Module)):
-        raise InputError(f"--model={spec} is not the class of a Flax module")
-    return cls
-
-
-def _load_file(path: Path, sha256: str) -> ModuleType:
+def _load_file(path: Path, sha256: str | None) -> ModuleType:
     """Imports a file under a name unique to its content.
 
     The file can import the modules beside it. They are forgotten afterwards, since
     another folder may have modules of the same names.
     """
-    loading = importlib.util.spec_from_file_location(f"{path.stem}_{sha256[:12]}", path)
+    loading = importlib.util.spec_from_file_location(f"{path.stem}_{sha256}", path)
     assert loading is not None and loading.loader is not None
     module = importlib.util.module_from_spec(loading)
     sys.modules[loading.name] = module  # dataclasses look their module up

@@ -21,7 +21,7 @@ from mnist_jax.models.custom import (
     call_options,
     create_custom,
     init_variables,
-    source_sha256,
+    network_sha256,
 )
 from mnist_jax.models.layers import Conv, Dropout, LSTMLayer, resolve_impl
 from mnist_jax.models.precision import DTYPES, dot_general
@@ -195,7 +195,7 @@ def create_model(config: TrainConfig, shapes: Shapes) -> nn.Module:
 def _create(config: TrainConfig, shapes: Shapes) -> nn.Module:
     hidden, dropout, dtype = config.hidden, config.dropout, DTYPES[config.precision]
     if config.model not in MODELS:
-        sha256 = source_sha256(config.model)
+        sha256 = network_sha256(config)
         model = create_custom(config.model, sha256, config.model_args, shapes)
         rules = resolve_impl(config.impl) == "cpu", config.precision == "bfloat16"
         return Rewritten(model, *rules) if any(rules) else model  # type: ignore

@@ -1,17 +1,19 @@
 """Custom networks as the text of a file: usable ones, then one of each fault."""
 
 NETWORKS = """
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn, nnx
 
 
+def flat(images):
+    return images.reshape(len(images), -1)
+
+
 class Linear(nn.Module):
     @nn.compact
     def __call__(self, images):
-        return nn.Dense(10)(images.reshape(len(images), -1))
+        return nn.Dense(10)(flat(images))
 
 
 class Dropped(nn.Module):
@@ -19,14 +21,14 @@ class Dropped(nn.Module):
 
     @nn.compact
     def __call__(self, images, train):
-        x = nn.Dense(32)(images.reshape(len(images), -1))
+        x = nn.Dense(32)(flat(images))
         return nn.Dense(10)(nn.Dropout(self.rate, deterministic=not train)(x))
 
 
 class Deterministic(nn.Module):
     @nn.compact
     def __call__(self, images, deterministic):
-        x = nn.Dropout(0.5)(images.reshape(len(images), -1), deterministic)
+        x = nn.Dropout(0.5)(flat(images), deterministic)
         return nn.Dense(10)(x)
 
 
@@ -40,13 +42,13 @@ class Half(nn.Module):
     @nn.compact
     def __call__(self, images):
         out = nn.Dense(10, dtype="bfloat16", param_dtype="bfloat16", name="out")
-        return out(images.reshape(len(images), -1))
+        return out(flat(images))
 
 
 class Normalized(nn.Module):
     @nn.compact
     def __call__(self, images, train=False):
-        x = images.reshape(len(images), -1)
+        x = flat(images)
         return nn.Dense(10)(nn.BatchNorm(use_running_average=not train)(x))
 
 
@@ -54,7 +56,7 @@ class Mixed16(nn.Module):
     @nn.compact
     def __call__(self, images, train=False):
         init = nn.with_partitioning(nn.initializers.lecun_normal(), ("in", "out"))
-        x = nn.Dense(8, kernel_init=init)(images.reshape(len(images), -1))
+        x = nn.Dense(8, kernel_init=init)(flat(images))
         init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), ("a", "b"))
         x = nn.Dense(8, kernel_init=init, param_dtype="bfloat16")(nn.PReLU()(x))
         running = self.variable("means", "x", jnp.zeros, 8, "bfloat16")
@@ -69,7 +71,7 @@ class Mixed16(nn.Module):
 class Rooted(nn.Module):
     @nn.compact
     def __call__(self, images):
-        x = nn.Dense(8, name="first")(images.reshape(len(images), -1))
+        x = nn.Dense(8, name="first")(flat(images))
         x = nn.Dense(8, name="inner")(x)  # half of the roots are 0
         return nn.Dense(10, name="last")(jnp.sqrt(jnp.maximum(x, 0)))
 
@@ -80,28 +82,21 @@ class Whole(nn.Module):
     @nn.compact
     def __call__(self, images):
         self.param("table", nn.initializers.zeros, (3,), self.dtype)
-        return nn.Dense(10)(images.reshape(len(images), -1))
+        return nn.Dense(10)(flat(images))
 
 
 class Precise(nn.Module):
     @nn.compact
     def __call__(self, images):
         scale = self.param("scale", nn.initializers.ones, (10,), float)
-        return nn.Dense(10)(images.reshape(len(images), -1)) * scale[None]
+        return nn.Dense(10)(flat(images)) * scale[None]
 
 
 class Counting(nn.Module):
     @nn.compact
     def __call__(self, images):
         self.variable("counters", "calls", lambda: jnp.zeros((), jnp.int32))
-        return nn.Dense(10)(images.reshape(len(images), -1))
-
-
-class Doubled(nn.Module):
-    @nn.compact
-    def __call__(self, images, train=False):
-        x = nn.Dense(8, name="batch_stats")(images.reshape(len(images), -1))
-        return nn.Dense(10)(nn.BatchNorm(use_running_average=not train)(x))
+        return nn.Dense(10)(flat(images))
 
 
 class PerRow(nn.Module):
@@ -110,50 +105,10 @@ class PerRow(nn.Module):
         return nn.Dense(10)(images)
 
 
-class Required(nn.Module):
-    width: int
-
-    @nn.compact
-    def __call__(self, images):
-        return nn.Dense(10)(images)
-
-
-class Unhashable(Linear):
-    widths: list = dataclasses.field(default_factory=list)
-
-
-class Odd(Linear):
-    width: int = 7
-
-    def __post_init__(self):
-        if self.width % 2:
-            raise ValueError("width must be even")
-        super().__post_init__()
-
-
 class Broken(nn.Module):
     @nn.compact
     def __call__(self, images):
         return nn.Dense(10)(images @ images[:, :5])
-
-
-class NotAModule:
-    pass
-
-
-class AlwaysDropping(nn.Module):
-    @nn.compact
-    def __call__(self, images):
-        x = nn.Dropout(0.5, deterministic=False)(images.reshape(len(images), -1))
-        return nn.Dense(10)(x)
-
-
-class OtherKey(nn.Module):
-    @nn.compact
-    def __call__(self, images, train=False):
-        if train:
-            self.make_rng("noise")
-        return nn.Dense(10)(images.reshape(len(images), -1))
 
 
 class Empty(nn.Module):
@@ -165,21 +120,13 @@ class Empty(nn.Module):
 class Classes(Linear):
     @nn.compact
     def __call__(self, images):
-        return nn.Dense(10)(images.reshape(len(images), -1)).argmax(-1)
+        return nn.Dense(10)(flat(images)).argmax(-1)
 
 
 class Squeezed(Linear):
     @nn.compact
     def __call__(self, images):
-        return nn.Dense(10)(images.reshape(len(images), -1)).squeeze()
-
-
-class TrainingOnly(nn.Module):
-    @nn.compact
-    def __call__(self, images, train=False):
-        if not train:
-            raise NotImplementedError("no evaluation")
-        return nn.Dense(10)(images.reshape(len(images), -1))
+        return nn.Dense(10)(flat(images)).squeeze()
 
 
 class Nnx(nnx.Module):
@@ -190,7 +137,7 @@ class Nnx(nnx.Module):
         self.last = nnx.Linear(width, 10, rngs=rngs)
 
     def __call__(self, images):
-        x = self.norm(self.first(images.reshape(len(images), -1)))
+        x = self.norm(self.first(flat(images)))
         return self.last(self.dropout(nnx.relu(x)))
 
 
@@ -202,18 +149,12 @@ class Nested(nnx.Module):
 
     def __call__(self, images):
         first, last = self.layers
-        return last(first(images.reshape(len(images), -1)))
-
-
-class NnxDeterministic(Nnx):
-    def __call__(self, images, *, deterministic: bool = True):
-        x = self.first(images.reshape(len(images), -1))
-        return self.last(self.dropout(x, deterministic=deterministic))
+        return last(first(flat(images)))
 
 
 class NnxTrain(Nnx):
     def __call__(self, images, train: bool = False):
-        x = self.first(images.reshape(len(images), -1))
+        x = self.first(flat(images))
         return self.last(self.dropout(x, deterministic=not train))
 
 
@@ -222,91 +163,65 @@ class NnxLora(nnx.Module):
         self.layer = nnx.LoRALinear(784, classes, lora_rank=2, rngs=rngs)
 
     def __call__(self, images):
-        return self.layer(images.reshape(len(images), -1))
-
-
-class NnxStrict(NnxTrain):
-    def __init__(self, rngs: nnx.Rngs):
-        self.layers = [nnx.Linear(784, 10, rngs=rngs)]
+        return self.layer(flat(images))
 
 
 class NnxMixed(Nnx):
     def __call__(self, images):
-        x = self.first(images.reshape(len(images), -1))
+        x = self.first(flat(images))
         return self.last(self.norm(x, use_running_average=False))
 
 
 class NnxConstant(Nnx):
     def __call__(self, images):
-        x = self.first(images.reshape(len(images), -1))
+        x = self.first(flat(images))
         return self.last(self.norm(x, use_running_average=True))
-
-
-class AlwaysAverages(nn.Module):
-    @nn.compact
-    def __call__(self, images):
-        x = images.reshape(len(images), -1)
-        return nn.Dense(10)(nn.BatchNorm(use_running_average=True)(x))
-
-
-class NeverAverages(nn.Module):
-    @nn.compact
-    def __call__(self, images):
-        x = images.reshape(len(images), -1)
-        return nn.Dense(10)(nn.BatchNorm(use_running_average=False)(x))
-
-
-class Undecided(nn.Module):
-    @nn.compact
-    def __call__(self, images):
-        x = images.reshape(len(images), -1)
-        return nn.Dense(10)(nn.BatchNorm()(x))
 
 
 class Counted(Linear):
     @nn.compact
     def __call__(self, images):
-        return nn.Dense(10)(images.reshape(len(images), -1)) / len(images)
+        return nn.Dense(10)(flat(images)) / len(images)
 
 
 class Probabilities(nn.Module):
     @nn.compact
     def __call__(self, images):
         dense = nn.Dense(10, kernel_init=nn.initializers.zeros)
-        return nn.softmax(dense(images.reshape(len(images), -1)))
+        return nn.softmax(dense(flat(images)))
 
 
 class Mixed(nn.Module):
     @nn.compact
     def __call__(self, images):
-        x = images.reshape(len(images), -1)
+        x = flat(images)
         return nn.Dense(10, kernel_init=nn.initializers.zeros)(x - x.mean(0)[None])
 
 
 class MixedInTraining(nn.Module):
     @nn.compact
     def __call__(self, images, train=False):
-        x = images.reshape(len(images), -1)
+        x = flat(images)
         return nn.Dense(10)(x - train * x.mean(0)[None])
 
 
 class Noisy(nn.Module):
     @nn.compact
     def __call__(self, images):
-        x = images.reshape(len(images), -1)
+        x = flat(images)
         return nn.Dense(10)(x * jax.random.bernoulli(jax.random.key(0), 0.5, x.shape))
 
 
 class NotFinite(nn.Module):
     @nn.compact
     def __call__(self, images):
-        return nn.Dense(10)(1 / (images.reshape(len(images), -1) * 0))
+        return nn.Dense(10)(1 / (flat(images) * 0))
 
 
 class Detached(nn.Module):
     @nn.compact
     def __call__(self, images):
-        x = jax.lax.stop_gradient(nn.Dense(8)(images.reshape(len(images), -1)))
+        x = jax.lax.stop_gradient(nn.Dense(8)(flat(images)))
         return nn.Dense(10)(x)
 
 
@@ -315,7 +230,7 @@ class Standardized(nn.Module):
     def __call__(self, images):
         x = images - images.mean(-1, keepdims=True)
         x = x / images.std(-1, keepdims=True)  # 0 / 0 where a row is black
-        return nn.Dense(10)(x.reshape(len(images), -1))
+        return nn.Dense(10)(flat(x))
 
 
 class RowRoots(nn.Module):
@@ -336,13 +251,13 @@ bent.defvjp(lambda x: (bent(x), bent(x)), lambda y, g: (g * (1 - y),))  # 1 - y*
 class Bent(nn.Module):
     @nn.compact
     def __call__(self, images):
-        x = nn.Dense(8, name="first")(images.reshape(len(images), -1))
+        x = nn.Dense(8, name="first")(flat(images))
         return nn.Dense(10, name="last")(bent(x))
 
 
 class Traced(nn.Module):
     @nn.compact
     def __call__(self, images):
-        x = images.reshape(len(images), -1)
+        x = flat(images)
         return nn.Dense(10)(x * 2 if isinstance(x, jax.core.Tracer) else x)
 """

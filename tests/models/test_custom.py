@@ -3,7 +3,6 @@
 import dataclasses
 import re
 import sys
-import types
 from functools import partial
 from pathlib import Path
 
@@ -11,8 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
-from flax.errors import InvalidRngError, ModifyScopeVariableError
 from helpers.custom_networks import NETWORKS
 from helpers.runs import resumable, train_into
 
@@ -20,10 +17,15 @@ import mnist_jax
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
 from mnist_jax.errors import InputError
-from mnist_jax.models.custom import call_options, network_sha256
+from mnist_jax.models.custom import (
+    call_options,
+    network_sha256,
+    parse_model_args,
+)
 from mnist_jax.models.flops import count_products, multiply_adds
 from mnist_jax.models.networks import (
     apply_model,
+    count_params,
     create_model,
     init_model,
     variable_shapes,
@@ -34,6 +36,8 @@ from mnist_jax.training.fit import finish, fit
 from mnist_jax.training.prepare import prepare
 from mnist_jax.training.run_dir import load_run
 from mnist_jax.training.steps import batch_gradients, eval_step
+
+RESIDUAL = f"{Path(__file__).parents[2]}/examples/residual_mlp.py:ResidualMLP"
 
 
 @pytest.fixture
@@ -51,11 +55,10 @@ def config_of(file: Path, name: str, **changes: object) -> TrainConfig:
 @pytest.mark.parametrize(
     "name", ["Linear", "Dropped", "Recurrent", "Normalized", "Nnx"]
 )
-@pytest.mark.parametrize("devices", [1, 2])
-def test_custom_networks_train(file, digits: Dataset, name, devices):
-    experiment = prepare(config_of(file, name, cpu_devices=devices, epochs=3), digits)
+def test_custom_networks_train(file, digits: Dataset, name):
+    experiment = prepare(config_of(file, name, cpu_devices=2, epochs=3), digits)
     [(record, _)] = finish(fit(experiment, [0]))
-    assert record.config.name == name and record.devices == devices
+    assert record.config.name == name and record.devices == 2
     assert record.epochs[-1].loss < record.epochs[0].loss
     assert len(record.source_sha256) == 64
 
@@ -74,15 +77,13 @@ def test_a_module_can_be_named_instead_of_a_file(file, monkeypatch):
     [
         ("Counting", "variables of type int32 in counters; only those of a float"),
         ("Whole", "variables of type int32 in params; only those of a float"),
-        ("Doubled", "a layer and a collection .* both called batch_stats; rename"),
         ("PerRow", r"logits \[1, 10\] .* images \[1, 28, 28\]; got .*\(1, 28, 10\)"),
-        ("AlwaysAverages", "no step updates its statistics; give batch normalization"),
         ("Squeezed", r"must return logits \[1, 10\] of .*; got .*shape=\(10,\)"),
         ("Classes", "must return logits .* of a float type .*dtype=int32"),
         ("Empty", "no parameters"),
         *(
             (name, f"{name} is not the class of a Flax module")
-            for name in ("NotAModule", "jax", "Missing")
+            for name in ("flat", "jax", "Missing")
         ),
     ],
 )
@@ -91,31 +92,20 @@ def test_unusable_networks_are_refused(file, name, message):
         create_model(config_of(file, name), MNIST)
 
 
-@pytest.mark.parametrize(
-    "name, error, text",
-    [
-        ("Required", TypeError, "missing 1 required positional argument: 'width'"),
-        ("Unhashable", TypeError, "unhashable attributes"),
-        ("Odd", ValueError, "width must be even"),
-        ("Broken", TypeError, r"Broken was called on .*\(1, 28, 28\).* in evaluation"),
-        ("TrainingOnly", NotImplementedError, "no evaluation"),
-        ("AlwaysDropping", InvalidRngError, r"(?s)Dropout_0 .* no random key, and"),
-        ("OtherKey", InvalidRngError, "(?s)noise.* dropout as the only random key"),
-        ("NeverAverages", ModifyScopeVariableError, "variables that are constant"),
-        ("Undecided", ValueError, "use_running_average.* must be passed"),
-        ("NnxStrict", ValueError, r"(?s)try using nnx.List\(...\)"),
-    ],
-)
-def test_what_a_network_raises_passes_through(file, name, error, text):
-    with pytest.raises(error) as raised:
-        create_model(config_of(file, name), MNIST)
-    notes = "".join(getattr(raised.value, "__notes__", ()))
-    assert re.search(text, f"{raised.value}\n{notes}")
+def test_what_a_network_raises_passes_through(file):
+    with pytest.raises(TypeError) as raised:
+        create_model(config_of(file, "Broken"), MNIST)
+    note = r"Broken was called on .*\(1, 28, 28\).* to initialize it"
+    assert re.search(note, "".join(raised.value.__notes__))
+    with pytest.raises(TypeError, match="unexpected keyword argument 'depth'"):
+        create_model(config_of(file, "Linear", model_args=("depth=3",)), MNIST)
+    for source, error in (("import nothing", ImportError), ("exit(3)", SystemExit)):
+        file.write_text(source)
+        with pytest.raises(error):
+            create_model(config_of(file, "Linear"), MNIST)
 
 
-@pytest.mark.parametrize(
-    "name", ["Deterministic", "Nnx", "NnxDeterministic", "NnxTrain"]
-)
+@pytest.mark.parametrize("name", ["Deterministic", "Nnx", "NnxTrain"])
 def test_a_network_is_told_whether_it_trains(file, name):
     model = create_model(config_of(file, name), MNIST)
     images = np.random.default_rng(0).random((3, 28, 28), np.float32)
@@ -138,7 +128,7 @@ def test_subclasses_of_nnx_param_are_trained_and_counted(file, digits: Dataset):
     assert np.any(params["layer"]["lora"]["lora_b"])  # which starts at 0
 
 
-@pytest.mark.parametrize("name", ["NnxMixed", "Mixed", "Counted", "Noisy"])
+@pytest.mark.parametrize("name", ["NnxMixed", "Counted"])
 def test_a_network_whose_evaluation_depends_on_the_batch_is_not_trained(
     file, digits: Dataset, name
 ):
@@ -151,40 +141,12 @@ def test_a_network_whose_evaluation_depends_on_the_batch_is_not_trained(
     "model, error, message",
     [
         ("/nonexistent/net.py:Net", FileNotFoundError, "/nonexistent/net.py"),
-        ("sys:Net", InputError, "sys:Net is not the class of"),  # sys has no file
-        ("builtins:int", InputError, "builtins:int is not the class of a Flax module"),
-        ("vit", InputError, "must be mlp, lstm, cnn, or a Flax module"),
+        ("nonexistent.module:Net", ImportError, "No module named 'nonexistent'"),
     ],
 )
 def test_missing_sources_are_refused(model, error, message):
     with pytest.raises(error, match=message):
         create_model(TrainConfig(model=model), MNIST)
-
-
-def test_a_class_without_source_is_refused(monkeypatch):
-    module = types.ModuleType("typed")  # as if typed into an interpreter
-    monkeypatch.setitem(sys.modules, "typed", module)
-    exec("class Net(nn.Module): pass", {"nn": nn, "__name__": "typed"}, vars(module))
-    with pytest.raises((OSError, TypeError)):
-        create_model(TrainConfig(model="typed:Net"), MNIST)
-
-
-@pytest.mark.parametrize("given", [nn.Dense, nn.Dense(10)])
-def test_a_class_in_place_of_its_name_is_refused(given):
-    with pytest.raises(InputError, match=r'as in "flax.linen.*:Dense"; got .* Dense$'):
-        TrainConfig(model=given)
-
-
-@pytest.mark.parametrize(
-    "source, error",
-    [("import nonexistent", ModuleNotFoundError), ("exit(3)", SystemExit)],
-)
-def test_what_importing_a_network_raises_passes_through(file, source, error):
-    file.write_text(source)
-    with pytest.raises(error):
-        create_model(config_of(file, "Linear"), MNIST)
-    with pytest.raises(ModuleNotFoundError, match="No module named 'nonexistent'"):
-        create_model(TrainConfig(model="nonexistent.module:Net"), MNIST)
 
 
 def test_dropout_of_custom_networks_is_off_in_evaluation_and_differs_by_device(file):
@@ -213,7 +175,7 @@ def test_a_changed_source_is_noticed(file, digits: Dataset, tmp_path):
     file.write_text(NETWORKS.replace("nn.Dense(10)", "nn.Dense(10, use_bias=False)"))
     with pytest.raises(InputError, match="has changed since"):
         load_run(folder)
-    with pytest.raises(InputError, match="the network's source was .*, is"):
+    with pytest.raises(InputError, match="source_sha256 was .*, is"):
         resumable({0: folder}, config)
     params = variable_shapes(create_model(config, MNIST), IMAGE_SHAPE)["params"]
     assert params["Dense_0"].keys() == {"kernel"}  # the new source is loaded
@@ -244,7 +206,7 @@ def test_a_run_is_not_resumed_with_a_changed_source(file, digits: Dataset, tmp_p
     train = partial(mnist_jax.train, dataset=digits, run_dir=tmp_path / "run")
     train(config, quiet=True, checkpoint_every=1)
     longer = dataclasses.replace(config, epochs=3)
-    file.write_text(NETWORKS.replace("import dataclasses", "import dataclasses\n"))
+    file.write_text(NETWORKS + "\n")
     (tmp_path / "run" / "record.json").unlink()  # as if it had been stopped
     with pytest.raises(InputError, match="no checkpoint .* is valid"):
         train(longer, quiet=True, resume=True)
@@ -305,3 +267,36 @@ def test_summary_of_a_custom_network(file):
     assert multiply_adds(config_of(file, "Dropped"), MNIST) == [25_088, 320]
     [layer] = layer_frame(config_of(file, "Half"), MNIST).to_dict("records")
     assert (layer["layer"], layer["kind"]) == ("out", "Dense")
+
+
+@pytest.mark.parametrize(
+    "args, value",
+    [
+        (["width=64"], 64),
+        (["width=-1e-3"], -0.001),
+        (["width=false"], False),
+        (["width=None"], None),
+        (["width=gelu"], "gelu"),
+        (["width='3'"], "3"),
+        (["width=(8", "16)"], (8, 16)),  # a flag is split at commas
+        (["width=((1", "2)", "(3", "same))"], ((1, 2), (3, "same"))),
+        (["width=[4", "8]"], (4, 8)),  # a list cannot be hashed
+    ],
+)
+def test_values_are_literals_or_words(args, value):
+    fields = parse_model_args([*args, "kind=tanh"])
+    assert fields == {"width": value, "kind": "tanh"}
+    assert type(fields["width"]) is type(value)
+
+
+@pytest.mark.slow
+def test_a_run_with_fields_trains_and_loads(digits: Dataset, tmp_path):
+    args = ("width=8", "depth=1")
+    config = TrainConfig(model=RESIDUAL, model_args=args, dataset="digits", epochs=1)
+    assert count_params(create_model(config, MNIST), IMAGE_SHAPE) < count_params(
+        create_model(dataclasses.replace(config, model_args=()), MNIST), IMAGE_SHAPE
+    )
+    train_into(prepare(config, digits), {0: tmp_path})
+    run = load_run(tmp_path)
+    assert run.model.width == 8 and run.model.depth == 1
+    assert run.config.model_args == args
