@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 
 from mnist_jax.cli.main import run_program
-from mnist_jax.config import MODELS
 from mnist_jax.records.files import write_file
 from mnist_jax.records.schema import RunRecord, read_jsonl
 from mnist_jax.reporting.plots import save_figure
@@ -37,7 +36,7 @@ from .peers.tables import (
 )
 from .published.__main__ import by_system, format_published
 from .published.curves import curves_figure
-from .published.systems import PRESETS, SYSTEMS
+from .published.systems import PRESETS
 from .speedrun import SpeedRecord, format_fastest, format_speed
 from .throughput import ThroughputRecord, throughput_frame
 
@@ -62,8 +61,7 @@ def _speedup(race: ByFramework, peer: str) -> str:
 
 def _speedup_over_best(race: ByFramework) -> str:
     peer = best_peer(race)
-    assert peer is not None
-    return f"{_speedup(race, peer)} ({FRAMEWORKS[peer].label})"
+    return f"{_speedup(race, peer)} ({FRAMEWORKS[peer].label})" if peer else "-"
 
 
 def format_summary(records: Sequence[PeerRecord]) -> str:
@@ -73,20 +71,18 @@ def format_summary(records: Sequence[PeerRecord]) -> str:
         records: of the peers; accuracy and seconds come from `compare.jsonl`.
     """
     compared = read_jsonl(RunRecord, RESULTS / "compare.jsonl")
-    frame = comparison_frame(compared).set_index("model")
+    frame = comparison_frame(compared).sort_values("steady_epoch_seconds")
     raced = latest_machine(records)
     races = {model: race for (model, size), race in group(raced).items() if size == 128}
     rows = [
         {
-            "network": f"{model.upper()}, {ours['parameters']:,} parameters",
-            "test accuracy": f"{ours['test_accuracy']:.4f} "
-            f"± {ours['test_accuracy_std']:.4f}",
-            "s/epoch": f"{ours['steady_epoch_seconds']:.2f}",
-            "over PyTorch": _speedup(races[model], "torch"),
-            "over fastest peer": _speedup_over_best(races[model]),
+            "network": f"{row.model.upper()}, {row.parameters:,} parameters",
+            "test accuracy": f"{row.test_accuracy:.4f} ± {row.test_accuracy_std:.4f}",
+            "s/epoch": f"{row.steady_epoch_seconds:.2f}",
+            "over PyTorch": _speedup(races[row.model], "torch"),
+            "over fastest peer": _speedup_over_best(races[row.model]),
         }
-        for model in sorted(MODELS, key=lambda m: frame["steady_epoch_seconds"][m])
-        for ours in [frame.loc[model]]
+        for row in frame.itertuples()
     ]
     run, machine = compared[0], compared[0].environment
     lstm = races["lstm"]["ours"][0].result["parameters"]
@@ -104,11 +100,10 @@ def format_summary(records: Sequence[PeerRecord]) -> str:
 def format_accelerators(records: Sequence[ThroughputRecord]) -> str:
     """Formats the latest images per second on the latest GPU or TPU."""
     found = [record for record in records if record.environment.platform != "cpu"]
-    machine = found[-1].environment.compared()
     latest = {
         (r.config["model"], r.config["batch_size"], r.config["precision"], r.seeds): r
         for r in found
-        if r.environment.compared() == machine
+        if r.environment.compared() == found[-1].environment.compared()
     }
     chosen = list(latest.values())
     return markdown_table(throughput_frame(chosen), provenance(chosen))
@@ -126,11 +121,11 @@ def format_networks(records: Sequence[PeerRecord]) -> str:
         row[f"ms/step, batch {size}"] = f"{1e3 * seconds / steps:.1f}"
         row[f"over plain Flax, {size}"] = _speedup(race, "flax")
         row[f"over fastest peer, {size}"] = _speedup_over_best(race)
-    run, rounds = ours[0].run, max(record.round for record in latest)
-    plural = "s" * (rounds > 1)
+    run = ours[0].run
     notes = [
         f"ratios of the lower quartiles of epochs of {run.train_images:,} images, with "
-        f"their 95 % intervals, in {rounds} round{plural} of processes taking turns",
+        "their 95 % intervals; rounds of processes taking turns: "
+        f"{max(record.round for record in latest)}",
         "plain Flax: a Python loop over jitted steps; peers: PyTorch as installed, "
         "compiled, and channels_last with memory kept by glibc",
         f"packages: {', '.join(f'{k} {v}' for k, v in run.versions.items())}",
@@ -173,9 +168,9 @@ BLOCKS = {
 def with_tables(text: str) -> str:
     """Returns a document with all its blocks rebuilt from the records."""
     for name, made_of in BLOCKS.items():
-        results = RESULTS / f"{made_of.results}.jsonl"
-        if f"<!-- {name} -->\n" not in text or not results.exists():
+        if f"<!-- {name} -->\n" not in text:
             continue
+        results = RESULTS / f"{made_of.results}.jsonl"
         table = made_of.format(read_jsonl(made_of.record, results))
         command = f"\n- command: `{made_of.command}`" if made_of.command else ""
         before, rest = text.split(f"<!-- {name} -->\n")
@@ -187,17 +182,15 @@ def with_tables(text: str) -> str:
 def preset_with_figures(name: str, text: str) -> str:
     """Returns a preset's text with our recorded accuracy and time in its header."""
     records = read_jsonl(RunRecord, RESULTS / "published.jsonl")
-    runs = list(by_system(records).get(name, {}).values())
-    if not runs:
-        return text
-    accuracy = spread([run.test_accuracy for run in runs])
-    seconds = np.median([run.steady_epoch_seconds for run in runs])
-    machine = runs[0].environment
-    ours = (
-        f"# Ours: test accuracy {accuracy}, {seconds:.2f} s/epoch\n"
-        f"# on {machine.device} ({machine.cores} cores)\n"
-    )
-    return re.sub(r"# Ours: .*\n(# on .*\n)?", lambda _: ours, text, count=1)
+    if runs := list(by_system(records).get(name, {}).values()):
+        seconds = np.median([run.steady_epoch_seconds for run in runs])
+        machine, accuracy = runs[0].environment, spread([r.test_accuracy for r in runs])
+        ours = (
+            f"# Ours: test accuracy {accuracy}, {seconds:.2f} s/epoch\n"
+            f"# on {machine.device} ({machine.cores} cores)\n"
+        )
+        text = re.sub(r"# Ours: .*\n(# on .*\n)?", lambda _: ours, text, count=1)
+    return text
 
 
 def main() -> None:
@@ -206,9 +199,8 @@ def main() -> None:
         write_file(path, with_tables(path.read_text()))
     published = by_system(read_jsonl(RunRecord, RESULTS / "published.jsonl"))
     save_figure(curves_figure(published), ROOT / "docs" / "curves.png")
-    for name in SYSTEMS:
-        preset = PRESETS / f"{name}.cfg"
-        write_file(preset, preset_with_figures(name, preset.read_text()))
+    for path in PRESETS.glob("*.cfg"):
+        write_file(path, preset_with_figures(path.stem, path.read_text()))
 
 
 def run() -> None:

@@ -12,7 +12,7 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ from mnist_jax.cli.flags import (
     load_data,
 )
 from mnist_jax.cli.main import run_program
-from mnist_jax.errors import InputError
 from mnist_jax.records.environment import current_environment, git
 from mnist_jax.records.files import check_append
 from mnist_jax.records.schema import append_jsonl
@@ -57,48 +56,33 @@ def judge(here: Sequence[float], there: Sequence[float]) -> tuple[Interval, str]
     return ratio, verdict(ratio, 1, "slower", "faster")
 
 
-def seconds_of(
-    checkout: Path, model: str, batch_size: int, arrays: Path, seed: int
-) -> float:
+def seconds_of(checkout: Path, model: str, arrays: Path, seed: int) -> float:
     """Trains with a checkout's code; returns the median seconds of steady epochs."""
     path = os.pathsep.join(filter(None, [str(checkout), os.environ.get("PYTHONPATH")]))
     with Worker(
         "benchmarks.peers.our_worker",
-        *(f"--model={model}", f"--batch_size={batch_size}", f"--seed={seed}"),
-        *(f"--steady_epochs={STEADY_EPOCHS[model]}", f"--arrays={arrays}"),
+        *(f"--model={model}", f"--batch_size={FLAGS.batch_size}", f"--seed={seed}"),
+        *(f"--steady_epochs={STEADY_EPOCHS.get(model, 1)}", f"--arrays={arrays}"),
         "--compile_cache=off",
         environment={"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
         folder=checkout,
     ) as worker:
-        try:
-            return statistics.median(worker.read()["epoch_seconds"][1:])
-        except InputError as error:
-            raise InputError(
-                f"{model} could not be timed in {checkout}: {error}"
-            ) from error
+        return statistics.median(worker.read()["epoch_seconds"][1:])
 
 
-def compare(
-    model: str,
-    batch_size: int,
-    rounds: int,
-    checkouts: Mapping[str, Path],
-    arrays: Path,
-) -> dict[str, Any]:
-    """Times a network in both checkouts, alternating, and returns the comparison."""
+def compare(model: str, there: Path, arrays: Path) -> dict[str, Any]:
+    """Times a network in this and another checkout, alternating, and compares them."""
+    checkouts = {"here": ROOT, "there": there}
     seconds: dict[str, list[float]] = {name: [] for name in checkouts}
-    for number in range(rounds):
-        order = list(checkouts)[:: -1 if number % 2 else 1]
-        for name in order:
-            seconds[name].append(
-                seconds_of(checkouts[name], model, batch_size, arrays, number)
-            )
+    for number in range(FLAGS.rounds):
+        for name in list(checkouts)[:: -1 if number % 2 else 1]:
+            seconds[name].append(seconds_of(checkouts[name], model, arrays, number))
         latest = ", ".join(f"{name} {seconds[name][-1]:.3f} s" for name in checkouts)
-        print(f"{model} round {number + 1}/{rounds}: {latest}", flush=True)
+        print(f"{model} round {number + 1}/{FLAGS.rounds}: {latest}", flush=True)
     ratio, judgement = judge(seconds["here"], seconds["there"])
     return {
         "model": model,
-        "batch_size": batch_size,
+        "batch_size": FLAGS.batch_size,
         "seconds": seconds,
         "ratio": ratio._asdict(),
         "verdict": judgement,
@@ -107,49 +91,40 @@ def compare(
 
 def main() -> None:
     """Compares this checkout with --against and prints a table."""
-    models = FLAGS.models
-    try:
-        against = git("rev-parse", "--verify", f"{FLAGS.against}^{{commit}}")
-    except InputError as error:
-        raise InputError(f"--against={FLAGS.against}: {error}") from error
+    against = git("rev-parse", "--verify", f"{FLAGS.against}^{{commit}}")
     out = Path(FLAGS.out)
     check_append(out)
     jax.config.update("jax_platforms", "cpu")  # as in the workers
     dataset, machine = load_data(FLAGS.dataset), current_environment()
     rows = []
     with tempfile.TemporaryDirectory(prefix="mnist_jax-regress-") as name:
-        arrays, there = Path(name) / "arrays", Path(name) / "there"
-        arrays.mkdir()
+        arrays, there = Path(name), Path(name) / "there"
         save_arrays(Arrays(*dataset.train, *dataset.test), arrays)
         git("worktree", "add", "--detach", str(there), against)
         try:
-            for model in models:
-                checkouts = {"here": ROOT, "there": there}
-                result = compare(
-                    model, FLAGS.batch_size, FLAGS.rounds, checkouts, arrays
-                )
-                rows.append(result)
+            for model in FLAGS.models:
+                result = compare(model, there, arrays)
                 record = {"against": against, "dataset": dataset.name, **result}
                 append_jsonl(out, {**record, "environment": machine})
+                here, other = map(statistics.median, result["seconds"].values())
+                rows.append(
+                    {
+                        "model": model,
+                        "batch": FLAGS.batch_size,
+                        "s/epoch here": f"{here:.3f}",
+                        "s/epoch there": f"{other:.3f}",
+                        "here/there": f"{Interval(**result['ratio']):.3f}",
+                        "n": FLAGS.rounds,
+                        "verdict": result["verdict"],
+                    }
+                )
         finally:
             git("worktree", "remove", "--force", str(there))
-    frame = pd.DataFrame(
-        {
-            "model": row["model"],
-            "batch": row["batch_size"],
-            "s/epoch here": f"{statistics.median(row['seconds']['here']):.3f}",
-            "s/epoch there": f"{statistics.median(row['seconds']['there']):.3f}",
-            "here/there": f"{Interval(**row['ratio']):.3f}",
-            "n": len(row["seconds"]["here"]),
-            "verdict": row["verdict"],
-        }
-        for row in rows
-    )
     print(
         f"\nhere: this checkout; there: {against[:12]}; here/there: ratio of seconds "
-        f"with its 95 % confidence interval\n\n{markdown_table(frame)}"
+        f"with its 95 % confidence interval\n\n{markdown_table(pd.DataFrame(rows))}"
     )
-    if "slower" in set(frame["verdict"]):
+    if any(row["verdict"] == "slower" for row in rows):
         sys.exit(3)
 
 
