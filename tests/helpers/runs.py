@@ -14,6 +14,7 @@ from mnist_jax.records.schema import RunRecord
 from mnist_jax.training.checkpoints import Checkpoint, load_checkpoint
 from mnist_jax.training.fit import Epoch, finish
 from mnist_jax.training.prepare import Experiment, prepare
+from mnist_jax.training.results import read_runs
 from mnist_jax.training.run_dir import METRICS, is_finished, run_keys
 from mnist_jax.training.runs import Event, Events, Started, fit_into
 
@@ -123,3 +124,19 @@ def outcome(record: RunRecord, folder: Path) -> tuple:
     for line in lines:
         del line["train_seconds"], line["eval_seconds"]
     return record.params_sha256, record.test_accuracy, record.test_loss, lines
+
+
+def outcomes(out: Path) -> list[tuple]:
+    """Returns what the records of a results folder hold, except times."""
+    return sorted(
+        (
+            run.config.seed,
+            run.params_sha256,
+            run.test_loss,
+            run.test_accuracy,
+            run.seeds_together,
+            [(e.epoch, e.loss, e.val_loss) for e in run.epochs],
+            run.system or run.config.model,
+        )
+        for run in read_runs(out)
+    )

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 from helpers.programs import ROOT, run, start
+from helpers.runs import outcomes
 
 from mnist_jax.training.checkpoints import FOLDER
-from mnist_jax.training.results import read_runs
 from mnist_jax.training.run_dir import METRICS
 from mnist_jax.training.runs import HOW_TO_RESUME
 
@@ -145,21 +145,6 @@ SWEEPS = {
 }
 
 
-def outcomes(out: Path, program: str) -> list[tuple]:
-    """Returns the content of a sweep's records, except times."""
-    return sorted(
-        (
-            str(run.system or run.config.model),
-            run.config.seed,
-            run.params_sha256,
-            run.test_accuracy,
-            run.seeds_together,
-            [(e.epoch, e.loss, e.val_loss) for e in run.epochs],
-        )
-        for run in read_runs(out)
-    )
-
-
 @pytest.mark.faults  # test_sweeps kills a sweep in every run of the tests
 @pytest.mark.parametrize(
     "program, number", [("compare", signal.SIGKILL), ("published", signal.SIGTERM)]
@@ -181,7 +166,7 @@ def test_a_killed_sweep_resumes_with_the_same_results(program, number, tmp_path)
     if number == signal.SIGTERM:
         assert process.returncode == 128 + number, errors
         assert "the same command resumes where this one stopped" in errors
-    assert len(outcomes(killed, program)) == 2
+    assert len(outcomes(killed)) == 2
     assert list(killed.rglob("checkpoints/*.msgpack"))
     finished = run(f"benchmarks.{program}", *arguments, f"--out={killed}")
     assert "not used" not in finished.stderr
@@ -189,7 +174,7 @@ def test_a_killed_sweep_resumes_with_the_same_results(program, number, tmp_path)
     rows = [int(row) for row in re.findall(r"^ ?(\d+)/30 ", after, re.MULTILINE)]
     assert rows == list(range(int(before) + 1, 31))
     assert not list(killed.rglob("checkpoints/*.msgpack"))
-    both = [outcomes(folder, program) for folder in (whole, killed)]
+    both = [outcomes(folder) for folder in (whole, killed)]
     assert both[0] == both[1] and len(both[0]) == 4
 
 

@@ -6,7 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers.runs import CONFIGS, DAMAGES, epochs_of, follow_until, prepare_once
+from helpers.runs import (
+    CONFIGS,
+    DAMAGES,
+    epochs_of,
+    follow_until,
+    outcomes,
+    prepare_once,
+)
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Dataset
@@ -52,21 +59,6 @@ def train(digits: Dataset) -> Train:
         return [epoch for _, epoch in epochs_of(events)]
 
     return train
-
-
-def outcomes(out: Path) -> list[tuple]:
-    """Returns the contents of all records, except times."""
-    return sorted(
-        (
-            run.config.seed,
-            run.params_sha256,
-            run.test_loss,
-            run.test_accuracy,
-            run.seeds_together,
-            [(e.epoch, e.loss, e.val_loss) for e in run.epochs],
-        )
-        for run in read_runs(out)
-    )
 
 
 def checkpoints(out: Path) -> list[Path]:
