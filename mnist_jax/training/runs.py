@@ -1,8 +1,8 @@
 """Trains runs into run directories: what is missing, resuming what was stopped.
 
-Every program that keeps runs goes through `train_runs`, so that no run
-is repeated, no two processes train the same run, and a stop loses at most the work
-since the last checkpoint.
+Every program that keeps runs goes through `train_runs`, so that no run is repeated, no
+two processes train the same run, and a stop loses at most the work since the last
+checkpoint.
 """
 
 import contextlib
