@@ -21,9 +21,14 @@ from mnist_jax.config import TrainConfig
 from mnist_jax.data.batches import epoch_indices
 from mnist_jax.data.pixels import Preprocess
 from mnist_jax.data.types import CLASSES, IMAGE_SHAPE, MNIST, Shapes, Split
-from mnist_jax.models.custom import check_network, instantiate
+from mnist_jax.models.custom import instantiate
 from mnist_jax.models.layers import resolve_impl
-from mnist_jax.models.networks import apply_model, create_model, init_model
+from mnist_jax.models.networks import (
+    apply_model,
+    check_network,
+    create_model,
+    init_model,
+)
 from mnist_jax.models.rewrite import Rewritten, without_rewriting
 from mnist_jax.training.epochs import gather, jit, make_programs
 from mnist_jax.training.mesh import make_mesh, replicate, shard_seeds

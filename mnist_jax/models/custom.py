@@ -14,7 +14,6 @@ from types import ModuleType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from flax import nnx
 from flax.core import FrozenDict
@@ -86,9 +85,7 @@ def create_custom(
     cls = getattr(module, name, None)
     if not (inspect.isclass(cls) and issubclass(cls, nn.Module | nnx.Module)):
         raise InputError(f"--model={spec} is not the class of a Flax module")
-    model = instantiate(cls, args, shapes)
-    check_network(f"--model={spec}", model, shapes)
-    return model
+    return instantiate(cls, args, shapes)
 
 
 def instantiate(cls: Any, args: Sequence[str], shapes: Shapes) -> nn.Module:
@@ -131,66 +128,6 @@ def _value(node: ast.expr) -> Any:
     except ValueError:
         text = ast.unparse(node)
         return _WORDS.get(text.lower(), text)
-
-
-def check_network(name: str, model: nn.Module, shapes: Shapes) -> None:
-    """Checks that a model maps images to logits, in evaluation and in training.
-
-    What the model raises passes through.
-
-    Args:
-        name: of the model, for messages.
-        model: a linen module.
-        shapes: of the images, and the number of classes.
-    """
-    if not isinstance(model, nn.Module):
-        raise InputError(
-            f"{name} must be a flax.linen module or the class of a flax.nnx module; "
-            f"got an instance of {type(model).__name__}"
-        )
-
-    def initialize(images: jax.Array) -> Any:
-        return init_variables(model, jax.random.key(0), images)
-
-    def evaluate(images: jax.Array, variables: Any) -> Any:
-        return model.apply(variables, images, **call_options(model, False))
-
-    def train(images: jax.Array, variables: Any) -> Any:
-        logits, _ = model.apply(
-            variables,
-            images,
-            rngs={"dropout": jax.random.key(1)},
-            mutable=sorted(variables.keys() - {"params"}),
-            **call_options(model, True),
-        )
-        return logits
-
-    def trace(call: Any, size: int, *variables: Any) -> Any:
-        images = jax.ShapeDtypeStruct((size, *shapes.image), jnp.float32)
-        try:
-            return jax.eval_shape(call, images, *variables)
-        except Exception as error:  # whatever the user's code raises
-            error.add_note(f"{name} was called on {images} to {call.__name__} it")
-            raise
-
-    variables = trace(initialize, 1)
-    if not variables.get("params"):
-        raise InputError(f"{name} has no parameters; there is nothing to train")
-    for path, leaf in jax.tree.leaves_with_path(variables):
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise InputError(
-                f"{name} has variables of type {leaf.dtype} in {path[0].key}; only "
-                "those of a float type can be trained, or averaged over devices"
-            )
-    # Evaluation with one image, whose axis a network may lose.
-    for call, size in (evaluate, 1), (train, 2):
-        logits, expected = trace(call, size, variables), (size, shapes.classes)
-        shape = getattr(logits, "shape", None)
-        if shape != expected or not jnp.issubdtype(logits.dtype, jnp.floating):
-            raise InputError(
-                f"{name} must return logits {list(expected)} of a float type for "
-                f"images {[size, *shapes.image]}; got {logits}"
-            )
 
 
 def init_variables(

@@ -171,16 +171,7 @@ class CNN(nn.Module):
 
 
 def create_model(config: TrainConfig, shapes: Shapes) -> nn.Module:
-    """Returns the network that a config describes.
-
-    Args:
-        config: the network's settings.
-        shapes: of its images, and the number of its classes.
-
-    Raises:
-        InputError: the images are too small for it, `freeze` names a layer that it does
-            not have, or as `create_custom`.
-    """
+    """Returns the network that a config describes, for images of some shape."""
     model = _create(config, shapes)
     if config.freeze:
         layers = variable_shapes(model, shapes.image)["params"]
@@ -197,6 +188,7 @@ def _create(config: TrainConfig, shapes: Shapes) -> nn.Module:
     if config.model not in MODELS:
         sha256 = network_sha256(config)
         model = create_custom(config.model, sha256, config.model_args, shapes)
+        check_network(f"--model={config.model}", model, shapes)
         rules = resolve_impl(config.impl) == "cpu", config.precision == "bfloat16"
         return Rewritten(model, *rules) if any(rules) else model  # type: ignore
     height, width = (side - 2 * config.crop for side in shapes.image)
@@ -277,3 +269,45 @@ def apply_model(
         return model.apply(variables, images, mutable=stats, **options)
     logits: Any = model.apply(variables, images, **options)
     return logits, {}
+
+
+@functools.cache
+def check_network(name: str, model: nn.Module, shapes: Shapes) -> None:
+    """Checks that a model maps images to logits, in evaluation and in training.
+
+    What the model raises passes through. `name` is for messages.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"{name} must be a flax.linen module or the class of a flax.nnx module; "
+            f"got an instance of {type(model).__name__}"
+        )
+
+    def call(variables: Any, images: jax.Array, train: bool) -> Any:
+        key = jax.random.key(0) if train else None
+        return apply_model(model, variables, images, train=train, dropout_key=key)[0]
+
+    # Evaluation with one image, whose axis a network may lose.
+    for train, size in (False, 1), (True, 2):
+        images = jax.ShapeDtypeStruct((size, *shapes.image), jnp.float32)
+        try:
+            variables = variable_shapes(model, shapes.image)
+            traced = functools.partial(call, train=train)
+            logits = jax.eval_shape(traced, variables, images)
+        except Exception as error:  # whatever the user's code raises
+            error.add_note(f"{name} was called on {images} with train={train}")
+            raise
+        expected, shape = (size, shapes.classes), getattr(logits, "shape", None)
+        if shape != expected or not jnp.issubdtype(logits.dtype, jnp.floating):
+            raise InputError(
+                f"{name} must return logits {list(expected)} of a float type for "
+                f"images {[size, *shapes.image]}; got {logits}"
+            )
+    if not variables.get("params"):
+        raise InputError(f"{name} has no parameters; there is nothing to train")
+    for path, leaf in jax.tree.leaves_with_path(variables):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise InputError(
+                f"{name} has variables of type {leaf.dtype} in {path[0].key}; only "
+                "those of a float type can be trained, or averaged over devices"
+            )

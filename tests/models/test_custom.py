@@ -95,7 +95,7 @@ def test_unusable_networks_are_refused(file, name, message):
 def test_what_a_network_raises_passes_through(file):
     with pytest.raises(TypeError) as raised:
         create_model(config_of(file, "Broken"), MNIST)
-    note = r"Broken was called on .*\(1, 28, 28\).* to initialize it"
+    note = r"Broken was called on .*\(1, 28, 28\).* with train=False"
     assert re.search(note, "".join(raised.value.__notes__))
     with pytest.raises(TypeError, match="unexpected keyword argument 'depth'"):
         create_model(config_of(file, "Linear", model_args=("depth=3",)), MNIST)
