@@ -8,7 +8,6 @@ network has no fewer FLOPs.
 """
 
 import dataclasses
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -34,22 +33,17 @@ def plain_model(config: TrainConfig, shapes: Shapes) -> nn.Module:
     return create_model(config, shapes)
 
 
-@functools.cache
-def trace_products(model: nn.Module, image_shape: tuple[int, ...]) -> list[Product]:
-    """Returns the products of a network's forward pass of one image, in order."""
+def trace_forward(model: nn.Module, image_shape: tuple[int, ...]) -> Any:
+    """Returns the jaxpr of a network's forward pass of one image."""
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     trace = jax.make_jaxpr(lambda v, x: apply_model(model, v, x, train=False)[0])
-    return count_products(trace(variable_shapes(model, image_shape), image).jaxpr)
+    return trace(variable_shapes(model, image_shape), image).jaxpr
 
 
 def count_products(jaxpr: Any, layer: str = "") -> list[Product]:
-    """Returns the products of a jaxpr.
+    """Returns the products of a jaxpr; `layer` is the one that an inner jaxpr is of.
 
     Those of a `while_loop`'s body count once, those of all branches of a `cond` count.
-
-    Args:
-        jaxpr: of a network's forward pass, or an inner one of it.
-        layer: to which an inner jaxpr belongs.
     """
     counts = []
     for eqn in jaxpr.eqns:
@@ -85,8 +79,8 @@ def multiply_adds(config: TrainConfig, shapes: Shapes) -> list[int]:
     >>> multiply_adds(TrainConfig(model="lstm"), Shapes((28, 28), 10))
     [401408, 1835008, 1280]
     """
-    products = trace_products(plain_model(config, shapes), shapes.image)
-    return [product.multiply_adds for product in products]
+    jaxpr = trace_forward(plain_model(config, shapes), shapes.image)
+    return [product.multiply_adds for product in count_products(jaxpr)]
 
 
 def training_flops(config: TrainConfig, shapes: Shapes) -> int:

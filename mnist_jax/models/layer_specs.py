@@ -1,18 +1,16 @@
 """The layers of a network, as a trace of its forward pass finds them."""
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Shapes
-from mnist_jax.models.flops import plain_model, trace_products
+from mnist_jax.models.flops import count_products, plain_model, trace_forward
 from mnist_jax.models.layers import Dropout
-from mnist_jax.models.networks import apply_model, variable_shapes
+from mnist_jax.models.networks import variable_shapes
 
 
 class LayerSpec(NamedTuple):
@@ -36,7 +34,6 @@ def layer_specs(config: TrainConfig, shapes: Shapes) -> list[LayerSpec]:
     (['Conv_0', 'Conv_1', 'Conv_2', 'Dense_0', 'Dense_1'], 32)
     """
     model = plain_model(config, shapes)
-    variables = variable_shapes(model, shapes.image)
     called: list[str] = []
     modules: dict[str, nn.Module] = {}
     outputs: dict[str, Any] = {}
@@ -53,11 +50,9 @@ def layer_specs(config: TrainConfig, shapes: Shapes) -> list[LayerSpec]:
                 outputs.setdefault(module.name, output.shape[1:])
         return output
 
-    image = jax.ShapeDtypeStruct((1, *shapes.image), jnp.float32)
+    params = variable_shapes(model, shapes.image)["params"]
     with nn.intercept_methods(note):
-        forward = partial(apply_model, model, train=False)
-        jax.eval_shape(forward, variables, image)
-    products, params = trace_products(model, shapes.image), variables["params"]
+        products = count_products(trace_forward(model, shapes.image))
     return [
         LayerSpec(
             name,
