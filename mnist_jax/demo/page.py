@@ -3,7 +3,6 @@
 import base64
 import json
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +24,13 @@ def write_page(runs: Mapping[str, TrainedRun], path: Path) -> None:
     Args:
         runs: as returned by `load_run`, by the names to show.
         path: the HTML file.
-
-    Raises:
-        InputError: a network is not a built-in one for images of 28x28 in 10 classes,
-            or the file cannot be written.
     """
     networks = [_describe(name, run) for name, run in runs.items()]
     text = json.dumps(networks, default=_encode_array, allow_nan=False)
     # A name with "</script>" would end the element.
     data = text.replace("<", "\\u003c")
-    folder = resources.files("mnist_jax.demo")
     page, drawing, network = (
-        folder.joinpath(name).read_text("utf-8")
+        Path(__file__).with_name(name).read_text("utf-8")
         for name in ("page.html", "drawing.js", "network.js")
     )
     scripts = (
@@ -49,17 +43,11 @@ def write_page(runs: Mapping[str, TrainedRun], path: Path) -> None:
 def _describe(name: str, run: TrainedRun) -> dict[str, Any]:
     """Returns what the page has to know of a run."""
     model, dataset = run.config.model, run.record.dataset
-    if model not in MODELS:
-        raise InputError(
-            f"{name} is the custom network {model}, which has no page; give a run of "
-            f"{', '.join(MODELS)}"
-        )
-    if run.shapes != MNIST:
+    if model not in MODELS or run.shapes != MNIST:
         height, width = run.shapes.image
         raise InputError(
-            f"{name} is a network for images of {height}x{width} in "
-            f"{run.shapes.classes} classes, but drawings become 28x28 and the page "
-            "shows 10 classes; give a network for 28x28 and 10 classes"
+            f"{name} is {model} for images of {height}x{width} in {run.shapes.classes} "
+            f"classes, but the page is for {', '.join(MODELS)}, 28x28 and 10 classes"
         )
     note = f"{model.upper()}, test accuracy {run.record.test_accuracy:.2%}"
     if dataset not in DIGIT_SETS:

@@ -186,7 +186,7 @@ def test_names_cannot_end_the_script(mlp: TrainedRun, tmp_path):
 
 def test_a_custom_network_has_no_page(mlp: TrainedRun, tmp_path):
     run = dataclasses.replace(mlp, config=TrainConfig(model="net.py:Net"))
-    with pytest.raises(InputError, match=r"net.py:Net, which has no page.*mlp, lstm"):
+    with pytest.raises(InputError, match=r"net.py:Net .* is for mlp, lstm"):
         write_page({"run": run}, tmp_path / "page.html")
     assert list(tmp_path.iterdir()) == []
 

@@ -41,7 +41,7 @@ def test_programs_take_or_refuse_other_shapes(tmp_path):
     assert " 964 |" in summary and " 125 |" in summary  # 240 * 4 + 4, 4 * 25 + 25
     other = save(tmp_path / "other.npz", classes=26)
     for arguments, message in (
-        (("experiments.demo", folder), "network for images of 12x20 in 25 classes"),
+        (("experiments.demo", folder), "mlp for images of 12x20 in 25 classes"),
         (("experiments.predict", folder, *images, "--as_digit"), "to MNIST's 28x28"),
         (("experiments.predict", folder, other), f"in {tmp_path / 'other.npz'} have"),
     ):
