@@ -37,31 +37,39 @@ def indices(split):
     return found.tolist()
 
 
-def test_the_default_split_is_the_official_one(small):
-    got = cut(small)
-    assert indices(got.train) == list(range(60))
+@pytest.mark.parametrize(
+    "fields, train, validation",
+    [
+        ({}, range(60), None),
+        ({"validation": "test"}, range(60), range(60, 70)),
+        ({"validation_fraction": 0.2}, range(48), range(48, 60)),
+        ({"validation_fraction": 0.2, "train_size": 20}, range(16), range(16, 20)),
+    ],
+)
+def test_the_validation_set_is_the_end_of_the_training_set(
+    small, fields, train, validation
+):
+    if "validation_fraction" in fields:
+        fields = {"validation": "fraction", **fields}
+    got = cut(small, **fields)
+    assert indices(got.train) == list(train)
     assert indices(got.test) == list(range(60, 70))
-    assert got.validation is None
+    held_out = got.validation and indices(got.validation)
+    assert held_out == (validation and list(validation))
     assert (got.name, got.checksum, got.note) == ("mnist", "c", "n")
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2**32 - 1])
+@pytest.mark.parametrize("seed", [0, 2**32 - 1])
 def test_the_shuffled_split_equals_scikit_learn(small, seed):
     from sklearn.model_selection import train_test_split
 
     train, test = train_test_split(
         np.arange(70), test_size=1 / 7, random_state=np.random.RandomState(seed)
     )
-    got = cut(small, split="shuffled", split_seed=seed)
-    assert indices(got.train) == train.tolist()
-    assert indices(got.test) == test.tolist()
-
-
-def test_the_validation_fraction_is_the_end_of_the_training_set(small):
-    got = cut(small, validation="fraction", validation_fraction=0.2)
-    assert indices(got.train) == list(range(48))
-    assert indices(got.validation) == list(range(48, 60))
-    assert indices(got.test) == list(range(60, 70))
+    for size in (None, 20):
+        got = cut(small, split="shuffled", split_seed=seed, train_size=size)
+        assert indices(got.train) == train.tolist()[:size]
+        assert indices(got.test) == test.tolist()
 
 
 @pytest.mark.parametrize("fraction", [0.02, 0.1, 0.3, 0.35, 0.58, 0.9, 0.98])
@@ -69,21 +77,6 @@ def test_the_validation_fraction_rounds_as_in_keras(small, fraction):
     got = cut(small, validation="fraction", validation_fraction=fraction)
     assert len(got.train.labels) == int(60 * (1 - fraction))
     assert len(got.train.labels) + len(got.validation.labels) == 60
-
-
-def test_the_test_set_can_be_the_validation_set(small):
-    got = cut(small, validation="test")
-    assert indices(got.validation) == indices(got.test) == list(range(60, 70))
-
-
-def test_train_size_is_applied_before_the_validation_split(small):
-    got = cut(small, validation="fraction", validation_fraction=0.2, train_size=20)
-    assert indices(got.train) == list(range(16))
-    assert indices(got.validation) == list(range(16, 20))
-    shuffled = cut(small, split="shuffled", train_size=20)
-    whole = cut(small, split="shuffled")
-    assert indices(shuffled.train) == indices(whole.train)[:20]
-    assert indices(shuffled.test) == indices(whole.test)
 
 
 @pytest.mark.parametrize(
