@@ -14,13 +14,9 @@ SMOOTHNESS = 4.0  # standard deviation of the elastic field's Gaussian filter, p
 
 
 class Augmentation(NamedTuple):
-    """Augmentations as a callable; equal instances share compiled programs.
+    """Augmentations as a callable; equal instances share compiled programs."""
 
-    Args:
-        names: as in `TrainConfig.augment`; none leaves images unchanged.
-    """
-
-    names: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()  # as in `TrainConfig.augment`
 
     def __call__(
         self, images: jax.Array, key: jax.Array, batch_offset: jax.Array | int = 0
@@ -42,9 +38,8 @@ class Augmentation(NamedTuple):
         if not sizes:
             return images
         indices = batch_offset + jnp.arange(len(images))
-        keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 4))(
-            indices
-        )  # [B,4]
+        split = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 4))
+        keys = split(indices)  # [B,4]
         if "flip" in sizes:
             flipped = jax.vmap(jax.random.bernoulli)(keys[:, 0])[:, None, None]
             images = jnp.where(flipped, images[:, :, ::-1], images)
@@ -125,9 +120,8 @@ def interpolate(images: jax.Array, coordinates: jax.Array) -> jax.Array:
     pairs = padded[:, :, :-1] | padded[:, :, 1:] << 8
     packed = pairs[:, :-1] | pairs[:, 1:] << 16  # [B,H+4,W+4]; row 0 is pixel row -2
     floor = jnp.floor(coordinates)
-    below, right = (coordinates - floor).swapaxes(
-        0, 1
-    )  # weights of the second neighbors
+    # Weights of the second neighbors.
+    below, right = (coordinates - floor).swapaxes(0, 1)
     # All neighbors of the pixels at -2 and at the image's size lie outside.
     size = np.reshape(images.shape[1:], (1, 2, 1, 1)).astype(np.int32)
     row, column = jnp.clip(floor.astype(jnp.int32), -2, size).swapaxes(0, 1) + 2
@@ -154,7 +148,6 @@ def source_coordinates(
             pixels, which is uniform noise smoothed by a Gaussian of `SMOOTHNESS`.
             Source: Simard et al. 2003, "Best practices for convolutional neural
             networks applied to visual document analysis".
-
         shape: height and width of the image.
 
     Returns:

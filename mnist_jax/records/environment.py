@@ -108,13 +108,7 @@ def current_environment() -> Environment:
 
 
 def check_packages(purpose: str, packages: Sequence[str], extra: str) -> None:
-    """Checks before any work is done that optional packages are installed.
-
-    Args:
-        purpose: what needs them, the start of the message.
-        packages: names to import.
-        extra: name of the optional dependency of this project that installs them.
-    """
+    """Checks that the packages of an optional dependency `extra` are installed."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(
@@ -134,11 +128,7 @@ def git(*words: str) -> str:
 
 
 def code_digest(more: Iterable[Path] = ()) -> str:
-    """Returns a digest of the package's source files, committed or not.
-
-    Args:
-        more: additional files to include.
-    """
+    """Returns a digest of the package's source, committed or not, and more files."""
     digest = hashlib.sha256()
     for file in (*sorted(_PACKAGE.rglob("*.py")), *more):
         digest.update(file.name.encode() + file.read_bytes())
