@@ -37,7 +37,7 @@ from mnist_jax.config import TrainConfig, as_text, changed_fields
 from mnist_jax.data.batches import epoch_indices
 from mnist_jax.data.types import Dataset, Split
 from mnist_jax.errors import InputError
-from mnist_jax.profiling.profile import format_profile, profile
+from mnist_jax.profiling.profile import profile
 from mnist_jax.records.environment import Environment, current_environment
 from mnist_jax.records.files import check_append
 from mnist_jax.records.schema import append_jsonl
@@ -253,8 +253,7 @@ def main() -> None:
         for config in configs:
             name = f"{config.name}-{config.batch_size}"
             folder = out / "profile" / name
-            found = profile(prepare(config, dataset), folder)
-            print(f"\n{name}\n\n{format_profile(found, folder)}")
+            print(f"\n{name}\n\n{profile(prepare(config, dataset), folder)}")
     if starts:
         print(
             "\nstart: from the command to the dataset in memory; compile: all programs "

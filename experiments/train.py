@@ -101,10 +101,10 @@ def main() -> None:
         print(f"the run in {FLAGS.run_dir} is finished")
     elif FLAGS.profile:
         # Imported here because pandas takes 0.3 of the 1.1 s of all imports.
-        from mnist_jax.profiling.profile import format_profile, profile
+        from mnist_jax.profiling.profile import profile
 
         folder = root / "profile"
-        print(f"\n{format_profile(profile(experiment, folder), folder)}")
+        print(f"\n{profile(experiment, folder)}")
 
 
 def run() -> None:

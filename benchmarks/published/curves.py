@@ -6,7 +6,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from mnist_jax.records.schema import RunRecord
 from mnist_jax.reporting.plots import STYLES, Figure, NotebookFigure
 from mnist_jax.reporting.statistics import prediction_interval
 
@@ -45,28 +44,24 @@ class Curve(NamedTuple):
     system: str
     published: np.ndarray  # accuracies [epochs]
     ours: np.ndarray  # accuracies [seeds,epochs]
-
-    def band(self) -> np.ndarray:
-        """Returns the 95 % prediction interval of each epoch, `[2,epochs]`."""
-        return np.array([prediction_interval(a)[1:] for a in self.ours.T]).T
-
-    def outside(self) -> np.ndarray:
-        """Returns the epochs, counted from 1, whose accuracy is outside the band."""
-        low, high = self.band()
-        return np.flatnonzero((self.published < low) | (self.published > high)) + 1
+    band: np.ndarray  # 95 % prediction interval of each epoch, [2,epochs]
+    outside: np.ndarray  # epochs, counted from 1, whose accuracy is outside the band
 
 
 def published_curves(runs: Runs) -> Iterator[Curve]:
     """Yields the systems that have a published curve and two runs of all its epochs."""
-    for name, published in CURVES.items():
-        found = [_accuracies(record) for record in runs.get(name, {}).values()]
-        whole = [ours for ours in found if len(ours) == len(published)]
-        if len(whole) >= 2:
-            yield Curve(name, np.array(published), np.array(whole))
-
-
-def _accuracies(record: RunRecord) -> list[float]:
-    return [e.val_accuracy for e in record.epochs if e.val_accuracy is not None]
+    for name, accuracies in CURVES.items():
+        found = [
+            [e.val_accuracy for e in run.epochs if e.val_accuracy is not None]
+            for run in runs.get(name, {}).values()
+        ]
+        whole = [ours for ours in found if len(ours) == len(accuracies)]
+        if len(whole) < 2:
+            continue
+        published, ours = np.array(accuracies), np.array(whole)
+        low, high = band = np.array([prediction_interval(a)[1:] for a in ours.T]).T
+        outside = np.flatnonzero((published < low) | (published > high)) + 1
+        yield Curve(name, published, ours, band, outside)
 
 
 def curves_frame(runs: Runs) -> pd.DataFrame:
@@ -76,15 +71,15 @@ def curves_frame(runs: Runs) -> pd.DataFrame:
         seeds, epochs = curve.ours.shape
         distance = curve.published - curve.ours.mean(axis=0)
         variance = curve.ours.var(axis=0, ddof=1) * (1 + 1 / seeds)
-        outside = curve.outside()
-        named = f": {', '.join(map(str, outside))}" if len(outside) else ""
+        named = ", ".join(map(str, curve.outside))
         rows.append(
             {
                 "system": curve.system,
                 "seeds": seeds,
                 "RMS": f"{np.sqrt(np.mean(distance**2)):.4f}",
                 "expected": f"{np.sqrt(variance.mean()):.4f}",
-                "outside": f"{len(outside)} of {epochs}{named}",
+                "outside": f"{len(curve.outside)} of {epochs}"
+                + (f": {named}" if named else ""),
             }
         )
     return pd.DataFrame(rows)
@@ -95,22 +90,20 @@ def curves_figure(runs: Runs) -> Figure:
     curves = list(published_curves(runs))
     figure = NotebookFigure(3.4 * len(curves), 3.2)
     (ours, *_), (theirs, *_) = STYLES[:2]
-    row = figure.subplots(1, len(curves), squeeze=False)[0]
+    [row] = figure.subplots(1, len(curves), squeeze=False)
     for axes, curve in zip(row, curves, strict=True):
         epochs = np.arange(len(curve.published)) + 1
-        outside = curve.outside()
-        axes.fill_between(epochs, *curve.band(), color=ours, alpha=0.2, linewidth=0)
+        axes.fill_between(epochs, *curve.band, color=ours, alpha=0.2, linewidth=0)
         axes.plot(epochs, curve.ours.mean(axis=0), color=ours)
         axes.plot(epochs, curve.published, "o", color=theirs, markersize=4)
-        marked = curve.published[outside - 1]
-        axes.plot(
-            outside, marked, "o", color=theirs, markersize=10, markerfacecolor="none"
-        )
+        [marked] = axes.plot(curve.outside, curve.published[curve.outside - 1], "o")
+        marked.set(color=theirs, markersize=10, markerfacecolor="none")
         axes.set(title=f"{curve.system}, {len(curve.ours)} seeds", xlabel="epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
-    figure.axes[0].set_ylabel("test accuracy")
-    line = figure.axes[0].lines
+    row[0].set_ylabel("test accuracy")
     labels = ["our mean and 95 % prediction band", "published", "outside the band"]
-    figure.legend(line, labels, loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(
+        row[0].lines, labels, loc="outside lower center", ncols=3, frameon=False
+    )
     return figure

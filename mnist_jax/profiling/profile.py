@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,17 +26,6 @@ SHOWN = 10  # scopes in the printed table
 _SKIPPED = {"while", "call", "conditional", "tuple", "get-tuple-element", "parameter"}
 # Components of a scope's path that JAX and Flax add.
 _NOISE = re.compile(r"jit\(.*\)|shard_map|while|body|closed_call|custom_vjp_call|cond")
-
-
-class Profile(NamedTuple):
-    """The result of `profile`."""
-
-    seconds: dict[str, float]  # per epoch, by phase
-    scopes: pd.DataFrame  # per step: scope, microseconds, share; largest first
-    gflops: float  # in training steps, by `training_flops`
-    peak_gflops: float
-    peak_megabytes: float
-    device_megabytes: float | None  # of this process's first; None if not reported
 
 
 def read_scopes(hlo: str) -> dict[str, str]:
@@ -72,43 +61,27 @@ def read_scopes(hlo: str) -> dict[str, str]:
     return scopes
 
 
-def _traces(folder: Path, pattern: str) -> list[Path]:
-    """Returns the files of a folder's traces, the newest last."""
-    return sorted(folder.rglob(pattern), key=lambda path: path.stat().st_mtime)
-
-
-def sum_by_scope(folder: Path, scopes: Mapping[str, str], steps: int) -> pd.DataFrame:
+def sum_by_scope(file: Path, scopes: Mapping[str, str], steps: int) -> dict[str, float]:
     """Returns the time of a trace by scope, largest first.
 
     In microseconds per step, summed over the devices.
     """
-    [*_, file] = _traces(folder, "*.xplane.pb")
     nanoseconds: collections.Counter[str] = collections.Counter()
     for plane in ProfileData.from_file(str(file)).planes:
         for line in plane.lines:
             for event in line.events:
                 if event.name in scopes:
                     nanoseconds[scopes[event.name]] += event.duration_ns
-    total = sum(nanoseconds.values()) or 1
-    rows = [(s, t / 1e3 / steps, t / total) for s, t in nanoseconds.most_common()]
-    return pd.DataFrame(rows, columns=["scope", "us per step", "share"])
+    return {scope: ns / 1e3 / steps for scope, ns in nanoseconds.most_common()}
 
 
-def profile(experiment: Experiment, folder: Path) -> Profile:
-    """Times the phases of an epoch, and traces some further training steps.
-
-    Trains new parameters; an earlier run of `experiment` is not affected.
-
-    Args:
-        experiment: as returned by `prepare` for one seed.
-        folder: where to write the trace; created if missing.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
+def time_phases(experiment: Experiment) -> dict[str, float]:
+    """Returns the median seconds per epoch of each phase."""
     config, programs = experiment.config, experiment.programs
     size = len(experiment.dataset.train.labels)
     states, run_keys = programs.init_run([config.seed])
     names = ("input", "training steps", "evaluation", "host")
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    seconds = []
     for epoch in range(EPOCHS + 1):
         ticks = [time.perf_counter()]
         order = epoch_indices(config.seed, epoch, size, config.batch_size)
@@ -120,71 +93,90 @@ def profile(experiment: Experiment, folder: Path) -> Profile:
         )
         ticks.append(time.perf_counter())
         if experiment.validation is not None:
-            jax.block_until_ready(
-                programs.evaluate(
-                    states.variables, experiment.held_out, experiment.validation
-                )
+            evaluated = programs.evaluate(
+                states.variables, experiment.held_out, experiment.validation
             )
+            jax.block_until_ready(evaluated)
         ticks.append(time.perf_counter())
         jax.device_get(metrics)
         ticks.append(time.perf_counter())
-        if epoch:  # the first epoch is a warm-up
-            for name, value in zip(names, np.diff(ticks), strict=True):
-                seconds[name].append(float(value))
+        seconds.append(np.diff(ticks))
+    medians = np.median(seconds[1:], axis=0).tolist()  # the first epoch is a warm-up
+    return dict(zip(names, medians, strict=True))
+
+
+def trace_steps(experiment: Experiment, folder: Path) -> dict[str, float]:
+    """Writes a trace of some training steps and returns its `sum_by_scope`."""
+    config, programs = experiment.config, experiment.programs
+    states, run_keys = programs.init_run([config.seed])
+    size = len(experiment.dataset.train.labels)
+    order = epoch_indices(config.seed, 0, size, config.batch_size)
+    indices, keys = programs.shard(order[None]), programs.epoch_keys(run_keys, 0)
     steps = min(TRACED_STEPS, len(order))
-    jax.profiler.start_trace(folder)
-    jax.block_until_ready(
-        programs.run_steps(states, experiment.train, indices, keys, 0, steps)
-    )
-    jax.profiler.stop_trace()
-    medians = {name: float(np.median(values)) for name, values in seconds.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    jax.block_until_ready((states, indices, keys))
+    with jax.profiler.trace(folder):
+        jax.block_until_ready(
+            programs.run_steps(states, experiment.train, indices, keys, 0, steps)
+        )
     scopes = read_scopes(programs.train.as_text() or "")
-    flops = training_flops(config, experiment.dataset.shapes)
-    memory: dict[str, Any] = programs.mesh.local_devices[0].memory_stats() or {}
-    device_bytes = memory.get("peak_bytes_in_use")
-    return Profile(
-        medians,
-        sum_by_scope(folder, scopes, steps),
-        flops * size / medians["training steps"] / 1e9,
-        max(matmul_peaks().values()),
-        peak_megabytes(),
-        None if device_bytes is None else device_bytes / 1e6,
-    )
+    return sum_by_scope(_newest(folder, "*.xplane.pb"), scopes, steps)
 
 
-def format_profile(found: Profile, folder: Path) -> str:
-    """Formats a profile as two Markdown tables and a summary."""
-    total = sum(found.seconds.values())
-    times = pd.DataFrame(
-        {
-            "where the time goes": name,
-            "s per epoch": f"{value:.4f}",
-            "share": f"{value / total:.1%}",
-        }
-        for name, value in found.seconds.items()
-    )
-    operations = pd.DataFrame(
-        {
-            "most expensive operations, by scope": row.scope,
-            "us per step, all devices": f"{row._2:,.1f}",
-            "share": f"{row.share:.1%}",
-        }
-        for row in found.scopes.head(SHOWN).itertuples()
-    )
+def _newest(folder: Path, pattern: str) -> Path:
+    return max(folder.rglob(pattern), key=lambda path: path.stat().st_mtime)
+
+
+def _share_table(
+    columns: tuple[str, str], values: Mapping[str, float], form: str
+) -> str:
+    """Formats the largest values with their shares of the sum of all."""
+    total = sum(values.values())
+    rows = [
+        (name, format(value, form), f"{value / total:.1%}")
+        for name, value in [*values.items()][:SHOWN]
+    ]
+    return markdown_table(pd.DataFrame(rows, columns=[*columns, "share"]))
+
+
+def profile(experiment: Experiment, folder: Path) -> str:
+    """Times the phases of an epoch, and traces some further training steps.
+
+    Trains new parameters; an earlier run of `experiment` is not affected.
+
+    Args:
+        experiment: as returned by `prepare` for one seed.
+        folder: where to write the trace; created if missing.
+
+    Returns:
+        Two Markdown tables and a summary.
+    """
+    seconds, scopes = time_phases(experiment), trace_steps(experiment, folder)
+    dataset = experiment.dataset
+    flops = training_flops(experiment.config, dataset.shapes)
+    gflops = flops * len(dataset.train.labels) / seconds["training steps"] / 1e9
+    peak = max(matmul_peaks().values())
+    memory: dict[str, Any] = {}
+    memory |= experiment.programs.mesh.local_devices[0].memory_stats() or {}
     device = ""
-    if found.device_megabytes is not None:
-        device = f", device {found.device_megabytes:,.0f} MB"
-    share = found.gflops / found.peak_gflops
+    if "peak_bytes_in_use" in memory:
+        device = f", device {memory['peak_bytes_in_use'] / 1e6:,.0f} MB"
     above = (
         " (above 100%: Winograd's convolution multiplies less than is counted, "
         "bfloat16 is faster, or other programs slowed the measurement)"
     )
-    [*_, trace] = [folder, *_traces(folder, "*.trace.json.gz")]
+    phases = _share_table(("where the time goes", "s per epoch"), seconds, ".4f")
+    operations = _share_table(
+        ("most expensive operations, by scope", "us per step, all devices"),
+        scopes,
+        ",.1f",
+    )
     return (
-        f"{markdown_table(times)}\n\n{markdown_table(operations)}\n\n"
-        f"training steps: {found.gflops:,.1f} GFLOP/s, "
-        f"{share:.1%} of the {found.peak_gflops:,.0f} GFLOP/s measured for matrix "
-        f"products in float32{above if share > 1 else ''}\n"
-        f"peak memory: process {found.peak_megabytes:,.0f} MB{device}\n"
-        f"trace: {trace} (open with https://ui.perfetto.dev; XProf takes {folder})"
+        f"{phases}\n\n{operations}\n\n"
+        f"training steps: {gflops:,.1f} GFLOP/s, {gflops / peak:.1%} of the "
+        f"{peak:,.0f} GFLOP/s measured for matrix products in float32"
+        f"{above if gflops > peak else ''}\n"
+        f"peak memory: process {peak_megabytes():,.0f} MB{device}\n"
+        f"trace: {_newest(folder, '*.trace.json.gz')} (open with "
+        f"https://ui.perfetto.dev; XProf takes {folder})"
     )

@@ -119,16 +119,15 @@ def _find_row(
     )
 
 
-def _difference(runs: Sequence[RunRecord], others: Sequence[RunRecord]) -> Interval:
-    """Returns the difference of mean accuracies, paired by seed.
-
-    NaN without common seeds, and of a row from itself.
-    """
+def paired_accuracies(
+    runs: Iterable[RunRecord], others: Iterable[RunRecord]
+) -> Interval:
+    """Returns the difference of mean accuracies, paired by seed; NaN without pairs."""
     first, second = (
         {run.config.seed: run.test_accuracy for run in row} for row in (runs, others)
     )
     seeds = first.keys() & second.keys()
-    if not seeds or runs is others:
+    if not seeds:
         return Interval(math.nan, math.nan, math.nan)
     return paired_difference(
         [first[seed] for seed in seeds], [second[seed] for seed in seeds]
@@ -188,7 +187,7 @@ def comparison_frame(
             row[f"seconds_to_{target}"] = seconds.median()
             row[f"seeds_to_{target}"] = seconds.count()
         if reference:
-            difference = _difference(runs, reference)
+            difference = paired_accuracies(runs, () if runs is reference else reference)
             row |= zip(_DIFFERENCES, difference, strict=True)
         rows.append(row)
     return pd.DataFrame(rows)
