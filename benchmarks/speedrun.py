@@ -9,7 +9,6 @@ device; compiling is timed apart. docs/records.md has the rules and the records.
 
 import contextlib
 import dataclasses
-import importlib.util
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -106,12 +105,7 @@ class SpeedRecord:
 
 
 def read_recipe(path: Path) -> TrainConfig:
-    """Returns the config of a recipe, a file of flags.
-
-    Raises:
-        InputError: it does not train on all training images of a given dataset and test
-            on its test set.
-    """
+    """Returns the config of a recipe, a file of flags, if it follows the rules."""
     values = flags.FlagValues()
     define_config_flags(values)
     parse_flags(["recipe", f"--flagfile={path}"], values)
@@ -129,27 +123,20 @@ def best_recipe(
     records: Sequence[SpeedRecord], target: float, dataset: str, model: str | None
 ) -> Path:
     """Returns the recipe whose latest record reached a target in the shortest time."""
-    latest = {record.recipe: record for record in records}
     fits = [
         record
-        for record in latest.values()
+        for record in {record.recipe: record for record in records}.values()
         if dataclasses.replace(record, target=target).reached
         and record.config.dataset == dataset
         and model in (None, record.config.model)
     ]
     if not fits:
-        known = sorted({f"{r.target:g} ({r.config.dataset})" for r in records})
         raise InputError(
             f"no recorded recipe of {model or 'any network'} reaches --target="
-            f"{target:g} on {dataset}; recorded targets: "
-            f"{', '.join(known) or 'none'}; give another, or a --recipe to try"
+            f"{target:g} on {dataset}; give another, or a --recipe to try"
         )
     fastest = min(fits, key=lambda record: record.median_seconds)
     return RECIPES / f"{fastest.recipe}.cfg"
-
-
-def _report(name: str, seed: int, accuracy: float, seconds: float) -> None:
-    print(f"{name}, seed {seed}: test accuracy {accuracy:.4f} in {seconds:.2f} s")
 
 
 def run_recipes(
@@ -161,46 +148,50 @@ def run_recipes(
 ) -> list[SpeedRecord]:
     """Trains recipes and peers, the seeds of all in turn, and measures their starts.
 
-    Raises:
-        InputError: a loss became NaN. No seed is dropped: there is no record then.
+    If a loss becomes NaN, there is no record: no seed is dropped.
     """
-    configs, peers = [read_recipe(path) for path in paths], peers or {}
-    names = {config.dataset for config in configs}
+    configs, peers = {path.stem: read_recipe(path) for path in paths}, peers or {}
+    names = {config.dataset for config in configs.values()}
     datasets = {name: load_dataset(name, data_dir) for name in names}
-    experiments = [prepare(c, datasets[c.dataset]) for c in configs]
-    runs: list[list[RunRecord]] = [[] for _ in paths]
-    seconds: list[list[float]] = [[] for _ in paths]
-    raced = [PeerRuns(name, [], []) for name in peers]
+    experiments = {
+        name: prepare(config, datasets[config.dataset])
+        for name, config in configs.items()
+    }
+    runs: dict[str, list[RunRecord]] = {name: [] for name in configs}
+    raced = {name: PeerRuns(name, [], []) for name in (*configs, *peers)}
     for seed in range(seeds):
-        for i, path in enumerate(paths):
-            [(run, _)] = finish(fit(experiments[i], [seed]))
-            runs[i].append(run)
-            seconds[i].append(sum(epoch.train_seconds for epoch in run.epochs))
-            _report(path.stem, seed, run.test_accuracy, seconds[i][-1])
-        for peer in raced:
-            result = peers[peer.name].ask(seed)
-            peer.accuracies.append(result["accuracy"])
-            peer.seconds.append(result["seconds"])
-            _report(peer.name, seed, result["accuracy"], result["seconds"])
-    records = []
-    for i, path in enumerate(paths):
+        for name, turns in raced.items():
+            if name in experiments:
+                [(run, _)] = finish(fit(experiments[name], [seed]))
+                runs[name].append(run)
+                accuracy = run.test_accuracy
+                seconds = sum(epoch.train_seconds for epoch in run.epochs)
+            else:
+                answer = peers[name].ask(seed)
+                accuracy, seconds = answer["accuracy"], answer["seconds"]
+            turns.accuracies.append(accuracy)
+            turns.seconds.append(seconds)
+            print(
+                f"{name}, seed {seed}: test accuracy {accuracy:.4f} in {seconds:.2f} s"
+            )
+    records: list[SpeedRecord] = []
+    for path in paths:
         cold, warm = measure_starts(path.stem, {"flagfile": path, "epochs": 1}, 1)
+        first, shifted = runs[path.stem][0], [r.tta_accuracy for r in runs[path.stem]]
         records.append(
             SpeedRecord(
                 recipe=path.stem,
                 target=target,
-                config=configs[i],
-                checksum=runs[i][0].checksum,
-                accuracies=[run.test_accuracy for run in runs[i]],
-                seconds=seconds[i],
+                config=configs[path.stem],
+                checksum=first.checksum,
+                accuracies=raced[path.stem].accuracies,
+                seconds=raced[path.stem].seconds,
                 compile_seconds=cold["compile s"],
                 cached_compile_seconds=warm["compile s"] if warm["cached"] else None,
-                parameters=runs[i][0].parameters,
-                environment=runs[i][0].environment,
-                tta_accuracies=[
-                    run.tta_accuracy for run in runs[i] if run.tta_accuracy is not None
-                ],
-                peers=raced if i == 0 else [],
+                parameters=first.parameters,
+                environment=first.environment,
+                tta_accuracies=[value for value in shifted if value is not None],
+                peers=[] if records else [raced[name] for name in peers],
             )
         )
     return records
@@ -210,7 +201,25 @@ def speed_frame(records: Sequence[SpeedRecord]) -> pd.DataFrame:
     """Returns one row per record, and after it one for each of its peers."""
     rows = []
     for record in records:
-        rows.append(_row(record))
+        p, tta, seconds = record.p_value, record.tta_accuracies, record.median_seconds
+        cached = record.cached_compile_seconds
+        rows.append(
+            {
+                "data": record.config.dataset,
+                "target": f"{record.target:g}",
+                "network": record.config.name,
+                "test accuracy": spread(record.accuracies),
+                "with TTA": spread(tta) if tta else "-",
+                "reached": f"{'yes' if record.reached else 'no'} "
+                f"(p {f'{p:.1g}' if p > 1e-9 else '< 1e-9'})",
+                "training s": f"{median_range(record.seconds):.2f}",
+                "with compiling": f"{seconds + record.compile_seconds:.1f}",
+                "cached": "-" if cached is None else f"{seconds + cached:.1f}",
+                "epochs": record.config.epochs,
+                "parameters": f"{record.parameters:,}",
+                "recipe": record.recipe,
+            }
+        )
         rows += [
             {
                 **dict.fromkeys(rows[0], "-"),
@@ -222,25 +231,6 @@ def speed_frame(records: Sequence[SpeedRecord]) -> pd.DataFrame:
         ]
     frame = pd.DataFrame(rows)
     return frame.drop(columns=["with TTA"] if all(frame["with TTA"] == "-") else [])
-
-
-def _row(record: SpeedRecord) -> dict[str, Any]:
-    cached = record.cached_compile_seconds
-    return {
-        "data": record.config.dataset,
-        "target": f"{record.target:g}",
-        "network": record.config.name,
-        "test accuracy": spread(record.accuracies),
-        "with TTA": spread(tta) if (tta := record.tta_accuracies) else "-",
-        "reached": f"{'yes' if record.reached else 'no'} "
-        f"(p {f'{p:.1g}' if (p := record.p_value) > 1e-9 else '< 1e-9'})",
-        "training s": f"{median_range(record.seconds):.2f}",
-        "with compiling": f"{record.median_seconds + record.compile_seconds:.1f}",
-        "cached": "-" if cached is None else f"{record.median_seconds + cached:.1f}",
-        "epochs": record.config.epochs,
-        "parameters": f"{record.parameters:,}",
-        "recipe": record.recipe,
-    }
 
 
 def format_speed(records: Sequence[SpeedRecord]) -> str:
@@ -267,14 +257,12 @@ def format_speed(records: Sequence[SpeedRecord]) -> str:
 
 def format_fastest(records: Sequence[SpeedRecord]) -> str:
     """Formats the fastest CNN that reached each target on MNIST, for the README."""
-    reached = [
-        record
-        for record in records
+    fastest = {
+        record.target: record
+        for record in sorted(records, key=lambda record: -record.median_seconds)
         if record.reached
         and (record.config.dataset, record.config.model) == ("mnist", "cnn")
-    ]
-    slowest_first = sorted(reached, key=lambda record: -record.median_seconds)
-    fastest = {record.target: record for record in slowest_first}
+    }
     rows = [
         {
             "MNIST, CNN": f"{100 * record.target:g} %",
@@ -289,30 +277,17 @@ def format_fastest(records: Sequence[SpeedRecord]) -> str:
 
 def main() -> None:
     """Trains the recipe, prints its table and records it."""
-    if not 0 < FLAGS.target < 1:
-        raise InputError(
-            "--target must be an accuracy between 0 and 1, such as 0.99; got "
-            f"{FLAGS.target:g}"
-        )
     out = Path(FLAGS.out) / "speedrun.jsonl"
     check_append(out)
-    if FLAGS.recipe:
-        path = Path(FLAGS.recipe)
-        for name in ("dataset", "model"):
-            if FLAGS[name].present:
-                raise InputError(
-                    f"--{name} chooses a recorded recipe, and --recipe={path.stem} is "
-                    "one already; leave one of them out"
-                )
-    else:
-        recorded = read_jsonl(SpeedRecord, RECORDS)
-        path = best_recipe(recorded, FLAGS.target, FLAGS.dataset, FLAGS.model)
-    paths = [path, *([Path(FLAGS.against)] if FLAGS.against else [])]
-    if FLAGS.peers and importlib.util.find_spec("torch") is None:
+    if FLAGS.recipe and (FLAGS["dataset"].present or FLAGS["model"].present):
         raise InputError(
-            "--peers needs PyTorch, not installed here; run `make peers`, which has a "
-            "separate environment, or leave --peers out"
+            "--dataset and --model choose a recorded recipe, and --recipe is one "
+            "already; leave one of them out"
         )
+    path = FLAGS.recipe or best_recipe(
+        read_jsonl(SpeedRecord, RECORDS), FLAGS.target, FLAGS.dataset, FLAGS.model
+    )
+    paths = [Path(path), *([Path(FLAGS.against)] if FLAGS.against else [])]
     start_jax()
     data_dir = [f"--data_dir={FLAGS.data_dir}"] if FLAGS.data_dir else []
     with contextlib.ExitStack() as stack:
@@ -338,14 +313,12 @@ def main() -> None:
 
 def run() -> None:
     """Entry point."""
-    flags.DEFINE_float("target", 0.99, "mean test accuracy to reach")
+    flags.DEFINE_float("target", 0.99, "mean test accuracy to reach", 0, 1)
     define_preset_flag(RECIPES, "recipe", "recipe; default: the fastest recorded one")
     define_preset_flag(RECIPES, "against", "another recipe to train in turns")
     flags.DEFINE_enum("dataset", "mnist", NAMED, "dataset")
     flags.DEFINE_enum("model", None, list(MODELS), "network; default: any")
-    flags.DEFINE_integer(
-        "seeds", 10, "seeds, counted from 0, one by one", lower_bound=2
-    )
+    flags.DEFINE_integer("seeds", 10, "seeds, counted from 0, one by one", 2)
     flags.DEFINE_boolean("peers", False, "train a PyTorch recipe for 99 % in turns too")
     define_machine_flags()
     define_cluster_flags()

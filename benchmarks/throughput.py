@@ -90,9 +90,8 @@ def measure(
     states, run_keys = programs.init_run(range(seeds))
     speeds: dict[str, list[float]] = {"step": [], "epoch": [], "evaluate": []}
     for number in range(repeats + 1):
-        order = epoch_indices(
-            0, number, len(dataset.train.labels), experiment.config.batch_size
-        )
+        size = experiment.config.batch_size
+        order = epoch_indices(0, number, len(dataset.train.labels), size)
         indices = programs.shard(np.stack([order] * seeds))
         keys = programs.epoch_keys(run_keys, number)
         steps = min(STEPS, max(1, len(order) - 1))  # the last batch may be smaller
@@ -111,14 +110,11 @@ def measure(
         )
         ticks.append(time.perf_counter())
         images = (order[:steps] >= 0).sum(), (order >= 0).sum(), TEST_IMAGES
+        print(f"round {number} of {repeats}" if number else "warm-up", flush=True)
         if number:
-            for name, count, seconds in zip(
-                speeds, images, np.diff(ticks), strict=True
-            ):
-                speeds[name].append(float(seeds * count / seconds))
-        seconds_left = (ticks[-1] - ticks[0]) * (repeats - number)
-        name = f"round {number} of {repeats}" if number else "warm-up"
-        print(f"{name}, {seconds_left:.0f} s left", flush=True)
+            rates = seeds * np.array(images) / np.diff(ticks)
+            for name, rate in zip(speeds, rates, strict=True):
+                speeds[name].append(float(rate))
     return speeds
 
 
@@ -140,8 +136,7 @@ def measure_starts(
         count: starts with each cache.
 
     Returns:
-        The results of `benchmarks.start_worker`, in turns with an empty and a full
-        cache.
+        The results of `benchmarks.start_worker`, an empty and a full cache in turns.
     """
     machine = {"data_dir": FLAGS.data_dir, "platform": FLAGS.platform}
     settings = settings | {flag: value for flag, value in machine.items() if value}
@@ -149,16 +144,14 @@ def measure_starts(
     for number in range(1, count + 1):
         print(f"\nstarting {name}, {number} of {count} ...", flush=True)
         with tempfile.TemporaryDirectory(prefix="mnist_jax-start-") as folder:
-            cache = {"MNIST_JAX_CACHE_DIR": folder}
-            cache["JAX_COMPILATION_CACHE_DIR"] = ""  # which would not be empty
-            measured = []
+            cache = {"MNIST_JAX_CACHE_DIR": folder, "JAX_COMPILATION_CACHE_DIR": ""}
             for compile_cache in ("off", "on", "on"):
                 settings |= {"compile_cache": compile_cache, "began": time.time()}
                 command = [f"--{name}={value}" for name, value in settings.items()]
                 module = f"{__package__}.start_worker"
                 with Worker(module, *command, environment=cache) as worker:
-                    measured.append(worker.read())
-            starts += measured[1:]  # the first one filled the cache of decoded data
+                    starts.append(worker.read())
+        del starts[-3]  # which filled the cache of decoded data
     return starts
 
 
@@ -183,45 +176,31 @@ def start_frame(starts: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
     rows = []
     for model, both in starts.items():
         cold, warm = ([s for s in both if s["cached"] == c] for c in (False, True))
-
-        def column(name: str, runs: list[dict[str, Any]], digits: int) -> str:
-            return f"{median_range([start[name] for start in runs]):,.{digits}f}"
-
-        rows.append(
-            {
-                "model": model,
-                "start s": column("start s", both, 2),
-                "compile s": column("compile s", cold, 2),
-                "compile s, cached": column("compile s", warm, 2),
-                "peak MB": column("peak MB", cold, 0),
-            }
-        )
+        columns = {
+            "start s": ("start s", both, ".2f"),
+            "compile s": ("compile s", cold, ".2f"),
+            "compile s, cached": ("compile s", warm, ".2f"),
+            "peak MB": ("peak MB", cold, ",.0f"),
+        }
+        texts = {
+            column: format(median_range([run[name] for run in runs]), spec)
+            for column, (name, runs, spec) in columns.items()
+        }
+        rows.append({"model": model, **texts})
     return pd.DataFrame(rows)
-
-
-def _configs() -> list[TrainConfig]:
-    """Returns the configs to measure."""
-    if FLAGS.profile and not FLAGS.out:
-        raise InputError(
-            "--profile needs a results directory; set --out or leave --profile out"
-        )
-    return [
-        config_from_flags(
-            FLAGS,
-            model=model,
-            batch_size=batch_size,
-            precision=precision,
-            validation="none",
-        ).for_dataset("mnist")
-        for model in FLAGS.models
-        for batch_size in FLAGS.batch_sizes
-        for precision in FLAGS.precisions
-    ]
 
 
 def main() -> None:
     """Runs the measurements and prints the tables."""
-    configs = _configs()
+    if FLAGS.profile and not FLAGS.out:
+        raise InputError("--profile needs --out; set it or leave --profile out")
+    choices = itertools.product(FLAGS.models, FLAGS.batch_sizes, FLAGS.precisions)
+    configs = [
+        config_from_flags(
+            FLAGS, model=model, batch_size=size, precision=name, validation="none"
+        ).for_dataset("mnist")
+        for model, size, name in choices
+    ]
     out = Path(FLAGS.out) if FLAGS.out else None
     if out:
         check_append(out / "throughput.jsonl")
@@ -231,11 +210,8 @@ def main() -> None:
     starts: dict[str, list[dict[str, Any]]] = {}
     plan = list(itertools.product(configs, FLAGS.seeds))
     for number, (config, seeds) in enumerate(plan, start=1):
-        print(
-            f"measuring {config.model}, batch {config.batch_size} ({number} of "
-            f"{len(plan)}) ...",
-            flush=True,
-        )
+        name = f"{config.model}, batch {config.batch_size}"
+        print(f"measuring {name} ({number} of {len(plan)}) ...", flush=True)
         figures: dict[str, Any] = measure(config, dataset, FLAGS.repeats, seeds)
         if FLAGS.starts and config.model not in starts:
             starts[config.model] = figures["starts"] = measure_starts(
@@ -265,32 +241,19 @@ def main() -> None:
 
 def run() -> None:
     """Entry point."""
-    define_config_flags(
-        exclude=(
-            *("model", "batch_size", "dataset", "train_size"),
-            *("precision", "validation", "patience"),  # it validates nothing
-        )
-    )
+    chosen = "model", "batch_size", "precision", "dataset", "train_size"
+    define_config_flags(exclude=(*chosen, "validation", "patience"))
     define_machine_flags()
     define_cluster_flags()
     define_models_flag("time")
     define_numbers_flag("batch_sizes", [32, 128], "batch sizes, comma-separated")
-    flags.DEFINE_integer(
-        "images",
-        60_000,
-        "images per epoch",
-        lower_bound=1,
-        upper_bound=1_000_000,  # 0.8 GB of images
-    )
-    flags.DEFINE_integer("repeats", 5, "timed rounds", lower_bound=1)
+    most = 1_000_000  # 0.8 GB of images
+    flags.DEFINE_integer("images", 60_000, "images per epoch", 1, most)
+    flags.DEFINE_integer("repeats", 5, "timed rounds", 1)
     define_precisions_flag()
-    define_numbers_flag(
-        "seeds", [1], "numbers of seeds to train together, comma-separated"
-    )
+    define_numbers_flag("seeds", [1], "seeds trained together, comma-separated numbers")
     define_profile_flag("--out")
-    flags.DEFINE_integer(
-        "starts", 1, "timed starts with each cache; 0 for none", lower_bound=0
-    )
+    flags.DEFINE_integer("starts", 1, "timed starts with each cache; 0 for none", 0)
     define_path_flag("out", None, "directory of the throughput.jsonl to append to")
     run_program(main)
 

@@ -82,9 +82,7 @@ def test_the_fastest_recipe_that_reached_is_chosen(record):
         (0.99, "fashion_mnist", None),
         (0.99, "mnist", "mlp"),
     ):
-        with pytest.raises(
-            InputError, match=r"recorded targets: 0.99 \(mnist\), 0.995"
-        ):
+        with pytest.raises(InputError, match="no recorded recipe"):
             best_recipe(records, target, dataset, model)
 
 
