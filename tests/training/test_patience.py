@@ -9,7 +9,6 @@ from helpers.runs import outcome, prepare_once, resumable, train_into
 import mnist_jax
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Dataset
-from mnist_jax.errors import InputError
 from mnist_jax.records.schema import EpochRecord
 from mnist_jax.reporting.tables import comparison_frame, format_comparison
 from mnist_jax.training.fit import finish, fit, is_over
@@ -114,9 +113,3 @@ def test_each_seed_stops_by_itself(digits: Dataset, tmp_path, capsys):
             assert run.record.best_epoch == record.best_epoch
     printed = f"parameters of epoch {alone[1].record.best_epoch} of {epochs[1]};"
     assert printed in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("validation", ["none", "test"])
-def test_it_needs_a_validation_set_from_the_training_set(validation):
-    with pytest.raises(InputError, match=f"--patience=3 .*--validation={validation};"):
-        TrainConfig(patience=3, validation=validation)
