@@ -10,6 +10,7 @@ best settings are in --out/best.cfg, a flag file for experiments.train.
 """
 
 import dataclasses
+import time
 from pathlib import Path
 
 from absl import flags
@@ -31,7 +32,7 @@ from mnist_jax.cli.main import (
     start_jax,
     stop_between_chunks,
 )
-from mnist_jax.config import TrainConfig
+from mnist_jax.config import TrainConfig, as_text
 from mnist_jax.errors import InputError
 from mnist_jax.records.environment import available_cores
 from mnist_jax.records.files import hold_lock
@@ -46,9 +47,16 @@ from mnist_jax.reporting.sweep_tables import (
 from mnist_jax.training.results import export_runs
 from mnist_jax.training.runs import HOW_TO_RESUME, LOCK
 
-from .sweep_space import Params, combine, make_config, one_by_one, parse_space, sample
+from .sweep_space import (
+    Params,
+    combine,
+    make_config,
+    name_of,
+    parse_space,
+    sample,
+)
 from .sweep_worker import (
-    Progress,
+    ENDED,
     Sweep,
     Trials,
     repair_journal,
@@ -67,19 +75,19 @@ def _make_sweep() -> tuple[Sweep, list[Params]]:
         What to train, and the parameters of each trial: none if workers draw them.
     """
     ray = FLAGS.engine == "ray"
-    for names, needed, given in (
+    for names, needed, chosen_too in (
         (["search"], "--samples", FLAGS.samples),
         (["min_epochs", "reduction"], "--prune", FLAGS.prune),
         (["workers"], "--engine=local", not ray),
         (["address", "cpus_per_trial", "gpus_per_trial"], "--engine=ray", ray),
     ):
         for name in names:
-            if FLAGS[name].present and not given:
+            if FLAGS[name].present and not chosen_too:
                 raise InputError(f"--{name} needs {needed}; give both or neither")
     space = parse_space(FLAGS.vary, FLAGS.models)
     fields = [f.name for f in dataclasses.fields(TrainConfig) if f.name in FLAGS]
-    base = {n: FLAGS[n].value for n in fields if FLAGS[n].value is not None}
-    if FLAGS.prune and FLAGS.seeds > 1 and "patience" in base | space:
+    given = {n: as_text(value) for n in fields if (value := FLAGS[n].value) is not None}
+    if FLAGS.prune and FLAGS.seeds > 1 and "patience" in given | space:
         raise InputError(
             "--prune compares the mean over seeds after each epoch, but with "
             "--patience seeds train one by one; give --seeds=1 or leave one of them out"
@@ -92,7 +100,7 @@ def _make_sweep() -> tuple[Sweep, list[Params]]:
     sweep = Sweep(
         out=out.absolute(),
         space=space,
-        base=base,
+        given=given,
         dataset=load_data(FLAGS.dataset or "auto"),
         seeds=chosen_seeds(FLAGS.seed or 0, FLAGS.seeds),
         tpe=FLAGS.search == "tpe",
@@ -102,12 +110,12 @@ def _make_sweep() -> tuple[Sweep, list[Params]]:
         cores=FLAGS.cpus_per_trial if ray else share,
         quiet=FLAGS.quiet,
     )
-    if FLAGS.samples and not sweep.tpe:
+    if FLAGS.samples:  # for TPE a first look, since it draws others
         chosen = sample(space, FLAGS.samples, FLAGS.search_seed)
     else:
-        chosen = one_by_one(space) if sweep.tpe else combine(space)
+        chosen = combine(space)
     for params in chosen:
-        make_config(as_settings(params), base, sweep.dataset)
+        make_config(as_settings(params), given, sweep.dataset)
     return sweep, [{}] * FLAGS.samples if sweep.tpe else chosen
 
 
@@ -129,12 +137,23 @@ def main() -> None:
         repair_journal(out)
         trials = Trials(sweep)
         trials.fill(chosen)
-        progress = Progress(trials)
+        printed = {trial.number for trial in trials.of(*ENDED)}
+        earlier, began = len(printed), time.perf_counter()
 
         def poll() -> None:
             check_stopped()
-            if not FLAGS.quiet:
-                progress.show()
+            for trial in trials.of(*ENDED):
+                if trial.number in printed or FLAGS.quiet:
+                    continue
+                printed.add(trial.number)
+                done, total = len(printed), len(trials.of())
+                seconds = (time.perf_counter() - began) / (done - earlier)
+                print(
+                    f"{name_of(as_settings(trial.params))}: "
+                    f"{trial.user_attrs['outcome']}; {done}/{total} done, "
+                    f"{seconds * (total - done):.0f} s left",
+                    flush=True,
+                )
 
         # Once, unless a process was killed between two lines of the journal.
         while trials.requeue() or trials.of(TrialState.WAITING):
@@ -144,7 +163,7 @@ def main() -> None:
                 run_processes(sweep, FLAGS.workers, poll)
         poll()
     if not FLAGS.quiet:
-        print(f"{progress.earlier} of {len(trials.of())} trials had ended before")
+        print(f"{earlier} of {len(trials.of())} trials had ended before")
     export_runs(out, EXPORT)
     if (table := read_trials(out)).empty:
         raise InputError("no trial could be trained, for the reasons above")

@@ -79,31 +79,18 @@ def parse_space(texts: Sequence[str], models: Sequence[str]) -> Space:
     return dict(sorted(space.items(), key=lambda item: item[0] == "learning_rate"))
 
 
-def _values(axis: BaseDistribution) -> Sequence[Any]:
-    """Returns the values of a flag, or the ends of its range."""
-    if isinstance(axis, CategoricalDistribution):
-        return axis.choices
-    assert isinstance(axis, FloatDistribution | IntDistribution)
-    return axis.low, axis.high
-
-
 def combine(space: Space) -> list[Params]:
     """Returns all combinations of the values; raises InputError for a range."""
+    choices = []
     for name, axis in space.items():
         if not isinstance(axis, CategoricalDistribution):
             raise InputError(
                 f"--vary={name}=... is a range, which needs --samples; give "
                 "--samples=20, or values instead of the range"
             )
-    products = itertools.product(*map(_values, space.values()))
-    return [dict(zip(space, values, strict=True)) for values in products]
-
-
-def one_by_one(space: Space) -> list[Params]:
-    """Returns parameters with each value of each flag, and the others' first values."""
-    first = {name: _values(axis)[0] for name, axis in space.items()}
+        choices.append(axis.choices)
     return [
-        first | {name: value} for name, axis in space.items() for value in _values(axis)
+        dict(zip(space, values, strict=True)) for values in itertools.product(*choices)
     ]
 
 
@@ -119,33 +106,30 @@ def name_of(settings: Mapping[str, str]) -> str:
 
 
 def make_config(
-    settings: Mapping[str, str], base: Mapping[str, Any], dataset: Dataset
+    settings: Mapping[str, str], given: Mapping[str, str], dataset: Dataset
 ) -> TrainConfig:
     """Returns the config of a setting.
 
     Args:
         settings: the model, and the varied flags.
-        base: values of the other config flags that were given.
+        given: the other config flags that were given.
         dataset: as returned by `load_dataset`.
 
     Raises:
         InputError: the combination has no meaning, or does not fit the data.
     """
-    values = flags.FlagValues()
+    values, named = flags.FlagValues(), name_of(settings)
     define_config_flags(values)
-    for name, value in base.items():
-        values[name].value = value
-    changes, named = {}, name_of(settings)
     try:
-        for name, text in settings.items():
-            values[name].parse(text)
-            changes[name] = values[name].value
-        config = config_from_flags(values, changes.pop("model"), **changes)
+        words = [f"--{name}={text}" for name, text in {**given, **settings}.items()]
+        values(["sweep", *words])
+        varied = {name: values[name].value for name in settings}
+        config = config_from_flags(values, varied.pop("model"), **varied)
         config.require_validation("vary", named)
         create_model(config, dataset.shapes)
         fitted = config.for_dataset(dataset.name)
         size = len(split_for_training(dataset, fitted).train.labels)
         create_schedule(fitted, -(-size // fitted.batch_size) * fitted.epochs)
-    except (InputError, flags.IllegalFlagValueError) as error:
+    except (InputError, flags.Error) as error:
         raise InputError(f"--vary: {named} cannot be trained: {error}") from error
     return config

@@ -13,7 +13,7 @@ import socket
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from absl import logging
 from optuna.trial import TrialState
 
 from mnist_jax.cli.main import SIGNALS, Machine, start_jax
-from mnist_jax.config import TrainConfig, as_text
+from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.records.files import hold_lock, write_file
@@ -54,7 +54,7 @@ class Sweep:
 
     out: Path
     space: Space
-    base: Mapping[str, Any]  # see `make_config`
+    given: dict[str, str]  # see `make_config`
     dataset: Dataset
     seeds: Sequence[int]
     tpe: bool  # whether the workers draw the parameters
@@ -77,7 +77,7 @@ class Trials:
         self.study = optuna.create_study(
             storage=self._storage,
             pruner=pruner,
-            study_name=digest(sweep.space, sweep.base, [*sweep.seeds]),
+            study_name=digest(sweep.space, sweep.given, [*sweep.seeds]),
             direction="maximize",
             load_if_exists=True,
         )
@@ -99,8 +99,7 @@ class Trials:
                     f"--out={self.sweep.out} holds trials on other data than "
                     f"{data.name}, whose accuracies do not compare; give another --out"
                 )
-        given = {name: as_text(value) for name, value in self.sweep.base.items()}
-        self.study.set_user_attr("flags", given)
+        self.study.set_user_attr("flags", self.sweep.given)
         self.study.set_user_attr("checksum", data.checksum)
         known = [trial.user_attrs["queued"] for trial in self.of()]
         missing = [params for params in chosen if params not in known]
@@ -139,101 +138,92 @@ class Trials:
         return trial
 
 
-class Worker:
-    """Trains trials in one process, which compiles once for all learning rates."""
+class _Programs:
+    """Prepares experiments; compiles once for all learning rates."""
 
-    def __init__(
-        self, sweep: Sweep, check_stopped: Callable[[], None] = lambda: None
-    ) -> None:
-        """Creates a worker; the function is called between chunks of an epoch."""
-        self.sweep, self.trials = sweep, Trials(sweep)
-        self._check_stopped = check_stopped
-        self._prepared: tuple[Any, Experiment] | None = None
+    def __init__(self) -> None:
+        self._last: tuple[Any, Experiment] | None = None
 
-    def train_all(self, number: int) -> None:
-        """Trains trials until none waits.
+    def prepare(self, config: TrainConfig, dataset: Dataset, seeds: int) -> Experiment:
+        """Reuses the last experiment if only its learning rate differs."""
+        key = dataclasses.replace(config, learning_rate=1.0, seed=0), seeds
+        if self._last is None or self._last[0] != key:
+            self._last = None  # frees its arrays before there are new ones
+            self._last = key, prepare(config, dataset, seeds)
+            return self._last[1]
+        return change_learning_rate(self._last[1], config)
 
-        Args:
-            number: of the worker among those of the sweep. If one with this number has
-                died, its trial is resumed.
-        """
-        self.trials.requeue(number)
-        while (trial := self.trials.take(number)) is not None:
-            self._train(trial)
 
-    def _train(self, trial: optuna.Trial) -> None:
-        """Trains a trial, or resumes it, and ends it."""
-        sweep, settings, accuracy = self.sweep, as_settings(trial.params), None
-        folders: dict[int, Path] = {}
+def train_trials(sweep: Sweep, worker: int, parent: int | None = None) -> None:
+    """Trains trials until none waits.
+
+    Args:
+        sweep: what to train.
+        worker: number of the worker among those of the sweep. If one with this number
+            has died, its trial is resumed.
+        parent: process whose death ends this one, if any.
+    """
+    trials, programs = Trials(sweep), _Programs()
+    trials.requeue(worker)
+    while (trial := trials.take(worker)) is not None:
+        accuracy = None
         try:
             if trial.user_attrs["attempts"] > ATTEMPTS:
                 raise InputError(f"its process died {ATTEMPTS} times")
-            config = make_config(settings, sweep.base, sweep.dataset)
-            # Named without the machine and the versions: trials may run on several.
-            [key] = run_keys(config, sweep.dataset, [0]).values()
-            folder = sweep.out / RUNS / f"{config.name}-{digest(key)}"
-            trial.set_user_attr("folder", folder.name)
-            folders = {seed: folder / f"seed{seed}" for seed in sweep.seeds}
-            self._train_runs(trial, config, folders)
-            records = [run for path in folders.values() if (run := read_record(path))]
-            accuracy = statistics.fmean(map(validation_accuracy, records))
+            accuracy = _train(sweep, trial, programs, parent)
             state, outcome = TrialState.COMPLETE, f"validation accuracy {accuracy:.4f}"
         except optuna.TrialPruned as pruned:
             state, outcome = TrialState.PRUNED, f"pruned {pruned}"
         except InputError as error:
             state, outcome = TrialState.FAIL, f"failed ({error})"
-        for path in folders.values():
-            remove_checkpoints(path)
         trial.set_user_attr("outcome", outcome)
-        self.trials.study.tell(trial, accuracy, state)
+        trials.study.tell(trial, accuracy, state)
+        folder = sweep.out / RUNS / trial.user_attrs.get("folder", "")
+        for seed in sweep.seeds:
+            remove_checkpoints(folder / f"seed{seed}")
 
-    def _train_runs(
-        self, trial: optuna.Trial, config: TrainConfig, folders: Mapping[int, Path]
-    ) -> None:
-        """Trains the runs of a trial; raises TrialPruned where the pruner ends it."""
-        dataset = self.sweep.dataset
-        epochs = config.for_dataset(dataset.name).epochs
-        name, prepare_runs = name_of(as_settings(trial.params)), self._prepare
-        events = train_runs(
-            config, dataset, folders, name=name, prepare_runs=prepare_runs
-        )
-        with contextlib.closing(events):
-            for event in events:
-                if isinstance(event, Epoch):
-                    epoch = event.records[0].epoch
-                    accuracies = [record.val_accuracy for record in event.records]
-                    accuracy = statistics.fmean(filter(None, accuracies))
-                    trial.report(accuracy, epoch)
-                    if epoch != epochs and trial.should_prune():
-                        raise optuna.TrialPruned(f"{accuracy:.4f}")
-                elif isinstance(event, str) and not self.sweep.quiet:
-                    if not event.endswith(("already recorded", "compiling ...")):
-                        print(event, flush=True)
-                self._check_stopped()
 
-    def _prepare(self, config: TrainConfig, dataset: Dataset, seeds: int) -> Experiment:
-        """Reuses the last experiment if only its learning rate differs."""
-        key = dataclasses.replace(config, learning_rate=1.0, seed=0), seeds
-        if self._prepared is None or self._prepared[0] != key:
-            self._prepared = None  # frees its arrays before there are new ones
-            self._prepared = key, prepare(config, dataset, seeds)
-            return self._prepared[1]
-        return change_learning_rate(self._prepared[1], config)
+def _train(
+    sweep: Sweep, trial: optuna.Trial, programs: _Programs, parent: int | None
+) -> float:
+    """Trains the runs of a trial, or resumes them.
+
+    Returns their validation accuracy; raises TrialPruned where the pruner ends it.
+    """
+    settings, dataset = as_settings(trial.params), sweep.dataset
+    config = make_config(settings, sweep.given, dataset)
+    epochs = config.for_dataset(dataset.name).epochs
+    # Named without the machine and the versions: trials may run on several.
+    [key] = run_keys(config, dataset, [0]).values()
+    folder = sweep.out / RUNS / f"{config.name}-{digest(key)}"
+    trial.set_user_attr("folder", folder.name)
+    folders = {seed: folder / f"seed{seed}" for seed in sweep.seeds}
+    name, prepare_runs = name_of(settings), programs.prepare
+    events = train_runs(config, dataset, folders, name=name, prepare_runs=prepare_runs)
+    with contextlib.closing(events):
+        for event in events:
+            if parent and os.getppid() != parent:
+                os._exit(1)
+            if isinstance(event, Epoch):
+                epoch = event.records[0].epoch
+                accuracies = [record.val_accuracy or 0 for record in event.records]
+                accuracy = statistics.fmean(accuracies)
+                trial.report(accuracy, epoch)
+                if epoch != epochs and trial.should_prune():
+                    raise optuna.TrialPruned(f"{accuracy:.4f}")
+            elif isinstance(event, str) and not sweep.quiet:
+                if not event.endswith(("already recorded", "compiling ...")):
+                    print(event, flush=True)
+    records = [run for path in folders.values() if (run := read_record(path))]
+    return statistics.fmean(map(validation_accuracy, records))
 
 
 def work(
-    sweep: Sweep,
-    number: int,
-    accelerator: float,
-    check_stopped: Callable[[], None] = lambda: None,
+    sweep: Sweep, worker: int, accelerator: float, parent: int | None = None
 ) -> None:
-    """Starts JAX in a process, which trains trials until none waits.
+    """Starts JAX in a process, with a share of an accelerator, and trains trials.
 
-    Args:
-        sweep: what to train.
-        number: of the worker.
-        accelerator: share of an accelerator's memory to take.
-        check_stopped: called between chunks of an epoch.
+    The other arguments are those of `train_trials`.
     """
     if not (sweep.out / JOURNAL).exists():
         raise InputError(
@@ -247,24 +237,22 @@ def work(
     os.environ["NPROC"] = str(sweep.cores)  # threads of XLA:CPU
     devices = sweep.machine.cpu_devices or sweep.cores
     start_jax(sweep.machine._replace(cpu_devices=devices))
-    Worker(sweep, check_stopped).train_all(number)
+    train_trials(sweep, worker, parent)
 
 
-def _work_here(sweep: Sweep, number: int, workers: int, parent: int) -> None:
-    """Works in one of several processes of this machine, until its parent ends."""
+def _work_here(sweep: Sweep, worker: int, workers: int, parent: int) -> None:
+    """Works in one of several processes of this machine, with its share of the cores.
+
+    An error is one sentence.
+    """
     for received in {*SIGNALS} - {signal.SIGTERM}:  # they reach all of a terminal
         signal.signal(received, signal.SIG_IGN)
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
-        first = number * sweep.cores % len(cores)
+        first = worker * sweep.cores % len(cores)
         os.sched_setaffinity(0, cores[first : first + sweep.cores])
-
-    def check_parent() -> None:
-        if os.getppid() != parent:
-            os._exit(1)
-
     try:
-        work(sweep, number, 1 / workers, check_parent)
+        work(sweep, worker, 1 / workers, parent)
     except InputError as error:
         sys.exit(f"error: {error}")
 
@@ -360,30 +348,6 @@ def run_on_ray(
             ray.get(ended)
     finally:
         ray.shutdown()  # also ends the tasks that run
-
-
-class Progress:
-    """Prints a line for each trial that ends."""
-
-    def __init__(self, trials: Trials) -> None:
-        """Creates a printer; trials that have ended before are only counted."""
-        self._trials, self._began = trials, time.perf_counter()
-        self._done = {trial.number for trial in trials.of(*ENDED)}
-        self.earlier = len(self._done)
-
-    def show(self) -> None:
-        """Prints the trials that have ended since the last call."""
-        for trial in self._trials.of(*ENDED):
-            if trial.number in self._done:
-                continue
-            self._done.add(trial.number)
-            done, total = len(self._done), len(self._trials.of())
-            seconds = (time.perf_counter() - self._began) / (done - self.earlier)
-            print(
-                f"{name_of(as_settings(trial.params))}: {trial.user_attrs['outcome']}; "
-                f"{done}/{total} done, {seconds * (total - done):.0f} s left",
-                flush=True,
-            )
 
 
 def repair_journal(out: Path) -> None:

@@ -223,19 +223,18 @@ def sweep_pictures(out: Path) -> list[Picture]:
     """Returns Optuna's plots of the finished trials, of each command in a folder."""
     pictures = []
     for number, study in enumerate(open_studies(out), start=1):
-        finished = [t.params for t in study.get_trials() if t.state.name == "COMPLETE"]
+        finished = [t.params for t in study.trials if t.state.name == "COMPLETE"]
         params = pd.DataFrame(finished)
         names = [name for name in params if params[name].nunique() > 1]
-        pictures += [
-            Picture(
+        kinds = {"slice": "point", "parallel_coordinate": "line"} if names else {}
+        for kind, mark in kinds.items():
+            picture = Picture(
                 name=f"sweep-{number}-{kind}",
                 heading=f"validation accuracy by {', '.join(names)}",
                 caption=f"A {mark} for each finished trial, the mean over its seeds.",
                 draw=partial(_draw, study, names, f"plot_{kind}"),
             )
-            for kind, mark in (("slice", "point"), ("parallel_coordinate", "line"))
-            if names
-        ]
+            pictures.append(picture)
     return pictures
 
 

@@ -33,7 +33,7 @@ SWEEP_FLAGS = {
 }
 
 
-SMALL = dict(dataset="digits", hidden=(16,), epochs=4, batch_size=256)
+SMALL = dict(dataset="digits", hidden="16", epochs="4", batch_size="256")
 
 
 def make_sweep(out: Path, digits: Dataset, rates: str, **changes: Any) -> Sweep:
@@ -42,7 +42,7 @@ def make_sweep(out: Path, digits: Dataset, rates: str, **changes: Any) -> Sweep:
     sweep = Sweep(
         out=out,
         space=parse_space([f"learning_rate={rates}"], ["mlp"]),
-        base=SMALL,
+        given=SMALL,
         dataset=digits,
         seeds=range(2),
         tpe=False,
