@@ -162,7 +162,8 @@ def comparison_frame(
     for runs in groups:
         model, settings, devices = _row_key(runs[0])
         table = pd.DataFrame(map(vars, runs))
-        cold = table[~table["compile_cached"]]
+        cached = table["compile_cached"].all()
+        compiled = table if cached else table[~table["compile_cached"]]
         row: dict[str, Any] = {
             "model": model,
             "settings": settings,
@@ -176,10 +177,8 @@ def comparison_frame(
             "tta_accuracy": table["tta_accuracy"].astype(float).mean(),
             "test_loss": table["test_loss"].mean(),
             "epochs": table["epochs"].map(len).median(),
-            "compile_seconds": (table if cold.empty else cold)[
-                "compile_seconds"
-            ].median(),
-            "compile_cached": cold.empty,
+            "compile_seconds": compiled["compile_seconds"].median(),
+            "compile_cached": cached,
             **table[[*_MEDIANS]].astype(float).median(),
         }
         for target in targets:

@@ -22,7 +22,6 @@ from mnist_jax.reporting.plots import (
     budget_figure,
     budget_frame,
     confusion_figure,
-    digits_figure,
     history_figure,
     pareto_figure,
     plain_ticks,
@@ -187,11 +186,6 @@ def test_predictions_of_many_images_are_drawn_in_part(
     for name in ("a.png", "a.svg"):
         save_figure(figure, tmp_path / name)
         assert (tmp_path / name).stat().st_size > 2_000
-
-
-def test_images_are_drawn_in_rows_of_ten(digits: Dataset):
-    images, labels = digits.test.images[:12], digits.test.labels[:12]
-    assert len(digits_figure(images, labels).axes) == 20
 
 
 def test_pictures_need_no_backend(tmp_path):

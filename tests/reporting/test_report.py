@@ -172,16 +172,6 @@ def test_a_damaged_record_is_reported_and_skipped(records, tmp_path, caplog):
     assert f"{path} is damaged" in caplog.text
 
 
-def test_damaged_details_name_the_file_to_delete(records, tmp_path):
-    write_run(tmp_path, records[0], details_of(records[0]))
-    [path] = tmp_path.rglob(DETAILS)
-    path.write_text("{")
-    with pytest.raises(
-        InputError, match=rf"{DETAILS} is damaged \(.*\); delete it and"
-    ):
-        write_report(tmp_path)
-
-
 def test_details_count_all_test_images_and_rank_mistakes(digits: Dataset):
     record = make_record("cnn", conv=("4:pool2",), hidden=())
     config, preprocess = record.config, Preprocess(record.config.pixels)
