@@ -22,7 +22,6 @@ from mnist_jax.cli.flags import (
 )
 from mnist_jax.cli.main import run_program, start_jax, stop_between_chunks
 from mnist_jax.data.types import Dataset
-from mnist_jax.errors import InputError
 from mnist_jax.records.files import write_file
 from mnist_jax.records.schema import RunRecord
 from mnist_jax.reporting.plots import save_figure
@@ -44,6 +43,7 @@ from .systems import CONTROLS, SYSTEMS, System, read_preset
 
 FLAGS = flags.FLAGS
 RESULTS = "published.jsonl"
+KNOWN = [*SYSTEMS, *CONTROLS]
 
 RULE = (
     "Verdict: a published single run *agrees* if it lies within the 95 % prediction "
@@ -100,13 +100,8 @@ def by_system(records: Iterable[RunRecord]) -> Runs:
 
 def systems_frame(runs: Runs) -> pd.DataFrame:
     """Returns one row per published system that was run."""
-    return pd.DataFrame(
-        [
-            _row(name, system, list(runs[name].values()))
-            for name, system in SYSTEMS.items()
-            if name in runs
-        ]
-    )
+    found = {name: [*runs[name].values()] for name in SYSTEMS if name in runs}
+    return pd.DataFrame([_row(name, SYSTEMS[name], run) for name, run in found.items()])
 
 
 def format_published(records: Sequence[RunRecord]) -> str:
@@ -127,23 +122,17 @@ def format_published(records: Sequence[RunRecord]) -> str:
 
 
 def write_tables(out: Path) -> str:
-    """Exports the runs below a directory as JSON lines, Markdown and CSV.
+    """Exports the runs below a directory; returns their tables as Markdown.
 
     The published curves are drawn beside ours, if there are runs of their systems.
-
-    Returns:
-        The Markdown.
     """
     export_runs(out, RESULTS)
     records = read_runs(out)
     markdown = format_published(records)
     write_file(out / "published.md", markdown + "\n")
     groups = [by_system(group) for group in group_by_table(records)]
-    for name, frame_of in (
-        ("published", systems_frame),
-        ("claims", claims_frame),
-        ("curves", curves.curves_frame),
-    ):
+    frames = {"published": systems_frame, "claims": claims_frame}
+    for name, frame_of in {**frames, "curves": curves.curves_frame}.items():
         frame = pd.concat([frame_of(runs) for runs in groups])
         write_file(out / f"{name}.csv", frame.to_csv(index=False))
     if drawn := [runs for runs in groups if any(curves.published_curves(runs))]:
@@ -151,17 +140,11 @@ def write_tables(out: Path) -> str:
     return markdown
 
 
-def _chosen_systems(names: Sequence[str]) -> list[str]:
+def _with_starts(names: Sequence[str]) -> list[str]:
     """Returns the systems to train, each after the one whose parameters it needs."""
-    known = [*SYSTEMS, *CONTROLS]
-    for name in names:
-        if name not in known:
-            raise InputError(
-                f"--systems must be one or more of {', '.join(known)}; got {name}"
-            )
-    chosen = set(names or known)
-    chosen |= {start for name in chosen if (start := read_preset(name)[1])}
-    return [name for name in known if name in chosen]
+    chosen = set(names)
+    chosen |= {start for name in names if (start := read_preset(name)[1])}
+    return [name for name in KNOWN if name in chosen]
 
 
 def train_system(
@@ -185,7 +168,7 @@ def train_system(
 
 def main() -> None:
     """Trains the missing runs and prints the tables."""
-    names, out = _chosen_systems(FLAGS.systems), Path(FLAGS.out)
+    out = Path(FLAGS.out)
     given = {flag: FLAGS[flag].value for flag in ("epochs", "train_size", "dataset")}
     overrides = [f"--{flag}={value}" for flag, value in given.items() if value]
     out.mkdir(parents=True, exist_ok=True)
@@ -193,7 +176,7 @@ def main() -> None:
     dataset = load_data(FLAGS.dataset)
     export_runs(out, RESULTS)  # an error, if that cannot be written, before training
     with stop_between_chunks(HOW_TO_RESUME) as check_stopped:
-        for name in names:
+        for name in _with_starts(FLAGS.systems or KNOWN):
             print(name, flush=True)
             events = train_system(out, name, dataset, range(FLAGS.seeds), overrides)
             follow(events, FLAGS.quiet, check_stopped)
@@ -203,21 +186,17 @@ def main() -> None:
 def run() -> None:
     """Entry point."""
     define_machine_flags()
-    flags.DEFINE_list(
-        "systems", [], "systems and controls to train, comma-separated; default all"
-    )
+    some = f"some of {', '.join(KNOWN)}"
+    flags.DEFINE_list("systems", [], f"{some}, comma-separated; default: all")
+    flags.register_validator("systems", set(KNOWN).issuperset, f"must be {some}")
     define_seeds_flag(5)
     define_quiet_flag()
     define_path_flag("out", "results/published", "directory for tables and runs")
     flags.DEFINE_enum(
         "dataset", "mnist", ["mnist", "digits"], "dataset; digits is for quick trials"
     )
-    flags.DEFINE_integer(
-        "epochs", None, "epochs instead of the presets'", lower_bound=1
-    )
-    flags.DEFINE_integer(
-        "train_size", None, "use only the first N training images", lower_bound=1
-    )
+    flags.DEFINE_integer("epochs", None, "epochs instead of the presets'", 1)
+    flags.DEFINE_integer("train_size", None, "only the first N training images", 1)
     run_program(main)
 
 

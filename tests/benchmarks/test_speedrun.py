@@ -1,7 +1,6 @@
 """The speed run: statistics, choice of recipes, records and tables."""
 
 import dataclasses
-import json
 
 import pytest
 
@@ -18,7 +17,6 @@ from benchmarks.speedrun import (
 from mnist_jax.config import TrainConfig
 from mnist_jax.errors import InputError
 from mnist_jax.records.environment import current_environment
-from mnist_jax.records.schema import decode, json_line
 
 RECIPE = "--dataset=digits\n--model=mlp\n--hidden=16\n--epochs=2\n--validation=none\n"
 
@@ -86,10 +84,6 @@ def test_the_fastest_recipe_that_reached_is_chosen(record):
             best_recipe(records, target, dataset, model)
 
 
-def test_a_record_survives_json(record):
-    assert decode(SpeedRecord, json.loads(json_line(record))) == record
-
-
 def test_the_table_shows_records_and_peers(record):
     table = BLOCKS["records"].format([record])
     row, peer = table.splitlines()[2:4]
@@ -130,8 +124,6 @@ def test_the_readme_has_the_cnns_that_reached_a_target(record):
         ("--dataset=auto", "must have --dataset=mnist or"),
         ("--train_size=1000", "must have --train_size=None"),
         ("--split=shuffled", "must have --split=official"),
-        ("--bogus=3", "Unknown command line flag 'bogus'"),
-        ("--epochs=many", "--epochs"),
     ],
 )
 def test_recipes_that_break_the_rules_are_refused(change, message, tmp_path):
