@@ -30,16 +30,9 @@ BATCH, PEAK = 256, 1e-2
 def make_network() -> nn.Module:
     """Returns the network, `[B,1,28,28] -> logits [B,10]`."""
     return nn.Sequential(
-        nn.Conv2d(1, 24, 5),
-        nn.MaxPool2d(2),
-        nn.ReLU(),
-        nn.Conv2d(24, 32, 3),
-        nn.MaxPool2d(2),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(800, 256),
-        nn.ReLU(),
-        nn.Linear(256, 10),
+        *(nn.Conv2d(1, 24, 5), nn.MaxPool2d(2), nn.ReLU()),
+        *(nn.Conv2d(24, 32, 3), nn.MaxPool2d(2), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(800, 256), nn.ReLU(), nn.Linear(256, 10)),
     )
 
 
@@ -60,10 +53,10 @@ def train(
         optimizer, PEAK, total_steps=-(-len(images) // BATCH), cycle_momentum=False
     )
     start = time.perf_counter()
-    for first in range(0, len(images), BATCH):
+    batches = zip(images.split(BATCH), labels.split(BATCH), strict=True)
+    for inputs, targets in batches:
         optimizer.zero_grad()
-        logits = network(images[first : first + BATCH])
-        F.cross_entropy(logits, labels[first : first + BATCH]).backward()
+        F.cross_entropy(network(inputs), targets).backward()
         optimizer.step()
         schedule.step()
     return network, time.perf_counter() - start
