@@ -30,43 +30,21 @@ class Format(NamedTuple):
     # Returns the probabilities [N,classes] of images [N,H,W] uint8; None: not checked.
     predict: Callable[[Path, np.ndarray], np.ndarray] | None
     packages: tuple[str, ...] = ()  # which the extra of the format's name installs
-    is_folder: bool = False
 
 
 FORMATS: Mapping[str, Format] = {
     "onnx": Format(write_onnx, predict_onnx, ("onnx", "onnxruntime")),
-    "safetensors": Format(
-        write_safetensors, predict_safetensors, ("safetensors",), is_folder=True
-    ),
+    "safetensors": Format(write_safetensors, predict_safetensors, ("safetensors",)),
     "stablehlo": Format(write_stablehlo, predict_stablehlo, ("flatbuffers",)),
-    "saved": Format(
-        write_saved_model, predict_saved_model, ("tensorflow",), is_folder=True
-    ),
+    "saved": Format(write_saved_model, predict_saved_model, ("tensorflow",)),
     # Not checked: a browser would have to read it.
     "html": Format(lambda run, path: write_page({"this run": run}, path), None),
 }
 
 
 def check_export(name: str, path: Path) -> None:
-    """Checks before any work is done that a run can be exported.
-
-    Args:
-        name: of the format.
-        path: the file or folder to write.
-    """
-    form = FORMATS[name]
-    check_packages(f"--format={name}", form.packages, name)
-    if path.is_dir() and not form.is_folder:
-        raise InputError(
-            f"--out={path} is a folder, but --format={name} writes a file; give the "
-            f"path of a file, such as {path / f'model.{name}'}"
-        )
-    empty = not path.exists() or (path.is_dir() and not any(path.iterdir()))
-    if form.is_folder and not empty:
-        raise InputError(
-            f"--out={path} already exists, and --format={name} writes a new folder; "
-            "give another path"
-        )
+    """Checks before any work is done that a run can be exported in a format."""
+    check_packages(f"--format={name}", FORMATS[name].packages, name)
     path.parent.mkdir(parents=True, exist_ok=True)
 
 
@@ -75,12 +53,12 @@ def export_run(
 ) -> float | None:
     """Exports a run, and compares the probabilities that the result gives.
 
-    The result replaces an existing file only if they agree.
+    The result replaces an existing file, or an empty folder, only if they agree.
 
     Args:
         run: the run to export.
         name: of the format.
-        path: the file or folder to write, see `check_export`.
+        path: the file or folder to write.
         images: `[N,H,W] uint8` to compare on.
 
     Returns:

@@ -22,10 +22,6 @@ def write_onnx(run: TrainedRun, path: Path) -> None:
 
     Its input is `images [batch,H,W] uint8`, its output `probabilities
     [batch,classes] float32`, for any number of images. It computes in float32.
-
-    Args:
-        run: the run to export.
-        path: the file.
     """
     if run.config.model not in MODELS:
         raise InputError(
@@ -47,12 +43,7 @@ def write_onnx(run: TrainedRun, path: Path) -> None:
 
 
 def predict_onnx(path: Path, images: np.ndarray) -> np.ndarray:
-    """Returns the probabilities `[N,classes] float32` that ONNX Runtime computes.
-
-    Args:
-        path: file written by `write_onnx`.
-        images: `[N,H,W] uint8`.
-    """
+    """Returns what ONNX Runtime computes; see `Format` for the arguments."""
     import onnxruntime  # optional
 
     options = onnxruntime.SessionOptions()
@@ -83,14 +74,9 @@ class _Graph:
     def add(
         self, op: str, *inputs: str, output: int = 0, name: str = "", **attributes: Any
     ) -> str:
-        """Adds a node and returns the name of one of its outputs.
+        """Adds a node and returns the name of its output number `output`.
 
-        Args:
-            op: ONNX operator.
-            *inputs: names of its inputs.
-            output: index of the output; those before it are not computed.
-            name: of the output.
-            **attributes: the operator's attributes.
+        Outputs before it are not computed.
         """
         from onnx import helper
 
@@ -125,11 +111,7 @@ class _Graph:
     ) -> str:
         """Adds a layer; convolution stages compute on `[N,C,H,W]`.
 
-        Args:
-            x: its input.
-            shape: of the input of one image.
-            spec: the layer.
-            arrays: its parameters and statistics.
+        `shape` is that of the input `x` of one image.
         """
         match spec.module:
             case Conv(stage=stage):

@@ -23,10 +23,6 @@ def write_safetensors(run: TrainedRun, folder: Path) -> None:
     """Writes a run to a folder from which `load_run` loads it again.
 
     The folder has `model.safetensors`, `config.json`, `record.json` and `README.md`.
-
-    Args:
-        run: the run to export.
-        folder: a folder, created if it does not exist.
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_safetensors(folder / EXPORTED_PARAMS, run.variables)
@@ -37,10 +33,5 @@ def write_safetensors(run: TrainedRun, folder: Path) -> None:
 
 
 def predict_safetensors(folder: Path, images: np.ndarray) -> np.ndarray:
-    """Returns the probabilities `[N,classes]` of the run in a folder, in float32.
-
-    Args:
-        folder: written by `write_safetensors`.
-        images: `[N,H,W] uint8`.
-    """
+    """Returns what the loaded run computes in float32; see `Format`."""
     return load_run(folder).in_float32().predict(images)

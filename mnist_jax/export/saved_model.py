@@ -16,10 +16,6 @@ def write_saved_model(run: TrainedRun, folder: Path) -> None:
 
     Its default signature maps `images [N,H,W] uint8` to `probabilities [N,classes]
     float32`, for any N. It computes in float32.
-
-    Args:
-        run: the run to export.
-        folder: the folder, created if it does not exist.
     """
     import tensorflow as tf  # optional
     from jax.experimental import jax2tf
@@ -42,12 +38,7 @@ def write_saved_model(run: TrainedRun, folder: Path) -> None:
 
 
 def predict_saved_model(folder: Path, images: np.ndarray) -> np.ndarray:
-    """Returns the probabilities `[N,classes] float32` that TensorFlow computes.
-
-    Args:
-        folder: written by `write_saved_model`.
-        images: `[N,H,W] uint8`.
-    """
+    """Returns what TensorFlow computes; see `Format` for the arguments."""
     import tensorflow as tf  # optional
 
     loaded: Any = tf.saved_model.load(str(folder))

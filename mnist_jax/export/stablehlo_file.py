@@ -40,10 +40,6 @@ def write_stablehlo(run: TrainedRun, path: Path) -> None:
     The exported function maps `[batch,H,W] uint8` to probabilities `[batch,classes]
     float32`, for any number of images. It computes in float32 and uses the plain
     implementation of the layers, which runs on every platform.
-
-    Args:
-        run: the run to export.
-        path: the file.
     """
     classify = make_classifier(run)
     [batch] = export.symbolic_shape("batch")
@@ -53,11 +49,6 @@ def write_stablehlo(run: TrainedRun, path: Path) -> None:
 
 
 def predict_stablehlo(path: Path, images: np.ndarray) -> np.ndarray:
-    """Returns the probabilities `[N,classes] float32` on the current platform.
-
-    Args:
-        path: file written by `write_stablehlo`.
-        images: `[N,H,W] uint8`.
-    """
+    """Returns what JAX computes on this platform; see `Format` for the arguments."""
     exported = export.deserialize(bytearray(path.read_bytes()))
     return np.asarray(jit(exported.call)(images))
