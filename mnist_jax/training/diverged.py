@@ -14,7 +14,6 @@ from mnist_jax.data.batches import epoch_indices
 from mnist_jax.errors import DivergedError
 from mnist_jax.models.networks import apply_model
 from mnist_jax.models.rewrite import without_rewriting
-from mnist_jax.records.schema import EpochRecord
 from mnist_jax.training.checkpoints import named_leaves
 from mnist_jax.training.epochs import AUGMENT, gather
 from mnist_jax.training.prepare import Experiment
@@ -25,7 +24,7 @@ def check_finite(
     losses: Any,
     config: TrainConfig,
     seed: int,
-    epochs: Sequence[EpochRecord],
+    epochs: int,
     find: Callable[[int | None], tuple[str, int] | None] | None = None,
 ) -> None:
     """Raises DivergedError if a loss is NaN or infinite.
@@ -34,35 +33,28 @@ def check_finite(
         losses: loss of each step of an epoch `[steps]`, or one evaluation loss.
         config: the run's settings.
         seed: seed of the run.
-        epochs: the run's finished epochs.
+        epochs: number of its finished epochs.
         find: `find_cause` of the rest of its arguments.
     """
     losses = np.asarray(losses)
     bad = np.flatnonzero(~np.isfinite(losses))
     if not bad.size:
         return
-    step, where = None, "in the evaluation"
+    step, where, cause = None, "in the evaluation", ""
     if losses.ndim:
         step, where = int(bad[0]), f"at step {bad[0] + 1} of {losses.size}"
-    before = "no epoch finished before it"
-    if epochs:
-        last = epochs[-1]
-        before = (
-            f"epoch {last.epoch} ended with loss {last.loss:.4f} and accuracy "
-            f"{last.accuracy:.4f}"
-        )
-    if find and (cause := find(step)):
-        name, step = cause
-        before += f"; {name} is the first that is not finite, at step {step + 1}"
+    if find and (found := find(step)):
+        name, step = found
+        cause = f"; {name} is the first that is not finite, at step {step + 1}"
     advice = f"try a --learning_rate below {config.learning_rate:g} or --clip_norm=1"
-    if step == len(epochs) == 0:
+    if step == epochs == 0:
         advice = (
             "no step had changed the parameters yet, so the network, the parameters it "
             "starts from or --pixels are the cause, not the learning rate"
         )
     raise DivergedError(
         f"{config.name}, seed {seed}: the loss is {losses.flat[bad[0]]} {where} "
-        f"of epoch {min(len(epochs) + 1, config.epochs)}; {before}; {advice}"
+        f"of epoch {min(epochs + 1, config.epochs)}{cause}; {advice}"
     )
 
 
@@ -114,11 +106,11 @@ def _first_not_finite(variables: Any, images: Any, *batch: Any) -> str | None:
     calls, gradients in the reverse order.
     """
     found: list[str] = []
-    order: dict[str, int] = {}  # of the layers' last calls
+    called: list[str] = []
 
     def record(call: Any, arguments: Any, keywords: Any, context: Any) -> Any:
         name = "/".join(context.module.path)
-        order[name] = len(order)
+        called.append(name)
         if not _is_finite((arguments, keywords)):
             found.append(f"the input of {name or 'the network'}")
         outputs = call(*arguments, **keywords)
@@ -132,6 +124,7 @@ def _first_not_finite(variables: Any, images: Any, *batch: Any) -> str | None:
         apply_model(model, variables, images, train=True, dropout_key=key)
     if not found:
         leaves = named_leaves(batch_gradients(variables, images, *batch)[0])
+        order = {name: i for i, name in enumerate(called)}
         bad = [name for name, leaf in leaves.items() if not _is_finite(leaf)]
         bad.sort(key=lambda name: -order.get(name.rpartition("/")[0], 0))
         found = [f"the gradient of {name}" for name in bad]

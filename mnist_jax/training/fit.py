@@ -103,7 +103,7 @@ def fit(
         # A replay of several epochs takes long; one process of a job cannot replay.
         if len(histories[0]) == resumed and jax.process_count() == 1:
             find = partial(find_cause, experiment, seeds, begin, number)
-        check_finite(losses, config, seeds[number], histories[number], find)
+        check_finite(losses, config, seeds[number], len(histories[0]), find)
 
     best = shard_seeds(resume.best, programs.mesh) if resume else None
     size = len(experiment.dataset.train.labels)

@@ -16,7 +16,6 @@ from mnist_jax.data.splits import split_dataset
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset, Split
 from mnist_jax.errors import InputError
 from mnist_jax.models.networks import create_model
-from mnist_jax.records.schema import EpochRecord
 from mnist_jax.reporting.tables import format_settings
 from mnist_jax.testing import check_same_tree
 from mnist_jax.training import fit as fit_module
@@ -45,7 +44,7 @@ def test_a_diverging_run_ends_with_what_to_change(digits: Dataset):
     message = str(error.value)
     assert (
         "mlp, seed 0: the loss is " in message
-        and " of 6 of epoch 1; no epoch" in message
+        and " of 6 of epoch 1; the output of" in message
     )
     assert "--learning_rate below 1e+30 or --clip_norm=1" in message
     # The run ended after the chunk with the bad loss, not after the epoch.
@@ -53,17 +52,15 @@ def test_a_diverging_run_ends_with_what_to_change(digits: Dataset):
     assert all(np.isfinite(event.loss) for event in events)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_the_first_bad_step_and_the_last_good_epoch_are_named(bad):
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+def test_the_first_bad_step_is_named(bad):
     config = TrainConfig(model="cnn", epochs=5)
-    check_finite(np.ones(9), config, 7, [])
-    epochs = [EpochRecord(2, 0.25, 0.875, None, None, 1.0, 0.0)] * 2
+    check_finite(np.ones(9), config, 7, 0)
     with pytest.raises(InputError) as error:
-        check_finite(np.array([1, 2, bad, 3, np.nan]), config, 7, epochs)
+        check_finite(np.array([1, 2, bad, 3, np.nan]), config, 7, 2)
     assert str(error.value) == (
-        f"cnn, seed 7: the loss is {bad} at step 3 of 5 of epoch 3; epoch 2 ended with "
-        "loss 0.2500 and accuracy 0.8750; try a --learning_rate below 0.003 or "
-        "--clip_norm=1"
+        f"cnn, seed 7: the loss is {bad} at step 3 of 5 of epoch 3; "
+        "try a --learning_rate below 0.003 or --clip_norm=1"
     )
 
 
