@@ -25,7 +25,7 @@ from mnist_jax.models.networks import create_model
 from mnist_jax.records.files import add_checksum, verify_checksum, write_file
 from mnist_jax.records.schema import EpochRecord, RunKey, decode, json_line
 from mnist_jax.training.optimizers import create_optimizer
-from mnist_jax.training.steps import TrainState, init_states
+from mnist_jax.training.steps import TrainState, init_state
 
 FOLDER = "checkpoints"  # in a run directory
 KEEP = 3  # number of newest checkpoints to keep
@@ -205,12 +205,8 @@ def _load(
         raise ValueError("it is from another version of the code")
     histories = decode(list[list[EpochRecord]], json.loads(values["histories"]))
     config = keys[seeds[0]].config  # equal but for the seed
-    init = partial(
-        init_states,
-        create_model(config, shapes),
-        create_optimizer(config, 3),
-        image_shape=shapes.image,
-    )
+    model, tx = create_model(config, shapes), create_optimizer(config, 3)
+    init = jax.vmap(partial(init_state, model, tx, image_shape=shapes.image))
     states = jax.eval_shape(init, jax.random.split(jax.random.key(0), len(seeds)))
     best = None if config.patience is None else states.variables
     arrays = {n: np.take(leaf, wanted, axis=0) for n, leaf in values["arrays"].items()}

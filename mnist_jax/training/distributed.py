@@ -40,10 +40,6 @@ def start(
         num_processes: how many processes the job has.
         process_id: index of this one, 0..num_processes-1.
         timeout: seconds until all must have started.
-
-    Raises:
-        InputError: JAX refuses the arguments, finds no cluster, or does not reach the
-            coordinator in time.
     """
     # It would take SIGTERM from the program, which agrees on the chunk to stop after.
     jax.config.update("jax_enable_preemption_service", False)
@@ -75,11 +71,7 @@ def gather(value: Any) -> np.ndarray:
 
 
 def agree(values: Mapping[str, Any]) -> None:
-    """Raises InputError in all processes if they have different values.
-
-    Args:
-        values: by what they are called in the message, equally many everywhere.
-    """
+    """Raises InputError in all processes if their values, by name, are different."""
     digests = [zlib.crc32(repr(value).encode()) for value in values.values()]
     found = gather(np.array(digests, np.uint32))
     same = np.all(found == found[0], axis=0)

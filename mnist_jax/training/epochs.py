@@ -36,7 +36,7 @@ from mnist_jax.training.steps import (
     Metrics,
     TrainState,
     eval_step,
-    init_states,
+    init_state,
     slow_gradient_operations,
     train_step,
 )
@@ -89,23 +89,13 @@ def train_epoch(
 ) -> tuple[TrainState, Metrics]:
     """Runs steps of an epoch on one device's share of each batch.
 
-    Args:
-        state: of one seed.
-        split: the training images and labels.
-        indices: `[steps,B]`, from `epoch_indices`, or this device's share of them.
-        key: key of the epoch; step `i` uses `fold_in(key, i)`.
-        bounds: `[2]`, first step and stop (exclusive).
-        model: as for `train_step`.
-        tx: optimizer.
-        preprocess: converts pixels to float32.
-        augment: changes the images before that.
-        label_smoothing: share of each label that is spread over all classes.
-        classes: their number, which that needs.
-        axis_name: as for `train_step`.
-        single: whether to run the first step only, without a loop.
+    `indices [steps,B]` come from `epoch_indices`; `bounds [2]` are the first step and
+    the stop, exclusive; step `i` uses the key `fold_in(key, i)`. Images are changed by
+    `augment`, then converted by `preprocess`. `label_smoothing` is the share of a label
+    that is spread over all `classes`. `single` runs the first step only, without a
+    loop. Other arguments are as for `train_step`.
 
-    Returns:
-        The new state and the metrics of each step `[steps]`, 0 for steps not run.
+    Returns the new state and the metrics of each step `[steps]`, 0 for steps not run.
     """
     microbatches = count_microbatches(model, indices.shape[1])
 
@@ -122,25 +112,13 @@ def train_epoch(
             labels = optax.smooth_labels(
                 jax.nn.one_hot(labels, classes), label_smoothing
             )
-        state, metrics = train_step(
-            state,
-            preprocess(images),
-            labels,
-            mask,
-            step_key,
-            model=model,
-            tx=tx,
-            axis_name=axis_name,
-            microbatches=microbatches,
-        )
-        return state, Metrics(
-            *(
-                lax.dynamic_update_index_in_dim(values, value, step, 0)
-                for values, value in zip(history, metrics, strict=True)
-            )
-        )
+        options: Any = dict(axis_name=axis_name, microbatches=microbatches)
+        batch = preprocess(images), labels, mask, step_key
+        state, metrics = train_step(state, *batch, model=model, tx=tx, **options)
+        store = partial(lax.dynamic_update_index_in_dim, index=step, axis=0)
+        return state, jax.tree.map(store, history, metrics)
 
-    zeros = Metrics(*(jnp.zeros(len(indices), jnp.float32) for _ in Metrics._fields))
+    zeros = Metrics(*3 * [jnp.zeros(len(indices), jnp.float32)])
     if single:
         return body(bounds[0], (state, zeros))
     return lax.fori_loop(bounds[0], bounds[1], body, (state, zeros))
@@ -167,25 +145,25 @@ def evaluate(
         metrics = eval_step(variables, preprocess(images), labels, mask, model=model)
         return jax.tree.map(jnp.add, total, metrics)
 
-    zero = Metrics(*(jnp.zeros((), jnp.float32) for _ in Metrics._fields))
+    zero = Metrics(*3 * [jnp.zeros((), jnp.float32)])
     total = lax.fori_loop(0, rows, body, zero)
     return total if axis_name is None else lax.psum(total, axis_name)
 
 
-def _train_together(mesh: Mesh) -> bool:
-    """Returns whether a device trains its seeds in the same operations.
-
-    Small networks leave most of an accelerator idle. On a CPU, one seed after the other
-    is faster (docs/performance.md).
-    """
-    return bool(mesh.devices.flat[0].platform != "cpu")
+def _is_on_cpu(mesh: Mesh) -> bool:
+    return bool(mesh.devices.flat[0].platform == "cpu")
 
 
 def _over_seeds(
     function: "partial[Any]", mesh: Mesh, in_axes: Sequence[int | None]
 ) -> Callable[..., Any]:
-    """Maps a function of one seed over the arguments whose `in_axes` is 0."""
-    together = _train_together(mesh)
+    """Maps a function of one seed over the arguments whose `in_axes` is 0.
+
+    Small networks leave most of an accelerator idle, so that it computes its seeds in
+    the same operations. On a CPU, one seed after the other is faster
+    (docs/performance.md).
+    """
+    one_by_one = _is_on_cpu(mesh)
 
     def over_seeds(*arguments: Any) -> Any:
         pairs = list(zip(arguments, in_axes, strict=True))
@@ -199,7 +177,7 @@ def _over_seeds(
             seeds = range(len(jax.tree.leaves(stacks)[0]))
             results = [run(jax.tree.map(itemgetter(seed), stacks)) for seed in seeds]
             return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
-        if not together:
+        if one_by_one:
             return lax.map(run, stacks)
         if len(jax.tree.leaves(stacks)[0]) > 1:
             return jax.vmap(run)(stacks)
@@ -252,14 +230,11 @@ class Programs:
     ) -> tuple[TrainState, Metrics]:
         """Runs steps `start` to `stop`, exclusive (default: to the end of the epoch).
 
-        The states are donated: bind the result to the same name. The split is
-        replicated, `indices` come from `shard` and `keys` from `epoch_keys`. With
-        several host devices, wait for the metrics before the next call: the devices
-        synchronize at every step, and two calls in flight can deadlock XLA:CPU's
-        threads.
-
-        Returns:
-            The new states and each step's metrics `[seeds,steps]`, 0 for steps not run.
+        Returns the new states and the metrics `[seeds,steps]`, 0 for steps not run. The
+        states are donated, the split is replicated, `indices` come from `shard` and
+        `keys` from `epoch_keys`. With several host devices, wait for the metrics before
+        the next call: two calls in flight can deadlock XLA:CPU's threads, since the
+        devices synchronize at every step.
         """
         stop = indices.shape[1] if stop is None else stop
         if not self.slow_in_loops:
@@ -326,8 +301,7 @@ def make_programs(
     """
     # A sum over one device would still copy every gradient: 12 % of an MLP's step.
     axis_name = BATCH if mesh.shape[BATCH] > 1 else None
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    slow = slow_gradient_operations(model, image_shape) if on_cpu else ()
+    slow = slow_gradient_operations(model, image_shape) if _is_on_cpu(mesh) else ()
     shared: dict[str, Any] = dict(
         model=model, preprocess=preprocess, axis_name=axis_name
     )
@@ -346,13 +320,11 @@ def make_programs(
         _over_seeds(partial(evaluate, **shared), mesh, (0, None, None)),
         in_specs=(P(SEEDS), P(), P(None, BATCH)),
     )
+    init = partial(lax.map, partial(init_state, model, tx, image_shape=image_shape))
     options = compiler_options(mesh.devices.flat[0].platform)
     return Programs(
         mesh,
-        jax.jit(
-            partial(init_states, model, tx, image_shape=image_shape),
-            compiler_options=options | QUICK,
-        ),
+        jax.jit(init, compiler_options=options | QUICK),
         jax.jit(run, donate_argnums=0, compiler_options=options),
         jax.jit(measure, compiler_options=options),
         slow,

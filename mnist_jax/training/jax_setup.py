@@ -32,10 +32,6 @@ def setup(
             JAX_NUM_CPU_DEVICES or XLA_FLAGS, or else one per available core.
         compile_cache: whether to keep compiled programs in the user's cache folder, or
             in JAX_COMPILATION_CACHE_DIR; False does not turn off a cache that is on.
-
-    Raises:
-        InputError: JAX finds no such platform, or already runs on another.
-        RuntimeError: JAX already runs with another number of CPU devices.
     """
     before = jax.config.values["jax_num_cpu_devices"]  # -1 lets JAX read XLA_FLAGS
     by_flag = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")

@@ -1,7 +1,7 @@
 """Device meshes: how many devices to use, and how arrays are sharded over them."""
 
-import collections
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -35,9 +35,6 @@ def choose_mesh(config: TrainConfig, seeds: int, shapes: Shapes) -> Mesh:
     the remaining devices share each batch. The cores of unused devices still work, as
     threads of the others. In a job of several processes, equally many devices of each
     share each batch, so that every process holds every seed's parameters.
-
-    Raises:
-        InputError: the config asks for more CPU devices than JAX was started with.
     """
     devices, processes = jax.local_device_count(), jax.process_count()
     if config.cpu_devices > devices:
@@ -57,30 +54,22 @@ def choose_mesh(config: TrainConfig, seeds: int, shapes: Shapes) -> Mesh:
 
 
 def make_mesh(batch_devices: int | None = None, seed_devices: int = 1) -> Mesh:
-    """Returns a mesh over which seeds and each seed's batches are sharded.
+    """Returns a mesh of `seed_devices` groups, each for its seeds, of `batch_devices`.
 
-    Args:
-        batch_devices: devices that share a batch (default: as many as there are).
-        seed_devices: groups of such devices, each of which trains different seeds.
+    By default all devices share each batch.
     """
-    devices = _in_turns(jax.devices())
-    shape = (seed_devices, batch_devices or len(devices) // seed_devices)
+    shape = (seed_devices, batch_devices or jax.device_count() // seed_devices)
+    by_process = [jax.local_devices(i) for i in range(jax.process_count())]
+    in_turns = itertools.chain(*zip(*by_process, strict=True))
     return jax.make_mesh(
         shape,
         (SEEDS, BATCH),
         axis_types=(AxisType.Auto, AxisType.Auto),
-        devices=sorted(devices[: math.prod(shape)], key=lambda device: device.id),
+        devices=sorted(
+            itertools.islice(in_turns, math.prod(shape)),
+            key=lambda device: device.id,
+        ),
     )
-
-
-def _in_turns(devices: Sequence[jax.Device]) -> list[jax.Device]:
-    """Orders devices so that the first n come from as many processes as possible."""
-    ranks: collections.Counter[int] = collections.Counter()
-    order = []
-    for device in devices:
-        order.append((ranks[device.process_index], device.process_index, device))
-        ranks[device.process_index] += 1
-    return [device for *_, device in sorted(order, key=lambda entry: entry[:2])]
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:

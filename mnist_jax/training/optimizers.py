@@ -1,6 +1,5 @@
 """Optax optimizers and learning rate schedules for a config."""
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -20,15 +19,9 @@ def scale_by_adam(
     The update of `optax.scale_by_adam`, `m/(1-b1^t) / (sqrt(v/(1-b2^t)) + eps)`, has
     three, which cost an MLP 8 % of its step at batch 32 (docs/performance.md). It is
     equal to `rate * m / (sqrt(v) + e)`, where `rate = sqrt(1-b2^t) / (1-b1^t)` and
-    `e = eps * sqrt(1-b2^t)`.
-
-    Args:
-        b1: decay rate of the mean of the gradients, `m`.
-        b2: decay rate of the mean of their squares, `v`.
-        eps: added to the square root.
-        keras: whether to add `eps` before the bias correction, as Keras does:
-            `e = eps`. With raw pixels the two diverge within 30 steps. Source:
-            keras/src/optimizers/adam.py (Keras 3.15).
+    `e = eps * sqrt(1-b2^t)`. With `keras`, `e = eps`, as Keras adds it before the bias
+    correction (keras/src/optimizers/adam.py, Keras 3.15): with raw pixels the two
+    diverge within 30 steps.
     """
 
     def init(params: Any) -> optax.ScaleByAdamState:
@@ -65,14 +58,10 @@ class RateState(NamedTuple):
 def scale_by_rate(
     learning_rate: float, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-    """Multiplies updates by the negative learning rate of the step.
+    """Multiplies updates by the negative learning rate times a factor of each step.
 
-    `set_learning_rate` changes it in the state: a sweep over learning rates compiles
-    once.
-
-    Args:
-        learning_rate: its peak.
-        schedule: factor of the peak at each step.
+    `set_learning_rate` changes the rate in the state: a sweep over learning rates
+    compiles once.
     """
 
     def init(params: Any) -> RateState:
@@ -142,8 +131,7 @@ def average_params(
 def final_variables(state: TrainState) -> dict[str, Any]:
     """Returns the variables to evaluate and save: with averaged parameters, if any.
 
-    Args:
-        state: of one or of several seeds, after at least one step.
+    The state, of one or of several seeds, has done at least one step.
     """
     average = state.opt_state
     if not isinstance(average, AverageState):
@@ -158,18 +146,17 @@ def final_variables(state: TrainState) -> dict[str, Any]:
 
 
 def create_schedule(config: TrainConfig, steps: int) -> optax.Schedule:
-    """Returns the learning rate schedule for a run of `steps` steps."""
-    peak = config.learning_rate
+    """Returns the factor of the learning rate at each step of a run of `steps`."""
     if config.schedule == "constant":
-        return optax.constant_schedule(peak)
+        return optax.constant_schedule(1.0)
     # Both schedules divide by the length of each phase: each needs at least one step.
     steps = max(steps, 3)
     warmup = min(max(round(config.warmup_fraction * steps), 1), steps - 2)
     if config.schedule == "cosine":
-        return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps)
+        return optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup, steps)
     # Plus half a step, since optax truncates the product to an integer.
     fraction = (warmup + 0.5) / steps
-    return optax.cosine_onecycle_schedule(steps, peak, pct_start=fraction)
+    return optax.cosine_onecycle_schedule(steps, 1.0, pct_start=fraction)
 
 
 def _muon(b1: float, b2: float) -> optax.GradientTransformation:
@@ -213,8 +200,8 @@ def create_optimizer(config: TrainConfig, steps: int) -> optax.GradientTransform
         transforms.append(optax.add_decayed_weights(config.weight_decay))
     if config.optimizer == "muon":
         transforms.append(_muon(*betas))
-    factor = create_schedule(dataclasses.replace(config, learning_rate=1.0), steps)
-    transforms.append(scale_by_rate(config.learning_rate, factor))
+    schedule = create_schedule(config, steps)
+    transforms.append(scale_by_rate(config.learning_rate, schedule))
     tx = optax.chain(*transforms)
     if config.freeze:
 

@@ -39,10 +39,7 @@ class Metrics(NamedTuple):
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Returns the softmax cross-entropy of each image `[B]`.
 
-    Args:
-        logits: `[B,classes]`.
-        labels: `[B]` integers, or `[B,classes]` probabilities (one-hot: the same
-            result).
+    From logits `[B,classes]` and labels `[B]`, or their probabilities `[B,classes]`.
     """
     if labels.ndim == 1:
         labels = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
@@ -54,12 +51,8 @@ def batch_metrics(
 ) -> tuple[jax.Array, Metrics]:
     """Returns the summed loss, to differentiate, and the metrics of a batch.
 
-    Args:
-        logits: `[B,classes]` of any float type; the loss is computed in float32 at
-            least.
-        labels: `[B]` integers or `[B,classes]` probabilities, of which the largest is
-            the image's class.
-        mask: `[B]`, 1 for an image and 0 for padding.
+    The loss is computed in float32 at least; `mask [B]` is 1 for an image and 0 for
+    padding.
     """
     logits = _at_least_float32(logits)
     classes = labels if labels.ndim == 1 else jnp.argmax(labels, axis=-1)
@@ -85,16 +78,6 @@ def _at_least_float32(tree: Any) -> Any:
     return jax.tree.map(
         lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), tree
     )
-
-
-def init_states(
-    model: nn.Module,
-    tx: optax.GradientTransformation,
-    keys: jax.Array,
-    image_shape: tuple[int, ...],
-) -> TrainState:
-    """Returns the initial state for each of the keys `[seeds]`, stacked."""
-    return lax.map(partial(init_state, model, tx, image_shape=image_shape), keys)
 
 
 def _sum_over_devices(tree: Any, axis_name: str) -> Any:
@@ -133,10 +116,8 @@ def batch_gradients(
 
     Collections besides `params` have their updated values times the number of images
     instead: summed over microbatches and devices and divided by all images, like the
-    gradients, they are means over images.
-
-    Arguments are as for `train_step`; `batch_offset` is the index of the first image in
-    the whole batch, or None to call the model without it.
+    gradients, they are means over images. Arguments are as for `train_step`;
+    `batch_offset` is None to call the model without it.
     """
     if batch_offset is not None and "batch_offset" not in call_options(
         model, True, batch_offset
@@ -184,10 +165,7 @@ def accumulate_gradients(
     batch_offset: jax.Array | int,
     microbatches: int,
 ) -> tuple[Any, Metrics]:
-    """Returns the same as `batch_gradients`, accumulated over microbatches.
-
-    Their arrays are smaller, so that they stay in a device's caches.
-    """
+    """Returns `batch_gradients`, accumulated over microbatches that fit in caches."""
     size = -(-len(images) // microbatches)
     padding = microbatches * size - len(images)
     # Padded with images of the batch, since batch statistics do not know the mask.
@@ -196,9 +174,9 @@ def accumulate_gradients(
 
     def add(i: jax.Array, total: tuple[Any, Metrics]) -> tuple[Any, Metrics]:
         start = i * size
-        chunk = [lax.dynamic_slice_in_dim(array, start, size) for array in batch]
+        x, y, m = (lax.dynamic_slice_in_dim(array, start, size) for array in batch)
         gradients = batch_gradients(
-            variables, chunk[0], chunk[1], chunk[2], key, model, batch_offset + start
+            variables, x, y, m, key, model, batch_offset + start
         )
         return jax.tree.map(jnp.add, total, gradients)
 
@@ -226,14 +204,12 @@ def train_step(
         labels: `[B]` integers, or `[B,classes]` probabilities.
         mask: `[B]`, 1 for an image and 0 for padding.
         key: dropout key of this step.
-        model: any module with `apply(variables, images, train=...) -> [B,classes]`. If
-            the batch is sharded or split into microbatches, it also takes
-            `batch_offset=`, the index of its first image in the whole batch, since all
-            share one key.
+        model: any module with `apply(variables, images, train=...) -> [B,classes]`,
+            and `batch_offset=`, the index of the first image in the whole batch, if the
+            batch is sharded or split: all shares have one key.
         tx: optimizer.
         axis_name: mesh axis over which the batch is sharded, if any.
-        microbatches: number of microbatches to split the batch into. Their gradients
-            are accumulated: the same update with smaller arrays.
+        microbatches: number of microbatches whose gradients are accumulated.
     """
     batch, offset = (images, labels, mask, key, model), None
     if axis_name is not None:

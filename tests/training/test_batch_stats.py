@@ -23,7 +23,7 @@ from mnist_jax.training.fit import Epoch, finish, fit
 from mnist_jax.training.mesh import make_mesh, replicate, seed_keys, shard_seeds
 from mnist_jax.training.prepare import prepare
 from mnist_jax.training.run_dir import load_run
-from mnist_jax.training.steps import TrainState, init_states, train_step
+from mnist_jax.training.steps import TrainState, init_state, train_step
 
 pytestmark = pytest.mark.slow
 
@@ -84,7 +84,8 @@ def test_epochs_of_seeds_equal_plain_flax(devices):
     """Each device normalizes its share; the running statistics are their mean."""
     model, split, tx = Normalized(), make_split(40), optax.sgd(0.1)
     programs = make_programs(model, tx, preprocess, make_mesh(devices), IMAGE_SHAPE)
-    states = init_states(model, tx, seed_keys([0, 1]), IMAGE_SHAPE)
+    init = partial(init_state, model, tx, image_shape=IMAGE_SHAPE)
+    states = jax.vmap(init)(seed_keys([0, 1]))
     orders = np.stack([epoch_indices(seed, 0, 40, 16) for seed in (0, 1)])
     got, _ = programs.run_steps(
         shard_seeds(jax.tree.map(jnp.copy, states), programs.mesh),
@@ -105,9 +106,7 @@ def test_epochs_of_seeds_equal_plain_flax(devices):
 def test_microbatches_average_the_statistics():
     model = CNN((ConvStage(4, pool=2, bn=True),), (), 10)
     tx, split = optax.sgd(0.1), make_split(12)
-    state = jax.tree.map(
-        lambda x: x[0], init_states(model, tx, seed_keys([0]), IMAGE_SHAPE)
-    )
+    state = init_state(model, tx, jax.random.key(0), IMAGE_SHAPE)
     batch = preprocess(split.images), split.labels, jnp.ones(12), jax.random.key(0)
     step = partial(train_step, state, *batch, model=model, tx=tx)
     got, _ = jax.jit(partial(step, microbatches=3))()

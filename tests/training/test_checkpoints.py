@@ -8,9 +8,7 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-from flax import serialization
 from helpers.runs import (
     CONFIGS,
     DAMAGES,
@@ -21,11 +19,9 @@ from helpers.runs import (
     train_into,
 )
 
-from mnist_jax.data import cache
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.models.networks import create_model, variable_shapes
-from mnist_jax.records.files import add_checksum, verify_checksum
 from mnist_jax.records.schema import RunRecord
 from mnist_jax.training import fit
 from mnist_jax.training.checkpoints import FOLDER
@@ -68,13 +64,6 @@ def test_only_the_newest_checkpoints_are_kept_and_a_new_run_removes_them(
     assert names(tmp_path) == []
 
 
-def test_the_last_epoch_has_a_checkpoint_so_that_a_run_can_be_extended(
-    digits, tmp_path
-):
-    train_into(prepare_once(CONFIGS["mlp"], digits), {0: tmp_path}, checkpoint_every=2)
-    assert names(tmp_path) == ["epoch00002.msgpack", "epoch00003.msgpack"]
-
-
 def test_epochs_after_the_checkpoint_are_run_again(digits, tmp_path):
     experiment = stopped_run(digits, tmp_path)
     (tmp_path / FOLDER / "epoch00003.msgpack").unlink()
@@ -104,16 +93,11 @@ def test_the_total_of_a_resumed_run_is_the_sum_over_its_stops(
     assert record.total_seconds == pytest.approx(sum(before) + rest, abs=1e-6)
 
 
-def test_an_extended_run_that_stops_is_not_finished(digits, tmp_path):
-    train_into(prepare_once(CONFIGS["mlp"], digits), {0: tmp_path})
+def test_a_finished_run_is_extended_from_its_last_epoch(digits, tmp_path):
+    train_into(prepare_once(CONFIGS["mlp"], digits), {0: tmp_path}, checkpoint_every=2)
     assert resumable({0: tmp_path}, CONFIGS["mlp"]) == (True, None)
-    shutil.rmtree(tmp_path / FOLDER, ignore_errors=True)
-    before = (tmp_path / "record.json").read_bytes()
-    experiment = stopped_run(digits, tmp_path / "other")
-    shutil.copytree(tmp_path / "other" / FOLDER, tmp_path / FOLDER)
-    shutil.copy(tmp_path / "other" / "config.json", tmp_path)
-    assert (tmp_path / "record.json").read_bytes() == before
-    finished, checkpoint = resumable({0: tmp_path}, experiment.config)
+    more = dataclasses.replace(CONFIGS["mlp"], epochs=4)
+    finished, checkpoint = resumable({0: tmp_path}, more)
     assert not finished and checkpoint.epoch == 3
 
 
@@ -133,30 +117,16 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
         resumable({0: tmp_path}, experiment.config)
 
 
-def test_a_checkpoint_of_another_network_or_seed_is_not_used(
-    digits, tmp_path, caplog, monkeypatch
-):
-    here, wide, other = tmp_path / "here", tmp_path / "wide", tmp_path / "other"
+def test_a_checkpoint_of_another_network_or_seed_is_not_used(digits, tmp_path, caplog):
+    here, wide = tmp_path / "here", tmp_path / "wide"
     experiment = stopped_run(digits, here)
     stopped_run(digits, wide, dataclasses.replace(CONFIGS["mlp"], hidden=(17,)))
     newest = "epoch00003.msgpack"
-    kept = (here / FOLDER / newest).read_bytes()
     shutil.copy(wide / FOLDER / newest, here / FOLDER / newest)
     assert resumable({0: here}, experiment.config)[1].epoch == 2
     assert "it is from another run: --hidden was 17, is 16" in caplog.text
-    content = serialization.msgpack_restore(bytes(verify_checksum(kept)))
-    content["arrays"]["states/params/Dense_0/bias"] = np.zeros((1, 16), np.float16)
-    half = add_checksum(serialization.msgpack_serialize(content))
-    (here / FOLDER / newest).write_bytes(half)
-    assert resumable({0: here}, experiment.config)[1].epoch == 2
-    assert (
-        "Dense_0/bias is float32[1, 16] here and float16[1, 16] in the" in caplog.text
-    )
-    shutil.copytree(here / FOLDER, other / FOLDER)
-    (other / FOLDER / newest).unlink()
-    with pytest.raises(InputError, match="no checkpoint"):
-        resumable({1: other}, experiment.config)
-    assert "it is from other seeds" in caplog.text
+    with pytest.raises(InputError, match="no checkpoint .*: it is from other seeds"):
+        resumable({1: here}, experiment.config)
 
 
 def test_checkpoints_of_other_data_or_another_start_are_not_used(digits, tmp_path):
@@ -195,60 +165,27 @@ def test_seeds_together_have_one_checkpoint(digits, tmp_path):
 
 
 def random_damage(content: bytes, rng: random.Random) -> bytes:
-    """Flips a bit, cuts off the end, or removes, inserts or zeroes some bytes."""
+    """Flips a bit, cuts off the end, or removes or inserts some bytes."""
     position = rng.randrange(len(content))
     before, after = content[:position], content[position:]
-    damaged = rng.choice(
-        [
-            before + bytes([after[0] ^ 1 << rng.randrange(8)]) + after[1:],
-            before,
-            before + after[rng.randint(1, 100) :],
-            before + rng.randbytes(rng.randint(1, 100)) + after,
-            before + bytes(len(after[:4096])) + after[4096:],
-        ]
-    )
-    return damaged if damaged != content else b""
+    flipped = bytes([after[0] ^ 1 << rng.randrange(8)])
+    inserted = rng.randbytes(rng.randint(1, 100))
+    return before + rng.choice([flipped + after[1:], b"", after[50:], inserted + after])
 
 
 @pytest.mark.faults
-def test_hundreds_of_damaged_files_are_refused(
-    digits, tmp_path, caplog, record_property, monkeypatch
-):
-    monkeypatch.setenv("MNIST_JAX_CACHE_DIR", str(tmp_path))
+def test_hundreds_of_damaged_files_are_refused(digits, tmp_path):
     stopped, finished = tmp_path / "stopped", tmp_path / "finished"
     config = stopped_run(digits, stopped).config
     train_into(prepare_once(CONFIGS["mlp"], digits), {0: finished})
     like = variable_shapes(create_model(config, MNIST), IMAGE_SHAPE)
-    entry = tmp_path / "arrays" / "key.npz"
-    images = digits.test.images[:50]
-    cache.write_entry("key", {"x": images})
-
-    def refuses_checkpoint() -> bool:
-        return resumable({0: stopped}, config)[1].epoch == 2
-
-    def refuses_parameters() -> bool:
-        with pytest.raises(InputError, match="params.msgpack is damaged"):
-            load_variables(finished, like)
-        return True
-
-    def refuses_entry() -> bool:  # or its damage is in what has no effect
-        found = cache.read_entry("key")
-        return found is None or np.array_equal(found["x"], images)
-
-    rng, tried = random.Random(0), 0
-    for path, refuses in (
-        (stopped / FOLDER / "epoch00003.msgpack", refuses_checkpoint),
-        (finished / "params.msgpack", refuses_parameters),
-        (entry, refuses_entry),
-    ):
+    newest, rng = stopped / FOLDER / "epoch00003.msgpack", random.Random(0)
+    for path in (newest, finished / "params.msgpack"):
         content = path.read_bytes()
         for _ in range(200):
-            caplog.clear()
             path.write_bytes(random_damage(content, rng))
-            assert refuses()
-            assert path.parent != stopped / FOLDER or str(path) in caplog.text
-            tried += 1
-        path.write_bytes(content)
-    assert resumable({0: stopped}, config)[1].epoch == 3
-    assert load_variables(finished, like) and cache.read_entry("key") is not None
-    record_property("damaged files", tried)
+            if path == newest:
+                assert resumable({0: stopped}, config)[1].epoch == 2
+                continue
+            with pytest.raises(InputError, match="params.msgpack is damaged"):
+                load_variables(finished, like)

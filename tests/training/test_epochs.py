@@ -1,5 +1,6 @@
 """The compiled epoch: equal to a loop, one trace, donated, no hidden transfers."""
 
+import itertools
 import re
 
 import jax
@@ -168,7 +169,7 @@ def test_evaluation_counts_every_image_once(digits: Dataset, size, devices):
     np.testing.assert_allclose(metrics.loss_sum, want.loss_sum, rtol=1e-5)
 
 
-@pytest.mark.parametrize("size, batch_size", [(10, 3), (64, 64), (60_000, 128)])
+@pytest.mark.parametrize("size, batch_size", [(10, 3), (60_000, 128)])
 def test_eval_and_train_indices_contain_each_image_once(size, batch_size):
     mesh = make_mesh(4)
     train = shard_indices(epoch_indices(0, 0, size, batch_size)[None], mesh)
@@ -231,14 +232,9 @@ def test_seeds_are_sharded_evenly_before_batches(model, seeds, shape):
     assert choose_mesh(TrainConfig(model=model), seeds, MNIST).devices.shape == shape
 
 
-@pytest.mark.parametrize("devices", range(1, 9))
-def test_all_requested_devices_are_used(devices):
-    config = TrainConfig(model="cnn", cpu_devices=devices)
-    for seeds in range(1, 9):
-        mesh = choose_mesh(config, seeds, MNIST)
+def test_all_requested_devices_are_used():
+    for devices, seeds in itertools.product(range(1, 9), repeat=2):
+        mesh = choose_mesh(TrainConfig(model="cnn", cpu_devices=devices), seeds, MNIST)
         assert mesh.size == devices and seeds % mesh.shape["seeds"] == 0
-
-
-def test_more_cpu_devices_than_there_are_is_refused():
     with pytest.raises(InputError, match="at most the 8 .*; got 9"):
-        choose_mesh(TrainConfig(model="mlp", cpu_devices=9), 1, MNIST)
+        choose_mesh(TrainConfig(cpu_devices=9), 1, MNIST)

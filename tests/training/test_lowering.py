@@ -30,7 +30,7 @@ SEEDS, STEPS, BATCH = 2, 3, 32
 def test_programs_lower_for_accelerators(model, precision, backend, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     # On the mesh of a CPU, seeds would be trained one after the other.
-    monkeypatch.setattr(epochs, "_train_together", lambda mesh: True)
+    monkeypatch.setattr(epochs, "_is_on_cpu", lambda mesh: False)
     config = TrainConfig(model=model, precision=precision)
     network = create_model(config, MNIST)
     programs = make_programs(

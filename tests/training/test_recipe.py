@@ -24,7 +24,7 @@ from mnist_jax.training.optimizers import (
     final_variables,
 )
 from mnist_jax.training.prepare import prepare
-from mnist_jax.training.steps import init_states, train_step
+from mnist_jax.training.steps import init_state, train_step
 
 pytestmark = pytest.mark.slow
 
@@ -51,7 +51,8 @@ def test_epochs_of_seeds_equal_plain_loops(name, devices, batch_size, monkeypatc
     tx = average_params(optax.sgd(0.1), 0.9)
     mesh = make_mesh(devices)
     programs = make_programs(model, tx, preprocess, mesh, IMAGE_SHAPE, **RECIPE)
-    states = init_states(model, tx, seed_keys([0, 1]), IMAGE_SHAPE)
+    init = partial(init_state, model, tx, image_shape=IMAGE_SHAPE)
+    states = jax.vmap(init)(seed_keys([0, 1]))
     keys = jax.random.split(jax.random.key(7), 2)
     orders = np.stack([epoch_indices(s, 0, 64, batch_size) for s in (0, 1)])
     got, metrics = programs.run_steps(

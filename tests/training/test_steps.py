@@ -6,23 +6,21 @@ import numpy as np
 import optax
 import pytest
 
-from mnist_jax.config import ADAMS, ConvStage, TrainConfig
-from mnist_jax.data.types import IMAGE_SHAPE
-from mnist_jax.models.networks import CNN, LSTM, MLP, init_model
-from mnist_jax.testing import check_step_learns, make_split, preprocess
+from mnist_jax.config import ConvStage, TrainConfig
+from mnist_jax.models.networks import CNN, LSTM, MLP
+from mnist_jax.testing import check_step_learns
 from mnist_jax.training.optimizers import (
     create_optimizer,
     create_schedule,
     scale_by_adam,
 )
-from mnist_jax.training.steps import batch_metrics, cross_entropy, eval_step
+from mnist_jax.training.steps import batch_metrics, cross_entropy
 
 pytestmark = pytest.mark.slow
 
 STAGES = (ConvStage(8, pool=2), ConvStage(32, pool=2))  # direct, then Winograd
 MODELS = {
-    "mlp": MLP((16,), 10),
-    "mlp_dropout": MLP((32,), 10, dropout=(0.2,)),
+    "mlp": MLP((32,), 10, dropout=(0.2,)),
     "lstm": LSTM((8, 8), "tanh", (8,), 10, impl="cpu"),
     "lstm_plain": LSTM((8,), "relu", (), 10),
     "cnn": CNN(STAGES, (16,), 10, impl="cpu"),
@@ -64,16 +62,6 @@ def test_one_hot_labels_give_the_same_loss():
     np.testing.assert_allclose(cross_entropy(logits, labels), want, rtol=1e-6)
 
 
-def test_eval_step_ignores_padding():
-    split, model = make_split(8), MODELS["mlp"]
-    variables = init_model(model, jax.random.key(0), IMAGE_SHAPE)
-    images, labels = preprocess(split.images), jnp.asarray(split.labels)
-    half = jnp.array([1.0] * 4 + [0.0] * 4)
-    padded = eval_step(variables, images, labels, half, model=model)
-    alone = eval_step(variables, images[:4], labels[:4], jnp.ones(4), model=model)
-    np.testing.assert_allclose(padded, alone, rtol=1e-6)
-
-
 def test_keras_adam_is_adam_with_epsilon_outside_the_correction():
     params = {"w": jnp.array([1.0, -2.0])}
     tx = scale_by_adam(eps=1e-3, keras=True)
@@ -113,71 +101,26 @@ def test_adam_corrects_the_bias_of_bfloat16_gradients_in_float32():
     assert state.mu.dtype == state.nu.dtype == gradient.dtype
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "keras_adam", "adamw", "sgd"])
-@pytest.mark.parametrize("schedule", ["constant", "cosine", "onecycle"])
-@pytest.mark.parametrize("steps", [1, 2, 100])
-def test_optimizers_take_finite_steps(optimizer, schedule, steps):
-    config = TrainConfig(
-        model="mlp", optimizer=optimizer, schedule=schedule, clip_norm=1.0
-    )
-    tx = create_optimizer(config, steps)
-    params = {"w": jnp.ones(3)}
-    state = tx.init(params)
-    for _ in range(steps):
-        updates, state = tx.update({"w": jnp.ones(3)}, state, params)
-        params = optax.apply_updates(params, updates)
-    assert np.all(np.isfinite(params["w"]))
-
-
-@pytest.mark.parametrize("optimizer", [*ADAMS, "sgd"])
-def test_all_layers_can_be_frozen(optimizer):
-    config = TrainConfig(optimizer=optimizer, clip_norm=1.0, freeze=("w",))
-    tx, params = create_optimizer(config, 9), {"w": jnp.ones(3)}
-    updates, _ = tx.update(params, tx.init(params), params)
-    np.testing.assert_array_equal(updates["w"], 0)
-
-
 @pytest.mark.parametrize("schedule", ["cosine", "onecycle"])
 def test_schedules_rise_to_the_peak_and_fall(schedule):
-    config = TrainConfig(
-        model="mlp", schedule=schedule, learning_rate=0.5, warmup_fraction=0.25
-    )
+    config = TrainConfig(schedule=schedule, warmup_fraction=0.25)
+    assert np.isfinite([create_schedule(config, 1)(step) for step in (0, 1)]).all()
     rates = [float(create_schedule(config, 100)(step)) for step in range(101)]
     assert np.argmax(rates) == 25
-    np.testing.assert_allclose(max(rates), 0.5, rtol=1e-5)
-    assert rates[0] <= 0.5 / 25 + 1e-6 and rates[-1] < 1e-3
+    np.testing.assert_allclose(max(rates), 1, rtol=1e-5)
+    assert rates[0] <= 1 / 25 + 1e-6 and rates[-1] < 2e-3
 
 
-def test_sgd_momentum_and_nesterov_are_optax_sgd():
-    for nesterov in (False, True):
-        config = TrainConfig(
-            model="mlp",
-            optimizer="sgd",
-            momentum=0.9,
-            nesterov=nesterov,
-            learning_rate=0.1,
-            schedule="constant",
-        )
-        ours, want = create_optimizer(config, 3), optax.sgd(0.1, 0.9, nesterov=nesterov)
-        params = {"w": jnp.array([1.0, 2.0])}
-        states = ours.init(params), want.init(params)
-        for grad in (0.5, -0.25, 1.0):
-            grads = {"w": jnp.array([grad, 2 * grad])}
-            a, first = ours.update(grads, states[0], params)
-            b, second = want.update(grads, states[1], params)
-            states = first, second
-            np.testing.assert_allclose(a["w"], b["w"], rtol=1e-6)
-
-
-def test_clipping_bounds_the_gradient():
-    config = TrainConfig(
-        model="mlp",
-        optimizer="sgd",
-        clip_norm=0.5,
-        learning_rate=1.0,
-        schedule="constant",
-    )
-    tx = create_optimizer(config, 1)
-    grads = {"w": jnp.array([3.0, 4.0])}
-    updates, _ = tx.update(grads, tx.init(grads), grads)
-    np.testing.assert_allclose(updates["w"], [-0.3, -0.4], rtol=1e-6)
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_with_clipping_and_momentum_is_that_of_optax(nesterov):
+    options = dict(momentum=0.9, nesterov=nesterov, clip_norm=0.5, learning_rate=0.1)
+    config = TrainConfig(optimizer="sgd", schedule="constant", **options)
+    sgd = optax.sgd(0.1, 0.9, nesterov=nesterov)
+    ours, want = create_optimizer(config, 3), optax.clip_by_global_norm(0.5)
+    want = optax.chain(want, sgd)
+    params = jnp.array([1.0, 2.0])
+    state, wanted = ours.init(params), want.init(params)
+    for grad in (0.5, -0.1, 1.0):
+        updates, state = ours.update(grad * params, state, params)
+        other, wanted = want.update(grad * params, wanted, params)
+        np.testing.assert_allclose(updates, other, rtol=1e-6)
