@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import runpy
-import subprocess
 import sys
 from functools import partial
 
@@ -11,6 +10,7 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.processes import run_python
 from helpers.programs import run
 
 import mnist_jax
@@ -24,15 +24,6 @@ CONFIG = TrainConfig(
 )
 
 
-def python(code: str) -> str:
-    """Runs code in a new process and returns what it printed."""
-    process = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300
-    )
-    assert process.returncode == 0, process.stderr
-    return process.stdout
-
-
 def test_importing_imports_nothing_else():
     code = (
         "import sys, mnist_jax; from importlib.metadata import version\n"
@@ -40,7 +31,7 @@ def test_importing_imports_nothing_else():
         "assert not heavy, heavy\n"
         "assert mnist_jax.__version__ == version('mnist-jax')\n"
     )
-    python(code)
+    run_python("-c", code)
 
 
 @pytest.mark.slow
@@ -59,7 +50,7 @@ def test_setup_uses_every_core_and_may_be_repeated():
         "    except (RuntimeError, ValueError) as error: errors.append(str(error))\n"
         "print(json.dumps(errors))\n"
     )
-    devices, platform = json.loads(python(code))
+    devices, platform = json.loads(run_python("-c", code).stdout)
     assert "before any JAX operation" in devices
     assert "platform to tpu" in platform and "running on cpu" in platform
 
@@ -76,7 +67,7 @@ def test_train_gives_the_parameters_of_the_program(tmp_path):
     )
     loaded = mnist_jax.load_run(tmp_path / "run")
     assert loaded.config == CONFIG
-    assert python(code).strip() == loaded.record.params_sha256
+    assert run_python("-c", code).stdout.strip() == loaded.record.params_sha256
 
 
 def test_train_keeps_resumes_and_overwrites(tmp_path, capsys):

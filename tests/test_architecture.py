@@ -2,12 +2,11 @@
 
 import ast
 import re
-import subprocess
-import sys
 import tomllib
 from functools import partial
 from pathlib import Path
 
+from helpers.processes import run_python
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
@@ -134,7 +133,7 @@ def test_importing_touches_no_device_and_reads_no_flag():
         "heavy |= {'onnx', 'onnxruntime', 'safetensors'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    run_python("-c", code)
 
 
 def test_programs_do_not_import_what_they_do_not_need():
@@ -143,7 +142,7 @@ def test_programs_do_not_import_what_they_do_not_need():
         "experiments.train": {"pandas", "matplotlib", "PIL", "jinja2"},
     }.items():
         code = f"import sys, {program}; assert not {unneeded} & set(sys.modules)"
-        subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+        run_python("-c", code)
 
 
 def test_ci_tests_the_oldest_and_newest_versions_allowed():

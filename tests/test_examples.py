@@ -1,12 +1,11 @@
 """The quickstart, as a script and as an executed notebook, and the networks."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from helpers.documents import code_blocks
+from helpers.processes import run_python
 
 from mnist_jax import TrainConfig
 from mnist_jax.training.fit import finish, fit
@@ -56,10 +55,7 @@ def test_the_quickstart_runs(tmp_path):
     ):
         assert whole in code
         code = code.replace(whole, quick)
-    process = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert process.returncode == 0, process.stderr
+    process = run_python("-c", code, cwd=tmp_path)
     assert (tmp_path / "mistakes.png").stat().st_size > 5_000
     assert "steady_epoch_seconds" in process.stdout
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from helpers.peer_records import SETUP, record, rounds
-from helpers.programs import run_process
+from helpers.processes import run_python
 
 from benchmarks.peers import flax_worker, our_worker
 from benchmarks.peers.frameworks import FRAMEWORKS, PEAK, PeerRecord
@@ -175,7 +175,8 @@ def test_a_worker_ends_with_a_line_of_json(worker, variant, toy, tmp_path):
     if "keras" in worker and not all(map(importlib.util.find_spec, KERAS)):
         pytest.skip("`make peers` has Keras with TensorFlow")
     save_arrays(toy, tmp_path)
-    process = run_process(
+    process = run_python(
+        "-m",
         f"benchmarks.peers.{worker}",
         *("--model=mlp", "--batch_size=32", "--seed=1", "--steady_epochs=1"),
         *(f"--arrays={tmp_path}", f"--variant={variant}"),

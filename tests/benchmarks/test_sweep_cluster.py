@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -12,7 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
-from helpers.programs import run_process, start
+from helpers.processes import run_python, start_python
 
 from mnist_jax.reporting.sweep_tables import read_trials
 from mnist_jax.training.runs import HOW_TO_RESUME
@@ -90,12 +89,12 @@ def test_a_sweep_survives_the_death_of_a_worker_a_node_and_the_driver(
     cluster, tmp_path, record_property
 ):
     local, out = tmp_path / "local", tmp_path / "ray"
-    assert run_process(*GRID, "--workers=2", f"--out={local}").returncode == 0
+    run_python("-m", *GRID, "--workers=2", f"--out={local}")
     command = [
-        *(sys.executable, "-m", *GRID, "--engine=ray", f"--address={cluster.address}"),
+        *("-m", *GRID, "--engine=ray", f"--address={cluster.address}"),
         f"--out={out}",
     ]
-    process = start(command)
+    process = start_python(*command)
     lines = read_until(process, f" 3/{TRIALS} done")
     kill_a_task()
     lines += read_until(process, f" 8/{TRIALS} done")
@@ -109,7 +108,7 @@ def test_a_sweep_survives_the_death_of_a_worker_a_node_and_the_driver(
     lines += rest.splitlines()
     before = records(out)
     assert len(before) >= 15
-    process = start(command)
+    process = start_python(*command)
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     after = records(out)
@@ -128,7 +127,7 @@ def test_a_sweep_survives_the_death_of_a_worker_a_node_and_the_driver(
 def test_pruning_on_a_cluster(cluster, tmp_path):
     words = GRID[:4] + ("--vary=learning_rate=1e-2,1e-5,1e-6,2e-2", "--prune")
     engine = "--engine=ray", f"--address={cluster.address}"
-    finished = run_process(*words, *engine, f"--out={tmp_path}")
+    finished = run_python("-m", *words, *engine, f"--out={tmp_path}", ok=False)
     assert finished.returncode == 0, finished.stderr
     trials = read_trials(tmp_path)
     states = dict(zip(trials["learning_rate"], trials["state"], strict=True))
@@ -142,14 +141,14 @@ def test_what_ray_would_wait_for_is_an_error(cluster, tmp_path):
         (cluster.address, 3, "no node of the Ray cluster has --cpus_per_trial=3"),
     ):
         engine = "--engine=ray", f"--address={address}", f"--cpus_per_trial={cpus}"
-        refused = run_process(*GRID[:4], *engine, f"--out={tmp_path}")
+        refused = run_python("-m", *GRID[:4], *engine, f"--out={tmp_path}", ok=False)
         assert refused.returncode == 1 and expected in refused.stderr
 
 
 def test_a_signal_stops_a_sweep_at_once(cluster, tmp_path):
     engine = "--engine=ray", f"--address={cluster.address}"
     words = *GRID[:1], "--dataset=digits", "--epochs=5000", *engine
-    process = start([sys.executable, "-m", *words, f"--out={tmp_path}"])
+    process = start_python("-m", *words, f"--out={tmp_path}")
     while not list(tmp_path.rglob("metrics.jsonl")):
         assert process.poll() is None
         time.sleep(0.1)
@@ -163,13 +162,13 @@ def test_a_thousand_trials(engine, cluster, tmp_path, record_property):
     """The seconds beside training, and how the driver grows after 200 trials."""
     address = (f"--address={cluster.address}",) if engine == "ray" else ()
     command = [
-        *(sys.executable, "-m", "benchmarks.sweep", "--dataset=digits", "--epochs=1"),
+        *("-m", "benchmarks.sweep", "--dataset=digits", "--epochs=1"),
         *("--hidden=8", "--batch_size=256", "--samples=1000"),
         "--vary=learning_rate=log(1e-5,1e-2)",
         *(f"--out={tmp_path}", f"--engine={engine}", *address),
     ]
     began = time.perf_counter()
-    process = start(command)
+    process = start_python(*command)
     memory = psutil.Process(process.pid).memory_info
     read_until(process, " 200/1000 done")
     before = memory().rss

@@ -6,12 +6,12 @@ import json
 import os
 import shlex
 import signal
-import sys
 from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
-from helpers.programs import run, start
+from helpers.processes import start_python
+from helpers.programs import run
 from helpers.sweeps import make_sweep
 from optuna.trial import TrialState
 
@@ -98,7 +98,7 @@ def test_a_killed_sweep_resumes_and_ends_like_an_unstopped_one(tmp_path):
     rates = "--vary=learning_rate=1e-3,3e-3,1e-2"  # one program
     words = "benchmarks.sweep", *SMALL, rates, "--epochs=30"
     run(*words, f"--out={whole}")
-    process = start([sys.executable, "-m", *words, f"--out={killed}"])
+    process = start_python("-m", *words, f"--out={killed}")
     for line in process.stdout:
         if "2/3 done" in line:
             break

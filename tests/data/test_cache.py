@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.processes import run_at_once
+from helpers.processes import AT_ONCE, run_python
 from helpers.small_sets import assert_equal_sets, copy_from, files_below, no_call
 
 from mnist_jax.data import datasets
@@ -80,7 +80,7 @@ def work(process):
 
 
 def test_eight_processes_fill_an_empty_cache(small_sets):
-    run_at_once(LOAD, small_sets["mnist"], *SETS["mnist"].sha256)
+    run_python("-c", LOAD + AT_ONCE, small_sets["mnist"], *SETS["mnist"].sha256)
     assert len(files_below(cache_dir())) == 1  # no partial files
     expected = load_dataset("mnist", small_sets["mnist"], no_call)
     assert_equal_sets(load_dataset("mnist", download=no_call), expected)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.processes import run_script
+from helpers.processes import run_python
 from helpers.small_sets import (
     assert_equal_sets,
     copy_from,
@@ -245,7 +245,7 @@ def test_loading_does_not_import_tfds_or_initialize_a_device():
         "from jax._src import xla_bridge\n"
         "assert not xla_bridge._backends\n"
     )
-    run_script(script)
+    run_python("-c", script)
 
 
 # The published sets

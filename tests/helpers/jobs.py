@@ -2,12 +2,11 @@
 
 import socket
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from helpers.programs import ROOT, Finished
+from helpers.processes import Finished, finish, start_python
 
 INVALID_FLAGS = {
     "coordinator": ["--coordinator=node0", "--coordinator=node0:12345"],
@@ -31,49 +30,31 @@ def start_job(
     devices=1,
     port: int | None = None,
 ) -> list[subprocess.Popen[str]]:
-    """Starts the processes of a job.
-
-    Args:
-        processes: how many.
-        *words: module of the program and its flags.
-        extra: more flags of each process.
-        devices: CPU devices of each process.
-        port: of the coordinator; by default a free one.
-    """
+    """Starts a program as the processes of a job, each with its `extra` flags."""
     coordinator = f"--coordinator=localhost:{port or free_port()}"
     words = (*words, coordinator, f"--num_processes={processes}")
     words = (*words, f"--cpu_devices={devices}")
     return [
-        subprocess.Popen(
-            [
-                *(sys.executable, "-m", *map(str, words), f"--process_id={process}"),
-                *(map(str, extra[process]) if extra else ()),
-            ],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        start_python(
+            *("-m", *words, f"--process_id={process}"),
+            *(extra[process] if extra else ()),
         )
         for process in range(processes)
     ]
 
 
-def finish(job: list[subprocess.Popen[str]]) -> list[Finished]:
+def finish_job(job: list[subprocess.Popen[str]]) -> list[Finished]:
     """Waits for the processes of a job; ends them after minutes."""
     try:
-        outputs = [process.communicate(timeout=200) for process in job]
+        return [finish(process) for process in job]
     finally:
         for process in job:
             process.kill()
-    return [
-        Finished(process.returncode, *output)
-        for process, output in zip(job, outputs, strict=True)
-    ]
 
 
 def run_job(processes: int, *words: object, **arguments: Any) -> list[Finished]:
     """Runs a job, as `start_job`; every process must succeed."""
-    finished = finish(start_job(processes, *words, **arguments))
+    finished = finish_job(start_job(processes, *words, **arguments))
     assert [one.returncode for one in finished] == [0] * processes, finished
     return finished
 

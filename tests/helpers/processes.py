@@ -1,12 +1,15 @@
-"""Runs Python scripts in separate processes."""
+"""Starts Python in separate processes."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
+ROOT = Path(__file__).parents[2]
 # Calls `work(process)` in eight processes that start at the same time. They are forked
 # from one, which does the imports once, and wait at a pipe until all exist.
-_AT_ONCE = """
+AT_ONCE = """
 import os
 
 reader, writer = os.pipe()
@@ -23,19 +26,41 @@ assert [os.waitpid(child, 0)[1] for child in children] == [0] * 8
 """
 
 
-def run_script(script: str, *arguments: object) -> str:
-    """Runs a Python script in a separate process and returns its output."""
-    process = subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
+class Finished(NamedTuple):
+    """The exit status and output of a program."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def start_python(
+    *words: object, cwd: Path = ROOT, **environment: str
+) -> subprocess.Popen[str]:
+    """Starts Python with arguments such as `-m PROGRAM`, to read while it runs."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, words)],
+        cwd=cwd,
+        env={**os.environ, "MNIST_JAX_DATA_DIR": "", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
     )
-    assert process.returncode == 0, process.stderr
-    return process.stdout
 
 
-def run_at_once(script: str, *arguments: object) -> None:
-    """Runs the function `work(process)` of a script in eight processes at once."""
-    run_script(script + _AT_ONCE, *arguments)
+def finish(process: subprocess.Popen[str]) -> Finished:
+    """Waits for a process, which is killed after minutes."""
+    try:
+        output = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    return Finished(process.returncode, *output)
+
+
+def run_python(
+    *words: object, ok: bool = True, cwd: Path = ROOT, **environment: str
+) -> Finished:
+    """Runs Python; with `ok`, it must succeed."""
+    finished = finish(start_python(*words, cwd=cwd, **environment))
+    assert finished.returncode == 0 or not ok, finished.stdout + finished.stderr
+    return finished

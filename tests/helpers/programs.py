@@ -6,19 +6,10 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
-from typing import NamedTuple
 
-ROOT = Path(__file__).parents[2]
+from helpers.processes import ROOT, Finished, run_python
+
 DIGITS = ("--dataset=digits", "--hidden=16", "--epochs=2", "--batch_size=64")
-
-
-class Finished(NamedTuple):
-    """The exit status and output of a program."""
-
-    returncode: int
-    stdout: str
-    stderr: str
 
 
 def run(
@@ -36,7 +27,7 @@ def run(
     program, *words = map(str, arguments)
     variables = {"MNIST_JAX_DATA_DIR": "", **environment}
     if any(name.startswith("JAX_") for name in environment.keys() - {"JAX_ENABLE_X64"}):
-        process = run_process(program, *words, **variables)
+        process = run_python("-m", program, *words, ok=False, **variables)
     else:
         variables["MNIST_JAX_CACHE_DIR"] = variables.get(
             "MNIST_JAX_CACHE_DIR", os.environ["MNIST_JAX_CACHE_DIR"]
@@ -45,28 +36,6 @@ def run(
     assert ok in (process.returncode == 0, None), process.stdout + process.stderr
     assert "Traceback" not in process.stderr, process.stderr
     return process
-
-
-def run_process(*arguments: str, **environment: str) -> Finished:
-    """Runs `python -m` in a separate process."""
-    process = subprocess.run(
-        [sys.executable, "-m", *arguments],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    return Finished(process.returncode, process.stdout, process.stderr)
-
-
-def start(words: list[str]) -> subprocess.Popen[str]:
-    """Starts a command in the checkout, for reading its output while it runs."""
-    environment = {**os.environ, "MNIST_JAX_DATA_DIR": ""}
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        words, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True
-    )
 
 
 def flags_of(program: str) -> dict[str, str]:

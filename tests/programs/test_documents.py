@@ -5,15 +5,13 @@ writes, a later one may use. The Python examples of a page share their names, an
 after its commands.
 """
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import processes
 from helpers.documents import PAGES, ROOT, code_blocks, commands
 from helpers.programs import flags_of, run
 from PIL import Image, ImageDraw
@@ -146,16 +144,7 @@ def write_own_data(folder: Path) -> None:
 def run_python(code: str, folder: Path) -> None:
     """Runs Python code in a new process, where JAX has not started yet."""
     code = code.replace('model="cnn"', f'model="cnn", conv={SMALL_CNN}')
-    environment = {**os.environ, "MNIST_JAX_DATA_DIR": "", "PYTHONPATH": str(ROOT)}
-    process = subprocess.run(
-        [sys.executable, "-c", SMALL_DATA + code],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert process.returncode == 0, process.stdout + process.stderr
+    processes.run_python("-c", SMALL_DATA + code, cwd=folder, PYTHONPATH=str(ROOT))
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)

@@ -4,14 +4,13 @@ import json
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers.programs import ROOT, run, start
+from helpers.processes import run_python, start_python
+from helpers.programs import run
 from helpers.runs import outcomes
 
 from mnist_jax.training.checkpoints import FOLDER
@@ -38,7 +37,7 @@ def separate_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def command(name: str, folder: Path) -> list[str]:
     return [
-        *(sys.executable, "-m", "experiments.train", "--dataset=digits"),
+        *("-m", "experiments.train", "--dataset=digits"),
         *(*TRAIN[name], f"--epochs={EPOCHS}", "--batch_size=256"),
         *("--checkpoint_every=1", f"--run_dir={folder}"),
     ]
@@ -47,9 +46,11 @@ def command(name: str, folder: Path) -> list[str]:
 def kill_and_resume(name: str, kills: int, rng: random.Random, tmp_path: Path) -> None:
     """Kills and resumes a run at random times; it must match an uninterrupted run."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert subprocess.run(command(name, whole), cwd=ROOT, timeout=300).returncode == 0
+    run_python(*command(name, whole))
     for number in range(kills):
-        process = start([*command(name, killed), *(["--resume"] if number else [])])
+        process = start_python(
+            *command(name, killed), *(["--resume"] if number else [])
+        )
         # Mostly after the first row: starting takes longer than training.
         if rng.random() < 0.8:
             for line in process.stdout:
@@ -63,7 +64,7 @@ def kill_and_resume(name: str, kills: int, rng: random.Random, tmp_path: Path) -
         if (killed / METRICS).exists():
             for line in (killed / METRICS).read_text().splitlines():
                 json.loads(line)
-    process = start([*command(name, killed), "--resume"])
+    process = start_python(*command(name, killed), "--resume")
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     records = [json.loads((f / "record.json").read_text()) for f in (whole, killed)]
@@ -89,7 +90,7 @@ def test_runs_of_every_network_survive_many_kills(name, tmp_path, record_propert
 def test_a_signal_stops_a_run_and_prints_how_to_resume_it(number, line, tmp_path):
     words = command("mlp", tmp_path)
     words[words.index(f"--epochs={EPOCHS}")] = "--epochs=100000"
-    process = start(words)
+    process = start_python(*words)
     while not re.match(line, process.stdout.readline()):
         assert process.poll() is None
     process.send_signal(number)
@@ -115,7 +116,7 @@ run_program(main)
 
 def test_ctrl_c_before_training_interrupts_a_program(monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    process = start([sys.executable, "-c", INTERRUPTED])
+    process = start_python("-c", INTERRUPTED)
     output, errors = process.communicate(timeout=100)
     assert process.returncode == 128 + signal.SIGINT
     assert errors == "\ninterrupted\n"
@@ -153,8 +154,8 @@ def test_a_killed_sweep_resumes_with_the_same_results(program, number, tmp_path)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     arguments = ("--dataset=digits", *SWEEPS[program], "--seeds=2")
     run(f"benchmarks.{program}", *arguments, f"--out={whole}")
-    command = [sys.executable, "-m", f"benchmarks.{program}", *arguments]
-    process = start([*command, f"--out={killed}"])
+    command = ["-m", f"benchmarks.{program}", *arguments]
+    process = start_python(*command, f"--out={killed}")
     headers = 0
     for line in process.stdout:  # until the second network's fifth epoch
         headers += line.startswith("epoch ")
@@ -180,16 +181,16 @@ def test_a_killed_sweep_resumes_with_the_same_results(program, number, tmp_path)
 
 def test_a_signal_stops_a_sweep_that_waits_for_another_process(tmp_path):
     command = [
-        *(sys.executable, "-m", "benchmarks.compare", "--dataset=digits"),
+        *("-m", "benchmarks.compare", "--dataset=digits"),
         *(*SWEEPS["compare"], "--epochs=100000", f"--out={tmp_path}"),
     ]
-    processes = [start(command)]
+    processes = [start_python(*command)]
     try:
         while not processes[0].stdout.readline().startswith(" 1/"):
             assert processes[0].poll() is None
         processes[0].send_signal(signal.SIGSTOP)  # it keeps its lock, and no core
         for number in (signal.SIGINT, signal.SIGTERM):
-            processes.append(process := start(command))
+            processes.append(process := start_python(*command))
             while "waiting for another process" not in process.stdout.readline():
                 assert process.poll() is None
             process.send_signal(number)

@@ -2,15 +2,13 @@
 
 import hashlib
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from helpers.programs import DIGITS, ROOT, run
+from helpers.processes import finish, start_python
+from helpers.programs import DIGITS, run
 from helpers.small_sets import files_below
 
 pytestmark = pytest.mark.slow
@@ -116,22 +114,15 @@ def test_compare_adds_rows_and_writes_all_formats(tmp_path):
 
 @pytest.mark.faults
 def test_eight_programs_share_a_cold_cache_and_one_table(tmp_path, record_property):
-    environment = {**os.environ, "MNIST_JAX_CACHE_DIR": str(tmp_path / "cache")}
     out = tmp_path / "results" / "of eight"  # neither folder exists yet
-    command = [sys.executable, "-m", "benchmarks.compare", *DIGITS, "--models=mlp"]
+    command = "-m", "benchmarks.compare", *DIGITS, "--models=mlp", f"--out={out}"
+    cache = str(tmp_path / "cache")
     processes = [
-        subprocess.Popen(
-            [*command, f"--seed={seed}", f"--out={out}"],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        start_python(*command, f"--seed={seed}", MNIST_JAX_CACHE_DIR=cache)
         for seed in range(8)
     ]
-    texts = [process.communicate(timeout=600)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * 8, texts
+    texts = list(map(finish, processes))
+    assert [finished.returncode for finished in texts] == [0] * 8, texts
     lines = (out / "compare.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     assert sorted(record["config"]["seed"] for record in records) == list(range(8))

@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -11,8 +9,9 @@ import numpy as np
 import pytest
 from flax import serialization
 from flax.traverse_util import flatten_dict
-from helpers.jobs import finish, free_port, run_job, scratch_folders, start_job
-from helpers.programs import DIGITS, ROOT, run
+from helpers.jobs import finish_job, free_port, run_job, scratch_folders, start_job
+from helpers.processes import start_python
+from helpers.programs import DIGITS, run
 
 from mnist_jax.training.checkpoints import FOLDER
 from mnist_jax.training.run_dir import METRICS, PARAMS
@@ -108,7 +107,7 @@ def test_a_job_is_profiled(tmp_path: Path) -> None:
 def test_different_flags_are_refused(extra: str, expected: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     words = "experiments.train", *DIGITS, f"--run_dir={folder}"
-    job = finish(start_job(2, *words, extra=[[], [extra]]))
+    job = finish_job(start_job(2, *words, extra=[[], [extra]]))
     assert [one.returncode for one in job] == [1, 1]
     assert all(expected in one.stderr for one in job), job
 
@@ -141,33 +140,24 @@ except mnist_jax.InputError as error:
 @pytest.mark.parametrize("what", ["checksum", "jax", "device"])
 def test_different_data_versions_and_machines_are_refused(what: str) -> None:
     port = free_port()
-    job = [
-        subprocess.Popen(
-            [sys.executable, "-c", DIFFERENT, str(port), str(process), what],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for process in (0, 1)
-    ]
+    job = [start_python("-c", DIFFERENT, port, process, what) for process in (0, 1)]
     name = "the sha256 of the data" if what == "checksum" else what
     refused = f"the processes of the job differ in {name}; make them equal"
-    assert all(refused in one.stdout for one in finish(job))
+    assert all(refused in one.stdout for one in finish_job(job))
 
 
 def test_a_missing_process_ends_the_others(tmp_path: Path) -> None:
     words = "experiments.train", *DIGITS, "--cluster_timeout=3"
     job = start_job(2, *words)
     job[0].kill()
-    ended = finish(job)[1]
+    ended = finish_job(job)[1]
     assert ended.returncode != 0 and "test accuracy" not in ended.stdout
 
 
 def test_an_error_of_one_process_ends_all(tmp_path: Path) -> None:
     words = "experiments.train", *DIGITS, f"--run_dir={tmp_path}"
     extra = [], [f"--init_from={tmp_path}/nothing"]
-    first, second = finish(start_job(2, *words, extra=extra))
+    first, second = finish_job(start_job(2, *words, extra=extra))
     assert 0 not in (first.returncode, second.returncode)
     assert "cannot read" in second.stderr and not (tmp_path / "record.json").exists()
 
@@ -181,7 +171,7 @@ def test_sigterm_stops_all_processes_at_the_same_step(
     job = start_job(2, *LONG, f"--run_dir={folder}")
     wait_for_checkpoint(folder)
     job[receiver].send_signal(signal.SIGTERM)
-    stopped = finish(job)
+    stopped = finish_job(job)
     assert [one.returncode for one in stopped] == [143, 143], stopped
     assert all(
         "stopped: the same command with --resume" in one.stderr for one in stopped
@@ -197,7 +187,7 @@ def test_the_death_of_a_process_ends_all(victim: int, tmp_path: Path) -> None:
     wait_for_checkpoint(folder)
     job[victim].kill()
     killed = time.monotonic()
-    ended = finish(job)
+    ended = finish_job(job)
     assert time.monotonic() - killed < 40
     assert 0 not in [one.returncode for one in ended]
     resume_for_one_epoch(folder, port)  # at once, at the same port
@@ -209,6 +199,6 @@ def resume_for_one_epoch(folder: Path, port: int | None = None) -> None:
     job = start_job(2, *LONG, f"--run_dir={folder}", "--resume", port=port)
     wait_for_checkpoint(folder, done)
     job[0].send_signal(signal.SIGTERM)
-    stopped = finish(job)
+    stopped = finish_job(job)
     assert [one.returncode for one in stopped] == [143, 143], stopped
     assert f"resuming after epoch {done}" in stopped[0].stdout

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.processes import run_at_once, run_script
+from helpers.processes import AT_ONCE, run_python
 from helpers.runs import train_into
 
 from mnist_jax.config import TrainConfig
@@ -136,7 +136,7 @@ def work(process):
 def test_eight_processes_append_whole_lines(tmp_path):
     path = tmp_path / "lines.jsonl"
     path.write_text('{"torn": ')
-    run_at_once(APPEND, path)
+    run_python("-c", APPEND + AT_ONCE, path)
     lines = path.read_bytes().split(b"\n")
     assert lines[0] == b'{"torn": ' and lines[-1] == b""
     values = [json.loads(line) for line in lines[1:-1]]
@@ -176,7 +176,7 @@ def test_killed_processes_lose_no_line_that_was_written(tmp_path, record_propert
     path = tmp_path / "lines.jsonl"
     written = {
         tuple(map(int, row.split()))
-        for row in run_script(KILLED, path).split("\n")
+        for row in run_python("-c", KILLED, path).stdout.split("\n")
         if row
     }
     lines = read_jsonl(dict, path)

@@ -1,13 +1,11 @@
 """Tests of plots: axes, legends, colours, text."""
 
 import dataclasses
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.processes import run_python
 from helpers.records import make_epochs, make_record
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -196,5 +194,4 @@ def test_pictures_need_no_backend(tmp_path):
         f"save_figure(NotebookFigure(1, 1), Path({str(tmp_path / 'empty.png')!r}))\n"
     )
     # As a notebook's kernel sets it for the programs that it starts.
-    environment = {**os.environ, "MPLBACKEND": "module://not_installed.backend_inline"}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    run_python("-c", code, MPLBACKEND="module://not_installed.backend_inline")

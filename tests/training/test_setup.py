@@ -1,12 +1,10 @@
 """Tests that JAX's own settings are respected, or refused by name."""
 
 import json
-import os
-import subprocess
-import sys
 
 import jax
 import pytest
+from helpers.processes import run_python
 
 from mnist_jax.errors import InputError
 from mnist_jax.training.jax_setup import setup
@@ -45,6 +43,5 @@ def test_xla_flags_and_cache_variables_are_kept(tmp_path):
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "7",
     }
-    command = [sys.executable, "-c", code]
-    out = subprocess.check_output(command, env={**os.environ, **given}, text=True)
-    assert json.loads(out) == [3, str(tmp_path), 7, -1]
+    printed = run_python("-c", code, **given).stdout
+    assert json.loads(printed) == [3, str(tmp_path), 7, -1]
