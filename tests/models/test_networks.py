@@ -12,7 +12,6 @@ from helpers.compilation import users_jit
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
-from mnist_jax.errors import InputError
 from mnist_jax.models.layers import Dropout, LSTMLayer, lstm_cell
 from mnist_jax.models.networks import (
     LSTM,
@@ -66,17 +65,6 @@ def quick_params(model, seed=0):
 def test_parameter_count_is_exact(name):
     config, parameters = COUNTS[name]
     assert count_params(create_model(config, MNIST), IMAGE_SHAPE) == parameters
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_logits_have_one_row_per_image(name):
-    model = create_model(TrainConfig(model=name, impl="plain"), MNIST)
-
-    def run(key, images):
-        return model.apply(init_model(model, key, IMAGE_SHAPE), images)
-
-    logits = jax.jit(run)(jax.random.key(0), jnp.ones((3, 28, 28)))
-    assert logits.shape == (3, 10) and logits.dtype == jnp.float32
 
 
 @pytest.mark.parametrize("return_sequences", [True, False])
@@ -210,11 +198,6 @@ def test_auto_chooses_the_implementation_by_device(backend, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     model = create_model(TrainConfig(model="cnn"), MNIST)
     assert model.impl == {"cpu": "cpu", "gpu": "gpu", "tpu": "plain"}[backend]
-
-
-def test_stages_that_leave_no_pixel_are_rejected():
-    with pytest.raises(InputError, match="stage 3 .* leaves no pixel"):
-        TrainConfig(model="cnn", conv=("8:pool3", "8:pool3", "8:k5"))
 
 
 @pytest.mark.parametrize(
