@@ -7,6 +7,7 @@ a leading axis of seeds, even for a single seed.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from operator import itemgetter
 from typing import Any
@@ -24,6 +25,7 @@ from mnist_jax.data.augment import Augmentation
 from mnist_jax.data.pixels import Preprocess
 from mnist_jax.data.types import Split
 from mnist_jax.models.networks import CNN, LSTM, apply_model
+from mnist_jax.models.rewrite import slow_operations
 from mnist_jax.training.mesh import (
     BATCH,
     SEEDS,
@@ -37,7 +39,6 @@ from mnist_jax.training.steps import (
     TrainState,
     eval_step,
     init_state,
-    slow_gradient_operations,
     train_step,
 )
 
@@ -200,9 +201,10 @@ class Programs:
     mesh: Mesh
     init: Any  # keys [seeds] -> states
     train: Any  # see `run_steps`
+    one_step: Any  # the same for the first step only, without a loop
     evaluate: Any  # variables [seeds,...], split, `eval_indices` -> metrics [seeds]
     # Operations that XLA:CPU compiles to slow code inside a loop. If there are any,
-    # `train` is a program for one step.
+    # `compile` replaces `train` by `one_step`.
     slow_in_loops: tuple[str, ...] = ()
 
     def init_run(self, seeds: Sequence[int]) -> tuple[TrainState, jax.Array]:
@@ -251,18 +253,33 @@ class Programs:
         self, orders: np.ndarray, train: Split, held_out: Split, eval_rows: jax.Array
     ) -> "Programs":
         """Compiles the programs ahead of time for arguments of these shapes."""
-        keys = seed_keys(range(len(orders)))
-        init = self.init.lower(keys).compile()
+        seeds = seed_keys(range(len(orders)))
         sharding = NamedSharding(self.mesh, P(SEEDS))
         states = jax.tree.map(
-            lambda leaf: leaf.update(sharding=sharding), jax.eval_shape(self.init, keys)
+            lambda leaf: leaf.update(sharding=sharding),
+            jax.eval_shape(self.init, seeds),
         )
-        keys = shard_seeds(keys, self.mesh)
+        keys = shard_seeds(seeds, self.mesh)
         bounds = step_bounds(0, orders.shape[1], self.mesh)
         indices = self.shard(orders)
-        run = self.train.lower(states, train, indices, keys, bounds).compile()
-        measure = self.evaluate.lower(states.variables, held_out, eval_rows).compile()
-        return dataclasses.replace(self, init=init, train=run, evaluate=measure)
+        steps = self.train.trace(states, train, indices, keys, bounds)
+        slow: tuple[str, ...] = ()
+        if _is_on_cpu(self.mesh):
+            slow = tuple(sorted(slow_operations(steps.jaxpr.jaxpr)))
+        if slow:
+            steps = self.one_step.trace(states, train, indices, keys, bounds)
+        with ThreadPoolExecutor() as pool:  # the longest first
+            run = pool.submit(steps.lower().compile)
+            measure = self.evaluate.lower(states.variables, held_out, eval_rows)
+            evaluate = pool.submit(measure.compile)
+            init = pool.submit(self.init.lower(seeds).compile)
+        return dataclasses.replace(
+            self,
+            init=init.result(),
+            train=run.result(),
+            evaluate=evaluate.result(),
+            slow_in_loops=slow,
+        )
 
 
 def compiler_options(platform: str) -> dict[str, str]:
@@ -301,20 +318,22 @@ def make_programs(
     """
     # A sum over one device would still copy every gradient: 12 % of an MLP's step.
     axis_name = BATCH if mesh.shape[BATCH] > 1 else None
-    slow = slow_gradient_operations(model, image_shape) if _is_on_cpu(mesh) else ()
     shared: dict[str, Any] = dict(
         model=model, preprocess=preprocess, axis_name=axis_name
     )
     # With check_vma, gradients with respect to replicated parameters are already summed
     # over the mesh before `train_step` sums them.
     over_mesh = partial(jax.shard_map, mesh=mesh, out_specs=P(SEEDS), check_vma=False)
-    run = over_mesh(
-        _over_seeds(
-            partial(train_epoch, tx=tx, single=bool(slow), **shared, **recipe),
-            mesh,
-            (0, None, 0, 0, None),
-        ),
-        in_specs=(P(SEEDS), P(), P(SEEDS, None, BATCH), P(SEEDS), P()),
+    run, one_step = (
+        over_mesh(
+            _over_seeds(
+                partial(train_epoch, tx=tx, single=single, **shared, **recipe),
+                mesh,
+                (0, None, 0, 0, None),
+            ),
+            in_specs=(P(SEEDS), P(), P(SEEDS, None, BATCH), P(SEEDS), P()),
+        )
+        for single in (False, True)
     )
     measure = over_mesh(
         _over_seeds(partial(evaluate, **shared), mesh, (0, None, None)),
@@ -326,8 +345,8 @@ def make_programs(
         mesh,
         jax.jit(init, compiler_options=options | QUICK),
         jax.jit(run, donate_argnums=0, compiler_options=options),
+        jax.jit(one_step, donate_argnums=0, compiler_options=options),
         jax.jit(measure, compiler_options=options),
-        slow,
     )
 
 

@@ -1,6 +1,5 @@
 """Loss, gradients, update and metrics of one batch, as pure functions (not jitted)."""
 
-import functools
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,8 +10,7 @@ from flax import linen as nn
 from jax import lax
 
 from mnist_jax.models.custom import call_options
-from mnist_jax.models.networks import apply_model, init_model, variable_shapes
-from mnist_jax.models.rewrite import slow_operations
+from mnist_jax.models.networks import apply_model, init_model
 
 
 class TrainState(NamedTuple):
@@ -139,20 +137,6 @@ def batch_gradients(
     grads, (metrics, stats) = jax.grad(loss_fn, has_aux=True)(variables["params"])
     stats = jax.tree.map(lambda leaf: leaf * metrics.images, stats)
     return {"params": grads, **stats}, metrics
-
-
-@functools.cache
-def slow_gradient_operations(
-    model: nn.Module, image_shape: tuple[int, ...]
-) -> tuple[str, ...]:
-    """Returns the operations of a network's gradients that loops make slow on a CPU."""
-    variables = variable_shapes(model, image_shape)
-    shape, floats = jax.ShapeDtypeStruct, jnp.float32  # nothing is computed
-    images, labels = shape((1, *image_shape), floats), shape((1,), jnp.int32)
-    key = jax.eval_shape(jax.random.key, 0)
-    step = partial(batch_gradients, model=model, batch_offset=0)
-    traced = jax.make_jaxpr(step)(variables, images, labels, shape((1,), floats), key)
-    return tuple(sorted(slow_operations(traced.jaxpr)))
 
 
 def accumulate_gradients(

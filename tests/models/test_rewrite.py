@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 from helpers.compilation import users_jit
@@ -13,11 +14,14 @@ from helpers.operations import NHWC, arrays, results
 from jax import lax
 
 from mnist_jax.config import TrainConfig
-from mnist_jax.data.types import MNIST
-from mnist_jax.models.networks import create_model, init_model
-from mnist_jax.models.rewrite import Rewritten, rewrite
-from mnist_jax.testing import check_epoch_equals_steps
-from mnist_jax.training.steps import batch_gradients, slow_gradient_operations
+from mnist_jax.data.batches import epoch_indices
+from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Split
+from mnist_jax.models.networks import create_model, init_model, variable_shapes
+from mnist_jax.models.rewrite import Rewritten, rewrite, slow_operations
+from mnist_jax.testing import preprocess
+from mnist_jax.training.epochs import make_programs
+from mnist_jax.training.mesh import eval_indices, make_mesh, replicate
+from mnist_jax.training.steps import batch_gradients
 
 # Shapes of inputs and kernel, and parameters of `lax.conv_general_dilated`.
 CONVOLUTIONS = {
@@ -305,8 +309,11 @@ EXAMPLES = [
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_examples_train_without_slow_operations(name):
-    config = TrainConfig(model=f"examples/{name}", impl="cpu")
-    assert not slow_gradient_operations(create_model(config, MNIST), (28, 28))
+    model = create_model(TrainConfig(model=f"examples/{name}", impl="cpu"), MNIST)
+    variables = variable_shapes(model, (28, 28))
+    step = partial(batch_gradients, model=model)
+    batch = jnp.zeros((1, 28, 28)), jnp.zeros(1, int), jnp.ones(1), jax.random.key(1)
+    assert not slow_operations(jax.make_jaxpr(step)(variables, *batch).jaxpr)
 
 
 @pytest.mark.slow
@@ -359,7 +366,19 @@ class CustomPool(nn.Module):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
-def test_what_cannot_be_replaced_runs_step_by_step(devices):
-    model = Rewritten(CustomPool())
-    assert "select_and_scatter_add" in slow_gradient_operations(model, (28, 28))
-    check_epoch_equals_steps(model, devices)
+def test_what_cannot_be_replaced_runs_step_by_step(devices, digits):
+    train, mesh = Split(*(a[:64] for a in digits.train)), make_mesh(devices)
+    programs = make_programs(
+        Rewritten(CustomPool()), optax.sgd(0.1), preprocess, mesh, IMAGE_SHAPE
+    )
+    orders = epoch_indices(0, 0, 64, 24)[None]
+    split = replicate(train, mesh)
+    compiled = programs.compile(orders, split, split, eval_indices(range(64), mesh))
+    assert "select_and_scatter_add" in compiled.slow_in_loops
+    results = []
+    for each in (programs, compiled):
+        states, run_keys = each.init_run([0])
+        keys = each.epoch_keys(run_keys, 0)
+        results.append(each.run_steps(states, split, each.shard(orders), keys))
+    for want, got in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
