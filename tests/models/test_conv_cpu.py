@@ -55,9 +55,20 @@ def test_cases_cover_all_algorithms():
         conv_cpu._Stage((strides, strides), activation, (pool, pool), (1, 1))
         for _, strides, _, _, pool, activation in CASES
     ]
-    shapes = [(c[0], c[0], c[3], 8) for c in CASES]
-    algorithms = set(map(conv_cpu._choose_algorithm, shapes, stages))
+    kernels = [jnp.zeros((c[0], c[0], c[3], 8)) for c in CASES]
+    images = [jnp.zeros((2, 15, 18, c[3])) for c in CASES]
+    algorithms = set(map(conv_cpu._choose_algorithm, images, kernels, stages))
     assert len(algorithms) == 3
+
+
+@pytest.mark.parametrize("channels", [4, 32])
+def test_chunks_of_a_large_batch_equal_the_whole(monkeypatch, channels):
+    arrays = random_arrays(15, 18, 3, channels, 8)
+    monkeypatch.setattr(conv_cpu, "_LARGEST_IN_CACHE", 0)
+    monkeypatch.setattr(conv_cpu, "_CHUNK", 0)
+    stage = conv_cpu._Stage((1, 1), "relu", (1, 1), (1, 1))
+    assert conv_cpu._count_chunks(*arrays[:2], stage) == len(arrays[0])
+    assert_same(conv_pool, FIRST, arrays, 2e-5)
 
 
 @pytest.mark.parametrize("background", [0.0, -0.4242])
