@@ -1,6 +1,5 @@
 """Loss, gradients, update and metrics of one batch, as pure functions (not jitted)."""
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
