@@ -14,7 +14,6 @@ import pandas as pd
 from mnist_jax.cli.main import run_program
 from mnist_jax.records.files import write_file
 from mnist_jax.records.schema import RunRecord, read_jsonl
-from mnist_jax.reporting.plots import save_figure
 from mnist_jax.reporting.statistics import ratio_interval, spread
 from mnist_jax.reporting.tables import (
     comparison_frame,
@@ -35,7 +34,6 @@ from .peers.tables import (
     steady_seconds,
 )
 from .published.__main__ import by_system, format_published
-from .published.curves import curves_figure
 from .published.systems import PRESETS
 from .speedrun import SpeedRecord, format_fastest, format_speed
 from .throughput import ThroughputRecord, throughput_frame
@@ -197,8 +195,6 @@ def main() -> None:
     """Rewrites the documents and the presets."""
     for path in DOCUMENTS:
         write_file(path, with_tables(path.read_text()))
-    published = by_system(read_jsonl(RunRecord, RESULTS / "published.jsonl"))
-    save_figure(curves_figure(published), ROOT / "docs" / "curves.png")
     for path in PRESETS.glob("*.cfg"):
         write_file(path, preset_with_figures(path.stem, path.read_text()))
 

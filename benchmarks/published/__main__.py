@@ -24,7 +24,6 @@ from mnist_jax.cli.main import run_program, start_jax, stop_between_chunks
 from mnist_jax.data.types import Dataset
 from mnist_jax.records.files import write_file
 from mnist_jax.records.schema import RunRecord
-from mnist_jax.reporting.plots import save_figure
 from mnist_jax.reporting.progress import follow
 from mnist_jax.reporting.statistics import prediction_interval, spread, verdict
 from mnist_jax.reporting.tables import (
@@ -37,7 +36,6 @@ from mnist_jax.reporting.tables import (
 from mnist_jax.training.results import export_runs, read_runs, run_folders
 from mnist_jax.training.runs import HOW_TO_RESUME, Events, train_runs
 
-from . import curves
 from .claims import Runs, claims_frame
 from .systems import CONTROLS, SYSTEMS, System, read_preset
 
@@ -109,34 +107,27 @@ def format_published(records: Sequence[RunRecord]) -> str:
     texts = []
     for group in group_by_table(records):
         runs = by_system(group)
-        blocks = [
+        texts += [
             f"**{title(group[0])}**",
             markdown_table(systems_frame(runs)),
             RULE,
             markdown_table(claims_frame(runs)),
+            bullets(table_notes(group)),
         ]
-        if len(frame := curves.curves_frame(runs)):
-            blocks += [markdown_table(frame), curves.RULE]
-        texts += [*blocks, bullets(table_notes(group))]
     return "\n\n".join(texts)
 
 
 def write_tables(out: Path) -> str:
-    """Exports the runs below a directory; returns their tables as Markdown.
-
-    The published curves are drawn beside ours, if there are runs of their systems.
-    """
+    """Exports the runs below a directory; returns their tables as Markdown."""
     export_runs(out, RESULTS)
     records = read_runs(out)
     markdown = format_published(records)
     write_file(out / "published.md", markdown + "\n")
     groups = [by_system(group) for group in group_by_table(records)]
     frames = {"published": systems_frame, "claims": claims_frame}
-    for name, frame_of in {**frames, "curves": curves.curves_frame}.items():
+    for name, frame_of in frames.items():
         frame = pd.concat([frame_of(runs) for runs in groups])
         write_file(out / f"{name}.csv", frame.to_csv(index=False))
-    if drawn := [runs for runs in groups if any(curves.published_curves(runs))]:
-        save_figure(curves.curves_figure(drawn[0]), out / "curves.png")
     return markdown
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import shutil
 
-import numpy as np
 import pytest
 from helpers.programs import run
 from helpers.records import make_epochs, make_record
@@ -14,7 +13,6 @@ from benchmarks.published.__main__ import (
     train_system,
 )
 from benchmarks.published.claims import claims_frame
-from benchmarks.published.curves import CURVES, curves_figure, curves_frame
 from benchmarks.published.systems import CONTROLS, PRESETS, SYSTEMS, read_preset
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST
 from mnist_jax.models.networks import count_params, create_model
@@ -62,39 +60,6 @@ def test_preset_headers_name_source_figures_and_command():
         if system.accuracy is not None:
             assert f"{system.accuracy:.4f}" in header
         assert f"--preset={name}" in header
-
-
-def runs_along(curve, *offsets):
-    """Returns records by seed whose validation accuracies are a curve plus offsets."""
-    runs = {}
-    for seed, offset in enumerate(offsets):
-        epochs = [
-            dataclasses.replace(epoch, val_accuracy=accuracy + offset)
-            for epoch, accuracy in zip(make_epochs(len(curve)), curve, strict=True)
-        ]
-        runs[seed] = dataclasses.replace(make_record(), epochs=epochs)
-    return runs
-
-
-def test_published_curves_are_compared_epoch_by_epoch():
-    published = np.array(CURVES["ml10_cnn"])
-    moved = published.copy()
-    moved[[1, 6]] -= 0.05  # epochs 2 and 7
-    runs = {"ml10_cnn": runs_along(moved, -0.001, 0.0, 0.001)}
-    row = curves_frame(runs).iloc[0]
-    assert row["outside"] == "2 of 10: 2, 7"
-    assert float(row["RMS"]) == pytest.approx(0.05 * np.sqrt(2 / 10), abs=5e-5)
-    assert float(row["expected"]) == pytest.approx(0.001 * np.sqrt(4 / 3), abs=5e-5)
-    [axes] = curves_figure(runs).axes
-    ours, theirs, marked = (line.get_ydata() for line in axes.lines)
-    np.testing.assert_allclose(ours, moved)
-    np.testing.assert_allclose(theirs, published)
-    np.testing.assert_allclose(marked, published[[1, 6]])
-    near = {"ml10_cnn": runs_along(published, -0.001, 0.001)}
-    assert curves_frame(near).iloc[0]["outside"] == "0 of 10"
-    # One seed has no spread, and a run of other epochs no curve to compare with.
-    assert curves_frame({"ml10_cnn": runs_along(published, 0.0)}).empty
-    assert curves_frame({"ml10_mlp": runs_along(published, 0.0, 0.1)}).empty
 
 
 def with_seconds(record, *seconds):

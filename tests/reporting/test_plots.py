@@ -188,7 +188,6 @@ def test_predictions_of_many_images_are_drawn_in_part(
 
 def test_pictures_need_no_backend(tmp_path):
     code = (
-        "import benchmarks.published.curves\n"
         "from mnist_jax.reporting.plots import NotebookFigure, save_figure\n"
         "from pathlib import Path\n"
         f"save_figure(NotebookFigure(1, 1), Path({str(tmp_path / 'empty.png')!r}))\n"
