@@ -126,7 +126,7 @@ def write_tables(out: Path) -> str:
     groups = [by_system(group) for group in group_by_table(records)]
     frames = {"published": systems_frame, "claims": claims_frame}
     for name, frame_of in frames.items():
-        frame = pd.concat([frame_of(runs) for runs in groups])
+        frame = pd.concat(map(frame_of, groups))
         write_file(out / f"{name}.csv", frame.to_csv(index=False))
     return markdown
 
@@ -165,7 +165,6 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     start_jax()
     dataset = load_data(FLAGS.dataset)
-    export_runs(out, RESULTS)  # an error, if that cannot be written, before training
     with stop_between_chunks(HOW_TO_RESUME) as check_stopped:
         for name in _with_starts(FLAGS.systems or KNOWN):
             print(name, flush=True)
