@@ -1,4 +1,4 @@
-"""Rebuilds the tables in the documents and the presets' headers from the records.
+"""Rebuilds the tables in the documents from the records.
 
 python -m benchmarks.readme
 """
@@ -14,7 +14,7 @@ import pandas as pd
 from mnist_jax.cli.main import run_program
 from mnist_jax.records.files import write_file
 from mnist_jax.records.schema import RunRecord, read_jsonl
-from mnist_jax.reporting.statistics import ratio_interval, spread
+from mnist_jax.reporting.statistics import ratio_interval
 from mnist_jax.reporting.tables import (
     comparison_frame,
     format_markdown,
@@ -33,8 +33,7 @@ from .peers.tables import (
     paired,
     steady_seconds,
 )
-from .published.__main__ import by_system, format_published
-from .published.systems import PRESETS
+from .published.__main__ import format_published
 from .speedrun import SpeedRecord, format_fastest, format_speed
 from .throughput import ThroughputRecord, throughput_frame
 
@@ -49,7 +48,6 @@ class Block(NamedTuple):
     results: str  # stem of the JSON-lines file in `RESULTS`
     record: type  # type of its records
     format: Callable[[list[Any]], str]  # records -> Markdown
-    command: str = ""  # the command that made the records, if it is to be printed
 
 
 def _speedup(race: ByFramework, peer: str) -> str:
@@ -63,11 +61,7 @@ def _speedup_over_best(race: ByFramework) -> str:
 
 
 def format_summary(records: Sequence[PeerRecord]) -> str:
-    """Formats accuracy and speed of the three networks in one small table.
-
-    Args:
-        records: of the peers; accuracy and seconds come from `compare.jsonl`.
-    """
+    """Formats accuracy, of `compare.jsonl`, and speed of the three networks."""
     compared = read_jsonl(RunRecord, RESULTS / "compare.jsonl")
     frame = comparison_frame(compared).sort_values("steady_epoch_seconds")
     raced = latest_machine(records)
@@ -135,29 +129,10 @@ def format_networks(records: Sequence[PeerRecord]) -> str:
 BLOCKS = {
     "summary": Block("peers", PeerRecord, format_summary),
     "accelerators": Block("throughput", ThroughputRecord, format_accelerators),
-    "compare": Block(
-        "compare",
-        RunRecord,
-        format_markdown,
-        "python -m benchmarks.compare --dataset=mnist --seeds=3 "
-        "--out=benchmarks/results",
-    ),
-    "networks": Block(
-        "networks",
-        PeerRecord,
-        format_networks,
-        "python -m benchmarks.peers --models=examples --rounds=1 "
-        "--frameworks=ours,flax,torch,torch_malloc,torch_compile",
-    ),
-    "peers": Block(
-        "peers", PeerRecord, format_ratios, "make peers PEERS_OUT=benchmarks/results"
-    ),
-    "published": Block(
-        "published",
-        RunRecord,
-        format_published,
-        "python -m benchmarks.published --seeds=5 --out=benchmarks/results",
-    ),
+    "compare": Block("compare", RunRecord, format_markdown),
+    "networks": Block("networks", PeerRecord, format_networks),
+    "peers": Block("peers", PeerRecord, format_ratios),
+    "published": Block("published", RunRecord, format_published),
     "fastest": Block("speedrun", SpeedRecord, format_fastest),
     "records": Block("speedrun", SpeedRecord, format_speed),
 }
@@ -165,38 +140,19 @@ BLOCKS = {
 
 def with_tables(text: str) -> str:
     """Returns a document with all its blocks rebuilt from the records."""
-    for name, made_of in BLOCKS.items():
-        if f"<!-- {name} -->\n" not in text:
-            continue
-        results = RESULTS / f"{made_of.results}.jsonl"
-        table = made_of.format(read_jsonl(made_of.record, results))
-        command = f"\n- command: `{made_of.command}`" if made_of.command else ""
-        before, rest = text.split(f"<!-- {name} -->\n")
-        _, after = rest.split(f"<!-- /{name} -->")
-        text = f"{before}<!-- {name} -->\n{table}{command}\n<!-- /{name} -->{after}"
-    return text
 
+    def rebuild(found: re.Match[str]) -> str:
+        name, made_of = found[1], BLOCKS[found[1]]
+        records = read_jsonl(made_of.record, RESULTS / f"{made_of.results}.jsonl")
+        return f"<!-- {name} -->\n{made_of.format(records)}\n<!-- /{name} -->"
 
-def preset_with_figures(name: str, text: str) -> str:
-    """Returns a preset's text with our recorded accuracy and time in its header."""
-    records = read_jsonl(RunRecord, RESULTS / "published.jsonl")
-    if runs := list(by_system(records).get(name, {}).values()):
-        seconds = np.median([run.steady_epoch_seconds for run in runs])
-        machine, accuracy = runs[0].environment, spread([r.test_accuracy for r in runs])
-        ours = (
-            f"# Ours: test accuracy {accuracy}, {seconds:.2f} s/epoch\n"
-            f"# on {machine.device} ({machine.cores} cores)\n"
-        )
-        text = re.sub(r"# Ours: .*\n(# on .*\n)?", lambda _: ours, text, count=1)
-    return text
+    return re.sub(r"<!-- (\w+) -->\n.*?<!-- /\1 -->", rebuild, text, flags=re.DOTALL)
 
 
 def main() -> None:
-    """Rewrites the documents and the presets."""
+    """Rewrites the documents."""
     for path in DOCUMENTS:
         write_file(path, with_tables(path.read_text()))
-    for path in PRESETS.glob("*.cfg"):
-        write_file(path, preset_with_figures(path.stem, path.read_text()))
 
 
 def run() -> None:

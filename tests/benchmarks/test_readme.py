@@ -9,14 +9,7 @@ import pytest
 from helpers.documents import PAGES, inline_code, programs, prose, without_blocks
 from helpers.programs import flags_of
 
-from benchmarks.published.systems import PRESETS, SYSTEMS
-from benchmarks.readme import (
-    BLOCKS,
-    DOCUMENTS,
-    RESULTS,
-    preset_with_figures,
-    with_tables,
-)
+from benchmarks.readme import BLOCKS, DOCUMENTS, RESULTS, with_tables
 from mnist_jax.records.schema import read_jsonl
 
 ROOT = Path(__file__).parents[2]
@@ -45,12 +38,6 @@ def test_every_block_is_on_one_page():
         assert sum(text.count(f"<!-- {name} -->") for text in texts) == 1, name
     for path in set(PAGES) - set(DOCUMENTS):
         assert "<!--" not in path.read_text(), path
-
-
-@pytest.mark.parametrize("name", SYSTEMS)
-def test_preset_figures_are_those_of_the_records(name):
-    text = (PRESETS / f"{name}.cfg").read_text()
-    assert preset_with_figures(name, text) == text
 
 
 def test_records_are_of_real_mnist_and_name_their_machine():
