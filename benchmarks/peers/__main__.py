@@ -9,10 +9,7 @@ rounds are not repeated, so an interrupted benchmark resumes where it stopped.
 """
 
 import contextlib
-import dataclasses
 import importlib.metadata
-import importlib.util
-import itertools
 import platform
 import shutil
 import tempfile
@@ -35,7 +32,7 @@ from mnist_jax.records.environment import code_digest, current_environment
 from mnist_jax.records.files import check_append, write_file
 from mnist_jax.records.schema import append_jsonl, read_jsonl
 
-from .frameworks import FRAMEWORKS, PEAK, Cell, PeerRecord, Setup
+from .frameworks import FRAMEWORKS, Cell, PeerRecord, Setup
 from .tables import format_tables, time_frame
 from .turns import Conditions, measure
 from .worker import EXAMPLES, Arrays, save_arrays
@@ -59,18 +56,20 @@ def make_plan(
         for model in dict.fromkeys(models)
         for size in dict.fromkeys(batch_sizes)
     ]
-    return [[PEAK], *filter(None, groups)]
+    return [*filter(None, groups)]
 
 
-def check_installed(plan: Iterable[Sequence[Cell]]) -> None:
-    """Raises InputError if a package that the plan needs is not installed."""
-    names = {cell.framework for cells in plan for cell in cells if cell != PEAK}
-    packages = {package for name in names for package in FRAMEWORKS[name].packages}
-    if missing := {name for name in packages if importlib.util.find_spec(name) is None}:
-        raise InputError(
-            f"{' and '.join(sorted(missing))} not installed here; run `make peers`, "
-            "which creates a separate environment, or use only --frameworks=ours,flax"
-        )
+def missing(
+    records: Iterable[PeerRecord], plan: Sequence[list[Cell]], rounds: int
+) -> list[tuple[int, list[Cell]]]:
+    """Returns the rounds and groups of a plan that are not wholly recorded."""
+    done = {(record.round, record.cell) for record in records if record.result}
+    return [
+        (number, cells)
+        for number in range(1, rounds + 1)
+        for cells in plan
+        if not done.issuperset((number, cell) for cell in cells)
+    ]
 
 
 def _versions() -> dict[str, str]:
@@ -87,8 +86,6 @@ def describe(record: PeerRecord) -> str:
     name = f"{record.model:4} {record.batch_size:4} {record.framework:19}"
     if record.error is not None:
         return f"{name} FAILED: {record.error}"
-    if record.cell == PEAK:
-        return f"{name} {max(record.result.values()):8.1f} GFLOP/s"
     return (
         f"{name} {record.epoch_seconds:8.3f} s/epoch  "
         f"accuracy {record.result['test_accuracy']:.4f}  "
@@ -109,25 +106,15 @@ def run_rounds(
         for record in read_jsonl(PeerRecord, results)
         if record.run == conditions.setups.get(record.model)
     ]
-    done = {(record.round, record.cell) for record in records if record.result}
-    failed: set[Cell] = set()  # which would fail in every round
-    todo = [
-        (number, cells)
-        for number in range(1, rounds + 1)
-        for cells in plan
-        if not done.issuperset((number, cell) for cell in cells)
-    ]
+    todo = missing(records, plan, rounds)
     total = rounds * len(plan)
     print(f"{len(todo)} of {total} measurements to run for {results}", flush=True)
     for count, (number, cells) in enumerate(todo, start=1):
         print(f"{count}/{len(todo)}  round {number}/{rounds}", flush=True)
-        if cells := [cell for cell in cells if cell not in failed]:
-            for record in measure(conditions, number, cells):
-                append_jsonl(results, record)
-                print(f"  {describe(record)}", flush=True)
-                records.append(record)
-                if record.error is not None:
-                    failed.add(record.cell)
+        for record in measure(conditions, number, cells):
+            append_jsonl(results, record)
+            print(f"  {describe(record)}", flush=True)
+            records.append(record)
     return records
 
 
@@ -146,27 +133,27 @@ def main() -> None:
         frameworks = [name for name in frameworks if name != "torch_compile"]
         print("torch_compile is left out: it needs a C++ compiler")
     plan = make_plan(frameworks, models, FLAGS.batches)
-    check_installed(plan)
     jax.config.update("jax_platforms", "cpu")
     dataset = load_data(FLAGS.dataset)
     environment, size = current_environment(), len(dataset.train.labels)
-    peak = Setup(
-        # The timed code is the package and the workers.
-        code=code_digest(sorted(Path(__file__).parent.glob("*worker.py"))),
-        device=environment.device,
-        cores=environment.cores,
-        versions=_versions(),
-        dataset=dataset.name,
-        checksum=dataset.checksum,
-        train_images=0,
-        steady_epochs=0,
-    )
-    setups = {PEAK.model: peak}
-    for model in models:
-        images = FLAGS.train_size or EPOCH_IMAGES.get(model, CUSTOM_IMAGES)
-        setups[model] = dataclasses.replace(
-            peak, train_images=min(images, size), steady_epochs=FLAGS.steady_epochs
+    # The timed code is the package and the workers.
+    code = code_digest(sorted(Path(__file__).parent.glob("*worker.py")))
+    versions = _versions()
+    setups = {
+        model: Setup(
+            code=code,
+            device=environment.device,
+            cores=environment.cores,
+            versions=versions,
+            dataset=dataset.name,
+            checksum=dataset.checksum,
+            train_images=min(
+                size, FLAGS.train_size or EPOCH_IMAGES.get(model, CUSTOM_IMAGES)
+            ),
+            steady_epochs=FLAGS.steady_epochs,
         )
+        for model in models
+    }
     out = Path(FLAGS.out)
     results = out / "peers.jsonl"
     check_append(results)
@@ -180,9 +167,7 @@ def main() -> None:
     write_file(out / "peers.md", markdown + "\n")
     write_file(out / "peers.csv", time_frame(records).to_csv(index=False))
     print(f"\n{markdown}\n\nwritten: {out}/peers.jsonl, .md, .csv")
-    done = {(record.round, record.cell) for record in records if record.result}
-    wanted = itertools.product(range(1, FLAGS.rounds + 1), itertools.chain(*plan))
-    if not done.issuperset(wanted):
+    if missing(records, plan, FLAGS.rounds):
         raise InputError(
             "some measurements failed (see above); run again to repeat what is missing"
         )
