@@ -143,7 +143,9 @@ def with_tables(text: str) -> str:
 
     def rebuild(found: re.Match[str]) -> str:
         name, made_of = found[1], BLOCKS[found[1]]
-        records = read_jsonl(made_of.record, RESULTS / f"{made_of.results}.jsonl")
+        records: list[Any] = read_jsonl(
+            made_of.record, RESULTS / f"{made_of.results}.jsonl"
+        )
         return f"<!-- {name} -->\n{made_of.format(records)}\n<!-- /{name} -->"
 
     return re.sub(r"<!-- (\w+) -->\n.*?<!-- /\1 -->", rebuild, text, flags=re.DOTALL)
