@@ -124,7 +124,7 @@ def test_ctrl_c_before_training_interrupts_a_program(monkeypatch):
 
 
 def test_resume_prints_where_it_starts_and_that_a_run_is_finished(tmp_path):
-    words = command("mlp", tmp_path)[2:]
+    words = command("mlp", tmp_path)[1:]
     words[words.index(f"--epochs={EPOCHS}")] = "--epochs=2"
     first = run(*words, "--resume")
     assert "starting from the beginning" in first.stdout
