@@ -1,5 +1,6 @@
 """Rewritten networks equal plain ones, in values and gradients."""
 
+import time
 from collections import Counter
 from functools import partial
 
@@ -382,3 +383,24 @@ def test_what_cannot_be_replaced_runs_step_by_step(devices, digits):
         results.append(each.run_steps(states, split, each.shard(orders), keys))
     for want, got in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.faults  # times, which mean something on a quiet machine only
+def test_lenet_trains_at_least_twice_as_fast_as_a_plain_loop(digits):
+    train, mesh, seconds = Split(*(a[:1024] for a in digits.train)), make_mesh(1), {}
+    tx, orders = optax.sgd(0.1), epoch_indices(0, 0, 1024, 128)[None]
+    split = replicate(train, mesh)
+    for impl in ("cpu", "plain"):
+        config = TrainConfig(model="examples/lenet.py:LeNet", impl=impl)
+        programs = make_programs(
+            create_model(config, MNIST), tx, preprocess, mesh, IMAGE_SHAPE
+        ).compile(orders, split, split, eval_indices(range(64), mesh))
+        states, run_keys = programs.init_run([0])
+        keys, indices = programs.epoch_keys(run_keys, 0), programs.shard(orders)
+        seconds[impl] = []
+        for _ in range(5):
+            start = time.perf_counter()
+            states, metrics = programs.run_steps(states, split, indices, keys)
+            jax.block_until_ready(metrics)
+            seconds[impl].append(time.perf_counter() - start)
+    assert min(seconds["cpu"]) < min(seconds["plain"]) / 2
