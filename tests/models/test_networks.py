@@ -10,49 +10,39 @@ import numpy as np
 import pytest
 from helpers.compilation import users_jit
 
-from mnist_jax.config import TrainConfig
+from mnist_jax.config import ConvStage, TrainConfig
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
 from mnist_jax.models.layers import Dropout, LSTMLayer, lstm_cell
 from mnist_jax.models.networks import (
+    CNN,
     LSTM,
     MLP,
     count_params,
     create_model,
     init_model,
 )
+from mnist_jax.testing import check_model
 from mnist_jax.training.steps import batch_metrics
 
 pytestmark = pytest.mark.slow
 
 MODELS = ("mlp", "lstm", "cnn")
-COUNTS = {
-    "mlp": (TrainConfig(model="mlp"), 118_282),
-    "lstm": (TrainConfig(model="lstm"), 81_674),
-    "cnn": (TrainConfig(model="cnn"), 93_322),
-    "av_dnn": (TrainConfig(model="mlp", hidden=(128, 128)), 118_282),
-    "av_lstm": (
-        TrainConfig(model="lstm", lstm_units=(128, 128), hidden=(32,)),
-        216_426,
-    ),
-    "av_cnn": (
-        TrainConfig(model="cnn", conv=("32:linear:pool2",), hidden=(100,)),
-        542_230,
-    ),
-    "ml10_mlp": (TrainConfig(model="mlp", hidden=(32,)), 25_450),
-    "fj_fc": (TrainConfig(model="mlp", hidden=(500, 100)), 443_610),
-    "fj_cnn_pool": (
-        TrainConfig(model="cnn", conv=("16:same:pool2", "32:same:pool2"), hidden=()),
-        20_490,
-    ),
-    "fj_cnn_stride": (
-        TrainConfig(model="cnn", conv=("16:same:s2", "32:same:s2"), hidden=()),
-        20_490,
-    ),
-    "cv_cnn": (
-        TrainConfig(model="cnn", conv=("8:linear:pool2",), hidden=()),
-        13_610,
-    ),
-}
+COUNTS = {"mlp": 118_282, "lstm": 81_674, "cnn": 93_322}
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        MLP((16,), 10, dropout=(0.5,)),
+        LSTM((8, 8), "tanh", (8,), 10, impl="cpu"),
+        # By two algorithms, then with batch normalization.
+        CNN((ConvStage(8, pool=2), ConvStage(32, pool=2)), (16,), 10, impl="cpu"),
+        CNN((ConvStage(4, pool=2, bn=True),), (8,), 10, impl="cpu"),
+    ],
+    ids=["mlp", "lstm", "cnn", "bn"],
+)
+def test_networks_pass_every_check(network):
+    check_model(network)
 
 
 def quick_params(model, seed=0):
@@ -61,10 +51,10 @@ def quick_params(model, seed=0):
     return init(jax.random.key(seed))
 
 
-@pytest.mark.parametrize("name", COUNTS)
-def test_parameter_count_is_exact(name):
-    config, parameters = COUNTS[name]
-    assert count_params(create_model(config, MNIST), IMAGE_SHAPE) == parameters
+@pytest.mark.parametrize("model", COUNTS)
+def test_parameter_count_is_exact(model):
+    network = create_model(TrainConfig(model=model), MNIST)
+    assert count_params(network, IMAGE_SHAPE) == COUNTS[model]
 
 
 @pytest.mark.parametrize("return_sequences", [True, False])
@@ -91,17 +81,6 @@ def test_scan_lstm_equals_loop_over_rows(digits: Dataset, activation, return_seq
     params, got = init_and_run(jax.random.key(0), rows)
     want = loop(**params, rows=rows)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
-
-
-def test_lstm_is_initialized_as_in_keras():
-    layer = LSTMLayer(8, "tanh")
-    init = jax.jit(layer.init)
-    params = init(jax.random.key(1), jnp.zeros((1, 3, 5)))["params"]
-    assert params["bias"].tolist() == [0.0] * 8 + [1.0] * 8 + [0.0] * 16
-    recurrent = params["recurrent_kernel"]
-    np.testing.assert_allclose(recurrent @ recurrent.T, np.eye(8), atol=1e-5)
-    limit = np.sqrt(6 / (5 + 32))
-    assert 0.8 * limit < float(jnp.abs(params["kernel"]).max()) <= limit
 
 
 @pytest.mark.parametrize(

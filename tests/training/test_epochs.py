@@ -1,6 +1,5 @@
 """The compiled epoch: equal to a loop, one trace, donated, no hidden transfers."""
 
-import itertools
 import re
 
 import jax
@@ -21,7 +20,6 @@ from mnist_jax.testing import (
     make_split,
     preprocess,
 )
-from mnist_jax.training import epochs
 from mnist_jax.training.epochs import make_programs
 from mnist_jax.training.mesh import (
     choose_mesh,
@@ -45,41 +43,20 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_epoch_equals_a_loop_of_steps(name):
-    check_epoch_equals_steps(MODELS[name])
-
-
-def test_epoch_with_dropout_equals_a_loop_of_steps():
-    check_epoch_equals_steps(MLP((16,), 10, dropout=(0.5,)))
-
-
-@pytest.mark.parametrize("devices", [2, 4, 8])
-@pytest.mark.parametrize("batch_size", [24, 23])
+@pytest.mark.parametrize("devices, batch_size", [(2, 24), (8, 23)])
 def test_sharded_epoch_equals_a_loop_of_steps(devices, batch_size):
     check_epoch_equals_steps(MLP((16,), 10, dropout=(0.5,)), devices, batch_size)
 
 
 # Shares of 24 and 11 images in microbatches of at most 5: five of 5, and three of 4,
 # padded.
-@pytest.mark.parametrize("name", ["lstm", "cnn"])
-@pytest.mark.parametrize("devices, batch_size", [(1, 24), (2, 22)])
+@pytest.mark.parametrize("name, devices, batch_size", [("lstm", 1, 24), ("cnn", 2, 22)])
 def test_epoch_in_microbatches_equals_a_loop_of_whole_steps(
     name, devices, batch_size, monkeypatch
 ):
     model = MODELS[name].clone(dropout=(0.5,))
     monkeypatch.setattr(type(model), "microbatch", 5)
     check_epoch_equals_steps(model, devices, batch_size)
-
-
-def test_large_shares_of_a_batch_are_split_into_microbatches():
-    cnn = MODELS["cnn"]
-    for model, size in ((cnn, 64), (MODELS["lstm"], 32)):
-        sizes = (1, size, size + 1, 2 * size + 1)
-        counts = [epochs.count_microbatches(model, images) for images in sizes]
-        assert counts == [1, 1, 2, 3]
-    assert epochs.count_microbatches(MODELS["mlp"], 1000) == 1
-    assert epochs.count_microbatches(cnn.clone(impl="plain"), 1000) == 1
 
 
 def make_inputs(model, tx, split, mesh, seed=0, epoch=0, batch_size=16):
@@ -122,9 +99,8 @@ def test_one_trace_serves_all_batches_epochs_and_seeds():
     assert len(CountTraces.traces) == 1
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_epoch_donates_its_state_and_transfers_nothing(devices):
-    model, tx, mesh = MODELS["mlp"], optax.adam(1e-3), make_mesh(devices)
+def test_epoch_donates_its_state_and_transfers_nothing():
+    model, tx, mesh = MODELS["mlp"], optax.adam(1e-3), make_mesh(2)
     train_epoch = make_programs(model, tx, preprocess, mesh, IMAGE_SHAPE).train
     arguments = make_inputs(model, tx, make_split(), mesh)
     with jax.transfer_guard("disallow"):
@@ -134,9 +110,8 @@ def test_epoch_donates_its_state_and_transfers_nothing(devices):
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(arguments[1:]))
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_an_epoch_in_chunks_is_bit_for_bit_the_whole_epoch(name):
-    model, tx, mesh = MODELS[name], optax.adam(1e-3), make_mesh(2)
+def test_an_epoch_in_chunks_is_bit_for_bit_the_whole_epoch():
+    model, tx, mesh = MODELS["cnn"], optax.adam(1e-3), make_mesh(2)
     train_epoch = make_programs(model, tx, preprocess, mesh, IMAGE_SHAPE).train
     arguments = make_inputs(model, tx, make_split(80), mesh)  # 5 steps
     whole, metrics = train_epoch(*arguments)
@@ -169,20 +144,10 @@ def test_evaluation_counts_every_image_once(digits: Dataset, size, devices):
     np.testing.assert_allclose(metrics.loss_sum, want.loss_sum, rtol=1e-5)
 
 
-@pytest.mark.parametrize("size, batch_size", [(10, 3), (60_000, 128)])
-def test_eval_and_train_indices_contain_each_image_once(size, batch_size):
-    mesh = make_mesh(4)
-    train = shard_indices(epoch_indices(0, 0, size, batch_size)[None], mesh)
-    for sharded in (train, eval_indices(range(size), mesh)):
-        indices = np.asarray(sharded)
-        assert sorted(indices[indices >= 0].tolist()) == list(range(size))
-        assert indices.shape[-1] % 4 == 0
-
-
-def compiled_epoch(model, images=64):
+def compiled_epoch(model):
     """Returns the HLO of a network's epoch on two devices, compiled as for users."""
     tx, mesh = optax.adam(1e-3), make_mesh(2)
-    arguments = make_inputs(model, tx, make_split(images), mesh)
+    arguments = make_inputs(model, tx, make_split(), mesh)
     lowered = make_programs(model, tx, preprocess, mesh, IMAGE_SHAPE).train.lower(
         *arguments
     )
@@ -199,11 +164,12 @@ def test_compiled_fast_cnn_epoch_has_no_slow_operation(impl, slow):
     text = compiled_epoch(CNN(stages, (64,), 10, impl=impl))
     operations = set(re.findall(r" ([a-z][a-z-]+)\(", text))
     assert bool(operations & SLOW) == slow
+    # Calls that keep XLA:CPU from repeating elementwise operations.
+    assert impl == "plain" or "call" in operations
 
 
-@pytest.mark.parametrize("images", [16, 64])  # one step and four
-def test_no_sum_is_recomputed_for_every_gradient(images):
-    text = compiled_epoch(MODELS["lstm"], images)
+def test_no_sum_is_recomputed_for_every_gradient():
+    text = compiled_epoch(MODELS["lstm"])
     fusions = re.findall(r"^%fused_.*?^}", text, re.MULTILINE | re.DOTALL)
     assert any(" reduce(" in fusion for fusion in fusions)
     joined = [fusion for fusion in fusions if re.search("ROOT.*(concat|pad)", fusion)]
@@ -211,29 +177,24 @@ def test_no_sum_is_recomputed_for_every_gradient(images):
 
 
 @pytest.mark.parametrize(
-    "model, changes, devices",
+    "model, changes, seeds, shape",
     [
-        ("mlp", {}, 1),  # few operations per parameter: sharding costs more
-        ("cnn", {}, 8),
-        ("cnn", dict(batch_size=4), 2),
-        ("mlp", dict(cpu_devices=3), 3),
+        ("mlp", {}, 1, (1, 1)),  # few operations per parameter: sharding costs more
+        ("cnn", {}, 1, (1, 8)),
+        ("cnn", dict(batch_size=4), 1, (1, 2)),
+        ("mlp", dict(cpu_devices=3), 1, (1, 3)),
+        ("cnn", {}, 2, (2, 4)),
+        ("mlp", {}, 10, (2, 1)),
+        ("mlp", {}, 3, (1, 1)),
     ],
 )
-def test_a_batch_uses_as_many_devices_as_speed_it_up(model, changes, devices):
-    mesh = choose_mesh(TrainConfig(model=model, **changes), 1, MNIST)
-    assert dict(mesh.shape) == {"seeds": 1, "batch": devices}
+def test_seeds_then_batches_use_as_many_devices_as_speed_them_up(
+    model, changes, seeds, shape
+):
+    mesh = choose_mesh(TrainConfig(model=model, **changes), seeds, MNIST)
+    assert mesh.devices.shape == shape
 
 
-@pytest.mark.parametrize(
-    "model, seeds, shape", [("cnn", 2, (2, 4)), ("mlp", 10, (2, 1)), ("mlp", 3, (1, 1))]
-)
-def test_seeds_are_sharded_evenly_before_batches(model, seeds, shape):
-    assert choose_mesh(TrainConfig(model=model), seeds, MNIST).devices.shape == shape
-
-
-def test_all_requested_devices_are_used():
-    for devices, seeds in itertools.product(range(1, 9), repeat=2):
-        mesh = choose_mesh(TrainConfig(model="cnn", cpu_devices=devices), seeds, MNIST)
-        assert mesh.size == devices and seeds % mesh.shape["seeds"] == 0
+def test_more_devices_than_there_are_is_refused():
     with pytest.raises(InputError, match="at most the 8 .*; got 9"):
         choose_mesh(TrainConfig(cpu_devices=9), 1, MNIST)
