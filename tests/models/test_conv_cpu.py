@@ -76,7 +76,7 @@ def test_ties_on_real_images_go_to_the_first_maximum(digits):
     phases = jnp.stack([y[:, r:10:2, s:10:2] for r in range(2) for s in range(2)])
     ranked = jnp.sort(phases, 0)
     ties = ranked[-1] == ranked[-2]
-    assert jnp.sum(ties) > 500
+    assert jnp.sum(ties) > 100
     stage = conv_cpu._Stage((1, 1), "linear", (2, 2), (1, 1))
     pooled, _ = conv_cpu._winograd_forward(x, kernel_2, jnp.zeros(8), stage)
     np.testing.assert_array_equal(jnp.imag(pooled), jnp.argmax(phases, 0))

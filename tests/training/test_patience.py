@@ -9,9 +9,8 @@ from helpers.runs import outcome, prepare_once, resumable, train_into
 import mnist_jax
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Dataset
-from mnist_jax.records.schema import EpochRecord
 from mnist_jax.reporting.tables import comparison_frame, format_comparison
-from mnist_jax.training.fit import finish, fit, is_over
+from mnist_jax.training.fit import finish, fit
 from mnist_jax.training.run_dir import load_run
 
 pytestmark = pytest.mark.slow
@@ -26,27 +25,6 @@ CONFIG = TrainConfig(
     epochs=40,
     patience=2,
 )
-
-
-@pytest.mark.parametrize(
-    "losses, over",
-    [
-        ([], False),
-        ([3.0, 2.0, 2.5], False),
-        ([3.0, 2.0, 2.5, 2.0], True),  # equal is not lower
-        ([3.0, 2.0, 2.5, 1.9, 1.9], False),
-        ([5.0, 4.0, 3.0, 2.0, 1.0, 0.5], True),  # all epochs
-    ],
-)
-def test_a_run_is_over_after_epochs_without_a_lower_validation_loss(losses, over):
-    config = dataclasses.replace(CONFIG, epochs=6)
-    epochs = [
-        EpochRecord(number, 0.0, 1.0, loss, 0.5, 1.0, 0.1)
-        for number, loss in enumerate(losses, start=1)
-    ]
-    assert is_over(config, epochs) == over
-    whole = dataclasses.replace(config, patience=None)
-    assert is_over(whole, epochs) == (len(epochs) == 6)
 
 
 def test_the_parameters_of_the_best_epoch_are_kept(digits: Dataset):

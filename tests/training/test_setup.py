@@ -2,31 +2,8 @@
 
 import json
 
-import jax
 import pytest
 from helpers.processes import run_python
-
-from mnist_jax.errors import InputError
-from mnist_jax.training.jax_setup import setup
-
-
-def test_a_platform_that_is_not_there_is_named(monkeypatch):
-    def fail() -> None:
-        raise RuntimeError("no backend")
-
-    monkeypatch.setattr(jax, "default_backend", fail)
-    before = jax.config.values["jax_platforms"]
-    jax.config.update("jax_platforms", "tpu")
-    try:
-        with pytest.raises(InputError, match="JAX_PLATFORMS=tpu: JAX finds no such"):
-            setup()
-    finally:
-        jax.config.update("jax_platforms", before)
-
-
-def test_the_number_of_devices_that_jax_was_given_is_kept():
-    setup(compile_cache=False)
-    assert jax.device_count() == jax.config.values["jax_num_cpu_devices"] == 8
 
 
 @pytest.mark.slow
