@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from helpers.runs import (
     CONFIGS,
-    DAMAGES,
     epochs_of,
     follow_until,
     outcomes,
@@ -17,18 +16,16 @@ from helpers.runs import (
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Dataset
-from mnist_jax.errors import InputError
 from mnist_jax.records.environment import current_environment
 from mnist_jax.records.files import hold_lock
 from mnist_jax.records.schema import (
     RunRecord,
-    read_json,
     read_jsonl,
     write_json,
 )
 from mnist_jax.training import results, runs
 from mnist_jax.training.results import export_runs, read_runs, run_folders
-from mnist_jax.training.run_dir import PARAMS, RECORD, load_run
+from mnist_jax.training.run_dir import RECORD, load_run
 from mnist_jax.training.runs import train_runs
 
 pytestmark = pytest.mark.slow
@@ -37,11 +34,8 @@ CONFIG = CONFIGS["mlp"]
 RESULTS = "compare.jsonl"
 
 
-Train = Callable[..., list[int]]
-
-
 @pytest.fixture
-def train(digits: Dataset) -> Train:
+def train(digits: Dataset) -> Callable[..., list[int]]:
     """Returns a function that trains the missing seeds as compare does."""
 
     def train(
@@ -114,26 +108,15 @@ def test_checkpoints_of_another_config_or_code_are_not_used(
     assert len(list((tmp_path / "runs").iterdir())) == 3
 
 
-def test_seeds_that_were_stopped_together_resume_alongside_new_ones(train, tmp_path):
-    alone, more = tmp_path / "alone", tmp_path / "more"
-    train(alone)
-    train(more, stop=2)
-    assert train(more, seeds=3) == [3, 1, 2, 3]
-    assert [run[4] for run in outcomes(more)] == [2, 2, 1]  # seeds together
-    assert outcomes(more)[:2] == outcomes(alone)
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_checkpoints_are_named_and_the_sweep_starts_over(
-    damage, train, tmp_path, caplog, capsys
+    train, tmp_path, caplog, capsys
 ):
     alone, halves = tmp_path / "alone", tmp_path / "halves"
     train(alone)
     train(halves, stop=2)
     paths = checkpoints(halves)
-    assert len(paths) == 2
     for path in paths:
-        path.write_bytes(DAMAGES[damage](path.read_bytes()))
+        path.write_bytes(path.read_bytes()[:-100])
     assert train(halves, stop=1) == [1]
     assert "starting from the beginning" in capsys.readouterr().out
     # The earlier run's later checkpoints, which would be the newest, are gone.
@@ -182,18 +165,17 @@ def test_the_export_has_all_runs_oldest_first(train, tmp_path):
 def test_recorded_runs_are_identified_by_everything_that_determines_them(
     digits, tmp_path, monkeypatch
 ):
-    config = CONFIGS["mlp"]
     monkeypatch.setenv("XLA_FLAGS", "")
     machine = current_environment()
     monkeypatch.setattr(results, "current_environment", lambda: machine)
 
-    def folder(config=config, dataset=digits, system=None):
+    def folder(config=CONFIG, dataset=digits, system=None):
         return run_folders(tmp_path, "mlp", config, dataset, [0], system)[0]
 
     here = folder()
-    assert folder(dataclasses.replace(config, seed=5)) == here
+    assert folder(dataclasses.replace(CONFIG, seed=5)) == here
     others = [
-        folder(dataclasses.replace(config, epochs=6)),
+        folder(dataclasses.replace(CONFIG, epochs=6)),
         folder(dataset=dataclasses.replace(digits, checksum="another")),
         folder(system="av_dnn"),
     ]
@@ -224,6 +206,3 @@ def test_a_run_is_loaded_with_everything_that_prediction_needs(digits, tmp_path,
     accuracy = (probabilities.argmax(axis=1) == digits.test.labels).mean()
     assert accuracy == pytest.approx(run.record.test_accuracy)
     assert run.config == config and run.preprocess.mean == run.record.pixel_mean > 0
-    (folder / PARAMS).write_bytes(b"")
-    with pytest.raises(InputError, match="params.msgpack is damaged"):
-        load_run(folder)
