@@ -18,11 +18,7 @@ from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Dataset
 from mnist_jax.records.environment import current_environment
 from mnist_jax.records.files import hold_lock
-from mnist_jax.records.schema import (
-    RunRecord,
-    read_jsonl,
-    write_json,
-)
+from mnist_jax.records.schema import RunRecord, read_json, read_jsonl, write_json
 from mnist_jax.training import results, runs
 from mnist_jax.training.results import export_runs, read_runs, run_folders
 from mnist_jax.training.run_dir import RECORD, load_run
