@@ -10,6 +10,7 @@ import jax
 import pytest
 from helpers.browser import Browser, find_programs, open_browser
 from helpers.compilation import QUICK_FLAGS
+from helpers.custom_networks import NETWORKS
 from helpers.programs import DIGITS, run
 
 from mnist_jax.data.datasets import load_dataset
@@ -89,6 +90,13 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "mlp0"
     run("experiments.train", *DIGITS, f"--run_dir={folder}")
     return folder
+
+
+@pytest.fixture
+def networks(tmp_path: Path) -> Path:
+    """A file with custom networks."""
+    (tmp_path / "networks.py").write_text(NETWORKS)
+    return tmp_path / "networks.py"
 
 
 @pytest.fixture(scope="session")

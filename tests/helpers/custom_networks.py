@@ -1,5 +1,16 @@
 """Custom networks as the text of a file: usable ones, then one of each fault."""
 
+from pathlib import Path
+
+from mnist_jax.config import TrainConfig
+
+
+def config_of(networks: Path, name: str, **changes: object) -> TrainConfig:
+    """Returns the config of a network of a file, for an epoch on the digits."""
+    changes = {"dataset": "digits", "epochs": 1, **changes}
+    return TrainConfig(model=f"{networks}:{name}", **changes)
+
+
 NETWORKS = """
 import jax
 import jax.numpy as jnp
@@ -76,15 +87,6 @@ class Rooted(nn.Module):
         return nn.Dense(10, name="last")(jnp.sqrt(jnp.maximum(x, 0)))
 
 
-class Whole(nn.Module):
-    dtype: str = "int32"
-
-    @nn.compact
-    def __call__(self, images):
-        self.param("table", nn.initializers.zeros, (3,), self.dtype)
-        return nn.Dense(10)(flat(images))
-
-
 class Precise(nn.Module):
     @nn.compact
     def __call__(self, images):
@@ -97,12 +99,6 @@ class Counting(nn.Module):
     def __call__(self, images):
         self.variable("counters", "calls", lambda: jnp.zeros((), jnp.int32))
         return nn.Dense(10)(flat(images))
-
-
-class PerRow(nn.Module):
-    @nn.compact
-    def __call__(self, images):
-        return nn.Dense(10)(images)
 
 
 class Broken(nn.Module):

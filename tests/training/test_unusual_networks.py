@@ -1,49 +1,35 @@
 """Networks with unusual parameters, and networks that are not finite."""
 
 from functools import partial
-from pathlib import Path
 
 import jax
 import numpy as np
 import optax
 import pytest
-from helpers.custom_networks import NETWORKS
+from helpers.custom_networks import config_of
 from helpers.runs import resumable, train_into
 
 from mnist_jax import testing
-from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
-from mnist_jax.errors import DivergedError, InputError
+from mnist_jax.errors import DivergedError
 from mnist_jax.export.formats import export_run
-from mnist_jax.models.networks import create_model, variable_shapes
+from mnist_jax.models.networks import create_model
 from mnist_jax.training.epochs import make_predict
 from mnist_jax.training.fit import finish, fit
 from mnist_jax.training.mesh import make_mesh
 from mnist_jax.training.optimizers import average_params, final_variables
 from mnist_jax.training.prepare import prepare
-from mnist_jax.training.run_dir import load_run, load_variables
+from mnist_jax.training.run_dir import load_run
 from mnist_jax.training.steps import init_state, train_step
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    """A file with the networks."""
-    (tmp_path / "networks.py").write_text(NETWORKS)
-    return tmp_path / "networks.py"
-
-
-def config_of(file: Path, name: str, **changes: object) -> TrainConfig:
-    changes = {"dataset": "digits", "epochs": 1, **changes}
-    return TrainConfig(model=f"{file}:{name}", **changes)
-
-
 @pytest.mark.parametrize("name", ["Mixed16", "Nested"])
 def test_runs_of_any_parameter_tree_are_resumed_loaded_and_exported(
-    file, digits: Dataset, name, tmp_path
+    networks, digits: Dataset, name, tmp_path
 ):
-    config = config_of(file, name, ema=0.9, train_size=256, epochs=2)
+    config = config_of(networks, name, ema=0.9, train_size=256, epochs=2)
     experiment, folders = prepare(config, digits, mesh=make_mesh(1)), {0: tmp_path}
     train_into(experiment, folders, 1, checkpoint_every=1)
     _, checkpoint = resumable(folders, experiment.config)
@@ -53,13 +39,10 @@ def test_runs_of_any_parameter_tree_are_resumed_loaded_and_exported(
     assert again.epochs[0].loss < run.record.epochs[0].loss
     for form in ("safetensors", "stablehlo"):
         assert export_run(run, form, tmp_path / form, images) < 1e-5
-    with pytest.raises(InputError, match="does not fit this network"):
-        linear = create_model(config_of(file, "Linear"), MNIST)
-        load_variables(tmp_path, variable_shapes(linear, IMAGE_SHAPE))
 
 
-def test_parameters_keep_their_type_and_losses_are_float32(file):
-    model, tx = create_model(config_of(file, "Half"), MNIST), optax.adam(1e-3)
+def test_parameters_keep_their_type_and_losses_are_float32(networks):
+    model, tx = create_model(config_of(networks, "Half"), MNIST), optax.adam(1e-3)
     init = partial(init_state, model, tx, image_shape=IMAGE_SHAPE)
     state = jax.eval_shape(init, jax.random.key(0))
     images, labels = np.zeros((2, 28, 28), np.float32), np.zeros(2, np.int32)
@@ -72,17 +55,17 @@ def test_parameters_keep_their_type_and_losses_are_float32(file):
     assert metrics.loss_sum.dtype == probabilities.dtype == "float32"
 
 
-def test_float64_parameters_train(file, digits: Dataset):
+def test_float64_parameters_train(networks, digits: Dataset):
     with jax.enable_x64(True):
         [(record, variables)] = finish(
-            fit(prepare(config_of(file, "Precise"), digits), [0])
+            fit(prepare(config_of(networks, "Precise"), digits), [0])
         )
     assert record.test_loss < np.log(10)
     assert [leaf.dtype for leaf in jax.tree.leaves(variables)].count("float64") == 1
 
 
-def test_optimizer_states_and_averages_of_bfloat16_are_float32(file):
-    model = create_model(config_of(file, "Half"), MNIST)
+def test_optimizer_states_and_averages_of_bfloat16_are_float32(networks):
+    model = create_model(config_of(networks, "Half"), MNIST)
     tx = average_params(optax.sgd(0.0), 0.9)
     state = init_state(model, tx, jax.random.key(0), IMAGE_SHAPE)
     step = jax.jit(partial(train_step, model=model, tx=tx))
@@ -111,9 +94,9 @@ ROOTED = r"the gradient of inner/bias is the first .* at step 1; .* not the lear
     ],
 )
 def test_the_layer_that_was_first_not_finite_is_named(
-    file, digits: Dataset, name, changes, message
+    networks, digits: Dataset, name, changes, message
 ):
     changes = {"cpu_devices": 1, "train_size": 256, **changes}  # 2 steps, or 1
-    config = config_of(file, name, **changes)
+    config = config_of(networks, name, **changes)
     with pytest.raises(DivergedError, match=f"{name}, seed 3: the loss .* {message}"):
         finish(fit(prepare(config, digits, 2), [3, 1]))
