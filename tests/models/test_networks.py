@@ -12,7 +12,7 @@ from helpers.compilation import users_jit
 
 from mnist_jax.config import ConvStage, TrainConfig
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
-from mnist_jax.models.layers import Dropout, LSTMLayer, lstm_cell
+from mnist_jax.models.layers import Dropout
 from mnist_jax.models.networks import (
     CNN,
     LSTM,
@@ -57,32 +57,6 @@ def test_parameter_count_is_exact(model):
     assert count_params(network, IMAGE_SHAPE) == COUNTS[model]
 
 
-@pytest.mark.parametrize("return_sequences", [True, False])
-@pytest.mark.parametrize("activation", ["tanh", "relu"])
-def test_scan_lstm_equals_loop_over_rows(digits: Dataset, activation, return_sequences):
-    rows = jnp.asarray(digits.test.images[:5] / np.float32(255))
-    layer = LSTMLayer(16, activation, return_sequences)
-
-    @jax.jit
-    def init_and_run(key, rows):
-        params = layer.init(key, rows)["params"]
-        return params, layer.apply({"params": params}, rows)
-
-    @jax.jit
-    def loop(kernel, recurrent_kernel, bias, rows):
-        h = c = jnp.zeros((5, 16))
-        states = []
-        for row in range(28):
-            projected = rows[:, row] @ kernel + bias[None, :]
-            (h, c), _ = lstm_cell((h, c), projected, recurrent_kernel, activation)
-            states.append(h)
-        return jnp.stack(states, axis=1) if return_sequences else h
-
-    params, got = init_and_run(jax.random.key(0), rows)
-    want = loop(**params, rows=rows)
-    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
-
-
 @pytest.mark.parametrize(
     "model, impl", [("lstm", "cpu"), ("cnn", "cpu"), ("cnn", "gpu")]
 )
@@ -111,21 +85,6 @@ def test_implementations_agree_on_real_digits(digits: Dataset, model, impl):
         np.testing.assert_allclose(a, b, atol=1e-4 * float(jnp.abs(b).max()))
 
 
-def test_dropout_acts_in_training_only():
-    model = MLP((64,), 10, dropout=(0.5,))
-    params = quick_params(model)
-    images = jnp.ones((2, 28, 28))
-
-    def run(train, seed):
-        rngs = {"dropout": jax.random.key(seed)}
-        return model.apply({"params": params}, images, train=train, rngs=rngs)
-
-    logits = jax.jit(run, static_argnums=0)
-
-    assert np.any(logits(True, 0) != logits(True, 1))
-    np.testing.assert_array_equal(logits(False, 0), logits(False, 1))
-
-
 def test_dropout_has_its_rate_and_keeps_the_mean():
     ones = jnp.ones((64, 1000))
 
@@ -140,36 +99,6 @@ def test_dropout_has_its_rate_and_keeps_the_mean():
     # Images have independent masks, which agree in 0.8 * 0.8 + 0.2 * 0.2 of values.
     agree = [np.mean(dropped[0] == other) for other in dropped[1:]]
     assert 0.6 < min(agree) and max(agree) < 0.76
-
-
-@pytest.mark.parametrize(
-    "model",
-    [
-        MLP((32, 16), 10, dropout=(0.5,)),
-        LSTM((4, 4), activation="tanh", hidden=(8,), classes=10, dropout=(0.2,)),
-    ],
-    ids=["mlp", "lstm"],
-)
-def test_microbatches_have_the_dropout_masks_of_the_whole_batch(model):
-    params = quick_params(model)
-    images = jax.random.uniform(jax.random.key(1), (6, 28, 28))
-
-    @jax.jit
-    def logits(images, batch_offset):
-        rngs = {"dropout": jax.random.key(2)}
-        return model.apply(
-            {"params": params},
-            images,
-            train=True,
-            batch_offset=batch_offset,
-            rngs=rngs,
-        )
-
-    microbatches = [logits(images[:4], 0), logits(images[4:], 4)]
-    np.testing.assert_allclose(
-        np.concatenate(microbatches), logits(images, 0), rtol=1e-5, atol=1e-6
-    )
-    assert np.abs(logits(images[4:], 0) - microbatches[1]).max() > 1e-3
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu", "tpu"])

@@ -102,26 +102,6 @@ def test_a_signal_stops_a_run_and_prints_how_to_resume_it(number, line, tmp_path
     assert bool(list((tmp_path / FOLDER).glob("epoch*"))) == trained
 
 
-INTERRUPTED = """
-import os, signal, time
-from mnist_jax.cli.main import run_program
-def main():
-    print("\xb1", flush=True)
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(600)
-run_program(main)
-"""
-
-
-def test_ctrl_c_before_training_interrupts_a_program(monkeypatch):
-    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    process = start_python("-c", INTERRUPTED)
-    output, errors = process.communicate(timeout=100)
-    assert process.returncode == 128 + signal.SIGINT
-    assert errors == "\ninterrupted\n"
-    assert output == "?\n"  # for a character that the encoding lacks
-
-
 def test_resume_prints_where_it_starts_and_that_a_run_is_finished(tmp_path):
     words = command("mlp", tmp_path)[1:]
     words[words.index(f"--epochs={EPOCHS}")] = "--epochs=2"

@@ -88,15 +88,6 @@ def test_a_checkpoint_resumes_in_another_layout(tmp_path: Path) -> None:
     np.testing.assert_allclose(losses(moved), losses(whole), rtol=1e-4)
 
 
-def test_a_job_is_profiled(tmp_path: Path) -> None:
-    first, second = run_job(
-        2, "experiments.train", *DIGITS, "--profile", f"--run_dir={tmp_path}"
-    )
-    assert "where the time goes" in first.stdout and "Dense_0" in first.stdout
-    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
-    assert "where the time goes" not in second.stdout
-
-
 @pytest.mark.parametrize(
     "extra, expected",
     [

@@ -10,7 +10,6 @@ import pytest
 from helpers.jobs import run_job, scratch_folders
 from helpers.programs import DIGITS, run
 
-from mnist_jax.config import TrainConfig
 from mnist_jax.records.schema import RunRecord, read_json
 from mnist_jax.training import distributed
 from mnist_jax.training.run_dir import RECORD
@@ -31,13 +30,6 @@ def test_two_processes_train_what_one_process_with_two_devices_does(
     assert job.test_accuracy == alone.test_accuracy and job.devices == 2
     assert "test accuracy" in first.stdout and "test accuracy" not in second.stdout
     assert not scratch_folders(tmp_path)
-
-
-def test_a_single_process_is_a_job_of_one() -> None:
-    assert distributed.is_writer() and distributed.gather(7).tolist() == [7]
-    with distributed.output_folder(Path("runs")) as folder:
-        assert folder == Path("runs")
-    distributed.agree({"config": TrainConfig()})
 
 
 @pytest.mark.skipif(not Path("/proc/self/wchan").exists(), reason="not on Linux")

@@ -13,7 +13,7 @@ from helpers.small_sets import write_idx_set
 import mnist_jax
 from mnist_jax import InputError, TrainConfig
 from mnist_jax.data.datasets import load_dataset
-from mnist_jax.data.types import Shapes, class_names
+from mnist_jax.data.types import Shapes
 from mnist_jax.models.flops import multiply_adds
 from mnist_jax.models.networks import (
     count_params,
@@ -21,8 +21,6 @@ from mnist_jax.models.networks import (
     init_model,
 )
 from mnist_jax.models.rewrite import without_rewriting
-from mnist_jax.reporting.pictures import detail_pictures
-from mnist_jax.reporting.predictions import run_details
 from mnist_jax.reporting.summary import layer_frame
 from mnist_jax.testing import check_model, check_same_tree, make_split
 from mnist_jax.training.prepare import prepare
@@ -102,21 +100,6 @@ def test_a_run_is_trained_stopped_resumed_and_loaded(tmp_path):
     assert resumed.predict(dataset.test.images[:0]).shape == (0, 3)
     with pytest.raises(InputError, match=r"images \[N,12,20\] uint8"):
         run.predict(np.zeros((1, 28, 28), np.uint8))
-
-
-def test_many_classes_are_learned_and_drawn(tmp_path):
-    dataset = load(tmp_path, LARGE, train=400)
-    config = make_config("mlp", hidden=(64,), epochs=15, learning_rate=0.01)
-    folder = tmp_path / "run"
-    [run] = mnist_jax.train(config, dataset=dataset, run_dir=folder, quiet=True)
-    assert run.record.test_accuracy > 0.1  # 0.01 by chance
-    details = run_details(run, dataset.test)
-    assert np.shape(details.confusion) == (100, 100)
-    pictures = detail_pictures("mlp", 0, [details], "idx", run.shapes)
-    assert [picture.name for picture in pictures] == ["confusion", "worst"]
-    for picture in pictures:
-        picture.draw()
-    assert class_names("idx", 100)[99] == "99"
 
 
 def test_networks_that_do_not_fit_are_refused(tmp_path):
