@@ -48,6 +48,8 @@ ONLY_IN = {
     ),
     "donate": (r"donate_arg", {"training/epochs"}),
     "shard over a mesh": (r"shard_map", {"training/epochs", "profiling"}),
+    # ruff finds other code that executes the contents of a file.
+    "unpickle arrays": (r"allow_pickle(?!=False)|torch\.load", set()),
 }
 
 
@@ -172,41 +174,3 @@ def test_ci_tests_the_oldest_and_newest_versions_allowed():
     assert pinned("3.12", "jax").startswith("0.12.")  # below 0.13
     # It cannot be imported beside the jax of Python 3.12 and newer.
     assert "0.12.9" not in allowed("3.12", "flax")
-
-
-# Code that executes or unpickles the contents of a file.
-UNSAFE_MODULES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
-UNSAFE_CALLS = {"eval", "exec", "compile", "__import__"}
-UNSAFE_LOADS = {"yaml.load", "yaml.unsafe_load", "yaml.full_load", "torch.load"}
-
-
-def find_unsafe_code(source: str) -> list[str]:
-    """Returns the code that executes or unpickles the contents of a file."""
-    found = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            names = [alias.name for alias in node.names]
-            names.append(getattr(node, "module", None) or "")
-            found += [n for n in names if n.split(".")[0] in UNSAFE_MODULES]
-        if not isinstance(node, ast.Call):
-            continue
-        name = ast.unparse(node.func)
-        keywords = {keyword.arg: keyword.value for keyword in node.keywords}
-        if name in UNSAFE_CALLS | UNSAFE_LOADS:
-            found.append(name)
-        allowed = keywords.get("allow_pickle")  # NumPy's default is False
-        if allowed and not (isinstance(allowed, ast.Constant) and not allowed.value):
-            found.append(f"{name} with allow_pickle")
-    return found
-
-
-def test_no_file_is_executed_or_unpickled():
-    for path in (*MODULES, *PROGRAMS):
-        assert find_unsafe_code(path.read_text()) == [], path
-    for source in (
-        *("import pickle", "from pickle import loads", "import joblib.memory"),
-        *("eval(open('x').read())", "exec(text)", "yaml.load(file)"),
-        "np.load(path, allow_pickle=flag)",
-    ):
-        assert find_unsafe_code(source), source
-    assert find_unsafe_code("np.load(path); json.loads(text)") == []
