@@ -1,5 +1,8 @@
 """Operations on random arrays, with their gradients."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,13 +15,20 @@ def arrays(*shapes, seed=0, dtype=jnp.float32):
     return [jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes]
 
 
-def results(function, *args):
-    """Returns a function's value, and its gradients for a random cotangent."""
+def with_gradients(function: Callable[..., jax.Array]) -> Callable[..., Any]:
+    """Returns a function of the same arguments that also returns their gradients.
 
-    def loss(*args):
-        y = function(*args)
-        return jnp.sum(y * jnp.cos(jnp.arange(y.size)).reshape(y.shape)), y
+    They are those for a random cotangent.
+    """
 
-    run = jax.jit(jax.value_and_grad(loss, tuple(range(len(args))), has_aux=True))
-    (_, y), gradients = run(*args)
-    return y, *gradients
+    def run(*args):
+        y, pull = jax.vjp(function, *args)
+        cotangent = np.random.default_rng(1).normal(size=y.shape)
+        return y, *pull(jnp.asarray(cotangent, y.dtype))
+
+    return run
+
+
+def results(function, *args, jit=jax.jit):
+    """Returns a compiled function's value and gradients."""
+    return jit(with_gradients(function))(*args)

@@ -1,28 +1,19 @@
 """Convolution stages and the comparison of an implementation with the plain one."""
 
-import jax
+from functools import partial
+
 import jax.numpy as jnp
 import numpy as np
 
 from helpers.compilation import users_jit
+from helpers.operations import results
 from mnist_jax.models.layers import conv_pool
-
-
-def value_and_grads(fn, stage, arrays, jit=users_jit):
-    """Returns outputs and gradients of inputs, kernel and bias, random cotangent."""
-
-    def run(*arrays):
-        y, pull = jax.vjp(lambda *a: fn(*a, **stage), *arrays)
-        rng = np.random.default_rng(1)
-        return y, *pull(jnp.asarray(rng.normal(size=y.shape), y.dtype))
-
-    return jit(run)(*arrays)
 
 
 def assert_same(fast, stage, arrays, atol=1e-5, jit=users_jit):
     """Compares with plain, relative to each array's max; returns the fast results."""
-    want = value_and_grads(conv_pool, stage, arrays, jax.jit)
-    got = value_and_grads(fast, stage, arrays, jit)
+    want = results(partial(conv_pool, **stage), *arrays)
+    got = results(partial(fast, **stage), *arrays, jit=jit)
     for name, a, b in zip(("y", "x", "kernel", "bias"), got, want, strict=True):
         assert a.shape == b.shape, name
         scale = np.max(np.abs(b))

@@ -3,6 +3,7 @@
 import functools
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.compilation import users_jit
+from helpers.operations import with_gradients
 from jax import lax
 
 from mnist_jax.models.activations import ACTIVATIONS
@@ -42,7 +44,7 @@ def plain_cell(act: Callable, params: Any, carry: Any, row: jax.Array) -> Any:
 def plain_scan(x, *params, activation, return_sequences):
     """Runs the layer as a `lax.scan` over rows."""
     zeros = jnp.zeros((x.shape[0], params[1].shape[0]))
-    cell = functools.partial(plain_cell, ACTIVATIONS[activation], params)
+    cell = partial(plain_cell, ACTIVATIONS[activation], params)
     (h, _), hs = lax.scan(cell, (zeros, zeros), x.swapaxes(0, 1))
     return hs.swapaxes(0, 1) if return_sequences else h
 
@@ -57,33 +59,16 @@ def make_inputs(batch, steps, inputs, units, *, seed=0, scale=1.0):
     return [jnp.asarray(a, jnp.float32) for a in (x, kernel, recurrent_kernel, bias)]
 
 
-def value_and_gradients(layer, **static):
-    """Returns a function from inputs to outputs and the four gradients."""
-
-    def weighted_sum(*inputs):
-        outputs = layer(*inputs, **static)
-        weights = np.random.default_rng(9).standard_normal(outputs.shape)
-        return jnp.sum(outputs * jnp.asarray(weights, jnp.float32)), outputs
-
-    gradients = jax.grad(weighted_sum, argnums=(0, 1, 2, 3), has_aux=True)
-
-    def run(*inputs):
-        grads, outputs = gradients(*inputs)
-        return [outputs, *grads]
-
-    return run
-
-
 @functools.cache
 def fast(**static):
-    """Returns `value_and_gradients` of the fast layer, compiled as for users."""
-    return users_jit(value_and_gradients(lstm, **static))
+    """Returns the layer with its gradients, compiled as for users."""
+    return users_jit(with_gradients(partial(lstm, **static)))
 
 
 @functools.cache
 def plain(**static):
-    """Returns `value_and_gradients` of the plain layer."""
-    return jax.jit(value_and_gradients(plain_scan, **static))
+    """Returns the plain layer with its gradients."""
+    return jax.jit(with_gradients(partial(plain_scan, **static)))
 
 
 def assert_close(actual, expected, tolerance=1e-5):
@@ -102,7 +87,7 @@ def test_equals_plain_scan(shape, static):
     inputs = make_inputs(*shape)
     run = fast(**static)
     if shape != SMALL:
-        run = jax.jit(value_and_gradients(lstm, **static))
+        run = jax.jit(with_gradients(partial(lstm, **static)))
     assert_close(run(*inputs), plain(**static)(*inputs))
 
 
@@ -132,7 +117,7 @@ def test_loops_copy_no_array_of_all_rows(static):
 @each_static
 def test_without_gradient_equals_with(static):
     inputs = make_inputs(*SMALL)
-    outputs = users_jit(functools.partial(lstm, **static))(*inputs)
+    outputs = users_jit(partial(lstm, **static))(*inputs)
     assert_close(outputs, fast(**static)(*inputs)[0], tolerance=1e-6)
 
 
