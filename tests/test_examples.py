@@ -70,9 +70,7 @@ def test_the_network_of_the_readme_is_the_example():
 @pytest.mark.parametrize(
     "network, model_args",
     [
-        ("resnet.py:ResNet", "width=4"),
         ("mixer.py:Mixer", "width=16,depth=1,patch=14"),
-        ("gru.py:GRU", "units=16"),
         ("nnx_cnn.py:CNN", "width=4,rate=0.1"),
     ],
 )

@@ -114,27 +114,16 @@ def test_resume_prints_where_it_starts_and_that_a_run_is_finished(tmp_path):
     assert "resuming after epoch 2" in more.stdout and " 3/3 " in more.stdout
 
 
-# Sweeps.
-
-SWEEPS = {
-    "compare": (
-        *("--models=mlp,cnn", "--conv=8:pool2", "--hidden=16", "--batch_size=256"),
-        "--epochs=30",
-    ),
-    "published": ("--systems=ml10_mlp", "--epochs=30"),
-}
-
-
 @pytest.mark.faults  # test_sweeps kills a sweep in every run of the tests
-@pytest.mark.parametrize(
-    "program, number", [("compare", signal.SIGKILL), ("published", signal.SIGTERM)]
-)
-def test_a_killed_sweep_resumes_with_the_same_results(program, number, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_comparison_resumes_with_the_same_results(number, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    arguments = ("--dataset=digits", *SWEEPS[program], "--seeds=2")
-    run(f"benchmarks.{program}", *arguments, f"--out={whole}")
-    command = ["-m", f"benchmarks.{program}", *arguments]
-    process = start_python(*command, f"--out={killed}")
+    command = [
+        *("benchmarks.compare", "--dataset=digits", "--models=mlp,cnn", "--seeds=2"),
+        *("--conv=8:pool2", "--hidden=16", "--batch_size=256", "--epochs=30"),
+    ]
+    run(*command, f"--out={whole}")
+    process = start_python("-m", *command, f"--out={killed}")
     headers = 0
     for line in process.stdout:  # until the second network's fifth epoch
         headers += line.startswith("epoch ")
@@ -148,7 +137,7 @@ def test_a_killed_sweep_resumes_with_the_same_results(program, number, tmp_path)
         assert "the same command resumes where this one stopped" in errors
     assert len(outcomes(killed)) == 2
     assert list(killed.rglob("checkpoints/*.msgpack"))
-    finished = run(f"benchmarks.{program}", *arguments, f"--out={killed}")
+    finished = run(*command, f"--out={killed}")
     assert "not used" not in finished.stderr
     _, before, after = re.split(r": resuming after epoch (\d+)\n", finished.stdout)
     rows = [int(row) for row in re.findall(r"^ ?(\d+)/30 ", after, re.MULTILINE)]
