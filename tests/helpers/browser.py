@@ -32,62 +32,43 @@ class Browser:
     def __init__(self, port: int, session: str) -> None:
         self._port, self._session = port, session
 
-    def _send(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        path = f"/session/{self._session}{path}"
-        return send(self._port, method, path, body)
-
-    def _devtools(self, command: str, **parameters: Any) -> Any:
-        body = {"cmd": command, "params": parameters}
-        return self._send("POST", "/goog/cdp/execute", body)
+    def _post(self, path: str, **body: Any) -> Any:
+        return send(self._port, "POST", f"/session/{self._session}{path}", body)
 
     def open(self, url: str) -> None:
         """Loads a page, waits for its load event, and discards older console output."""
         self.console()
-        self._send("POST", "/url", {"url": url})
+        self._post("/url", url=url)
 
     def run(self, script: str, *arguments: Any) -> Any:
-        """Runs a script and returns its value; a promise is awaited.
-
-        Args:
-            script: function body in JavaScript.
-            *arguments: the function's arguments, encoded as JSON.
-        """
-        body = {"script": script, "args": list(arguments)}
-        return self._send("POST", "/execute/sync", body)
+        """Runs a function body in JavaScript; returns its value, awaiting a promise."""
+        return self._post("/execute/sync", script=script, args=list(arguments))
 
     def console(self) -> list[str]:
         """Returns the console's errors and warnings since the last call.
 
         They include failed requests and uncaught exceptions.
         """
-        entries = self._send("POST", "/se/log", {"type": "browser"})
+        entries = self._post("/se/log", type="browser")
         levels = ("SEVERE", "WARNING")
         return [entry["message"] for entry in entries if entry["level"] in levels]
 
     def resize(self, width: int, height: int) -> None:
         """Sets the viewport size in CSS pixels, also below the minimum of a window."""
-        self._devtools(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=height,
-            deviceScaleFactor=1,
-            mobile=False,
-        )
+        size = dict(width=width, height=height, deviceScaleFactor=1, mobile=False)
+        command = "Emulation.setDeviceMetricsOverride"
+        self._post("/goog/cdp/execute", cmd=command, params=size)
 
     def prefer_dark(self, dark: bool) -> None:
         """Sets the preferred color scheme to dark or light."""
-        scheme = {
-            "name": "prefers-color-scheme",
-            "value": "dark" if dark else "light",
-        }
-        self._devtools("Emulation.setEmulatedMedia", features=[scheme])
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        command, media = "Emulation.setEmulatedMedia", dict(features=[scheme])
+        self._post("/goog/cdp/execute", cmd=command, params=media)
 
     def drag(self, points: Sequence[tuple[float, float]], pointer: str) -> None:
-        """Draws a line with a pressed pointer.
+        """Draws a line with a pressed "mouse", "touch" or "pen".
 
-        Args:
-            points: `(x, y)` in CSS pixels from the viewport's top left corner.
-            pointer: "mouse", "touch" or "pen".
+        Its points are in CSS pixels from the viewport's top left corner.
         """
         moves = [
             {"type": "pointerMove", "duration": 10, "x": round(x), "y": round(y)}
@@ -100,15 +81,11 @@ class Browser:
             "parameters": {"pointerType": pointer},
             "actions": [moves[0], down, *moves[1:], {**up, "button": 0}],
         }
-        self._send("POST", "/actions", {"actions": [device]})
+        self._post("/actions", actions=[device])
 
 
 def send(port: int, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-    """Sends a command to the driver and returns its result.
-
-    Raises:
-        RuntimeError: the driver returns an error.
-    """
+    """Sends a command to the driver and returns its result."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
     with contextlib.closing(connection):
         connection.request(method, path, None if body is None else json.dumps(body))
