@@ -1,17 +1,15 @@
 """Parameter counts, shapes, dropout, and the LSTM compared with a loop."""
 
-import dataclasses
 import itertools
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.compilation import users_jit
+from helpers.networks import network_gradients
 
 from mnist_jax.config import ConvStage, TrainConfig
-from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
+from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset, Split
 from mnist_jax.models.layers import Dropout
 from mnist_jax.models.networks import (
     CNN,
@@ -19,10 +17,8 @@ from mnist_jax.models.networks import (
     MLP,
     count_params,
     create_model,
-    init_model,
 )
-from mnist_jax.testing import check_model
-from mnist_jax.training.steps import batch_metrics
+from mnist_jax.testing import check_model, check_same_tree
 
 pytestmark = pytest.mark.slow
 
@@ -45,12 +41,6 @@ def test_networks_pass_every_check(network):
     check_model(network)
 
 
-def quick_params(model, seed=0):
-    """Returns a network's initial parameters, with a program that compiles quickly."""
-    init = jax.jit(lambda key: init_model(model, key, IMAGE_SHAPE)["params"])
-    return init(jax.random.key(seed))
-
-
 @pytest.mark.parametrize("model", COUNTS)
 def test_parameter_count_is_exact(model):
     network = create_model(TrainConfig(model=model), MNIST)
@@ -62,27 +52,13 @@ def test_parameter_count_is_exact(model):
 )
 def test_implementations_agree_on_real_digits(digits: Dataset, model, impl):
     # In the first 32 digits a ReLU input is 1e-7, whose sign depends on rounding.
-    images = jnp.asarray(digits.train.images[32:64] / np.float32(255))
-    labels = jnp.asarray(digits.train.labels[32:64])
-    plain = create_model(TrainConfig(model=model, impl="plain"), MNIST)
-    fast = create_model(TrainConfig(model=model, impl=impl), MNIST)
-    params = quick_params(plain)
-    blank = jnp.zeros((1, *IMAGE_SHAPE))
-    # Not `init_model`, which uses the plain implementation for both.
-    shapes = jax.eval_shape(fast.init, jax.random.key(0), blank)["params"]
-    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, params)
-
-    def loss(model, params):
-        logits = model.apply({"params": params}, images)
-        return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(32), labels])
-
-    want, want_grads = jax.jit(jax.value_and_grad(partial(loss, plain)))(params)
-    got, got_grads = users_jit(jax.value_and_grad(partial(loss, fast)))(params)
-    np.testing.assert_allclose(got, want, rtol=1e-5)
-    for a, b in zip(
-        jax.tree.leaves(got_grads), jax.tree.leaves(want_grads), strict=True
-    ):
-        np.testing.assert_allclose(a, b, atol=1e-4 * float(jnp.abs(b).max()))
+    split = Split(*(array[32:64] for array in digits.train))
+    (got, metrics), (want, wanted) = (
+        network_gradients(TrainConfig(model=model, impl=chosen), split)
+        for chosen in (impl, "plain")
+    )
+    np.testing.assert_allclose(metrics.loss_sum, wanted.loss_sum, rtol=1e-5)
+    check_same_tree(got, want, 1e-4)
 
 
 def test_dropout_has_its_rate_and_keeps_the_mean():
@@ -112,23 +88,14 @@ def test_auto_chooses_the_implementation_by_device(backend, monkeypatch):
     "model, impl", [*itertools.product(MODELS, ["plain", "cpu"]), ("cnn", "gpu")]
 )
 def test_bfloat16_is_float32_with_rounded_operands(digits: Dataset, model, impl):
-    images = jnp.asarray(digits.train.images[32:64] / np.float32(255))
-    labels = jnp.asarray(digits.train.labels[32:64])
-    config = TrainConfig(model=model, impl=impl)
-    params = quick_params(create_model(config, MNIST))
-
-    def gradients(precision: str):
-        network = create_model(dataclasses.replace(config, precision=precision), MNIST)
-        mask = jnp.ones(len(labels))
-
-        def loss(params):
-            logits = network.apply({"params": params}, images)
-            assert logits.dtype == jnp.float32
-            return batch_metrics(logits, labels, mask)[0]
-
-        return jax.jit(jax.grad(loss))(params)
-
-    want, got = gradients("float32"), gradients("bfloat16")
+    split = Split(*(array[32:64] for array in digits.train))
+    (want, _), (got, metrics) = (
+        network_gradients(
+            TrainConfig(model=model, impl=impl, precision=precision), split, jit=jax.jit
+        )
+        for precision in ("float32", "bfloat16")
+    )
+    assert metrics.loss_sum.dtype == jnp.float32
     for w, g in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
         assert g.dtype == jnp.float32
         error = np.linalg.norm(g - w) / np.linalg.norm(w)

@@ -10,14 +10,14 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
-from helpers.compilation import users_jit
+from helpers.networks import network_gradients
 from helpers.operations import NHWC, arrays, results
 from jax import lax
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.batches import epoch_indices
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Split
-from mnist_jax.models.networks import create_model, init_model, variable_shapes
+from mnist_jax.models.networks import create_model, variable_shapes
 from mnist_jax.models.rewrite import Rewritten, rewrite, slow_operations
 from mnist_jax.testing import preprocess
 from mnist_jax.training.epochs import make_programs
@@ -328,22 +328,17 @@ def test_examples_train_without_slow_operations(name):
     ],
 )
 def test_whole_networks_on_real_digits(name, dtype, tolerance, digits):
-    images = jnp.asarray(digits.train.images[:16], jnp.float32) / 255
-    losses, gradients = [], []
-    for impl, dtype_ in (("plain", "float32"), ("cpu", dtype)):
-        config = TrainConfig(model=f"examples/{name}", impl=impl, precision=dtype_)
-        model, shape = create_model(config, MNIST), digits.train.images.shape[1:]
-        variables = init_model(model, jax.random.key(0), shape)
-        step = users_jit(partial(batch_gradients, model=model))
-        labels, mask = jnp.asarray(digits.train.labels[:16]), jnp.ones(16)
-        grads, metrics = step(variables, images, labels, mask, jax.random.key(1))
-        losses.append(metrics.loss_sum)
-        gradients.append(jax.tree.leaves(grads))
-    np.testing.assert_allclose(*losses, rtol=tolerance / 10)
-    largest = max(np.abs(want).max() for want in gradients[0])
-    for want, got in zip(*gradients, strict=True):
-        scale = np.abs(want).max() if dtype == "float32" else largest
-        np.testing.assert_allclose(got, want, atol=tolerance * scale)
+    split = Split(*(array[:16] for array in digits.train))
+    configs = [
+        TrainConfig(model=f"examples/{name}", impl=impl, precision=precision)
+        for impl, precision in (("plain", "float32"), ("cpu", dtype))
+    ]
+    (want, wanted), (got, metrics) = (network_gradients(c, split) for c in configs)
+    np.testing.assert_allclose(metrics.loss_sum, wanted.loss_sum, rtol=tolerance / 10)
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(want))
+    for a, b in zip(*map(jax.tree.leaves, (got, want)), strict=True):
+        scale = np.abs(b).max() if dtype == "float32" else largest
+        np.testing.assert_allclose(a, b, atol=tolerance * scale)
 
 
 @jax.custom_jvp

@@ -16,11 +16,9 @@ from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.models.networks import create_model
 from mnist_jax.reporting.tables import format_settings
-from mnist_jax.testing import check_same_tree
 from mnist_jax.training import fit as fit_module
-from mnist_jax.training.checkpoints import params_sha256
 from mnist_jax.training.epochs import make_programs
-from mnist_jax.training.fit import Epoch, Progress, finish, fit
+from mnist_jax.training.fit import Progress, finish, fit
 from mnist_jax.training.mesh import make_mesh, replicate, seed_keys, shard_seeds
 from mnist_jax.training.optimizers import create_optimizer
 from mnist_jax.training.prepare import prepare
@@ -160,23 +158,6 @@ def test_no_clock_of_an_epoch_holds_compiling_and_the_total_holds_all(
     assert round(epoch.train_seconds) == round(epoch.eval_seconds) == 0
     seconds = record.total_seconds - record.compile_seconds
     assert round(seconds) == clock.programs > 10  # with test-time augmentation
-
-
-def test_seeds_trained_together_have_separate_records(digits: Dataset):
-    config = dataclasses.replace(SMALL["mlp"], epochs=2)
-    events = list(fit(prepare(config, digits, 2), [4, 9]))
-    epochs = [event.records for event in events if isinstance(event, Epoch)]
-    together = finish(events)
-    assert [record.config.seed for record, _ in together] == [4, 9]
-    assert [record.seeds_together for record, _ in together] == [2, 2]
-    assert [len(records) for records in epochs] == [2, 2]
-    for record, params in together:
-        [(alone, params_alone)] = finish(
-            fit(prepare(config, digits), [record.config.seed])
-        )
-        assert record.test_accuracy == pytest.approx(alone.test_accuracy, abs=0.01)
-        check_same_tree(params, params_alone, 1e-2)
-        assert record.params_sha256 == params_sha256(params)
 
 
 def test_validation_and_test_sets_are_evaluated_separately(digits: Dataset):
