@@ -24,77 +24,47 @@ from mnist_jax.training.epochs import make_programs
 from mnist_jax.training.mesh import eval_indices, make_mesh, replicate
 from mnist_jax.training.steps import batch_gradients
 
-# Shapes of inputs and kernel, and parameters of `lax.conv_general_dilated`.
+# Shapes of image and kernel, strides, padding, dilations of image and kernel, groups.
 CONVOLUTIONS = {
-    "same": ((9, 8, 3), (3, 3, 3, 5), dict(padding="SAME")),
-    "winograd": ((9, 8, 16), (3, 3, 16, 16), dict(padding="SAME")),
-    "winograd-5x5": ((9, 8, 16), (5, 5, 16, 16), dict(padding="SAME")),
-    "one-channel": ((9, 8, 1), (3, 2, 1, 5), dict(window_strides=(1, 2))),
-    "rectangle": ((9, 8, 3), (4, 1, 3, 5), dict(window_strides=(2, 3))),
-    "pads": ((9, 8, 3), (3, 3, 3, 5), dict(padding=((2, 0), (-1, 3)))),
-    "dilated": ((9, 8, 3), (3, 2, 3, 5), dict(rhs_dilation=(2, 3), padding="SAME")),
-    "strided-dilated": (
-        (11, 12, 2),
-        (3, 3, 2, 4),
-        dict(window_strides=(2, 1), rhs_dilation=(2, 2)),
-    ),
-    "patches": ((14, 14, 1), (7, 7, 1, 6), dict(window_strides=(7, 7))),
-    "pointwise": ((6, 5, 4), (1, 1, 4, 3), dict()),
-    "strided-pointwise": ((7, 6, 4), (1, 1, 4, 3), dict(window_strides=(2, 2))),
-    "groups": ((6, 5, 6), (3, 3, 2, 9), dict(feature_group_count=3, padding="SAME")),
-    "depthwise": ((7, 8, 4), (3, 2, 1, 4), dict(feature_group_count=4)),
+    "same": ((9, 8, 3), (3, 3, 3, 5), None, "SAME", None, None, 1),
+    "winograd": ((9, 8, 16), (3, 3, 16, 16), None, "SAME", None, None, 1),
+    "winograd-5x5": ((9, 8, 16), (5, 5, 16, 16), None, "SAME", None, None, 1),
+    "one-channel": ((9, 8, 1), (3, 2, 1, 5), (1, 2), "VALID", None, None, 1),
+    "rectangle": ((9, 8, 3), (4, 1, 3, 5), (2, 3), "VALID", None, None, 1),
+    "pads": ((9, 8, 3), (3, 3, 3, 5), None, ((2, 0), (-1, 3)), None, None, 1),
+    "dilated": ((9, 8, 3), (3, 2, 3, 5), None, "SAME", None, (2, 3), 1),
+    "strided-dilated": ((11, 12, 2), (3, 3, 2, 4), (2, 1), "VALID", None, (2, 2), 1),
+    "patches": ((14, 14, 1), (7, 7, 1, 6), (7, 7), "VALID", None, None, 1),
+    "pointwise": ((6, 5, 4), (1, 1, 4, 3), None, "VALID", None, None, 1),
+    "strided-pointwise": ((7, 6, 4), (1, 1, 4, 3), (2, 2), "VALID", None, None, 1),
+    "groups": ((6, 5, 6), (3, 3, 2, 9), None, "SAME", None, None, 3),
+    "depthwise": ((7, 8, 4), (3, 2, 1, 4), None, "VALID", None, None, 4),
     "depthwise-multiplied": (
-        (7, 8, 3),
-        (3, 3, 1, 6),
-        dict(feature_group_count=3, window_strides=(2, 1), padding="SAME"),
+        *((7, 8, 3), (3, 3, 1, 6), (2, 1), "SAME", None, None, 3),
     ),
     "depthwise-dilated": (
-        (9, 8, 3),
-        (3, 3, 1, 3),
-        dict(feature_group_count=3, rhs_dilation=(2, 2), padding=((3, 1), (0, 2))),
+        *((9, 8, 3), (3, 3, 1, 3), None, ((3, 1), (0, 2)), None, (2, 2), 3),
     ),
-    "transposed": (
-        (5, 4, 3),
-        (3, 3, 3, 2),
-        dict(lhs_dilation=(2, 2), padding=((1, 1), (2, 1))),
-    ),
+    "transposed": ((5, 4, 3), (3, 3, 3, 2), None, ((1, 1), (2, 1)), (2, 2), None, 1),
     "transposed-pads": (
-        (4, 5, 3),
-        (2, 5, 3, 2),
-        dict(lhs_dilation=(3, 2), padding=((1, 2), (4, 3))),
+        *((4, 5, 3), (2, 5, 3, 2), None, ((1, 2), (4, 3)), (3, 2), None, 1),
     ),
     "transposed-depthwise": (
-        (4, 5, 3),
-        (3, 3, 1, 3),
-        dict(lhs_dilation=(2, 1), padding=((2, 1), (1, 1)), feature_group_count=3),
+        *((4, 5, 3), (3, 3, 1, 3), None, ((2, 1), (1, 1)), (2, 1), None, 3),
     ),
     "transposed-strided": (
-        (4, 5, 3),
-        (3, 3, 3, 2),
-        dict(lhs_dilation=(2, 2), window_strides=(2, 1), padding=((1, 2), (1, 3))),
+        *((4, 5, 3), (3, 3, 3, 2), (2, 1), ((1, 2), (1, 3)), (2, 2), None, 1),
     ),
-    "nchw": (
-        (3, 9, 8),
-        (5, 3, 3, 2),
-        dict(dimension_numbers=("NCHW", "OIHW", "NCHW"), padding="SAME"),
-    ),
-    "mixed-layout": (
-        (3, 9, 8),
-        (3, 3, 3, 5),
-        dict(dimension_numbers=("NCHW", "HWIO", "NHWC"), padding="SAME"),
-    ),
-    "line": (
-        (9, 3),
-        (3, 3, 5),
-        dict(dimension_numbers=("NWC", "WIO", "NWC"), window_strides=(2,)),
-    ),
-    "line-transposed": (
-        (9, 3),
-        (4, 3, 5),
-        dict(
-            dimension_numbers=("NWC", "WIO", "NWC"), lhs_dilation=(3,), padding=[(0, 2)]
-        ),
-    ),
+    "nchw": ((3, 9, 8), (5, 3, 3, 2), None, "SAME", None, None, 1),
+    "mixed-layout": ((3, 9, 8), (3, 3, 3, 5), None, "SAME", None, None, 1),
+    "line": ((9, 3), (3, 3, 5), (2,), "VALID", None, None, 1),
+    "line-transposed": ((9, 3), (4, 3, 5), None, ((0, 2),), (3,), None, 1),
+}
+LAYOUTS = {  # the others are NHWC
+    "nchw": ("NCHW", "OIHW", "NCHW"),
+    "mixed-layout": ("NCHW", "HWIO", "NHWC"),
+    "line": ("NWC", "WIO", "NWC"),
+    "line-transposed": ("NWC", "WIO", "NWC"),
 }
 # The window, strides, padding and arguments of `lax.reduce_window`.
 POOLINGS = {
@@ -144,12 +114,13 @@ def check(function, *args, tolerance=2e-5):
 
 @pytest.mark.parametrize("case", CONVOLUTIONS)
 def test_convolutions(case):
-    image, kernel, params = CONVOLUTIONS[case]
-    params = {"padding": "VALID", "dimension_numbers": NHWC} | params
-    params = {"window_strides": (1,) * (len(image) - 1)} | params
+    image, kernel, strides, padding, *dilations, groups = CONVOLUTIONS[case]
+    strides, layout = strides or (1,) * (len(image) - 1), LAYOUTS.get(case, NHWC)
 
     def function(x, kernel):
-        return lax.conv_general_dilated(x, kernel, **params)
+        return lax.conv_general_dilated(
+            x, kernel, strides, padding, *dilations, layout, groups
+        )
 
     inputs = arrays((2, *image), kernel)
     if case == "transposed-strided":  # left as it is
