@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +30,11 @@ CONFIGS = {
 }
 
 
-def flip(content: bytes) -> bytes:
-    """Flips one bit in the middle of the content."""
-    index = len(content) // 2
-    return content[:index] + bytes([content[index] ^ 1]) + content[index + 1 :]
-
-
-DAMAGES: Mapping[str, Callable[[bytes], bytes]] = {
-    "flipped": flip,
-    "truncated": lambda content: content[:-100],
-    "empty": lambda content: b"",
-}
+def flip_bit(path: Path) -> None:
+    """Flips one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
 
 
 def follow_until(events: Events, stop: int | None = None) -> list[Event]:
@@ -98,20 +92,11 @@ def stopped_run(
 
 
 def resumable(
-    folders: Mapping[int, Path], config: TrainConfig, **changes: str
+    folders: Mapping[int, Path], config: TrainConfig
 ) -> tuple[bool, Checkpoint | None]:
-    """Returns whether runs are finished, and otherwise their checkpoint.
-
-    Args:
-        folders: run directory of each seed.
-        config: what was trained on the digits.
-        **changes: other fields of the runs' keys than those of such a run.
-    """
+    """Returns whether seeds on the digits are finished, else their checkpoint."""
     dataset = load_dataset("digits")
-    keys = {
-        seed: dataclasses.replace(key, **changes)
-        for seed, key in run_keys(config, dataset, folders).items()
-    }
+    keys = run_keys(config, dataset, folders)
     if all(is_finished(folder, keys[seed]) for seed, folder in folders.items()):
         return True, None
     found = load_checkpoint(next(iter(folders.values())), keys, dataset.shapes)
