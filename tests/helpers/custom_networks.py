@@ -174,12 +174,6 @@ class NnxConstant(Nnx):
         return self.last(self.norm(x, use_running_average=True))
 
 
-class Counted(Linear):
-    @nn.compact
-    def __call__(self, images):
-        return nn.Dense(10)(flat(images)) / len(images)
-
-
 class Probabilities(nn.Module):
     @nn.compact
     def __call__(self, images):

@@ -14,7 +14,6 @@ from helpers.runs import resumable, train_into
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.models.custom import (
-    call_options,
     network_sha256,
     parse_model_args,
 )
@@ -28,7 +27,7 @@ from mnist_jax.models.networks import (
 from mnist_jax.training.fit import finish, fit
 from mnist_jax.training.prepare import prepare
 from mnist_jax.training.run_dir import load_run
-from mnist_jax.training.steps import batch_gradients, eval_step
+from mnist_jax.training.steps import batch_gradients
 
 
 @pytest.mark.parametrize(
@@ -66,7 +65,7 @@ def test_what_a_network_raises_passes_through(networks):
         create_model(config_of(networks, "Linear", model_args=("depth=3",)), MNIST)
 
 
-@pytest.mark.parametrize("name", ["Deterministic", "Nnx", "NnxTrain"])
+@pytest.mark.parametrize("name", ["Dropped", "Deterministic", "Nnx", "NnxTrain"])
 def test_a_network_is_told_whether_it_trains(networks, name):
     model = create_model(config_of(networks, name), MNIST)
     images = np.random.default_rng(0).random((3, 28, 28), np.float32)
@@ -89,27 +88,19 @@ def test_subclasses_of_nnx_param_are_trained_and_counted(networks, digits: Datas
     assert np.any(params["layer"]["lora"]["lora_b"])  # which starts at 0
 
 
-@pytest.mark.parametrize("name", ["NnxMixed", "Counted"])
 def test_a_network_whose_evaluation_depends_on_the_batch_is_not_trained(
-    networks, digits: Dataset, name
+    networks, digits: Dataset
 ):
-    message = f"{name}: in evaluation the logits of an image depend on the batch"
+    message = "NnxMixed: in evaluation the logits of an image depend on the batch"
     with pytest.raises(InputError, match=message):
-        prepare(config_of(networks, name), digits)
+        prepare(config_of(networks, "NnxMixed"), digits)
 
 
-def test_dropout_of_custom_networks_is_off_in_evaluation_and_differs_by_device(
-    networks,
-):
+def test_dropout_of_custom_networks_differs_by_device(networks):
     model = create_model(config_of(networks, "Dropped"), MNIST)
-    assert call_options(model, True, 8) == {"train": True}
     variables = init_model(model, jax.random.key(0), IMAGE_SHAPE)
     images, labels = np.ones((4, 28, 28), np.float32), np.zeros(4, np.int32)
-    batch = images, labels, np.ones(4, np.float32)
-    losses = eval_step(variables, *batch, model=model).loss_sum
-    again = eval_step(variables, *(array[:1] for array in batch), model=model).loss_sum
-    np.testing.assert_allclose(losses, 4 * again, rtol=1e-5)
-    key = jax.random.key(1)
+    batch, key = (images, labels, np.ones(4, np.float32)), jax.random.key(1)
     one, two, one_again = (
         batch_gradients(variables, *batch, key, model, offset)[1].loss_sum
         for offset in (0, 4, 0)
