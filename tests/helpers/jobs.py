@@ -8,14 +8,6 @@ from typing import Any
 
 from helpers.processes import Finished, finish, start_python
 
-INVALID_FLAGS = {
-    "coordinator": ["--coordinator=node0", "--coordinator=node0:12345"],
-    "num_processes": ["--num_processes=0", "--num_processes=2"],
-    "process_id": ["--process_id=-1", "--process_id=0"],
-    "cluster": ["--cluster=slurm", "--cluster=auto"],
-    "cluster_timeout": ["--cluster_timeout=0"],
-}
-
 
 def free_port() -> int:
     """Returns a port that nothing listens at."""

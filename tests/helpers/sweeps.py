@@ -9,30 +9,6 @@ from benchmarks.sweep_worker import Sweep, Trials
 from mnist_jax.cli.main import Machine
 from mnist_jax.data.types import Dataset
 
-# Invalid command lines by flag, as in `test_flags.py`.
-SWEEP_FLAGS = {
-    "vary": [
-        *("--vary=colour=1", "--vary=seed=1,2", "--vary=dataset=digits"),
-        *("--vary=learning_rate=", "--vary=learning_rate=0", "--vary=conv=8"),
-        *("--vary=optimizer=lion", "--vary=model=cnn", "--vary=momentum=0.9"),
-        *("--vary=batch_size=99999", "--vary=epochs=1 --vary=epochs=2"),
-        *("--vary=learning_rate=log(0,1)", "--vary=learning_rate=log(1e-4,1e-2)"),
-        "--vary=validation=none",
-    ],
-    "samples": ["--samples=-1"],
-    "search": ["--search=grid", "--search=tpe"],
-    "search_seed": ["--search_seed=-1"],
-    "prune": ["--prune=maybe", "--prune --patience=2 --seeds=2"],
-    "min_epochs": ["--min_epochs=0", "--min_epochs=2"],
-    "reduction": ["--reduction=1"],
-    "engine": ["--engine=slurm"],
-    "workers": ["--workers=0", "--engine=ray --workers=2"],
-    "address": ["--address=auto"],
-    "cpus_per_trial": ["--cpus_per_trial=0"],
-    "gpus_per_trial": ["--gpus_per_trial=-1"],
-}
-
-
 SMALL = dict(dataset="digits", hidden="16", epochs="4", batch_size="256")
 
 

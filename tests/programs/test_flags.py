@@ -7,9 +7,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from helpers.jobs import INVALID_FLAGS
 from helpers.programs import flags_of, refusals
-from helpers.sweeps import SWEEP_FLAGS
 
 from mnist_jax.config import TrainConfig
 
@@ -36,7 +34,10 @@ PROGRAMS: dict[str, tuple[str, list[str]]] = {
             *("--run_dir=/dev/null/run", "--run_dir=RUN"),
             *("--init_from=/nonexistent", "--init_preset=ml10_mlp_raw"),
             *("--preset=av_rnn", "--overwrite=maybe", "--overwrite"),
-            *(line for lines in INVALID_FLAGS.values() for line in lines),
+            *("--coordinator=node0", "--coordinator=node0:12345"),
+            *("--num_processes=0", "--num_processes=2", "--process_id=-1"),
+            *("--process_id=0", "--cluster=slurm", "--cluster=auto"),
+            "--cluster_timeout=0",
             *(*SEEDS, "--seed=4294967290 --seeds=7"),
             *("--track=mlflow", "--track=tensorboard"),
             *("--checkpoint_every=-1", "--checkpoint_every=1"),
@@ -85,7 +86,20 @@ PROGRAMS: dict[str, tuple[str, list[str]]] = {
     ),
     "benchmarks.sweep": (
         "--dataset=digits --out=OUT",
-        [*MODELS, *(line for lines in SWEEP_FLAGS.values() for line in lines)],
+        [
+            *(*MODELS, "--vary=colour=1", "--vary=seed=1,2", "--vary=dataset=digits"),
+            *("--vary=learning_rate=", "--vary=learning_rate=0", "--vary=conv=8"),
+            *("--vary=optimizer=lion", "--vary=model=cnn", "--vary=momentum=0.9"),
+            *("--vary=batch_size=99999", "--vary=epochs=1 --vary=epochs=2"),
+            "--vary=learning_rate=log(0,1)",
+            "--vary=learning_rate=log(1e-4,1e-2)",
+            *("--vary=validation=none", "--samples=-1", "--search=grid"),
+            *("--search=tpe", "--search_seed=-1", "--prune=maybe"),
+            *("--prune --patience=2 --seeds=2", "--min_epochs=0", "--min_epochs=2"),
+            *("--reduction=1", "--engine=slurm", "--engine=ray --workers=2"),
+            *("--workers=0", "--address=auto", "--cpus_per_trial=0"),
+            "--gpus_per_trial=-1",
+        ],
     ),
     "benchmarks.throughput": (
         "--images=64 --repeats=1 --batch_sizes=16",
