@@ -26,7 +26,7 @@ PARSED_ONLY = {
     "benchmarks.speedrun": "trains on all of MNIST many times; see test_speedrun",
     "benchmarks.regress": "trains with two commits for minutes; see test_regress",
 }
-# Or a Ray cluster; new processes take seconds to start, see test_sweep.
+# Or a Ray cluster; new processes take seconds to start, see test_sweeps.
 # Flags with which commands are only parsed: they need more, or are in test_profiling.
 PARSED_FLAGS = (
     *("--platform=gpu", "--platform=tpu", "--engine=ray", "--workers=2"),
@@ -88,7 +88,7 @@ def run_command(words: list[str], folder: Path) -> None:
     """Runs a documented command, or parses it only."""
     program = words[words.index("-m") + 1]
     arguments = quick_arguments(words, folder)
-    # A process of a job would wait for the others; see test_cluster.
+    # A process of a job would wait for the others; see test_distributed.
     job = any(word.startswith("--coordinator") for word in arguments)
     hardware = any(flag in arguments for flag in PARSED_FLAGS)
     parsed = program in PARSED_ONLY or hardware or job
