@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from helpers.processes import finish, start_python
 from helpers.programs import DIGITS, run
 from helpers.small_sets import files_below
 
@@ -96,6 +97,23 @@ def test_compare_adds_rows_and_writes_all_formats(tmp_path):
     shutil.rmtree(tmp_path / "runs")
     error = run("benchmarks.report", f"--out={tmp_path}", ok=False).stderr
     assert "holds no usable run" in error
+
+
+@pytest.mark.faults
+def test_eight_programs_share_a_cold_cache_and_one_table(tmp_path, record_property):
+    out = tmp_path / "results" / "of eight"  # neither folder exists yet
+    command = "-m", "benchmarks.compare", *DIGITS, "--models=mlp", f"--out={out}"
+    cache = str(tmp_path / "cache")
+    processes = [
+        start_python(*command, f"--seed={seed}", MNIST_JAX_CACHE_DIR=cache)
+        for seed in range(8)
+    ]
+    texts = list(map(finish, processes))
+    assert [finished.returncode for finished in texts] == [0] * 8, texts
+    lines = (out / "compare.jsonl").read_text().splitlines()
+    seeds = [json.loads(line)["config"]["seed"] for line in lines]
+    assert sorted(seeds) == list(range(8))
+    record_property("concurrent writers: programs on one cache and table", len(texts))
 
 
 def test_the_fallback_from_mnist_is_announced_everywhere(tmp_path):
