@@ -1,7 +1,9 @@
 """Rewritten networks equal plain ones, in values and gradients."""
 
+import re
 import time
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -268,20 +270,11 @@ def test_products_with_bfloat16_operands(equation, left, right):
         np.testing.assert_allclose(a, b, atol=2e-2 * np.abs(b).max())
 
 
-EXAMPLES = [
-    "convnext.py:ConvNeXt",
-    "dilated.py:Dilated",
-    "gru.py:GRU",
-    "lenet.py:LeNet",
-    "lstm.py:LSTM",
-    "mixer.py:Mixer",
-    "mobilenet.py:MobileNet",
-    "nnx_cnn.py:CNN",
-    "residual_mlp.py:ResidualMLP",
-    "resnet.py:ResNet",
-    "unet.py:UNet",
-    "vgg.py:VGG",
-    "vit.py:ViT",
+CLASS = re.compile(r"^class (\w+)", re.MULTILINE)
+EXAMPLES = [  # the last class of each file
+    f"{path.name}:{CLASS.findall(path.read_text())[-1]}"
+    for path in sorted(Path("examples").glob("*.py"))
+    if path.stem != "quickstart"
 ]
 
 
