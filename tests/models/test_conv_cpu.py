@@ -8,7 +8,6 @@ from helpers.compilation import users_jit
 from helpers.stages import CASES, assert_same, random_arrays
 
 from mnist_jax.models import conv_cpu
-from mnist_jax.models.layers import conv_pool as plain_conv_pool
 from mnist_jax.models.layers import fast_conv_pool as conv_pool
 
 pytestmark = pytest.mark.slow
@@ -64,22 +63,6 @@ def test_ties_on_blank_areas_go_to_the_first_maximum(background, channels, size)
     _, kernel, bias = random_arrays(1, 1, size, channels, 8)
     stage = dict(strides=1, padding="SAME", activation="linear", pool=2)
     assert_same(conv_pool, stage, (x, kernel, bias))
-
-
-def test_ties_on_real_images_go_to_the_first_maximum(digits):
-    images = jnp.asarray(digits.train.images[:64, :, :, None], jnp.float32) / 255 - 0.13
-    _, kernel, _ = random_arrays(1, 1, 3, 1, 32)
-    _, kernel_2, _ = random_arrays(1, 1, 3, 32, 8)
-    x = plain_conv_pool(images, kernel, jnp.full(32, 0.1), **FIRST)
-    whole = dict(strides=1, padding="VALID", activation="linear", pool=1)
-    y = plain_conv_pool(x, kernel_2, jnp.zeros(8), **whole)
-    phases = jnp.stack([y[:, r:10:2, s:10:2] for r in range(2) for s in range(2)])
-    ranked = jnp.sort(phases, 0)
-    ties = ranked[-1] == ranked[-2]
-    assert jnp.sum(ties) > 100
-    stage = conv_cpu._Stage((1, 1), "linear", (2, 2), (1, 1))
-    pooled, _ = conv_cpu._winograd_forward(x, kernel_2, jnp.zeros(8), stage)
-    np.testing.assert_array_equal(jnp.imag(pooled), jnp.argmax(phases, 0))
 
 
 def test_unused_gradient_of_the_images_is_not_computed():
