@@ -18,7 +18,7 @@ import pandas as pd
 from absl import flags
 from scipy import stats
 
-from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
+from mnist_jax.cli.config_flags import config_from_flags
 from mnist_jax.cli.flags import (
     define_cluster_flags,
     define_machine_flags,
@@ -26,7 +26,6 @@ from mnist_jax.cli.flags import (
     define_preset_flag,
 )
 from mnist_jax.cli.main import run_program, start_jax
-from mnist_jax.cli.parsing import parse_flags
 from mnist_jax.config import DATASETS, MODELS, TrainConfig
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.errors import InputError
@@ -41,6 +40,7 @@ from mnist_jax.training.prepare import prepare
 
 from .peers.frameworks import KEEP_MEMORY
 from .processes import Worker
+from .published.systems import read_flag_file
 from .throughput import measure_starts
 
 FLAGS = flags.FLAGS
@@ -88,8 +88,6 @@ class SpeedRecord:
     @property
     def p_value(self) -> float:
         """Of the one-sided t-test that the mean accuracy is above the target."""
-        if len(set(self.accuracies)) == 1:
-            return 0.0 if self.accuracies[0] > self.target else 1.0
         test = stats.ttest_1samp(self.accuracies, self.target, alternative="greater")
         return float(test.pvalue)
 
@@ -106,10 +104,7 @@ class SpeedRecord:
 
 def read_recipe(path: Path) -> TrainConfig:
     """Returns the config of a recipe, a file of flags, if it follows the rules."""
-    values = flags.FlagValues()
-    define_config_flags(values)
-    parse_flags(["recipe", f"--flagfile={path}"], values)
-    config = config_from_flags(values)
+    config = config_from_flags(read_flag_file(path))
     for name, allowed in RULES.items():
         if (value := getattr(config, name)) not in allowed:
             raise InputError(
@@ -151,10 +146,8 @@ def run_recipes(
     If a loss becomes NaN, there is no record: no seed is dropped.
     """
     configs, peers = {path.stem: read_recipe(path) for path in paths}, peers or {}
-    names = {config.dataset for config in configs.values()}
-    datasets = {name: load_dataset(name, data_dir) for name in names}
     experiments = {
-        name: prepare(config, datasets[config.dataset])
+        name: prepare(config, load_dataset(config.dataset, data_dir))
         for name, config in configs.items()
     }
     runs: dict[str, list[RunRecord]] = {name: [] for name in configs}
@@ -176,22 +169,23 @@ def run_recipes(
             )
     records: list[SpeedRecord] = []
     for path in paths:
-        cold, warm = measure_starts(path.stem, {"flagfile": path, "epochs": 1}, 1)
-        first, shifted = runs[path.stem][0], [r.tta_accuracy for r in runs[path.stem]]
+        name, first = path.stem, runs[path.stem][0]
+        cold, warm = measure_starts(name, {"flagfile": path, "epochs": 1}, 1)
+        shifted = [run.tta_accuracy for run in runs[name]]
         records.append(
             SpeedRecord(
-                recipe=path.stem,
+                recipe=name,
                 target=target,
-                config=configs[path.stem],
+                config=configs[name],
                 checksum=first.checksum,
-                accuracies=raced[path.stem].accuracies,
-                seconds=raced[path.stem].seconds,
+                accuracies=raced[name].accuracies,
+                seconds=raced[name].seconds,
                 compile_seconds=cold["compile s"],
                 cached_compile_seconds=warm["compile s"] if warm["cached"] else None,
                 parameters=first.parameters,
                 environment=first.environment,
                 tta_accuracies=[value for value in shifted if value is not None],
-                peers=[] if records else [raced[name] for name in peers],
+                peers=[] if records else [raced[peer] for peer in peers],
             )
         )
     return records
@@ -202,12 +196,12 @@ def speed_frame(records: Sequence[SpeedRecord]) -> pd.DataFrame:
     rows = []
     for record in records:
         p, tta, seconds = record.p_value, record.tta_accuracies, record.median_seconds
-        cached = record.cached_compile_seconds
+        config, cached = record.config, record.cached_compile_seconds
         rows.append(
             {
-                "data": record.config.dataset,
+                "data": config.dataset,
                 "target": f"{record.target:g}",
-                "network": record.config.name,
+                "network": config.name,
                 "test accuracy": spread(record.accuracies),
                 "with TTA": spread(tta) if tta else "-",
                 "reached": f"{'yes' if record.reached else 'no'} "
@@ -215,7 +209,7 @@ def speed_frame(records: Sequence[SpeedRecord]) -> pd.DataFrame:
                 "training s": f"{median_range(record.seconds):.2f}",
                 "with compiling": f"{seconds + record.compile_seconds:.1f}",
                 "cached": "-" if cached is None else f"{seconds + cached:.1f}",
-                "epochs": record.config.epochs,
+                "epochs": config.epochs,
                 "parameters": f"{record.parameters:,}",
                 "recipe": record.recipe,
             }
@@ -279,11 +273,6 @@ def main() -> None:
     """Trains the recipe, prints its table and records it."""
     out = Path(FLAGS.out) / "speedrun.jsonl"
     check_append(out)
-    if FLAGS.recipe and (FLAGS["dataset"].present or FLAGS["model"].present):
-        raise InputError(
-            "--dataset and --model choose a recorded recipe, and --recipe is one "
-            "already; leave one of them out"
-        )
     path = FLAGS.recipe or best_recipe(
         read_jsonl(SpeedRecord, RECORDS), FLAGS.target, FLAGS.dataset, FLAGS.model
     )

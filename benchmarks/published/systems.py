@@ -55,6 +55,15 @@ CONTROLS: dict[str, tuple[str, dict[str, object]]] = {
 }
 
 
+def read_flag_file(path: Path, *arguments: str) -> flags.FlagValues:
+    """Returns the config flags of a preset or recipe, overridden by arguments."""
+    values = flags.FlagValues()
+    define_config_flags(values)
+    flags.DEFINE_string("init_preset", None, "", flag_values=values)
+    parse_flags([path.stem, f"--flagfile={path}", *arguments], values)
+    return values
+
+
 def read_preset(name: str, *arguments: str) -> tuple[TrainConfig, str | None]:
     """Returns the config of a preset or control, and the preset it starts from, if any.
 
@@ -63,8 +72,5 @@ def read_preset(name: str, *arguments: str) -> tuple[TrainConfig, str | None]:
         *arguments: further flags, which override the preset's.
     """
     preset, changes = CONTROLS.get(name, (name, {}))
-    values = flags.FlagValues()
-    define_config_flags(values)
-    flags.DEFINE_string("init_preset", None, "", flag_values=values)
-    parse_flags(["preset", f"--flagfile={PRESETS / preset}.cfg", *arguments], values)
+    values = read_flag_file(PRESETS / f"{preset}.cfg", *arguments)
     return config_from_flags(values, None, **changes), values["init_preset"].value

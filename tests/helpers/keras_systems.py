@@ -2,8 +2,6 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -12,99 +10,41 @@ import numpy as np
 from benchmarks.published.systems import read_preset
 from mnist_jax.config import TrainConfig
 
-# Parameter count and layers of each system; `k` is keras.layers. The dropout of av_lstm
-# has rate 0 here, since frameworks do not draw the same masks.
-SYSTEMS: dict[str, tuple[int, Callable[[Any], list[Any]]]] = {
-    "av_dnn": (
-        118_282,
-        lambda k: [
-            k.Flatten(),
-            k.Dense(128, activation="relu"),
-            k.Dense(128, activation="relu"),
-            k.Dense(10),
-        ],
-    ),
-    "av_lstm": (
-        216_426,
-        lambda k: [
-            k.LSTM(128, activation="relu", return_sequences=True),
-            k.Dropout(0.0),
-            k.LSTM(128, activation="relu"),
-            k.Dropout(0.0),
-            k.Dense(32, activation="relu"),
-            k.Dropout(0.0),
-            k.Dense(10),
-        ],
-    ),
-    "av_cnn": (
-        542_230,
-        lambda k: [
-            k.Conv2D(32, (3, 3)),
-            k.MaxPooling2D((2, 2)),
-            k.Flatten(),
-            k.Dense(100, activation="relu"),
-            k.Dense(10),
-        ],
-    ),
-    "ml10_mlp_raw": (
-        25_450,
-        lambda k: [k.Flatten(), k.Dense(32, activation="relu"), k.Dense(10)],
-    ),
-    "ml10_mlp": (
-        25_450,
-        lambda k: [k.Flatten(), k.Dense(32, activation="relu"), k.Dense(10)],
-    ),
-    "ml10_cnn": (
-        93_322,
-        lambda k: [
-            k.Conv2D(32, (3, 3), activation="relu"),
-            k.MaxPooling2D((2, 2)),
-            k.Conv2D(64, (3, 3), activation="relu"),
-            k.MaxPooling2D((2, 2)),
-            k.Conv2D(64, (3, 3), activation="relu"),
-            k.Flatten(),
-            k.Dense(64, activation="relu"),
-            k.Dense(10),
-        ],
-    ),
-    "fj_fc": (
-        443_610,
-        lambda k: [
-            k.Flatten(),
-            k.Dense(500, activation="relu"),
-            k.Dense(100, activation="relu"),
-            k.Dense(10),
-        ],
-    ),
-    "fj_cnn_pool": (
-        20_490,
-        lambda k: [
-            k.Conv2D(16, (3, 3), activation="relu", padding="same"),
-            k.MaxPooling2D((2, 2)),
-            k.Conv2D(32, (3, 3), activation="relu", padding="same"),
-            k.MaxPooling2D((2, 2)),
-            k.Flatten(),
-            k.Dense(10),
-        ],
-    ),
-    "fj_cnn_stride": (
-        20_490,
-        lambda k: [
-            k.Conv2D(16, (3, 3), strides=2, activation="relu", padding="same"),
-            k.Conv2D(32, (3, 3), strides=2, activation="relu", padding="same"),
-            k.Flatten(),
-            k.Dense(10),
-        ],
-    ),
-    "cv_cnn": (
-        13_610,
-        lambda k: [
-            k.Conv2D(8, (3, 3)),
-            k.MaxPooling2D((2, 2)),
-            k.Flatten(),
-            k.Dense(10),
-        ],
-    ),
+
+def _mlp(k: Any, *widths: int) -> list[Any]:
+    hidden = [k.Dense(width, activation="relu") for width in widths]
+    return [k.Flatten(), *hidden, k.Dense(10)]
+
+
+def _conv(k: Any, filters: int, **options: Any) -> Any:
+    return k.Conv2D(filters, 3, activation="relu", **options)
+
+
+# The layers of each system; `k` is keras.layers. av_lstm is without its dropout, since
+# frameworks do not draw the same masks.
+SYSTEMS: dict[str, Callable[[Any], list[Any]]] = {
+    "av_dnn": lambda k: _mlp(k, 128, 128),
+    "av_lstm": lambda k: [
+        k.LSTM(128, activation="relu", return_sequences=True),
+        *(k.LSTM(128, activation="relu"), *_mlp(k, 32)),
+    ],
+    "av_cnn": lambda k: [k.Conv2D(32, 3), k.MaxPooling2D(2), *_mlp(k, 100)],
+    "ml10_mlp_raw": lambda k: _mlp(k, 32),
+    "ml10_mlp": lambda k: _mlp(k, 32),
+    "ml10_cnn": lambda k: [
+        *(_conv(k, 32), k.MaxPooling2D(2), _conv(k, 64), k.MaxPooling2D(2)),
+        *(_conv(k, 64), *_mlp(k, 64)),
+    ],
+    "fj_fc": lambda k: _mlp(k, 500, 100),
+    "fj_cnn_pool": lambda k: [
+        *(_conv(k, 16, padding="same"), k.MaxPooling2D(2)),
+        *(_conv(k, 32, padding="same"), k.MaxPooling2D(2), *_mlp(k)),
+    ],
+    "fj_cnn_stride": lambda k: [
+        _conv(k, 16, padding="same", strides=2),
+        *(_conv(k, 32, padding="same", strides=2), *_mlp(k)),
+    ],
+    "cv_cnn": lambda k: [k.Conv2D(8, 3), k.MaxPooling2D(2), *_mlp(k)],
 }
 ONE_HOT = {"cv_cnn"}
 
@@ -131,29 +71,12 @@ def read_system(name: str, impl: str = "auto") -> TrainConfig:
     return read_preset(name, f"--impl={impl}", "--dropout=0")[0]
 
 
-def build_keras(keras: Any, name: str, blank: bool = False) -> Any:
-    """Returns the tutorial's network with its initial weights, compiled.
-
-    Args:
-        keras: the package.
-        name: the name of the system.
-        blank: whether to initialize the weights to zero, if they are replaced anyway.
-    """
+def build_keras(keras: Any, name: str) -> Any:
+    """Returns the tutorial's network with its initial weights, compiled."""
     keras.utils.set_random_seed(1)
-    config = read_system(name)
+    image = (28, 28, 1) if read_system(name).model == "cnn" else (28, 28)
     layers = keras.layers
-    if blank:
-        zeros = dict(kernel_initializer="zeros")
-        layers = SimpleNamespace(
-            Dense=partial(layers.Dense, **zeros),
-            Conv2D=partial(layers.Conv2D, **zeros),
-            LSTM=partial(layers.LSTM, recurrent_initializer="zeros", **zeros),
-            Flatten=layers.Flatten,
-            Dropout=layers.Dropout,
-            MaxPooling2D=layers.MaxPooling2D,
-        )
-    image = (28, 28, 1) if config.model == "cnn" else (28, 28)
-    model = keras.Sequential([keras.layers.Input(image), *SYSTEMS[name][1](layers)])
+    model = keras.Sequential([layers.Input(image), *SYSTEMS[name](layers)])
     optimizer: Any = keras.optimizers.Adam()  # with Keras's defaults
     if name == "fj_fc":
         optimizer = keras.optimizers.SGD(learning_rate=1e-3)
