@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,18 +14,11 @@ Seeds = Mapping[int, RunRecord]
 Runs = Mapping[str, Seeds]  # by system
 
 
-class Comparison(NamedTuple):
-    """Two systems, the first of which is claimed to be better."""
-
-    text: str
-    interval: Interval  # above 0 if it is
-    n: int
+# How much better the first of two systems is: as text, and by an interval above 0.
+Compare = Callable[[str, Seeds, str, Seeds], tuple[str, Interval] | None]
 
 
-Compare = Callable[[str, Seeds, str, Seeds], Comparison | None]
-
-
-def _accuracy(first: str, a: Seeds, second: str, b: Seeds) -> Comparison:
+def _accuracy(first: str, a: Seeds, second: str, b: Seeds) -> tuple[str, Interval]:
     """Compares test accuracies, paired by seed."""
     interval = paired_accuracies(a.values(), b.values())
     points = Interval(*(100 * value for value in interval))
@@ -36,7 +28,7 @@ def _accuracy(first: str, a: Seeds, second: str, b: Seeds) -> Comparison:
         f"{first} {means[0]:.4f}, {second} {means[1]:.4f}: difference "
         f"{points:+.2f} points (n={n} pairs of seeds)"
     )
-    return Comparison(text, interval, n)
+    return text, interval
 
 
 def _steady_seconds(runs: Seeds) -> list[float]:
@@ -47,7 +39,7 @@ def _steady_seconds(runs: Seeds) -> list[float]:
     return [seconds for program in sorted(programs) for seconds in program]
 
 
-def _speed(first: str, a: Seeds, second: str, b: Seeds) -> Comparison | None:
+def _speed(first: str, a: Seeds, second: str, b: Seeds) -> tuple[str, Interval] | None:
     """Compares the seconds of steady epochs, if both have some."""
     ours, others = _steady_seconds(a), _steady_seconds(b)
     if not ours or not others:
@@ -59,15 +51,15 @@ def _speed(first: str, a: Seeds, second: str, b: Seeds) -> Comparison | None:
         f"epoch: ratio {Interval(*np.exp(interval)):.2f} "
         f"(n={len(ours)}, {len(others)} epochs)"
     )
-    return Comparison(text, interval, min(len(ours), len(others)))
+    return text, interval
 
 
-def _size(first: str, a: Seeds, second: str, b: Seeds) -> Comparison:
+def _size(first: str, a: Seeds, second: str, b: Seeds) -> tuple[str, Interval]:
     """Compares the numbers of parameters."""
     counts = [next(iter(runs.values())).parameters for runs in (a, b)]
     difference = counts[1] - counts[0]
     text = f"{first} {counts[0]:,}, {second} {counts[1]:,}"
-    return Comparison(text, Interval(difference, difference, difference), 0)
+    return text, Interval(difference, difference, difference)
 
 
 _LARGER = "larger batches give better accuracy at equal epochs"
@@ -125,7 +117,7 @@ CLAIMS: tuple[tuple[str, str, Compare, str], ...] = (
 
 def _test(runs: Runs, prefix: str, compare: Compare, order: str) -> tuple[str, str]:
     """Returns what was measured and the verdict: all of the comparisons must hold."""
-    found = []
+    texts, results = [], []
     for chain in order.split(", "):
         for pair in itertools.pairwise(chain.split(" > ")):
             first, second = (f"{prefix}_{name}" for name in pair)
@@ -133,12 +125,10 @@ def _test(runs: Runs, prefix: str, compare: Compare, order: str) -> tuple[str, s
             made = compare(first, a, second, b) if a and b else None
             if made is None:
                 return "not all runs are there", "not tested"
-            found.append(made)
-    results = [verdict(made.interval, 0, "holds", "does not hold") for made in found]
-    result = min(results, key=["does not hold", "undecided", "holds"].index)
-    if result == "undecided":
-        result = f"undecided at n = {min(made.n for made in found)}"
-    return "; ".join(made.text for made in found), result
+            texts.append(made[0])
+            results.append(verdict(made[1], 0, "holds", "does not hold"))
+    worst = min(results, key=["does not hold", "undecided", "holds"].index)
+    return "; ".join(texts), worst
 
 
 def claims_frame(runs: Runs) -> pd.DataFrame:
