@@ -15,24 +15,20 @@ from mnist_jax.errors import InputError
 class Worker:
     """A process of a module, ended at the end of its `with` block.
 
-    Args:
-        module: the module to run.
-        *arguments: its command line.
-        environment: variables to set, besides those of this process.
-        folder: where to run it; by default where this process runs.
+    The variables of `environment` are set besides those of this process.
     """
 
     def __init__(
         self,
         module: str,
         *arguments: str,
-        environment: Mapping[str, str] | None = None,
+        environment: Mapping[str, str],
         folder: Path | None = None,
     ) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             cwd=folder,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -42,8 +38,7 @@ class Worker:
     def read(self) -> dict[str, Any]:
         """Returns its next answer; what else it prints is passed over.
 
-        Raises:
-            InputError: it ended instead; with the last line that it printed.
+        If it ended instead, its last line becomes an InputError.
         """
         assert self._process.stdout is not None
         message = "it printed nothing"

@@ -46,13 +46,13 @@ STEADY_EPOCHS = {"mlp": 5, "lstm": 1, "cnn": 1}
 def judge(here: Sequence[float], there: Sequence[float]) -> tuple[Interval, str]:
     """Returns the ratio of the seconds per round, here over there, and the verdict.
 
-    >>> judge([1.0, 1.1, 1.0], [2.0, 2.1, 2.2])[1]
-    'faster'
+    >>> [judge(here, [1.0, 1.1, 1.2])[1] for here in ([1.5, 1.6, 1.7], [0.8, 0.9, 0.9])]
+    ['slower', 'faster']
     >>> judge([1.0, 2.0, 1.0], [1.0, 1.0, 2.0])[1]
     'undecided'
     """
     logs = paired_difference(np.log(here).tolist(), np.log(there).tolist())
-    ratio = Interval(*(float(np.exp(value)) for value in logs))
+    ratio = Interval(*np.exp(logs).tolist())
     return ratio, verdict(ratio, 1, "slower", "faster")
 
 
@@ -72,12 +72,12 @@ def seconds_of(checkout: Path, model: str, arrays: Path, seed: int) -> float:
 
 def compare(model: str, there: Path, arrays: Path) -> dict[str, Any]:
     """Times a network in this and another checkout, alternating, and compares them."""
-    checkouts = {"here": ROOT, "there": there}
-    seconds: dict[str, list[float]] = {name: [] for name in checkouts}
+    turns = [("here", ROOT), ("there", there)]
+    seconds: dict[str, list[float]] = {name: [] for name, _ in turns}
     for number in range(FLAGS.rounds):
-        for name in list(checkouts)[:: -1 if number % 2 else 1]:
-            seconds[name].append(seconds_of(checkouts[name], model, arrays, number))
-        latest = ", ".join(f"{name} {seconds[name][-1]:.3f} s" for name in checkouts)
+        for name, checkout in turns[:: -1 if number % 2 else 1]:
+            seconds[name].append(seconds_of(checkout, model, arrays, number))
+        latest = ", ".join(f"{name} {each[-1]:.3f} s" for name, each in seconds.items())
         print(f"{model} round {number + 1}/{FLAGS.rounds}: {latest}", flush=True)
     ratio, judgement = judge(seconds["here"], seconds["there"])
     return {
@@ -106,13 +106,14 @@ def main() -> None:
                 result = compare(model, there, arrays)
                 record = {"against": against, "dataset": dataset.name, **result}
                 append_jsonl(out, {**record, "environment": machine})
-                here, other = map(statistics.median, result["seconds"].values())
                 rows.append(
                     {
                         "model": model,
                         "batch": FLAGS.batch_size,
-                        "s/epoch here": f"{here:.3f}",
-                        "s/epoch there": f"{other:.3f}",
+                        **{
+                            f"s/epoch {name}": f"{statistics.median(each):.3f}"
+                            for name, each in result["seconds"].items()
+                        },
                         "here/there": f"{Interval(**result['ratio']):.3f}",
                         "n": FLAGS.rounds,
                         "verdict": result["verdict"],

@@ -26,15 +26,12 @@ def main() -> None:
     config = config_from_flags(FLAGS)
     start_jax()
     dataset = load_data(config.dataset)
-    ready = time.time() - FLAGS.began
+    result = {"start s": time.time() - FLAGS.began}
     experiment = prepare(config, dataset)
     finish(fit(experiment, [config.seed]))
-    result = {
-        "start s": ready,
-        "compile s": experiment.compile_seconds,
-        "cached": experiment.compile_cached,
-        "peak MB": round(peak_megabytes()),
-    }
+    result["compile s"] = experiment.compile_seconds
+    result["cached"] = experiment.compile_cached
+    result["peak MB"] = round(peak_megabytes())
     print(json.dumps(result))
 
 
