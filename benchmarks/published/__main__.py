@@ -37,7 +37,7 @@ from mnist_jax.training.results import export_runs, read_runs, run_folders
 from mnist_jax.training.runs import HOW_TO_RESUME, Events, train_runs
 
 from .claims import Runs, claims_frame
-from .systems import CONTROLS, SYSTEMS, System, read_preset
+from .systems import CONTROLS, SYSTEMS, read_preset
 
 FLAGS = flags.FLAGS
 RESULTS = "published.jsonl"
@@ -66,27 +66,6 @@ def _number(value: float | None, spec: str = ".4f") -> str:
     return "-" if value is None else f"{value:{spec}}"
 
 
-def _row(name: str, system: System, runs: Sequence[RunRecord]) -> dict[str, str]:
-    """Returns a system's row of the table."""
-    accuracies = [run.test_accuracy for run in runs]
-    best = [max(epoch.val_accuracy or 0 for epoch in run.epochs) for run in runs]
-    seconds = [time for run in runs if (time := run.steady_epoch_seconds)]
-    return {
-        "system": name,
-        "parameters": f"{runs[0].parameters:,}",
-        "parameters published": _number(system.parameters, ",d"),
-        "accuracy published": _number(system.accuracy),
-        "ours": spread(accuracies),
-        "verdict": _verdict(system.accuracy, accuracies),
-        "best epoch published": _number(system.best_accuracy),
-        "best epoch ours": spread(best) if system.best_accuracy else "-",
-        "loss published": _number(system.loss),
-        "loss ours": spread([run.test_loss for run in runs]),
-        "s/epoch published": system.epoch_seconds,
-        "s/epoch ours": f"{np.median(seconds):.2f}" if seconds else "-",
-    }
-
-
 def by_system(records: Iterable[RunRecord]) -> Runs:
     """Groups records by system and seed, skipping those without a system."""
     runs: dict[str, dict[int, RunRecord]] = {}
@@ -98,8 +77,29 @@ def by_system(records: Iterable[RunRecord]) -> Runs:
 
 def systems_frame(runs: Runs) -> pd.DataFrame:
     """Returns one row per published system that was run."""
-    found = {name: [*runs[name].values()] for name in SYSTEMS if name in runs}
-    return pd.DataFrame([_row(name, SYSTEMS[name], run) for name, run in found.items()])
+    rows = []
+    for name in [name for name in SYSTEMS if name in runs]:
+        system, found = SYSTEMS[name], [*runs[name].values()]
+        accuracies = [run.test_accuracy for run in found]
+        best = [max(epoch.val_accuracy or 0 for epoch in run.epochs) for run in found]
+        seconds = [time for run in found if (time := run.steady_epoch_seconds)]
+        rows.append(
+            {
+                "system": name,
+                "parameters": f"{found[0].parameters:,}",
+                "parameters published": _number(system.parameters, ",d"),
+                "accuracy published": _number(system.accuracy),
+                "ours": spread(accuracies),
+                "verdict": _verdict(system.accuracy, accuracies),
+                "best epoch published": _number(system.best_accuracy),
+                "best epoch ours": spread(best) if system.best_accuracy else "-",
+                "loss published": _number(system.loss),
+                "loss ours": spread([run.test_loss for run in found]),
+                "s/epoch published": system.epoch_seconds,
+                "s/epoch ours": f"{np.median(seconds):.2f}" if seconds else "-",
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def format_published(records: Sequence[RunRecord]) -> str:
@@ -133,8 +133,7 @@ def write_tables(out: Path) -> str:
 
 def _with_starts(names: Sequence[str]) -> list[str]:
     """Returns the systems to train, each after the one whose parameters it needs."""
-    chosen = set(names)
-    chosen |= {start for name in names if (start := read_preset(name)[1])}
+    chosen = {*names, *(read_preset(name)[1] for name in names)}
     return [name for name in KNOWN if name in chosen]
 
 
