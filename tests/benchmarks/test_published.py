@@ -1,7 +1,6 @@
 """Tests of the published systems: presets, the runner, verdicts and claims."""
 
 import dataclasses
-import shutil
 
 import pytest
 from helpers.programs import run
@@ -10,16 +9,12 @@ from helpers.records import make_epochs, make_record
 from benchmarks.published.__main__ import (
     by_system,
     systems_frame,
-    train_system,
 )
 from benchmarks.published.claims import claims_frame
 from benchmarks.published.systems import CONTROLS, PRESETS, SYSTEMS, read_preset
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST
 from mnist_jax.models.networks import count_params, create_model
-from mnist_jax.records.schema import RunRecord, read_jsonl, write_json
-from mnist_jax.reporting.progress import follow
-from mnist_jax.training.results import read_runs
-from mnist_jax.training.run_dir import RECORD
+from mnist_jax.records.schema import RunRecord, read_jsonl
 
 COUNTS = {
     "av_dnn": 118_282,
@@ -178,32 +173,6 @@ def test_runner_chains_warm_starts_resumes_and_writes_tables(tmp_path):
     assert "0.9533" in markdown and "rescaling the pixels" in markdown
     assert (tmp_path / "published.csv").read_text().count("\n") == 4
     assert "ML10" in (tmp_path / "claims.csv").read_text()
-
-
-def test_a_system_is_trained_again_after_the_one_it_starts_from(digits, tmp_path):
-    def train(name: str, seeds: int) -> None:
-        overrides = ["--epochs=1", "--dataset=digits", "--train_size=200"]
-        follow(train_system(tmp_path, name, digits, range(seeds), overrides))
-
-    def records(name: str) -> list[RunRecord]:
-        return [run for run in read_runs(tmp_path) if run.system == name]
-
-    train("ml10_mlp_raw", 2)
-    train("ml10_mlp", 2)
-    before = records("ml10_mlp")
-    assert [run.config.seed for run in before] == [0, 1]
-    # The second seed trained alone has other parameters, up to rounding.
-    [folder] = tmp_path.glob("runs/ml10_mlp_raw-*/seed1")
-    start = dataclasses.replace(records("ml10_mlp_raw")[1], params_sha256="0" * 64)
-    write_json(folder / RECORD, start)
-    train("ml10_mlp", 1)
-    assert records("ml10_mlp") == before
-    shutil.rmtree(folder)
-    train("ml10_mlp_raw", 2)
-    train("ml10_mlp", 2)
-    first, second = records("ml10_mlp_raw")
-    assert records("ml10_mlp")[0] == before[0]
-    assert records("ml10_mlp")[1].start_sha256 == second.params_sha256
 
 
 def test_preset_that_needs_a_run_names_the_commands_to_run():
