@@ -16,6 +16,7 @@ from .worker import Arrays, Job, Measurement, run_worker
 
 def measure(job: Job, arrays: Arrays) -> Measurement:
     """Trains and times a network with `fit`; epoch times include shuffling."""
+    start_jax()
     train, test = Split(*arrays[:2]), Split(*arrays[2:])
     dataset = Dataset(train, test, classes=10, name="arrays")
     config = dataclasses.replace(job.config, precision=job.variant or "float32")
@@ -35,11 +36,6 @@ def measure(job: Job, arrays: Arrays) -> Measurement:
     )
 
 
-def _start_and_measure(job: Job, arrays: Arrays) -> Measurement:
-    start_jax()
-    return measure(job, arrays)
-
-
 if __name__ == "__main__":
     define_machine_flags()
-    run_worker(_start_and_measure)
+    run_worker(measure)
