@@ -33,7 +33,7 @@ from mnist_jax.records.files import check_append, write_file
 from mnist_jax.records.schema import append_jsonl, read_jsonl
 
 from .frameworks import FRAMEWORKS, Cell, PeerRecord, Setup
-from .tables import format_tables, time_frame
+from .tables import format_tables
 from .turns import Conditions, measure
 from .worker import EXAMPLES, Arrays, save_arrays
 
@@ -165,8 +165,7 @@ def main() -> None:
         records = run_rounds(conditions, plan, FLAGS.rounds, results)
     markdown = format_tables(records)
     write_file(out / "peers.md", markdown + "\n")
-    write_file(out / "peers.csv", time_frame(records).to_csv(index=False))
-    print(f"\n{markdown}\n\nwritten: {out}/peers.jsonl, .md, .csv")
+    print(f"\n{markdown}\n\nwritten: {out}/peers.jsonl and .md")
     if missing(records, plan, FLAGS.rounds):
         raise InputError(
             "some measurements failed (see above); run again to repeat what is missing"

@@ -134,7 +134,6 @@ def time_frame(records: Sequence[PeerRecord]) -> pd.DataFrame:
                 "test accuracy": spread([r["test_accuracy"] for r in results]),
                 "peak MB": f"{max(r['peak_rss_mb'] for r in results):,}",
                 "parameters": f"{results[0]['parameters']:,}",
-                "settings": results[0]["form"],
             }
     return pd.DataFrame([rows[key] for key in sorted(rows)])
 
@@ -185,5 +184,4 @@ def format_tables(records: Sequence[PeerRecord]) -> str:
     ratios, records = format_ratios(records), latest_machine(records)
     if not group(records):
         return ratios
-    frame = time_frame(records).drop(columns="settings")
-    return f"{ratios}\n\n{markdown_table(frame, TIME_NOTES)}"
+    return f"{ratios}\n\n{markdown_table(time_frame(records), TIME_NOTES)}"

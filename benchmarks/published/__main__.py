@@ -21,7 +21,6 @@ from mnist_jax.cli.flags import (
     load_data,
 )
 from mnist_jax.cli.main import run_program, start_jax, stop_between_chunks
-from mnist_jax.data.types import Dataset
 from mnist_jax.records.files import write_file
 from mnist_jax.records.schema import RunRecord
 from mnist_jax.reporting.progress import follow
@@ -34,7 +33,7 @@ from mnist_jax.reporting.tables import (
     title,
 )
 from mnist_jax.training.results import export_runs, read_runs, run_folders
-from mnist_jax.training.runs import HOW_TO_RESUME, Events, train_runs
+from mnist_jax.training.runs import HOW_TO_RESUME, train_runs
 
 from .claims import Runs, claims_frame
 from .systems import CONTROLS, SYSTEMS, read_preset
@@ -117,43 +116,10 @@ def format_published(records: Sequence[RunRecord]) -> str:
     return "\n\n".join(texts)
 
 
-def write_tables(out: Path) -> str:
-    """Exports the runs below a directory; returns their tables as Markdown."""
-    export_runs(out, RESULTS)
-    records = read_runs(out)
-    markdown = format_published(records)
-    write_file(out / "published.md", markdown + "\n")
-    groups = [by_system(group) for group in group_by_table(records)]
-    frames = {"published": systems_frame, "claims": claims_frame}
-    for name, frame_of in frames.items():
-        frame = pd.concat(map(frame_of, groups))
-        write_file(out / f"{name}.csv", frame.to_csv(index=False))
-    return markdown
-
-
 def _with_starts(names: Sequence[str]) -> list[str]:
     """Returns the systems to train, each after the one whose parameters it needs."""
     chosen = {*names, *(read_preset(name)[1] for name in names)}
     return [name for name in KNOWN if name in chosen]
-
-
-def train_system(
-    out: Path,
-    name: str,
-    dataset: Dataset,
-    seeds: Sequence[int],
-    overrides: Sequence[str],
-) -> Events:
-    """Trains the missing seeds of a system; overrides replace flags of its preset."""
-    config, start = read_preset(name, *overrides)
-    start_from = None
-    if start:
-        first, _ = read_preset(start, *overrides)
-        start_from = run_folders(out, start, first, dataset, seeds, start)
-    folders = run_folders(out, name, config, dataset, seeds, name)
-    return train_runs(
-        config, dataset, folders, name=name, system=name, start_from=start_from
-    )
 
 
 def main() -> None:
@@ -164,12 +130,26 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     start_jax()
     dataset = load_data(FLAGS.dataset)
+    folders: dict[str, dict[int, Path]] = {}  # by system and seed
     with stop_between_chunks(HOW_TO_RESUME) as check_stopped:
         for name in _with_starts(FLAGS.systems or KNOWN):
             print(name, flush=True)
-            events = train_system(out, name, dataset, range(FLAGS.seeds), overrides)
+            config, start = read_preset(name, *overrides)
+            seeds = range(FLAGS.seeds)
+            folders[name] = run_folders(out, name, config, dataset, seeds, name)
+            events = train_runs(
+                config,
+                dataset,
+                folders[name],
+                name=name,
+                system=name,
+                start_from=folders[start] if start else None,
+            )
             follow(events, FLAGS.quiet, check_stopped)
-    print(f"\n{write_tables(out)}\n\nwritten: {out}/published.jsonl, .md and .csv")
+    export_runs(out, RESULTS)
+    markdown = format_published(read_runs(out))
+    write_file(out / "published.md", markdown + "\n")
+    print(f"\n{markdown}\n\nwritten: {out / RESULTS} and published.md")
 
 
 def run() -> None:
