@@ -22,7 +22,7 @@ class Worker:
         self,
         module: str,
         *arguments: str,
-        environment: Mapping[str, str],
+        environment: Mapping[str, str] = {},
         folder: Path | None = None,
     ) -> None:
         self._process = subprocess.Popen(

@@ -56,7 +56,10 @@ def test_a_target_is_reached_if_the_mean_is_significantly_above(
 def test_the_fastest_recipe_that_reached_is_chosen(record):
     slow = dataclasses.replace(record, recipe="slow", seconds=[2.0] * 4)
     higher = dataclasses.replace(
-        record, recipe="high", accuracies=[0.995, 0.996, 0.996, 0.997]
+        record,
+        recipe="high",
+        accuracies=[0.995, 0.996, 0.996, 0.997],
+        seconds=[9.0] * 4,
     )
     missed = dataclasses.replace(record, recipe="no", accuracies=[0.98, 0.981])
     records = [slow, record, higher, missed]
