@@ -5,14 +5,7 @@ no time and touches no device.
 """
 
 import importlib
-import sys
 from typing import TYPE_CHECKING, Any
-
-if sys.platform == "win32":
-    raise ImportError(
-        "mnist_jax runs on Linux and macOS, not on Windows; use it in the Windows "
-        "Subsystem for Linux (WSL)"
-    )
 
 if TYPE_CHECKING:
     from mnist_jax.api import compare, train

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import runpy
-import sys
 from functools import partial
 
 import jax
@@ -200,9 +198,3 @@ def test_fields_without_effect_are_refused_before_training():
     for start in mnist_jax.train, mnist_jax.compare:
         with pytest.raises(InputError, match="--conv=8 only applies with --model=cnn"):
             start(TrainConfig(conv=("8",)))
-
-
-def test_importing_on_windows_is_refused_with_one_sentence(monkeypatch):
-    monkeypatch.setattr(sys, "platform", "win32")
-    with pytest.raises(ImportError, match="runs on Linux and macOS"):
-        runpy.run_path(mnist_jax.__file__)
