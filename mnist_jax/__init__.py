@@ -8,32 +8,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mnist_jax.api import compare, train
-    from mnist_jax.config import TrainConfig
-    from mnist_jax.data.datasets import load_dataset
-    from mnist_jax.data.types import Dataset, Split
-    from mnist_jax.data.user_images import read_image
-    from mnist_jax.errors import InputError
-    from mnist_jax.testing import check_model
-    from mnist_jax.training.jax_setup import setup
-    from mnist_jax.training.run_dir import TrainedRun, load_run
+    from mnist_jax.api import compare as compare
+    from mnist_jax.api import train as train
+    from mnist_jax.config import TrainConfig as TrainConfig
+    from mnist_jax.data.datasets import load_dataset as load_dataset
+    from mnist_jax.data.types import Dataset as Dataset
+    from mnist_jax.data.types import Split as Split
+    from mnist_jax.data.user_images import read_image as read_image
+    from mnist_jax.errors import InputError as InputError
+    from mnist_jax.testing import check_model as check_model
+    from mnist_jax.training.jax_setup import setup as setup
+    from mnist_jax.training.run_dir import TrainedRun as TrainedRun
+    from mnist_jax.training.run_dir import load_run as load_run
 
     __version__: str
-
-__all__ = [
-    "Dataset",
-    "InputError",
-    "Split",
-    "TrainConfig",
-    "TrainedRun",
-    "check_model",
-    "compare",
-    "load_dataset",
-    "load_run",
-    "read_image",
-    "setup",
-    "train",
-]
 
 _MODULES = {
     "Dataset": "data.types",
@@ -49,6 +37,7 @@ _MODULES = {
     "setup": "training.jax_setup",
     "train": "api",
 }
+__all__ = [*_MODULES]
 
 
 if not TYPE_CHECKING:  # so that type checkers find names that do not exist
