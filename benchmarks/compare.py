@@ -13,7 +13,6 @@ from absl import flags
 from mnist_jax.api import train_configs, write_tables
 from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
 from mnist_jax.cli.flags import (
-    chosen_seeds,
     define_cluster_flags,
     define_machine_flags,
     define_models_flag,
@@ -49,7 +48,7 @@ def main() -> None:
             f"--against must be one of --models={','.join(FLAGS.models)}; got "
             f"{FLAGS.against}"
         )
-    seeds = chosen_seeds(configs[0].seed, FLAGS.seeds)
+    seeds = range(configs[0].seed, configs[0].seed + FLAGS.seeds)
     start_jax()
     with distributed.output_folder(Path(FLAGS.out)) as out:
         out.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,6 @@ from optuna.trial import TrialState
 
 from mnist_jax.cli.config_flags import define_config_flags
 from mnist_jax.cli.flags import (
-    chosen_seeds,
     define_machine_flags,
     define_models_flag,
     define_path_flag,
@@ -92,7 +91,7 @@ def _make_sweep() -> tuple[Sweep, list[Params]]:
             "--prune compares the mean over seeds after each epoch, but with "
             "--patience seeds train one by one; give --seeds=1 or leave one of them out"
         )
-    out, machine = Path(FLAGS.out), chosen_machine()
+    out, machine, first = Path(FLAGS.out), chosen_machine(), FLAGS.seed or 0
     share = max(1, available_cores() // FLAGS.workers)
     out.mkdir(parents=True, exist_ok=True)
     # Other processes train: this one must not take their memory of an accelerator.
@@ -102,7 +101,7 @@ def _make_sweep() -> tuple[Sweep, list[Params]]:
         space=space,
         given=given,
         dataset=load_data(FLAGS.dataset or "auto"),
-        seeds=chosen_seeds(FLAGS.seed or 0, FLAGS.seeds),
+        seeds=range(first, first + FLAGS.seeds),
         tpe=FLAGS.search == "tpe",
         search_seed=FLAGS.search_seed,
         prune=(FLAGS.min_epochs, FLAGS.reduction) if FLAGS.prune else None,

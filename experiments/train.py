@@ -11,7 +11,6 @@ from absl import flags
 
 from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
 from mnist_jax.cli.flags import (
-    chosen_seeds,
     define_cluster_flags,
     define_machine_flags,
     define_path_flag,
@@ -64,7 +63,7 @@ def _check_flags() -> None:
 def main() -> None:
     """Trains a config from the flags; without `--run_dir` nothing is kept."""
     config = config_from_flags(FLAGS)
-    seeds = chosen_seeds(config.seed, FLAGS.seeds)
+    seeds = range(config.seed, config.seed + FLAGS.seeds)
     _check_flags()
     start_jax()
     with contextlib.ExitStack() as stack:

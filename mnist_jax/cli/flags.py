@@ -148,17 +148,6 @@ def define_seeds_flag(default: int) -> None:
     flags.DEFINE_integer("seeds", default, help, lower_bound=1)
 
 
-def chosen_seeds(first: int, count: int) -> range:
-    """Returns the seeds given by `--seed` and `--seeds`."""
-    seeds = range(first, first + count)
-    if seeds[-1] >= 2**32:
-        raise InputError(
-            f"--seeds={count} counted from --seed={first} reaches {seeds[-1]}, but the "
-            "largest seed is 4294967295; use fewer seeds or a smaller --seed"
-        )
-    return seeds
-
-
 def define_targets_flag() -> None:
     """Defines `--targets`; check them with `check_targets`."""
     help = (
