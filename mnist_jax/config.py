@@ -462,15 +462,6 @@ def _as_float32(value: Any) -> Any:
     return ctypes.c_float(value).value if isinstance(value, float) else value
 
 
-def _has_effect(config: TrainConfig, field: "dataclasses.Field[Any]") -> bool:
-    """Returns whether a field is used with the values of the others."""
-    if not field.metadata["needs"]:
-        return True
-    name, values = field.metadata["needs"]
-    value = getattr(config, name)
-    return (model_kind(value) if name == "model" else value) in values
-
-
 def check_used(config: TrainConfig, given: Collection[str] | None = None) -> None:
     """Raises InputError if a field that the user chose has no effect with the others.
 
@@ -478,13 +469,15 @@ def check_used(config: TrainConfig, given: Collection[str] | None = None) -> Non
     """
     given = changed_fields(config, config.dataset) if given is None else given
     for field in dataclasses.fields(config):
-        name, value = field.name, getattr(config, field.name)
-        if name in given and not _has_effect(config, field):
-            other, values = field.metadata["needs"]
+        if field.name not in given or not field.metadata["needs"]:
+            continue
+        other, values = field.metadata["needs"]
+        chosen = getattr(config, other)
+        if (model_kind(chosen) if other == "model" else chosen) not in values:
             raise InputError(
-                f"--{name}={as_text(value)} only applies with "
-                f"--{other}={' or '.join(values)}; got "
-                f"--{other}={getattr(config, other)}; leave one of them out"
+                f"--{field.name}={as_text(getattr(config, field.name))} only applies "
+                f"with --{other}={' or '.join(values)}; got --{other}={chosen}; leave "
+                "one of them out"
             )
     if any(config.dropout) and not config.hidden and config.model != "lstm":
         raise InputError(

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import itertools
-import textwrap
 from typing import NamedTuple
 
 import numpy as np
@@ -87,13 +86,6 @@ class Dataset:
             digest.update(np.ascontiguousarray(array))
         return digest.hexdigest()
 
-    def unseen_classes(self) -> str:
-        """Returns a sentence on the classes without training images, if any."""
-        counts = np.bincount(self.train.labels, minlength=self.classes)
-        labels = ", ".join(map(str, np.flatnonzero(counts == 0)))
-        listed = textwrap.shorten(labels, 40, placeholder=" ...")
-        return f"no training image has the labels {listed}" if labels else ""
-
     def __post_init__(self) -> None:
         splits = {name: _check_split(name, *s) for name, s in self.splits().items()}
         sizes = {split.images.shape[1:] for split in splits.values()}
@@ -117,8 +109,6 @@ class Dataset:
             object.__setattr__(self, name, value)
         if not self.checksum:  # no published set
             object.__setattr__(self, "checksum", self.arrays_sha256())
-            notes = filter(None, [self.note, self.unseen_classes()])
-            object.__setattr__(self, "note", "; ".join(notes))
 
 
 def _check_split(name: str, images: ArrayLike, labels: ArrayLike) -> Split:

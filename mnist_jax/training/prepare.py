@@ -63,8 +63,10 @@ def split_for_training(dataset: Dataset, config: TrainConfig) -> Dataset:
             f"--batch_size must be at most the {size} training images; got "
             f"{config.batch_size}; give a smaller batch size"
         )
-    if (unseen := dataset.unseen_classes()) and unseen not in dataset.note:
-        _warn_once("%s; shuffle the images, or train on more of them", unseen)
+    counts = np.bincount(dataset.train.labels, minlength=dataset.classes)
+    if unseen := (counts == 0).nonzero()[0].tolist():
+        advice = "shuffle the images, or train on more of them"
+        _warn_once(f"no training image has the labels {unseen}; {advice}")
     return dataset
 
 

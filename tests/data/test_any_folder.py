@@ -194,24 +194,13 @@ def test_a_dataset_of_lists_and_pandas_objects_is_one_of_arrays():
     assert expected.classes == 2 and expected.note == ""
 
 
-def test_classes_without_training_images_are_stated():
-    train, test = Split(IMAGES, LABELS * 2), Split(IMAGES, LABELS * 3)
-    dataset = Dataset(train, test)
-    note = "no training image has the labels 1, 3"
-    assert dataset.classes == 4 and dataset.note == note
-    assert Dataset(train, test, note="idx: x").note == f"idx: x; {note}"
-    assert Dataset((IMAGES, LABELS + 99), test).note.endswith(
-        "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, ..."
-    )
-
-
 def test_classes_lost_in_the_split_are_stated(caplog):
     train = Split(IMAGES, np.arange(6) // 2)  # sorted, and the last are held out
     dataset, config = Dataset(train, train), TrainConfig(batch_size=1)
     split_for_training(dataset, dataclasses.replace(config, validation_fraction=0.1))
     assert caplog.text == ""
     split_for_training(dataset, dataclasses.replace(config, validation_fraction=0.4))
-    assert "no training image has the labels 2" in caplog.text
+    assert "no training image has the labels [2]" in caplog.text
 
 
 def test_a_dataset_made_in_python_is_checked():
