@@ -13,12 +13,12 @@ from mnist_jax.cli.flags import define_data_dir_flag, define_path_flag, load_dat
 from mnist_jax.cli.main import run_program
 from mnist_jax.data.splits import split_dataset
 from mnist_jax.data.types import class_names
-from mnist_jax.errors import InputError
 from mnist_jax.reporting.plots import digits_figure, save_figure
 from mnist_jax.reporting.summary import data_frame
 from mnist_jax.reporting.tables import markdown_table
 
 FLAGS = flags.FLAGS
+_DRAWN = 20  # training images
 # The flags that determine the splits.
 _CONFIG_FLAGS = (
     *("dataset", "train_size", "split", "split_seed"),
@@ -28,17 +28,12 @@ _CONFIG_FLAGS = (
 
 def main() -> None:
     """Prints and draws the data selected by the flags."""
-    if FLAGS["count"].present and not FLAGS.picture:
-        raise InputError(
-            f"--count={FLAGS.count} sets the number of digits in --picture, which is "
-            "not given; give --picture or omit --count"
-        )
     config = config_from_flags(FLAGS)
     dataset = split_dataset(load_data(config.dataset), config)
     print(f"{dataset.name}, sha256 {dataset.checksum}\n")
     print(markdown_table(data_frame(dataset)))
     if FLAGS.picture:
-        images, labels = (array[: FLAGS.count] for array in dataset.train)
+        images, labels = (array[:_DRAWN] for array in dataset.train)
         names = dataset.class_names or class_names(dataset.name, dataset.classes)
         captions = np.array(names)[labels]
         save_figure(digits_figure(images, captions), Path(FLAGS.picture))
@@ -49,10 +44,7 @@ def run() -> None:
     """Entry point."""
     define_config_flags(only=_CONFIG_FLAGS)
     define_data_dir_flag()
-    define_path_flag("picture", None, "file to draw the first training digits to")
-    flags.DEFINE_integer(
-        "count", 20, "number of digits in --picture", lower_bound=1, upper_bound=500
-    )
+    define_path_flag("picture", None, f"file to draw the first {_DRAWN} digits to")
     run_program(main)
 
 

@@ -69,25 +69,18 @@ def export_run(
     try:
         form.write(run, temporary)
         if form.predict is not None:
-            difference = _compare(name, form.predict(temporary, images), run, images)
+            expected = run.in_float32().predict(images)
+            difference = float(np.abs(form.predict(temporary, images) - expected).max())
+            if not difference <= _TOLERANCE:  # nor NaN
+                raise InputError(
+                    f"--format={name} would not classify as the trained network does: "
+                    f"on {len(images):,} test images a probability differs by "
+                    f"{difference:.2g}, more than {_TOLERANCE:g}; nothing was written, "
+                    "give another --format"
+                )
         os.replace(temporary, path)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)
         temporary.unlink(missing_ok=True)
-    return difference
-
-
-def _compare(
-    name: str, found: np.ndarray, run: TrainedRun, images: np.ndarray
-) -> float:
-    """Returns the largest difference; raises InputError if it is too large."""
-    expected = run.in_float32().predict(images)
-    difference = float(np.abs(found - expected).max())
-    if not difference <= _TOLERANCE:  # nor NaN
-        raise InputError(
-            f"--format={name} would not classify as the trained network does: on "
-            f"{len(images):,} test images a probability differs by {difference:.2g}, "
-            f"more than {_TOLERANCE:g}; nothing was written, give another --format"
-        )
     return difference

@@ -71,10 +71,7 @@ PROGRAMS: dict[str, tuple[str, list[str]]] = {
     ),
     "experiments.data": (
         "--dataset=digits",
-        [
-            *(DATA_DIR, "--train_size=99999", *PICTURE),
-            *("--count=0", "--count=501", "--count=x", "--count=5"),
-        ],
+        [DATA_DIR, "--train_size=99999", *PICTURE],
     ),
     "benchmarks.compare": (
         "--dataset=digits --out=OUT",
