@@ -10,12 +10,7 @@ class InputError(ValueError):
 
 
 class Stopped(Exception):
-    """The program was asked to stop and has reached a point where it can.
-
-    Args:
-        number: signal number.
-        message: what happens to the work done so far.
-    """
+    """The program got a signal to stop, and has reached a point where it can."""
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)

@@ -29,13 +29,7 @@ def define_config_flags(
     only: Sequence[str] = tuple(_FIELDS),
     exclude: Sequence[str] = (),
 ) -> None:
-    """Defines a flag per field of `TrainConfig`; an unset flag means the default.
-
-    Args:
-        flag_values: where to define them.
-        only: fields that the program uses.
-        exclude: fields that the program sets itself.
-    """
+    """Defines a flag per field of `TrainConfig`; an unset flag means the default."""
     hints = typing.get_type_hints(TrainConfig)
     for name in only:
         if name in exclude:
@@ -72,11 +66,9 @@ def config_from_flags(
 ) -> TrainConfig:
     """Returns the config given by the flags, with the model's defaults for the rest.
 
-    Args:
-        flag_values: parsed flags.
-        model: the model, for programs that train several; flags that apply to another
-            model are then ignored, otherwise they are an error.
-        **changes: fields that the program sets itself.
+    Programs that train several networks give each as `model`: flags that apply to
+    another one only are then ignored, otherwise they are an error. `changes` are fields
+    that the program sets itself.
     """
     given: dict[str, Any] = {
         name: flag_values[name].value for name in _FIELDS if name in flag_values

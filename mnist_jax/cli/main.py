@@ -55,16 +55,10 @@ def start_jax(machine: Machine | None = None) -> None:
 
 @contextlib.contextmanager
 def stop_between_chunks(message: str) -> Iterator[Callable[[], None]]:
-    """Defers the first signal until the program can stop cleanly.
+    """Defers the first signal until the program can stop cleanly; a second ends it.
 
-    A second signal ends the program immediately.
-
-    Args:
-        message: printed when the program stops: what is kept, how to resume.
-
-    Yields:
-        A function to call between chunks; it raises `Stopped` after a signal, in all
-        processes of a job at the same chunk.
+    Yields a function to call between chunks. After a signal it raises `Stopped` with
+    the message, in all processes of a job at the same chunk.
     """
     received = [0]
 

@@ -19,11 +19,9 @@ from mnist_jax.training.run_dir import TrainedRun
 
 
 def write_page(runs: Mapping[str, TrainedRun], path: Path) -> None:
-    """Writes the page, which makes no request and computes in float32.
+    """Writes the page for runs by the names to show.
 
-    Args:
-        runs: as returned by `load_run`, by the names to show.
-        path: the HTML file.
+    It makes no request and computes in float32.
     """
     networks = [_describe(name, run) for name, run in runs.items()]
     text = json.dumps(networks, default=_encode_array, allow_nan=False)

@@ -53,16 +53,9 @@ def export_run(
 ) -> float | None:
     """Exports a run, and compares the probabilities that the result gives.
 
-    The result replaces an existing file, or an empty folder, only if they agree.
-
-    Args:
-        run: the run to export.
-        name: of the format.
-        path: the file or folder to write.
-        images: `[N,H,W] uint8` to compare on.
-
-    Returns:
-        The largest difference of a probability, or None in a format that is not read.
+    The result replaces an existing file, or an empty folder, only if they agree on
+    images `[N,H,W] uint8`. Returns the largest difference of a probability, or None in
+    a format that is not read.
     """
     form, difference = FORMATS[name], None
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")

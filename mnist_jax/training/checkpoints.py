@@ -76,12 +76,9 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def load_params(path: Path, like: Any, sha256: str) -> Any:
-    """Loads the variables of a network.
+    """Loads variables that `save_params` wrote and `params_sha256` identified.
 
-    Args:
-        path: file written by `save_params`.
-        like: the network's variables, or their shapes.
-        sha256: expected sha256, as returned by `params_sha256`.
+    `like` has the network's variables, or their shapes.
     """
     content = path.read_bytes()
     if (found_sha256 := hashlib.sha256(content).hexdigest()) != sha256:
@@ -94,11 +91,7 @@ def load_params(path: Path, like: Any, sha256: str) -> Any:
 
 
 def from_leaves(path: Path, found: Mapping[str, Any], like: Any) -> Any:
-    """Returns the `named_leaves` of a file as a tree like another.
-
-    Raises:
-        InputError: an array is missing, unknown or of another shape or dtype.
-    """
+    """Returns the `named_leaves` of a file as a tree like another."""
     expected = named_leaves(like)
     for name in sorted(expected.keys() | found.keys()):
         here, there = (
@@ -124,12 +117,8 @@ def save_checkpoint(
 ) -> None:
     """Writes a checkpoint of seeds trained together, keeping the newest `keep`.
 
-    Args:
-        folder: run directory of the first seed.
-        checkpoint: what to write.
-        keys: of the seeds, in the order of their states.
-        code: `code_digest`.
-        keep: number of newest checkpoints to keep.
+    `folder` is the run directory of the first seed, `code` is `code_digest`, and `keys`
+    are in the order of the states.
     """
     histories = [[vars(epoch) for epoch in epochs] for epochs in checkpoint.histories]
     arrays = jax.device_get(checkpoint._replace(histories=[]))
@@ -154,14 +143,8 @@ def load_checkpoint(
     """Loads the newest valid checkpoint in a run directory, or None if there is none.
 
     Damaged checkpoints and those of other runs, or of other code unless `code` is None,
-    are skipped with a warning.
-
-    Returns:
-        The seeds that were trained together, without those that `keys` lacks, and
-        their states.
-
-    Raises:
-        InputError: there are checkpoints, but none is valid.
+    are skipped with a warning; if none is left, that is an InputError. The seeds that
+    were trained together come with their states, without those that `keys` lacks.
     """
     reason = ""
     for path in reversed(_paths(folder)):

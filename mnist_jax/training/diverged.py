@@ -27,14 +27,10 @@ def check_finite(
     epochs: int,
     find: Callable[[int | None], tuple[str, int] | None] | None = None,
 ) -> None:
-    """Raises DivergedError if a loss is NaN or infinite.
+    """Raises DivergedError if a loss is NaN or infinite, after `epochs` epochs.
 
-    Args:
-        losses: loss of each step of an epoch `[steps]`, or one evaluation loss.
-        config: the run's settings.
-        seed: seed of the run.
-        epochs: number of its finished epochs.
-        find: `find_cause` of the rest of its arguments.
+    `losses` has the loss of each step of an epoch `[steps]`, or is one evaluation loss.
+    `find` is `find_cause` but for its last argument.
     """
     losses = np.asarray(losses)
     bad = np.flatnonzero(~np.isfinite(losses))
@@ -68,8 +64,8 @@ def find_cause(
     """Replays an epoch and returns what was not finite first, and at which step.
 
     Args:
-        experiment: of the run.
-        seeds: trained together.
+        experiment: of the seeds, which are trained together.
+        seeds: of the runs.
         begin: returns the states before that epoch, the run keys and the histories.
         number: index of the seed whose loss is not finite.
         step: of that loss; None: after the epoch.

@@ -82,10 +82,7 @@ def fit(
         each; at last a `Result` per seed, with `patience` that of the epoch with the
         lowest validation loss. Seconds are per seed: wall-clock divided by the number
         of seeds. The total of a resumed run includes the epochs before the stop, but
-        only the last compilation.
-
-    Raises:
-        DivergedError: a loss became NaN or infinite.
+        only the last compilation. A loss that is not finite is a `DivergedError`.
     """
     config, programs = experiment.config, experiment.programs
     early = config.patience is not None

@@ -75,11 +75,8 @@ def prepare(
 ) -> Experiment:
     """Splits the data, puts it on the devices and compiles the programs of a run.
 
-    Args:
-        config: the run's settings; its seed is not used.
-        dataset: as returned by `load_dataset`.
-        seeds: number of seeds that `fit` will train together.
-        mesh: devices to use (default: `choose_mesh`).
+    `fit` will train `seeds` seeds together; that of the config is not used. The default
+    mesh is that of `choose_mesh`.
     """
     if next(_prepared) % _KEPT_PROGRAMS == 0:
         jax.clear_caches()

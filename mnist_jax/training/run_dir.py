@@ -77,9 +77,6 @@ class TrainedRun:
 
         Args:
             images: `[N,H,W]` or `[N,H,W,1] uint8`, pixels 0..255 as in the dataset.
-
-        Raises:
-            InputError: the images have another shape or dtype.
         """
         images, (height, width) = np.asarray(images), self.shapes.image
         if images.shape[1:] == (height, width, 1):
@@ -94,13 +91,7 @@ class TrainedRun:
 
 
 def load_run(folder: str | os.PathLike[str]) -> TrainedRun:
-    """Loads a finished run from its directory.
-
-    Args:
-        folder: the run directory, or a folder that `experiments.export` wrote with
-            `--format=safetensors`.
-
-    """
+    """Loads a finished run from its directory, or from one exported as safetensors."""
     folder = Path(folder).expanduser()
     config = find_network(read_json(TrainConfig, folder / CONFIG), folder)
     record = read_json(RunRecord, folder / RECORD)
@@ -126,11 +117,7 @@ def run_keys(
 ) -> dict[int, RunKey]:
     """Returns the key of the run of each seed, before it is trained.
 
-    Args:
-        config: what to train; its seed is ignored.
-        dataset: as returned by `load_dataset`.
-        seeds: seeds of the runs.
-        start_from: finished run of each seed whose parameters it starts from.
+    `start_from` has the finished run whose parameters each seed starts from.
     """
     config, source = config.for_dataset(dataset.name), network_sha256(config)
     keys = {}
