@@ -1,5 +1,6 @@
 """The pictures of the report: what each shows, its caption, and how it is drawn."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -11,8 +12,8 @@ from matplotlib.figure import Figure
 from mnist_jax.data.types import DIGITS, Shapes, class_names
 from mnist_jax.records.schema import DetailsRecord, RunRecord
 from mnist_jax.reporting.plots import (
+    MAX_NAMED,
     budget_figure,
-    budget_frame,
     confusion_figure,
     digits_figure,
     filters_figure,
@@ -36,40 +37,32 @@ class Picture(NamedTuple):
 
 
 def comparison_pictures(rows: Rows, targets: Sequence[float]) -> list[Picture]:
-    """Returns plots of the accuracy, training time and parameters of all networks.
+    """Returns plots of accuracy, training time and parameters of the first networks.
 
-    Targets are marked if all runs have a validation set from the training set.
+    Validation accuracy is plotted if all runs have a validation set from the training
+    set, with the targets.
     """
-    runs = [run for row in rows.values() for run in row]
-    if all(run.validation_images for run in runs):
-        split, images, when = (
-            "validation",
-            runs[0].validation_images,
-            "after each epoch",
+    pictures, first = [], dict(itertools.islice(rows.items(), MAX_NAMED))
+    if all(run.config.validation == "fraction" for row in rows.values() for run in row):
+        caption = (
+            "Validation accuracy after each epoch, against training time without "
+            "compiling. Points are seeds, lines are means."
+            f"{' Dashed lines are the targets.' if targets else ''}"
         )
-    else:
-        split, images, when = "test", runs[0].test_images, "at the end"
-    frames = {name: [budget_frame(run, split) for run in rows[name]] for name in rows}
-    held_out = all(run.config.validation == "fraction" for run in runs)
-    marked = targets if held_out else ()
-    budget = Picture(
-        "accuracy-by-time",
-        "accuracy by training time",
-        f"Accuracy on the {images:,} {split} images {when}, against training time "
-        "without compiling. Points are seeds, lines are means."
-        f"{' Dashed lines are the targets.' if marked else ''}",
-        partial(budget_figure, frames, f"{split} accuracy", marked),
-    )
-    pareto = Picture(
-        "pareto-front",
-        "test accuracy by training time",
-        "Test accuracy against training time without compiling, means over seeds. "
-        "Larger markers are more parameters. Filled markers are on the Pareto front: "
-        "no other network is as accurate, as fast and as small, and better in one of "
-        "the three.",
-        partial(pareto_figure, pareto_frame(rows)),
-    )
-    return [budget, pareto] if len(rows) > 1 else [budget]
+        draw = partial(budget_figure, first, targets)
+        heading = "accuracy by training time"
+        pictures.append(Picture("accuracy-by-time", heading, caption, draw))
+    if len(rows) > 1:
+        caption = (
+            "Test accuracy against training time without compiling, means over seeds. "
+            "Larger markers are more parameters. Filled markers are on the Pareto "
+            "front: no other network is as accurate, as fast and as small, and better "
+            "in one of the three."
+        )
+        draw = partial(pareto_figure, pareto_frame(rows)[:MAX_NAMED])
+        heading = "test accuracy by training time"
+        pictures.append(Picture("pareto-front", heading, caption, draw))
+    return pictures
 
 
 def curve_pictures(name: str, row: Sequence[RunRecord]) -> list[Picture]:

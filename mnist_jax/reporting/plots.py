@@ -14,13 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import (
-    FixedLocator,
-    FuncFormatter,
-    LogLocator,
-    MaxNLocator,
-    NullLocator,
-)
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from mnist_jax.data.types import DIGITS
 from mnist_jax.records.files import write_file
@@ -42,7 +36,7 @@ _TRAIN, _VALIDATION = STYLES[:2]
 _GREY = "#808080"
 _IMAGE: Any = {"cmap": "gray_r", "vmin": 0, "vmax": 255, "interpolation": "none"}
 MAX_CLASSES = 30  # with a label each in a plot
-MAX_NAMED = 12  # networks in a plot that are told apart
+MAX_NAMED = 12  # networks in a plot, whose styles differ
 MAX_PREDICTIONS = 20  # images in a plot; each takes 0.1 s to draw
 
 _LABELS = {"loss": "cross-entropy (nats, log scale)", "accuracy": "accuracy"}
@@ -73,19 +67,10 @@ def _wrap(text: str, width: int) -> str:
 
 
 def plain_ticks(axis: Axis) -> None:
-    """Labels a logarithmic axis, whose data are drawn, with four plain numbers or more.
-
-    They are 0.01, 0.1, 1, ... where the axis spans much, then 1, 2, 5, 10, ..., then
-    evenly spaced ones.
-    """
+    """Labels a logarithmic axis, whose data are drawn, with plain numbers."""
     low, high = axis.get_view_interval()
-    series = (1,), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)
-    for locator in (*(LogLocator(subs=subs) for subs in series), MaxNLocator(5)):
-        ticks = np.asarray(locator.tick_values(low, high))
-        ticks = ticks[(low <= ticks) & (ticks <= high)]
-        if len(ticks) >= 4:
-            break
-    axis.set_major_locator(FixedLocator(ticks.tolist()))
+    # Where fewer than two of them are in view, matplotlib spaces others evenly.
+    axis.set_major_locator(LogLocator(subs=(1,) if high > 1e4 * low else (1, 2, 5)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
 
@@ -117,10 +102,8 @@ def history_figure(
 ) -> Figure:
     """Plots loss and accuracy by epoch, for training and any validation set.
 
-    Args:
-        history: as returned by `history_frame`; the frames of several runs may be
-            concatenated, to plot their mean with a band from min to max.
-        quantities: a panel for each: "loss", "accuracy".
+    The `history_frame` of several runs may be concatenated, to plot their mean with a
+    band from min to max. Each of the quantities has a panel.
     """
     figure = NotebookFigure(4.4 * len(quantities), 3.3)
     [panels] = figure.subplots(1, len(quantities), squeeze=False)
@@ -129,16 +112,13 @@ def history_figure(
     return figure
 
 
-def budget_frame(record: RunRecord, split: str = "validation") -> pd.DataFrame:
+def budget_frame(record: RunRecord) -> pd.DataFrame:
     """Returns `seconds` of training so far and `accuracy` after each epoch of a run.
 
-    Seconds exclude compiling and evaluation. With `split="test"`, a single row holds
-    the final test accuracy.
+    The accuracy is of the validation set; seconds exclude compiling and evaluation.
     """
     history = history_frame(record)
     seconds, accuracy = history["train_seconds"].cumsum(), history["val_accuracy"]
-    if split == "test":
-        seconds, accuracy = seconds[-1:], record.test_accuracy
     return pd.DataFrame({"seconds": seconds, "accuracy": accuracy})
 
 
@@ -166,8 +146,6 @@ def pareto_frame(rows: Mapping[str, Sequence[RunRecord]]) -> pd.DataFrame:
 
 def _network_style(number: int) -> dict[str, Any]:
     """Returns the style of a network; those of `MAX_NAMED` networks differ."""
-    if number >= MAX_NAMED:
-        return {"color": _GREY, "alpha": 0.4, "marker": "", "linestyle": "-"}
     repeat, index = divmod(number, len(STYLES))
     return {
         "color": STYLES[index][0],
@@ -183,17 +161,11 @@ def _network_style(number: int) -> dict[str, Any]:
 def _time_figure(
     quantity: str, names: Sequence[str], note: str = ""
 ) -> tuple[Figure, Axes]:
-    """Creates a figure of an accuracy against time.
+    """Creates a figure of an accuracy against time, with the names in a legend below.
 
-    Args:
-        quantity: label of the accuracy axis.
-        names: of the networks, for a legend below; those after the first `MAX_NAMED`
-            are grey.
-        note: last line of the legend, beside a filled marker.
+    A note is its last line, beside a filled marker.
     """
-    labels = [_wrap(name, 75) for name in names[:MAX_NAMED]]
-    if len(names) > MAX_NAMED:
-        labels.append(f"{len(names) - MAX_NAMED} others, in grey")
+    labels = [_wrap(name, 75) for name in names]
     lines = sum(label.count("\n") + 1 for label in labels) + bool(note)
     figure = NotebookFigure(5.4, 4.2 + 0.17 * lines)
     axes = figure.subplots()
@@ -208,25 +180,19 @@ def _time_figure(
 
 
 def budget_figure(
-    runs: Mapping[str, Sequence[pd.DataFrame]],
-    quantity: str,
-    targets: Sequence[float] = (),
+    runs: Mapping[str, Sequence[RunRecord]], targets: Sequence[float] = ()
 ) -> Figure:
-    """Plots accuracy against training time, to compare networks at equal time.
+    """Plots validation accuracy against training time, for each seed and their mean.
 
-    Args:
-        runs: for each network name, the `budget_frame` of each seed.
-        quantity: label of the accuracy axis.
-        targets: accuracies to mark by a dashed line.
+    `runs` are those of each network, by name; a target has a dashed line.
     """
-    figure, axes = _time_figure(quantity, list(runs))
+    figure, axes = _time_figure("validation accuracy", list(runs))
     for number, seeds in enumerate(runs.values()):
-        points, style = pd.concat(seeds), _network_style(number)
+        points, style = pd.concat(map(budget_frame, seeds)), _network_style(number)
         means = points.groupby(level=0).mean()
         axes.plot(means["seconds"], means["accuracy"], **style | {"marker": ""})
-        if number < MAX_NAMED:
-            style["linestyle"] = ""
-            axes.plot(points["seconds"], points["accuracy"], **style)
+        style["linestyle"] = ""
+        axes.plot(points["seconds"], points["accuracy"], **style)
     for target in targets:
         axes.axhline(target, color=_GREY, linestyle="--", linewidth=1)
         # At the left edge, where the curves are below the targets.
@@ -237,18 +203,15 @@ def budget_figure(
 
 
 def pareto_figure(points: pd.DataFrame) -> Figure:
-    """Plots test accuracy against training time, and marks the Pareto front.
+    """Plots a `pareto_frame`: test accuracy against training time.
 
-    Args:
-        points: as returned by `pareto_frame`, most accurate first. Markers grow with
-            the parameters; those on the front are filled.
+    Markers grow with the parameters; those on the front are filled.
     """
     parameters = points["parameters"].items()
     names = [f"{name}, {count:,} parameters" for name, count in parameters]
     figure, axes = _time_figure("test accuracy", names, "filled: on the Pareto front")
     for number, point in enumerate(points.itertuples()):
         style = _network_style(number)
-        style["marker"] = style["marker"] or "o"
         style["markerfacecolor"] = style["color"] if point.on_front else "none"
         style["markersize"] = 2 * math.log10(point.parameters)
         axes.plot([point.seconds], [point.accuracy], **style)
