@@ -85,10 +85,8 @@ def follow(
         The experiment trained last; None if all runs were finished.
     """
     experiment: Any = None
-    # disable=None shows the bar on a terminal only; without a console, as in a windowed
-    # application, there is no stderr.
     bar = tqdm(
-        disable=True if quiet or sys.stderr is None else None,
+        disable=quiet or None,  # None shows the bar on a terminal only
         file=sys.stderr,
         leave=False,
         delay=1e-3,  # any delay: otherwise an empty bar is shown at once

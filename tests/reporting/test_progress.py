@@ -68,11 +68,6 @@ def test_on_a_terminal_the_row_replaces_a_progress_bar(experiment, capsys, monke
     assert "epoch 1, " not in capsys.readouterr().out
 
 
-def test_there_may_be_no_stderr(experiment, monkeypatch):
-    monkeypatch.setattr(sys, "stderr", None)
-    show(experiment, chunk(40))
-
-
 def test_quiet_prints_results_only(experiment, capsys):
     events = "mlp: compiling ...", chunk(50), epoch(RECORD), Result(make_record(), None)
     show(experiment, *events, quiet=True)
