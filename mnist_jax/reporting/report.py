@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 
@@ -20,7 +20,7 @@ from mnist_jax.reporting.pictures import (
     curve_pictures,
     detail_pictures,
 )
-from mnist_jax.reporting.plots import save_figure, set_title
+from mnist_jax.reporting.plots import MAX_NAMED, save_figure, set_title
 from mnist_jax.reporting.sweep_tables import read_sweep
 from mnist_jax.reporting.tables import (
     column_notes,
@@ -43,27 +43,6 @@ DRAWN = 6  # networks per table with their own pictures; the page must stay belo
 Details = Mapping[tuple[Any, ...], DetailsRecord]  # of runs, by `RunRecord.timing_key`
 
 
-class Network(NamedTuple):
-    """The page's content for one row of a table."""
-
-    name: str
-    result: str
-    pictures: list[Picture]
-
-
-class Section(NamedTuple):
-    """The page's content for one dataset and machine."""
-
-    title: str
-    note: str  # empty, or a warning that the data is not MNIST
-    columns: list[str]
-    rows: list[list[tuple[str, float | str]]]  # cells: text and sort key
-    comparisons: list[Picture]  # of all networks
-    networks: list[Network]
-    hints: list[str]  # which pictures are missing, and why
-    notes: list[str]
-
-
 def _numbered(number: object, pictures: Sequence[Picture]) -> list[Picture]:
     """Prefixes the names of pictures, which are those of their files."""
     return [picture._replace(name=f"{number}-{picture.name}") for picture in pictures]
@@ -75,10 +54,10 @@ def _section(
     details: Details,
     targets: Sequence[float],
     against: TrainConfig | None,
-) -> Section:
+) -> dict[str, Any]:
     """Returns the page's content for the records of one dataset and machine."""
     compared = comparison_frame(records, targets, against)
-    frame = format_comparison(compared)
+    table = format_comparison(compared)
     rows = dict(zip(row_names(compared), group_by_row(records), strict=True))
     networks, hints = [], []
     for row_number, (name, row) in enumerate([*rows.items()][:DRAWN], start=1):
@@ -94,45 +73,40 @@ def _section(
         else:
             hints.append(f"{name}: its runs were recorded without {DETAILS}.")
         result = (
-            f"test accuracy {frame['test accuracy'][row_number - 1]} on "
+            f"test accuracy {table['test accuracy'][row_number - 1]} on "
             f"{first.test_images:,} images, {first.parameters:,} parameters"
         )
-        prefix = f"{number}-{row_number}-{first.config.name}"
-        networks.append(Network(name, result, _numbered(prefix, pictures)))
+        numbered = _numbered(f"{number}-{row_number}-{first.config.name}", pictures)
+        networks.append({"name": name, "result": result, "pictures": numbered})
     if len(rows) > DRAWN:
         hints.append(
-            f"Only the {DRAWN} most accurate of {len(rows)} networks have their own "
-            "pictures."
+            f"Of {len(rows)} networks the {DRAWN} most accurate have their own "
+            f"pictures, and the {MAX_NAMED} most accurate are compared."
         )
-    return Section(
-        title(records[0]),
-        records[0].dataset_note,
-        list(frame.columns),
-        [[(str(c), sort_value(str(c))) for c in row] for row in frame.to_numpy()],
-        _numbered(number, comparison_pictures(rows, targets)),
-        networks,
-        hints,
-        column_notes(compared, against) + table_notes(records),
-    )
+    return {
+        "title": title(records[0]),
+        "note": records[0].dataset_note,
+        "table": table,
+        "comparisons": _numbered(number, comparison_pictures(rows, targets)),
+        "networks": networks,
+        "hints": hints,
+        "notes": column_notes(compared, against) + table_notes(records),
+    }
 
 
-class _Image(NamedTuple):
-    """A picture embedded in the page: data URI, size in CSS pixels."""
+def _draw(folder: Path, picture: Picture, title: str) -> tuple[str, int, int]:
+    """Draws a picture and writes it as PNG and SVG.
 
-    source: str
-    width: int
-    height: int
-
-
-def _draw(folder: Path, picture: Picture, title: str) -> _Image:
-    """Draws a picture, writes it as PNG and SVG, and returns the SVG for the page."""
+    Returns:
+        A data URI with the SVG, its width and height in CSS pixels.
+    """
     figure, path = picture.draw(), folder / f"{picture.name}.svg"
     set_title(figure, f"{picture.heading}, {title}")
     save_figure(figure, path.with_suffix(".png"))
     save_figure(figure, path)
     svg = base64.b64encode(path.read_bytes()).decode()
     width, height = (round(96 * inches) for inches in figure.get_size_inches())
-    return _Image(f"data:image/svg+xml;base64,{svg}", width, height)
+    return f"data:image/svg+xml;base64,{svg}", width, height
 
 
 def write_report(
@@ -140,15 +114,8 @@ def write_report(
 ) -> Path:
     """Writes the page for a folder's records, and its pictures as PNG and SVG.
 
-    The page is self-contained. In the folder of a sweep it begins with the sweep.
-
-    Args:
-        out: the output folder of `benchmarks.compare` or of a sweep.
-        targets: validation accuracies to mark, as returned by `check_targets`.
-        against: as for `comparison_frame`.
-
-    Returns:
-        The path of the page.
+    `targets` and `against` are as for `comparison_frame`. The page is self-contained;
+    in the folder of a sweep it begins with the sweep. Returns its path.
     """
     runs = find_runs(out)
     if not runs:
@@ -176,7 +143,10 @@ def write_report(
         lstrip_blocks=True,
     )
     page = environment.get_template(PAGE).render(
-        sections=sections, sweep=read_sweep(out), draw=partial(_draw, out / PICTURES)
+        sections=sections,
+        sweep=read_sweep(out),
+        sort_value=sort_value,
+        draw=partial(_draw, out / PICTURES),
     )
     write_file(out / PAGE, page)
     return out / PAGE

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 import pandas as pd
@@ -23,7 +23,6 @@ from mnist_jax.reporting.statistics import format_spread
 from mnist_jax.reporting.tables import (
     group_by_table,
     markdown_table,
-    sort_value,
     table_notes,
 )
 from mnist_jax.training.results import RUNS, read_runs
@@ -95,7 +94,7 @@ def read_trials(out: Path) -> pd.DataFrame:
     that has not finished, the validation accuracy is the last one measured. Seconds are
     of training and evaluation, the mean over seeds.
     """
-    settings, results = {}, {}
+    settings, results = {}, {}  # by folder, which commands may share
     for study in open_studies(out):
         for trial in study.get_trials(deepcopy=False):
             if (folder := trial.user_attrs.get("folder")) is None:
@@ -160,12 +159,7 @@ def format_trials(trials: pd.DataFrame) -> pd.DataFrame:
 def write_trials(out: Path, trials: pd.DataFrame) -> str:
     """Writes a sweep's table as Markdown and CSV, and the flag file of the best.
 
-    Args:
-        out: the folder of the sweep.
-        trials: as returned by `read_trials`.
-
-    Returns:
-        The table and the command that trains the best settings again, if there are any.
+    Returns the table and the command that trains the best settings again, if any.
     """
     machines = map(table_notes, group_by_table(read_runs(out)))
     notes = [SELECTION_NOTE, *itertools.chain(*machines)]
@@ -194,29 +188,18 @@ def write_trials(out: Path, trials: pd.DataFrame) -> str:
     return text
 
 
-class SweepSection(NamedTuple):
-    """The report's content for a sweep."""
-
-    summary: str
-    columns: list[str]
-    rows: list[list[tuple[str, float | str]]]  # cells: text and sort key
-    pictures: list[Picture]
-    best: str  # the flag file of the best settings; empty if no trial has finished
-
-
-def read_sweep(out: Path) -> SweepSection | None:
+def read_sweep(out: Path) -> dict[str, Any] | None:
     """Returns the report's content for the sweep in a folder; None if it has none."""
     if (trials := read_trials(out)).empty:
         return None
-    table, counts = format_trials(trials), trials["state"].value_counts(sort=False)
-    return SweepSection(
-        f"{len(trials)} trials: {', '.join(f'{n} {s}' for s, n in counts.items())}; "
-        f"{SELECTION_NOTE}.",
-        list(table.columns),
-        [[(cell, sort_value(cell)) for cell in map(str, row)] for row in table.values],
-        sweep_pictures(out),
-        (out / BEST).read_text() if (out / BEST).exists() else "",
-    )
+    counts = trials["state"].value_counts(sort=False)
+    named = ", ".join(f"{count} {state}" for state, count in counts.items())
+    return {
+        "summary": f"{len(trials)} trials: {named}; {SELECTION_NOTE}.",
+        "table": format_trials(trials),
+        "pictures": sweep_pictures(out),
+        "best": (out / BEST).read_text() if (out / BEST).exists() else "",
+    }
 
 
 def sweep_pictures(out: Path) -> list[Picture]:
