@@ -108,15 +108,12 @@ def name_of(settings: Mapping[str, str]) -> str:
 def make_config(
     settings: Mapping[str, str], given: Mapping[str, str], dataset: Dataset
 ) -> TrainConfig:
-    """Returns the config of a setting.
+    """Returns the config of a setting; raises InputError if it cannot be trained.
 
     Args:
         settings: the model, and the varied flags.
         given: the other config flags that were given.
-        dataset: as returned by `load_dataset`.
-
-    Raises:
-        InputError: the combination has no meaning, or does not fit the data.
+        dataset: that it must fit.
     """
     values, named = flags.FlagValues(), name_of(settings)
     define_config_flags(values)

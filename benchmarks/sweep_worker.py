@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
@@ -87,11 +86,7 @@ class Trials:
         return self.study.get_trials(deepcopy=False, states=states or None)
 
     def fill(self, chosen: Sequence[Params]) -> None:
-        """Adds the missing trials; raises InputError if there are some on other data.
-
-        Args:
-            chosen: parameters of each trial; none if the workers draw them.
-        """
+        """Adds the missing ones of the chosen trials, without parameters for TPE."""
         data = self.sweep.dataset
         for study in open_studies(self.sweep.out):
             if study.user_attrs.get("checksum", data.checksum) != data.checksum:
@@ -154,14 +149,10 @@ class _Programs:
         return change_learning_rate(self._last[1], config)
 
 
-def train_trials(sweep: Sweep, worker: int, parent: int | None = None) -> None:
+def train_trials(sweep: Sweep, worker: int) -> None:
     """Trains trials until none waits.
 
-    Args:
-        sweep: what to train.
-        worker: number of the worker among those of the sweep. If one with this number
-            has died, its trial is resumed.
-        parent: process whose death ends this one, if any.
+    If a worker with this number has died, its trial is resumed.
     """
     trials, programs = Trials(sweep), _Programs()
     trials.requeue(worker)
@@ -170,7 +161,7 @@ def train_trials(sweep: Sweep, worker: int, parent: int | None = None) -> None:
         try:
             if trial.user_attrs["attempts"] > ATTEMPTS:
                 raise InputError(f"its process died {ATTEMPTS} times")
-            accuracy = _train(sweep, trial, programs, parent)
+            accuracy = _train(sweep, trial, programs)
             state, outcome = TrialState.COMPLETE, f"validation accuracy {accuracy:.4f}"
         except optuna.TrialPruned as pruned:
             state, outcome = TrialState.PRUNED, f"pruned {pruned}"
@@ -183,9 +174,7 @@ def train_trials(sweep: Sweep, worker: int, parent: int | None = None) -> None:
             remove_checkpoints(folder / f"seed{seed}")
 
 
-def _train(
-    sweep: Sweep, trial: optuna.Trial, programs: _Programs, parent: int | None
-) -> float:
+def _train(sweep: Sweep, trial: optuna.Trial, programs: _Programs) -> float:
     """Trains the runs of a trial, or resumes them.
 
     Returns their validation accuracy; raises TrialPruned where the pruner ends it.
@@ -199,10 +188,11 @@ def _train(
     trial.set_user_attr("folder", folder.name)
     folders = {seed: folder / f"seed{seed}" for seed in sweep.seeds}
     name, prepare_runs = name_of(settings), programs.prepare
+    parent = multiprocessing.parent_process()
     events = train_runs(config, dataset, folders, name=name, prepare_runs=prepare_runs)
     with contextlib.closing(events):
         for event in events:
-            if parent and os.getppid() != parent:
+            if parent and not parent.is_alive():  # that of a task on Ray is not known
                 os._exit(1)
             if isinstance(event, Epoch):
                 epoch = event.records[0].epoch
@@ -218,13 +208,8 @@ def _train(
     return statistics.fmean(map(validation_accuracy, records))
 
 
-def work(
-    sweep: Sweep, worker: int, accelerator: float, parent: int | None = None
-) -> None:
-    """Starts JAX in a process, with a share of an accelerator, and trains trials.
-
-    The other arguments are those of `train_trials`.
-    """
+def work(sweep: Sweep, worker: int, accelerator: float) -> None:
+    """Starts JAX in a process, with a share of an accelerator, and trains trials."""
     if not (sweep.out / JOURNAL).exists():
         raise InputError(
             f"{socket.gethostname()} has no {sweep.out}; give an --out that all nodes "
@@ -237,43 +222,34 @@ def work(
     os.environ["NPROC"] = str(sweep.cores)  # threads of XLA:CPU
     devices = sweep.machine.cpu_devices or sweep.cores
     start_jax(sweep.machine._replace(cpu_devices=devices))
-    train_trials(sweep, worker, parent)
+    train_trials(sweep, worker)
 
 
-def _work_here(sweep: Sweep, worker: int, workers: int, parent: int) -> None:
-    """Works in one of several processes of this machine, with its share of the cores.
-
-    An error is one sentence.
-    """
+def _work_here(sweep: Sweep, worker: int, workers: int) -> None:
+    """Works in a process of this machine, with its share of the cores."""
     for received in {*SIGNALS} - {signal.SIGTERM}:  # they reach all of a terminal
         signal.signal(received, signal.SIG_IGN)
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         first = worker * sweep.cores % len(cores)
         os.sched_setaffinity(0, cores[first : first + sweep.cores])
-    try:
-        work(sweep, worker, 1 / workers, parent)
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    work(sweep, worker, 1 / workers)
 
 
 def run_processes(sweep: Sweep, workers: int, poll: Callable[[], None]) -> None:
     """Trains trials side by side in processes that share the cores.
 
-    Args:
-        sweep: what to train.
-        workers: number of processes.
-        poll: called several times a second; raises to stop.
+    It calls `poll` several times a second, which raises to stop.
     """
     context, trials = multiprocessing.get_context("spawn"), Trials(sweep)
 
     def start(number: int) -> BaseProcess:
-        words = sweep, number, workers, os.getpid()
+        words = sweep, number, workers
         process = context.Process(target=_work_here, args=words, daemon=True)
         process.start()
         return process
 
-    processes, idle_deaths = {number: start(number) for number in range(workers)}, 0
+    processes = {number: start(number) for number in range(workers)}
     try:
         while processes:
             poll()
@@ -282,8 +258,7 @@ def run_processes(sweep: Sweep, workers: int, poll: Callable[[], None]) -> None:
             for number in ended:
                 if not (code := processes.pop(number).exitcode):
                     continue
-                idle_deaths += not trials.requeue(number)
-                if code > 0 or idle_deaths > ATTEMPTS:
+                if code > 0 or not trials.requeue(number):
                     raise InputError(f"a worker ended with exit code {code}, see above")
                 print(f"a worker ended with exit code {code} and is replaced")
                 processes[number] = start(number)
@@ -298,11 +273,7 @@ def run_on_ray(
 ) -> None:
     """Trains trials in tasks, as many at a time as the nodes have CPUs and GPUs for.
 
-    Args:
-        sweep: what to train, in a folder that all nodes share.
-        address: of the cluster.
-        gpus: GPUs for a trial.
-        poll: called several times a second; raises to stop.
+    `gpus` are those of a trial. It calls `poll` as `run_processes` does.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     # It would start every worker by `uv run`, which needs the network and a lock file.
