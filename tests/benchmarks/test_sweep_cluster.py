@@ -124,17 +124,6 @@ def test_a_sweep_survives_the_death_of_a_worker_a_node_and_the_driver(
     record_property("kills: of workers, nodes and drivers of sweeps", 3)
 
 
-def test_pruning_on_a_cluster(cluster, tmp_path):
-    words = GRID[:4] + ("--vary=learning_rate=1e-2,1e-5,1e-6,2e-2", "--prune")
-    engine = "--engine=ray", f"--address={cluster.address}"
-    finished = run_python("-m", *words, *engine, f"--out={tmp_path}", ok=False)
-    assert finished.returncode == 0, finished.stderr
-    trials = read_trials(tmp_path)
-    states = dict(zip(trials["learning_rate"], trials["state"], strict=True))
-    assert "pruned" in states.values() and "finished" in states.values()
-    assert states["1e-6"] == "pruned"
-
-
 def test_what_ray_would_wait_for_is_an_error(cluster, tmp_path):
     for address, cpus, expected in (
         ("localhost:1", 1, "no Ray cluster answers at localhost:1 ("),
@@ -155,30 +144,3 @@ def test_a_signal_stops_a_sweep_at_once(cluster, tmp_path):
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 143 and errors == f"stopped: {HOW_TO_RESUME}\n"
-
-
-@pytest.mark.parametrize("engine", ["local", "ray"])
-def test_a_thousand_trials(engine, cluster, tmp_path, record_property):
-    """The seconds beside training, and how the driver grows after 200 trials."""
-    address = (f"--address={cluster.address}",) if engine == "ray" else ()
-    command = [
-        *("-m", "benchmarks.sweep", "--dataset=digits", "--epochs=1"),
-        *("--hidden=8", "--batch_size=256", "--samples=1000"),
-        "--vary=learning_rate=log(1e-5,1e-2)",
-        *(f"--out={tmp_path}", f"--engine={engine}", *address),
-    ]
-    began = time.perf_counter()
-    process = start_python(*command)
-    memory = psutil.Process(process.pid).memory_info
-    read_until(process, " 200/1000 done")
-    before = memory().rss
-    read_until(process, " 999/1000 done")
-    grown = (memory().rss - before) / 2**20
-    process.communicate(timeout=300)
-    seconds = time.perf_counter() - began
-    assert process.returncode == 0
-    trials = read_trials(tmp_path)
-    assert len(trials) > 950  # rounded to four digits, some rates are equal
-    beside = (seconds - trials["seconds"].sum()) / 1000
-    record_property(f"milliseconds beside training, {engine}", round(1000 * beside))
-    assert beside < (0.5 if engine == "ray" else 0.3) and grown < 50

@@ -144,32 +144,9 @@ def test_the_page_fits_a_phone_and_every_picture_loads(out: Path, browser: Brows
     assert browser.console() == []
 
 
-def test_the_table_fits_a_window_of_1280_pixels(out: Path, browser: Browser):
-    browser.resize(1280, 900)
-    browser.open((out / "report.html").as_uri())
-    widths = "const t = document.querySelector('.table');"
-    shown, needed = browser.run(widths + "return [t.clientWidth, t.scrollWidth]")
-    assert needed <= shown
-    # The two pictures of all networks are beside each other.
-    tops = (
-        "return [...document.images].slice(0, 2).map(i => i.getBoundingClientRect().y)"
-    )
-    first, second = browser.run(tops)
-    assert first == second
-
-
 def test_an_empty_folder_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="holds no usable run; run"):
         write_report(tmp_path)
-
-
-def test_a_damaged_record_is_reported_and_skipped(records, tmp_path, caplog):
-    write_run(tmp_path, records[0])
-    write_run(tmp_path, records[1])
-    path = min(tmp_path.rglob(RECORD))
-    path.write_text(path.read_text()[:500])
-    assert "(n=1)" in write_report(tmp_path).read_text()
-    assert f"{path} is damaged" in caplog.text
 
 
 def test_details_count_all_test_images_and_rank_mistakes(digits: Dataset):

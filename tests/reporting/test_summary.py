@@ -8,7 +8,6 @@ import pytest
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
-from mnist_jax.errors import InputError
 from mnist_jax.models.flops import multiply_adds, training_flops
 from mnist_jax.models.networks import count_params, create_model
 from mnist_jax.reporting.summary import data_frame, format_totals, layer_frame
@@ -18,14 +17,6 @@ from mnist_jax.training.mesh import make_mesh
 from mnist_jax.training.prepare import prepare
 
 SMALL = TrainConfig(model="mlp", hidden=(8,), epochs=2, batch_size=100)
-
-
-@pytest.fixture(scope="module")
-def trained(digits: Dataset):
-    """A short run: its experiment, record and parameters."""
-    experiment = prepare(SMALL, digits, mesh=make_mesh(1))
-    [(record, params)] = finish(fit(experiment, [0]))
-    return experiment, record, params
 
 
 def test_layer_table_lists_shapes_settings_and_frozen_layers():
@@ -63,12 +54,6 @@ def test_layer_table_adds_up_to_the_network(model):
     )
 
 
-def test_an_unknown_frozen_layer_is_refused_with_the_valid_names():
-    message = "no layer Dense_9; its layers are Dense_0, Dense_1"
-    with pytest.raises(InputError, match=message):
-        create_model(TrainConfig(freeze=("Dense_0", "Dense_9")), MNIST)
-
-
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_frozen_layers_stay_bit_identical_and_others_change(digits, optimizer):
     config = dataclasses.replace(SMALL, freeze=("Dense_0",), optimizer=optimizer)
@@ -80,12 +65,6 @@ def test_frozen_layers_stay_bit_identical_and_others_change(digits, optimizer):
         for leaf in ("kernel", "bias"):
             a, b = start[name][leaf], np.asarray(variables["params"][name][leaf])
             assert (a.tobytes() == b.tobytes()) == same, (name, leaf)
-
-
-def test_warm_start_continues_from_the_given_parameters(trained):
-    experiment, record, params = trained
-    [(again, _)] = finish(fit(experiment, [1], start_variables=[params]))
-    assert again.epochs[0].loss < record.epochs[1].loss
 
 
 def test_data_table_lists_shapes_and_ranges(digits: Dataset):

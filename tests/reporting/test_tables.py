@@ -12,7 +12,6 @@ from scipy import stats
 
 from benchmarks.readme import RESULTS
 from mnist_jax import TrainConfig, compare
-from mnist_jax.api import write_tables
 from mnist_jax.errors import InputError
 from mnist_jax.models.custom import network_sha256
 from mnist_jax.records.schema import RunRecord, read_jsonl
@@ -204,17 +203,6 @@ def test_columns_have_medians_of_the_seeds_that_reached_the_target():
     text = format_markdown(rows, [0.98])
     assert " s to 0.98 |" in text and "\n- s to a target: " in text
     assert "s to" not in format_markdown(rows)
-
-
-def test_targets_are_written_as_numbers_and_not_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr("mnist_jax.api.read_runs", lambda *_: [make_record()])
-    write_tables(tmp_path, [0.98, 0.995])
-    table = pd.read_csv(tmp_path / "compare.csv")
-    assert table["seconds_to_0.98"].tolist() == [3.5]
-    assert table["seconds_to_0.995"].isna().all()
-    assert "s to 0.995" in (tmp_path / "compare.md").read_text()
-    write_tables(tmp_path)
-    assert not any("to_" in name for name in pd.read_csv(tmp_path / "compare.csv"))
 
 
 def test_targets_are_accuracies_of_a_validation_set_from_the_training_set():
