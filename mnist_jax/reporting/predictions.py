@@ -34,12 +34,7 @@ def mistake_image(pixels: str, image_shape: tuple[int, ...]) -> np.ndarray:
 
 
 def run_details(run: TrainedRun, test: Split) -> DetailsRecord:
-    """Returns the data for the pictures of a trained network.
-
-    Args:
-        run: as returned by `load_run`.
-        test: the run's test set, as NumPy arrays.
-    """
+    """Returns the data for the pictures of a trained network, from its test set."""
     probabilities = run.predict(test.images)
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     counts = np.zeros((probabilities.shape[1],) * 2, int)

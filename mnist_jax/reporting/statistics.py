@@ -9,6 +9,7 @@ import numpy as np
 from scipy import stats
 
 LEVEL = 0.95
+_RESAMPLES = 500  # of the bootstrap
 
 
 class Interval(NamedTuple):
@@ -106,9 +107,7 @@ def welch_difference(first: Sequence[float], second: Sequence[float]) -> Interva
     return Interval(mean, *map(float, test.confidence_interval(LEVEL)))
 
 
-def ratio_interval(
-    rounds: Sequence[Any], percent: float, resamples: int = 500
-) -> Interval:
+def ratio_interval(rounds: Sequence[Any], percent: float) -> Interval:
     """Returns the ratio of two percentiles with its 95 % bootstrap interval.
 
     Rounds are drawn with replacement, then pairs within each, since both times of a
@@ -117,7 +116,6 @@ def ratio_interval(
     Args:
         rounds: for each round, the numerator's and the denominator's times `[2,N]`.
         percent: the percentile, as 25 for the lower quartile.
-        resamples: number of draws.
 
     >>> [round(float(x), 2) for x in ratio_interval([([2, 4, 6], [1, 2, 3])], 50)]
     [2.0, 2.0, 2.0]
@@ -130,7 +128,7 @@ def ratio_interval(
 
     sizes = [both.shape[1] for both in pairs]
     drawn = []
-    for _ in range(resamples):
+    for _ in range(_RESAMPLES):
         chosen = rng.integers(len(pairs), size=len(pairs))
         drawn.append(
             ratio([pairs[i][:, rng.integers(sizes[i], size=sizes[i])] for i in chosen])

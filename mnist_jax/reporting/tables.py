@@ -141,21 +141,18 @@ def comparison_frame(
 ) -> pd.DataFrame:
     """Returns one row per model and settings, best mean test accuracy first.
 
+    Accuracy and loss are means over seeds, times and the number of epochs that ran are
+    medians; a seed trained together with others counts its share of the time. The
+    standard deviation of one seed is NaN. Compile times are of cached programs only if
+    `compile_cached`, and `seeds_together` is the largest of its runs.
+
     Args:
         records: run records of one table (see `group_by_table`).
-        targets: validation accuracies, as returned by `check_targets`.
-        against: config of a row, from whose test accuracy the differences are taken.
-
-    Returns:
-        The columns below. `seeds` is their number, `test_accuracy_std` is NaN for one
-        seed, and the rest are named as in `RunRecord`. Accuracy and loss are means over
-        seeds, times and the number of epochs that ran are medians over seeds; a seed
-        trained together with others counts its share of the time. Compile times are of
-        cached programs only if `compile_cached`, and `seeds_together` is the largest of
-        its runs. Each target such as 0.98 adds two columns: `seconds_to_0.98`, the
-        median training seconds of the seeds that reached it, NaN if none did (see
-        `seconds_to_target`), and `seeds_to_0.98`, their number. `against` adds
-        `difference`, `difference_low` and `difference_high`, paired by seed.
+        targets: validation accuracies, as returned by `check_targets`. 0.98 adds
+            `seconds_to_0.98`, the median training seconds of the seeds that reached it,
+            NaN if none did, and `seeds_to_0.98`, their number.
+        against: config of a row. Adds `difference`, `difference_low` and
+            `difference_high` from its test accuracy, paired by seed.
     """
     rows, groups = [], group_by_row(records)
     reference = _find_row(groups, against) if against else ()

@@ -88,12 +88,8 @@ def track(events: Events, tracker: str, root: Path) -> Events:
     """Passes events on, and sends each seed's config and numbers to a tracker.
 
     They are sent between two epochs, when no clock of an epoch runs. If the tracker
-    fails, that is a warning, and it gets nothing more of that seed.
-
-    Args:
-        events: as `train_runs` yields them.
-        tracker: one of `TRACKERS`; see `check_tracker`.
-        root: the directory of the runs, whose name the tracker shows.
+    fails, that is a warning, and it gets nothing more of that seed. It shows the name
+    of `root`, the directory of the runs.
     """
     runs: dict[int, Any] = {}  # by seed
 
