@@ -1,7 +1,6 @@
 """Prints the progress of training."""
 
 import contextlib
-import itertools
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -16,9 +15,6 @@ from mnist_jax.training.prepare import Experiment
 from mnist_jax.training.runs import Events, Started
 
 _HEADER = "epoch   loss    acc   val loss  val acc  train s  images/s    ETA s"
-
-# Between progress lines without a terminal. A chunk takes about a second.
-_CHUNKS_PER_LINE = 30
 
 
 def _header(experiment: Experiment) -> str:
@@ -73,8 +69,8 @@ def follow(
 ) -> Experiment | None:
     """Trains to the end, printing progress, and stops training when requested.
 
-    A row is printed after each epoch. Within an epoch, a progress bar is updated on a
-    terminal, or a line is printed about twice a minute elsewhere.
+    A row is printed after each epoch. On a terminal, a progress bar is updated within
+    an epoch.
 
     Args:
         events: as `train_runs` yields them.
@@ -92,7 +88,6 @@ def follow(
         delay=1e-3,  # any delay: otherwise an empty bar is shown at once
         bar_format="{percentage:3.0f}%|{bar:20}| {desc}",
     )
-    chunks = itertools.count(1)
     with contextlib.closing(events):  # releases the locks
         for event in events:
             line: str | None = None
@@ -102,7 +97,7 @@ def follow(
                 case Started():
                     experiment, line = event.experiment, _header(event.experiment)
                 case Progress():
-                    line = _show(event, bar, next(chunks))
+                    _show(event, bar)
                 case Epoch():
                     bar.clear()
                     line = _row(experiment, event.records)
@@ -129,17 +124,11 @@ def _ending(record: RunRecord) -> str:
     )
 
 
-def _show(progress: Progress, bar: tqdm, number: int) -> str | None:
-    """Updates the bar, or returns a line after some chunks; `number` is the chunk's."""
-    text = (
-        f"loss {progress.loss:.4f}, accuracy {progress.accuracy:.4f}, "
-        f"{progress.images_per_second:,.0f} images/s, "
+def _show(progress: Progress, bar: tqdm) -> None:
+    """Updates the progress bar."""
+    bar.total, bar.n = progress.steps, progress.step
+    bar.set_description_str(
+        f"epoch {progress.epoch}, loss {progress.loss:.4f}, "
+        f"accuracy {progress.accuracy:.4f}, {progress.images_per_second:,.0f} images/s, "
         f"{progress.seconds_left:.0f} s left"
     )
-    if not bar.disable:
-        bar.total, bar.n = progress.steps, progress.step
-        bar.set_description_str(f"epoch {progress.epoch}, {text}")
-    elif number % _CHUNKS_PER_LINE == 0:
-        percent = 100 * progress.step // progress.steps
-        return f"epoch {progress.epoch}, {percent}%: {text}"
-    return None
