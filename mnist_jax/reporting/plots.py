@@ -75,28 +75,6 @@ def plain_ticks(axis: Axis) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
 
 
-def _draw_curves(axes: Axes, history: pd.DataFrame, quantity: str) -> None:
-    """Plots a metric by epoch: mean over runs, with a band from min to max."""
-    for name, label, (color, marker, line) in (
-        (quantity, "training", _TRAIN),
-        (f"val_{quantity}", "validation", _VALIDATION),
-    ):
-        by_epoch = history[name].astype(float).groupby(history["epoch"])
-        mean, low, high = by_epoch.mean(), by_epoch.min(), by_epoch.max()
-        if not mean.isna().all():
-            style = f"{marker}{line}"
-            axes.plot(mean.index, mean, style, color=color, markersize=5, label=label)
-            axes.fill_between(mean.index, low, high, color=color, alpha=0.2, lw=0)
-    if quantity == "loss":  # on a linear scale the first epochs would flatten the rest
-        axes.set_yscale("log")
-        plain_ticks(axes.yaxis)
-    axes.set(xlabel="epoch", ylabel=_LABELS[quantity])
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    # Above the axes, where it covers no data.
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
-
-
 def history_figure(
     history: pd.DataFrame, quantities: Sequence[str] = tuple(_LABELS)
 ) -> Figure:
@@ -108,7 +86,24 @@ def history_figure(
     figure = NotebookFigure(4.4 * len(quantities), 3.3)
     [panels] = figure.subplots(1, len(quantities), squeeze=False)
     for axes, quantity in zip(panels, quantities, strict=True):
-        _draw_curves(axes, history, quantity)
+        for name, label, (color, marker, line) in (
+            (quantity, "training", _TRAIN),
+            (f"val_{quantity}", "validation", _VALIDATION),
+        ):
+            by_epoch = history[name].astype(float).groupby(history["epoch"])
+            mean, low, high = by_epoch.mean(), by_epoch.min(), by_epoch.max()
+            if not mean.isna().all():
+                style = {"color": color, "label": label, "markersize": 5}
+                axes.plot(mean.index, mean, f"{marker}{line}", **style)
+                axes.fill_between(mean.index, low, high, color=color, alpha=0.2, lw=0)
+        if quantity == "loss":  # on a linear scale early epochs would flatten the rest
+            axes.set_yscale("log")
+            plain_ticks(axes.yaxis)
+        axes.set(xlabel="epoch", ylabel=_LABELS[quantity])
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        # Above the axes, where it covers no data.
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
     return figure
 
 
@@ -279,16 +274,11 @@ def filters_figure(filters: np.ndarray) -> Figure:
     figure = NotebookFigure(4.4, 0.55 * rows + 1)
     grid = figure.subplots(rows, columns, squeeze=False)
     # Orange and purple are safe for colour-blind readers; 0 is white.
-    colours: Any = {
-        "cmap": "PuOr",
-        "vmin": -limit,
-        "vmax": limit,
-        "interpolation": "none",
-    }
+    colours: Any = {"cmap": "PuOr", "vmin": -limit, "vmax": limit}
     for index, axes in enumerate(grid.ravel()):
         axes.set(xticks=[], yticks=[])
         if index < count:
-            picture = axes.imshow(filters[..., index], **colours)
+            picture = axes.imshow(filters[..., index], interpolation="none", **colours)
         else:
             axes.axis("off")
     bar = figure.colorbar(picture, ax=grid, location="bottom", aspect=40, shrink=0.9)

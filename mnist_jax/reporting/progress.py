@@ -128,7 +128,7 @@ def _show(progress: Progress, bar: tqdm) -> None:
     """Updates the progress bar."""
     bar.total, bar.n = progress.steps, progress.step
     bar.set_description_str(
-        f"epoch {progress.epoch}, loss {progress.loss:.4f}, "
-        f"accuracy {progress.accuracy:.4f}, {progress.images_per_second:,.0f} images/s, "
+        f"epoch {progress.epoch}, loss {progress.loss:.4f}, accuracy "
+        f"{progress.accuracy:.4f}, {progress.images_per_second:,.0f} images/s, "
         f"{progress.seconds_left:.0f} s left"
     )

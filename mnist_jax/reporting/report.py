@@ -1,7 +1,6 @@
 """Writes recorded runs as a self-contained HTML page, and its pictures as files."""
 
 import base64
-import shlex
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -120,9 +119,7 @@ def write_report(
     runs = find_runs(out)
     if not runs:
         raise InputError(
-            f"--out={out} holds no usable run; run `python -m "
-            f"benchmarks.compare {shlex.quote(f'--out={out}')}` first, or give its "
-            "output folder"
+            f"--out={out} holds no usable run; run benchmarks.compare with it first"
         )
     remedy = "delete it and rerun benchmarks.compare to rewrite it"
     details = {
