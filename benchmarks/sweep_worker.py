@@ -13,6 +13,7 @@ import socket
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ from .sweep_space import Params, Space, make_config, name_of
 ATTEMPTS = 5  # to train a trial whose process dies, as without memory
 ENDED = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
 POLL_SECONDS = 0.1
+
+Prepare = Callable[[TrainConfig, Dataset, int], Experiment]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,20 +136,16 @@ class Trials:
         return trial
 
 
-class _Programs:
-    """Prepares experiments; compiles once for all learning rates."""
-
-    def __init__(self) -> None:
-        self._last: tuple[Any, Experiment] | None = None
-
-    def prepare(self, config: TrainConfig, dataset: Dataset, seeds: int) -> Experiment:
-        """Reuses the last experiment if only its learning rate differs."""
-        key = dataclasses.replace(config, learning_rate=1.0, seed=0), seeds
-        if self._last is None or self._last[0] != key:
-            self._last = None  # frees its arrays before there are new ones
-            self._last = key, prepare(config, dataset, seeds)
-            return self._last[1]
-        return change_learning_rate(self._last[1], config)
+def _prepare(
+    last: dict[Any, Experiment], config: TrainConfig, dataset: Dataset, seeds: int
+) -> Experiment:
+    """Prepares an experiment, from the last one if only the learning rate differs."""
+    key = dataclasses.replace(config, learning_rate=1.0, seed=0), seeds
+    if key in last:
+        return change_learning_rate(last[key], config)
+    last.clear()  # frees its arrays before there are new ones
+    last[key] = prepare(config, dataset, seeds)
+    return last[key]
 
 
 def train_trials(sweep: Sweep, worker: int) -> None:
@@ -154,14 +153,14 @@ def train_trials(sweep: Sweep, worker: int) -> None:
 
     If a worker with this number has died, its trial is resumed.
     """
-    trials, programs = Trials(sweep), _Programs()
+    trials, prepare_runs = Trials(sweep), partial(_prepare, {})
     trials.requeue(worker)
     while (trial := trials.take(worker)) is not None:
         accuracy = None
         try:
             if trial.user_attrs["attempts"] > ATTEMPTS:
                 raise InputError(f"its process died {ATTEMPTS} times")
-            accuracy = _train(sweep, trial, programs)
+            accuracy = _train(sweep, trial, prepare_runs)
             state, outcome = TrialState.COMPLETE, f"validation accuracy {accuracy:.4f}"
         except optuna.TrialPruned as pruned:
             state, outcome = TrialState.PRUNED, f"pruned {pruned}"
@@ -174,11 +173,8 @@ def train_trials(sweep: Sweep, worker: int) -> None:
             remove_checkpoints(folder / f"seed{seed}")
 
 
-def _train(sweep: Sweep, trial: optuna.Trial, programs: _Programs) -> float:
-    """Trains the runs of a trial, or resumes them.
-
-    Returns their validation accuracy; raises TrialPruned where the pruner ends it.
-    """
+def _train(sweep: Sweep, trial: optuna.Trial, prepare_runs: Prepare) -> float:
+    """Trains or resumes the runs of a trial; returns their validation accuracy."""
     settings, dataset = as_settings(trial.params), sweep.dataset
     config = make_config(settings, sweep.given, dataset)
     epochs = config.for_dataset(dataset.name).epochs
@@ -187,8 +183,7 @@ def _train(sweep: Sweep, trial: optuna.Trial, programs: _Programs) -> float:
     folder = sweep.out / RUNS / f"{config.name}-{digest(key)}"
     trial.set_user_attr("folder", folder.name)
     folders = {seed: folder / f"seed{seed}" for seed in sweep.seeds}
-    name, prepare_runs = name_of(settings), programs.prepare
-    parent = multiprocessing.parent_process()
+    name, parent = name_of(settings), multiprocessing.parent_process()
     events = train_runs(config, dataset, folders, name=name, prepare_runs=prepare_runs)
     with contextlib.closing(events):
         for event in events:

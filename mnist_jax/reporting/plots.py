@@ -93,7 +93,7 @@ def history_figure(
             by_epoch = history[name].astype(float).groupby(history["epoch"])
             mean, low, high = by_epoch.mean(), by_epoch.min(), by_epoch.max()
             if not mean.isna().all():
-                style = {"color": color, "label": label, "markersize": 5}
+                style: Any = {"color": color, "label": label, "markersize": 5}
                 axes.plot(mean.index, mean, f"{marker}{line}", **style)
                 axes.fill_between(mean.index, low, high, color=color, alpha=0.2, lw=0)
         if quantity == "loss":  # on a linear scale early epochs would flatten the rest

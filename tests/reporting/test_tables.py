@@ -206,9 +206,8 @@ def test_columns_have_medians_of_the_seeds_that_reached_the_target():
 
 
 def test_targets_are_accuracies_of_a_validation_set_from_the_training_set():
-    for targets in (["0"], [98], ["nan"], [0.9, -0.1]):
-        with pytest.raises(InputError, match="--targets must be .* 0.98,0.99; got "):
-            check_targets(targets)
+    with pytest.raises(InputError, match="--targets must be .* 0.98,0.99; got "):
+        check_targets([0.9, 98])
     configs = [TrainConfig(), TrainConfig(validation="test")]
     assert check_targets([], configs) == []
     message = "--targets=0.9,0.95 needs .*--validation=test;"
