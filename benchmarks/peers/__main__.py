@@ -9,7 +9,9 @@ rounds are not repeated, so an interrupted benchmark resumes where it stopped.
 """
 
 import contextlib
+import dataclasses
 import importlib.metadata
+import importlib.util
 import platform
 import shutil
 import tempfile
@@ -32,7 +34,7 @@ from mnist_jax.records.environment import code_digest, current_environment
 from mnist_jax.records.files import check_append, write_file
 from mnist_jax.records.schema import append_jsonl, read_jsonl
 
-from .frameworks import FRAMEWORKS, Cell, PeerRecord, Setup
+from .frameworks import FRAMEWORKS, PEAK, Cell, PeerRecord, Setup
 from .tables import format_tables
 from .turns import Conditions, measure
 from .worker import EXAMPLES, Arrays, save_arrays
@@ -56,7 +58,7 @@ def make_plan(
         for model in dict.fromkeys(models)
         for size in dict.fromkeys(batch_sizes)
     ]
-    return [*filter(None, groups)]
+    return [[PEAK], *filter(None, groups)]
 
 
 def missing(
@@ -70,6 +72,17 @@ def missing(
         for cells in plan
         if not done.issuperset((number, cell) for cell in cells)
     ]
+
+
+def check_installed(plan: Iterable[Sequence[Cell]]) -> None:
+    """Raises InputError if a package that the plan needs is not installed."""
+    names = {cell.framework for cells in plan for cell in cells if cell != PEAK}
+    packages = {package for name in names for package in FRAMEWORKS[name].packages}
+    if absent := {name for name in packages if importlib.util.find_spec(name) is None}:
+        raise InputError(
+            f"{' and '.join(sorted(absent))} not installed here; run `make peers`, "
+            "which creates a separate environment, or use only --frameworks=ours,flax"
+        )
 
 
 def _versions() -> dict[str, str]:
@@ -86,6 +99,8 @@ def describe(record: PeerRecord) -> str:
     name = f"{record.model:4} {record.batch_size:4} {record.framework:19}"
     if record.error is not None:
         return f"{name} FAILED: {record.error}"
+    if record.cell == PEAK:
+        return f"{name} {max(record.result.values()):8.1f} GFLOP/s"
     return (
         f"{name} {record.epoch_seconds:8.3f} s/epoch  "
         f"accuracy {record.result['test_accuracy']:.4f}  "
@@ -106,15 +121,19 @@ def run_rounds(
         for record in read_jsonl(PeerRecord, results)
         if record.run == conditions.setups.get(record.model)
     ]
+    failed: set[Cell] = set()  # which would fail in every round
     todo = missing(records, plan, rounds)
     total = rounds * len(plan)
     print(f"{len(todo)} of {total} measurements to run for {results}", flush=True)
     for count, (number, cells) in enumerate(todo, start=1):
         print(f"{count}/{len(todo)}  round {number}/{rounds}", flush=True)
-        for record in measure(conditions, number, cells):
-            append_jsonl(results, record)
-            print(f"  {describe(record)}", flush=True)
-            records.append(record)
+        if cells := [cell for cell in cells if cell not in failed]:
+            for record in measure(conditions, number, cells):
+                append_jsonl(results, record)
+                print(f"  {describe(record)}", flush=True)
+                records.append(record)
+                if record.error is not None:
+                    failed.add(record.cell)
     return records
 
 
@@ -133,27 +152,27 @@ def main() -> None:
         frameworks = [name for name in frameworks if name != "torch_compile"]
         print("torch_compile is left out: it needs a C++ compiler")
     plan = make_plan(frameworks, models, FLAGS.batches)
+    check_installed(plan)
     jax.config.update("jax_platforms", "cpu")
     dataset = load_data(FLAGS.dataset)
     environment, size = current_environment(), len(dataset.train.labels)
-    # The timed code is the package and the workers.
-    code = code_digest(sorted(Path(__file__).parent.glob("*worker.py")))
-    versions = _versions()
-    setups = {
-        model: Setup(
-            code=code,
-            device=environment.device,
-            cores=environment.cores,
-            versions=versions,
-            dataset=dataset.name,
-            checksum=dataset.checksum,
-            train_images=min(
-                size, FLAGS.train_size or EPOCH_IMAGES.get(model, CUSTOM_IMAGES)
-            ),
-            steady_epochs=FLAGS.steady_epochs,
+    peak = Setup(
+        # The timed code is the package and the workers.
+        code=code_digest(sorted(Path(__file__).parent.glob("*worker.py"))),
+        device=environment.device,
+        cores=environment.cores,
+        versions=_versions(),
+        dataset=dataset.name,
+        checksum=dataset.checksum,
+        train_images=0,
+        steady_epochs=0,
+    )
+    setups = {PEAK.model: peak}
+    for model in models:
+        images = FLAGS.train_size or EPOCH_IMAGES.get(model, CUSTOM_IMAGES)
+        setups[model] = dataclasses.replace(
+            peak, train_images=min(images, size), steady_epochs=FLAGS.steady_epochs
         )
-        for model in models
-    }
     out = Path(FLAGS.out)
     results = out / "peers.jsonl"
     check_append(results)

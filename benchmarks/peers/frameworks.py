@@ -31,9 +31,15 @@ class Framework(NamedTuple):
     precision: str = "float32"  # rows are compared with rows of the same one
 
     @property
+    def packages(self) -> tuple[str, ...]:
+        """The packages that it needs in addition to this project's."""
+        packages = {"torch_worker": ("torch",), "keras_worker": ("keras", "tensorflow")}
+        return packages.get(self.worker, ())
+
+    @property
     def is_peer(self) -> bool:
         """Whether it can be the fastest peer."""
-        return self.worker in ("torch_worker", "keras_worker")
+        return bool(self.packages)
 
 
 _TORCH = (*MODELS, *EXAMPLES)
@@ -77,6 +83,9 @@ class Cell(NamedTuple):
     batch_size: int
 
 
+PEAK = Cell("matmul", "", 0)  # the peak rate of matrix products
+
+
 @dataclasses.dataclass(frozen=True)
 class Setup:
     """Conditions that must match for measurements to be comparable."""
@@ -103,7 +112,8 @@ class PeerRecord:
     environment: Environment  # at the start of the program
     date: str
     load: float  # 1-minute load average before the round
-    # A worker's `Measurement` and its `peak_rss_mb`; empty if it failed.
+    # A worker's `Measurement` and its `peak_rss_mb`, or GFLOP/s by library for PEAK;
+    # empty if the worker failed.
     result: dict[str, Any] = dataclasses.field(default_factory=dict)
     error: str | None = None
 

@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 
 from mnist_jax.config import MODELS
+from mnist_jax.data.types import MNIST
+from mnist_jax.models.flops import training_flops
 from mnist_jax.reporting.statistics import (
     median_range,
     ratio_interval,
@@ -14,8 +16,8 @@ from mnist_jax.reporting.statistics import (
 )
 from mnist_jax.reporting.tables import bullets, markdown_table, provenance
 
-from .frameworks import FRAMEWORKS, OURS, PeerRecord
-from .worker import EXAMPLES
+from .frameworks import FRAMEWORKS, OURS, PEAK, PeerRecord
+from .worker import EXAMPLES, Job
 
 ByFramework = dict[str, list[PeerRecord]]
 LOWER_QUARTILE, MEDIAN = 25, 50
@@ -113,14 +115,26 @@ def ratio_frame(records: Iterable[PeerRecord]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def peak_gflops(records: Iterable[PeerRecord]) -> float | None:
+    """Returns the matmul peak, the best of libraries and rounds; None if unmeasured."""
+    peaks = [
+        max(record.result.values())
+        for record in records
+        if record.cell == PEAK and record.result
+    ]
+    return max(peaks, default=None)
+
+
 def time_frame(records: Sequence[PeerRecord]) -> pd.DataFrame:
     """Returns one row per model, batch size and framework, fastest first."""
-    rows, order = {}, [*MODELS, *EXAMPLES]
+    peak, rows, order = peak_gflops(records), {}, [*MODELS, *EXAMPLES]
     for (model, batch_size), by_framework in group(records).items():
+        flops = training_flops(Job(model, batch_size).config, MNIST)
         for name, runs in by_framework.items():
             results, seconds = [run.result for run in runs], steady_seconds(runs)
             fast = float(np.percentile(seconds, LOWER_QUARTILE))
             images_per_second = runs[0].run.train_images / fast
+            utilization = flops * images_per_second / (peak * 1e9) if peak else None
             first = [result["epoch_seconds"][0] for result in results]
             position = order.index(model) if model in order else len(order)
             rows[position, model, -batch_size, -images_per_second, name] = {
@@ -130,6 +144,7 @@ def time_frame(records: Sequence[PeerRecord]) -> pd.DataFrame:
                 "s/epoch, lower quartile": f"{fast:.3f}",
                 "s/epoch": f"{median_range(seconds):,.3f} (n={len(seconds)})",
                 "images/s": f"{images_per_second:,.0f}",
+                "% of peak": f"{100 * utilization:.1f}" if utilization else "-",
                 "first epoch s": f"{median_range(first):,.2f}",
                 "test accuracy": spread([r["test_accuracy"] for r in results]),
                 "peak MB": f"{max(r['peak_rss_mb'] for r in results):,}",
@@ -151,13 +166,15 @@ RATIO_NOTES = (
 TIME_NOTES = (
     "s/epoch: median [min, max] of all epochs after the first (n); first epoch s: "
     "includes all compilation; test accuracy: over rounds, whose numbers are the seeds",
+    "% of peak: FLOP/s, counted by mnist_jax/models/flops.py, relative to the float32 "
+    "matmul peak of the best round; Winograd convolutions execute fewer, so they can "
+    "exceed 100 %",
 )
 
 
 def format_ratios(records: Sequence[PeerRecord]) -> str:
     """Formats the speedups on the latest machine and how they were measured."""
-    races = group(latest_machine(records)).values()
-    timed = [record for race in races for runs in race.values() for record in runs]
+    timed = [r for r in latest_machine(records) if r.result and r.cell != PEAK]
     if not timed:
         return "nothing was measured"
     run, frame = timed[0].run, ratio_frame(timed)
@@ -184,4 +201,7 @@ def format_tables(records: Sequence[PeerRecord]) -> str:
     ratios, records = format_ratios(records), latest_machine(records)
     if not group(records):
         return ratios
-    return f"{ratios}\n\n{markdown_table(time_frame(records), TIME_NOTES)}"
+    peak = peak_gflops(records)
+    measured = f"{peak:,.0f} GFLOP/s" if peak else "not measured"
+    notes = [f"matmul peak: {measured}", *TIME_NOTES]
+    return f"{ratios}\n\n{markdown_table(time_frame(records), notes)}"

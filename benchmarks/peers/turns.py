@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mnist_jax.errors import InputError
+from mnist_jax.profiling.hardware import matmul_peaks
 from mnist_jax.records.environment import Environment, available_cores
 
 from ..processes import Worker
-from .frameworks import FRAMEWORKS, Cell, PeerRecord, Setup
+from .frameworks import FRAMEWORKS, PEAK, Cell, PeerRecord, Setup
 
 
 class Conditions(NamedTuple):
@@ -72,6 +73,9 @@ def measure(
     with contextlib.ExitStack() as stack:
         workers = {}
         for cell in cells:  # the first epoch includes compilation
+            if cell == PEAK:
+                outcomes[cell] = {"result": matmul_peaks()}
+                continue
             workers[cell] = stack.enter_context(start(conditions, cell, round_number))
             wait(cell, workers[cell].read)
         for cycle in range(setup.steady_epochs):

@@ -1,4 +1,4 @@
-"""Tests of the peers benchmark: tables, workers and program."""
+"""Tests of the peers benchmark: FLOP counts, tables, workers and program."""
 
 import dataclasses
 import importlib.util
@@ -10,7 +10,7 @@ from helpers.peer_records import SETUP, record, rounds
 from helpers.processes import run_python
 
 from benchmarks.peers import flax_worker
-from benchmarks.peers.frameworks import FRAMEWORKS, PeerRecord
+from benchmarks.peers.frameworks import FRAMEWORKS, PEAK, PeerRecord
 from benchmarks.peers.tables import (
     format_ratios,
     format_tables,
@@ -20,7 +20,9 @@ from benchmarks.peers.tables import (
     time_frame,
 )
 from benchmarks.peers.worker import EXAMPLES, Arrays, Job, Measurement, save_arrays
+from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
+from mnist_jax.models.flops import multiply_adds, training_flops
 from mnist_jax.models.networks import count_params, create_model
 from mnist_jax.records.schema import read_jsonl
 
@@ -29,6 +31,27 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "peers.jsonl"
 KERAS = "keras", "tensorflow"
+
+
+def test_flops_by_hand():
+    dense, conv, lstm = (Job(model).config for model in ("mlp", "cnn", "lstm"))
+    assert multiply_adds(dense, MNIST) == [784 * 128, 128 * 128, 128 * 10]
+    assert multiply_adds(conv, MNIST) == [
+        26 * 26 * 9 * 1 * 32,
+        11 * 11 * 9 * 32 * 64,  # 26 / 2 = 13, 13 - 2 = 11
+        3 * 3 * 9 * 64 * 64,  # 11 / 2 = 5, 5 - 2 = 3
+        576 * 64,
+        64 * 10,
+    ]
+    inner = 3 * [28 * 128 * 512]
+    assert multiply_adds(lstm, MNIST) == [28 * 28 * 512, *inner, 128 * 32, 32 * 10]
+    stages = ("4:k5:same:s2", "8:same:pool3")
+    config = TrainConfig(model="cnn", conv=stages, hidden=(), epochs=1)
+    sizes = [14 * 14 * 25 * 4, 14 * 14 * 9 * 4 * 8, 4 * 4 * 8 * 10]
+    assert multiply_adds(config, MNIST) == sizes
+    # Three matmuls of the forward pass's size per layer, two for the first layer.
+    cnn = 6 * (2_230_272 + 331_776 + 36_864 + 640) + 4 * 194_688
+    assert training_flops(conv, MNIST) == cnn == 16_376_064
 
 
 MADE_UP = [
@@ -90,12 +113,15 @@ def test_rounds_without_both_measurements_do_not_count():
     assert row["speedup"] == "1.00 [1.00, 1.00]"
 
 
-def test_tables_show_time_and_accuracy():
+def test_tables_show_time_peak_and_accuracy():
+    peaks = {"numpy": 200.0, "xla": 300.0}
+    peak = record(**PEAK._asdict(), number=1, seconds=0, result=peaks)
     failed = record("torch_compile", 1, 0, result={}, error="no compiler")
-    text = format_tables([*MADE_UP, failed])
-    assert "0.9700 ± 0.0000 (n=3)" in text
+    text = format_tables([*MADE_UP, peak, failed])
+    assert "300 GFLOP/s" in text and "0.9700 ± 0.0000 (n=3)" in text
     [ours] = [line for line in text.splitlines() if "128 | ours " in line]
-    assert "300,000 |" in ours and "0.200 [0.200, 0.250] (n=9)" in ours
+    # 507,392 FLOPs x 60,000 images in 0.2 s, of 300 GFLOP/s.
+    assert " 50.7 |" in ours and "0.200 [0.200, 0.250] (n=9)" in ours
     assert "nothing was measured" in format_tables([failed])
 
 

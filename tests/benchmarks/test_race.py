@@ -1,16 +1,18 @@
 """Tests of the peers benchmark's program: turns, rounds and resuming."""
 
 import dataclasses
+import importlib.util
 
 import pytest
 from helpers.peer_records import ENVIRONMENT, SETUP
 from helpers.programs import run
 
 from benchmarks.peers import turns
-from benchmarks.peers.__main__ import make_plan
-from benchmarks.peers.frameworks import Cell, PeerRecord
+from benchmarks.peers.__main__ import check_installed, make_plan
+from benchmarks.peers.frameworks import PEAK, Cell, PeerRecord
 from benchmarks.peers.worker import Measurement
 from benchmarks.processes import Worker
+from mnist_jax.errors import InputError
 from mnist_jax.records.schema import read_jsonl
 
 pytestmark = pytest.mark.slow
@@ -30,16 +32,17 @@ def test_peers_end_to_end_and_resumed(tmp_path):
     results = tmp_path / "peers.jsonl"
     process = run(*command, "--frameworks=ours")
     assert (
-        "1 of 1 measurements" in process.stdout and "mlp    32 ours" in process.stdout
+        "2 of 2 measurements" in process.stdout and "mlp    32 ours" in process.stdout
     )
     before = results.read_text()
     process = run(*command, "--frameworks=ours,flax")
     assert results.read_text().startswith(before)
     # A group is measured again as a whole, so that all take turns.
-    assert "1 of 1 measurements to run" in process.stdout
+    assert "1 of 2 measurements to run" in process.stdout
     assert "  mlp    32 ours" in process.stdout and "  mlp    32 flax" in process.stdout
 
-    measured = read_jsonl(PeerRecord, results)
+    peak, *measured = read_jsonl(PeerRecord, results)
+    assert peak.cell == PEAK and min(peak.result.values()) > 0
     assert [record.framework for record in measured] == ["ours", "ours", "flax"]
     for record in measured:
         assert set(record.result) == {*Measurement._fields, "peak_rss_mb"}
@@ -82,9 +85,17 @@ print(json.dumps({"epoch_seconds": [0.0, 1.0], "name": name}))
 """
 
 
-def test_a_plan_has_each_measurement_once():
+def test_a_missing_framework_is_reported_with_how_to_install_it(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    check_installed([[PEAK], [Cell("flax", "mlp", 32)]])
+    with pytest.raises(InputError, match="torch not installed.*make peers"):
+        check_installed([[Cell("torch", "mlp", 32)]])
+
+
+def test_a_plan_has_each_measurement_once_after_the_peak():
     names = ["ours", "torch_channels_last", "flax", "ours"]
     assert make_plan(names, ["mlp", "cnn", "my.py:Net"], [32, 32]) == [
+        [PEAK],
         [("ours", "mlp", 32), ("flax", "mlp", 32)],
         [("ours", "cnn", 32), ("torch_channels_last", "cnn", 32), ("flax", "cnn", 32)],
         [("ours", "my.py:Net", 32), ("flax", "my.py:Net", 32)],
