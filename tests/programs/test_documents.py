@@ -49,10 +49,11 @@ SEEDS = 2  # instead of the number that a command gives
 # Lets `load_dataset` return the digits, whatever dataset it is asked for.
 SMALL_DATA = """
 import dataclasses
+from unittest import mock
 from mnist_jax.data import datasets
 # By the name of MNIST, whose default is fewer epochs.
 _digits = dataclasses.replace(datasets.load_dataset("digits"), name="mnist")
-datasets._published_set = lambda *_: _digits
+mock.patch.object(datasets, "_load_published", lambda *_: _digits).start()
 """
 PATHS = ("run_dir", "init_from", "out", "picture", "image")
 
