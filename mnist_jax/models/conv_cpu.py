@@ -36,8 +36,8 @@ from mnist_jax.models.winograd import (
 
 Pair = tuple[int, ...]  # of rows and columns
 
-_LARGEST_IN_CACHE = 10e6  # bytes of a stage's arrays that are computed at once
-_CHUNK = 1e6  # bytes of a chunk's otherwise
+_LARGEST_IN_CACHE = 10e6  # bytes of arrays; a stage with more runs in chunks
+_CHUNK = 1e6  # bytes of a chunk's arrays
 
 
 class _Stage(NamedTuple):
@@ -113,20 +113,13 @@ def _choose_algorithm(x: jax.Array, kernel: jax.Array, stage: _Stage) -> "_Algor
     *size, channels, filters = kernel.shape
     if channels == 1 and math.prod(size) * math.prod(stage.pool) <= 100:
         return _DIRECT
-    if stage.strides == stage.dilation == (1, 1) and prefers_winograd(x, kernel):
-        return _WINOGRAD
-    return _PATCHES
-
-
-def prefers_winograd(x: jax.Array, kernel: jax.Array) -> bool:
-    """Returns whether Winograd is faster than patches, without strides or dilation."""
-    *size, channels, filters = kernel.shape
-    if size not in ([3, 3], [5, 5]) or channels < 8:
-        return False
     # Patches that leave the caches are slow: 59 ms and 31 by Winograd for a step with
     # [64,28,28,16] to 8 filters (one Intel core, 29 MB).
-    large = math.prod(x.shape) * math.prod(size) * 4 > _LARGEST_IN_CACHE
-    return channels * filters >= (128 if large else 256)
+    large = 4 * x.size * math.prod(size) > _LARGEST_IN_CACHE
+    winograd = size in ([3, 3], [5, 5]) and stage.strides == stage.dilation == (1, 1)
+    if winograd and channels >= 8 and channels * filters >= (128 if large else 256):
+        return _WINOGRAD
+    return _PATCHES
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -172,7 +165,7 @@ def _conv_pool_bwd(
 
 
 def _count_chunks(x: jax.Array, kernel: jax.Array, stage: _Stage) -> int:
-    """Returns into how many chunks a batch is split, so that they stay in caches.
+    """Returns the number of chunks of a batch whose arrays stay in the caches.
 
     LeNet's second stage makes 13 MB for 64 images: its step takes 15.5 ms in chunks,
     19.8 without (batch 128, two Intel cores with 2 MB each). Below 10 MB it is slower

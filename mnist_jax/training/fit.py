@@ -67,8 +67,8 @@ def fit(
 ) -> Iterator[Progress | Epoch | Result]:
     """Trains the seeds together and evaluates each on the test set at the end.
 
-    Training goes on when the next item is asked for: a caller that stops asking stops
-    training, and one that has stored the checkpoint of each `Epoch` loses nothing.
+    Training continues when the next item is requested: a caller that requests no more
+    stops it, and one that has stored the checkpoint of each `Epoch` loses nothing.
 
     Args:
         experiment: returned by `prepare` for the same number of seeds.

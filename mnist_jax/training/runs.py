@@ -152,8 +152,9 @@ def train_runs(
                 resume=checkpoint,
                 system=system,
             )
-        for folder in () if chosen else folders.values():
-            remove_checkpoints(folder)
+        if not chosen:
+            for folder in folders.values():
+                remove_checkpoints(folder)
 
 
 def seed_folders(root: Path, seeds: Sequence[int]) -> dict[int, Path]:

@@ -208,13 +208,13 @@ def train_step(
     # Multiplied, not divided: XLA fuses that into the update, with no pass of its own.
     # In float32 at least, as the optimizer's state; parameters keep their type.
     scale = 1 / metrics.images
-    stats = jax.tree.map(lambda grad: grad * scale, grads)
-    grads = stats.pop("params")
+    means = jax.tree.map(lambda total: total * scale, grads)
+    grads = means.pop("params")
     updates, opt_state = tx.update(
         grads, state.opt_state, _at_least_float32(state.params)
     )
     params = optax.apply_updates(state.params, updates)
-    stats = jax.tree.map(lambda new, old: new.astype(old.dtype), stats, state.stats)
+    stats = jax.tree.map(lambda new, old: new.astype(old.dtype), means, state.stats)
     return TrainState(params, stats, opt_state), metrics
 
 
