@@ -1,6 +1,7 @@
 """The networks, `[B,H,W] float32 -> logits [B,classes]`, created from a config."""
 
 import functools
+import operator
 from typing import Any, ClassVar
 
 import jax
@@ -18,6 +19,7 @@ from mnist_jax.data.types import Shapes
 from mnist_jax.errors import InputError
 from mnist_jax.models.batch_norm import BatchNorm
 from mnist_jax.models.custom import (
+    NNXNetwork,
     call_options,
     create_custom,
     init_variables,
@@ -285,7 +287,18 @@ def check_network(name: str, model: nn.Module, shapes: Shapes) -> None:
 
     def call(variables: Any, images: jax.Array, train: bool) -> Any:
         key = jax.random.key(0) if train else None
-        return apply_model(model, variables, images, train=train, dropout_key=key)[0]
+        logits, updated = apply_model(
+            model, variables, images, train=train, dropout_key=key
+        )
+        trees = (each.get("batch_stats", {}) for each in (variables, updated))
+        # A layer of an NNX network may be unused.
+        if train and not isinstance(model, NNXNetwork):
+            if any(map(operator.is_, *map(jax.tree.leaves, trees))):
+                raise InputError(
+                    f"{name}: no step updates its statistics; give batch normalization "
+                    "use_running_average=not train"
+                )
+        return logits
 
     # Evaluation with one image, whose axis a network may lose.
     for train, size in (False, 1), (True, 2):

@@ -45,6 +45,7 @@ def test_custom_networks_train(networks, digits: Dataset, name):
     "name, message",
     [
         ("Counting", "variables of type int32 in counters; only those of a float"),
+        ("AlwaysAverages", "no step updates its statistics; give batch normalization"),
         ("Squeezed", r"must return logits \[1, 10\] of .*; got .*shape=\(10,\)"),
         ("Classes", "must return logits .* of a float type .*dtype=int32"),
         ("Empty", "no parameters"),
