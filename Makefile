@@ -55,7 +55,7 @@ peers: .venv-peers/.ready
 .venv-peers/.ready: pyproject.toml constraints/peers.txt
 	rm -rf .venv-peers
 	$(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/python $(PIP)/peers.txt $(PEERS_PIP) --editable . torch keras tensorflow-cpu
+	.venv-peers/bin/python $(PIP)/peers.txt $(PEERS_PIP) --editable '.[peers]'
 	touch $@
 
 speedrun: install

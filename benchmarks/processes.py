@@ -25,7 +25,7 @@ class Worker:
         environment: Mapping[str, str] = {},
         folder: Path | None = None,
     ) -> None:
-        self._process = subprocess.Popen(
+        self._process: Any = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             cwd=folder,
             env={**os.environ, **environment},
@@ -40,7 +40,6 @@ class Worker:
 
         If it ended instead, its last line becomes an InputError.
         """
-        assert self._process.stdout is not None
         message = "it printed nothing"
         for line in self._process.stdout:
             if line.startswith("{"):
@@ -51,7 +50,6 @@ class Worker:
 
     def ask(self, line: object = "") -> dict[str, Any]:
         """Writes a line to its input and returns the answer, as `read`."""
-        assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # `read` finds the reason
             self._process.stdin.write(f"{line}\n")
             self._process.stdin.flush()

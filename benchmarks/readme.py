@@ -4,11 +4,10 @@ python -m benchmarks.readme
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from mnist_jax.cli.main import run_program
@@ -25,13 +24,13 @@ from mnist_jax.reporting.tables import (
 from .peers.frameworks import FRAMEWORKS, PeerRecord
 from .peers.tables import (
     LOWER_QUARTILE,
-    ByFramework,
-    best_peer,
+    Rounds,
     format_ratios,
     group,
     latest_machine,
+    lower_quartile,
     paired,
-    steady_seconds,
+    rank_peers,
 )
 from .published.__main__ import format_published
 from .speedrun import SpeedRecord, format_fastest, format_speed
@@ -50,22 +49,21 @@ class Block(NamedTuple):
     format: Callable[[list[Any]], str]  # records -> Markdown
 
 
-def _speedup(race: ByFramework, peer: str) -> str:
-    pairs = paired(race, peer)
-    return f"{ratio_interval(pairs, LOWER_QUARTILE):.1f}" if pairs else "-"
+def _speedup(race: Mapping[str, Rounds], peer: str) -> str:
+    return f"{ratio_interval(paired(race, peer), LOWER_QUARTILE):.1f}"
 
 
-def _speedup_over_best(race: ByFramework) -> str:
-    peer = best_peer(race)
-    return f"{_speedup(race, peer)} ({FRAMEWORKS[peer].label})" if peer else "-"
+def _speedup_over_best(race: Mapping[str, Rounds]) -> str:
+    peer = rank_peers(race)[0]
+    return f"{_speedup(race, peer)} ({FRAMEWORKS[peer].label})"
 
 
 def format_summary(records: Sequence[PeerRecord]) -> str:
     """Formats accuracy, of `compare.jsonl`, and speed of the three networks."""
     compared = read_jsonl(RunRecord, RESULTS / "compare.jsonl")
     frame = comparison_frame(compared).sort_values("steady_epoch_seconds")
-    raced = latest_machine(records)
-    races = {model: race for (model, size), race in group(raced).items() if size == 128}
+    raced = [r for r in latest_machine(records) if r.race.batch_size == 128]
+    races = {race.model: frameworks for race, frameworks in group(raced).items()}
     rows = [
         {
             "network": f"{row.model.upper()}, {row.parameters:,} parameters",
@@ -77,12 +75,12 @@ def format_summary(records: Sequence[PeerRecord]) -> str:
         for row in frame.itertuples()
     ]
     run, machine = compared[0], compared[0].environment
-    lstm = races["lstm"]["ours"][0].result["parameters"]
+    lstm = races["lstm"]["ours"][1].result.parameters
     return (
         f"{markdown_table(pd.DataFrame(rows))}\n\n"
         f"{run.dataset.upper()}, float32, on {machine.cores} cores of an "
         f"{machine.device}: {run.config.epochs} epochs, mean ± standard deviation of "
-        f"{frame['seeds'].iloc[0]} seeds.\nSpeedup: on {raced[0].run.device}, "
+        f"{frame['seeds'].iloc[0]} seeds.\nSpeedup: on {raced[0].environment.device}, "
         "batches of 128, ratio of the lower quartiles of epochs, with its\n95 % "
         "interval; PyTorch as installed, in eager mode; the timed LSTM has two layers "
         f"({lstm:,} parameters)."
@@ -105,22 +103,20 @@ def format_networks(records: Sequence[PeerRecord]) -> str:
     """Formats the speed of the networks of `examples/`, one row each."""
     latest = latest_machine(records)
     rows: dict[str, dict[str, str]] = {}
-    for (model, size), race in group(latest).items():
-        ours = race["ours"]
-        seconds = np.percentile(steady_seconds(ours), LOWER_QUARTILE)
-        steps = -(-ours[0].run.train_images // size)
-        row = rows.setdefault(model, {"network": f"`{model}`"})
+    for race, frameworks in group(latest).items():
+        seconds, size = lower_quartile(frameworks["ours"]), race.batch_size
+        steps = -(-race.train_images // size)
+        row = rows.setdefault(race.model, {"network": f"`{race.model}`"})
         row[f"ms/step, batch {size}"] = f"{1e3 * seconds / steps:.1f}"
-        row[f"over plain Flax, {size}"] = _speedup(race, "flax")
-        row[f"over fastest peer, {size}"] = _speedup_over_best(race)
-    run = ours[0].run
+        row[f"over plain Flax, {size}"] = _speedup(frameworks, "flax")
+        row[f"over fastest peer, {size}"] = _speedup_over_best(frameworks)
     notes = [
-        f"ratios of the lower quartiles of epochs of {run.train_images:,} images, with "
-        "their 95 % intervals; rounds of processes taking turns: "
+        f"ratios of the lower quartiles of epochs of {race.train_images:,} images, "
+        "with their 95 % intervals; rounds of processes taking turns: "
         f"{max(record.round for record in latest)}",
         "plain Flax: a Python loop over jitted steps; peers: PyTorch as installed, "
         "compiled, and channels_last with memory kept by glibc",
-        f"packages: {', '.join(f'{k} {v}' for k, v in run.versions.items())}",
+        f"packages: {race.packages}",
         *provenance(latest),
     ]
     return markdown_table(pd.DataFrame(rows.values()).fillna("-"), notes)
@@ -143,9 +139,8 @@ def with_tables(text: str) -> str:
 
     def rebuild(found: re.Match[str]) -> str:
         name, made_of = found[1], BLOCKS[found[1]]
-        records: list[Any] = read_jsonl(
-            made_of.record, RESULTS / f"{made_of.results}.jsonl"
-        )
+        path = RESULTS / f"{made_of.results}.jsonl"
+        records: list[Any] = read_jsonl(made_of.record, path)
         return f"<!-- {name} -->\n{made_of.format(records)}\n<!-- /{name} -->"
 
     return re.sub(r"<!-- (\w+) -->\n.*?<!-- /\1 -->", rebuild, text, flags=re.DOTALL)

@@ -8,13 +8,11 @@ interval over the rounds (Student's t on paired logarithms). All trains on the C
 comparison is appended to benchmarks/history.jsonl.
 """
 
-import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -34,7 +32,7 @@ from mnist_jax.records.schema import append_jsonl
 from mnist_jax.reporting.statistics import Interval, paired_difference, verdict
 from mnist_jax.reporting.tables import markdown_table
 
-from .peers.worker import Arrays, save_arrays
+from .peers.worker import save_arrays
 from .processes import Worker
 
 FLAGS = flags.FLAGS
@@ -56,37 +54,30 @@ def judge(here: Sequence[float], there: Sequence[float]) -> tuple[Interval, str]
     return ratio, verdict(ratio, 1, "slower", "faster")
 
 
-def seconds_of(checkout: Path, model: str, arrays: Path, seed: int) -> float:
-    """Trains with a checkout's code; returns the median seconds of steady epochs."""
-    path = os.pathsep.join(filter(None, [str(checkout), os.environ.get("PYTHONPATH")]))
-    with Worker(
-        "benchmarks.peers.our_worker",
-        *(f"--model={model}", f"--batch_size={FLAGS.batch_size}", f"--seed={seed}"),
-        *(f"--steady_epochs={STEADY_EPOCHS.get(model, 1)}", f"--arrays={arrays}"),
-        "--compile_cache=off",
-        environment={"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
-        folder=checkout,
-    ) as worker:
-        return statistics.median(worker.read()["epoch_seconds"][1:])
+def time_rounds(
+    model: str, checkouts: Mapping[str, Path], arrays: Path
+) -> dict[str, list[float]]:
+    """Trains a network with the code of each checkout, in alternating order.
 
-
-def compare(model: str, there: Path, arrays: Path) -> dict[str, Any]:
-    """Times a network in this and another checkout, alternating, and compares them."""
-    turns = [("here", ROOT), ("there", there)]
-    seconds: dict[str, list[float]] = {name: [] for name, _ in turns}
+    Returns:
+        By checkout, the median seconds of the steady epochs of each round.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in checkouts}
     for number in range(FLAGS.rounds):
-        for name, checkout in turns[:: -1 if number % 2 else 1]:
-            seconds[name].append(seconds_of(checkout, model, arrays, number))
+        for name in list(checkouts)[:: -1 if number % 2 else 1]:
+            with Worker(
+                "benchmarks.peers.our_worker",
+                *(f"--model={model}", f"--batch_size={FLAGS.batch_size}"),
+                *(f"--seed={number}", f"--steady_epochs={STEADY_EPOCHS.get(model, 1)}"),
+                *(f"--arrays={arrays}", "--compile_cache=off"),
+                environment={"JAX_PLATFORMS": "cpu"},
+                folder=checkouts[name],  # whose packages `python -m` imports
+            ) as worker:
+                epochs = worker.read()["epoch_seconds"]
+            seconds[name].append(statistics.median(epochs[1:]))
         latest = ", ".join(f"{name} {each[-1]:.3f} s" for name, each in seconds.items())
         print(f"{model} round {number + 1}/{FLAGS.rounds}: {latest}", flush=True)
-    ratio, judgement = judge(seconds["here"], seconds["there"])
-    return {
-        "model": model,
-        "batch_size": FLAGS.batch_size,
-        "seconds": seconds,
-        "ratio": ratio._asdict(),
-        "verdict": judgement,
-    }
+    return seconds
 
 
 def main() -> None:
@@ -99,24 +90,32 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory(prefix="mnist_jax-regress-") as name:
         arrays, there = Path(name), Path(name) / "there"
-        save_arrays(Arrays(*dataset.train, *dataset.test), arrays)
+        save_arrays(dataset, arrays)
         git("worktree", "add", "--detach", str(there), against)
         try:
             for model in FLAGS.models:
-                result = compare(model, there, arrays)
-                record = {"against": against, "dataset": dataset.name, **result}
-                append_jsonl(out, {**record, "environment": machine})
+                seconds = time_rounds(model, {"here": ROOT, "there": there}, arrays)
+                ratio, judgement = judge(**seconds)
+                record = {
+                    "against": against,
+                    "dataset": dataset.name,
+                    "model": model,
+                    "batch_size": FLAGS.batch_size,
+                    "seconds": seconds,
+                    "ratio": ratio._asdict(),
+                    "verdict": judgement,
+                    "environment": machine,
+                }
+                append_jsonl(out, record)
                 rows.append(
                     {
                         "model": model,
                         "batch": FLAGS.batch_size,
-                        **{
-                            f"s/epoch {name}": f"{statistics.median(each):.3f}"
-                            for name, each in result["seconds"].items()
-                        },
-                        "here/there": f"{Interval(**result['ratio']):.3f}",
+                        "s/epoch here": f"{statistics.median(seconds['here']):.3f}",
+                        "s/epoch there": f"{statistics.median(seconds['there']):.3f}",
+                        "here/there": f"{ratio:.3f}",
                         "n": FLAGS.rounds,
-                        "verdict": result["verdict"],
+                        "verdict": judgement,
                     }
                 )
         finally:

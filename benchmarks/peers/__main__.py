@@ -9,13 +9,12 @@ rounds are not repeated, so an interrupted benchmark resumes where it stopped.
 """
 
 import contextlib
-import dataclasses
 import importlib.metadata
-import importlib.util
-import platform
+import itertools
 import shutil
+import statistics
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -30,14 +29,19 @@ from mnist_jax.cli.flags import (
 from mnist_jax.cli.main import run_program
 from mnist_jax.config import MODELS
 from mnist_jax.errors import InputError
-from mnist_jax.records.environment import code_digest, current_environment
+from mnist_jax.profiling.hardware import matmul_peaks
+from mnist_jax.records.environment import (
+    check_packages,
+    code_digest,
+    current_environment,
+)
 from mnist_jax.records.files import check_append, write_file
 from mnist_jax.records.schema import append_jsonl, read_jsonl
 
-from .frameworks import FRAMEWORKS, PEAK, Cell, PeerRecord, Setup
-from .tables import format_tables
-from .turns import Conditions, measure
-from .worker import EXAMPLES, Arrays, save_arrays
+from .frameworks import FRAMEWORKS, PACKAGES, PeerRecord, Race
+from .tables import format_ratios, format_times
+from .turns import take_turns
+from .worker import EXAMPLES, save_arrays
 
 FLAGS = flags.FLAGS
 
@@ -45,147 +49,109 @@ FLAGS = flags.FLAGS
 # one to three seconds in which shared hosts are slower.
 EPOCH_IMAGES = {"mlp": 60_000, "lstm": 6_400, "cnn": 12_800}
 CUSTOM_IMAGES = 2_560
-PACKAGES = "jax jaxlib flax optax numpy torch keras tensorflow tensorflow-cpu".split()
 
 
-def make_plan(
-    frameworks: Iterable[str], models: Iterable[str], batch_sizes: Iterable[int]
-) -> list[list[Cell]]:
-    """Returns the groups of a round, in order; the cells of a group take turns."""
-    rows = [(name, FRAMEWORKS[name].models) for name in dict.fromkeys(frameworks)]
-    groups = [
-        [Cell(name, model, size) for name, has in rows if has is None or model in has]
-        for model in dict.fromkeys(models)
-        for size in dict.fromkeys(batch_sizes)
-    ]
-    return [[PEAK], *filter(None, groups)]
-
-
-def missing(
-    records: Iterable[PeerRecord], plan: Sequence[list[Cell]], rounds: int
-) -> list[tuple[int, list[Cell]]]:
-    """Returns the rounds and groups of a plan that are not wholly recorded."""
-    done = {(record.round, record.cell) for record in records if record.result}
-    return [
-        (number, cells)
-        for number in range(1, rounds + 1)
-        for cells in plan
-        if not done.issuperset((number, cell) for cell in cells)
-    ]
-
-
-def check_installed(plan: Iterable[Sequence[Cell]]) -> None:
-    """Raises InputError if a package that the plan needs is not installed."""
-    names = {cell.framework for cells in plan for cell in cells if cell != PEAK}
-    packages = {package for name in names for package in FRAMEWORKS[name].packages}
-    if absent := {name for name in packages if importlib.util.find_spec(name) is None}:
-        raise InputError(
-            f"{' and '.join(sorted(absent))} not installed here; run `make peers`, "
-            "which creates a separate environment, or use only --frameworks=ours,flax"
-        )
-
-
-def _versions() -> dict[str, str]:
-    """Returns the versions of Python and of the benchmarked packages."""
-    versions = {"python": platform.python_version()}
-    for name in PACKAGES:
+def _versions() -> str:
+    """Returns the versions of the packages of the peers."""
+    versions = []
+    for name in ("torch", "keras", "tensorflow", "tensorflow-cpu"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+    return ", ".join(versions)
 
 
-def describe(record: PeerRecord) -> str:
-    """Formats a measurement as a progress line."""
-    name = f"{record.model:4} {record.batch_size:4} {record.framework:19}"
-    if record.error is not None:
-        return f"{name} FAILED: {record.error}"
-    if record.cell == PEAK:
-        return f"{name} {max(record.result.values()):8.1f} GFLOP/s"
-    return (
-        f"{name} {record.epoch_seconds:8.3f} s/epoch  "
-        f"accuracy {record.result['test_accuracy']:.4f}  "
-        f"{record.result['peak_rss_mb']:5,} MB"
-    )
+def frameworks_for(model: str, names: Iterable[str]) -> list[str]:
+    """Returns those of the frameworks that have a network, each once."""
+    have = {name: FRAMEWORKS[name].models for name in names}
+    return [name for name, models in have.items() if models is None or model in models]
 
 
 def run_rounds(
-    conditions: Conditions, plan: Sequence[list[Cell]], rounds: int, results: Path
-) -> list[PeerRecord]:
-    """Runs, records and prints the groups that are not in the results yet.
+    races: Mapping[Race, Sequence[str]], rounds: int, results: Path, arrays: Path
+) -> tuple[list[PeerRecord], bool]:
+    """Runs, records and prints the races of which a framework is not recorded yet.
 
     Returns:
-        All records with the same setup, earlier ones included.
+        All records of these races on this machine, and whether all are complete.
     """
+    machine = current_environment().compared()
+    peak = max(matmul_peaks().values())
     records = [
         record
         for record in read_jsonl(PeerRecord, results)
-        if record.run == conditions.setups.get(record.model)
+        if record.race in races and record.environment.compared() == machine
     ]
-    failed: set[Cell] = set()  # which would fail in every round
-    todo = missing(records, plan, rounds)
-    total = rounds * len(plan)
-    print(f"{len(todo)} of {total} measurements to run for {results}", flush=True)
-    for count, (number, cells) in enumerate(todo, start=1):
-        print(f"{count}/{len(todo)}  round {number}/{rounds}", flush=True)
-        if cells := [cell for cell in cells if cell not in failed]:
-            for record in measure(conditions, number, cells):
+    done = {(record.race, record.framework, record.round) for record in records}
+    failed = set()  # which would fail in every round
+    for number in range(1, rounds + 1):
+        for race, names in races.items():
+            names = [name for name in names if (race, name) not in failed]
+            if done.issuperset((race, name, number) for name in names):
+                continue
+            batch = f"batches of {race.batch_size}"
+            print(f"round {number}/{rounds}: {race.model}, {batch}", flush=True)
+            environment = current_environment()
+            answers = take_turns(race, names, number, arrays)
+            for name in names:
+                answer = answers[name]
+                if isinstance(answer, InputError):
+                    failed.add((race, name))
+                    print(f"  {name:19} FAILED: {answer}", flush=True)
+                    continue
+                record = PeerRecord(race, name, number, environment, peak, answer)
                 append_jsonl(results, record)
-                print(f"  {describe(record)}", flush=True)
                 records.append(record)
-                if record.error is not None:
-                    failed.add(record.cell)
-    return records
+                print(
+                    f"  {name:19} {statistics.median(record.steady_seconds):8.3f} "
+                    f"s/epoch  accuracy {answer.test_accuracy:.4f}  "
+                    f"{answer.peak_rss_mb:5,} MB",
+                    flush=True,
+                )
+    return records, not failed
 
 
 def main() -> None:
     """Runs the missing measurements and prints the tables."""
-    models = EXAMPLES if FLAGS.models == ["examples"] else FLAGS.models
-    short = {f"examples/{model}": model for model in EXAMPLES}
-    models = [short.get(model, model) for model in models]
-    if unknown := [m for m in models if m not in MODELS and ":" not in m]:
-        raise InputError(
-            f"--models must be examples, or some of {', '.join(MODELS)} and "
-            f"path/to/file.py:Class; got {unknown[0]}"
-        )
     frameworks = list(FLAGS.frameworks)
     if not (shutil.which("g++") or shutil.which("clang++")):
         frameworks = [name for name in frameworks if name != "torch_compile"]
         print("torch_compile is left out: it needs a C++ compiler")
-    plan = make_plan(frameworks, models, FLAGS.batches)
-    check_installed(plan)
     jax.config.update("jax_platforms", "cpu")
-    dataset = load_data(FLAGS.dataset)
-    environment, size = current_environment(), len(dataset.train.labels)
-    peak = Setup(
-        # The timed code is the package and the workers.
-        code=code_digest(sorted(Path(__file__).parent.glob("*worker.py"))),
-        device=environment.device,
-        cores=environment.cores,
-        versions=_versions(),
-        dataset=dataset.name,
-        checksum=dataset.checksum,
-        train_images=0,
-        steady_epochs=0,
-    )
-    setups = {PEAK.model: peak}
-    for model in models:
+    dataset, here = load_data(FLAGS.dataset), Path(__file__).parent
+    # The timed code is the package, the workers and their networks.
+    code = code_digest([here / "worker.py", *sorted(here.glob("*_*.py"))])
+    versions = _versions()
+    races: dict[Race, list[str]] = {}
+    models = EXAMPLES if FLAGS.models == ["examples"] else FLAGS.models
+    for model, batch_size in itertools.product(models, FLAGS.batches):
         images = FLAGS.train_size or EPOCH_IMAGES.get(model, CUSTOM_IMAGES)
-        setups[model] = dataclasses.replace(
-            peak, train_images=min(images, size), steady_epochs=FLAGS.steady_epochs
+        race = Race(
+            model=model,
+            batch_size=batch_size,
+            train_images=min(images, len(dataset.train.labels)),
+            steady_epochs=FLAGS.steady_epochs,
+            dataset=dataset.name,
+            checksum=dataset.checksum,
+            code=code,
+            packages=versions,
         )
+        races[race] = frameworks_for(model, frameworks)
+    workers = {FRAMEWORKS[name].worker for names in races.values() for name in names}
+    packages = [name for worker in workers for name in PACKAGES.get(worker, ())]
+    check_packages("this choice of --frameworks", packages, "peers")
     out = Path(FLAGS.out)
     results = out / "peers.jsonl"
     check_append(results)
     if FLAGS.overwrite:
         results.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="mnist_jax-peers-") as folder:
-        save_arrays(Arrays(*dataset.train, *dataset.test), Path(folder))
-        conditions = Conditions(setups, environment, Path(folder))
-        records = run_rounds(conditions, plan, FLAGS.rounds, results)
-    markdown = format_tables(records)
-    write_file(out / "peers.md", markdown + "\n")
-    print(f"\n{markdown}\n\nwritten: {out}/peers.jsonl and .md")
-    if missing(records, plan, FLAGS.rounds):
+        save_arrays(dataset, Path(folder))
+        records, complete = run_rounds(races, FLAGS.rounds, results, Path(folder))
+    if records:
+        markdown = f"{format_ratios(records)}\n\n{format_times(records)}"
+        write_file(out / "peers.md", markdown + "\n")
+        print(f"\n{markdown}\n\nwritten: {out}/peers.jsonl and .md")
+    if not complete:
         raise InputError(
             "some measurements failed (see above); run again to repeat what is missing"
         )
@@ -195,6 +161,15 @@ def run() -> None:
     """Entry point."""
     custom = "examples, or comma-separated networks, also path/to/file.py:Class"
     flags.DEFINE_list("models", list(MODELS), custom)
+    flags.register_validator(
+        "models",
+        lambda models: (
+            models == ["examples"]
+            or all(model in MODELS or ":" in model for model in models)
+        ),
+        f"must be examples, or one or more of {', '.join(MODELS)} and "
+        "path/to/file.py:Class",
+    )
     define_numbers_flag("batches", [128, 32], "batch sizes, comma-separated")
     names = ", ".join(FRAMEWORKS)
     flags.DEFINE_list("frameworks", list(FRAMEWORKS), f"rows of the table: {names}")

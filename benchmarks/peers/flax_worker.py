@@ -17,21 +17,20 @@ import optax
 from flax import linen as nn
 
 from mnist_jax.config import MODELS, TrainConfig, parse_conv_stage
-from mnist_jax.data.types import MNIST
+from mnist_jax.data.pixels import Preprocess
+from mnist_jax.data.types import MNIST, Dataset
 from mnist_jax.models.networks import count_params, create_model
 from mnist_jax.training import steps
+from mnist_jax.training.epochs import predict_images
 
 from .worker import (
     LEARNING_RATE,
-    Arrays,
     Job,
     Measurement,
     preprocess,
     run_worker,
     time_epochs,
 )
-
-TEST_CHUNK = 500
 
 
 class Network(nn.Module):
@@ -60,7 +59,7 @@ class Network(nn.Module):
         return nn.Dense(10)(x)
 
 
-def measure(job: Job, arrays: Arrays) -> Measurement:
+def measure(job: Job, dataset: Dataset) -> Measurement:
     """Trains and times a network; epoch times include shuffling."""
     model: nn.Module = Network(job.config)
     if job.model not in MODELS:
@@ -76,15 +75,7 @@ def measure(job: Job, arrays: Arrays) -> Measurement:
         key, mask = jax.random.fold_in(run_key, number), jnp.ones(len(images))
         return steps.train_step(state, images, labels, mask, key, model=model, tx=tx)[0]
 
-    @jax.jit
-    def count_correct(
-        state: steps.TrainState, images: jax.Array, labels: jax.Array
-    ) -> jax.Array:
-        mask = jnp.ones(len(images))
-        metrics = steps.eval_step(state.variables, images, labels, mask, model=model)
-        return metrics.correct
-
-    images, labels = preprocess(arrays.train_images), arrays.train_labels
+    images, labels = preprocess(dataset.train.images), dataset.train.labels
     rng, numbers = np.random.default_rng(job.seed), itertools.count()
 
     def train_epoch() -> None:
@@ -96,15 +87,11 @@ def measure(job: Job, arrays: Arrays) -> Measurement:
         jax.block_until_ready(state)
 
     seconds = time_epochs(train_epoch, job)
-    test, truth = preprocess(arrays.test_images), arrays.test_labels
-    chunks = [slice(i, i + TEST_CHUNK) for i in range(0, len(truth), TEST_CHUNK)]
-    correct = sum(int(count_correct(state, test[c], truth[c])) for c in chunks)
-    return Measurement(
-        seconds,
-        correct / len(truth),
-        count_params(model, MNIST.image),
-        "a Python loop over jitted steps",
-    )
+    predicted = predict_images(
+        model, Preprocess("scaled"), state.variables, dataset.test.images
+    ).argmax(axis=1)
+    accuracy = float((predicted == dataset.test.labels).mean())
+    return Measurement(seconds, accuracy, count_params(model, MNIST.image))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ import time
 from typing import Any
 
 from mnist_jax.config import parse_conv_stage
+from mnist_jax.data.types import Dataset
 
-from .worker import LEARNING_RATE, Arrays, Job, Measurement, preprocess, run_worker
+from .worker import LEARNING_RATE, Job, Measurement, preprocess, run_worker
 
 # JAX unrolls the steps.
 _STEPS_PER_EXECUTION = {
@@ -25,7 +26,7 @@ _STEPS_PER_EXECUTION = {
 }
 
 
-def measure(job: Job, arrays: Arrays) -> Measurement:
+def measure(job: Job, dataset: Dataset) -> Measurement:
     """Trains and times a network; epoch times include shuffling."""
     backend = job.variant or "tensorflow"
     os.environ["KERAS_BACKEND"] = backend  # read when keras is imported
@@ -53,12 +54,11 @@ def measure(job: Job, arrays: Arrays) -> Measurement:
     for width in config.hidden:
         model.add(layers.Dense(width, "relu"))
     model.add(layers.Dense(10))
-    steps = _STEPS_PER_EXECUTION[backend][job.model]
     is_small_mlp = job.model == "mlp" and job.batch_size < 64
     model.compile(
         keras.optimizers.Adam(LEARNING_RATE),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        steps_per_execution=steps,
+        steps_per_execution=_STEPS_PER_EXECUTION[backend][job.model],
         jit_compile=True if is_small_mlp else "auto",
     )
     seconds: list[float] = []
@@ -72,13 +72,13 @@ def measure(job: Job, arrays: Arrays) -> Measurement:
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             seconds.append(time.perf_counter() - self.start)
 
-    images, clock = preprocess(arrays.train_images), Clock()
+    images, clock = preprocess(dataset.train.images), Clock()
     for epoch in range(job.epochs):
         # Waiting within `fit` makes TensorFlow's input pipeline sleep for up to 40 s in
         # the next epoch. A call of its own adds nothing to what the clock measures.
         model.fit(
             images,
-            arrays.train_labels,
+            dataset.train.labels,
             job.batch_size,
             initial_epoch=epoch,
             epochs=epoch + 1,
@@ -86,10 +86,9 @@ def measure(job: Job, arrays: Arrays) -> Measurement:
             callbacks=[clock],
         )
         job.end_turn(len(seconds))
-    logits = model.predict(preprocess(arrays.test_images), batch_size=1000, verbose=0)
-    accuracy = float((logits.argmax(axis=1) == arrays.test_labels).mean())
-    settings = f"jit_compile={model.jit_compile}, steps_per_execution={steps}"
-    return Measurement(seconds, accuracy, model.count_params(), settings)
+    logits = model.predict(preprocess(dataset.test.images), batch_size=1000, verbose=0)
+    accuracy = float((logits.argmax(axis=1) == dataset.test.labels).mean())
+    return Measurement(seconds, accuracy, model.count_params())
 
 
 if __name__ == "__main__":

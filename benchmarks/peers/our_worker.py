@@ -7,18 +7,16 @@ import dataclasses
 
 from mnist_jax.cli.flags import define_machine_flags
 from mnist_jax.cli.main import start_jax
-from mnist_jax.data.types import Dataset, Split
+from mnist_jax.data.types import Dataset
 from mnist_jax.training.fit import Epoch, Result, fit
 from mnist_jax.training.prepare import prepare
 
-from .worker import Arrays, Job, Measurement, run_worker
+from .worker import Job, Measurement, run_worker
 
 
-def measure(job: Job, arrays: Arrays) -> Measurement:
+def measure(job: Job, dataset: Dataset) -> Measurement:
     """Trains and times a network with `fit`; epoch times include shuffling."""
     start_jax()
-    train, test = Split(*arrays[:2]), Split(*arrays[2:])
-    dataset = Dataset(train, test, classes=10, name="arrays")
     config = dataclasses.replace(job.config, precision=job.variant or "float32")
     for event in fit(prepare(config, dataset), [job.seed]):
         if isinstance(event, Epoch):
@@ -27,13 +25,7 @@ def measure(job: Job, arrays: Arrays) -> Measurement:
             record = event.record
     seconds = [epoch.train_seconds for epoch in record.epochs]
     seconds[0] += record.compile_seconds
-    but = " but float32 convolutions" if record.float32_convolutions else ""
-    return Measurement(
-        seconds,
-        record.test_accuracy,
-        record.parameters,
-        f"{record.impl} layers, {record.devices} host devices, {config.precision}{but}",
-    )
+    return Measurement(seconds, record.test_accuracy, record.parameters)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Peer records -> tables that compare this project with other frameworks."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -8,104 +8,94 @@ import pandas as pd
 from mnist_jax.config import MODELS
 from mnist_jax.data.types import MNIST
 from mnist_jax.models.flops import training_flops
-from mnist_jax.reporting.statistics import (
-    median_range,
-    ratio_interval,
-    spread,
-    verdict,
-)
-from mnist_jax.reporting.tables import bullets, markdown_table, provenance
+from mnist_jax.reporting.statistics import median_range, ratio_interval, spread, verdict
+from mnist_jax.reporting.tables import markdown_table, provenance
 
-from .frameworks import FRAMEWORKS, OURS, PEAK, PeerRecord
-from .worker import EXAMPLES, Job
+from .frameworks import FRAMEWORKS, PACKAGES, PeerRecord, Race
+from .worker import Job
 
-ByFramework = dict[str, list[PeerRecord]]
+Rounds = dict[int, PeerRecord]  # of a framework, by number
+Races = Mapping[Race, dict[str, Rounds]]  # by framework
 LOWER_QUARTILE, MEDIAN = 25, 50
 
 
 def latest_machine(records: Sequence[PeerRecord]) -> list[PeerRecord]:
-    """Returns the records of the machine, versions and code of the latest one."""
-    last = max(records, key=lambda record: record.date).run
-    key = last.device, last.versions, last.code
-    return [r for r in records if (r.run.device, r.run.versions, r.run.code) == key]
+    """Returns the records of the machine, versions and code of the last one."""
+
+    def key(record: PeerRecord) -> tuple[object, ...]:
+        return record.race.code, record.race.packages, record.environment.compared()
+
+    return [record for record in records if key(record) == key(records[-1])]
 
 
-def group(records: Iterable[PeerRecord]) -> dict[tuple[str, int], ByFramework]:
-    """Groups the successful measurements by (model, batch size), then by framework.
-
-    Of repeated measurements of a round, the last one counts.
-    """
-    latest = {(r.round, r.cell): r for r in records if r.result}
-    groups: dict[tuple[str, int], ByFramework] = {}
-    for record in latest.values():
-        if record.framework in FRAMEWORKS:
-            by_framework = groups.setdefault((record.model, record.batch_size), {})
-            by_framework.setdefault(record.framework, []).append(record)
-    return groups
+def group(records: Iterable[PeerRecord]) -> Races:
+    """Groups measurements; of those of a framework in one round, the last counts."""
+    races: dict[Race, dict[str, Rounds]] = {}
+    for record in records:
+        rounds = races.setdefault(record.race, {}).setdefault(record.framework, {})
+        rounds[record.round] = record
+    return races
 
 
-def steady_seconds(runs: Iterable[PeerRecord]) -> list[float]:
-    """Returns the seconds of all epochs after the first of each run."""
-    return [seconds for run in runs for seconds in run.result["epoch_seconds"][1:]]
+def steady_seconds(rounds: Rounds) -> list[float]:
+    """Returns the seconds of all epochs after the first of each round."""
+    return [seconds for run in rounds.values() for seconds in run.steady_seconds]
 
 
-def best_peer(
-    by_framework: ByFramework, precision: str = "float32", as_installed: bool = False
-) -> str | None:
-    """Returns the peer with the lowest lower quartile of its epochs, if there is one.
+def lower_quartile(rounds: Rounds) -> float:
+    """Returns the lower quartile of `steady_seconds`."""
+    return float(np.percentile(steady_seconds(rounds), LOWER_QUARTILE))
 
-    Args:
-        by_framework: measurements of one model and batch size.
-        precision: of the rows.
-        as_installed: exclude rows that set environment variables.
-    """
-    rows = {name: FRAMEWORKS[name] for name in by_framework}
-    quartiles = {
-        name: np.percentile(steady_seconds(by_framework[name]), LOWER_QUARTILE)
-        for name, row in rows.items()
-        if row.is_peer and row.precision == precision
-        if not (as_installed and row.environment)
-    }
-    return min(quartiles, key=lambda name: quartiles[name], default=None)
+
+def rank_peers(frameworks: Mapping[str, Rounds], ours: str = "ours") -> list[str]:
+    """Returns the peers of a race that have the precision of ours, fastest first."""
+    half = FRAMEWORKS[ours].is_bfloat16
+    peers = [
+        name
+        for name in frameworks
+        if FRAMEWORKS[name].worker in PACKAGES and FRAMEWORKS[name].is_bfloat16 == half
+    ]
+    return sorted(peers, key=lambda name: lower_quartile(frameworks[name]))
 
 
 def paired(
-    by_framework: ByFramework, peer: str, ours: str = "ours"
+    frameworks: Mapping[str, Rounds], peer: str, ours: str = "ours"
 ) -> list[tuple[list[float], list[float]]]:
     """Returns the epochs of a peer's row and of ours, of each round that has both."""
-    theirs, own = (
-        {run.round: steady_seconds([run]) for run in by_framework.get(name, [])}
-        for name in (peer, ours)
-    )
-    return [(theirs[n], own[n]) for n in sorted(theirs.keys() & own.keys())]
+    theirs, own = (frameworks.get(name, {}) for name in (peer, ours))
+    return [
+        (theirs[number].steady_seconds, own[number].steady_seconds)
+        for number in sorted(theirs.keys() & own.keys())
+    ]
 
 
-def ratio_frame(records: Iterable[PeerRecord]) -> pd.DataFrame:
-    """Returns our speedups by model and batch size over the fastest peers.
+def ratio_frame(races: Races) -> pd.DataFrame:
+    """Returns our speedups in each race over the fastest peers.
 
     Those are the fastest of all, and the fastest as installed if it is another one; for
     bfloat16 also this project in float32, for custom networks plain Flax.
     """
     rows = []
-    for (model, batch_size), by_framework in group(records).items():
-        for precision, ours in OURS.items():
-            fastest = best_peer(by_framework, precision)
-            peers = {best_peer(by_framework, precision, True): ", as installed"}
-            peers[fastest] = ""
-            if precision != "float32":
-                peers["ours"] = ""
-            elif model not in MODELS:
-                peers["flax"] = ""
-            for peer in dict.fromkeys((fastest, *peers)):
-                if peer is None or not (pairs := paired(by_framework, peer, ours)):
+    for race, frameworks in races.items():
+        for ours in ("ours", "ours_bfloat16"):
+            ranked = rank_peers(frameworks, ours)
+            installed = [name for name in ranked if not FRAMEWORKS[name].environment]
+            peers = [*ranked[:1], *installed[:1]]
+            if ours == "ours_bfloat16":
+                peers.append("ours")
+            elif race.model not in MODELS:
+                peers.append("flax")
+            for peer in dict.fromkeys(peers):
+                if not (pairs := paired(frameworks, peer, ours)):
                     continue
+                note = ", as installed" if peer in ranked[1:] else ""
                 ratio = ratio_interval(pairs, LOWER_QUARTILE)
                 rows.append(
                     {
-                        "model": model,
-                        "batch": batch_size,
-                        "ours": precision,
-                        "peer": FRAMEWORKS[peer].label + peers[peer],
+                        "model": race.model,
+                        "batch": race.batch_size,
+                        "ours": FRAMEWORKS[ours].variant,
+                        "peer": FRAMEWORKS[peer].label + note,
                         "speedup": f"{ratio:.2f}",
                         "medians": f"{ratio_interval(pairs, MEDIAN).mean:.2f}",
                         "n": sum(len(theirs) for theirs, _ in pairs),
@@ -115,42 +105,35 @@ def ratio_frame(records: Iterable[PeerRecord]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def peak_gflops(records: Iterable[PeerRecord]) -> float | None:
-    """Returns the matmul peak, the best of libraries and rounds; None if unmeasured."""
-    peaks = [
-        max(record.result.values())
-        for record in records
-        if record.cell == PEAK and record.result
-    ]
-    return max(peaks, default=None)
-
-
-def time_frame(records: Sequence[PeerRecord]) -> pd.DataFrame:
-    """Returns one row per model, batch size and framework, fastest first."""
-    peak, rows, order = peak_gflops(records), {}, [*MODELS, *EXAMPLES]
-    for (model, batch_size), by_framework in group(records).items():
-        flops = training_flops(Job(model, batch_size).config, MNIST)
-        for name, runs in by_framework.items():
-            results, seconds = [run.result for run in runs], steady_seconds(runs)
-            fast = float(np.percentile(seconds, LOWER_QUARTILE))
-            images_per_second = runs[0].run.train_images / fast
-            utilization = flops * images_per_second / (peak * 1e9) if peak else None
-            first = [result["epoch_seconds"][0] for result in results]
-            position = order.index(model) if model in order else len(order)
-            rows[position, model, -batch_size, -images_per_second, name] = {
-                "model": model,
-                "batch": batch_size,
-                "framework": FRAMEWORKS[name].label,
-                "s/epoch, lower quartile": f"{fast:.3f}",
-                "s/epoch": f"{median_range(seconds):,.3f} (n={len(seconds)})",
-                "images/s": f"{images_per_second:,.0f}",
-                "% of peak": f"{100 * utilization:.1f}" if utilization else "-",
-                "first epoch s": f"{median_range(first):,.2f}",
-                "test accuracy": spread([r["test_accuracy"] for r in results]),
-                "peak MB": f"{max(r['peak_rss_mb'] for r in results):,}",
-                "parameters": f"{results[0]['parameters']:,}",
-            }
-    return pd.DataFrame([rows[key] for key in sorted(rows)])
+def time_frame(races: Races, peak_gflops: float) -> pd.DataFrame:
+    """Returns one row per race and framework, the fastest framework first."""
+    rows = []
+    for race, frameworks in races.items():
+        flops = training_flops(Job(race.model).config, MNIST)
+        for name, rounds in sorted(
+            frameworks.items(), key=lambda row: lower_quartile(row[1])
+        ):
+            seconds, fast = steady_seconds(rounds), lower_quartile(rounds)
+            images_per_second = race.train_images / fast
+            gflops = flops * images_per_second / 1e9
+            results = [run.result for run in rounds.values()]
+            first = [result.epoch_seconds[0] for result in results]
+            rows.append(
+                {
+                    "model": race.model,
+                    "batch": race.batch_size,
+                    "framework": FRAMEWORKS[name].label,
+                    "s/epoch, lower quartile": f"{fast:.3f}",
+                    "s/epoch": f"{median_range(seconds):,.3f} (n={len(seconds)})",
+                    "images/s": f"{images_per_second:,.0f}",
+                    "% of peak": f"{100 * gflops / peak_gflops:.1f}",
+                    "first epoch s": f"{median_range(first):,.2f}",
+                    "test accuracy": spread([one.test_accuracy for one in results]),
+                    "peak MB": f"{max(one.peak_rss_mb for one in results):,}",
+                    "parameters": f"{results[0].parameters:,}",
+                }
+            )
+    return pd.DataFrame(rows)
 
 
 RATIO_NOTES = (
@@ -174,34 +157,26 @@ TIME_NOTES = (
 
 def format_ratios(records: Sequence[PeerRecord]) -> str:
     """Formats the speedups on the latest machine and how they were measured."""
-    timed = [r for r in latest_machine(records) if r.result and r.cell != PEAK]
-    if not timed:
-        return "nothing was measured"
-    run, frame = timed[0].run, ratio_frame(timed)
-    epochs = {r.model: (r.run.train_images, r.run.steady_epochs) for r in timed}
-    counts = ", ".join(
-        f"{model} {count} of {images:,} images"
-        for model, (images, count) in epochs.items()
-    )
-    versions = ", ".join(f"{name} {text}" for name, text in run.versions.items())
+    latest = latest_machine(records)
+    races, race, machine = group(latest), latest[0].race, latest[0].environment
+    epochs = {
+        race.model: f"{race.model} {race.steady_epochs} of {race.train_images:,} images"
+        for race in races
+    }
     notes = [
-        f"rounds: {max(r.round for r in timed)}; epochs after the first in each: "
-        f"{counts}; {run.cores} threads per program",
-        f"data: {run.dataset}, sha256 {run.checksum}; packages: {versions}",
-        *provenance(timed),
+        f"rounds: {max(record.round for record in latest)}; epochs after the first in "
+        f"each: {', '.join(epochs.values())}; {machine.cores} threads per program",
+        f"data: {race.dataset}, sha256 {race.checksum}; packages: {race.packages}",
+        *provenance(latest),
         *RATIO_NOTES,
     ]
-    title = f"**{run.dataset.upper()} on {run.device} ({run.cores} cores)**"
-    table = markdown_table(frame) if len(frame) else "no pair to compare"
-    return f"{title}\n\n{table}\n\n{bullets(notes)}"
+    title = f"**{race.dataset.upper()} on {machine.device} ({machine.cores} cores)**"
+    return f"{title}\n\n{markdown_table(ratio_frame(races), notes)}"
 
 
-def format_tables(records: Sequence[PeerRecord]) -> str:
-    """Formats the speedups and the times on the latest machine as Markdown."""
-    ratios, records = format_ratios(records), latest_machine(records)
-    if not group(records):
-        return ratios
-    peak = peak_gflops(records)
-    measured = f"{peak:,.0f} GFLOP/s" if peak else "not measured"
-    notes = [f"matmul peak: {measured}", *TIME_NOTES]
-    return f"{ratios}\n\n{markdown_table(time_frame(records), notes)}"
+def format_times(records: Sequence[PeerRecord]) -> str:
+    """Formats the times on the latest machine."""
+    latest = latest_machine(records)
+    peak = max(record.matmul_gflops for record in latest)
+    notes = [f"matmul peak: {peak:,.0f} GFLOP/s", *TIME_NOTES]
+    return markdown_table(time_frame(group(latest), peak), notes)

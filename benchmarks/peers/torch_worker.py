@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from mnist_jax.data.types import Dataset
+
 from .torch_networks import create_model
 from .worker import (
     LEARNING_RATE,
-    Arrays,
     Job,
     Measurement,
     preprocess,
@@ -28,7 +29,7 @@ from .worker import (
 TEST_CHUNK = 1000
 
 
-def measure(job: Job, arrays: Arrays) -> Measurement:
+def measure(job: Job, dataset: Dataset) -> Measurement:
     """Trains and times a network; epoch times include shuffling."""
     torch.set_num_threads(job.threads)
     torch.manual_seed(job.seed)
@@ -36,9 +37,9 @@ def measure(job: Job, arrays: Arrays) -> Measurement:
     def to_tensor(images: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(preprocess(images))
 
-    images = to_tensor(arrays.train_images)
-    labels = torch.from_numpy(arrays.train_labels).long()
-    model, half = create_model(job), job.variant == "bfloat16"
+    images = to_tensor(dataset.train.images)
+    labels = torch.from_numpy(dataset.train.labels).long()
+    model, half = create_model(job.model), job.variant == "bfloat16"
     if half or job.variant == "channels_last":  # of the convolutions' weights
         model = model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
@@ -61,12 +62,11 @@ def measure(job: Job, arrays: Arrays) -> Measurement:
     seconds = time_epochs(train_epoch, job)
     model.eval()
     with torch.inference_mode():
-        chunks = to_tensor(arrays.test_images).split(TEST_CHUNK)
+        chunks = to_tensor(dataset.test.images).split(TEST_CHUNK)
         predicted = torch.cat([model(chunk).argmax(dim=1) for chunk in chunks])
-    accuracy = float((predicted.numpy() == arrays.test_labels).mean())
+    accuracy = float((predicted.numpy() == dataset.test.labels).mean())
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    settings = f"{job.variant or 'eager'}, fused Adam, {job.threads} threads"
-    return Measurement(seconds, accuracy, parameters, settings)
+    return Measurement(seconds, accuracy, parameters)
 
 
 if __name__ == "__main__":

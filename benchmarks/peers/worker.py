@@ -9,13 +9,15 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from absl import flags
 
-from mnist_jax.config import MODELS, TrainConfig
+from mnist_jax.config import TrainConfig
+from mnist_jax.data.types import CLASSES, Dataset, Split
 from mnist_jax.profiling.memory import peak_megabytes
 
 FLAGS = flags.FLAGS
@@ -23,17 +25,20 @@ FLAGS = flags.FLAGS
 LEARNING_RATE = 1e-3
 # The networks of the presets av_dnn, av_lstm (with tanh, without dropout) and ml10_cnn.
 NETWORKS: dict[str, dict[str, Any]] = {
-    "mlp": dict(hidden=(128, 128)),
-    "lstm": dict(lstm_units=(128, 128), activation="tanh", hidden=(32,)),
-    "cnn": dict(conv=("32:pool2", "64:pool2", "64"), hidden=(64,)),
+    "mlp": dict(dropout=(0.0,), hidden=(128, 128)),
+    "lstm": dict(
+        dropout=(0.0,), lstm_units=(128, 128), activation="tanh", hidden=(32,)
+    ),
+    "cnn": dict(dropout=(0.0,), conv=("32:pool2", "64:pool2", "64"), hidden=(64,)),
 }
-# Networks as users write them, in `examples/`.
+# Networks as users write them, in the checkout's folder `examples/`.
 EXAMPLES = tuple(
-    "lenet.py:LeNet vgg.py:VGG resnet.py:ResNet mobilenet.py:MobileNet "
-    "convnext.py:ConvNeXt dilated.py:Dilated unet.py:UNet nnx_cnn.py:CNN "
-    "mixer.py:Mixer vit.py:ViT lstm.py:LSTM gru.py:GRU".split()
+    "examples/lenet.py:LeNet examples/vgg.py:VGG examples/resnet.py:ResNet "
+    "examples/mobilenet.py:MobileNet examples/convnext.py:ConvNeXt "
+    "examples/dilated.py:Dilated examples/unet.py:UNet examples/nnx_cnn.py:CNN "
+    "examples/mixer.py:Mixer examples/vit.py:ViT examples/lstm.py:LSTM "
+    "examples/gru.py:GRU".split()
 )
-_FOLDER = Path(__file__).parents[2] / "examples"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,19 +62,15 @@ class Job:
     @property
     def config(self) -> TrainConfig:
         """This project's config: Adam with a constant learning rate."""
-        network: dict[str, Any] = {"model": self.model}
-        if self.model in MODELS:
-            network |= {"dropout": (0.0,), **NETWORKS[self.model]}
-        elif self.model in EXAMPLES:
-            network = {"model": f"{_FOLDER / self.model}"}
         return TrainConfig(
+            model=self.model,
             batch_size=self.batch_size,
             epochs=self.epochs,
             seed=self.seed,
             learning_rate=LEARNING_RATE,
             schedule="constant",
             validation="none",
-            **network,
+            **NETWORKS.get(self.model, {}),
         )
 
     def end_turn(self, epochs_done: int) -> None:
@@ -79,22 +80,14 @@ class Job:
             sys.stdin.readline()
 
 
-class Arrays(NamedTuple):
-    """The dataset as host arrays."""
-
-    train_images: np.ndarray  # [N,28,28] uint8
-    train_labels: np.ndarray  # [N] int32
-    test_images: np.ndarray
-    test_labels: np.ndarray
-
-
-class Measurement(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Measurement:
     """A worker's result; compilation ahead of training counts as first epoch time."""
 
     epoch_seconds: list[float]  # the first epoch, then the steady ones
     test_accuracy: float
     parameters: int
-    form: str  # settings that users of the framework would ask about
+    peak_rss_mb: int = field(default_factory=lambda: round(peak_megabytes()))
 
 
 def preprocess(images: np.ndarray) -> np.ndarray:
@@ -113,29 +106,34 @@ def time_epochs(train_epoch: Callable[[], None], job: Job) -> list[float]:
     return seconds
 
 
-def save_arrays(arrays: Arrays, folder: Path) -> None:
-    """Saves the arrays, one .npy file each."""
-    for name, array in arrays._asdict().items():
-        np.save(folder / f"{name}.npy", array)
+def save_arrays(dataset: Dataset, folder: Path) -> None:
+    """Saves the splits of a dataset, one .npy file for each array."""
+    for name, split in dataset.splits().items():
+        np.save(folder / f"{name}_images.npy", split.images)
+        np.save(folder / f"{name}_labels.npy", split.labels)
 
 
-def run_worker(measure: Callable[[Job, Arrays], Measurement]) -> None:
+def _load_split(name: str, size: int | None = None) -> Split:
+    """Returns the first images of a split that `save_arrays` saved, by default all."""
+    images = np.load(f"{FLAGS.arrays}/{name}_images.npy")
+    labels = np.load(f"{FLAGS.arrays}/{name}_labels.npy")
+    return Split(images[:size], labels[:size])
+
+
+def run_worker(measure: Callable[[Job, Dataset], Measurement]) -> None:
     """Entry point of a worker: runs the job of the flags, prints the result as JSON."""
     define: dict[type, Callable[..., object]] = {
         str: flags.DEFINE_string,
         int: flags.DEFINE_integer,
         bool: flags.DEFINE_boolean,
     }
-    names = dataclasses.asdict(Job())
-    for name, default in names.items():
+    defaults = vars(Job())
+    for name, default in defaults.items():
         define[type(default)](name, default, "field of the job")
     flags.DEFINE_string("arrays", None, "folder written by save_arrays", required=True)
     FLAGS(sys.argv)
-    fields: dict[str, Any] = {name: FLAGS[name].value for name in names}
+    fields: dict[str, Any] = {name: FLAGS[name].value for name in defaults}
     job = Job(**fields)
-    paths = [f"{FLAGS.arrays}/{name}.npy" for name in Arrays._fields]
-    images, labels, *test = map(np.load, paths)
-    size = job.train_images or len(labels)
-    result = measure(job, Arrays(images[:size], labels[:size], *test))
-    memory = {"peak_rss_mb": round(peak_megabytes())}
-    print(json.dumps({**result._asdict(), **memory}))
+    train = _load_split("train", job.train_images or None)
+    dataset = Dataset(train, _load_split("test"), classes=CLASSES, name="arrays")
+    print(json.dumps(vars(measure(job, dataset))))

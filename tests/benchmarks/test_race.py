@@ -1,18 +1,13 @@
 """Tests of the peers benchmark's program: turns, rounds and resuming."""
 
-import dataclasses
-import importlib.util
-
 import pytest
-from helpers.peer_records import ENVIRONMENT, SETUP
+from helpers.peer_records import RACE
 from helpers.programs import run
 
 from benchmarks.peers import turns
-from benchmarks.peers.__main__ import check_installed, make_plan
-from benchmarks.peers.frameworks import PEAK, Cell, PeerRecord
-from benchmarks.peers.worker import Measurement
+from benchmarks.peers.__main__ import frameworks_for
+from benchmarks.peers.frameworks import PeerRecord
 from benchmarks.processes import Worker
-from mnist_jax.errors import InputError
 from mnist_jax.records.schema import read_jsonl
 
 pytestmark = pytest.mark.slow
@@ -31,23 +26,20 @@ def test_peers_end_to_end_and_resumed(tmp_path):
     )
     results = tmp_path / "peers.jsonl"
     process = run(*command, "--frameworks=ours")
-    assert (
-        "2 of 2 measurements" in process.stdout and "mlp    32 ours" in process.stdout
-    )
+    assert "round 1/1: mlp, batches of 32\n  ours " in process.stdout
     before = results.read_text()
     process = run(*command, "--frameworks=ours,flax")
     assert results.read_text().startswith(before)
-    # A group is measured again as a whole, so that all take turns.
-    assert "1 of 2 measurements to run" in process.stdout
-    assert "  mlp    32 ours" in process.stdout and "  mlp    32 flax" in process.stdout
+    # A race is run again as a whole, so that all take turns.
+    assert "\n  ours " in process.stdout and "\n  flax " in process.stdout
 
-    peak, *measured = read_jsonl(PeerRecord, results)
-    assert peak.cell == PEAK and min(peak.result.values()) > 0
-    assert [record.framework for record in measured] == ["ours", "ours", "flax"]
-    for record in measured:
-        assert set(record.result) == {*Measurement._fields, "peak_rss_mb"}
-        assert len(record.result["epoch_seconds"]) == 3
-        assert 50 < record.result["peak_rss_mb"] < 5000
+    records = read_jsonl(PeerRecord, results)
+    assert [record.framework for record in records] == ["ours", "ours", "flax"]
+    for record in records:
+        assert len(record.result.epoch_seconds) == 3 and record.matmul_gflops > 0
+        assert 50 < record.result.peak_rss_mb < 5000
+    process = run(*command, "--frameworks=flax,ours")
+    assert "round 1/1" not in process.stdout and results.read_text().count("\n") == 3
     assert (tmp_path / "peers.md").read_text().strip() in process.stdout
 
 
@@ -56,17 +48,14 @@ def test_workers_take_turns_and_the_others_continue_if_one_fails(tmp_path, monke
     log = tmp_path / "log"
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(
-        turns, "start", lambda _, cell, seed: Worker("turns", cell.framework, str(log))
+        turns, "start", lambda _race, name, *_: Worker("turns", name, str(log))
     )
-    setups = {"mlp": dataclasses.replace(SETUP, steady_epochs=3)}
-    conditions = turns.Conditions(setups, ENVIRONMENT, tmp_path)
-    cells = [Cell(name, "mlp", 32) for name in ("ours", "torch", "flax")]
-    first, failed, last = turns.measure(conditions, 1, cells)
-    assert first.result == {"epoch_seconds": [0.0, 1.0], "name": "ours"}
-    assert last.result == {"epoch_seconds": [0.0, 1.0], "name": "flax"}
-    assert failed.error == "ValueError: out of turns" and not failed.result
+    names = ["ours", "torch", "flax"]
+    ended = turns.take_turns(RACE, names, seed=1, arrays=tmp_path)
+    assert str(ended.pop("torch")) == "ValueError: out of turns"
+    assert [ended["ours"].parameters, ended["flax"].parameters] == [4, 4]
     names = log.read_text().split()
-    assert names == "ours torch flax ours torch flax flax ours ours flax".split()
+    assert names == "ours torch flax flax torch ours ours flax flax ours".split()
 
 
 # Logs its name at each of four epochs; "torch" fails in the third.
@@ -81,22 +70,13 @@ for epoch in range(4):
     if epoch < 3:
         print("some other output", json.dumps({"epoch": epoch}), sep="\\n", flush=True)
         sys.stdin.readline()
-print(json.dumps({"epoch_seconds": [0.0, 1.0], "name": name}))
+result = {"epoch_seconds": [0.0, 1.0], "test_accuracy": 0.9, "parameters": 4}
+print(json.dumps(result))
 """
 
 
-def test_a_missing_framework_is_reported_with_how_to_install_it(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    check_installed([[PEAK], [Cell("flax", "mlp", 32)]])
-    with pytest.raises(InputError, match="torch not installed.*make peers"):
-        check_installed([[Cell("torch", "mlp", 32)]])
-
-
-def test_a_plan_has_each_measurement_once_after_the_peak():
+def test_a_race_has_each_framework_that_has_its_network_once():
     names = ["ours", "torch_channels_last", "flax", "ours"]
-    assert make_plan(names, ["mlp", "cnn", "my.py:Net"], [32, 32]) == [
-        [PEAK],
-        [("ours", "mlp", 32), ("flax", "mlp", 32)],
-        [("ours", "cnn", 32), ("torch_channels_last", "cnn", 32), ("flax", "cnn", 32)],
-        [("ours", "my.py:Net", 32), ("flax", "my.py:Net", 32)],
-    ]
+    assert frameworks_for("mlp", names) == ["ours", "flax"]
+    assert frameworks_for("cnn", names) == ["ours", "torch_channels_last", "flax"]
+    assert frameworks_for("my.py:Net", names) == ["ours", "flax"]
