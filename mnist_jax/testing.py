@@ -316,8 +316,7 @@ def check_model(
     else:
         model, name = network, type(network).__name__
     check_network(name, model, shapes)
-    if resolve_impl("auto") == "cpu":
-        model = Rewritten(model)  # type: ignore[assignment]
+    model = Rewritten(model, resolve_impl("auto"))  # type: ignore[assignment]
     check_logits(model, shapes)
     check_batch(model, shapes)
     check_step_learns(model, shapes=shapes)

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from flax import linen as nn
 
-from mnist_jax.config import MODELS
+from mnist_jax.config import MODELS, ConvStage
 from mnist_jax.data.types import DIGIT_SETS, MNIST
 from mnist_jax.errors import InputError
 from mnist_jax.models.layer_specs import layer_arrays, layer_specs
-from mnist_jax.models.layers import Conv, LSTMLayer
+from mnist_jax.models.layers import LSTMLayer
 from mnist_jax.records.files import write_file
 from mnist_jax.training.run_dir import TrainedRun
 
@@ -73,7 +73,7 @@ def _layers(run: TrainedRun) -> list[dict[str, Any]]:
     for spec in specs:
         arrays = layer_arrays(run.variables, spec.name)
         match spec.module:
-            case Conv(stage=stage):
+            case ConvStage() as stage:
                 names = "strides", "padding", "activation"
                 layer = {name: getattr(stage, name) for name in names}
                 layers.append({"kind": "conv", **layer, **arrays})

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from flax import linen as nn
 
-from mnist_jax.config import MODELS
+from mnist_jax.config import MODELS, ConvStage
 from mnist_jax.errors import InputError
 from mnist_jax.models.layer_specs import LayerSpec, layer_arrays, layer_specs
-from mnist_jax.models.layers import Conv, LSTMLayer
+from mnist_jax.models.layers import LSTMLayer
 from mnist_jax.records.files import write_file
 from mnist_jax.training.run_dir import TrainedRun
 
@@ -114,7 +114,7 @@ class _Graph:
         `shape` is that of the input `x` of one image.
         """
         match spec.module:
-            case Conv(stage=stage):
+            case ConvStage() as stage:
                 if len(shape) == 2:
                     x = self.add("Unsqueeze", x, self.constant([1], np.int64))
                 x = self.add(

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax import lax
 
 from mnist_jax.models.conv_cpu import materialize
@@ -69,30 +68,3 @@ def _backward(epsilon: float, saved: Any, gradients: Any) -> Any:
 
 
 normalize.defvjp(_forward, _backward)
-
-
-class BatchNorm(nn.BatchNorm):
-    """`nn.BatchNorm` of the last axis, with the same variables."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
-        """Normalizes `x [...,C]`; in training, also updates the running statistics."""
-        shape = x.shape[-1:]
-        params = [
-            self.param("scale", self.scale_init, shape, jnp.float32)[None],
-            self.param("bias", self.bias_init, shape, jnp.float32)[None],
-        ]
-        running = [
-            self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32),
-            self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32),
-        ]
-        rows = x.reshape(-1, *shape)
-        if self.use_running_average:
-            (scale, bias), (mean, var) = params, (v.value[None] for v in running)
-            y = (rows - mean) * (scale * lax.rsqrt(var + self.epsilon)) + bias
-            return y.reshape(x.shape)
-        y, *batch = normalize(rows, *params, self.epsilon)
-        if not self.is_initializing():
-            for old, new in zip(running, batch, strict=True):
-                old.value = self.momentum * old.value + (1 - self.momentum) * new[0]
-        return y.reshape(x.shape)

@@ -52,13 +52,13 @@ class _Stage(NamedTuple):
 def conv_pool(
     x: jax.Array,
     kernel: jax.Array,
-    bias: jax.Array,
+    bias: jax.Array | None = None,
     *,
-    strides: Pair,
     padding: Sequence[Pair],
-    activation: str,
-    pool: Pair,
+    strides: Pair = (1, 1),
     dilation: Pair = (1, 1),
+    activation: str = "linear",
+    pool: Pair = (1, 1),
 ) -> jax.Array:
     """Convolves, adds the bias, applies the activation and max-pools.
 
@@ -74,25 +74,26 @@ def conv_pool(
     Args:
         x: inputs [B,H,W,C] float32.
         kernel: [k,l,C,D] float32.
-        bias: [D] float32.
-        strides: of the convolution.
+        bias: [D] float32, or None.
         padding: zeros before and after the rows, and the columns; or rows to leave out.
+        strides: of the convolution.
+        dilation: distance of the kernel's taps.
         activation: "relu", "tanh" or "linear".
         pool: shape and strides of the pooling window, without padding.
-        dilation: distance of the kernel's taps.
 
     Returns:
         [B,h,w,D] float32.
 
     Example:
         >>> x, kernel = jnp.ones((2, 28, 28, 1)), jnp.ones((3, 3, 1, 8))
-        >>> stage = dict(strides=(1, 1), padding=[(0, 0)] * 2, activation="relu")
-        >>> conv_pool(x, kernel, jnp.zeros(8), pool=(2, 2), **stage).shape
+        >>> conv_pool(x, kernel, padding=[(0, 0)] * 2, pool=(2, 2)).shape
         (2, 13, 13, 8)
     """
     if any(map(any, padding)):
         pads = [(0, 0, 0), *((*pair, 0) for pair in padding), (0, 0, 0)]
         x = materialize(lambda x: pad(x, pads), x)
+    if bias is None:
+        bias = jnp.zeros(kernel.shape[3])
     return _conv_pool(x, kernel, bias, _Stage(strides, activation, pool, dilation))
 
 
@@ -250,6 +251,18 @@ def _tap_positions(size: Sequence[int], stage: _Stage) -> list[list[Pair]]:
     ]
 
 
+def interleave(phases: dict[Pair, jax.Array], steps: Sequence[int]) -> jax.Array:
+    """Joins arrays `[B,h,w,C]` of every steps-th row and column, zero where missing."""
+    zeros = jnp.zeros_like(next(iter(phases.values())))
+    rows = [
+        jnp.stack([phases.get((p, q), zeros) for q in range(steps[1])], axis=3)
+        for p in range(steps[0])
+    ]
+    joined = jnp.stack(rows, axis=2)  # [B,h,step,w,step,C]
+    batch, h, _, w, _, channels = joined.shape
+    return joined.reshape(batch, h * steps[0], w * steps[1], channels)
+
+
 def _add_patches(
     dpatches: Any, size: Sequence[int], stage: _Stage, shape: tuple[int, ...]
 ) -> jax.Array:
@@ -261,13 +274,10 @@ def _add_patches(
         stage: the stage.
         shape: shape of the inputs, [B,H,W,C].
     """
-    batch, *lengths = dpatches[0].shape[:3]
     positions, channels = _tap_positions(size, stage), shape[3]
     steps = [s * p for s, p in zip(stage.strides, stage.pool, strict=True)]
     last = positions[-1][-1]
     overlaps = [p // step for p, step in zip(last, steps, strict=True)]  # in steps
-    height, width = (n + o for n, o in zip(lengths, overlaps, strict=True))
-    rows, cols = height * steps[0], width * steps[1]
 
     def add(dpatches: Any) -> dict:
         tiles: dict[Pair, jax.Array] = {}
@@ -284,18 +294,11 @@ def _add_patches(
             sums[offset] = sums[offset] + d if offset in sums else d
         return sums
 
-    def interleave(sums: Any) -> jax.Array:
-        zeros = jnp.zeros((batch, height, width, channels), dpatches[0].dtype)
-        rows_of_step = [
-            jnp.stack([sums.get((p, q), zeros) for q in range(steps[1])], axis=3)
-            for p in range(steps[0])
-        ]
-        dx = jnp.stack(rows_of_step, axis=2)  # [B,h+overlap,step,w+overlap,step,C]
-        ends = [(0, shape[1] - rows, 0), (0, shape[2] - cols, 0)]
-        dx = dx.reshape(batch, rows, cols, channels)
-        return pad(dx, [(0, 0, 0), *ends, (0, 0, 0)])
+    def join(sums: Any) -> jax.Array:
+        dx = interleave(sums, steps)
+        return pad(dx, [(0, n - m, 0) for n, m in zip(shape, dx.shape, strict=True)])
 
-    return materialize(interleave, materialize(add, dpatches))
+    return materialize(join, materialize(add, dpatches))
 
 
 def _activation_grad(out: jax.Array, g: jax.Array, activation: str) -> jax.Array:

@@ -9,6 +9,8 @@ in bfloat16 0.65, 0.50 and 0.40 (H100, jax 0.11.2, best of 7 epochs, side by sid
 """
 
 import functools
+import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,72 +18,100 @@ from jax import lax
 
 from mnist_jax.models.activations import ACTIVATIONS
 
+Pair = tuple[int, ...]  # of rows and columns
 
-def conv_pool(
+
+def can_fuse(x: Any, kernel: Any, params: dict[str, Any]) -> bool:
+    """Returns whether `convolve` handles such arrays and parameters."""
+    del kernel
+    counts = params["feature_group_count"], params["batch_group_count"]
+    padded = min(map(min, params["padding"])) >= 0
+    nhwc = params["dimension_numbers"] == ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
+    dilations = *params["lhs_dilation"], *params["rhs_dilation"]
+    return x.ndim == 4 and nhwc and padded and {*counts, *dilations} == {1}
+
+
+def convolve(
     x: jax.Array,
     kernel: jax.Array,
-    bias: jax.Array,
+    bias: jax.Array | None = None,
     *,
-    strides: int,
-    padding: str,
-    activation: str,
-    pool: int,
+    activation: str = "linear",
+    pool: Pair = (1, 1),
+    bfloat16: bool = False,
+    **params: Any,
 ) -> jax.Array:
-    """Convolution, max pooling, bias, activation: `[B,H,W,C] -> [B,h,w,F]`.
+    """`lax.conv_general_dilated`, and the bias, activation and max pooling after it.
 
     Pooling comes first, with the same result: bias and activation are monotone and
-    apply equally to a whole window. The arguments are those of `layers.conv_pool`.
+    apply equally to a whole window.
+
+    Args:
+        x: `[B,H,W,C]`.
+        kernel: `[k,l,C,F]`.
+        bias: an element for each feature, or None.
+        activation: "relu", "tanh" or "linear".
+        pool: shape and strides of the pooling window.
+        bfloat16: whether to compute in it.
+        params: of the primitive, as `can_fuse` accepts.
+
+    Returns:
+        `[B,h,w,F]`, of the dtype of `x`.
     """
+    dtype = jnp.bfloat16 if bfloat16 else x.dtype
+    operands = x.astype(dtype), kernel.astype(dtype)
+    strides, padding = params["window_strides"], params["padding"]
     if x.shape[-1] == 1:
-        windows, axes = _convolve_image(x, kernel, strides, padding, pool), (3, 4)
+        windows, axes = _convolve_image(*operands, strides, padding, pool), (3, 4)
     else:
-        windows, axes = _convolve(x, kernel, strides, padding, pool), (2, 4)
-    best = jnp.squeeze(windows, axes) if pool == 1 else _max(windows, axes)
-    return ACTIVATIONS[activation](best + bias[None, None, None, :])
+        windows, axes = _convolve(*operands, strides, padding, pool), (2, 4)
+    y = jnp.squeeze(windows, axes) if pool == (1, 1) else _max(windows, axes)
+    if bias is not None:
+        y += bias.astype(dtype).reshape(1, 1, 1, -1)
+    return ACTIVATIONS[activation](y).astype(x.dtype)
 
 
 def _convolve(
-    x: jax.Array, kernel: jax.Array, strides: int, padding: str, pool: int
+    x: jax.Array, kernel: jax.Array, strides: Pair, padding: Any, pool: Pair
 ) -> jax.Array:
-    """Convolves `[B,H,W,C]` and splits the result into windows, `[B,h,p,w,p,F]`."""
-    x = lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(strides, strides),
-        padding=padding,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    """Convolves `[B,H,W,C]` and splits the result into windows, `[B,h,p,w,q,F]`."""
+    layout = "NHWC", "HWIO", "NHWC"
+    x = lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=layout)
     batch, height, width, filters = x.shape
-    h, w = height // pool, width // pool
-    return x[:, : h * pool, : w * pool].reshape(batch, h, pool, w, pool, filters)
+    (p, q), h, w = pool, height // pool[0], width // pool[1]
+    return x[:, : h * p, : w * q].reshape(batch, h, p, w, q, filters)
 
 
 def _convolve_image(
-    x: jax.Array, kernel: jax.Array, strides: int, padding: str, pool: int
+    x: jax.Array, kernel: jax.Array, strides: Pair, padding: Any, pool: Pair
 ) -> jax.Array:
-    """Convolves `[B,H,W,1]` to the values of each pooling window, `[B,h,w,p,p,F]`."""
-    size, filters = kernel.shape[0], kernel.shape[-1]
-    pads = lax.padtype_to_pads(x.shape[1:3], (size, size), (strides, strides), padding)
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    h, w = (((n - size) // strides + 1) // pool for n in x.shape[1:3])
-    step, side = strides * pool, strides * (pool - 1) + size
+    """Convolves `[B,H,W,1]` to the values of each pooling window, `[B,h,w,p,q,F]`."""
+    size, filters = kernel.shape[:2], kernel.shape[-1]
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    axes = list(zip(x.shape[1:3], size, strides, pool, strict=True))
+    h, w = (((n - k) // stride + 1) // p for n, k, stride, p in axes)
+    (down, right), (height, width) = (
+        [stride * p for _, _, stride, p in axes],  # from tile to tile
+        [stride * (p - 1) + k for _, k, stride, p in axes],  # of a tile
+    )
     tiles = [
-        x[:, i : i + step * (h - 1) + 1 : step, j : j + step * (w - 1) + 1 : step]
-        for i in range(side)
-        for j in range(side)
+        x[:, i : i + down * (h - 1) + 1 : down, j : j + right * (w - 1) + 1 : right]
+        for i, j in itertools.product(range(height), range(width))
     ]
 
-    def pads_at(position: int) -> tuple[int, int]:
-        return position * strides, side - size - position * strides
+    def kernel_at(position: Pair) -> jax.Array:
+        pads = [
+            (stride * i, side - k - stride * i)
+            for i, stride, side, k in zip(
+                position, strides, (height, width), size, strict=True
+            )
+        ]
+        return jnp.pad(kernel[:, :, 0], (*pads, (0, 0)))
 
-    kernels = [
-        jnp.pad(kernel[:, :, 0], (pads_at(r), pads_at(s), (0, 0)))
-        for r in range(pool)
-        for s in range(pool)
-    ]
-    stacked = jnp.stack(kernels, axis=2).reshape(side * side, -1)
-    windows = jnp.concatenate(tiles, axis=-1).reshape(-1, side * side) @ stacked
-    return windows.reshape(len(x), h, w, pool, pool, filters)
+    kernels = [kernel_at(position) for position in itertools.product(*map(range, pool))]
+    stacked = jnp.stack(kernels, axis=2).reshape(height * width, -1)
+    windows = jnp.concatenate(tiles, axis=-1).reshape(-1, height * width) @ stacked
+    return windows.reshape(len(x), h, w, *pool, filters)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -5,7 +5,7 @@ the dozen operations of a batch normalization as one.
 """
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Literal
 
-from mnist_jax.models import ops_cpu
 from mnist_jax.models.batch_norm import normalize
 
 _LARGEST_POOL = 9  # elements of a window; each is a phase of the fused stage
@@ -37,6 +36,11 @@ class Operation(NamedTuple):
     @property
     def name(self) -> str:
         return str(self.primitive.name) if self.primitive else "fused"
+
+
+# Given an operation of a graph, returns one that computes it and others, and the one
+# before which to insert that; or None.
+Fusion = Callable[[Operation, "_Graph"], tuple[Operation, Operation] | None]
 
 
 class _Graph:
@@ -71,14 +75,16 @@ class _Graph:
         return value
 
 
-def fuse(operations: list[Operation], outputs: list[Any]) -> list[Operation]:
+def fuse(
+    operations: list[Operation], outputs: list[Any], fusions: Sequence[Fusion]
+) -> list[Operation]:
     """Inserts fused operations, which compute the results of several at once."""
     graph = _Graph(operations, outputs)
     inserted = collections.defaultdict(list)
     done: set[int] = set()
     for operation in reversed(operations):  # the most that can be fused comes last
-        for fuse in (_fuse_convolution, _fuse_batch_norm):
-            position, fused = fuse(operation, graph) or (None, None)
+        for find in fusions:
+            position, fused = find(operation, graph) or (None, None)
             if fused and done.isdisjoint(map(id, fused.outputs)):
                 inserted[id(position)].append(fused)
                 done.update(map(id, fused.outputs))
@@ -90,19 +96,22 @@ def fuse(operations: list[Operation], outputs: list[Any]) -> list[Operation]:
     return result
 
 
-def _fuse_convolution(operation: Operation, graph: _Graph) -> Any:
-    """Fuses a convolution with the bias, activation and max pooling that follow it."""
+def fuse_convolution(
+    convolve: Callable[..., Any],
+    can_fuse: Callable[..., bool],
+    operation: Operation,
+    graph: _Graph,
+) -> tuple[Operation, Operation] | None:
+    """Fuses a convolution with the bias, activation and max pooling that follow it.
+
+    `convolve` computes them, as `ops_cpu.convolve`, for what `can_fuse` accepts.
+    """
     if operation.name != "conv_general_dilated":
         return None
-    params, (x, kernel) = operation.params, (v.aval for v in operation.inputs)
-    if (
-        not ops_cpu.can_convolve(x, kernel, params)
-        or params["feature_group_count"] > 1
-        or {*params["lhs_dilation"], x.ndim - 3} != {1}
-    ):
+    params, inputs = operation.params, list(operation.inputs)
+    if not can_fuse(*(value.aval for value in inputs), params):
         return None
-    numbers, last = params["dimension_numbers"], operation
-    inputs, stage = list(operation.inputs), dict(params)
+    numbers, last, stage = params["dimension_numbers"], operation, dict(params)
     user = graph.only_user(last.outputs[0])
     if user and user.name == "add":
         bias = next(v for v in user.inputs if v is not last.outputs[0])
@@ -120,7 +129,7 @@ def _fuse_convolution(operation: Operation, graph: _Graph) -> Any:
             last = user
 
     def run(x: jax.Array, kernel: jax.Array, bias: Any = None) -> list[Any]:
-        return [ops_cpu.convolve(x, kernel, bias=bias, **stage)]
+        return [convolve(x, kernel, bias, **stage)]
 
     return last, Operation(None, {"run": run}, inputs, last.outputs)
 
@@ -159,7 +168,9 @@ _BATCH_NORM = [
 ]
 
 
-def _fuse_batch_norm(operation: Operation, graph: _Graph) -> Any:
+def fuse_batch_norm(
+    operation: Operation, graph: _Graph
+) -> tuple[Operation, Operation] | None:
     """Fuses the operations of a batch normalization of the last axis."""
     if operation.name not in ("add", "mul"):
         return None

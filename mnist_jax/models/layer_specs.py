@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from mnist_jax.config import TrainConfig
+from mnist_jax.config import ConvStage, TrainConfig, parse_conv_stage
 from mnist_jax.data.types import Shapes
 from mnist_jax.models.flops import count_products, plain_model, trace_forward
 from mnist_jax.models.layers import Dropout
@@ -17,7 +17,9 @@ class LayerSpec(NamedTuple):
     """A layer with parameters, in the plain implementation."""
 
     name: str  # of its parameters
-    module: nn.Module | None  # has its settings; None for a parameter of the network
+    # Has its settings; of the CNN's convolutions, the stage. None for a parameter of
+    # the network.
+    module: nn.Module | ConvStage | None
     output_shape: tuple[int, ...] | None  # of an image; None if it is not one array
     parameters: int
     multiply_adds: int  # of an image's forward pass
@@ -30,12 +32,12 @@ def layer_specs(config: TrainConfig, shapes: Shapes) -> list[LayerSpec]:
     Computes no parameter values. Parameters that belong to no layer come last.
 
     >>> specs = layer_specs(TrainConfig(model="cnn"), Shapes((28, 28), 10))
-    >>> [spec.name for spec in specs], specs[0].module.stage.filters
+    >>> [spec.name for spec in specs], specs[0].module.filters
     (['Conv_0', 'Conv_1', 'Conv_2', 'Dense_0', 'Dense_1'], 32)
     """
     model = plain_model(config, shapes)
     called: list[str] = []
-    modules: dict[str, nn.Module] = {}
+    modules: dict[str, Any] = {}
     outputs: dict[str, Any] = {}
     rates: dict[str, float] = {}
 
@@ -53,6 +55,11 @@ def layer_specs(config: TrainConfig, shapes: Shapes) -> list[LayerSpec]:
     params = variable_shapes(model, shapes.image)["params"]
     with nn.intercept_methods(note):
         products = count_products(trace_forward(model, shapes.image))
+    for index, text in enumerate(config.conv if config.model == "cnn" else ()):
+        name, stage = f"Conv_{index}", parse_conv_stage(text)
+        height, width, filters = outputs[name]
+        modules[name] = stage
+        outputs[name] = height // stage.pool, width // stage.pool, filters
     return [
         LayerSpec(
             name,

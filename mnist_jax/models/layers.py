@@ -1,53 +1,13 @@
-"""The layers of the networks, in plain and fast implementations.
-
-The plain implementations use the operations of Flax and lax, and tests compare the fast
-ones with them. The fast implementations are for CPUs (`conv_cpu`, `lstm_cpu`) and GPUs
-(`conv_gpu`). All use the same parameters.
-"""
+"""The layers of the networks that Flax does not have."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import lax
 
-from mnist_jax.config import ConvStage
-from mnist_jax.models import conv_cpu, conv_gpu, lstm_cpu
+from mnist_jax.models import lstm_cpu
 from mnist_jax.models.activations import ACTIVATIONS
-from mnist_jax.models.precision import matmul
-
-
-def conv_pool(
-    x: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array,
-    *,
-    strides: int,
-    padding: str,
-    activation: str,
-    pool: int,
-) -> jax.Array:
-    """Convolution, bias, activation and max pooling: `[B,H,W,C] -> [B,h,w,F]`.
-
-    Args:
-        x: inputs `[B,H,W,C]`.
-        kernel: `[k,k,C,F]`.
-        bias: `[F]`.
-        strides: stride of the convolution in both directions.
-        padding: `VALID` or `SAME`.
-        activation: `relu`, `tanh` or `linear`.
-        pool: side and stride of the pooling window; 1 for no pooling.
-    """
-    x = lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(strides, strides),
-        padding=padding,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    x = ACTIVATIONS[activation](x + bias[None, None, None, :])
-    return x if pool == 1 else nn.max_pool(x, (pool, pool), strides=(pool, pool))
 
 
 def resolve_impl(impl: str) -> str:
@@ -56,34 +16,6 @@ def resolve_impl(impl: str) -> str:
         return impl
     backend = jax.default_backend()
     return backend if backend in ("cpu", "gpu") else "plain"
-
-
-def fast_conv_pool(
-    x: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array,
-    *,
-    strides: int,
-    padding: str,
-    activation: str,
-    pool: int,
-) -> jax.Array:
-    """`conv_pool` on CPUs, see `conv_cpu.conv_pool`."""
-    pads = lax.padtype_to_pads(
-        x.shape[1:3], kernel.shape[:2], (strides, strides), padding
-    )
-    return conv_cpu.conv_pool(
-        x,
-        kernel,
-        bias,
-        strides=(strides, strides),
-        padding=pads,
-        activation=activation,
-        pool=(pool, pool),
-    )
-
-
-_CONV_POOL = {"cpu": fast_conv_pool, "gpu": conv_gpu.conv_pool, "plain": conv_pool}
 
 
 class Dropout(nn.Module):
@@ -113,45 +45,11 @@ class Dropout(nn.Module):
         return jnp.where(jax.vmap(mask)(indices), x / keep, 0.0)
 
 
-class Conv(nn.Module):
-    """A convolution stage; its parameters are `kernel [k,k,C,F]` and `bias [F]`.
-
-    They are float32; `dtype` is that of the computation and, if it is bfloat16 and the
-    implementation is not the one for CPUs, of the output.
-    """
-
-    stage: ConvStage
-    impl: str = "plain"  # or as for `resolve_impl`
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        stage, impl = self.stage, resolve_impl(self.impl)
-        shape = (stage.kernel, stage.kernel, x.shape[-1], stage.filters)
-        # float32 is explicit, as in Flax's layers: the default is float64 under x64.
-        kernel = self.param(
-            "kernel", nn.initializers.glorot_uniform(), shape, jnp.float32
-        )
-        bias = self.param("bias", nn.initializers.zeros, (stage.filters,), jnp.float32)
-        if impl != "cpu" and self.dtype == jnp.bfloat16:
-            x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
-        return _CONV_POOL[impl](
-            x,
-            kernel,
-            bias,
-            strides=stage.strides,
-            padding=stage.padding,
-            activation=stage.activation,
-            pool=stage.pool,
-        )
-
-
 def lstm_cell(
     carry: tuple[jax.Array, jax.Array],
     projected: jax.Array,
     recurrent_kernel: jax.Array,
     activation: str,
-    dtype: Any = jnp.float32,
 ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
     """Runs one LSTM step; the gates are ordered input, forget, candidate, output.
 
@@ -160,13 +58,12 @@ def lstm_cell(
         projected: input times kernel, plus bias: `[B,4U]`.
         recurrent_kernel: `[U,4U]`.
         activation: for the candidate and the output.
-        dtype: of the operands of the product.
 
     Returns:
         The new `(h, c)`, and `h` again as the output.
     """
     h, c = carry
-    gates = projected + matmul(h, recurrent_kernel, dtype)
+    gates = projected + h @ recurrent_kernel
     i, f, candidate, o = jnp.split(gates, 4, axis=-1)
     activate = ACTIVATIONS[activation]
     c = nn.sigmoid(f) * c + nn.sigmoid(i) * activate(candidate)
@@ -191,8 +88,8 @@ class LSTMLayer(nn.Module):
     units: int
     activation: str
     return_sequences: bool = False
-    impl: str = "plain"
-    dtype: Any = jnp.float32  # of the operands of matrix products
+    impl: str = "plain"  # or "cpu"
+    dtype: Any = jnp.float32  # of the operands of its products, with "cpu"
     unroll: int = 1  # rows per turn of the plain loop
 
     @nn.compact
@@ -217,11 +114,10 @@ class LSTMLayer(nn.Module):
             )
 
         def cell(_: nn.Module, carry: Any, row: jax.Array) -> Any:
-            return lstm_cell(carry, row, recurrent_kernel, self.activation, self.dtype)
+            return lstm_cell(carry, row, recurrent_kernel, self.activation)
 
         # All rows at once: they do not depend on the state.
-        flat = rows.reshape(-1, inputs)
-        projected = matmul(flat, kernel, self.dtype) + bias[None, :]
+        projected = rows.reshape(-1, inputs) @ kernel + bias[None, :]
         projected = projected.reshape(*rows.shape[:2], width)
         zeros = jnp.zeros((rows.shape[0], self.units), projected.dtype)
         scan = nn.scan(cell, in_axes=1, out_axes=1, unroll=self.unroll)

@@ -17,7 +17,7 @@ from mnist_jax.config import (
 )
 from mnist_jax.data.types import Shapes
 from mnist_jax.errors import InputError
-from mnist_jax.models.batch_norm import BatchNorm
+from mnist_jax.models.activations import ACTIVATIONS
 from mnist_jax.models.custom import (
     NNXNetwork,
     call_options,
@@ -25,9 +25,11 @@ from mnist_jax.models.custom import (
     init_variables,
     network_sha256,
 )
-from mnist_jax.models.layers import Conv, Dropout, LSTMLayer, resolve_impl
-from mnist_jax.models.precision import DTYPES, dot_general
+from mnist_jax.models.layers import Dropout, LSTMLayer, resolve_impl
+from mnist_jax.models.precision import DTYPES
 from mnist_jax.models.rewrite import Rewritten, without_rewriting
+
+_glorot_uniform = nn.initializers.glorot_uniform()
 
 
 def _dense_layers(
@@ -36,14 +38,9 @@ def _dense_layers(
     rates: tuple[float, ...],
     train: bool,
     batch_offset: jax.Array | int,
-    dtype: Any,
 ) -> jax.Array:
     """Applies dense layers: hidden ones with dropout, the last one `[B,classes]`."""
-    dense = functools.partial(
-        nn.Dense,
-        kernel_init=nn.initializers.glorot_uniform(),
-        dot_general=functools.partial(dot_general, dtype=dtype),
-    )
+    dense = functools.partial(nn.Dense, kernel_init=_glorot_uniform)
     *hidden, classes = widths
     for width, rate in zip(hidden, rates, strict=True):
         x = nn.relu(dense(width)(x))
@@ -73,7 +70,6 @@ class MLP(nn.Module):
     hidden: tuple[int, ...]
     classes: int
     dropout: tuple[float, ...] = (0.0,)
-    dtype: Any = jnp.float32  # of the operands of matrix products
     crop: int = 0  # pixels to leave out at each border
 
     @nn.compact
@@ -91,7 +87,7 @@ class MLP(nn.Module):
         x = _cropped(images, self.crop).reshape(len(images), -1)
         rates = _rates(self.dropout, len(self.hidden))
         widths = (*self.hidden, self.classes)
-        return _dense_layers(x, widths, rates, train, batch_offset, self.dtype)
+        return _dense_layers(x, widths, rates, train, batch_offset)
 
 
 class LSTM(nn.Module):
@@ -111,10 +107,10 @@ class LSTM(nn.Module):
     hidden: tuple[int, ...]
     classes: int
     dropout: tuple[float, ...] = (0.0,)
-    impl: str = "plain"
+    crop: int = 0
+    impl: str = "plain"  # as are the next two, of `LSTMLayer`
     dtype: Any = jnp.float32
     unroll: int = 1
-    crop: int = 0
 
     @nn.compact
     def __call__(
@@ -134,7 +130,7 @@ class LSTM(nn.Module):
             )(x)
             x = Dropout(rates[layer])(x, train, batch_offset)
         widths, rates = (*self.hidden, self.classes), rates[len(self.units) :]
-        return _dense_layers(x, widths, rates, train, batch_offset, self.dtype)
+        return _dense_layers(x, widths, rates, train, batch_offset)
 
 
 class CNN(nn.Module):
@@ -151,8 +147,6 @@ class CNN(nn.Module):
     hidden: tuple[int, ...]
     classes: int
     dropout: tuple[float, ...] = (0.0,)
-    impl: str = "plain"
-    dtype: Any = jnp.float32
     crop: int = 0
 
     @nn.compact
@@ -162,19 +156,30 @@ class CNN(nn.Module):
         """Returns the logits `[B,classes]`; see `MLP` for the arguments."""
         x = _cropped(images, self.crop)[..., None]
         for index, stage in enumerate(self.stages):
-            x = Conv(stage, self.impl, self.dtype)(x)
+            x = nn.Conv(
+                stage.filters,
+                (stage.kernel, stage.kernel),
+                stage.strides,
+                stage.padding,
+                kernel_init=_glorot_uniform,
+            )(x)
+            x = ACTIVATIONS[stage.activation](x)
+            if stage.pool > 1:
+                window = stage.pool, stage.pool
+                x = nn.max_pool(x, window, window)
             if stage.bn:
-                norm = BatchNorm if self.impl == "cpu" else nn.BatchNorm
-                x = norm(not train, momentum=0.9, name=f"BatchNorm_{index}")(x)
+                name = f"BatchNorm_{index}"
+                x = nn.BatchNorm(not train, momentum=0.9, name=name)(x)
         rates = _rates(self.dropout, len(self.hidden))
         x = x.reshape(len(images), -1)
         widths = (*self.hidden, self.classes)
-        return _dense_layers(x, widths, rates, train, batch_offset, self.dtype)
+        return _dense_layers(x, widths, rates, train, batch_offset)
 
 
 def create_model(config: TrainConfig, shapes: Shapes) -> nn.Module:
     """Returns the network that a config describes, for images of some shape."""
-    model = _create(config, shapes)
+    impl, bfloat16 = resolve_impl(config.impl), config.precision == "bfloat16"
+    model = _create(config, shapes, impl)
     if config.freeze:
         layers = variable_shapes(model, shapes.image)["params"]
         if unknown := sorted(set(config.freeze) - layers.keys()):
@@ -182,36 +187,36 @@ def create_model(config: TrainConfig, shapes: Shapes) -> nn.Module:
                 f"--freeze: this network has no layer {unknown[0]}; its layers are "
                 f"{', '.join(layers)}"
             )
+    # The MLP has nothing to replace, and LSTM layers have an implementation each.
+    if bfloat16 or (impl != "plain" and not isinstance(model, MLP | LSTM)):
+        return Rewritten(model, impl, bfloat16)  # type: ignore[return-value]
     return model
 
 
-def _create(config: TrainConfig, shapes: Shapes) -> nn.Module:
-    hidden, dropout, dtype = config.hidden, config.dropout, DTYPES[config.precision]
+def _create(config: TrainConfig, shapes: Shapes, impl: str) -> nn.Module:
+    """Returns the network as Flax's users write it, but for LSTM layers."""
     if config.model not in MODELS:
         sha256 = network_sha256(config)
         model = create_custom(config.model, sha256, config.model_args, shapes)
         check_network(f"--model={config.model}", model, shapes)
-        rules = resolve_impl(config.impl) == "cpu", config.precision == "bfloat16"
-        return Rewritten(model, *rules) if any(rules) else model  # type: ignore
+        return model
     height, width = (side - 2 * config.crop for side in shapes.image)
     if min(height, width) < 1:
         raise InputError(
             f"--crop={config.crop} leaves no pixel of images of {shapes.image[0]}x"
             f"{shapes.image[1]}; use a smaller --crop"
         )
-    crop, classes = config.crop, shapes.classes
+    layers = config.hidden, shapes.classes, config.dropout, config.crop
     if config.model == "mlp":
-        return MLP(hidden, classes, dropout, dtype, crop)
-    impl = resolve_impl(config.impl)
+        return MLP(*layers)
     if config.model == "lstm":
         # On a GPU, the unrolled loop takes less than half the time
         # (docs/accelerators.md); on a CPU it would compile for long.
         unroll = height if impl == "gpu" or jax.default_backend() == "tpu" else 1
-        layers = config.lstm_units, config.activation, hidden, classes
-        return LSTM(*layers, dropout, impl, dtype, unroll, crop)
+        dtype = DTYPES[config.precision]
+        return LSTM(config.lstm_units, config.activation, *layers, impl, dtype, unroll)
     check_stages(config.conv, height, width)
-    stages = tuple(map(parse_conv_stage, config.conv))
-    return CNN(stages, hidden, classes, dropout, impl, dtype, crop)
+    return CNN(tuple(map(parse_conv_stage, config.conv)), *layers)
 
 
 def init_model(
@@ -223,7 +228,7 @@ def init_model(
     of `nn.BatchNorm`.
     """
     model = without_rewriting(model)
-    if isinstance(model, LSTM | CNN):
+    if isinstance(model, LSTM):
         model = model.clone(impl="plain")  # the same parameters, traced faster
     return init_variables(model, key, jnp.zeros((1, *image_shape), jnp.float32))
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mnist_jax.models.conv_cpu import Pair, conv_pool, materialize, pad
+from mnist_jax.models.conv_cpu import Pair, conv_pool, interleave, materialize, pad
 
 _FLOATS = (jnp.float32, jnp.bfloat16, jnp.float16)
 _LARGEST_WINDOW = 64  # elements; each adds operations to the program
@@ -35,6 +35,12 @@ def can_convolve(x: Any, kernel: Any, params: dict[str, Any]) -> bool:
     )
 
 
+def can_fuse(x: Any, kernel: Any, params: dict[str, Any]) -> bool:
+    """Returns whether `convolve` takes a bias, an activation and pooling with them."""
+    plain = {params["feature_group_count"], *params["lhs_dilation"], x.ndim - 3} == {1}
+    return plain and can_convolve(x, kernel, params)
+
+
 def convolve(
     x: jax.Array,
     kernel: jax.Array,
@@ -46,7 +52,7 @@ def convolve(
 ) -> jax.Array | None:
     """`lax.conv_general_dilated`, and the bias, activation and max pooling after it.
 
-    The last three need a convolution without groups and without input dilation.
+    The last three need what `can_fuse` accepts.
 
     Args:
         x: in the layout of `dimension_numbers`, with one or two spatial axes.
@@ -70,50 +76,28 @@ def convolve(
         x, kernel = x[:, None], kernel[None]
         padding, steps = [(0, 0), *padding], [(1, *n) for n in steps]
     strides, dilation, spacing = steps
+    options: Any = dict(padding=padding, strides=strides, dilation=dilation)
     if spacing != (1, 1):
         y = _convolve_spaced(x, kernel, padding, spacing, groups)
     elif groups > 1:
-        y = _convolve_groups(x, kernel, padding, strides, dilation, groups)
+        y = _convolve_groups(x, kernel, groups, **options)
     else:
         if bias is not None:
             bias = bias.reshape(-1).astype(jnp.float32)
-        y = _convolve(x, kernel, padding, strides, dilation, bias, activation, pool)
+        y = conv_pool(x, kernel, bias, activation=activation, pool=pool, **options)
     if line:
         y = y[:, 0]
     axes = [0, y.ndim - 1, *range(1, y.ndim - 1)]  # batch, features, then spatial
     return y.transpose([axes[out.index(axis)] for axis in range(y.ndim)]).astype(dtype)
 
 
-def _convolve(
-    x: jax.Array,
-    kernel: jax.Array,
-    padding: Sequence[Pair],
-    strides: Pair = (1, 1),
-    dilation: Pair = (1, 1),
-    bias: jax.Array | None = None,
-    activation: str = "linear",
-    pool: Pair = (1, 1),
-) -> jax.Array:
-    """`conv_pool` whose last arguments have defaults."""
-    return conv_pool(
-        x,
-        kernel,
-        jnp.zeros(kernel.shape[-1]) if bias is None else bias,
-        strides=strides,
-        padding=padding,
-        activation=activation,
-        pool=pool,
-        dilation=dilation,
-    )
-
-
 def _convolve_groups(
     x: jax.Array,
     kernel: jax.Array,
-    padding: Sequence[Pair],
-    strides: Pair,
-    dilation: Pair,
     groups: int,
+    padding: Sequence[Pair],
+    strides: Pair = (1, 1),
+    dilation: Pair = (1, 1),
 ) -> jax.Array:
     """Convolves `[B,H,W,C]` with `[k,l,C/groups,F]`, group by group of channels."""
     filters = kernel.shape[3]
@@ -122,9 +106,8 @@ def _convolve_groups(
         pads = (0, 0), *map(tuple, padding), (0, 0)
         return _depthwise(x, kernel[:, :, 0], strides, pads, dilation)
 
-    def run(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return _convolve(x, kernel, padding, strides, dilation)
-
+    options: Any = dict(padding=padding, strides=strides, dilation=dilation)
+    run: Any = functools.partial(conv_pool, **options)
     x = x.reshape(*x.shape[:3], groups, -1)
     kernel = kernel.reshape(*kernel.shape[:3], groups, -1)
     y = jax.vmap(run, 3, 3)(x, kernel)
@@ -166,24 +149,12 @@ def _convolve_spaced(
             )
         ]
         if groups > 1:
-            return _convolve_groups(x, part, pads, (1, 1), (1, 1), groups)
-        return _convolve(x, part, pads)
+            return _convolve_groups(x, part, groups, pads)
+        return conv_pool(x, part, padding=pads)
 
     phases = {o: phase(o) for o in itertools.product(*map(range, spacing))}
     y = interleave(phases, spacing)
     return y[:, : lengths[0], : lengths[1]]
-
-
-def interleave(phases: dict[Pair, jax.Array], steps: Pair) -> jax.Array:
-    """Joins arrays `[B,h,w,C]` of every steps-th row and column, zero where missing."""
-    zeros = jnp.zeros_like(next(iter(phases.values())))
-    rows = [
-        jnp.stack([phases.get((p, q), zeros) for q in range(steps[1])], axis=3)
-        for p in range(steps[0])
-    ]
-    joined = jnp.stack(rows, axis=2)  # [B,h,step,w,step,C]
-    batch, h, _, w, _, channels = joined.shape
-    return joined.reshape(batch, h * steps[0], w * steps[1], channels)
 
 
 def _taps(

@@ -15,19 +15,6 @@ from jax import lax
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def matmul(x: jax.Array, y: jax.Array, dtype: Any) -> jax.Array:
-    """Returns the product of `x [M,K]` and `y [K,N]` as float32 `[M,N]`.
-
-    Args:
-        x: left operand, activations.
-        y: right operand, weights.
-        dtype: float32, or bfloat16 to round the operands of this product and of its
-            gradients; sums are in float32. On a CPU the gradient of the weights has
-            float32 operands, which is faster there.
-    """
-    return _rounded_matmul(x, y) if dtype == jnp.bfloat16 else x @ y
-
-
 def product(x: jax.Array, y: jax.Array) -> jax.Array:
     """Multiplies matrices of any one dtype into float32, without a gradient.
 
@@ -56,15 +43,13 @@ def as_operand(x: jax.Array, dtype: Any) -> jax.Array:
     return x.astype(jnp.bfloat16)
 
 
-def dot_general(
-    x: jax.Array, kernel: jax.Array, *_: Any, dtype: Any, **__: Any
-) -> jax.Array:
-    """`matmul` with the signature that `nn.Dense(dot_general=...)` calls."""
-    return matmul(x, kernel, dtype)
-
-
 @jax.custom_vjp
 def _rounded_matmul(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Multiplies `x [...,M,K]` and `y [...,K,N]`, rounded to bfloat16, into float32.
+
+    So are the operands of its gradients, but on a CPU those of the gradient of `y`, the
+    weights, are float32, which is faster there.
+    """
     return _forward(x, y)[0]
 
 

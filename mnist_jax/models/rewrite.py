@@ -11,19 +11,52 @@ the operands of products become bfloat16, on every platform.
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from flax import linen as nn
-from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from mnist_jax.models import ops_cpu, precision
-from mnist_jax.models.fusion import Operation, Value, fuse
+from mnist_jax.models import conv_gpu, ops_cpu, precision
+from mnist_jax.models.fusion import (
+    Fusion,
+    Operation,
+    Value,
+    fuse,
+    fuse_batch_norm,
+    fuse_convolution,
+)
 
 # Those without a rule come from the gradients of the others.
 _SLOW = {*ops_cpu.RULES, "reduce_window", "select_and_scatter_add"}
-_Rules = Mapping[str, Callable[..., Any]]
+_CALLS = "jit", "scan", "while", "cond", "remat2"  # whose functions are rewritten
+
+
+class _Rules(NamedTuple):
+    """What to use instead of operations."""
+
+    # Functions of an operation's inputs and parameters, by the name of its primitive;
+    # they return None to leave it as it is.
+    primitives: Mapping[str, Callable[..., jax.Array | None]]
+    fusions: tuple[Fusion, ...]
+
+    @property
+    def names(self) -> set[str]:
+        """The operations without which a function stays as it is."""
+        return {*self.primitives, *(["conv_general_dilated"] if self.fusions else [])}
+
+
+def _make_rules(impl: str, bfloat16: bool) -> _Rules:
+    primitives = precision.RULES if bfloat16 else {}
+    if impl == "cpu":
+        stage = partial(fuse_convolution, ops_cpu.convolve, ops_cpu.can_fuse)
+        return _Rules(primitives | ops_cpu.RULES, (stage, fuse_batch_norm))
+    if impl == "gpu":
+        convolve = partial(conv_gpu.convolve, bfloat16=bfloat16)
+        return _Rules(
+            primitives, (partial(fuse_convolution, convolve, conv_gpu.can_fuse),)
+        )
+    return _Rules(primitives, ())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +64,7 @@ class Rewritten:
     """A linen module that computes the same as another, with operations replaced."""
 
     plain: nn.Module
-    fast: bool = True  # replaces what is slow on a CPU
+    impl: str = "cpu"  # or "gpu"; "plain" replaces nothing
     bfloat16: bool = False  # rounds operands of products, and of other convolutions
 
     def init(self, *args: Any, **options: Any) -> Any:
@@ -46,9 +79,8 @@ class Rewritten:
         def apply(variables: Any, images: jax.Array, arrays: Any) -> Any:
             return self.plain.apply(variables, images, **arrays, **static)
 
-        rules = precision.RULES if self.bfloat16 else {}
-        rules = rules | (ops_cpu.RULES if self.fast else {})
-        return rewrite(apply, rules)(variables, images, arrays)
+        run = rewrite(apply, self.impl, self.bfloat16)
+        return run(variables, images, arrays)
 
     @property
     def __call__(self) -> Any:
@@ -62,19 +94,20 @@ def without_rewriting(model: Any) -> Any:
 
 
 def rewrite(
-    function: Callable[..., Any], rules: _Rules = ops_cpu.RULES
+    function: Callable[..., Any], impl: str = "cpu", bfloat16: bool = False
 ) -> Callable[..., Any]:
     """Returns a function with the same results, by other operations.
 
     Args:
         function: of trees of arrays, that JAX can trace; returns such a tree.
-        rules: what to use instead of primitives, by their names, as `ops_cpu.RULES`:
-            a function of the operands and parameters, or None to leave it as it is.
+        impl: as of `Rewritten`, as is `bfloat16`.
+        bfloat16: whether to round operands.
     """
+    rules = _make_rules(impl, bfloat16)
 
     def rewritten(*args: Any) -> Any:
         traced, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-        if not _operations(traced.jaxpr, rules):
+        if not _operations(traced.jaxpr, rules.names):
             return function(*args)
         outputs = _evaluate(rules, traced.jaxpr, traced.consts, jax.tree.leaves(args))
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
@@ -121,7 +154,7 @@ def _expand(
     for eqn in jaxpr.eqns:
         operands = [read(atom) for atom in eqn.invars]
         if eqn.primitive.name == "jit" and _operations(
-            inner := eqn.params["jaxpr"].jaxpr, rules
+            inner := eqn.params["jaxpr"].jaxpr, rules.names
         ):
             constants = map(
                 Literal, eqn.params["jaxpr"].consts, (v.aval for v in inner.constvars)
@@ -142,8 +175,8 @@ def _evaluate(
     operations: list[Operation] = []
     split = len(jaxpr.constvars)
     outputs = _expand(rules, jaxpr, inputs[:split], inputs[split:], operations)
-    if ops_cpu.RULES.items() <= rules.items():
-        operations = _keep_used(fuse(operations, outputs), outputs)
+    if rules.fusions:
+        operations = _keep_used(fuse(operations, outputs, rules.fusions), outputs)
     values: dict[Any, Any] = dict(zip(inputs, (*consts, *args), strict=True))
 
     def read(value: Any) -> Any:
@@ -170,94 +203,29 @@ def _run(rules: _Rules, operation: Operation, operands: list[Any]) -> list[Any]:
     primitive, params = operation.primitive, operation.params
     if primitive is None:
         return params["run"](*operands)
-    if rule := rules.get(operation.name):
+    if rule := rules.primitives.get(operation.name):
         if (result := rule(*operands, **params)) is not None:
             return [result]
-    elif any(_operations(inner, rules) for inner in _inner_jaxprs(params)):
-        if call := _CALLS.get(operation.name):
-            return list(call(partial(_function, rules), operands, **params))
+    elif operation.name in _CALLS and any(
+        _operations(inner, rules.names) for inner in _inner_jaxprs(params)
+    ):
+        if operation.name == "remat2":  # its jaxpr may have no constants
+            function = partial(_evaluate, rules, params["jaxpr"], ())
+            options = {name: params[name] for name in ("prevent_cse", "policy")}
+            return jax.checkpoint(lambda *args: function(args), **options)(*operands)
+        params = {name: _rewrite_inner(rules, params[name]) for name in params}
     results = primitive.bind(*operands, **primitive.get_bind_params(params))
     return list(results) if primitive.multiple_results else [results]
 
 
-def _function(rules: _Rules, closed: Any) -> Callable[..., list[Any]]:
-    """Returns the function of a jaxpr, with its operations replaced."""
-    if isinstance(closed, Jaxpr):
-        return lambda *args: _evaluate(rules, closed, (), args)
-    return lambda *args: _evaluate(rules, closed.jaxpr, closed.consts, args)
+def _rewrite_inner(rules: _Rules, value: Any) -> Any:
+    """Returns an equation's parameter, with its functions' operations replaced."""
+    if type(value) is tuple:  # the branches of a `cond`
+        return tuple(_rewrite_inner(rules, item) for item in value)
+    if not isinstance(value, ClosedJaxpr):
+        return value
 
+    def function(*args: Any) -> list[Any]:
+        return _evaluate(rules, value.jaxpr, value.consts, args)
 
-def _scan(
-    function: Callable[..., Any],
-    operands: list[Any],
-    *,
-    jaxpr: Any,
-    length: int,
-    reverse: bool,
-    unroll: int,
-    num_consts: int = 0,
-    num_carry: int = 0,
-    ft_in: Any = None,
-    **_: Any,
-) -> list[Any]:
-    if ft_in is not None:  # jax 0.12: which operands are constants, carry and rows
-        consts, carry, rows = map(list, ft_in.update(operands).unpack())
-    else:
-        consts, others = operands[:num_consts], operands[num_consts:]
-        carry, rows = others[:num_carry], others[num_carry:]
-    run, split = function(jaxpr), len(carry)
-
-    def body(carry: Any, row: Any) -> tuple[list[Any], list[Any]]:
-        outputs = run(*consts, *carry, *row)
-        return outputs[:split], outputs[split:]
-
-    carry, rows = lax.scan(body, carry, rows, length, reverse, unroll)
-    return [*carry, *rows]
-
-
-def _while(
-    function: Callable[..., Any],
-    operands: list[Any],
-    *,
-    cond_jaxpr: ClosedJaxpr,
-    cond_nconsts: int,
-    body_jaxpr: ClosedJaxpr,
-    body_nconsts: int,
-    **_: Any,
-) -> list[Any]:
-    split = cond_nconsts + body_nconsts
-    condition, body = operands[:cond_nconsts], operands[cond_nconsts:split]
-    return lax.while_loop(
-        lambda carry: function(cond_jaxpr)(*condition, *carry)[0],
-        lambda carry: function(body_jaxpr)(*body, *carry),
-        operands[split:],
-    )
-
-
-def _cond(
-    function: Callable[..., Any], operands: list[Any], *, branches: Any, **_: Any
-) -> list[Any]:
-    index, *arguments = operands
-    return lax.switch(index, list(map(function, branches)), *arguments)
-
-
-def _checkpoint(
-    function: Callable[..., Any],
-    operands: list[Any],
-    *,
-    jaxpr: Jaxpr,
-    prevent_cse: bool,
-    policy: Any,
-    **_: Any,
-) -> list[Any]:
-    run = jax.checkpoint(function(jaxpr), prevent_cse=prevent_cse, policy=policy)
-    return run(*operands)
-
-
-_CALLS: dict[str, Callable[..., Sequence[Any]]] = {
-    "scan": _scan,
-    "while": _while,
-    "cond": _cond,
-    "remat2": _checkpoint,
-    "jit": lambda function, operands, *, jaxpr, **_: function(jaxpr)(*operands),
-}
+    return jax.make_jaxpr(function)(*value.in_avals)

@@ -3,19 +3,19 @@
 import pandas as pd
 from flax import linen as nn
 
-from mnist_jax.config import MODELS, TrainConfig
+from mnist_jax.config import MODELS, ConvStage, TrainConfig
 from mnist_jax.data.datasets import Dataset
 from mnist_jax.data.types import Shapes
 from mnist_jax.models.flops import multiply_adds, training_flops
 from mnist_jax.models.layer_specs import LayerSpec, layer_specs
-from mnist_jax.models.layers import Conv, LSTMLayer
+from mnist_jax.models.layers import LSTMLayer
 
 
 def _settings(spec: LayerSpec, is_last: bool) -> str:
     """Formats the settings of a layer of a built-in network."""
     settings = []
     match spec.module:
-        case Conv(stage=stage):
+        case ConvStage() as stage:
             settings = [f"{stage.kernel}x{stage.kernel}"]
             settings += [f"stride {stage.strides}"] * (stage.strides > 1)
             settings += [stage.padding.lower(), stage.activation]

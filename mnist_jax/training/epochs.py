@@ -25,7 +25,7 @@ from mnist_jax.data.augment import Augmentation
 from mnist_jax.data.pixels import Preprocess
 from mnist_jax.data.types import Split
 from mnist_jax.models.networks import CNN, LSTM, apply_model
-from mnist_jax.models.rewrite import slow_operations
+from mnist_jax.models.rewrite import slow_operations, without_rewriting
 from mnist_jax.training.mesh import (
     BATCH,
     SEEDS,
@@ -67,8 +67,9 @@ def gather(split: Split, indices: jax.Array) -> tuple[jax.Array, jax.Array, jax.
 
 def count_microbatches(model: Any, images: int) -> int:
     """Returns the number of microbatches for a device's `images` of a batch."""
-    if isinstance(model, LSTM | CNN) and model.impl == "cpu":
-        return -(-images // model.microbatch)
+    network = without_rewriting(model)
+    if isinstance(network, LSTM | CNN) and getattr(model, "impl", "") == "cpu":
+        return -(-images // network.microbatch)
     return 1
 
 

@@ -4,16 +4,47 @@ from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
+from jax import lax
 
 from helpers.compilation import users_jit
-from helpers.operations import results
-from mnist_jax.models.layers import conv_pool
+from helpers.operations import NHWC, results
+from mnist_jax.models.activations import ACTIVATIONS
 
 
-def assert_same(fast, stage, arrays, atol=1e-5, jit=users_jit):
+def plain_stage(x, kernel, bias, *, strides, padding, activation, pool):
+    """Runs a stage by lax and Flax: `[B,H,W,C] -> [B,h,w,F]`."""
+    x = lax.conv_general_dilated(
+        x, kernel, (strides, strides), padding, dimension_numbers=NHWC
+    )
+    x = ACTIVATIONS[activation](x + bias[None, None, None, :])
+    return nn.max_pool(x, (pool, pool), (pool, pool))
+
+
+def run_stage(convolve, x, kernel, bias, *, strides, padding, activation, pool):
+    """Runs a stage by `convolve`, which has the parameters of lax's primitive."""
+    strides = strides, strides
+    return convolve(
+        x,
+        kernel,
+        bias,
+        activation=activation,
+        pool=(pool, pool),
+        window_strides=strides,
+        padding=lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding),
+        dimension_numbers=lax.conv_dimension_numbers(x.shape, kernel.shape, NHWC),
+        lhs_dilation=(1, 1),
+        rhs_dilation=(1, 1),
+        feature_group_count=1,
+        batch_group_count=1,
+        preferred_element_type=None,
+    )
+
+
+def assert_same(convolve, stage, arrays, atol=1e-5, jit=users_jit):
     """Compares with plain, relative to each array's max; returns the fast results."""
-    want = results(partial(conv_pool, **stage), *arrays)
-    got = results(partial(fast, **stage), *arrays, jit=jit)
+    want = results(partial(plain_stage, **stage), *arrays)
+    got = results(partial(run_stage, convolve, **stage), *arrays, jit=jit)
     for name, a, b in zip(("y", "x", "kernel", "bias"), got, want, strict=True):
         assert a.shape == b.shape, name
         scale = np.max(np.abs(b))

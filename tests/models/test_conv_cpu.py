@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.compilation import users_jit
-from helpers.stages import CASES, assert_same, random_arrays
+from helpers.stages import CASES, assert_same, random_arrays, run_stage
 
 from mnist_jax.models import conv_cpu
-from mnist_jax.models.layers import fast_conv_pool as conv_pool
+from mnist_jax.models.ops_cpu import convolve
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +32,7 @@ def test_equals_the_plain_implementation(case):
     # With 32 channels, Winograd's rounding errors reach 1.01e-5 (jax 0.12).
     atol = 2e-5 if channels == 32 else 1e-5
     arrays = random_arrays(15, 18, size, channels, 8)
-    assert_same(conv_pool, stage, arrays, atol, jax.jit)
+    assert_same(convolve, stage, arrays, atol, jax.jit)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_float32_stays_float32_under_x64(size, channels, padding):
     arrays = random_arrays(15, 18, size, channels, 8)
     stage = {**FIRST, "padding": padding}
     with jax.enable_x64(True):
-        for array in assert_same(conv_pool, stage, arrays, 2e-5):
+        for array in assert_same(convolve, stage, arrays, 2e-5):
             assert array.dtype == jnp.float32
 
 
@@ -53,7 +53,7 @@ def test_chunks_of_a_large_batch_equal_the_whole(monkeypatch, channels):
     monkeypatch.setattr(conv_cpu, "_CHUNK", 0)
     stage = conv_cpu._Stage((1, 1), "relu", (1, 1), (1, 1))
     assert conv_cpu._count_chunks(*arrays[:2], stage) == len(arrays[0])
-    assert_same(conv_pool, FIRST, arrays, 2e-5)
+    assert_same(convolve, FIRST, arrays, 2e-5)
 
 
 @pytest.mark.parametrize("background", [0.0, -0.4242])
@@ -62,14 +62,14 @@ def test_ties_on_blank_areas_go_to_the_first_maximum(background, channels, size)
     x = blank_images(background) * jnp.linspace(0.5, 1.5, channels)[None, None, None]
     _, kernel, bias = random_arrays(1, 1, size, channels, 8)
     stage = dict(strides=1, padding="SAME", activation="linear", pool=2)
-    assert_same(conv_pool, stage, (x, kernel, bias))
+    assert_same(convolve, stage, (x, kernel, bias))
 
 
 def test_unused_gradient_of_the_images_is_not_computed():
     arrays = random_arrays(28, 28, 3, 1, 8, batch=4)
 
     def compiled(argnums):
-        grad = jax.grad(lambda *a: jnp.sum(conv_pool(*a, **FIRST)), argnums)
+        grad = jax.grad(lambda *a: jnp.sum(run_stage(convolve, *a, **FIRST)), argnums)
         return users_jit(grad).lower(*arrays).compile().as_text()
 
     gradient_of_tiles = f"f32[{4 * 4 * 13 * 13},{3 * 3}]"

@@ -32,8 +32,8 @@ COUNTS = {"mlp": 118_282, "lstm": 81_674, "cnn": 93_322}
         MLP((16,), 10, dropout=(0.5,)),
         LSTM((8, 8), "tanh", (8,), 10, impl="cpu"),
         # By two algorithms, then with batch normalization.
-        CNN((ConvStage(8, pool=2), ConvStage(32, pool=2)), (16,), 10, impl="cpu"),
-        CNN((ConvStage(4, pool=2, bn=True),), (8,), 10, impl="cpu"),
+        CNN((ConvStage(8, pool=2), ConvStage(32, pool=2)), (16,), 10),
+        CNN((ConvStage(4, pool=2, bn=True),), (8,), 10),
     ],
     ids=["mlp", "lstm", "cnn", "bn"],
 )
@@ -81,7 +81,8 @@ def test_dropout_has_its_rate_and_keeps_the_mean():
 def test_auto_chooses_the_implementation_by_device(backend, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     model = create_model(TrainConfig(model="cnn"), MNIST)
-    assert model.impl == {"cpu": "cpu", "gpu": "gpu", "tpu": "plain"}[backend]
+    impl = getattr(model, "impl", "plain")
+    assert impl == {"cpu": "cpu", "gpu": "gpu", "tpu": "plain"}[backend]
 
 
 @pytest.mark.parametrize(
