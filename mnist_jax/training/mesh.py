@@ -59,17 +59,10 @@ def make_mesh(batch_devices: int | None = None, seed_devices: int = 1) -> Mesh:
     By default all devices share each batch.
     """
     shape = (seed_devices, batch_devices or jax.device_count() // seed_devices)
-    by_process = [jax.local_devices(i) for i in range(jax.process_count())]
-    in_turns = itertools.chain(*zip(*by_process, strict=True))
-    return jax.make_mesh(
-        shape,
-        (SEEDS, BATCH),
-        axis_types=(AxisType.Auto, AxisType.Auto),
-        devices=sorted(
-            itertools.islice(in_turns, math.prod(shape)),
-            key=lambda device: device.id,
-        ),
-    )
+    share = math.prod(shape) // jax.process_count()
+    by_process = [jax.local_devices(i)[:share] for i in range(jax.process_count())]
+    devices = list(itertools.chain(*by_process))
+    return jax.make_mesh(shape, (SEEDS, BATCH), (AxisType.Auto,) * 2, devices=devices)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:

@@ -47,7 +47,7 @@ class Experiment:
     preprocess: Preprocess
     programs: Programs
     train: Split
-    held_out: Split  # validation, then test images; stored once if equal
+    held_out: Split  # validation, then test images
     validation: jax.Array | None  # indices of the validation images in `held_out`
     test: jax.Array
     compile_seconds: float
@@ -145,16 +145,16 @@ def _hold_out(
     Returns:
         The joint split on the devices, and the validation and test indices in it.
     """
-    test, validation = dataset.test, dataset.validation
-    size = len(test.labels)
-    if validation is None or validation is test:
-        indices = eval_indices(range(size), mesh)
-        return replicate(test, mesh), indices if validation else None, indices
-    start = len(validation.labels)
-    both = Split(*map(np.concatenate, zip(validation, test, strict=True)))
-    rows = len(eval_indices(range(max(start, size)), mesh))
-    ranges = range(start), range(start, start + size)
-    return replicate(both, mesh), *(eval_indices(r, mesh, rows) for r in ranges)
+    splits = [split for split in (dataset.validation, dataset.test) if split]
+    both = Split(*map(np.concatenate, zip(*splits, strict=True)))
+    start, end = len(both.labels) - len(dataset.test.labels), len(both.labels)
+    rows = len(eval_indices(range(max(start, end - start)), mesh))
+    validation = eval_indices(range(start), mesh, rows) if start else None
+    return (
+        replicate(both, mesh),
+        validation,
+        eval_indices(range(start, end), mesh, rows),
+    )
 
 
 def fill_zeros(variables: Any) -> Any:
