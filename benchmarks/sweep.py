@@ -43,8 +43,8 @@ from mnist_jax.reporting.sweep_tables import (
     read_trials,
     write_trials,
 )
-from mnist_jax.training.results import export_runs
-from mnist_jax.training.runs import HOW_TO_RESUME, LOCK
+from mnist_jax.training.run_dir import LOCK, export_runs
+from mnist_jax.training.runs import HOW_TO_RESUME
 
 from .sweep_space import (
     Params,
@@ -122,16 +122,13 @@ def main() -> None:
     """Trains the settings given by the flags and prints their table."""
     sweep, chosen = _make_sweep()
     out = Path(FLAGS.out)
-
-    def refuse() -> None:
-        raise InputError(
-            f"another process runs a sweep in {out}; wait until it ends, or give "
-            "another --out"
-        )
-
+    refusal = (
+        f"another process runs a sweep in {out}; wait until it ends, or give another "
+        "--out"
+    )
     with (
         stop_between_chunks(HOW_TO_RESUME) as check_stopped,
-        hold_lock(out / LOCK, refuse),
+        hold_lock(out / LOCK, refusal),
     ):
         repair_journal(out)
         trials = Trials(sweep)

@@ -37,8 +37,7 @@ from mnist_jax.reporting.sweep_tables import (
 from mnist_jax.training.checkpoints import remove_checkpoints
 from mnist_jax.training.fit import Epoch
 from mnist_jax.training.prepare import Experiment, change_learning_rate, prepare
-from mnist_jax.training.results import RUNS, digest
-from mnist_jax.training.run_dir import read_record, run_keys
+from mnist_jax.training.run_dir import RUNS, digest, read_record, run_keys
 from mnist_jax.training.runs import train_runs
 
 from .sweep_space import Params, Space, make_config, name_of

@@ -30,8 +30,16 @@ from mnist_jax.reporting.tables import (
     group_by_table,
 )
 from mnist_jax.training import distributed
-from mnist_jax.training.results import export_runs, read_runs, run_folders
-from mnist_jax.training.run_dir import DETAILS, PARAMS, RECORD, TrainedRun, load_run
+from mnist_jax.training.run_dir import (
+    DETAILS,
+    PARAMS,
+    RECORD,
+    TrainedRun,
+    export_runs,
+    load_run,
+    read_runs,
+    run_folders,
+)
 from mnist_jax.training.runs import Events, seed_folders, train_runs
 
 Folder = str | os.PathLike[str]

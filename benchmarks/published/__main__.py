@@ -32,7 +32,7 @@ from mnist_jax.reporting.tables import (
     table_notes,
     title,
 )
-from mnist_jax.training.results import export_runs, read_runs, run_folders
+from mnist_jax.training.run_dir import export_runs, read_runs, run_folders
 from mnist_jax.training.runs import HOW_TO_RESUME, train_runs
 
 from .claims import Runs, claims_frame

@@ -18,14 +18,14 @@ class Preprocess(NamedTuple):
         pixels: "scaled": x/255; "standardized": (x/255 - mean) / std; "raw": x;
             "l2": each column of an image divided by its L2 norm over the rows, or by 1
             if the norm is 0.
-        mean: mean of the training pixels divided by 255, see `pixel_statistics`. Used
-            only for "standardized", like `std`.
+        mean: mean of the training pixels divided by 255, see `pixel_statistics`; only
+            for "standardized", like `std`.
         std: their standard deviation.
     """
 
     pixels: str
-    mean: float = 0.0
-    std: float = 1.0
+    mean: float | None = None
+    std: float | None = None
 
     def __call__(self, images: jax.Array | np.ndarray) -> jax.Array:
         """Scales images `[...,H,W] uint8` to `float32`, inside the jitted step."""
@@ -35,6 +35,7 @@ class Preprocess(NamedTuple):
         if self.pixels == "scaled":
             return values / 255.0
         if self.pixels == "standardized":
+            assert self.mean is not None and self.std is not None
             return (values / 255.0 - self.mean) / self.std
         norms = jnp.sqrt(jnp.sum(values * values, axis=-2, keepdims=True))
         return values / jnp.where(norms == 0.0, 1.0, norms)

@@ -1,12 +1,15 @@
 """Runs as folders with their parameters in the safetensors format, and a model card."""
 
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 
 from mnist_jax.export.model_card import model_card
 from mnist_jax.records.files import write_file
 from mnist_jax.records.schema import write_json
+from mnist_jax.training.checkpoints import named_leaves
 from mnist_jax.training.run_dir import (
     CONFIG,
     EXPORTED_PARAMS,
@@ -14,7 +17,6 @@ from mnist_jax.training.run_dir import (
     TrainedRun,
     load_run,
 )
-from mnist_jax.training.safetensors_file import save_safetensors
 
 CARD = "README.md"
 
@@ -30,6 +32,19 @@ def write_safetensors(run: TrainedRun, folder: Path) -> None:
     write_json(folder / CONFIG, run.record.config)
     write_json(folder / RECORD, run.record)
     write_file(folder / CARD, model_card(run))
+
+
+def save_safetensors(path: Path, variables: Any) -> None:
+    """Writes the variables of a network to a safetensors file atomically.
+
+    The arrays have the names of `named_leaves`.
+    """
+    from safetensors.numpy import save  # optional
+
+    leaves = named_leaves(jax.device_get(variables))
+    # The format stores memory as it lies.
+    arrays = {name: np.asarray(leaf, order="C") for name, leaf in leaves.items()}
+    write_file(path, save(arrays))
 
 
 def predict_safetensors(folder: Path, images: np.ndarray) -> np.ndarray:

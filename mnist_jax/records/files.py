@@ -2,13 +2,14 @@
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import filelock
+
+from mnist_jax.errors import InputError
 
 
 def write_file(path: Path, content: bytes | str) -> None:
@@ -23,19 +24,6 @@ def write_file(path: Path, content: bytes | str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def add_checksum(content: bytes) -> bytes:
-    """Returns the content followed by its sha256, for `verify_checksum`."""
-    return content + hashlib.sha256(content).digest()
-
-
-def verify_checksum(data: bytes) -> memoryview:
-    """Returns the content passed to `add_checksum`; ValueError if it is damaged."""
-    content, digest = memoryview(data)[:-32], data[-32:]
-    if hashlib.sha256(content).digest() != digest:
-        raise ValueError("it is damaged (its sha256 does not match its content)")
-    return content
 
 
 def append_line(path: Path, line: str) -> None:
@@ -69,20 +57,16 @@ def read_lines(path: Path) -> list[bytes]:
 
 
 @contextlib.contextmanager
-def hold_lock(path: Path, refuse: Callable[[], None] | None = None) -> Iterator[None]:
-    """Holds a lock file within the context, waiting for it unless `refuse` raises.
+def hold_lock(path: Path, refusal: str = "") -> Iterator[None]:
+    """Holds a lock file within the context.
 
-    The system releases the lock when the process ends, even if it is killed.
+    If it is held elsewhere, waits for it, or raises InputError with a `refusal`. The
+    system releases the lock when the process ends, even if it is killed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(path)
     try:
-        lock.acquire(timeout=-1 if refuse is None else 0.1)
+        held = filelock.FileLock(path).acquire(timeout=0.1 if refusal else -1)
     except filelock.Timeout:
-        if refuse is not None:
-            refuse()
-        raise
-    try:
+        raise InputError(refusal) from None
+    with held:
         yield
-    finally:
-        lock.release()

@@ -32,8 +32,7 @@ from mnist_jax.reporting.tables import (
     table_notes,
     title,
 )
-from mnist_jax.training.results import find_runs
-from mnist_jax.training.run_dir import DETAILS
+from mnist_jax.training.run_dir import DETAILS, find_runs
 
 RESULTS = "compare.jsonl"
 PAGE, PICTURES = "report.html", "pictures"

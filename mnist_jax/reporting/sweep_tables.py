@@ -25,8 +25,7 @@ from mnist_jax.reporting.tables import (
     markdown_table,
     table_notes,
 )
-from mnist_jax.training.results import RUNS, read_runs
-from mnist_jax.training.run_dir import read_data_dir, read_record
+from mnist_jax.training.run_dir import RUNS, read_data_dir, read_record, read_runs
 
 JOURNAL = "journal.log"  # of Optuna, in the folder of a sweep
 BEST, TABLE, CSV = "best.cfg", "sweep.md", "sweep.csv"

@@ -9,34 +9,32 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from flax import serialization
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mnist_jax.data.types import Shapes
 from mnist_jax.errors import InputError
-from mnist_jax.models.networks import create_model
-from mnist_jax.records.files import add_checksum, verify_checksum, write_file
+from mnist_jax.records.environment import check_packages
+from mnist_jax.records.files import write_file
 from mnist_jax.records.schema import EpochRecord, RunKey, decode, json_line
-from mnist_jax.training.optimizers import create_optimizer
-from mnist_jax.training.steps import TrainState, init_state
 
 FOLDER = "checkpoints"  # in a run directory
 KEEP = 3  # number of newest checkpoints to keep
+# Those of the safetensors format, whose own reader does not know bfloat16.
+_DTYPES = dict(F16=np.float16, BF16=jnp.bfloat16, F32=np.float32, F64=np.float64)
 
 
 class Checkpoint(NamedTuple):
     """Everything that the rest of runs trained together depends on, after an epoch."""
 
-    states: TrainState  # of all seeds, stacked
+    arrays: dict[str, Any]  # `named_leaves` of what `fit` trains, with all its seeds
     histories: list[list[EpochRecord]]  # by seed, then by epoch
-    best: Any = None  # variables of all seeds, stacked; with `patience`
 
     @property
     def epoch(self) -> int:
@@ -76,22 +74,31 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def load_params(path: Path, like: Any, sha256: str) -> Any:
-    """Loads variables that `save_params` wrote and `params_sha256` identified.
+    """Loads variables that `params_sha256` identified, also from a safetensors file.
 
     `like` has the network's variables, or their shapes.
     """
     content = path.read_bytes()
+    if path.suffix == ".safetensors":
+        check_packages(f"reading {path}", ["safetensors"], "safetensors")
+        from safetensors import deserialize
+
+        arrays = {
+            name: np.frombuffer(a["data"], _DTYPES[a["dtype"]]).reshape(a["shape"])
+            for name, a in deserialize(content)
+        }
+        content = _to_bytes(arrays)
     if (found_sha256 := hashlib.sha256(content).hexdigest()) != sha256:
         raise InputError(
-            f"{path} is damaged: its {len(content)} bytes have the sha256 "
-            f"{found_sha256}, but the run's record has {sha256}; train again"
+            f"{path} is damaged: its arrays have the sha256 {found_sha256}, but the "
+            f"run's record has {sha256}; train or export the run again"
         )
     found = flatten_dict(serialization.msgpack_restore(content), sep="/")
     return from_leaves(path, found, like)
 
 
-def from_leaves(path: Path, found: Mapping[str, Any], like: Any) -> Any:
-    """Returns the `named_leaves` of a file as a tree like another."""
+def from_leaves(source: Any, found: Mapping[str, Any], like: Any) -> Any:
+    """Returns the `named_leaves` of a file, named in errors, as a tree like another."""
     expected = named_leaves(like)
     for name in sorted(expected.keys() | found.keys()):
         here, there = (
@@ -102,8 +109,9 @@ def from_leaves(path: Path, found: Mapping[str, Any], like: Any) -> Any:
         )
         if here != there:
             raise InputError(
-                f"{path} does not fit this network: {name} is {here} here and {there} "
-                "in the file; use the flags and JAX's settings of the run that wrote it"
+                f"{source} does not fit this network: {name} is {here} here and "
+                f"{there} there; use the flags and JAX's settings of the run that "
+                "wrote it"
             )
     return jax.tree.unflatten(jax.tree.structure(like), [found[n] for n in expected])
 
@@ -120,25 +128,19 @@ def save_checkpoint(
     `folder` is the run directory of the first seed, `code` is `code_digest`, and `keys`
     are in the order of the states.
     """
-    histories = [[vars(epoch) for epoch in epochs] for epochs in checkpoint.histories]
-    arrays = jax.device_get(checkpoint._replace(histories=[]))
+    runs = {"keys": keys, "code": code, "histories": checkpoint.histories}
     content = serialization.msgpack_serialize(
-        {
-            "keys": [json_line(key) for key in keys],
-            "code": code,
-            "histories": json.dumps(histories),
-            "arrays": named_leaves(arrays),
-        }
+        {"runs": json_line(runs), "arrays": jax.device_get(checkpoint.arrays)}
     )
     (folder / FOLDER).mkdir(parents=True, exist_ok=True)
     path = folder / FOLDER / f"epoch{checkpoint.epoch:05d}.msgpack"
-    write_file(path, add_checksum(content))
+    write_file(path, content + hashlib.sha256(content).digest())
     for path in _paths(folder)[:-keep]:
         path.unlink(missing_ok=True)
 
 
 def load_checkpoint(
-    folder: Path, keys: Mapping[int, RunKey], shapes: Shapes, code: str | None = None
+    folder: Path, keys: Mapping[int, RunKey], code: str | None = None
 ) -> tuple[list[int], Checkpoint] | None:
     """Loads the newest valid checkpoint in a run directory, or None if there is none.
 
@@ -149,8 +151,8 @@ def load_checkpoint(
     reason = ""
     for path in reversed(_paths(folder)):
         try:
-            return _load(path, keys, shapes, code)
-        except (ValueError, InputError) as error:
+            return _load(path, keys, code)
+        except ValueError as error:
             reason = reason or str(error)
             logging.warning("%s is not used: %s", path, error)
     if reason:
@@ -172,11 +174,16 @@ def _paths(folder: Path) -> list[Path]:
 
 
 def _load(
-    path: Path, keys: Mapping[int, RunKey], shapes: Shapes, code: str | None
+    path: Path, keys: Mapping[int, RunKey], code: str | None
 ) -> tuple[list[int], Checkpoint]:
     """Loads a checkpoint; raises ValueError as `load_checkpoint` says."""
-    values = serialization.msgpack_restore(bytes(verify_checksum(path.read_bytes())))
-    found = [decode(RunKey, json.loads(key)) for key in values["keys"]]
+    data = path.read_bytes()
+    content, digest = data[:-32], data[-32:]
+    if hashlib.sha256(content).digest() != digest:
+        raise ValueError("it is damaged (its sha256 does not match its content)")
+    values = serialization.msgpack_restore(content)
+    runs = json.loads(values["runs"])
+    found = decode(list[RunKey], runs["keys"])
     wanted = [i for i, key in enumerate(found) if key.config.seed in keys]
     seeds = [found[i].config.seed for i in wanted]
     for i, seed in zip(wanted, seeds, strict=True):
@@ -184,14 +191,8 @@ def _load(
             raise ValueError(f"it is from another run: {'; '.join(different)}")
     if not seeds:
         raise ValueError("it is from other seeds")
-    if code not in (None, values["code"]):
+    if code not in (None, runs["code"]):
         raise ValueError("it is from another version of the code")
-    histories = decode(list[list[EpochRecord]], json.loads(values["histories"]))
-    config = keys[seeds[0]].config  # equal but for the seed
-    model, tx = create_model(config, shapes), create_optimizer(config, 3)
-    init = jax.vmap(partial(init_state, model, tx, image_shape=shapes.image))
-    states = jax.eval_shape(init, jax.random.split(jax.random.key(0), len(seeds)))
-    best = None if config.patience is None else states.variables
+    histories = decode(list[list[EpochRecord]], runs["histories"])
     arrays = {n: np.take(leaf, wanted, axis=0) for n, leaf in values["arrays"].items()}
-    checkpoint = from_leaves(path, arrays, Checkpoint(states, [], best))
-    return seeds, checkpoint._replace(histories=[histories[i] for i in wanted])
+    return seeds, Checkpoint(arrays, [histories[i] for i in wanted])

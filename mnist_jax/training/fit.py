@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.augment import all_shifts
@@ -20,11 +21,16 @@ from mnist_jax.models.networks import count_params
 from mnist_jax.records.environment import Environment, code_digest, current_environment
 from mnist_jax.records.schema import EpochRecord, RunRecord
 from mnist_jax.training import distributed
-from mnist_jax.training.checkpoints import Checkpoint, params_sha256
+from mnist_jax.training.checkpoints import (
+    Checkpoint,
+    from_leaves,
+    named_leaves,
+    params_sha256,
+)
 from mnist_jax.training.diverged import check_finite, find_cause
 from mnist_jax.training.epochs import predict_images
 from mnist_jax.training.mesh import shard_seeds
-from mnist_jax.training.optimizers import final_variables, set_learning_rate
+from mnist_jax.training.optimizers import final_variables
 from mnist_jax.training.prepare import Experiment
 from mnist_jax.training.steps import Metrics, TrainState
 
@@ -92,17 +98,11 @@ def fit(
     if jax.process_count() > 1:
         _agree(experiment, seeds, environment, start_variables, resume)
     begin = partial(_begin, experiment, seeds, start_variables, resume)
-    states, run_keys, histories = begin()
+    states, best, run_keys = begin()
+    histories: list[list[EpochRecord]] = [[] for _ in seeds]
+    if resume is not None:
+        histories = [list(epochs) for epochs in resume.histories]
     resumed = len(histories[0])
-
-    def check(number: int, losses: Any) -> None:
-        find = None
-        # A replay of several epochs takes long; one process of a job cannot replay.
-        if len(histories[0]) == resumed and jax.process_count() == 1:
-            find = partial(find_cause, experiment, seeds, begin, number)
-        check_finite(losses, config, seeds[number], len(histories[0]), find)
-
-    best = shard_seeds(resume.best, programs.mesh) if resume else None
     size = len(experiment.dataset.train.labels)
     steps = -(-size // config.batch_size)
     chunk_steps = max(1, steps // 16)  # a first guess: nothing has been timed yet
@@ -114,6 +114,10 @@ def fit(
         orders = [epoch_indices(seed, epoch, size, config.batch_size) for seed in seeds]
         indices = programs.shard(np.stack(orders))
         metrics = Metrics(*np.zeros((3, len(seeds), steps), np.float32))
+        find = None
+        # A replay of several epochs takes long; one process of a job cannot replay.
+        if epoch == resumed and jax.process_count() == 1:
+            find = partial(find_cause, experiment, begin, indices, keys)
         step = 0
         while step < steps:
             chunk_start = time.perf_counter()
@@ -122,8 +126,7 @@ def fit(
                 states, experiment.train, indices, keys, step, stop
             )
             chunk = jax.device_get(chunk)  # 0 for steps outside the chunk
-            for number, losses in enumerate(chunk.loss_sum):
-                check(number, losses)
+            check_finite(chunk.loss_sum, config, seeds, epoch, find)
             metrics = jax.tree.map(np.add, metrics, chunk)
             seconds_per_step = (time.perf_counter() - chunk_start) / (stop - step)
             # Processes with chunks of different sizes would wait for each other.
@@ -131,38 +134,39 @@ def fit(
             chunk_steps = int(distributed.gather(wanted)[0])
             step = stop
             if step < steps:
-                loss, accuracy = np.mean(_means(metrics), axis=0)
+                loss, accuracy = _means(metrics).mean(axis=0).tolist()
                 steps_left = (config.epochs - epoch) * steps - step
                 yield Progress(
                     epoch + 1,
                     step,
                     steps,
-                    float(loss),
-                    float(accuracy),
+                    loss,
+                    accuracy,
                     images_per_second=len(seeds) * config.batch_size / seconds_per_step,
                     seconds_left=steps_left * seconds_per_step,
                 )
         variables = jax.block_until_ready(final_variables(states))
         train_seconds = (time.perf_counter() - start) / len(seeds)
-        val_means: Sequence[tuple[float | None, float | None]]
-        val_means, eval_seconds = [(None, None)] * len(seeds), 0.0
+        validated: Any = np.full((len(seeds), 2), None)
+        eval_seconds = 0.0
         if experiment.validation is not None:
-            val_means, seconds = _evaluate(experiment, variables, experiment.validation)
+            validated, seconds = _evaluate(experiment, variables, experiment.validation)
             eval_seconds = seconds / len(seeds)
-            for number, (loss, _) in enumerate(val_means):
-                check(number, loss)
+            check_finite(validated[:, 0], config, seeds, epoch, find)
         records = [
-            EpochRecord(epoch + 1, *mean, *val_mean, train_seconds, eval_seconds)
-            for mean, val_mean in zip(_means(metrics), val_means, strict=True)
+            EpochRecord(epoch + 1, *means, *[train_seconds, eval_seconds])
+            for means in np.hstack([_means(metrics), validated]).tolist()
         ]
-        for history, record in zip(histories, records, strict=True):
-            history.append(record)
+        histories = [[*h, new] for h, new in zip(histories, records, strict=True)]
         if early and _best_epoch(histories[0]) == epoch + 1:
             best = jax.tree.map(jnp.copy, variables)  # states are donated
-        yield Epoch(records, Checkpoint(states, histories, best))
+        arrays = named_leaves({"states": states, "best": best})
+        yield Epoch(records, Checkpoint(arrays, histories))
 
     trained = best if early else final_variables(states)
     tests = [_evaluate(experiment, trained, experiment.test) for _ in range(3)]
+    tested = tests[0][0]
+    check_finite(tested[:, 0], config, seeds, len(histories[0]) - 1)
     eval_seconds = statistics.median(seconds for _, seconds in tests) / len(seeds)
     variables_of = [
         jax.tree.map(operator.itemgetter(n), trained) for n in range(len(seeds))
@@ -171,24 +175,21 @@ def fit(
     seconds = experiment.compile_seconds + time.perf_counter() - began
     earlier = histories[0][:resumed]
     seconds += len(seeds) * sum(e.train_seconds + e.eval_seconds for e in earlier)
-    for number, (seed, (test_loss, test_accuracy)) in enumerate(
-        zip(seeds, tests[0][0], strict=True)
-    ):
-        check(number, test_loss)
+    for number, variables in enumerate(variables_of):
         run = _run_record(
             experiment,
-            seed,
+            seeds[number],
             histories[number],
-            variables_of[number],
-            test_loss=test_loss,
-            test_accuracy=test_accuracy,
+            variables,
+            test_loss=float(tested[number, 0]),
+            test_accuracy=float(tested[number, 1]),
             tta_accuracy=tta_accuracies[number],
             evaluate_images_per_second=len(experiment.dataset.test.labels)
             / eval_seconds,
             total_seconds=seconds / len(seeds),
             environment=environment,
         )
-        yield Result(run, variables_of[number])
+        yield Result(run, variables)
 
 
 def finish(training: Iterable[Any]) -> list[Result]:
@@ -198,11 +199,9 @@ def finish(training: Iterable[Any]) -> list[Result]:
 
 def is_over(config: TrainConfig, epochs: Sequence[EpochRecord]) -> bool:
     """Returns whether a run ends after these epochs: by their number, or `patience`."""
-    if len(epochs) >= config.epochs:
-        return True
     if config.patience is None or not epochs:
-        return False
-    return len(epochs) - _best_epoch(epochs) >= config.patience
+        return len(epochs) >= config.epochs
+    return len(epochs) >= min(config.epochs, _best_epoch(epochs) + config.patience)
 
 
 def _best_epoch(epochs: Sequence[EpochRecord]) -> int:
@@ -238,36 +237,41 @@ def _begin(
     seeds: Sequence[int],
     start_variables: Sequence[Any] | None,
     resume: Checkpoint | None,
-) -> tuple[TrainState, jax.Array, list[list[EpochRecord]]]:
-    """Returns the states to start from, the runs' keys and their finished epochs."""
-    states, run_keys = experiment.programs.init_run(seeds)
-    # The programs may have been compiled with another one: see `change_learning_rate`.
-    rate = experiment.config.learning_rate
-    states = states._replace(opt_state=set_learning_rate(states.opt_state, rate))
-    histories: list[list[EpochRecord]] = [[] for _ in seeds]
+) -> tuple[TrainState, Any, jax.Array]:
+    """Returns the states to start from, the best variables so far, and run keys."""
+    config, programs = experiment.config, experiment.programs
+    states, run_keys = programs.init_run(seeds)
+    best = None if config.patience is None else states.variables
     if resume is not None:
-        states, histories = resume.states, [list(epochs) for epochs in resume.histories]
-    elif start_variables is not None:
+        like = {"states": states, "best": best}
+        found = from_leaves("the checkpoint", resume.arrays, like)
+        found = shard_seeds(found, programs.mesh)
+        return found["states"], found["best"], run_keys
+    # The programs may have been compiled with another one: see `change_learning_rate`.
+    rates = optax.tree.get(states.opt_state, "learning_rate")
+    rates = np.full_like(rates, config.learning_rate)  # one for each seed
+    opt_state = optax.tree.set(states.opt_state, learning_rate=rates)
+    states = states._replace(opt_state=opt_state)
+    if start_variables is not None:
         stats = jax.tree.map(lambda *leaves: np.stack(leaves), *start_variables)
         states = states._replace(params=stats.pop("params"), stats=stats)
-    return shard_seeds(states, experiment.programs.mesh), run_keys, histories
+    return shard_seeds(states, programs.mesh), best, run_keys
 
 
-def _means(metrics: Metrics) -> list[tuple[float, float]]:
-    """Returns each seed's mean loss and accuracy, from metrics `[seeds,...]`."""
+def _means(metrics: Metrics) -> np.ndarray:
+    """Returns each seed's mean loss and accuracy `[seeds,2]` of `[seeds,...]`."""
     # In float64: a float32 sum over all losses of an epoch would lose digits.
     loss_sums, correct, images = (
         np.asarray(leaf, np.float64).reshape(len(leaf), -1).sum(axis=1)
         for leaf in metrics
     )
-    means = zip(loss_sums / images, correct / images, strict=True)
-    return [(float(loss), float(accuracy)) for loss, accuracy in means]
+    return np.stack([loss_sums / images, correct / images], axis=1)
 
 
 def _evaluate(
     experiment: Experiment, variables: Any, indices: jax.Array
-) -> tuple[list[tuple[float, float]], float]:
-    """Returns each seed's mean loss and accuracy, and the total seconds."""
+) -> tuple[np.ndarray, float]:
+    """Returns each seed's mean loss and accuracy `[seeds,2]`, and the total seconds."""
     start = time.perf_counter()
     metrics = experiment.programs.evaluate(variables, experiment.held_out, indices)
     return _means(metrics), time.perf_counter() - start
@@ -298,7 +302,6 @@ def _run_record(
     size, validation = len(dataset.train.labels), dataset.validation
     first, *rest = [epoch.train_seconds for epoch in epochs]
     epoch_seconds = statistics.median(rest or [first])
-    standardized = config.pixels == "standardized"
     fast = config.model not in ("mlp", "lstm") and resolve_impl(config.impl) == "cpu"
     return RunRecord(
         config=dataclasses.replace(config, seed=seed),
@@ -323,8 +326,8 @@ def _run_record(
         steady_epoch_seconds=epoch_seconds if rest else None,
         train_images_per_second=size / epoch_seconds,
         step_milliseconds=1e3 * epoch_seconds / -(-size // config.batch_size),
-        pixel_mean=experiment.preprocess.mean if standardized else None,
-        pixel_std=experiment.preprocess.std if standardized else None,
+        pixel_mean=experiment.preprocess.mean,
+        pixel_std=experiment.preprocess.std,
         source_sha256=experiment.source_sha256,
         best_epoch=None if config.patience is None else _best_epoch(epochs),
         float32_convolutions=fast and config.precision == "bfloat16",

@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from mnist_jax.config import TrainConfig
@@ -48,49 +47,18 @@ def scale_by_adam(
     return optax.GradientTransformation(init, update)
 
 
-class RateState(NamedTuple):
-    """The state of `scale_by_rate`."""
-
-    steps: jax.Array  # so far
-    learning_rate: Any  # array: data, so that one program trains with any
-
-
 def scale_by_rate(
     learning_rate: float, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
     """Multiplies updates by the negative learning rate times a factor of each step.
 
-    `set_learning_rate` changes the rate in the state: a sweep over learning rates
-    compiles once.
+    The rate is data, in the state: a sweep over learning rates compiles once.
     """
 
-    def init(params: Any) -> RateState:
-        del params
-        rate = jnp.asarray(learning_rate, float)  # float64 with jax_enable_x64
-        return RateState(jnp.zeros((), jnp.int32), rate)
+    def scale(learning_rate: jax.Array) -> optax.GradientTransformation:
+        return optax.scale_by_schedule(lambda step: -learning_rate * schedule(step))
 
-    def update(
-        updates: Any, state: RateState, params: Any = None
-    ) -> tuple[Any, RateState]:
-        del params
-        rate = -state.learning_rate * schedule(state.steps)
-        scaled = jax.tree.map(lambda u: jnp.asarray(rate, u.dtype) * u, updates)
-        steps = optax.safe_increment(state.steps)
-        return scaled, RateState(steps, state.learning_rate)
-
-    return optax.GradientTransformation(init, update)
-
-
-def set_learning_rate(opt_state: Any, learning_rate: float) -> Any:
-    """Returns an optimizer state with another learning rate, of all its seeds."""
-
-    def change(node: Any) -> Any:
-        if not isinstance(node, RateState):
-            return node
-        rates = np.full_like(node.learning_rate, learning_rate)  # one for each seed
-        return node._replace(learning_rate=rates)
-
-    return jax.tree.map(change, opt_state, is_leaf=lambda n: isinstance(n, RateState))
+    return optax.inject_hyperparams(scale)(learning_rate=learning_rate)
 
 
 class AverageState(NamedTuple):

@@ -1,14 +1,16 @@
-"""Run directories: what they hold, and loading runs.
+"""Run directories, folders of results that hold many, and loading runs.
 
 A run directory contains `config.json`, `metrics.jsonl` (a line per epoch),
 `params.msgpack` and `record.json` of a finished run, and `checkpoints/` if requested. A
-run with a record is finished; one with checkpoints but no record is unfinished.
+run with a record is finished; one with checkpoints but no record is unfinished. A
+results folder has its run directories in `runs/`, and exports of their records.
 """
 
 import dataclasses
 import functools
+import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,11 @@ from mnist_jax.errors import InputError
 from mnist_jax.models.custom import find_network, network_sha256
 from mnist_jax.models.networks import create_model, variable_shapes
 from mnist_jax.models.rewrite import without_rewriting
-from mnist_jax.records.environment import numerics
-from mnist_jax.records.schema import RunKey, RunRecord, read_json
+from mnist_jax.records.environment import current_environment, numerics
+from mnist_jax.records.files import hold_lock, write_file
+from mnist_jax.records.schema import RunKey, RunRecord, json_line, read_json
 from mnist_jax.training.checkpoints import load_params
 from mnist_jax.training.epochs import predict_images
-from mnist_jax.training.fit import is_over
-from mnist_jax.training.safetensors_file import load_safetensors
 
 CONFIG, METRICS, RECORD, PARAMS, EXPORTED_PARAMS, DETAILS, DATA_DIR = FILES = (
     "config.json",
@@ -40,6 +41,8 @@ CONFIG, METRICS, RECORD, PARAMS, EXPORTED_PARAMS, DETAILS, DATA_DIR = FILES = (
     "details.json",  # data for plots, computed from the parameters
     "data_dir.txt",  # the folder of the dataset's files, if the user named it
 )
+RUNS = "runs"  # in a results folder
+LOCK = ".lock"  # in a run directory, and in a results folder
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,10 +103,7 @@ def load_run(folder: str | os.PathLike[str]) -> TrainedRun:
             f"the source of {config.model} has changed since {folder} was trained "
             f"(sha256 {record.source_sha256}, now {current}); restore it or train again"
         )
-    preprocess = Preprocess(config.pixels)
-    if config.pixels == "standardized":
-        assert record.pixel_mean is not None and record.pixel_std is not None
-        preprocess = Preprocess(config.pixels, record.pixel_mean, record.pixel_std)
+    preprocess = Preprocess(config.pixels, record.pixel_mean, record.pixel_std)
     model = create_model(config, Shapes(record.image_shape, record.classes))
     variables = load_variables(folder, variable_shapes(model, record.image_shape))
     return TrainedRun(config, record, jax.device_put(variables), preprocess)
@@ -119,20 +119,47 @@ def run_keys(
 
     `start_from` has the finished run whose parameters each seed starts from.
     """
+    starts = {
+        seed: read_json(RunRecord, folder / RECORD).params_sha256
+        for seed, folder in (start_from or {}).items()
+    }
     config, source = config.for_dataset(dataset.name), network_sha256(config)
-    keys = {}
-    for seed in seeds:
-        start = start_from and read_json(RunRecord, start_from[seed] / RECORD)
-        start_sha256 = start.params_sha256 if start else None
-        keys[seed] = RunKey(
+    return {
+        seed: RunKey(
             dataclasses.replace(config, seed=seed),
             dataset.checksum,
             dataset.classes,
             source,
-            start_sha256,
+            starts.get(seed),
             numerics(),
         )
-    return keys
+        for seed in seeds
+    }
+
+
+def run_folders(
+    out: Path,
+    name: str,
+    config: TrainConfig,
+    dataset: Dataset,
+    seeds: Sequence[int],
+    system: str | None = None,
+) -> dict[int, Path]:
+    """Returns the run directory of each seed of a config in a results folder.
+
+    The name of their parent begins with `name` and ends in a digest of the runs' key,
+    machine, versions and `XLA_FLAGS`. The commit is not included: to measure changed
+    code, use another folder.
+    """
+    [key] = run_keys(config, dataset, [0]).values()
+    values = system, key, *current_environment().compared()
+    root = out / RUNS / f"{name}-{digest(*values)}"
+    return {seed: root / f"seed{seed}" for seed in seeds}
+
+
+def digest(*values: Any) -> str:
+    """Returns the end of the name of a folder of runs, by what they have in common."""
+    return hashlib.sha256(repr(values).encode()).hexdigest()[:12]
 
 
 def read_record(folder: Path) -> RunRecord | None:
@@ -157,24 +184,30 @@ def load_variables(folder: Path, like: Any) -> Any:
     They must match the run's record and fit `like`, the variables of a network or their
     shapes.
     """
-    record, exported = read_json(RunRecord, folder / RECORD), folder / EXPORTED_PARAMS
-    if exported.exists() and not (folder / PARAMS).exists():
-        return load_safetensors(exported, like, record.params_sha256)
-    return load_params(folder / PARAMS, like, record.params_sha256)
+    path, exported = folder / PARAMS, folder / EXPORTED_PARAMS
+    if exported.exists() and not path.exists():
+        path = exported
+    return load_params(path, like, read_json(RunRecord, folder / RECORD).params_sha256)
 
 
-def is_finished(folder: Path, key: RunKey) -> bool:
-    """Returns whether a folder contains the finished run of a key.
+def find_runs(out: Path) -> dict[Path, RunRecord]:
+    """Returns the finished runs in a results folder by run directory, oldest first.
 
-    It is resumed if the key has more epochs or a larger patience; another difference
-    raises InputError.
+    An unreadable record is skipped with a warning.
     """
-    if not (folder / RECORD).exists():  # its checkpoints have keys of their own
-        return False
-    record = read_json(RunRecord, folder / RECORD)
-    if different := key.differences(record.key):
-        raise InputError(
-            f"--resume: {folder} holds a different run: {'; '.join(different)}; give "
-            "its flags and data, or another --run_dir"
-        )
-    return is_over(key.config, record.epochs)
+    folders = [path.parent for path in sorted((out / RUNS).glob(f"*/*/{RECORD}"))]
+    runs = [(folder, run) for folder in folders if (run := read_record(folder))]
+    runs.sort(key=lambda pair: (pair[1].environment.date, pair[1].config.seed))
+    return dict(runs)
+
+
+def read_runs(out: Path) -> list[RunRecord]:
+    """Returns the records of the finished runs in a results folder, oldest first."""
+    return list(find_runs(out).values())
+
+
+def export_runs(out: Path, name: str) -> None:
+    """Writes the records of all runs in a results folder to a JSON-lines file."""
+    with hold_lock(out / LOCK):
+        lines = [f"{json_line(record)}\n" for record in read_runs(out)]
+        write_file(out / name, "".join(lines))

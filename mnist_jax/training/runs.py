@@ -7,7 +7,6 @@ checkpoint.
 
 import contextlib
 import dataclasses
-import itertools
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ from mnist_jax.data.types import Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.models.networks import variable_shapes
 from mnist_jax.records.environment import code_digest
-from mnist_jax.records.files import hold_lock, write_file
+from mnist_jax.records.files import write_file
 from mnist_jax.records.schema import RunKey, append_jsonl, json_line, write_json
 from mnist_jax.training.checkpoints import (
     KEEP,
@@ -36,17 +35,16 @@ from mnist_jax.training.run_dir import (
     CONFIG,
     DATA_DIR,
     FILES,
+    LOCK,
     METRICS,
     PARAMS,
     RECORD,
-    is_finished,
     load_variables,
     read_record,
     run_keys,
 )
 
 HOW_TO_RESUME = "the same command resumes where this one stopped"
-LOCK = ".lock"  # in a run directory, and in a folder with tables of runs
 _EVENTS = "events.out.tfevents.*"  # TensorBoard would merge two runs' files
 
 
@@ -111,23 +109,15 @@ def train_runs(
             "give one of them"
         )
     with contextlib.ExitStack() as stack:
-        for folder in sorted(folders.values()):
-            if chosen:
-                _claim(folder, resume or overwrite, stack)
-            else:
-                waiting = f"{name}: waiting for another process that trains these runs"
-                yield from _wait_for_lock(folder / LOCK, waiting, stack)
+        waiting = f"{name}: waiting for another process that trains these runs"
+        yield from _lock(folders, None if chosen else waiting, stack)
+        if chosen and not (resume or overwrite):
+            _refuse_runs(folders)
         keys = run_keys(config, dataset, folders, start_from)
-        if chosen:
-            kept = folders if resume else ()
-            finished = {seed for seed in kept if is_finished(folders[seed], keys[seed])}
-        else:
-            records = {seed: read_record(folder) for seed, folder in folders.items()}
-            finished = {s for s, run in records.items() if run and run.key == keys[s]}
+        code = None if chosen else code_digest()
+        finished, groups = plan(folders if resume else {}, keys, code)
         for seed in sorted(finished):
             yield f"{name}, seed {seed}: already recorded"
-        code = None if chosen else code_digest()
-        groups = _find_groups(folders if resume else {}, keys, dataset, finished, code)
         for seeds, checkpoint in groups:
             if checkpoint is not None:
                 yield f"{name}: resuming after epoch {checkpoint.epoch}"
@@ -167,60 +157,71 @@ def seed_folders(root: Path, seeds: Sequence[int]) -> dict[int, Path]:
     return {seed: root / f"seed{seed}" for seed in seeds}
 
 
-def _wait_for_lock(
-    path: Path, message: str, stack: contextlib.ExitStack
+def _lock(
+    folders: Mapping[int, Path], waiting: str | None, stack: contextlib.ExitStack
 ) -> Iterator[str | None]:
-    """Acquires a lock, yielding a message and then None while it is held elsewhere."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(path)
-    stack.callback(lock.release)
-    # The processes of a job agree on a stop, but only one of them waits here.
-    seconds = 0.1 if jax.process_count() == 1 else -1
-    for event in itertools.chain([message], itertools.repeat(None)):
-        try:
-            lock.acquire(timeout=seconds)
-            return
-        except filelock.Timeout:
-            yield event
+    """Locks run directories until the stack is closed.
 
-
-def _claim(folder: Path, replace: bool, stack: contextlib.ExitStack) -> None:
-    """Locks a run directory that the user chose, unless it holds what must stay."""
-
-    def refuse() -> None:
-        raise InputError(
-            f"another process is training in {folder}; wait until it ends, or use "
-            "another --run_dir"
-        )
-
-    stack.enter_context(hold_lock(folder / LOCK, refuse))
-    found = [name for name in FILES if (folder / name).exists()]
-    if found and not replace:
-        raise InputError(
-            f"--run_dir={folder} already holds a run ({', '.join(found)}); give "
-            "another, --resume to resume that run, or --overwrite to replace it"
-        )
-
-
-def _find_groups(
-    folders: Mapping[int, Path],
-    keys: Mapping[int, RunKey],
-    dataset: Dataset,
-    finished: Set[int],
-    code: str | None,
-) -> list[tuple[list[int], Checkpoint | None]]:
-    """Returns groups of seeds to train together, each with a checkpoint or None.
-
-    Checkpoints in `folders` must be of the code with that digest. If it is None, any
-    code will do, but damaged ones, and a shorter run without any, are errors.
+    Yields `waiting` and then None while another process has locked one. If `waiting` is
+    None, that is an InputError.
     """
+    # The processes of a job agree on a stop, but only one of them waits here.
+    timeout = -1 if waiting and jax.process_count() > 1 else 0.1
+    for folder in sorted(folders.values()):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock, event = filelock.FileLock(folder / LOCK), waiting
+        stack.callback(lock.release)
+        while not lock.is_locked:
+            try:
+                lock.acquire(timeout=timeout)
+            except filelock.Timeout:
+                if waiting is None:
+                    raise InputError(
+                        f"another process is training in {folder}; wait until it "
+                        "ends, or use another --run_dir"
+                    ) from None
+                yield event
+                event = None
+
+
+def _refuse_runs(folders: Mapping[int, Path]) -> None:
+    """Raises InputError if a directory already holds a run."""
+    for folder in folders.values():
+        if found := [name for name in FILES if (folder / name).exists()]:
+            raise InputError(
+                f"--run_dir={folder} already holds a run ({', '.join(found)}); give "
+                "another, --resume to resume that run, or --overwrite to replace it"
+            )
+
+
+def plan(
+    folders: Mapping[int, Path], keys: Mapping[int, RunKey], code: str | None = None
+) -> tuple[Set[int], list[tuple[list[int], Checkpoint | None]]]:
+    """Returns the finished seeds, and groups to train together, some of a checkpoint.
+
+    A run of more epochs, or more patience, than its record is not finished. Checkpoints
+    must be of the code with that digest, and what cannot be resumed is trained again.
+    If `code` is None, any code will do, and what cannot be resumed is an InputError.
+    """
+    finished = set()
+    for seed, folder in folders.items():
+        if (record := read_record(folder)) is None:  # checkpoints have their own keys
+            continue
+        different = keys[seed].differences(record.key)
+        if different and code is None:
+            raise InputError(
+                f"--resume: {folder} holds a different run: {'; '.join(different)}; "
+                "give its flags and data, or another --run_dir"
+            )
+        if not different and is_over(keys[seed].config, record.epochs):
+            finished.add(seed)
     groups: list[tuple[list[int], Checkpoint | None]] = []
     missing = dict(keys)
     for seed, folder in folders.items():
         if seed not in missing or finished >= missing.keys():
             continue  # in the group of an earlier one, or nothing is left
         try:
-            found = load_checkpoint(folder, missing, dataset.shapes, code)
+            found = load_checkpoint(folder, missing, code)
         except InputError:  # none is intact; each has been named in a warning
             if code is None and seed not in finished:
                 raise
@@ -232,13 +233,12 @@ def _find_groups(
     for seed in fresh:
         if code is None and seed in folders and (folders[seed] / RECORD).exists():
             raise InputError(
-                f"--resume: the run in {folders[seed]} finished after fewer epochs and "
-                "has no checkpoint to resume from; give another --run_dir, or "
-                "--overwrite to replace that run"
+                f"--resume: the run in {folders[seed]} has ended and has no checkpoint "
+                "to resume from; give another --run_dir, or --overwrite to replace it"
             )
-    if fresh and keys[fresh[0]].config.patience is not None:
-        return groups + [([seed], None) for seed in fresh]
-    return groups + ([(fresh, None)] if fresh else [])
+    if keys[min(keys)].config.patience is not None:
+        return finished, groups + [([seed], None) for seed in fresh]
+    return finished, groups + ([(fresh, None)] if fresh else [])
 
 
 def fit_into(

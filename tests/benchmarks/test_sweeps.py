@@ -32,8 +32,7 @@ from mnist_jax.reporting.sweep_tables import (
     read_trials,
     write_trials,
 )
-from mnist_jax.training.results import read_runs
-from mnist_jax.training.run_dir import RECORD
+from mnist_jax.training.run_dir import RECORD, read_runs
 
 SMALL = "--dataset=digits", "--hidden=16", "--epochs=3", "--batch_size=256"
 GRID = *SMALL, "--vary=learning_rate=1e-3,1e-2", "--vary=optimizer=adam,sgd"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers.trained import make_run
 from jax import export
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from mnist_jax.data.types import Dataset, Shapes
 from mnist_jax.errors import InputError
@@ -176,9 +176,6 @@ def test_a_damaged_safetensors_file_is_refused(folder):
     content = path.read_bytes()
     path.write_bytes(content[:-8] + bytes([content[-8] ^ 1]) + content[-7:])
     with pytest.raises(InputError, match="model.safetensors is damaged"):
-        load_run(folder)
-    save_file({"Dense_0/kernel": np.zeros((3, 10), np.float32)}, path)
-    with pytest.raises(InputError, match=r"bias is float32\[10\] here and missing"):
         load_run(folder)
 
 

@@ -11,12 +11,11 @@ from mnist_jax.config import TrainConfig
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.types import Dataset
 from mnist_jax.records.schema import RunRecord
-from mnist_jax.training.checkpoints import Checkpoint, load_checkpoint
+from mnist_jax.training.checkpoints import Checkpoint
 from mnist_jax.training.fit import Epoch, finish
 from mnist_jax.training.prepare import Experiment, prepare
-from mnist_jax.training.results import read_runs
-from mnist_jax.training.run_dir import METRICS, is_finished, run_keys
-from mnist_jax.training.runs import Event, Events, Started, fit_into
+from mnist_jax.training.run_dir import METRICS, read_runs, run_keys
+from mnist_jax.training.runs import Event, Events, Started, fit_into, plan
 
 CONFIGS = {
     name: TrainConfig(
@@ -97,10 +96,8 @@ def resumable(
     """Returns whether seeds on the digits are finished, else their checkpoint."""
     dataset = load_dataset("digits")
     keys = run_keys(config, dataset, folders)
-    if all(is_finished(folder, keys[seed]) for seed, folder in folders.items()):
-        return True, None
-    found = load_checkpoint(next(iter(folders.values())), keys, dataset.shapes)
-    return False, found and found[1]
+    _, groups = plan(folders, keys)
+    return not groups, groups[0][1] if groups else None
 
 
 def outcome(record: RunRecord, folder: Path) -> tuple:

@@ -51,5 +51,5 @@ def make_run(shapes: Shapes = MNIST, **fields: Any) -> TrainedRun:
         pixel_mean=statistics[0],
         pixel_std=statistics[1],
     )
-    preprocess = Preprocess(config.pixels, *(s for s in statistics if s is not None))
+    preprocess = Preprocess(config.pixels, *statistics)
     return TrainedRun(config, record, variables, preprocess)

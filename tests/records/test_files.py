@@ -54,12 +54,8 @@ def test_what_cannot_be_appended_to_is_refused_before_any_work(tmp_path):
 
 def test_a_lock_is_refused_while_it_is_held(tmp_path):
     path = tmp_path / "folder" / ".lock"
-
-    def refuse() -> None:
-        raise InputError("held")
-
     for _ in range(2):  # released
-        with hold_lock(path), pytest.raises(InputError), hold_lock(path, refuse):
+        with hold_lock(path), pytest.raises(InputError), hold_lock(path, "held"):
             pass
 
 

@@ -19,9 +19,14 @@ from mnist_jax.data.types import Dataset
 from mnist_jax.records.environment import current_environment
 from mnist_jax.records.files import hold_lock
 from mnist_jax.records.schema import RunRecord, read_json, read_jsonl, write_json
-from mnist_jax.training import results, runs
-from mnist_jax.training.results import export_runs, read_runs, run_folders
-from mnist_jax.training.run_dir import RECORD, load_run
+from mnist_jax.training import run_dir, runs
+from mnist_jax.training.run_dir import (
+    RECORD,
+    export_runs,
+    load_run,
+    read_runs,
+    run_folders,
+)
 from mnist_jax.training.runs import train_runs
 
 pytestmark = pytest.mark.slow
@@ -155,7 +160,7 @@ def test_recorded_runs_are_identified_by_everything_that_determines_them(
 ):
     monkeypatch.setenv("XLA_FLAGS", "")
     machine = current_environment()
-    monkeypatch.setattr(results, "current_environment", lambda: machine)
+    monkeypatch.setattr(run_dir, "current_environment", lambda: machine)
 
     def folder(config=CONFIG, dataset=digits, system=None):
         return run_folders(tmp_path, "mlp", config, dataset, [0], system)[0]
@@ -169,7 +174,7 @@ def test_recorded_runs_are_identified_by_everything_that_determines_them(
     ]
     for name, value in (("device", "another"), ("cores", 99), ("jax", "another")):
         changed = dataclasses.replace(machine, **{name: value})
-        monkeypatch.setattr(results, "current_environment", lambda value=changed: value)
+        monkeypatch.setattr(run_dir, "current_environment", lambda value=changed: value)
         others.append(folder())
     assert len({here, *others}) == 1 + len(others)
 
