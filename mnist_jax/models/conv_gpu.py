@@ -25,7 +25,7 @@ def can_fuse(x: Any, kernel: Any, params: dict[str, Any]) -> bool:
     """Returns whether `convolve` handles such arrays and parameters."""
     del kernel
     counts = params["feature_group_count"], params["batch_group_count"]
-    padded = min(map(min, params["padding"])) >= 0
+    padded = all(min(pair) >= 0 for pair in params["padding"])
     nhwc = params["dimension_numbers"] == ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
     dilations = *params["lhs_dilation"], *params["rhs_dilation"]
     return x.ndim == 4 and nhwc and padded and {*counts, *dilations} == {1}
