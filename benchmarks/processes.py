@@ -55,9 +55,13 @@ class Worker:
             self._process.stdin.flush()
         return self.read()
 
+    def end(self) -> None:
+        """Ends it at once."""
+        self._process.kill()
+        self._process.communicate()
+
     def __enter__(self) -> "Worker":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._process.kill()
-        self._process.communicate()
+        self.end()

@@ -67,6 +67,8 @@ def take_turns(
                         answer = worker.read()
                     if "epoch" not in answer:  # it was the last one
                         results[name] = Measurement(**answer)
+                        # Its clean-up would disturb the last epochs of the others.
+                        workers[name].end()
                 except InputError as error:
                     results[name] = error
     return results
