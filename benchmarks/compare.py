@@ -14,13 +14,11 @@ from mnist_jax.api import train_configs, write_tables
 from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
 from mnist_jax.cli.flags import (
     define_cluster_flags,
-    define_machine_flags,
     define_models_flag,
     define_path_flag,
     define_precisions_flag,
-    define_quiet_flag,
-    define_seeds_flag,
     define_targets_flag,
+    define_training_flags,
     load_data,
 )
 from mnist_jax.cli.main import run_program, start_jax, stop_between_chunks
@@ -66,11 +64,10 @@ def main() -> None:
 def run() -> None:
     """Entry point."""
     define_config_flags(exclude=("model", "precision"))
-    define_machine_flags()
     define_cluster_flags()
     define_models_flag("compare")
     define_precisions_flag()
-    define_seeds_flag(1)
+    define_training_flags()
     define_targets_flag()
     flags.DEFINE_string(
         "against",
@@ -84,7 +81,6 @@ def run() -> None:
         ["main", "all"],
         "columns of the printed table; main: those that fit 100 characters",
     )
-    define_quiet_flag()
     define_path_flag("out", "results", "folder for the runs and their tables")
     flags.DEFINE_boolean(
         "report", False, "also write report.html and its pictures to --out"

@@ -18,11 +18,9 @@ from optuna.trial import TrialState
 
 from mnist_jax.cli.config_flags import define_config_flags
 from mnist_jax.cli.flags import (
-    define_machine_flags,
     define_models_flag,
     define_path_flag,
-    define_quiet_flag,
-    define_seeds_flag,
+    define_training_flags,
     load_data,
 )
 from mnist_jax.cli.main import (
@@ -171,10 +169,8 @@ def main() -> None:
 def run() -> None:
     """Entry point."""
     define_config_flags(exclude=("model",))
-    define_machine_flags()
     define_models_flag("train", ["mlp"])
-    define_seeds_flag(1)
-    define_quiet_flag()
+    define_training_flags()
     define_path_flag("out", "results/sweep", "folder for the runs and their table")
     flags.DEFINE_multi_string(
         "vary",

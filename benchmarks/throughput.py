@@ -25,9 +25,9 @@ from absl import flags
 from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
 from mnist_jax.cli.flags import (
     define_cluster_flags,
+    define_list_flag,
     define_machine_flags,
     define_models_flag,
-    define_numbers_flag,
     define_path_flag,
     define_precisions_flag,
     define_profile_flag,
@@ -246,12 +246,13 @@ def run() -> None:
     define_machine_flags()
     define_cluster_flags()
     define_models_flag("time")
-    define_numbers_flag("batch_sizes", [32, 128], "batch sizes, comma-separated")
+    positive = flags.IntegerParser(1).parse
+    define_list_flag("batch_sizes", [32, 128], "batch sizes", positive)
     most = 1_000_000  # 0.8 GB of images
     flags.DEFINE_integer("images", 60_000, "images per epoch", 1, most)
     flags.DEFINE_integer("repeats", 5, "timed rounds", 1)
     define_precisions_flag()
-    define_numbers_flag("seeds", [1], "seeds trained together, comma-separated numbers")
+    define_list_flag("seeds", [1], "numbers of seeds trained together", positive)
     define_profile_flag("--out")
     flags.DEFINE_integer("starts", 1, "timed starts with each cache; 0 for none", 0)
     define_path_flag("out", None, "directory of the throughput.jsonl to append to")

@@ -7,12 +7,7 @@ from pathlib import Path
 
 from absl import flags
 
-from mnist_jax.cli.flags import (
-    define_machine_flags,
-    define_path_flag,
-    define_run_dir_flag,
-    load_data_of,
-)
+from mnist_jax.cli.flags import define_path_flag, define_run_flags, load_data_of
 from mnist_jax.cli.main import run_program, start_jax
 from mnist_jax.data.splits import split_dataset
 from mnist_jax.export.formats import FORMATS, check_export, export_run
@@ -44,8 +39,7 @@ def main() -> None:
 
 def run() -> None:
     """Entry point."""
-    define_machine_flags()
-    define_run_dir_flag()
+    define_run_flags()
     flags.DEFINE_enum("format", None, list(FORMATS), "what to export to", required=True)
     define_path_flag(
         "out",

@@ -7,11 +7,7 @@ from pathlib import Path
 
 from absl import flags
 
-from mnist_jax.cli.flags import (
-    define_machine_flags,
-    define_run_dir_flag,
-    load_data_of,
-)
+from mnist_jax.cli.flags import define_run_flags, load_data_of
 from mnist_jax.cli.main import run_program, start_jax
 from mnist_jax.data.splits import split_dataset
 from mnist_jax.reporting.pictures import detail_pictures
@@ -50,8 +46,7 @@ def main() -> None:
 
 def run() -> None:
     """Entry point."""
-    define_machine_flags()
-    define_run_dir_flag()
+    define_run_flags()
     run_program(main)
 
 

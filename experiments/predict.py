@@ -10,13 +10,9 @@ import numpy as np
 import pandas as pd
 from absl import flags, logging
 
-from mnist_jax.cli.flags import (
-    define_machine_flags,
-    define_path_flag,
-    define_run_dir_flag,
-    load_data_of,
-)
+from mnist_jax.cli.flags import define_path_flag, define_run_flags, load_data_of
 from mnist_jax.cli.main import run_program, start_jax
+from mnist_jax.cli.parsing import PathParser
 from mnist_jax.data.splits import split_dataset
 from mnist_jax.data.types import DIGIT_SETS, IMAGE_SHAPE, class_names
 from mnist_jax.data.user_images import read_digit, read_image
@@ -34,7 +30,7 @@ def main() -> None:
     folder = Path(FLAGS.run_dir)
     start_jax()
     run = load_run(folder)
-    pictures = [_read_picture(path, run) for path in FLAGS.image or []]
+    pictures = [_read_picture(path, run) for path in FLAGS.image]
     words = FLAGS.index or ([] if pictures else ["0"])
     images, truths = [pixels for pixels, _ in pictures], [np.nan] * len(pictures)
     if words:
@@ -52,7 +48,7 @@ def main() -> None:
         )
     labels = np.array(truths) if words else None
     frame = prediction_frame(run.predict(np.stack(images)), labels)
-    frame.index = pd.Index([*words, *(FLAGS.image or [])])
+    frame.index = pd.Index([*words, *FLAGS.image])
     _print_predictions(frame, run)
     if pictures:
         print("\nread:", *(treatment for _, treatment in pictures), sep="\n")
@@ -106,19 +102,19 @@ def _read_picture(path: str, run: TrainedRun) -> tuple[np.ndarray, str]:
 
 def run() -> None:
     """Entry point."""
-    define_machine_flags()
-    define_run_dir_flag()
+    define_run_flags()
     flags.DEFINE_list(
         "index",
         None,
         "comma-separated indices of test images; default 0, or none with --image",
     )
-    define_path_flag(
+    flags.DEFINE_multi(
+        PathParser(),
+        flags.ArgumentSerializer(),
         "image",
-        None,
+        [],
         "PNG or JPEG file with a single digit on an even background, or with what the "
         "network was trained on; repeat the flag for more images",
-        repeated=True,
     )
     flags.DEFINE_boolean(
         "as_digit",

@@ -12,12 +12,10 @@ from absl import flags
 from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
 from mnist_jax.cli.flags import (
     define_cluster_flags,
-    define_machine_flags,
     define_path_flag,
     define_preset_flag,
     define_profile_flag,
-    define_quiet_flag,
-    define_seeds_flag,
+    define_training_flags,
     load_data,
 )
 from mnist_jax.cli.main import run_program, start_jax, stop_between_chunks
@@ -109,7 +107,6 @@ def main() -> None:
 def run() -> None:
     """Entry point."""
     define_config_flags()
-    define_machine_flags()
     define_cluster_flags()
     define_preset_flag(Path(__file__).parent / "presets")
     define_path_flag(
@@ -118,7 +115,7 @@ def run() -> None:
         "directory for the config, metrics, record and parameters; with several seeds, "
         "each has its own subdirectory seed0, seed1, ...",
     )
-    define_seeds_flag(1)
+    define_training_flags()
     define_path_flag(
         "init_from",
         None,
@@ -153,7 +150,6 @@ def run() -> None:
     flags.DEFINE_boolean(
         "resume", False, "resume from the last checkpoint in --run_dir, bit for bit"
     )
-    define_quiet_flag()
     run_program(main)
 
 

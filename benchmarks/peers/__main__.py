@@ -22,7 +22,7 @@ from absl import flags
 
 from mnist_jax.cli.flags import (
     define_data_dir_flag,
-    define_numbers_flag,
+    define_list_flag,
     define_path_flag,
     load_data,
 )
@@ -170,7 +170,7 @@ def run() -> None:
         f"must be examples, or one or more of {', '.join(MODELS)} and "
         "path/to/file.py:Class",
     )
-    define_numbers_flag("batches", [128, 32], "batch sizes, comma-separated")
+    define_list_flag("batches", [128, 32], "batch sizes", flags.IntegerParser(1).parse)
     names = ", ".join(FRAMEWORKS)
     flags.DEFINE_list("frameworks", list(FRAMEWORKS), f"rows of the table: {names}")
     flags.register_validator(

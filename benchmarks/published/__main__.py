@@ -13,13 +13,7 @@ import numpy as np
 import pandas as pd
 from absl import flags
 
-from mnist_jax.cli.flags import (
-    define_machine_flags,
-    define_path_flag,
-    define_quiet_flag,
-    define_seeds_flag,
-    load_data,
-)
+from mnist_jax.cli.flags import define_path_flag, define_training_flags, load_data
 from mnist_jax.cli.main import run_program, start_jax, stop_between_chunks
 from mnist_jax.records.files import write_file
 from mnist_jax.records.schema import RunRecord
@@ -154,12 +148,10 @@ def main() -> None:
 
 def run() -> None:
     """Entry point."""
-    define_machine_flags()
     some = f"some of {', '.join(KNOWN)}"
     flags.DEFINE_list("systems", [], f"{some}, comma-separated; default: all")
     flags.register_validator("systems", set(KNOWN).issuperset, f"must be {some}")
-    define_seeds_flag(5)
-    define_quiet_flag()
+    define_training_flags(5)
     define_path_flag("out", "results/published", "directory for tables and runs")
     flags.DEFINE_enum(
         "dataset", "mnist", ["mnist", "digits"], "dataset; digits is for quick trials"

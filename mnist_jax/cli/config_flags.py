@@ -17,9 +17,9 @@ _PARSERS: dict[Any, flags.ArgumentParser[Any]] = {
     str: flags.ArgumentParser(),
     int: flags.IntegerParser(),
     float: flags.FloatParser(),
-    tuple[int, ...]: ListParser(int, "integers", may_be_empty=True),
-    tuple[float, ...]: ListParser(float, "numbers", may_be_empty=True),
-    tuple[str, ...]: ListParser(str, "strings", may_be_empty=True),
+    tuple[int, ...]: ListParser(int, may_be_empty=True),
+    tuple[float, ...]: ListParser(float, may_be_empty=True),
+    tuple[str, ...]: ListParser(str, may_be_empty=True),
 }
 
 

@@ -1,5 +1,6 @@
 """The absl flags shared by several programs, and helpers that read them."""
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from absl import flags
 
 from mnist_jax.cli.parsing import ListParser, PathParser, PresetParser
-from mnist_jax.config import DATASETS, MODELS, PRECISIONS
+from mnist_jax.config import DATASETS, MODELS, PRECISIONS, TrainConfig
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.types import Dataset
 from mnist_jax.errors import InputError
@@ -18,23 +19,7 @@ from mnist_jax.training.run_dir import read_data_dir
 
 FLAGS = flags.FLAGS
 flags.disclaim_key_flags()  # so that --help of the program lists them
-
-
-def define_path_flag(
-    name: str,
-    default: str | None,
-    help: str,
-    *,
-    required: bool = False,
-    repeated: bool = False,
-) -> None:
-    """Defines a flag for a file or folder, or for a list of them if `repeated`."""
-    options: Any = {"required": required}
-    if repeated:
-        to_text: flags.ArgumentSerializer[str] = flags.ArgumentSerializer()
-        flags.DEFINE_multi(PathParser(), to_text, name, default, help, **options)
-    else:
-        flags.DEFINE(PathParser(), name, default, help, **options)
+define_path_flag = functools.partial(flags.DEFINE, PathParser())
 
 
 def define_preset_flag(
@@ -54,14 +39,8 @@ def define_data_dir_flag() -> None:
         "data_dir",
         None,
         "folder with the four files of the dataset, or for --dataset=idx also an .npz "
-        "file; default: $MNIST_JAX_DATA_DIR, "
-        "otherwise they are downloaded",
+        "file; default: $MNIST_JAX_DATA_DIR, otherwise they are downloaded",
     )
-
-
-def define_run_dir_flag() -> None:
-    """Defines `--run_dir` for programs that read one run."""
-    define_path_flag("run_dir", None, "run directory of a finished run", required=True)
 
 
 def define_machine_flags() -> None:
@@ -76,6 +55,19 @@ def define_machine_flags() -> None:
         ["on", "off"],
         "whether to keep compiled programs in the user's cache folder",
     )
+
+
+def define_training_flags(seeds: int = 1) -> None:
+    """Defines the flags of the machine, `--seeds` and `--quiet`."""
+    define_machine_flags()
+    flags.DEFINE_integer("seeds", seeds, "number of seeds, trained together", 1)
+    flags.DEFINE_boolean("quiet", False, "print results only, no progress")
+
+
+def define_run_flags() -> None:
+    """Defines the flags of the machine, and `--run_dir` of a finished run."""
+    define_machine_flags()
+    define_path_flag("run_dir", None, "run directory of a finished run", required=True)
 
 
 def define_cluster_flags() -> None:
@@ -104,68 +96,40 @@ def define_cluster_flags() -> None:
     )
 
 
-def _define_list(
-    name: str,
-    default: Sequence[Any],
-    help: str,
-    parse_item: Callable[[str], Any],
-    items: str,
+def define_list_flag(
+    name: str, default: Sequence[Any], help: str, parse_item: Callable[[Any], Any]
 ) -> None:
-    parser, to_text = ListParser(parse_item, items), flags.CsvListSerializer(",")
-    flags.DEFINE(parser, name, tuple(default), help, serializer=to_text)
-
-
-def define_numbers_flag(name: str, default: Sequence[int], help: str) -> None:
-    """Defines a flag for comma-separated positive integers."""
-    _define_list(name, default, help, flags.IntegerParser(1).parse, "positive integers")
-
-
-def _network(word: str) -> str:
-    if word not in MODELS and ":" not in word:
-        raise ValueError(word)
-    return word
+    """Defines a flag for comma-separated values, at least one if there are defaults."""
+    parser = ListParser(parse_item, may_be_empty=not default)
+    to_text = flags.CsvListSerializer(",")
+    flags.DEFINE(parser, name, default, f"{help}, comma-separated", serializer=to_text)
 
 
 def define_models_flag(purpose: str, default: Sequence[str] = MODELS) -> None:
     """Defines `--models`."""
-    names = f"{', '.join(MODELS)} or Flax modules such as path/to/file.py:Class"
-    help = f"networks to {purpose}, comma-separated"
-    _define_list("models", default, help, _network, names)
+    help = f"networks to {purpose}"
+    define_list_flag(
+        "models", default, help, lambda name: TrainConfig(model=name).model
+    )
 
 
 def define_precisions_flag() -> None:
     """Defines `--precisions`."""
-    names = ", ".join(PRECISIONS)
-    help = f"one or more of {names}, comma-separated"
+    help = f"one or more of {', '.join(PRECISIONS)}"
     parse_item = flags.EnumParser(PRECISIONS).parse
-    _define_list("precisions", PRECISIONS[:1], help, parse_item, names)
-
-
-def define_seeds_flag(default: int) -> None:
-    """Defines `--seeds`."""
-    start = "--seed" if "seed" in FLAGS else "0"
-    help = f"number of seeds, counted from {start}, trained together"
-    flags.DEFINE_integer("seeds", default, help, lower_bound=1)
+    define_list_flag("precisions", PRECISIONS[:1], help, parse_item)
 
 
 def define_targets_flag() -> None:
     """Defines `--targets`; check them with `check_targets`."""
-    help = (
-        "validation accuracies, comma-separated; adds the training seconds until each "
-        "is reached to the table"
-    )
-    _define_list("targets", (), help, float, "numbers such as 0.98")
+    help = "validation accuracies whose training seconds are added to the table"
+    define_list_flag("targets", (), help, float)
 
 
 def define_profile_flag(folder_flag: str) -> None:
     """Defines `--profile`; the trace is written to the folder of another flag."""
     help = f"print where the time goes and write a trace to {folder_flag}/profile"
     flags.DEFINE_boolean("profile", False, help)
-
-
-def define_quiet_flag() -> None:
-    """Defines `--quiet`."""
-    flags.DEFINE_boolean("quiet", False, "print results only, no progress")
 
 
 def load_data(name: str, data_dir: str | None = None) -> Dataset:

@@ -30,23 +30,17 @@ class ListParser(flags.ArgumentParser):
     """Parses comma-separated items into a tuple."""
 
     def __init__(
-        self, parse_item: Callable[[str], Any], items: str, may_be_empty: bool = False
+        self, parse_item: Callable[[Any], Any], may_be_empty: bool = False
     ) -> None:
         self._parse_item = parse_item
         self._may_be_empty = may_be_empty
-        self.syntactic_help = f"a comma-separated list of {items}"
 
     def parse(self, argument: Any) -> tuple[Any, ...]:
-        if not isinstance(argument, str):  # the default
-            return tuple(argument)
-        words = [word.strip() for word in argument.split(",") if word.strip()]
-        try:
-            items = tuple(map(self._parse_item, words))
-        except ValueError as error:
-            raise ValueError(f"must be {self.syntactic_help}") from error
-        if not items and not self._may_be_empty:
-            raise ValueError(f"must be {self.syntactic_help}, and not empty")
-        return items
+        if isinstance(argument, str):  # not the default
+            argument = [word for word in map(str.strip, argument.split(",")) if word]
+        if not argument and not self._may_be_empty:
+            raise ValueError("must not be empty")
+        return tuple(map(self._parse_item, argument))
 
 
 class OrNoneParser(flags.ArgumentParser):
