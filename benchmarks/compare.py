@@ -19,9 +19,9 @@ from mnist_jax.cli.flags import (
     define_precisions_flag,
     define_targets_flag,
     define_training_flags,
-    load_data,
 )
 from mnist_jax.cli.main import run_program, start_jax, stop_between_chunks
+from mnist_jax.data.datasets import load_dataset
 from mnist_jax.errors import InputError
 from mnist_jax.reporting.progress import follow
 from mnist_jax.reporting.report import PICTURES, write_report
@@ -50,7 +50,7 @@ def main() -> None:
     start_jax()
     with distributed.output_folder(Path(FLAGS.out)) as out:
         out.mkdir(parents=True, exist_ok=True)
-        dataset = load_data(configs[0].dataset)
+        dataset = load_dataset(configs[0].dataset, FLAGS.data_dir)
         with stop_between_chunks(HOW_TO_RESUME) as check_stopped:
             events = train_configs(out, configs, dataset, seeds)
             follow(events, FLAGS.quiet, check_stopped)

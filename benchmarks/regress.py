@@ -23,9 +23,9 @@ from mnist_jax.cli.flags import (
     define_data_dir_flag,
     define_models_flag,
     define_path_flag,
-    load_data,
 )
 from mnist_jax.cli.main import run_program
+from mnist_jax.data.datasets import load_dataset
 from mnist_jax.records.environment import current_environment, git
 from mnist_jax.records.files import check_append
 from mnist_jax.records.schema import append_jsonl
@@ -86,7 +86,7 @@ def main() -> None:
     out = Path(FLAGS.out)
     check_append(out)
     jax.config.update("jax_platforms", "cpu")  # as in the workers
-    dataset, machine = load_data(FLAGS.dataset), current_environment()
+    dataset = load_dataset(FLAGS.dataset, FLAGS.data_dir)
     rows = []
     with tempfile.TemporaryDirectory(prefix="mnist_jax-regress-") as name:
         arrays, there = Path(name), Path(name) / "there"
@@ -104,7 +104,7 @@ def main() -> None:
                     "seconds": seconds,
                     "ratio": ratio._asdict(),
                     "verdict": judgement,
-                    "environment": machine,
+                    "environment": current_environment(),
                 }
                 append_jsonl(out, record)
                 rows.append(

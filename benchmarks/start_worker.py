@@ -12,8 +12,9 @@ import time
 from absl import flags
 
 from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
-from mnist_jax.cli.flags import define_machine_flags, load_data
+from mnist_jax.cli.flags import define_machine_flags
 from mnist_jax.cli.main import run_program, start_jax
+from mnist_jax.data.datasets import load_dataset
 from mnist_jax.profiling.memory import peak_megabytes
 from mnist_jax.training.fit import finish, fit
 from mnist_jax.training.prepare import prepare
@@ -25,7 +26,7 @@ def main() -> None:
     """Starts, compiles and trains, and prints the measurements."""
     config = config_from_flags(FLAGS)
     start_jax()
-    dataset = load_data(config.dataset)
+    dataset = load_dataset(config.dataset, FLAGS.data_dir)
     result = {"start s": time.time() - FLAGS.began}
     experiment = prepare(config, dataset)
     finish(fit(experiment, [config.seed]))

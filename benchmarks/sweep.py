@@ -21,7 +21,6 @@ from mnist_jax.cli.flags import (
     define_models_flag,
     define_path_flag,
     define_training_flags,
-    load_data,
 )
 from mnist_jax.cli.main import (
     chosen_machine,
@@ -30,6 +29,7 @@ from mnist_jax.cli.main import (
     stop_between_chunks,
 )
 from mnist_jax.config import TrainConfig, as_text
+from mnist_jax.data.datasets import load_dataset
 from mnist_jax.errors import InputError
 from mnist_jax.records.environment import available_cores
 from mnist_jax.records.files import hold_lock
@@ -98,7 +98,7 @@ def _make_sweep() -> tuple[Sweep, list[Params]]:
         out=out.absolute(),
         space=space,
         given=given,
-        dataset=load_data(FLAGS.dataset or "auto"),
+        dataset=load_dataset(FLAGS.dataset or "auto", FLAGS.data_dir),
         seeds=range(first, first + FLAGS.seeds),
         tpe=FLAGS.search == "tpe",
         search_seed=FLAGS.search_seed,

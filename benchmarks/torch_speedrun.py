@@ -18,8 +18,9 @@ from absl import flags
 from torch import nn
 from torch.nn import functional as F
 
-from mnist_jax.cli.flags import define_data_dir_flag, load_data
+from mnist_jax.cli.flags import define_data_dir_flag
 from mnist_jax.cli.main import run_program
+from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.types import Split
 from mnist_jax.records.environment import available_cores
 
@@ -72,7 +73,7 @@ def accuracy(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> 
 def main() -> None:
     """Trains each seed that it reads."""
     torch.set_num_threads(available_cores())
-    data = load_data("mnist")
+    data = load_dataset("mnist", FLAGS.data_dir)
     (images, labels), test = to_tensors(data.train), to_tensors(data.test)
     train(images[: 20 * BATCH], labels, 0)  # warm-up, as ours compiles before
     for line in sys.stdin:

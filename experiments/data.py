@@ -9,8 +9,9 @@ import numpy as np
 from absl import flags
 
 from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
-from mnist_jax.cli.flags import define_data_dir_flag, define_path_flag, load_data
+from mnist_jax.cli.flags import define_data_dir_flag, define_path_flag
 from mnist_jax.cli.main import run_program
+from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.splits import split_dataset
 from mnist_jax.data.types import class_names
 from mnist_jax.reporting.plots import digits_figure, save_figure
@@ -29,7 +30,7 @@ _CONFIG_FLAGS = (
 def main() -> None:
     """Prints and draws the data selected by the flags."""
     config = config_from_flags(FLAGS)
-    dataset = split_dataset(load_data(config.dataset), config)
+    dataset = split_dataset(load_dataset(config.dataset, FLAGS.data_dir), config)
     print(f"{dataset.name}, sha256 {dataset.checksum}\n")
     print(markdown_table(data_frame(dataset)))
     if FLAGS.picture:

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from absl import flags
 
-from mnist_jax.cli.flags import define_run_flags, load_data_of
+from mnist_jax.cli.flags import define_run_flags, load_splits_of
 from mnist_jax.cli.main import run_program, start_jax
-from mnist_jax.data.splits import split_dataset
 from mnist_jax.reporting.pictures import detail_pictures
 from mnist_jax.reporting.plots import history_figure, save_figure, set_title
 from mnist_jax.reporting.predictions import run_details
@@ -30,7 +29,7 @@ def main() -> None:
     name, seed = f"{run.config.name} on {run.record.dataset}", run.config.seed
     figures = {"history": history_figure(history)}
     set_title(figures["history"], f"{name}, one run, seed {seed}")
-    dataset = split_dataset(load_data_of(folder, run.record), run.config)
+    dataset = load_splits_of(folder, run)
     for picture in detail_pictures(
         name, seed, [run_details(run, dataset.test)], dataset.name, run.shapes
     ):

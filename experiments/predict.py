@@ -10,10 +10,9 @@ import numpy as np
 import pandas as pd
 from absl import flags, logging
 
-from mnist_jax.cli.flags import define_path_flag, define_run_flags, load_data_of
+from mnist_jax.cli.flags import define_path_flag, define_run_flags, load_splits_of
 from mnist_jax.cli.main import run_program, start_jax
 from mnist_jax.cli.parsing import PathParser
-from mnist_jax.data.splits import split_dataset
 from mnist_jax.data.types import DIGIT_SETS, IMAGE_SHAPE, class_names
 from mnist_jax.data.user_images import read_digit, read_image
 from mnist_jax.errors import InputError
@@ -34,7 +33,7 @@ def main() -> None:
     words = FLAGS.index or ([] if pictures else ["0"])
     images, truths = [pixels for pixels, _ in pictures], [np.nan] * len(pictures)
     if words:
-        test = split_dataset(load_data_of(folder, run.record), run.config).test
+        test = load_splits_of(folder, run).test
         for word in words:
             if not (word.isdecimal() and int(word) < len(test.labels)):
                 raise InputError(

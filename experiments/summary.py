@@ -8,8 +8,9 @@ from pathlib import Path
 from absl import flags
 
 from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
-from mnist_jax.cli.flags import define_data_dir_flag, define_preset_flag, load_data
+from mnist_jax.cli.flags import define_data_dir_flag, define_preset_flag
 from mnist_jax.cli.main import run_program
+from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.types import MNIST
 from mnist_jax.reporting.summary import format_totals, layer_frame
 from mnist_jax.reporting.tables import markdown_table
@@ -22,8 +23,9 @@ def main() -> None:
     """Prints the layers of the network selected by the flags."""
     config = config_from_flags(FLAGS)
     setup("cpu", compile_cache=False)  # shapes need no other device
-    # Only these images have a shape of their own.
-    shapes = load_data("idx").shapes if config.dataset == "idx" else MNIST
+    shapes = MNIST
+    if config.dataset == "idx":  # the only images with a shape of their own
+        shapes = load_dataset("idx", FLAGS.data_dir).shapes
     layers = layer_frame(config, shapes)
     counts = layers.select_dtypes("integer").map("{:,}".format)
     unneeded = [] if config.freeze else ["frozen"]

@@ -16,9 +16,9 @@ from mnist_jax.cli.flags import (
     define_preset_flag,
     define_profile_flag,
     define_training_flags,
-    load_data,
 )
 from mnist_jax.cli.main import run_program, start_jax, stop_between_chunks
+from mnist_jax.data.datasets import load_dataset
 from mnist_jax.errors import InputError
 from mnist_jax.reporting.progress import follow
 from mnist_jax.reporting.trackers import TRACKERS, check_tracker, track
@@ -70,7 +70,7 @@ def main() -> None:
         folders, start = seed_folders(root, seeds), None
         if FLAGS.init_from:
             start = dict.fromkeys(seeds, Path(FLAGS.init_from))
-        dataset = load_data(config.dataset)
+        dataset = load_dataset(config.dataset, FLAGS.data_dir)
         check_stopped = stack.enter_context(
             stop_between_chunks(
                 "the same command with --resume resumes after the last checkpoint in "

@@ -93,7 +93,7 @@ def train(
             start = dict.fromkeys(seeds, Path(init_from).expanduser())
         events = train_runs(
             config,
-            _load(config, dataset, quiet),
+            _load(config, dataset),
             folders,
             chosen=True,
             resume=resume,
@@ -160,7 +160,7 @@ def compare(
     seeds = _seeds(seeds, configs[0].seed)
     with _folder_or_temporary(out) as folder:
         folder.mkdir(parents=True, exist_ok=True)
-        dataset = _load(configs[0], dataset, quiet)
+        dataset = _load(configs[0], dataset)
         _run(train_configs(folder, configs, dataset, seeds), quiet)
         write_tables(folder, targets, against)
         runs = []
@@ -236,15 +236,14 @@ def _run(events: Events, quiet: bool) -> None:
         follow(events)
 
 
-def _load(config: TrainConfig, dataset: Dataset | None, quiet: bool) -> Dataset:
+def _load(config: TrainConfig, dataset: Dataset | None) -> Dataset:
     """Returns the user's dataset, or else loads the one that the config names."""
-    if dataset is not None and not dataset.loaded:
-        # Whatever its checksum says: it decides which runs are the same.
-        dataset = dataclasses.replace(dataset, checksum=dataset.arrays_sha256())
-    dataset = dataset or load_dataset(config.dataset)
-    if dataset.note and not quiet and distributed.is_writer():
-        print(f"\n*** {dataset.note} ***\n", flush=True)
-    return dataset
+    if dataset is None:
+        return load_dataset(config.dataset)
+    if dataset.loaded:
+        return dataset
+    # Whatever its checksum says: it decides which runs are the same.
+    return dataclasses.replace(dataset, checksum=dataset.arrays_sha256())
 
 
 @contextlib.contextmanager

@@ -20,14 +20,10 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from mnist_jax.cli.flags import (
-    define_data_dir_flag,
-    define_list_flag,
-    define_path_flag,
-    load_data,
-)
+from mnist_jax.cli.flags import define_data_dir_flag, define_list_flag, define_path_flag
 from mnist_jax.cli.main import run_program
 from mnist_jax.config import MODELS
+from mnist_jax.data.datasets import load_dataset
 from mnist_jax.errors import InputError
 from mnist_jax.profiling.hardware import matmul_peaks
 from mnist_jax.records.environment import (
@@ -117,7 +113,7 @@ def main() -> None:
         frameworks = [name for name in frameworks if name != "torch_compile"]
         print("torch_compile is left out: it needs a C++ compiler")
     jax.config.update("jax_platforms", "cpu")
-    dataset, here = load_data(FLAGS.dataset), Path(__file__).parent
+    dataset, here = load_dataset(FLAGS.dataset, FLAGS.data_dir), Path(__file__).parent
     # The timed code is the package, the workers and their networks.
     code = code_digest([here / "worker.py", *sorted(here.glob("*_*.py"))])
     versions = _versions()

@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 from absl import flags
 
-from mnist_jax.cli.flags import define_path_flag, define_training_flags, load_data
+from mnist_jax.cli.flags import define_path_flag, define_training_flags
 from mnist_jax.cli.main import run_program, start_jax, stop_between_chunks
+from mnist_jax.data.datasets import load_dataset
 from mnist_jax.records.files import write_file
 from mnist_jax.records.schema import RunRecord
 from mnist_jax.reporting.progress import follow
@@ -123,7 +124,7 @@ def main() -> None:
     overrides = [f"--{flag}={value}" for flag, value in given.items() if value]
     out.mkdir(parents=True, exist_ok=True)
     start_jax()
-    dataset = load_data(FLAGS.dataset)
+    dataset = load_dataset(FLAGS.dataset, FLAGS.data_dir)
     folders: dict[str, dict[int, Path]] = {}  # by system and seed
     with stop_between_chunks(HOW_TO_RESUME) as check_stopped:
         for name in _with_starts(FLAGS.systems or KNOWN):

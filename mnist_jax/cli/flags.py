@@ -10,12 +10,12 @@ from absl import flags
 from mnist_jax.cli.parsing import ListParser, PathParser, PresetParser
 from mnist_jax.config import DATASETS, MODELS, PRECISIONS, TrainConfig
 from mnist_jax.data.datasets import load_dataset
+from mnist_jax.data.splits import split_dataset
 from mnist_jax.data.types import Dataset
 from mnist_jax.errors import InputError
-from mnist_jax.records.schema import RunRecord
 from mnist_jax.training import distributed
 from mnist_jax.training.jax_setup import PLATFORMS
-from mnist_jax.training.run_dir import read_data_dir
+from mnist_jax.training.run_dir import TrainedRun, read_data_dir
 
 FLAGS = flags.FLAGS
 flags.disclaim_key_flags()  # so that --help of the program lists them
@@ -132,33 +132,18 @@ def define_profile_flag(folder_flag: str) -> None:
     flags.DEFINE_boolean("profile", False, help)
 
 
-def load_data(name: str, data_dir: str | None = None) -> Dataset:
-    """Loads a dataset; prints its note, such as that it is a substitute for MNIST.
-
-    The arguments are as for `load_dataset`; `--data_dir` overrides `data_dir`.
-    """
-    dataset = load_dataset(name, FLAGS.data_dir or data_dir)
-    if dataset.note:
-        print(f"\n*** {dataset.note} ***\n", flush=True)
-    return dataset
-
-
-def load_data_of(folder: Path, record: RunRecord) -> Dataset:
-    """Loads the dataset of a finished run, by default from where it was read then."""
+def load_splits_of(folder: Path, run: TrainedRun) -> Dataset:
+    """Loads and splits a finished run's dataset, by default from where it was then."""
+    record = run.record
     name = record.dataset if record.dataset in DATASETS else "idx"  # made in Python
-    data_dir = read_data_dir(folder)
-    if data_dir and name != "idx" and not Path(data_dir).is_dir():
-        data_dir = None  # the published sets are recognized wherever they are
-    if name == "idx" and not (FLAGS.data_dir or data_dir):
-        raise InputError(
-            f"the run in {folder} was trained on arrays given in Python; write them to "
-            "an .npz file, and give it by --data_dir"
-        )
-    dataset = load_data(name, data_dir=data_dir)
+    data_dir = FLAGS.data_dir
+    if not data_dir and (before := read_data_dir(folder)) and Path(before).exists():
+        data_dir = before
+    dataset = load_dataset(name, data_dir)
     if dataset.checksum != record.checksum:
         raise InputError(
             f"the run in {folder} was trained on data with the sha256 "
             f"{record.checksum}, but those in {dataset.data_dir or name} have "
             f"{dataset.checksum}; give the folder of the run's data by --data_dir"
         )
-    return dataset
+    return split_dataset(dataset, run.config)

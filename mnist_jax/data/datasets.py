@@ -82,6 +82,8 @@ def load_dataset(
                 raise
             logging.warning("%s; using scikit-learn's digits instead", error)
             dataset = load_digits(FALLBACK_NOTE)
+    if dataset.note:
+        logging.warning(dataset.note)
     object.__setattr__(dataset, "loaded", True)
     return dataset
 

@@ -49,7 +49,7 @@ def test_programs_take_or_refuse_other_shapes(tmp_path):
         assert message in process.stderr and "Traceback" not in process.stderr
     (tmp_path / "run" / "data_dir.txt").unlink()  # as of a run trained in Python
     error = run("experiments.plot", folder, ok=False).stderr
-    assert "was trained on arrays given in Python; write them to an .npz" in error
+    assert "--dataset=idx needs the folder of its files" in error
 
 
 def test_a_sweep_fits_its_data_and_names_them(tmp_path):
