@@ -6,8 +6,6 @@ Each run has a run directory below --out/runs. Finished runs are not trained aga
 unfinished ones resume after their last epoch; to measure again, use another --out.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from mnist_jax.api import train_configs, write_tables
@@ -48,8 +46,7 @@ def main() -> None:
         )
     seeds = range(configs[0].seed, configs[0].seed + FLAGS.seeds)
     start_jax()
-    with distributed.output_folder(Path(FLAGS.out)) as out:
-        out.mkdir(parents=True, exist_ok=True)
+    with distributed.output_folder(FLAGS.out) as out:
         dataset = load_dataset(configs[0].dataset, FLAGS.data_dir)
         with stop_between_chunks(HOW_TO_RESUME) as check_stopped:
             events = train_configs(out, configs, dataset, seeds)

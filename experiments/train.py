@@ -3,8 +3,6 @@
 python -m experiments.train --model=cnn --epochs=5 --run_dir=runs/cnn0
 """
 
-import contextlib
-import tempfile
 from pathlib import Path
 
 from absl import flags
@@ -27,7 +25,10 @@ from mnist_jax.training.checkpoints import KEEP
 from mnist_jax.training.runs import seed_folders, train_runs
 
 FLAGS = flags.FLAGS
-_OF_RUN_DIR = "track", "profile", "checkpoint_every", "resume", "overwrite"
+# Flags without effect if another one is not set.
+_NEEDED = dict.fromkeys(
+    ("track", "profile", "checkpoint_every", "resume", "overwrite"), "run_dir"
+) | {"keep": "checkpoint_every"}
 
 
 def _check_flags() -> None:
@@ -39,15 +40,11 @@ def _check_flags() -> None:
             f"--run_dir=runs/{FLAGS.init_preset}`, then this command again with "
             f"--init_from=runs/{FLAGS.init_preset}"
         )
-    if FLAGS["keep"].present and not FLAGS.checkpoint_every:
-        raise InputError(
-            f"--keep={FLAGS.keep} needs checkpoints, but --checkpoint_every is 0; set "
-            "--checkpoint_every or leave --keep out"
-        )
-    for name in _OF_RUN_DIR:
-        if FLAGS[name].value and not FLAGS.run_dir:
+    for name, other in _NEEDED.items():
+        flag = FLAGS[name]
+        if flag.value != flag.default and not FLAGS[other].value:
             raise InputError(
-                f"--{name} needs a run directory; set --run_dir or leave --{name} out"
+                f"--{name}={flag.value} needs --{other}; set it or leave --{name} out"
             )
     if FLAGS.profile and FLAGS.seeds > 1:
         raise InputError(
@@ -64,32 +61,28 @@ def main() -> None:
     seeds = range(config.seed, config.seed + FLAGS.seeds)
     _check_flags()
     start_jax()
-    with contextlib.ExitStack() as stack:
-        root = Path(FLAGS.run_dir or stack.enter_context(tempfile.TemporaryDirectory()))
-        root = stack.enter_context(distributed.output_folder(root))
-        folders, start = seed_folders(root, seeds), None
-        if FLAGS.init_from:
-            start = dict.fromkeys(seeds, Path(FLAGS.init_from))
-        dataset = load_dataset(config.dataset, FLAGS.data_dir)
-        check_stopped = stack.enter_context(
-            stop_between_chunks(
-                "the same command with --resume resumes after the last checkpoint in "
-                f"{FLAGS.run_dir}"
-                if FLAGS.checkpoint_every
-                else "there is no checkpoint to resume from; --run_dir with "
-                "--checkpoint_every=1 writes them"
-            )
-        )
+    dataset = load_dataset(config.dataset, FLAGS.data_dir)
+    message = (
+        "the same command with --resume resumes after the last checkpoint in "
+        f"{FLAGS.run_dir}"
+        if FLAGS.checkpoint_every
+        else "there is no checkpoint to resume from; --run_dir with "
+        "--checkpoint_every=1 writes them"
+    )
+    with (
+        distributed.output_folder(FLAGS.run_dir) as root,
+        stop_between_chunks(message) as check_stopped,
+    ):
         events = train_runs(
             config,
             dataset,
-            folders,
+            seed_folders(root, seeds),
             chosen=True,
             resume=FLAGS.resume,
             overwrite=FLAGS.overwrite,
             checkpoint_every=FLAGS.checkpoint_every,
             keep=FLAGS.keep,
-            start_from=start,
+            start_from=FLAGS.init_from and dict.fromkeys(seeds, Path(FLAGS.init_from)),
         )
         if FLAGS.track and distributed.is_writer():
             events = track(events, FLAGS.track, root)
@@ -100,8 +93,7 @@ def main() -> None:
         # Imported here because pandas takes 0.3 of the 1.1 s of all imports.
         from mnist_jax.profiling.profile import profile
 
-        folder = root / "profile"
-        print(f"\n{profile(experiment, folder)}")
+        print(f"\n{profile(experiment, root / 'profile')}")
 
 
 def run() -> None:

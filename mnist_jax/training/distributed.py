@@ -83,20 +83,23 @@ def agree(values: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def output_folder(path: Path) -> Iterator[Path]:
-    """Yields the folder, or a temporary copy in processes that keep no files.
+def output_folder(path: str | os.PathLike[str] | None) -> Iterator[Path]:
+    """Yields the folder to write to; creates it, or a temporary one if there is none.
 
-    The copy has the runs to resume. So all processes must see the folder.
+    Processes that keep no files get a temporary copy, which has the runs to resume. So
+    all processes must see the folder.
     """
     with contextlib.ExitStack() as stack:
-        if not is_writer():
-            prefix = "mnist_jax-process-"
-            copy = stack.enter_context(tempfile.TemporaryDirectory(prefix=prefix))
-            if path.exists():
-                shutil.copytree(path, copy, dirs_exist_ok=True)
-            path = Path(copy)
+        folder = None if path is None else Path(path).expanduser()
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        if folder is None or not is_writer():
+            copy = stack.enter_context(tempfile.TemporaryDirectory(prefix="mnist_jax-"))
+            if folder is not None:
+                shutil.copytree(folder, copy, dirs_exist_ok=True)
+            folder = Path(copy)
         gather(0)  # nothing is written before all have copied it
-        yield path
+        yield folder
 
 
 def put(tree: Any, sharding: Sharding) -> Any:
