@@ -1,7 +1,6 @@
-"""Atomic file writes, line appends and locks between processes."""
+"""Atomic file writes, and locks between processes."""
 
 import contextlib
-import fcntl
 import os
 import secrets
 from collections.abc import Iterator
@@ -26,34 +25,10 @@ def write_file(path: Path, content: bytes | str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def append_line(path: Path, line: str) -> None:
-    """Appends a line; several processes may append at the same time.
-
-    A process killed during its write, or a full disk, leaves a partial line. It is
-    kept, and the next line starts on a new one.
-    """
-    with open(path, "ab+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
-        size = os.fstat(file.fileno()).st_size
-        torn = size and os.pread(file.fileno(), 1, size - 1) != b"\n"
-        file.write(b"\n" * bool(torn) + line.encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def check_append(path: Path) -> None:
-    """Creates the file of `append_line` and its folder, before hours of work."""
+    """Creates the file of `append_jsonl` and its folder, before hours of work."""
     path.parent.mkdir(parents=True, exist_ok=True)
     open(path, "ab").close()
-
-
-def read_lines(path: Path) -> list[bytes]:
-    """Returns a file's lines, or none if it does not exist."""
-    if not path.exists():
-        return []
-    with open(path, "rb") as file:
-        fcntl.flock(file, fcntl.LOCK_SH)  # waits for an `append_line`
-        return file.readlines()
 
 
 @contextlib.contextmanager

@@ -1,7 +1,9 @@
 """The records of a run as dataclasses, with JSON encoding and validation."""
 
 import dataclasses
+import fcntl
 import json
+import os
 import types
 import typing
 from pathlib import Path
@@ -12,7 +14,7 @@ from absl import logging
 from mnist_jax.config import TrainConfig, as_text
 from mnist_jax.errors import InputError
 from mnist_jax.records.environment import Environment
-from mnist_jax.records.files import append_line, read_lines, write_file
+from mnist_jax.records.files import write_file
 
 T = TypeVar("T")
 
@@ -39,8 +41,7 @@ class RunKey:
     """Everything that decides a run's numbers: equal keys, the same run.
 
     It is known before training. A run is finished if its directory holds a record with
-    the wanted key, and can be resumed from checkpoints with it. Each field besides the
-    config is one of `RunRecord` too.
+    the wanted key, and can be resumed from checkpoints with it.
     """
 
     config: TrainConfig  # with its seed, and the defaults of its dataset
@@ -116,19 +117,16 @@ class RunRecord:
         return self.checksum, self.dataset_note, *self.environment.compared()
 
     @property
-    def numerics(self) -> str:
-        """The settings of JAX that change numbers."""
-        return self.environment.numerics
-
-    @property
     def key(self) -> RunKey:
         """What decided the run's numbers."""
-        fields = dataclasses.fields(RunKey)
-        return RunKey(**{field.name: getattr(self, field.name) for field in fields})
-
-    def timing_key(self) -> tuple[Any, ...]:
-        """Returns the values that identify a run and the machine that timed it."""
-        return self.system, self.key, *self.table_key()
+        return RunKey(
+            self.config,
+            self.checksum,
+            self.classes,
+            self.source_sha256,
+            self.start_sha256,
+            self.environment.numerics,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,8 +154,7 @@ def decode(hint: Any, value: Any) -> Any:
     """Converts a value read from JSON to the declared type of a field.
 
     Args:
-        hint: a dataclass, `list[...]`, `tuple[X, ...]`, `dict[str, X]`, `X | None`, or
-            a plain type.
+        hint: a dataclass, `list[...]`, `tuple[X, ...]`, `X | None`, or a plain type.
         value: value returned by `json.loads`; ValueError if it does not fit.
 
     >>> decode(tuple[int, ...], [1, 2])
@@ -168,8 +165,6 @@ def decode(hint: Any, value: Any) -> Any:
         return None if value is None else decode(arguments[0], value)
     if origin in (list, tuple):
         return origin(decode(arguments[0], item) for item in value)
-    if origin is dict and arguments:
-        return {name: decode(arguments[1], item) for name, item in value.items()}
     if not dataclasses.is_dataclass(hint):
         return value
     hints, cls = typing.get_type_hints(hint), typing.cast(Any, hint)
@@ -184,17 +179,14 @@ def write_json(path: Path, record: Any) -> None:
     write_file(path, json.dumps(record, default=vars, indent=1) + "\n")
 
 
-def read_json(cls: type[T], path: Path, remedy: str = "train again") -> T:
-    """Reads a record written by `write_json`; `remedy` says what to do if damaged."""
+def read_json(cls: type[T], path: Path) -> T:
+    """Reads a record written by `write_json`."""
     try:
         return decode(cls, json.loads(path.read_bytes()))
-    except OSError as error:
-        raise InputError(
-            f"cannot read {path}: {error.strerror}; give the --run_dir of a finished "
-            "run"
-        ) from error
     except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}); {remedy}") from error
+        raise InputError(
+            f"{path} is damaged ({error}); remove it and run again what wrote it"
+        ) from error
 
 
 def json_line(record: Any) -> str:
@@ -203,8 +195,18 @@ def json_line(record: Any) -> str:
 
 
 def append_jsonl(path: Path, record: Any) -> None:
-    """Appends a record or plain values as a line of JSON."""
-    append_line(path, json_line(record))
+    """Appends a record as a line of JSON; several processes may append at a time.
+
+    A process killed during its write, or a full disk, leaves a partial line. It is
+    kept, and the next line starts on a new one.
+    """
+    with open(path, "ab+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
+        size = os.fstat(file.fileno()).st_size
+        torn = size and os.pread(file.fileno(), 1, size - 1) != b"\n"
+        file.write(b"\n" * bool(torn) + json_line(record).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_jsonl(cls: type[T], path: Path) -> list[T]:
@@ -212,8 +214,9 @@ def read_jsonl(cls: type[T], path: Path) -> list[T]:
 
     Invalid lines are left out with a warning; the file is not changed.
     """
+    lines = path.read_bytes().splitlines() if path.exists() else []
     records = []
-    for number, line in enumerate(read_lines(path), start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             records.append(decode(cls, json.loads(line)))
         except ValueError as error:

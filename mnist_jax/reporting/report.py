@@ -38,7 +38,7 @@ RESULTS = "compare.jsonl"
 PAGE, PICTURES = "report.html", "pictures"
 DRAWN = 6  # networks per table with their own pictures; the page must stay below 3 MB
 
-Details = Mapping[tuple[Any, ...], DetailsRecord]  # of runs, by `RunRecord.timing_key`
+Details = Mapping[str, DetailsRecord]  # by the sha256 of the parameters
 
 
 def _numbered(number: object, pictures: Sequence[Picture]) -> list[Picture]:
@@ -60,11 +60,11 @@ def _section(
     networks, hints = [], []
     for row_number, (name, row) in enumerate([*rows.items()][:DRAWN], start=1):
         first, pictures = row[0], curve_pictures(name, row)
-        if runs := [run for run in row if run.timing_key() in details]:
+        if runs := [run for run in row if run.params_sha256 in details]:
             pictures += detail_pictures(
                 name,
                 runs[0].config.seed,
-                [details[run.timing_key()] for run in runs],
+                [details[run.params_sha256] for run in runs],
                 first.dataset,
                 Shapes(first.image_shape, first.classes),
             )
@@ -120,9 +120,8 @@ def write_report(
         raise InputError(
             f"--out={out} holds no usable run; run benchmarks.compare with it first"
         )
-    remedy = "delete it and rerun benchmarks.compare to rewrite it"
     details = {
-        run.timing_key(): read_json(DetailsRecord, folder / DETAILS, remedy)
+        run.params_sha256: read_json(DetailsRecord, folder / DETAILS)
         for folder, run in runs.items()
         if (folder / DETAILS).exists()
     }

@@ -75,7 +75,7 @@ def test_a_damaged_line_is_named_and_skipped_but_not_removed(tmp_path, caplog, d
 
 def test_a_damaged_file_is_refused_by_name(tmp_path):
     path = tmp_path / "record.json"
-    with pytest.raises(InputError, match=r"cannot read .*record.json"):
+    with pytest.raises(OSError, match=r"No such file .*record.json"):
         read_json(RunRecord, path)
     for content in DAMAGED:
         path.write_bytes(content)
