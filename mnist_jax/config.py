@@ -96,37 +96,32 @@ def parse_augmentation(text: str) -> tuple[str, float]:
         whole = match[1] not in ("shift", "erase") or "." not in text
         if low <= size <= high and whole:
             return match[1], size
+    known = (f"{name} {low}..{high}" for name, (low, high, _) in AUGMENTATIONS.items())
     raise InputError(
-        f"--augment: cannot parse {text!r}; give any of shift1..shift8, rotate and "
-        "degrees (0.1 to 90), zoom and a fraction (0.01 to 0.5), elastic (or with a "
-        "factor, 1 to 100), erase (or with pixels, 1 to 27) and flip, as in "
-        "shift2,rotate10,zoom0.1"
+        f"--augment: cannot parse {text!r}; give any of {', '.join(known)}, as in "
+        "shift2,rotate10,zoom0.1,flip"
     )
 
 
 class Rule(NamedTuple):
-    """The values that a field may have, besides None for one that is optional."""
+    """The values that a field, or each item of a tuple, may have."""
 
     allowed: str
     check: Callable[[Any], bool]  # gets floats as they are in float32
 
 
 def _integers(low: int, high: int) -> Rule:
-    allowed = f"an integer from {low} to {high}"
-    return Rule(allowed, lambda value: low <= value <= high)
+    return Rule(f"from {low} to {high}", lambda value: low <= value <= high)
 
 
 _ANY = Rule("", lambda _: True)
 _POSITIVE = Rule("a positive integer", lambda value: value >= 1)
+_WIDTH = _integers(1, 100_000)
 _SEED = _integers(0, 2**32 - 1)
 # A decay of 0.99999999 is 1 in float32, a rate of 1e-46 is 0.
 _DECAY = Rule("a number >= 0 and < 1 in float32", lambda value: 0 <= value < 1)
 _FRACTION = Rule("a number > 0 and < 1 in float32", lambda value: 0 < value < 1)
 _SIZE = Rule("a finite number > 0 in float32", lambda value: 0 < value < math.inf)
-_WIDTHS = Rule(
-    "widths from 1 to 100000",
-    lambda widths: all(1 <= width <= 100_000 for width in widths),
-)
 
 
 def _option(
@@ -135,13 +130,13 @@ def _option(
     rule: Rule = _ANY,
     *,
     choices: Sequence[str] = (),
-    needs: tuple[str, tuple[str, ...]] | None = None,
+    needs: tuple[str, ...] = (),
 ) -> Any:
     """Declares a field: its default, help text, allowed values and dependency.
 
-    `default` is a mapping if it depends on the model or the dataset. `needs` names
-    another field and its values for which this field is used. Setting this field's flag
-    with any other value of that field is an error.
+    `default` is a mapping if it depends on the model or the dataset. `needs` is another
+    field and its values for which this field is used. Setting this field's flag with
+    any other value of that field is an error.
     """
     if choices:
         rule = Rule(f"one of {', '.join(choices)}", lambda value: value in choices)
@@ -183,59 +178,45 @@ class TrainConfig:
     model_args: tuple[str, ...] = _option(
         (),
         "fields of the class of a custom network, such as width=64,depth=2",
-        Rule(
-            "fields with values, such as width=64,depth=2",
-            lambda args: not args or "=" in args[0],
-        ),
-        needs=("model", (CUSTOM,)),
+        needs=("model", CUSTOM),
     )
     hidden: tuple[int, ...] = _option(
         {"mlp": (128, 128), "lstm": (), "cnn": (64,), CUSTOM: ()},
         "widths of the hidden dense layers, comma-separated; empty for none",
-        _WIDTHS,
-        needs=("model", MODELS),
+        _WIDTH,
+        needs=("model", *MODELS),
     )
     conv: tuple[str, ...] = _option(
         ("32:pool2", "64:pool2", "64"),
         "convolution stages, comma-separated: number of filters, then any of k1..k7, "
         "valid|same, s1|s2, relu|tanh|linear, pool2|pool3, bn (batch normalization), "
         "joined by colons",
-        Rule(
-            "at least one stage such as 32:k3:valid:relu:pool2",
-            lambda stages: bool(list(map(parse_conv_stage, stages))),
-        ),
-        needs=("model", ("cnn",)),
+        needs=("model", "cnn"),
     )
     lstm_units: tuple[int, ...] = _option(
         (128,),
         "units of each LSTM layer, comma-separated",
-        Rule(
-            f"one or more {_WIDTHS.allowed}",
-            lambda units: bool(units) and _WIDTHS.check(units),
-        ),
-        needs=("model", ("lstm",)),
+        _WIDTH,
+        needs=("model", "lstm"),
     )
     activation: str = _option(
         "tanh",
         "activation of the LSTM's cell candidate and output",
         choices=("tanh", "relu"),
-        needs=("model", ("lstm",)),
+        needs=("model", "lstm"),
     )
     crop: int = _option(
         0,
         "pixels to leave out at each border of the image, in training and evaluation; "
         "MNIST's digits lie within the inner 20x20",
         _integers(0, 10),
-        needs=("model", MODELS),
+        needs=("model", *MODELS),
     )
     dropout: tuple[float, ...] = _option(
         (0.0,),
         "dropout rate after each LSTM and hidden dense layer: one for all, or one each",
-        Rule(
-            "one or more numbers >= 0 and < 1 in float32",
-            lambda rates: bool(rates) and all(map(_DECAY.check, rates)),
-        ),
-        needs=("model", MODELS),
+        _DECAY,
+        needs=("model", *MODELS),
     )
     freeze: tuple[str, ...] = _option(
         (), "layers to keep at their initial parameters, comma-separated, as in Dense_0"
@@ -263,7 +244,7 @@ class TrainConfig:
         choices=("official", "shuffled"),
     )
     split_seed: int = _option(
-        0, "seed of the shuffle", _SEED, needs=("split", ("shuffled",))
+        0, "seed of the shuffle", _SEED, needs=("split", "shuffled")
     )
     validation: str = _option(
         "fraction",
@@ -275,16 +256,12 @@ class TrainConfig:
         0.1,
         "fraction of the training set to hold out for validation",
         _FRACTION,
-        needs=("validation", ("fraction",)),
+        needs=("validation", "fraction"),
     )
     augment: tuple[str, ...] = _option(
         (),
         "random changes of training images, comma-separated: any of shiftN (up to N "
         "pixels), rotateN (degrees), zoomX (fraction), elastic, erase (a square), flip",
-        Rule(
-            "augmentations of different names",
-            lambda names: len(dict(map(parse_augmentation, names))) == len(names),
-        ),
     )
     label_smoothing: float = _option(
         0.0,
@@ -301,25 +278,23 @@ class TrainConfig:
         0.9,
         "decay per step of Adam's mean of the gradients",
         _DECAY,
-        needs=("optimizer", ADAMS),
+        needs=("optimizer", *ADAMS),
     )
     beta2: float = _option(
         0.999,
         "decay per step of Adam's mean of the squared gradients",
         _DECAY,
-        needs=("optimizer", ADAMS),
+        needs=("optimizer", *ADAMS),
     )
     momentum: float = _option(
-        0.0, "momentum of SGD", _DECAY, needs=("optimizer", ("sgd",))
+        0.0, "momentum of SGD", _DECAY, needs=("optimizer", "sgd")
     )
-    nesterov: bool = _option(
-        False, "use Nesterov momentum", needs=("optimizer", ("sgd",))
-    )
+    nesterov: bool = _option(False, "use Nesterov momentum", needs=("optimizer", "sgd"))
     weight_decay: float = _option(
         1e-4,
         "decoupled weight decay of AdamW",
         Rule("a finite number >= 0", lambda value: 0 <= value < math.inf),
-        needs=("optimizer", ("adamw",)),
+        needs=("optimizer", "adamw"),
     )
     learning_rate: float = _option(
         {"mlp": 3e-3, "lstm": 5e-3, "cnn": 3e-3, CUSTOM: 3e-3},
@@ -336,7 +311,7 @@ class TrainConfig:
         0.1,
         "fraction of the steps over which the rate rises to --learning_rate",
         _FRACTION,
-        needs=("schedule", ("cosine", "onecycle")),
+        needs=("schedule", "cosine", "onecycle"),
     )
     clip_norm: float | None = _option(None, "clip gradients to this global norm", _SIZE)
     ema: float | None = _option(
@@ -420,9 +395,12 @@ class TrainConfig:
                     continue
             value = _convert(name, hints[name], value)
             object.__setattr__(self, name, value)
-            if value is not None and not rule.check(_as_float32(value)):
-                got = as_text(value)
-                raise InputError(f"--{name} must be {rule.allowed}; got {got}")
+            if value == () and field.default:
+                raise InputError(f"--{name} must not be empty")
+            for item in value if isinstance(value, tuple) else (value,):
+                single = ctypes.c_float(item).value if isinstance(item, float) else item
+                if single is not None and not rule.check(single):
+                    raise InputError(f"--{name} must be {rule.allowed}; got {item}")
         if self.nesterov and self.optimizer == "sgd" and self.momentum == 0.0:
             raise InputError(
                 "--nesterov needs --momentum above 0; got --momentum=0.0; give a value "
@@ -430,8 +408,13 @@ class TrainConfig:
             )
         if self.patience is not None:
             self.require_validation("patience", self.patience)
-        if self.model == "cnn" and self.dataset != "idx":  # whose images have any size
-            check_stages(self.conv, 28 - 2 * self.crop, 28 - 2 * self.crop)
+        for stage in self.conv:
+            parse_conv_stage(stage)
+        if len(dict(map(parse_augmentation, self.augment))) < len(self.augment):
+            raise InputError(
+                f"--augment={as_text(self.augment)} has an augmentation twice; leave "
+                "one of them out"
+            )
         layers = len(self.hidden) + len(self.lstm_units) * (self.model == "lstm")
         if len(self.dropout) not in (1, layers) and self.model in MODELS:
             raise InputError(
@@ -455,13 +438,6 @@ def _convert(name: str, hint: Any, value: Any) -> Any:
     raise InputError(f"--{name} must be of type {hint}; got {value!r}")
 
 
-def _as_float32(value: Any) -> Any:
-    """Returns the value with its floats rounded."""
-    if isinstance(value, tuple):
-        return tuple(map(_as_float32, value))
-    return ctypes.c_float(value).value if isinstance(value, float) else value
-
-
 def check_used(config: TrainConfig, given: Collection[str] | None = None) -> None:
     """Raises InputError if a field that the user chose has no effect with the others.
 
@@ -471,7 +447,7 @@ def check_used(config: TrainConfig, given: Collection[str] | None = None) -> Non
     for field in dataclasses.fields(config):
         if field.name not in given or not field.metadata["needs"]:
             continue
-        other, values = field.metadata["needs"]
+        other, *values = field.metadata["needs"]
         chosen = getattr(config, other)
         if (model_kind(chosen) if other == "model" else chosen) not in values:
             raise InputError(
@@ -484,23 +460,6 @@ def check_used(config: TrainConfig, given: Collection[str] | None = None) -> Non
             f"--dropout={as_text(config.dropout)} applies after hidden dense layers, "
             "but --hidden is empty; leave one of them out"
         )
-
-
-def check_stages(stages: Sequence[str], height: int, width: int) -> None:
-    """Raises InputError if convolution stages shrink an image to nothing."""
-    for number, text in enumerate(stages, start=1):
-        stage = parse_conv_stage(text)
-        window = stage.kernel if stage.padding == "VALID" else 1
-        before = height, width
-        height, width = (
-            ((side - window) // stage.strides + 1) // stage.pool for side in before
-        )
-        if min(height, width) < 1:
-            raise InputError(
-                f"--conv: stage {number} ({text}) leaves no pixel of its "
-                f"{before[0]}x{before[1]} input; use fewer stages, smaller kernels, "
-                "less pooling or same padding"
-            )
 
 
 def as_text(value: Any) -> str:

@@ -117,8 +117,7 @@ BAD = {
     "model": ["--model=vit", "--model=mlpp"],
     "hidden": ["--hidden=a", "--hidden=0", "--hidden=100001"],
     "conv": [
-        *("--model=cnn --conv=", "--model=cnn --conv=8:k7:pool3,8:k7,8:k7"),
-        *("--model=mlp --conv=8", "--model=net.py:Net --conv=8"),
+        *("--model=cnn --conv=", "--model=mlp --conv=8", "--model=net.py:Net --conv=8"),
         *(
             f"--model=cnn --conv={stage}"
             for stage in "0 -1 x 8:k8 8:k3:k5 8:pool4 8: 8:relu:tanh 8:s3".split()
@@ -133,7 +132,7 @@ BAD = {
         *(f"--dropout={rate}" for rate in ("1", "much", "-0.1", "nan", "")),
         *("--dropout=0.99999999", "--dropout=0.1,0.1,0.1", "--hidden= --dropout=0.1"),
     ],
-    "model_args": ["--model_args=width", "--model=net.py:Net --model_args=width"],
+    "model_args": ["--model_args=width"],
     "dataset": ["--dataset=cifar"],
     "train_size": ["--train_size=0", "--train_size=1.5"],
     "pixels": ["--pixels=log"],

@@ -37,7 +37,7 @@ def define_config_flags(
         metadata, kind = _FIELDS[name].metadata, hints[name]
         text = metadata["help"]
         if metadata["needs"]:
-            other, values = metadata["needs"]
+            other, *values = metadata["needs"]
             text += f" (with --{other}={'|'.join(values)})"
         default = _default_text(name)
         text += f"; default {default}"
@@ -75,7 +75,7 @@ def config_from_flags(
     }
     if model is not None:
         for name, field in _FIELDS.items():
-            other, values = field.metadata["needs"] or ("", ())
+            other, *values = field.metadata["needs"] or ("",)
             if other == "model" and model_kind(model) not in values:
                 given.pop(name, None)
         given["model"] = model

@@ -116,6 +116,11 @@ def parse_model_args(args: Sequence[str]) -> dict[str, Any]:
     {'width': 32, 'rates': (0.1, 0.5), 'kind': 'gelu'}
     """
     call: Any = ast.parse(f"f({','.join(args)})", mode="eval").body
+    if call.args:
+        raise InputError(
+            f"--model_args={','.join(args)} must be fields with values, such as "
+            "width=64,depth=2"
+        )
     return {keyword.arg: _value(keyword.value) for keyword in call.keywords}
 
 

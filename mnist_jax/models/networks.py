@@ -8,13 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mnist_jax.config import (
-    MODELS,
-    ConvStage,
-    TrainConfig,
-    check_stages,
-    parse_conv_stage,
-)
+from mnist_jax.config import MODELS, ConvStage, TrainConfig, parse_conv_stage
 from mnist_jax.data.types import Shapes
 from mnist_jax.errors import InputError
 from mnist_jax.models.activations import ACTIVATIONS
@@ -215,8 +209,20 @@ def _create(config: TrainConfig, shapes: Shapes, impl: str) -> nn.Module:
         unroll = height if impl == "gpu" or jax.default_backend() == "tpu" else 1
         dtype = DTYPES[config.precision]
         return LSTM(config.lstm_units, config.activation, *layers, impl, dtype, unroll)
-    check_stages(config.conv, height, width)
-    return CNN(tuple(map(parse_conv_stage, config.conv)), *layers)
+    stages = tuple(map(parse_conv_stage, config.conv))
+    for stage, text in zip(stages, config.conv, strict=True):
+        window = stage.kernel if stage.padding == "VALID" else 1
+        before = height, width
+        height, width = (
+            ((side - window) // stage.strides + 1) // stage.pool for side in before
+        )
+        if min(height, width) < 1:
+            raise InputError(
+                f"--conv: the stage {text} leaves no pixel of its {before[0]}x"
+                f"{before[1]} input; use fewer stages, smaller kernels, less pooling "
+                "or same padding"
+            )
+    return CNN(stages, *layers)
 
 
 def init_model(

@@ -10,6 +10,7 @@ from helpers.networks import network_gradients
 
 from mnist_jax.config import ConvStage, TrainConfig
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset, Split
+from mnist_jax.errors import InputError
 from mnist_jax.models.layers import Dropout
 from mnist_jax.models.networks import (
     CNN,
@@ -45,6 +46,12 @@ def test_networks_pass_every_check(network):
 def test_parameter_count_is_exact(model):
     network = create_model(TrainConfig(model=model), MNIST)
     assert count_params(network, IMAGE_SHAPE) == COUNTS[model]
+
+
+def test_stages_that_leave_no_pixel_are_refused():
+    config = TrainConfig(model="cnn", conv=("8:k7:pool3", "8:k7", "8:k7"))
+    with pytest.raises(InputError, match="--conv: the stage 8:k7 leaves no pixel"):
+        create_model(config, MNIST)
 
 
 @pytest.mark.parametrize(
