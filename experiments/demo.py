@@ -22,12 +22,8 @@ HOST = "127.0.0.1"  # the page is for this machine only
 
 def main() -> None:
     """Writes the page and serves it until interrupted."""
-    folders = [Path(path) for path in FLAGS.run_dir]
     start_jax()
-    names = [folder.resolve().name for folder in folders]
-    if len(set(names)) < len(names):
-        names = FLAGS.run_dir
-    runs = dict(zip(names, map(load_run, folders), strict=True))
+    runs = {path: load_run(path) for path in FLAGS.run_dir}
     with tempfile.TemporaryDirectory() as folder:
         write_page(runs, Path(folder) / "index.html")
         handler = partial(SimpleHTTPRequestHandler, directory=folder)

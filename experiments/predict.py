@@ -10,7 +10,12 @@ import numpy as np
 import pandas as pd
 from absl import flags, logging
 
-from mnist_jax.cli.flags import define_path_flag, define_run_flags, load_splits_of
+from mnist_jax.cli.flags import (
+    define_list_flag,
+    define_path_flag,
+    define_run_flags,
+    load_splits_of,
+)
 from mnist_jax.cli.main import run_program, start_jax
 from mnist_jax.cli.parsing import PathParser
 from mnist_jax.data.types import DIGIT_SETS, IMAGE_SHAPE, class_names
@@ -30,24 +35,19 @@ def main() -> None:
     start_jax()
     run = load_run(folder)
     pictures = [_read_picture(path, run) for path in FLAGS.image]
-    words = FLAGS.index or ([] if pictures else ["0"])
     images, truths = [pixels for pixels, _ in pictures], [np.nan] * len(pictures)
-    if words:
+    if indices := list(FLAGS.index or ([] if pictures else [0])):
         test = load_splits_of(folder, run).test
-        for word in words:
-            if not (word.isdecimal() and int(word) < len(test.labels)):
-                raise InputError(
-                    "--index must be test image indices from 0 to "
-                    f"{len(test.labels) - 1}; got {word}"
-                )
-        indices = list(map(int, words))
-        images, truths = (
-            [*test.images[indices], *images],
-            [*test.labels[indices], *truths],
-        )
-    labels = np.array(truths) if words else None
+        if max(indices) >= len(test.labels):
+            raise InputError(
+                f"--index must be below the {len(test.labels)} test images; got "
+                f"{max(indices)}"
+            )
+        images = [*test.images[indices], *images]
+        truths = [*test.labels[indices], *truths]
+    labels = np.array(truths) if indices else None
     frame = prediction_frame(run.predict(np.stack(images)), labels)
-    frame.index = pd.Index([*words, *FLAGS.image])
+    frame.index = pd.Index([*map(str, indices), *FLAGS.image])
     _print_predictions(frame, run)
     if pictures:
         print("\nread:", *(treatment for _, treatment in pictures), sep="\n")
@@ -102,10 +102,11 @@ def _read_picture(path: str, run: TrainedRun) -> tuple[np.ndarray, str]:
 def run() -> None:
     """Entry point."""
     define_run_flags()
-    flags.DEFINE_list(
+    define_list_flag(
         "index",
-        None,
-        "comma-separated indices of test images; default 0, or none with --image",
+        (),
+        "indices of test images, default 0, or none with --image",
+        flags.IntegerParser(0).parse,
     )
     flags.DEFINE_multi(
         PathParser(),

@@ -15,7 +15,3 @@ class Stopped(Exception):
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
         self.number = number
-
-
-class DivergedError(InputError):
-    """The loss of a run became NaN or infinite."""

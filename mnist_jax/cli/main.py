@@ -18,8 +18,7 @@ from mnist_jax.training.jax_setup import setup
 
 FLAGS = flags.FLAGS
 # Of Ctrl-C, of schedulers, of a closed terminal, and of Slurm before the time is up.
-_NAMES = "SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGXCPU"
-SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU]
 
 
 class Machine(NamedTuple):

@@ -60,15 +60,14 @@ class RunKey:
             {**vars(key), **{f"--{k}": v for k, v in vars(key.config).items()}}
             for key in (self, before)
         )
-        extended = [
-            name
-            for name in ("--epochs", "--patience")
-            if old[name] and new[name] and new[name] > old[name]
-        ]
+        changed = {name for name in new if name != "config" and new[name] != old[name]}
+        for name in changed & {"--epochs", "--patience"}:
+            if old[name] and new[name] and new[name] > old[name]:
+                changed.remove(name)
         return [
             f"{name} was {as_text(old[name])}, is {as_text(new[name])}"
             for name in new
-            if new[name] != old[name] and name not in ("config", *extended)
+            if name in changed
         ]
 
 

@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.augment import Augmentation
-from mnist_jax.errors import DivergedError
+from mnist_jax.errors import InputError
 from mnist_jax.models.networks import apply_model
 from mnist_jax.models.rewrite import without_rewriting
 from mnist_jax.training.checkpoints import named_leaves
@@ -26,7 +26,7 @@ def check_finite(
     epoch: int,
     find: Callable[[int, int | None], tuple[str, int] | None] | None = None,
 ) -> None:
-    """Raises DivergedError if a loss is NaN or infinite.
+    """Raises InputError if a loss is NaN or infinite.
 
     `losses` are those of the steps of an epoch `[seeds,steps]`, or of an evaluation
     `[seeds]`. `find` is `find_cause` but for its first arguments.
@@ -48,7 +48,7 @@ def check_finite(
             "no step had changed the parameters yet, so the network, the parameters it "
             "starts from or --pixels are the cause, not the learning rate"
         )
-    raise DivergedError(
+    raise InputError(
         f"{config.name}, seed {seeds[number]}: the loss is {losses[*bad[0]]} {where} "
         f"of epoch {epoch + 1}{cause}; {advice}"
     )

@@ -88,7 +88,7 @@ def fit(
         each; at last a `Result` per seed, with `patience` that of the epoch with the
         lowest validation loss. Seconds are per seed: wall-clock divided by the number
         of seeds. The total of a resumed run includes the epochs before the stop, but
-        only the last compilation. A loss that is not finite is a `DivergedError`.
+        only the last compilation. A loss that is not finite is an `InputError`.
     """
     config, programs = experiment.config, experiment.programs
     early = config.patience is not None

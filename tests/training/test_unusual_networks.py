@@ -11,7 +11,7 @@ from helpers.runs import resumable, train_into
 
 from mnist_jax import testing
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
-from mnist_jax.errors import DivergedError
+from mnist_jax.errors import InputError
 from mnist_jax.export.formats import export_run
 from mnist_jax.models.networks import create_model
 from mnist_jax.training.epochs import make_predict
@@ -98,5 +98,5 @@ def test_the_layer_that_was_first_not_finite_is_named(
 ):
     changes = {"cpu_devices": 1, "train_size": 256, **changes}  # 2 steps, or 1
     config = config_of(networks, name, **changes)
-    with pytest.raises(DivergedError, match=f"{name}, seed 3: the loss .* {message}"):
+    with pytest.raises(InputError, match=f"{name}, seed 3: the loss .* {message}"):
         finish(fit(prepare(config, digits, 2), [3, 1]))
