@@ -93,7 +93,7 @@ def _make_sweep() -> tuple[Sweep, list[Params]]:
     share = max(1, available_cores() // FLAGS.workers)
     out.mkdir(parents=True, exist_ok=True)
     # Other processes train: this one must not take their memory of an accelerator.
-    start_jax(machine._replace(platform="cpu", cpu_devices=1))
+    start_jax({**machine, "platform": "cpu", "cpu_devices": 1})
     sweep = Sweep(
         out=out.absolute(),
         space=space,

@@ -22,7 +22,7 @@ import optuna
 from absl import logging
 from optuna.trial import TrialState
 
-from mnist_jax.cli.main import SIGNALS, Machine, start_jax
+from mnist_jax.cli.main import SIGNALS, start_jax
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Dataset
 from mnist_jax.errors import InputError
@@ -61,7 +61,7 @@ class Sweep:
     tpe: bool  # whether the workers draw the parameters
     search_seed: int
     prune: tuple[int, int] | None  # --min_epochs and --reduction
-    machine: Machine
+    machine: dict[str, Any]  # arguments of `setup`
     cores: int  # of a trial
     quiet: bool
 
@@ -214,8 +214,8 @@ def work(sweep: Sweep, worker: int, accelerator: float) -> None:
         memory = f"{0.75 * min(accelerator, 1):.3f}"
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", memory)
     os.environ["NPROC"] = str(sweep.cores)  # threads of XLA:CPU
-    devices = sweep.machine.cpu_devices or sweep.cores
-    start_jax(sweep.machine._replace(cpu_devices=devices))
+    devices = sweep.machine["cpu_devices"] or sweep.cores
+    start_jax({**sweep.machine, "cpu_devices": devices})
     train_trials(sweep, worker)
 
 

@@ -5,8 +5,8 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 from absl import flags, logging
@@ -21,33 +21,26 @@ FLAGS = flags.FLAGS
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU]
 
 
-class Machine(NamedTuple):
-    """How a process is to set JAX up; the fields are as for `setup`."""
-
-    platform: str | None
-    cpu_devices: int
-    compile_cache: bool
-
-
-def chosen_machine() -> Machine:
-    """Returns the machine given by the flags."""
+def chosen_machine() -> dict[str, Any]:
+    """Returns the arguments of `setup` that the flags give."""
     devices = (FLAGS.cpu_devices if "cpu_devices" in FLAGS else None) or 0
-    return Machine(FLAGS.platform, devices, FLAGS.compile_cache == "on")
+    cache = FLAGS.compile_cache == "on"
+    return dict(platform=FLAGS.platform, cpu_devices=devices, compile_cache=cache)
 
 
-def start_jax(machine: Machine | None = None) -> None:
+def start_jax(machine: Mapping[str, Any] | None = None) -> None:
     """Sets JAX up, by default from the flags, and connects the processes of a job."""
     machine = machine or chosen_machine()
     # Objects created by imports stay alive. Scanning them in every collection would
     # take a tenth of the time of tracing and lowering.
     gc.freeze()
-    if not machine.compile_cache:  # nor the one of JAX_COMPILATION_CACHE_DIR
+    if not machine["compile_cache"]:  # nor the one of JAX_COMPILATION_CACHE_DIR
         jax.config.update("jax_enable_compilation_cache", False)
     if "cluster" in FLAGS:
         job = FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id
         if FLAGS.cluster == "auto" or job != (None, None, None):
             distributed.start(*job, timeout=FLAGS.cluster_timeout)
-    setup(*machine)
+    setup(**machine)
     if not distributed.is_writer():
         sys.stdout = open(os.devnull, "w")
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from benchmarks.sweep_space import combine, parse_space
 from benchmarks.sweep_worker import Sweep, Trials
-from mnist_jax.cli.main import Machine
 from mnist_jax.data.types import Dataset
 
 SMALL = dict(dataset="digits", hidden="16", epochs="4", batch_size="256")
@@ -24,7 +23,7 @@ def make_sweep(out: Path, digits: Dataset, rates: str, **changes: Any) -> Sweep:
         tpe=False,
         search_seed=0,
         prune=None,
-        machine=Machine("cpu", 0, True),
+        machine=dict(platform="cpu", cpu_devices=0, compile_cache=True),
         cores=1,
         quiet=False,
     )
