@@ -23,7 +23,6 @@ from mnist_jax.cli.flags import (
     define_cluster_flags,
     define_machine_flags,
     define_path_flag,
-    define_preset_flag,
 )
 from mnist_jax.cli.main import run_program, start_jax
 from mnist_jax.config import DATASETS, MODELS, TrainConfig
@@ -116,7 +115,7 @@ def read_recipe(path: Path) -> TrainConfig:
 
 def best_recipe(
     records: Sequence[SpeedRecord], target: float, dataset: str, model: str | None
-) -> Path:
+) -> str:
     """Returns the recipe whose latest record reached a target in the shortest time."""
     fits = [
         record
@@ -131,7 +130,7 @@ def best_recipe(
             f"{target:g} on {dataset}; give another, or a --recipe to try"
         )
     fastest = min(fits, key=lambda record: record.median_seconds)
-    return RECIPES / f"{fastest.recipe}.cfg"
+    return fastest.recipe
 
 
 def run_recipes(
@@ -273,10 +272,10 @@ def main() -> None:
     """Trains the recipe, prints its table and records it."""
     out = Path(FLAGS.out) / "speedrun.jsonl"
     check_append(out)
-    path = FLAGS.recipe or best_recipe(
+    name = FLAGS.recipe or best_recipe(
         read_jsonl(SpeedRecord, RECORDS), FLAGS.target, FLAGS.dataset, FLAGS.model
     )
-    paths = [Path(path), *([Path(FLAGS.against)] if FLAGS.against else [])]
+    paths = [RECIPES / f"{each}.cfg" for each in (name, FLAGS.against) if each]
     start_jax()
     data_dir = [f"--data_dir={FLAGS.data_dir}"] if FLAGS.data_dir else []
     with contextlib.ExitStack() as stack:
@@ -303,8 +302,10 @@ def main() -> None:
 def run() -> None:
     """Entry point."""
     flags.DEFINE_float("target", 0.99, "mean test accuracy to reach", 0, 1)
-    define_preset_flag(RECIPES, "recipe", "recipe; default: the fastest recorded one")
-    define_preset_flag(RECIPES, "against", "another recipe to train in turns")
+    names = sorted(path.stem for path in RECIPES.glob("*.cfg"))
+    help = "recipe; default: the fastest recorded one"
+    flags.DEFINE_enum("recipe", None, names, help)
+    flags.DEFINE_enum("against", None, names, "another recipe to train in turns")
     flags.DEFINE_enum("dataset", "mnist", NAMED, "dataset")
     flags.DEFINE_enum("model", None, list(MODELS), "network; default: any")
     flags.DEFINE_integer("seeds", 10, "seeds, counted from 0, one by one", 2)

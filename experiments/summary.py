@@ -3,12 +3,14 @@
 python -m experiments.summary --preset=ml10_cnn
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
-from mnist_jax.cli.flags import define_data_dir_flag, define_preset_flag
+from mnist_jax.cli.flags import (
+    define_data_dir_flag,
+    define_path_flag,
+    define_preset_flag,
+)
 from mnist_jax.cli.main import run_program
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.types import MNIST
@@ -37,8 +39,8 @@ def run() -> None:
     """Entry point."""
     define_config_flags()
     define_data_dir_flag()
-    define_preset_flag(Path(__file__).parent / "presets")
-    flags.DEFINE_string("init_preset", None, "set by presets; has no effect here")
+    define_preset_flag()
+    define_path_flag("init_from", None, "set by presets; has no effect here")
     run_program(main)
 
 

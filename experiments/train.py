@@ -33,13 +33,6 @@ _NEEDED = dict.fromkeys(
 
 def _check_flags() -> None:
     """Raises InputError for flags that exclude or require each other."""
-    if FLAGS.init_preset and not FLAGS.init_from:
-        raise InputError(
-            f"this preset starts from the parameters of {FLAGS.init_preset}; first run "
-            f"`python -m experiments.train --preset={FLAGS.init_preset} "
-            f"--run_dir=runs/{FLAGS.init_preset}`, then this command again with "
-            f"--init_from=runs/{FLAGS.init_preset}"
-        )
     for name, other in _NEEDED.items():
         flag = FLAGS[name]
         if flag.value != flag.default and not FLAGS[other].value:
@@ -100,7 +93,7 @@ def run() -> None:
     """Entry point."""
     define_config_flags()
     define_cluster_flags()
-    define_preset_flag(Path(__file__).parent / "presets")
+    define_preset_flag()
     define_path_flag(
         "run_dir",
         None,
@@ -112,11 +105,6 @@ def run() -> None:
         "init_from",
         None,
         "run directory of a finished run; training starts from its parameters",
-    )
-    flags.DEFINE_string(
-        "init_preset",
-        None,
-        "preset that --init_from must come from (set by presets)",
     )
     flags.DEFINE_enum(
         "track",

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from absl import flags
 
+from mnist_jax.cli import parsing
 from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
-from mnist_jax.cli.parsing import PathParser, PresetParser, parse_flags
+from mnist_jax.cli.parsing import PathParser, parse_flags
 from mnist_jax.config import MODELS, ConvStage, TrainConfig, parse_conv_stage
 from mnist_jax.errors import InputError
 from mnist_jax.records.schema import decode, json_line
@@ -83,12 +84,12 @@ def test_several_models_each_take_their_own_flags():
     assert config_from_flags(values, model="cnn") == expected
 
 
-def test_the_last_flag_counts_and_overrides_a_preset(tmp_path):
+def test_the_last_flag_counts_and_overrides_a_preset(tmp_path, monkeypatch):
     (tmp_path / "small.cfg").write_text("# a comment\n\n--model=cnn\n--epochs=2\n")
     values = flags.FlagValues()
     define_config_flags(values)
-    parser = PresetParser(tmp_path)
-    flags.DEFINE(parser, "preset", None, "", flag_values=values)
+    monkeypatch.setattr(parsing, "PRESETS", tmp_path)
+    flags.DEFINE_string("preset", None, "", flag_values=values)
     parse_flags(["program", "--epochs=7", "--epochs=3", "--preset=small"], values)
     config = config_from_flags(values)
     assert (config.model, config.epochs) == ("cnn", 3)

@@ -6,10 +6,8 @@ from typing import NamedTuple
 from absl import flags
 
 from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
-from mnist_jax.cli.parsing import parse_flags
+from mnist_jax.cli.parsing import PRESETS, parse_flags
 from mnist_jax.config import TrainConfig
-
-PRESETS = Path(__file__).parents[2] / "experiments" / "presets"
 
 
 class System(NamedTuple):
@@ -59,7 +57,7 @@ def read_flag_file(path: Path, *arguments: str) -> flags.FlagValues:
     """Returns the config flags of a preset or recipe, overridden by arguments."""
     values = flags.FlagValues()
     define_config_flags(values)
-    flags.DEFINE_string("init_preset", None, "", flag_values=values)
+    flags.DEFINE_string("init_from", None, "", flag_values=values)
     parse_flags([path.stem, f"--flagfile={path}", *arguments], values)
     return values
 
@@ -73,4 +71,5 @@ def read_preset(name: str, *arguments: str) -> tuple[TrainConfig, str | None]:
     """
     preset, changes = CONTROLS.get(name, (name, {}))
     values = read_flag_file(PRESETS / f"{preset}.cfg", *arguments)
-    return config_from_flags(values, None, **changes), values["init_preset"].value
+    start = values["init_from"].value
+    return config_from_flags(values, None, **changes), start and Path(start).name

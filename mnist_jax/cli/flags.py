@@ -7,7 +7,7 @@ from typing import Any
 
 from absl import flags
 
-from mnist_jax.cli.parsing import ListParser, PathParser, PresetParser
+from mnist_jax.cli.parsing import PRESETS, ListParser, PathParser
 from mnist_jax.config import DATASETS, MODELS, PRECISIONS, TrainConfig
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.splits import split_dataset
@@ -22,15 +22,11 @@ flags.disclaim_key_flags()  # so that --help of the program lists them
 define_path_flag = functools.partial(flags.DEFINE, PathParser())
 
 
-def define_preset_flag(
-    folder: Path,
-    name: str = "preset",
-    help: str = "published system; sets the flags of its file, which other flags "
-    "override",
-) -> None:
-    """Defines a flag that names a file of flags in a folder; its value is the path."""
-    parser = PresetParser(folder)
-    flags.DEFINE(parser, name, None, f"{help}: {', '.join(parser.enum_values)}")
+def define_preset_flag() -> None:
+    """Defines `--preset`."""
+    names = sorted(path.stem for path in PRESETS.glob("*.cfg"))
+    help = "published system; sets the flags of its file, which other flags override"
+    flags.DEFINE_enum("preset", None, names, help)
 
 
 def define_data_dir_flag() -> None:

@@ -8,6 +8,8 @@ from absl import flags
 
 from mnist_jax.errors import InputError
 
+PRESETS = Path(__file__).parents[2] / "experiments" / "presets"
+
 
 def parse_flags(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
     """Parses a command line, the program's name first, into the flags of `values`.
@@ -17,7 +19,7 @@ def parse_flags(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> 
     try:
         rest = values(argv)
         if "preset" in values and (preset := values["preset"].value):
-            rest = values([argv[0], f"--flagfile={preset}", *argv[1:]])
+            rest = values([argv[0], f"--flagfile={PRESETS}/{preset}.cfg", *argv[1:]])
     except (flags.Error, ValueError) as error:  # absl's ValueError is of --noquiet=1
         raise InputError(str(error)) from error
     if len(rest) > 1:
@@ -61,14 +63,3 @@ class PathParser(flags.ArgumentParser):
         if not argument:  # as of an unset shell variable; it would become "."
             raise ValueError("a path; give one, or leave the flag out")
         return str(Path(argument).expanduser())
-
-
-class PresetParser(flags.EnumParser):
-    """Returns the flag file of a preset."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        super().__init__(sorted(path.stem for path in folder.glob("*.cfg")))
-
-    def parse(self, argument: str) -> str:
-        return str(self._folder / f"{super().parse(argument)}.cfg")
