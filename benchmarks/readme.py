@@ -4,16 +4,15 @@ python -m benchmarks.readme
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
 from mnist_jax.cli.main import run_program
 from mnist_jax.records.files import write_file
 from mnist_jax.records.schema import RunRecord, read_jsonl
-from mnist_jax.reporting.statistics import ratio_interval
 from mnist_jax.reporting.tables import (
     comparison_frame,
     format_markdown,
@@ -21,16 +20,14 @@ from mnist_jax.reporting.tables import (
     provenance,
 )
 
-from .peers.frameworks import FRAMEWORKS, PeerRecord
+from .peers.frameworks import PeerRecord
 from .peers.tables import (
-    LOWER_QUARTILE,
-    Rounds,
     format_ratios,
+    format_speedup,
     group,
     latest_machine,
     lower_quartile,
-    paired,
-    rank_peers,
+    speedup_over_best,
 )
 from .published.__main__ import format_published
 from .speedrun import SpeedRecord, format_fastest, format_speed
@@ -39,23 +36,6 @@ from .throughput import ThroughputRecord, throughput_frame
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-
-
-class Block(NamedTuple):
-    """A table between `<!-- name -->` and `<!-- /name -->` in one of the documents."""
-
-    results: str  # stem of the JSON-lines file in `RESULTS`
-    record: type  # type of its records
-    format: Callable[[list[Any]], str]  # records -> Markdown
-
-
-def _speedup(race: Mapping[str, Rounds], peer: str) -> str:
-    return f"{ratio_interval(paired(race, peer), LOWER_QUARTILE):.1f}"
-
-
-def _speedup_over_best(race: Mapping[str, Rounds]) -> str:
-    peer = rank_peers(race)[0]
-    return f"{_speedup(race, peer)} ({FRAMEWORKS[peer].label})"
 
 
 def format_summary(records: Sequence[PeerRecord]) -> str:
@@ -69,8 +49,8 @@ def format_summary(records: Sequence[PeerRecord]) -> str:
             "network": f"{row.model.upper()}, {row.parameters:,} parameters",
             "test accuracy": f"{row.test_accuracy:.4f} ± {row.test_accuracy_std:.4f}",
             "s/epoch": f"{row.steady_epoch_seconds:.2f}",
-            "over PyTorch": _speedup(races[row.model], "torch"),
-            "over fastest peer": _speedup_over_best(races[row.model]),
+            "over PyTorch": format_speedup(races[row.model], "torch"),
+            "over fastest peer": speedup_over_best(races[row.model]),
         }
         for row in frame.itertuples()
     ]
@@ -108,8 +88,8 @@ def format_networks(records: Sequence[PeerRecord]) -> str:
         steps = -(-race.train_images // size)
         row = rows.setdefault(race.model, {"network": f"`{race.model}`"})
         row[f"ms/step, batch {size}"] = f"{1e3 * seconds / steps:.1f}"
-        row[f"over plain Flax, {size}"] = _speedup(frameworks, "flax")
-        row[f"over fastest peer, {size}"] = _speedup_over_best(frameworks)
+        row[f"over plain Flax, {size}"] = format_speedup(frameworks, "flax")
+        row[f"over fastest peer, {size}"] = speedup_over_best(frameworks)
     notes = [
         f"ratios of the lower quartiles of epochs of {race.train_images:,} images, "
         "with their 95 % intervals; rounds of processes taking turns: "
@@ -122,15 +102,17 @@ def format_networks(records: Sequence[PeerRecord]) -> str:
     return markdown_table(pd.DataFrame(rows.values()).fillna("-"), notes)
 
 
-BLOCKS = {
-    "summary": Block("peers", PeerRecord, format_summary),
-    "accelerators": Block("throughput", ThroughputRecord, format_accelerators),
-    "compare": Block("compare", RunRecord, format_markdown),
-    "networks": Block("networks", PeerRecord, format_networks),
-    "peers": Block("peers", PeerRecord, format_ratios),
-    "published": Block("published", RunRecord, format_published),
-    "fastest": Block("speedrun", SpeedRecord, format_fastest),
-    "records": Block("speedrun", SpeedRecord, format_speed),
+# The tables between `<!-- name -->` and `<!-- /name -->` in one of the documents: stem
+# of the JSON-lines file in `RESULTS`, type of its records, and records -> Markdown.
+BLOCKS: dict[str, tuple[str, type, Callable[[list[Any]], str]]] = {
+    "summary": ("peers", PeerRecord, format_summary),
+    "accelerators": ("throughput", ThroughputRecord, format_accelerators),
+    "compare": ("compare", RunRecord, format_markdown),
+    "networks": ("networks", PeerRecord, format_networks),
+    "peers": ("peers", PeerRecord, format_ratios),
+    "published": ("published", RunRecord, format_published),
+    "fastest": ("speedrun", SpeedRecord, format_fastest),
+    "records": ("speedrun", SpeedRecord, format_speed),
 }
 
 
@@ -138,10 +120,10 @@ def with_tables(text: str) -> str:
     """Returns a document with all its blocks rebuilt from the records."""
 
     def rebuild(found: re.Match[str]) -> str:
-        name, made_of = found[1], BLOCKS[found[1]]
-        path = RESULTS / f"{made_of.results}.jsonl"
-        records: list[Any] = read_jsonl(made_of.record, path)
-        return f"<!-- {name} -->\n{made_of.format(records)}\n<!-- /{name} -->"
+        name = found[1]
+        results, record_type, form = BLOCKS[name]
+        table = form(read_jsonl(record_type, RESULTS / f"{results}.jsonl"))
+        return f"<!-- {name} -->\n{table}\n<!-- /{name} -->"
 
     return re.sub(r"<!-- (\w+) -->\n.*?<!-- /\1 -->", rebuild, text, flags=re.DOTALL)
 

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import pandas as pd
 from absl import flags
 
 from mnist_jax.cli.flags import (
@@ -30,7 +29,6 @@ from mnist_jax.records.environment import current_environment, git
 from mnist_jax.records.files import check_append
 from mnist_jax.records.schema import append_jsonl
 from mnist_jax.reporting.statistics import Interval, paired_difference, verdict
-from mnist_jax.reporting.tables import markdown_table
 
 from .peers.worker import save_arrays
 from .processes import Worker
@@ -81,13 +79,12 @@ def time_rounds(
 
 
 def main() -> None:
-    """Compares this checkout with --against and prints a table."""
+    """Compares this checkout with --against."""
     against = git("rev-parse", "--verify", f"{FLAGS.against}^{{commit}}")
     out = Path(FLAGS.out)
     check_append(out)
     jax.config.update("jax_platforms", "cpu")  # as in the workers
-    dataset = load_dataset(FLAGS.dataset, FLAGS.data_dir)
-    rows = []
+    dataset, verdicts = load_dataset(FLAGS.dataset, FLAGS.data_dir), []
     with tempfile.TemporaryDirectory(prefix="mnist_jax-regress-") as name:
         arrays, there = Path(name), Path(name) / "there"
         save_arrays(dataset, arrays)
@@ -107,24 +104,16 @@ def main() -> None:
                     "environment": current_environment(),
                 }
                 append_jsonl(out, record)
-                rows.append(
-                    {
-                        "model": model,
-                        "batch": FLAGS.batch_size,
-                        "s/epoch here": f"{statistics.median(seconds['here']):.3f}",
-                        "s/epoch there": f"{statistics.median(seconds['there']):.3f}",
-                        "here/there": f"{ratio:.3f}",
-                        "n": FLAGS.rounds,
-                        "verdict": judgement,
-                    }
+                verdicts.append(judgement)
+                print(
+                    f"{model}: {statistics.median(seconds['here']):.3f} s/epoch here, "
+                    f"{statistics.median(seconds['there']):.3f} there; here/there "
+                    f"{ratio:.3f} (n={FLAGS.rounds}): {judgement}\n",
+                    flush=True,
                 )
         finally:
             git("worktree", "remove", "--force", str(there))
-    print(
-        f"\nhere: this checkout; there: {against[:12]}; here/there: ratio of seconds "
-        f"with its 95 % confidence interval\n\n{markdown_table(pd.DataFrame(rows))}"
-    )
-    if any(row["verdict"] == "slower" for row in rows):
+    if "slower" in verdicts:
         sys.exit(3)
 
 

@@ -138,8 +138,6 @@ def main() -> None:
     out = Path(FLAGS.out)
     results = out / "peers.jsonl"
     check_append(results)
-    if FLAGS.overwrite:
-        results.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="mnist_jax-peers-") as folder:
         save_arrays(dataset, Path(folder))
         records, complete = run_rounds(races, FLAGS.rounds, results, Path(folder))
@@ -178,7 +176,6 @@ def run() -> None:
     flags.DEFINE_string("dataset", "mnist", "name of the dataset")
     define_data_dir_flag()
     define_path_flag("out", "results/peers", "directory for the results")
-    flags.DEFINE_boolean("overwrite", False, "first delete peers.jsonl in --out")
     run_program(main)
 
 

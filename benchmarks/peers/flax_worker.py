@@ -1,9 +1,7 @@
 """Times a loop over plain Flax: the baseline worker of `benchmarks.peers`.
 
-python -m benchmarks.peers.flax_worker --model=cnn --batch_size=128 --arrays=FOLDER
-
-It uses Flax's layers and defaults, a jitted step and a Python loop over NumPy batches,
-on JAX's single default CPU device, which uses all cores.
+It uses Flax's layers, a jitted step and a Python loop over NumPy batches, on JAX's
+single default CPU device, which uses all cores.
 """
 
 import dataclasses
@@ -16,54 +14,39 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from mnist_jax.config import MODELS, TrainConfig, parse_conv_stage
 from mnist_jax.data.pixels import Preprocess
 from mnist_jax.data.types import MNIST, Dataset
 from mnist_jax.models.networks import count_params, create_model
 from mnist_jax.training import steps
 from mnist_jax.training.epochs import predict_images
 
-from .worker import (
-    LEARNING_RATE,
-    Job,
-    Measurement,
-    preprocess,
-    run_worker,
-    time_epochs,
-)
+from .worker import LEARNING_RATE, Job, Measurement, preprocess, run_worker, time_epochs
 
 
-class Network(nn.Module):
-    """One of the three networks, as Flax's users write it."""
+class LSTM(nn.Module):
+    """The LSTM, as Flax's users write it."""
 
-    config: TrainConfig
+    units: tuple[int, ...]
+    hidden: tuple[int, ...]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns the logits `[B,10]` of images `[B,28,28]`."""
-        if self.config.model == "cnn":
-            x = x[..., None]
-            for stage in map(parse_conv_stage, self.config.conv):
-                x = nn.relu(nn.Conv(stage.filters, (3, 3), padding="VALID")(x))
-                if stage.pool > 1:
-                    window = stage.pool, stage.pool
-                    x = nn.max_pool(x, window, strides=window)
-        if self.config.model == "lstm":
-            for units in self.config.lstm_units:
-                states: Any = nn.RNN(nn.OptimizedLSTMCell(units))(x)
-                x = states
-            x = x[:, -1]
-        x = x.reshape((len(x), -1))
-        for width in self.config.hidden:
+        for units in self.units:
+            states: Any = nn.RNN(nn.OptimizedLSTMCell(units))(x)
+            x = states
+        x = x[:, -1]
+        for width in self.hidden:
             x = nn.relu(nn.Dense(width)(x))
         return nn.Dense(10)(x)
 
 
 def measure(job: Job, dataset: Dataset) -> Measurement:
     """Trains and times a network; epoch times include shuffling."""
-    model: nn.Module = Network(job.config)
-    if job.model not in MODELS:
-        model = create_model(dataclasses.replace(job.config, impl="plain"), MNIST)
+    config = dataclasses.replace(job.config, impl="plain")
+    model: nn.Module = LSTM(config.lstm_units, config.hidden)
+    if job.model != "lstm":
+        model = create_model(config, MNIST)
     tx = optax.adam(LEARNING_RATE)
     init_key, run_key = jax.random.split(jax.random.key(job.seed))
     state = steps.init_state(model, tx, init_key, MNIST.image)

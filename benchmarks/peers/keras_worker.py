@@ -1,13 +1,11 @@
 """Times Keras on one of its backends: a worker of `benchmarks.peers`.
 
-python -m benchmarks.peers.keras_worker --model=cnn --arrays=FOLDER --variant=jax
-
-The variants are the backends: tensorflow (the default) and jax. `model.fit` trains on
-NumPy arrays that are scaled before timing starts, and tracks only the loss. Settings
-were measured with Keras 3.15.1 on two cores of an AMD EPYC with AVX-512: jit_compile is
-on for the MLP at small batches only, where XLA was faster on TensorFlow (0.10 s an
-epoch instead of 0.13 s); steps_per_execution was up to twice as fast as 1 for the MLP.
-A tf.data.Dataset and LSTM(unroll=True) made no clear difference.
+The variants are the backends: tensorflow and jax. `model.fit` trains on NumPy arrays
+that are scaled before timing starts, and tracks only the loss. Settings were measured
+with Keras 3.15.1 on two cores of an AMD EPYC with AVX-512: jit_compile is on for the
+MLP at small batches only, where XLA was faster on TensorFlow (0.10 s an epoch instead
+of 0.13 s); steps_per_execution was up to twice as fast as 1 for the MLP. A
+tf.data.Dataset and LSTM(unroll=True) made no clear difference.
 """
 
 import os
@@ -19,18 +17,14 @@ from mnist_jax.data.types import Dataset
 
 from .worker import LEARNING_RATE, Job, Measurement, preprocess, run_worker
 
-# JAX unrolls the steps.
-_STEPS_PER_EXECUTION = {
-    "tensorflow": {"mlp": 16, "lstm": 16, "cnn": 16},
-    "jax": {"mlp": 8, "lstm": 2, "cnn": 1},
-}
+JAX_STEPS_PER_EXECUTION = {"mlp": 8, "lstm": 2, "cnn": 1}  # which JAX unrolls
 
 
 def measure(job: Job, dataset: Dataset) -> Measurement:
     """Trains and times a network; epoch times include shuffling."""
-    backend = job.variant or "tensorflow"
-    os.environ["KERAS_BACKEND"] = backend  # read when keras is imported
-    if backend == "tensorflow":
+    steps = JAX_STEPS_PER_EXECUTION[job.model] if job.variant == "jax" else 16
+    os.environ["KERAS_BACKEND"] = job.variant  # read when keras is imported
+    if job.variant == "tensorflow":
         import tensorflow as tf
 
         tf.config.threading.set_intra_op_parallelism_threads(job.threads)
@@ -58,7 +52,7 @@ def measure(job: Job, dataset: Dataset) -> Measurement:
     model.compile(
         keras.optimizers.Adam(LEARNING_RATE),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        steps_per_execution=_STEPS_PER_EXECUTION[backend][job.model],
+        steps_per_execution=steps,
         jit_compile=True if is_small_mlp else "auto",
     )
     seconds: list[float] = []

@@ -1,7 +1,4 @@
-"""Times this project's training: a worker of `benchmarks.peers`.
-
-python -m benchmarks.peers.our_worker --model=cnn --batch_size=128 --arrays=FOLDER
-"""
+"""Times this project's training: a worker of `benchmarks.peers`."""
 
 import dataclasses
 

@@ -69,6 +69,17 @@ def paired(
     ]
 
 
+def format_speedup(frameworks: Mapping[str, Rounds], peer: str) -> str:
+    """Formats our speedup over a row of a race, and its interval."""
+    return f"{ratio_interval(paired(frameworks, peer), LOWER_QUARTILE):.1f}"
+
+
+def speedup_over_best(frameworks: Mapping[str, Rounds]) -> str:
+    """Formats our speedup over the fastest peer of a race, and that peer's name."""
+    peer = rank_peers(frameworks)[0]
+    return f"{format_speedup(frameworks, peer)} ({FRAMEWORKS[peer].label})"
+
+
 def ratio_frame(races: Races) -> pd.DataFrame:
     """Returns our speedups in each race over the fastest peers.
 
@@ -102,37 +113,6 @@ def ratio_frame(races: Races) -> pd.DataFrame:
                         "verdict": verdict(ratio, 1, "faster", "slower"),
                     }
                 )
-    return pd.DataFrame(rows)
-
-
-def time_frame(races: Races, peak_gflops: float) -> pd.DataFrame:
-    """Returns one row per race and framework, the fastest framework first."""
-    rows = []
-    for race, frameworks in races.items():
-        flops = training_flops(Job(race.model).config, MNIST)
-        for name, rounds in sorted(
-            frameworks.items(), key=lambda row: lower_quartile(row[1])
-        ):
-            seconds, fast = steady_seconds(rounds), lower_quartile(rounds)
-            images_per_second = race.train_images / fast
-            gflops = flops * images_per_second / 1e9
-            results = [run.result for run in rounds.values()]
-            first = [result.epoch_seconds[0] for result in results]
-            rows.append(
-                {
-                    "model": race.model,
-                    "batch": race.batch_size,
-                    "framework": FRAMEWORKS[name].label,
-                    "s/epoch, lower quartile": f"{fast:.3f}",
-                    "s/epoch": f"{median_range(seconds):,.3f} (n={len(seconds)})",
-                    "images/s": f"{images_per_second:,.0f}",
-                    "% of peak": f"{100 * gflops / peak_gflops:.1f}",
-                    "first epoch s": f"{median_range(first):,.2f}",
-                    "test accuracy": spread([one.test_accuracy for one in results]),
-                    "peak MB": f"{max(one.peak_rss_mb for one in results):,}",
-                    "parameters": f"{results[0].parameters:,}",
-                }
-            )
     return pd.DataFrame(rows)
 
 
@@ -175,8 +155,32 @@ def format_ratios(records: Sequence[PeerRecord]) -> str:
 
 
 def format_times(records: Sequence[PeerRecord]) -> str:
-    """Formats the times on the latest machine."""
-    latest = latest_machine(records)
+    """Formats the times on the latest machine, in a race the fastest first."""
+    latest, rows = latest_machine(records), []
     peak = max(record.matmul_gflops for record in latest)
+    for race, frameworks in group(latest).items():
+        flops = training_flops(Job(race.model).config, MNIST)
+        fastest_first = sorted((lower_quartile(frameworks[n]), n) for n in frameworks)
+        for fast, name in fastest_first:
+            seconds = steady_seconds(frameworks[name])
+            results = [run.result for run in frameworks[name].values()]
+            first = [result.epoch_seconds[0] for result in results]
+            images_per_second = race.train_images / fast
+            gflops = flops * images_per_second / 1e9
+            rows.append(
+                {
+                    "model": race.model,
+                    "batch": race.batch_size,
+                    "framework": FRAMEWORKS[name].label,
+                    "s/epoch, lower quartile": f"{fast:.3f}",
+                    "s/epoch": f"{median_range(seconds):,.3f} (n={len(seconds)})",
+                    "images/s": f"{images_per_second:,.0f}",
+                    "% of peak": f"{100 * gflops / peak:.1f}",
+                    "first epoch s": f"{median_range(first):,.2f}",
+                    "test accuracy": spread([one.test_accuracy for one in results]),
+                    "peak MB": f"{max(one.peak_rss_mb for one in results):,}",
+                    "parameters": f"{results[0].parameters:,}",
+                }
+            )
     notes = [f"matmul peak: {peak:,.0f} GFLOP/s", *TIME_NOTES]
-    return markdown_table(time_frame(group(latest), peak), notes)
+    return markdown_table(pd.DataFrame(rows), notes)

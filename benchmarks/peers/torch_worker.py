@@ -1,30 +1,20 @@
 """Times PyTorch: a worker of `benchmarks.peers`.
 
-python -m benchmarks.peers.torch_worker --model=cnn --arrays=FOLDER --variant=compile
-
-The variants are eager (the default), channels_last, compile and bfloat16, which is
-autocast with channels_last. This is the fastest implementation we found with torch
-2.13.0 on two cores of an AMD EPYC with AVX-512: the data is one tensor, indexed by a
-permutation (slower: a DataLoader, or one gather per epoch), Adam is fused (0.14 s an
-epoch instead of 0.20 s for the MLP), and the loop computes no metrics. nn.LSTM runs
-oneDNN's kernel and has two biases per layer.
+The variants are eager, channels_last, compile and bfloat16, which is autocast with
+channels_last. This is the fastest implementation we found with torch 2.13.0 on two
+cores of an AMD EPYC with AVX-512: the data is one tensor, indexed by a permutation
+(slower: a DataLoader, or one gather per epoch), Adam is fused (0.14 s an epoch instead
+of 0.20 s for the MLP), and the loop computes no metrics. nn.LSTM runs oneDNN's kernel
+and has two biases per layer.
 """
 
-import numpy as np
 import torch
 from torch import nn
 
 from mnist_jax.data.types import Dataset
 
 from .torch_networks import create_model
-from .worker import (
-    LEARNING_RATE,
-    Job,
-    Measurement,
-    preprocess,
-    run_worker,
-    time_epochs,
-)
+from .worker import LEARNING_RATE, Job, Measurement, preprocess, run_worker, time_epochs
 
 TEST_CHUNK = 1000
 
@@ -33,11 +23,7 @@ def measure(job: Job, dataset: Dataset) -> Measurement:
     """Trains and times a network; epoch times include shuffling."""
     torch.set_num_threads(job.threads)
     torch.manual_seed(job.seed)
-
-    def to_tensor(images: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(preprocess(images))
-
-    images = to_tensor(dataset.train.images)
+    images = torch.from_numpy(preprocess(dataset.train.images))
     labels = torch.from_numpy(dataset.train.labels).long()
     model, half = create_model(job.model), job.variant == "bfloat16"
     if half or job.variant == "channels_last":  # of the convolutions' weights
@@ -62,7 +48,7 @@ def measure(job: Job, dataset: Dataset) -> Measurement:
     seconds = time_epochs(train_epoch, job)
     model.eval()
     with torch.inference_mode():
-        chunks = to_tensor(dataset.test.images).split(TEST_CHUNK)
+        chunks = torch.from_numpy(preprocess(dataset.test.images)).split(TEST_CHUNK)
         predicted = torch.cat([model(chunk).argmax(dim=1) for chunk in chunks])
     accuracy = float((predicted.numpy() == dataset.test.labels).mean())
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -9,26 +9,23 @@ from mnist_jax.records.environment import available_cores
 
 from ..processes import Worker
 from .frameworks import FRAMEWORKS, Race
-from .worker import Job, Measurement
+from .worker import Measurement
 
 
 def start(race: Race, name: str, seed: int, arrays: Path) -> Worker:
     """Starts the worker of a framework; `arrays` is a folder of `save_arrays`."""
     framework, threads = FRAMEWORKS[name], available_cores()
-    job = Job(
-        model=race.model,
-        batch_size=race.batch_size,
-        steady_epochs=race.steady_epochs,
-        seed=seed,
-        threads=threads,
-        variant=framework.variant,
-        train_images=race.train_images,
-        turns=True,
-    )
     return Worker(
         f"{__package__}.{framework.worker}_worker",
-        *(f"--{field}={value}" for field, value in vars(job).items()),
+        f"--model={race.model}",
+        f"--batch_size={race.batch_size}",
+        f"--train_images={race.train_images}",
+        f"--steady_epochs={race.steady_epochs}",
+        f"--seed={seed}",
+        f"--threads={threads}",
+        f"--variant={framework.variant}",
         f"--arrays={arrays}",
+        "--turns",
         environment={
             "JAX_PLATFORMS": "cpu",
             "CUDA_VISIBLE_DEVICES": "",

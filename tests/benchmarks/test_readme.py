@@ -41,9 +41,9 @@ def test_every_block_is_on_one_page():
 
 
 def test_records_are_of_real_mnist_and_name_their_machine():
-    for block in BLOCKS.values():
-        path = RESULTS / f"{block.results}.jsonl"
-        records = read_jsonl(block.record, path)
+    for results, record_type, _ in BLOCKS.values():
+        path = RESULTS / f"{results}.jsonl"
+        records = read_jsonl(record_type, path)
         assert len(records) == len(path.read_text().splitlines()) > 0
         for record in records:
             assert record.environment.device, path
