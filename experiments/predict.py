@@ -34,9 +34,17 @@ def main() -> None:
     folder = Path(FLAGS.run_dir)
     start_jax()
     run = load_run(folder)
-    pictures = [_read_picture(path, run) for path in FLAGS.image]
-    images, truths = [pixels for pixels, _ in pictures], [np.nan] * len(pictures)
-    if indices := list(FLAGS.index or ([] if pictures else [0])):
+    shape, as_digit = run.shapes.image, FLAGS.as_digit
+    if as_digit is None:
+        as_digit = run.record.dataset in DIGIT_SETS
+    elif as_digit and shape != IMAGE_SHAPE:
+        raise InputError(
+            "--as_digit converts pictures to MNIST's 28x28 pixels, but the network "
+            f"takes {shape}; leave it out, or give the --run_dir of a network for 28x28"
+        )
+    images = [_read_picture(path, shape, as_digit) for path in FLAGS.image]
+    truths = [np.nan] * len(images)
+    if indices := list(FLAGS.index or ([] if images else [0])):
         test = load_splits_of(folder, run).test
         if max(indices) >= len(test.labels):
             raise InputError(
@@ -49,8 +57,9 @@ def main() -> None:
     frame = prediction_frame(run.predict(np.stack(images)), labels)
     frame.index = pd.Index([*map(str, indices), *FLAGS.image])
     _print_predictions(frame, run)
-    if pictures:
-        print("\nread:", *(treatment for _, treatment in pictures), sep="\n")
+    if FLAGS.image:
+        how = "as digits" if as_digit else "without cropping or inverting them"
+        print(f"\nread {how}")
     if FLAGS.picture:
         figure = predictions_figure(np.stack(images), frame, run.class_names)
         save_figure(figure, Path(FLAGS.picture))
@@ -78,25 +87,14 @@ def _print_predictions(frame: pd.DataFrame, run: TrainedRun) -> None:
         print(f"\nclasses of {run.record.dataset}: {names}")
 
 
-def _read_picture(path: str, run: TrainedRun) -> tuple[np.ndarray, str]:
-    """Returns the pixels of a picture for a network, and what was done to it."""
-    shape, as_digit = run.shapes.image, FLAGS.as_digit
-    if as_digit is None:
-        as_digit = run.record.dataset in DIGIT_SETS
-    size = "x".join(map(str, shape))
+def _read_picture(path: str, shape: tuple[int, ...], as_digit: bool) -> np.ndarray:
+    """Returns the pixels of a picture for a network."""
     if not as_digit:
-        same = read_image(path).shape == shape
-        treatment = "as it is" if same else f"resized to {size}, not cropped"
-        return read_image(path, shape), f"{path}: {treatment}, not inverted"
-    if shape != IMAGE_SHAPE:
-        raise InputError(
-            f"--as_digit converts pictures to MNIST's 28x28 pixels, but the network "
-            f"takes {size}; leave it out, or give the --run_dir of a network for 28x28"
-        )
+        return read_image(path, shape)
     digit = read_digit(path)
     if digit.warning:
         logging.warning("%s: %s", path, digit.warning)
-    return digit.pixels, f"{path}: as a digit, cropped and centred in 28x28"
+    return digit.pixels
 
 
 def run() -> None:

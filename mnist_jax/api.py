@@ -153,8 +153,6 @@ def compare(
             "instead"
         )
     targets = check_targets(targets, configs)
-    if against is not None and against not in configs:
-        raise InputError("compare() needs an against= that is one of its configs")
     _warn_of_one_device(configs)
     seeds = _seeds(seeds, configs[0].seed)
     with distributed.output_folder(out) as folder:

@@ -50,6 +50,11 @@ class ConvStage(NamedTuple):
     bn: bool = False  # whether batch normalization follows
 
 
+_STAGE = (
+    "number of filters (1..9999), then at most one each of k1..k7 (kernel), s1|s2 "
+    "(stride), valid|same, relu|tanh|linear, pool2|pool3, bn (batch normalization), "
+    "joined by colons"
+)
 _STAGE_OPTIONS: Mapping[str, tuple[str, Any]] = {
     **{f"k{size}": ("kernel", size) for size in range(1, 8)},
     **{name: ("padding", name.upper()) for name in ("valid", "same")},
@@ -63,11 +68,6 @@ _STAGE_OPTIONS: Mapping[str, tuple[str, Any]] = {
 def parse_conv_stage(text: str) -> ConvStage:
     """Parses a stage such as `32`, `16:same:s2` or `8:k5:pool2`.
 
-    The number of filters is followed, in any order, by `kN` (N by N kernel, 1..7,
-    default 3), `valid` or `same` (default valid), `s1` or `s2` (stride, default 1),
-    `relu`, `tanh` or `linear` (default relu), `pool2` or `pool3` (default no pooling)
-    and `bn` (batch normalization of the stage's output).
-
     >>> parse_conv_stage("8:k5:linear:pool2")[:4]
     (8, 5, 'VALID', 1)
     """
@@ -76,9 +76,8 @@ def parse_conv_stage(text: str) -> ConvStage:
     known = re.fullmatch(r"[1-9]\d{0,3}", filters) and "unknown" not in stage
     if not known or len(stage) < len(options):
         raise InputError(
-            f"--conv: cannot parse the stage {text!r}; a stage is a number of filters "
-            "(1..9999) and at most one each of k1..k7, valid|same, s1|s2, "
-            "relu|tanh|linear, pool2|pool3 and bn, as in 32:k3:valid:relu:pool2:bn"
+            f"--conv: cannot parse the stage {text!r}; give the {_STAGE}, as in "
+            "32:k3:valid:relu:pool2:bn"
         )
     return ConvStage(int(filters), **stage)
 
@@ -188,9 +187,7 @@ class TrainConfig:
     )
     conv: tuple[str, ...] = _option(
         ("32:pool2", "64:pool2", "64"),
-        "convolution stages, comma-separated: number of filters, then any of k1..k7, "
-        "valid|same, s1|s2, relu|tanh|linear, pool2|pool3, bn (batch normalization), "
-        "joined by colons",
+        f"convolution stages, comma-separated: {_STAGE}",
         needs=("model", "cnn"),
     )
     lstm_units: tuple[int, ...] = _option(

@@ -38,7 +38,6 @@ def hold_lock(path: Path, refusal: str = "") -> Iterator[None]:
     If it is held elsewhere, waits for it, or raises InputError with a `refusal`. The
     system releases the lock when the process ends, even if it is killed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         held = filelock.FileLock(path).acquire(timeout=0.1 if refusal else -1)
     except filelock.Timeout:
