@@ -390,14 +390,10 @@ class TrainConfig:
                 value = defaults.get(model_kind(self.model), defaults.get(self.dataset))
                 if value is None:  # until the dataset is loaded
                     continue
-            value = _convert(name, hints[name], value)
-            object.__setattr__(self, name, value)
+            value = _convert(name, hints[name], rule, value)
             if value == () and field.default:
                 raise InputError(f"--{name} must not be empty")
-            for item in value if isinstance(value, tuple) else (value,):
-                single = ctypes.c_float(item).value if isinstance(item, float) else item
-                if single is not None and not rule.check(single):
-                    raise InputError(f"--{name} must be {rule.allowed}; got {item}")
+            object.__setattr__(self, name, value)
         if self.nesterov and self.optimizer == "sgd" and self.momentum == 0.0:
             raise InputError(
                 "--nesterov needs --momentum above 0; got --momentum=0.0; give a value "
@@ -420,19 +416,24 @@ class TrainConfig:
             )
 
 
-def _convert(name: str, hint: Any, value: Any) -> Any:
-    """Returns a value as the type of its field: lists as tuples, integers as floats."""
+def _convert(name: str, hint: Any, rule: Rule, value: Any) -> Any:
+    """Returns a checked value as the type of its field.
+
+    Lists become tuples, integers floats, and NumPy's numbers Python's.
+    """
     if isinstance(hint, types.UnionType):
-        return None if value is None else _convert(name, hint.__args__[0], value)
-    if typing.get_origin(hint) is tuple:
-        if isinstance(value, list | tuple):
-            return tuple(_convert(name, hint.__args__[0], item) for item in value)
-    else:
-        # NumPy's numbers become Python's.
-        accepted = {int: numbers.Integral, float: numbers.Real}.get(hint, hint)
-        if isinstance(value, accepted) and isinstance(value, bool) == (hint is bool):
-            return hint(value)
-    raise InputError(f"--{name} must be of type {hint}; got {value!r}")
+        return None if value is None else _convert(name, hint.__args__[0], rule, value)
+    kind: Any = typing.get_origin(hint) or hint
+    kinds: Mapping[Any, Any] = {int: numbers.Integral, float: numbers.Real, tuple: list}
+    fits = isinstance(value, kind | kinds.get(kind, kind))
+    if not fits or isinstance(value, bool) != (kind is bool):
+        raise InputError(f"--{name} must be of type {hint}; got {value!r}")
+    if kind is tuple:
+        return tuple(_convert(name, hint.__args__[0], rule, item) for item in value)
+    value = kind(value)
+    if not rule.check(ctypes.c_float(value).value if kind is float else value):
+        raise InputError(f"--{name} must be {rule.allowed}; got {value}")
+    return value
 
 
 def check_used(config: TrainConfig, given: Collection[str] | None = None) -> None:
