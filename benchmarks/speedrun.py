@@ -10,7 +10,7 @@ device; compiling is timed apart. docs/records.md has the rules and the records.
 import contextlib
 import dataclasses
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,12 @@ from mnist_jax.cli.main import run_program, start_jax
 from mnist_jax.config import DATASETS, MODELS, TrainConfig
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.errors import InputError
-from mnist_jax.records.environment import Environment
+from mnist_jax.models.networks import count_params
+from mnist_jax.records.environment import Environment, current_environment
 from mnist_jax.records.files import check_append
-from mnist_jax.records.schema import RunRecord, append_jsonl, read_jsonl
+from mnist_jax.records.schema import append_jsonl, read_jsonl
 from mnist_jax.reporting.statistics import median_range, ratio_interval, spread
-from mnist_jax.reporting.tables import markdown_table, provenance
+from mnist_jax.reporting.tables import group_by_table, markdown_table, provenance
 from mnist_jax.training import distributed
 from mnist_jax.training.fit import finish, fit
 from mnist_jax.training.prepare import prepare
@@ -40,31 +41,26 @@ from mnist_jax.training.prepare import prepare
 from .peers.frameworks import KEEP_MEMORY
 from .processes import Worker
 from .published.systems import read_flag_file
-from .throughput import measure_starts
+from .starts import measure_starts
 
 FLAGS = flags.FLAGS
 RECORDS = Path(__file__).parent / "results" / "speedrun.jsonl"
 RECIPES = Path(__file__).parents[1] / "experiments" / "recipes"
 NAMED = [name for name in DATASETS if name not in ("auto", "idx")]
-# What the rules allow in a recipe: all training images, the usual test images.
-RULES: dict[str, list[Any]] = {
-    "dataset": NAMED,
-    "validation": ["none"],
-    "train_size": [None],
-    "split": ["official"],
-}
+# What a recipe must have besides one of these datasets: all training images.
+RULES: dict[str, Any] = {"validation": "none", "train_size": None, "split": "official"}
 SIGNIFICANCE = 0.01  # of the one-sided t-test
 # The published PyTorch recipe of `torch_speedrun`, as installed and with malloc tuned.
 PEERS = {"PyTorch": {}, "PyTorch + malloc": KEEP_MEMORY}
 
 
 @dataclasses.dataclass(frozen=True)
-class PeerRuns:
-    """The runs of a peer, in turns with those of a recipe."""
+class SpeedRun:
+    """One seed of a recipe or a peer: its accuracy on the test set, and the seconds."""
 
-    name: str
-    accuracies: list[float]
-    seconds: list[float]
+    accuracy: float
+    seconds: float  # of training
+    tta_accuracy: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,63 +70,63 @@ class SpeedRecord:
     recipe: str
     target: float
     config: TrainConfig
-    checksum: str  # of the dataset
-    accuracies: list[float]  # on the test set, by seed
-    seconds: list[float]  # of training, by seed
+    runs: list[SpeedRun]
     compile_seconds: float  # with an empty compilation cache
-    cached_compile_seconds: float | None  # None: none was loaded from the cache
+    cached_compile_seconds: float  # with a full one
     parameters: int
     environment: Environment
-    tta_accuracies: list[float] = dataclasses.field(default_factory=list)
-    peers: list[PeerRuns] = dataclasses.field(default_factory=list)
+    peers: dict[str, list[SpeedRun]]  # that took turns with it
 
-    @property
-    def p_value(self) -> float:
-        """Of the one-sided t-test that the mean accuracy is above the target."""
-        test = stats.ttest_1samp(self.accuracies, self.target, alternative="greater")
+    def table_key(self) -> tuple[str | int, ...]:
+        """Returns the values that must be equal within a table."""
+        return self.environment.compared()
+
+    def p_value(self, target: float) -> float:
+        """Of the one-sided t-test that the mean accuracy is above a target."""
+        accuracies = [run.accuracy for run in self.runs]
+        test = stats.ttest_1samp(accuracies, target, alternative="greater")
         return float(test.pvalue)
-
-    @property
-    def reached(self) -> bool:
-        """Whether the mean accuracy is significantly above the target."""
-        return self.p_value < SIGNIFICANCE
 
     @property
     def median_seconds(self) -> float:
         """Median training seconds over the seeds."""
-        return statistics.median(self.seconds)
+        return statistics.median(run.seconds for run in self.runs)
 
 
 def read_recipe(path: Path) -> TrainConfig:
     """Returns the config of a recipe, a file of flags, if it follows the rules."""
     config = config_from_flags(read_flag_file(path))
-    for name, allowed in RULES.items():
-        if (value := getattr(config, name)) not in allowed:
-            raise InputError(
-                f"the recipe {path} must have --{name}={' or '.join(map(str, allowed))}"
-                f", by the rules in docs/records.md; got {value}"
-            )
+    if config.dataset not in NAMED or config != dataclasses.replace(config, **RULES):
+        rules = " ".join(f"--{name}={value}" for name, value in RULES.items())
+        raise InputError(
+            f"the recipe {path} must have {rules} and --dataset={' or '.join(NAMED)}, "
+            "by the rules in docs/records.md"
+        )
     return config
 
 
+def find_fastest(records: Iterable[SpeedRecord], target: float) -> SpeedRecord | None:
+    """Returns the fastest of the recipes whose latest record reached a target."""
+    latest = {record.recipe: record for record in records}.values()
+    reached = [record for record in latest if record.p_value(target) < SIGNIFICANCE]
+    return min(reached, key=lambda record: record.median_seconds, default=None)
+
+
 def best_recipe(
-    records: Sequence[SpeedRecord], target: float, dataset: str, model: str | None
+    records: Iterable[SpeedRecord], target: float, dataset: str, model: str | None
 ) -> str:
-    """Returns the recipe whose latest record reached a target in the shortest time."""
-    fits = [
+    """Returns the recipe of the fastest record of a dataset and a network."""
+    fits = (
         record
-        for record in {record.recipe: record for record in records}.values()
-        if dataclasses.replace(record, target=target).reached
-        and record.config.dataset == dataset
-        and model in (None, record.config.model)
-    ]
-    if not fits:
-        raise InputError(
-            f"no recorded recipe of {model or 'any network'} reaches --target="
-            f"{target:g} on {dataset}; give another, or a --recipe to try"
-        )
-    fastest = min(fits, key=lambda record: record.median_seconds)
-    return fastest.recipe
+        for record in records
+        if record.config.dataset == dataset and model in (None, record.config.model)
+    )
+    if fastest := find_fastest(fits, target):
+        return fastest.recipe
+    raise InputError(
+        f"no recorded recipe of {model or 'any network'} reaches --target={target:g} "
+        f"on {dataset}; give another, or a --recipe to try"
+    )
 
 
 def run_recipes(
@@ -138,133 +134,131 @@ def run_recipes(
     target: float,
     seeds: int,
     data_dir: str | None = None,
-    peers: Mapping[str, Worker] | None = None,
+    peers: Mapping[str, Worker] = {},
 ) -> list[SpeedRecord]:
     """Trains recipes and peers, the seeds of all in turn, and measures their starts.
 
     If a loss becomes NaN, there is no record: no seed is dropped.
     """
-    configs, peers = {path.stem: read_recipe(path) for path in paths}, peers or {}
-    experiments = {
-        name: prepare(config, load_dataset(config.dataset, data_dir))
-        for name, config in configs.items()
-    }
-    runs: dict[str, list[RunRecord]] = {name: [] for name in configs}
-    raced = {name: PeerRuns(name, [], []) for name in (*configs, *peers)}
+    environment = current_environment()
+    experiments = {}
+    for path in paths:
+        config = read_recipe(path)
+        experiments[path.stem] = prepare(config, load_dataset(config.dataset, data_dir))
+    runs: dict[str, list[SpeedRun]] = {name: [] for name in (*experiments, *peers)}
     for seed in range(seeds):
-        for name, turns in raced.items():
-            if name in experiments:
-                [(run, _)] = finish(fit(experiments[name], [seed]))
-                runs[name].append(run)
-                accuracy = run.test_accuracy
-                seconds = sum(epoch.train_seconds for epoch in run.epochs)
+        for name, done in runs.items():
+            if name in peers:
+                run = SpeedRun(**peers[name].ask(seed))
             else:
-                answer = peers[name].ask(seed)
-                accuracy, seconds = answer["accuracy"], answer["seconds"]
-            turns.accuracies.append(accuracy)
-            turns.seconds.append(seconds)
+                [(record, _)] = finish(fit(experiments[name], [seed]))
+                seconds = sum(epoch.train_seconds for epoch in record.epochs)
+                run = SpeedRun(record.test_accuracy, seconds, record.tta_accuracy)
+            done.append(run)
             print(
-                f"{name}, seed {seed}: test accuracy {accuracy:.4f} in {seconds:.2f} s"
+                f"{name}, seed {seed}: test accuracy {run.accuracy:.4f} in "
+                f"{run.seconds:.2f} s"
             )
     records: list[SpeedRecord] = []
-    for path in paths:
-        name, first = path.stem, runs[path.stem][0]
-        cold, warm = measure_starts(name, {"flagfile": path, "epochs": 1}, 1)
-        shifted = [run.tta_accuracy for run in runs[name]]
+    for name, experiment in experiments.items():
+        empty_cache, full_cache = measure_starts(experiment.config, 1)
+        shape = experiment.dataset.shapes.image
         records.append(
             SpeedRecord(
                 recipe=name,
                 target=target,
-                config=configs[name],
-                checksum=first.checksum,
-                accuracies=raced[name].accuracies,
-                seconds=raced[name].seconds,
-                compile_seconds=cold["compile s"],
-                cached_compile_seconds=warm["compile s"] if warm["cached"] else None,
-                parameters=first.parameters,
-                environment=first.environment,
-                tta_accuracies=[value for value in shifted if value is not None],
-                peers=[] if records else [raced[peer] for peer in peers],
+                config=experiment.config,
+                runs=runs[name],
+                compile_seconds=empty_cache["compile s"],
+                cached_compile_seconds=full_cache["compile s"],
+                parameters=count_params(experiment.model, shape),
+                environment=environment,
+                peers={} if records else {peer: runs[peer] for peer in peers},
             )
         )
     return records
 
 
-def speed_frame(records: Sequence[SpeedRecord]) -> pd.DataFrame:
+def _accuracy(runs: Iterable[SpeedRun]) -> str:
+    return spread([run.accuracy for run in runs])
+
+
+def _seconds(runs: Iterable[SpeedRun]) -> str:
+    return f"{median_range([run.seconds for run in runs]):.2f}"
+
+
+def speed_frame(records: Iterable[SpeedRecord]) -> pd.DataFrame:
     """Returns one row per record, and after it one for each of its peers."""
     rows = []
     for record in records:
-        p, tta, seconds = record.p_value, record.tta_accuracies, record.median_seconds
-        config, cached = record.config, record.cached_compile_seconds
+        config, seconds = record.config, record.median_seconds
+        p = record.p_value(record.target)
+        tta = [run.tta_accuracy for run in record.runs if run.tta_accuracy is not None]
         rows.append(
             {
                 "data": config.dataset,
                 "target": f"{record.target:g}",
                 "network": config.name,
-                "test accuracy": spread(record.accuracies),
+                "test accuracy": _accuracy(record.runs),
                 "with TTA": spread(tta) if tta else "-",
-                "reached": f"{'yes' if record.reached else 'no'} "
+                "reached": f"{'yes' if p < SIGNIFICANCE else 'no'} "
                 f"(p {f'{p:.1g}' if p > 1e-9 else '< 1e-9'})",
-                "training s": f"{median_range(record.seconds):.2f}",
+                "training s": _seconds(record.runs),
                 "with compiling": f"{seconds + record.compile_seconds:.1f}",
-                "cached": "-" if cached is None else f"{seconds + cached:.1f}",
-                "epochs": config.epochs,
+                "cached": f"{seconds + record.cached_compile_seconds:.1f}",
+                "epochs": str(config.epochs),
                 "parameters": f"{record.parameters:,}",
                 "recipe": record.recipe,
             }
         )
         rows += [
             {
-                **dict.fromkeys(rows[0], "-"),
-                "network": peer.name,
-                "test accuracy": spread(peer.accuracies),
-                "training s": f"{median_range(peer.seconds):.2f}",
+                "network": name,
+                "test accuracy": _accuracy(runs),
+                "training s": _seconds(runs),
             }
-            for peer in record.peers
+            for name, runs in record.peers.items()
         ]
-    frame = pd.DataFrame(rows)
+    frame = pd.DataFrame(rows).fillna("-")
     return frame.drop(columns=["with TTA"] if all(frame["with TTA"] == "-") else [])
 
 
-def format_speed(records: Sequence[SpeedRecord]) -> str:
+def format_speed(records: Iterable[SpeedRecord]) -> str:
     """Formats the latest record of each recipe and target, a table per machine."""
-    models = [*MODELS, *(r.config.model for r in records)]  # custom networks come last
-    latest = {
-        (r.config.dataset, models.index(r.config.model), r.target, r.recipe): r
-        for r in records
-    }
-    machines: dict[Any, list[SpeedRecord]] = {}
-    for _, record in sorted(latest.items()):
-        machines.setdefault(record.environment.compared(), []).append(record)
-    tables = []
-    for rows in machines.values():
-        notes = [
-            *provenance(rows),
-            f"reached: one-sided t-test of the mean over seeds, p < {SIGNIFICANCE:g}; "
-            "training s: median [min, max] over seeds; with compiling: its seconds "
-            "added, with an empty and with a full cache",
-        ]
-        tables.append(markdown_table(speed_frame(rows), notes))
-    return "\n\n".join(tables)
+
+    def position(record: SpeedRecord) -> tuple[Any, ...]:
+        model = record.config.model  # custom networks come last
+        network = record.config.dataset, [*MODELS, model].index(model)
+        return *network, record.target, record.recipe
+
+    latest = {position(record): record for record in records}
+    note = (
+        f"reached: one-sided t-test of the mean over seeds, p < {SIGNIFICANCE:g}; "
+        "training s: median [min, max] over seeds; with compiling: its seconds added, "
+        "with an empty and with a full cache"
+    )
+    return "\n\n".join(
+        markdown_table(speed_frame(rows), [*provenance(rows), note])
+        for rows in group_by_table(latest[key] for key in sorted(latest))
+    )
 
 
-def format_fastest(records: Sequence[SpeedRecord]) -> str:
+def format_fastest(records: Iterable[SpeedRecord]) -> str:
     """Formats the fastest CNN that reached each target on MNIST, for the README."""
-    fastest = {
-        record.target: record
-        for record in sorted(records, key=lambda record: -record.median_seconds)
-        if record.reached
-        and (record.config.dataset, record.config.model) == ("mnist", "cnn")
-    }
-    rows = [
-        {
-            "MNIST, CNN": f"{100 * record.target:g} %",
-            "test accuracy": spread(record.accuracies),
-            "training s": f"{median_range(record.seconds):.2f}",
-            "parameters": f"{record.parameters:,}",
-        }
-        for _, record in sorted(fastest.items())
+    cnns = [
+        r for r in records if (r.config.dataset, r.config.model) == ("mnist", "cnn")
     ]
+    rows = []
+    for target in sorted({record.target for record in cnns}):
+        if fastest := find_fastest(cnns, target):
+            rows.append(
+                {
+                    "MNIST, CNN": f"{100 * target:g} %",
+                    "test accuracy": _accuracy(fastest.runs),
+                    "training s": _seconds(fastest.runs),
+                    "parameters": f"{fastest.parameters:,}",
+                }
+            )
     return markdown_table(pd.DataFrame(rows))
 
 
@@ -291,7 +285,8 @@ def main() -> None:
     print(f"\n{format_speed(records)}")
     if FLAGS.against:
         first, second = records
-        ratio = ratio_interval([(second.seconds, first.seconds)], 50)
+        seconds = [[run.seconds for run in each.runs] for each in (second, first)]
+        ratio = ratio_interval([seconds], 50)
         print(
             f"\n{first.recipe} trains {ratio:.2f} times as fast as {second.recipe} "
             "(medians, 95 % interval)"

@@ -25,7 +25,7 @@ from mnist_jax.cli.main import run_program
 from mnist_jax.config import MODELS
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.errors import InputError
-from mnist_jax.profiling.hardware import matmul_peaks
+from mnist_jax.profiling.hardware import matmul_peak
 from mnist_jax.records.environment import (
     check_packages,
     code_digest,
@@ -71,7 +71,7 @@ def run_rounds(
         All records of these races on this machine, and whether all are complete.
     """
     machine = current_environment().compared()
-    peak = max(matmul_peaks().values())
+    peak = matmul_peak()
     records = [
         record
         for record in read_jsonl(PeerRecord, results)

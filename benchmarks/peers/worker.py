@@ -18,7 +18,7 @@ from absl import flags
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import CLASSES, Dataset, Split
-from mnist_jax.profiling.memory import peak_megabytes
+from mnist_jax.profiling.hardware import peak_megabytes
 
 FLAGS = flags.FLAGS
 

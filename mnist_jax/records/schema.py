@@ -153,7 +153,8 @@ def decode(hint: Any, value: Any) -> Any:
     """Converts a value read from JSON to the declared type of a field.
 
     Args:
-        hint: a dataclass, `list[...]`, `tuple[X, ...]`, `X | None`, or a plain type.
+        hint: a dataclass, `list[...]`, `tuple[X, ...]`, `dict[str, X]`, `X | None`, or
+            a plain type.
         value: value returned by `json.loads`; ValueError if it does not fit.
 
     >>> decode(tuple[int, ...], [1, 2])
@@ -164,6 +165,8 @@ def decode(hint: Any, value: Any) -> Any:
         return None if value is None else decode(arguments[0], value)
     if origin in (list, tuple):
         return origin(decode(arguments[0], item) for item in value)
+    if origin is dict and arguments:
+        return {name: decode(arguments[1], item) for name, item in value.items()}
     if not dataclasses.is_dataclass(hint):
         return value
     hints, cls = typing.get_type_hints(hint), typing.cast(Any, hint)

@@ -75,9 +75,9 @@ def _row_key(record: RunRecord) -> tuple[str, str, int]:
     return record.config.model, format_settings(record), record.devices
 
 
-def group_by_table(records: Iterable[RunRecord]) -> list[list[RunRecord]]:
-    """Groups records by dataset, machine, versions and flags that change numbers."""
-    groups: dict[tuple[str | int, ...], list[RunRecord]] = {}
+def group_by_table(records: Iterable[Any]) -> list[list[Any]]:
+    """Groups records by their `table_key`, such as machine and versions."""
+    groups: dict[tuple[str | int, ...], list[Any]] = {}
     for record in records:
         groups.setdefault(record.table_key(), []).append(record)
     return list(groups.values())

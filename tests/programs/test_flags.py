@@ -101,7 +101,7 @@ PROGRAMS: dict[str, tuple[str, list[str]]] = {
     "benchmarks.throughput": (
         "--images=64 --repeats=1 --batch_sizes=16",
         [
-            *("--hidden=0", CUSTOM_ARGS, "--profile", OUT, *MODELS, *SEEDS),
+            *("--hidden=0", CUSTOM_ARGS, "--profile=maybe", OUT, *MODELS, *SEEDS),
             *(f"--batch_sizes={word}" for word in ("0", "x", "")),
             *("--images=0", "--images=x", "--images=1000001"),
             *("--repeats=0", "--repeats=x", "--starts=-1", "--starts=x"),
@@ -115,7 +115,7 @@ PROGRAMS: dict[str, tuple[str, list[str]]] = {
             *("--peers=maybe", "--recipe=cnn_99 --data_dir=/nonexistent", OUT),
         ],
     ),
-    "benchmarks.start_worker": ("--dataset=digits --began=0", ["--began=x"]),
+    "benchmarks.starts": ("", ["--launch=x"]),
     "benchmarks.regress": (
         "--dataset=digits --rounds=2",
         [
