@@ -21,7 +21,6 @@ from mnist_jax.records.schema import RunRecord
 from mnist_jax.reporting.progress import follow
 from mnist_jax.reporting.statistics import prediction_interval, spread, verdict
 from mnist_jax.reporting.tables import (
-    bullets,
     group_by_table,
     markdown_table,
     table_notes,
@@ -45,27 +44,21 @@ RULE = (
 )
 
 
-def _verdict(published: float | None, ours: Sequence[float]) -> str:
+def _verdict(published: str, ours: Sequence[float]) -> str:
     """Compares a published run with the prediction interval of ours; see `RULE`."""
-    if published is None:
-        return "-"
+    if published == "-":
+        return published
     if len(ours) < 2:
         return f"undecided at n = {len(ours)}"
-    where = verdict(prediction_interval(ours), published, "below", "above")
+    where = verdict(prediction_interval(ours), float(published), "below", "above")
     return where.replace("undecided", "agrees")
 
 
-def _number(value: float | None, spec: str = ".4f") -> str:
-    """Formats a published figure, or "-" if there is none."""
-    return "-" if value is None else f"{value:{spec}}"
-
-
 def by_system(records: Iterable[RunRecord]) -> Runs:
-    """Groups records by system and seed, skipping those without a system."""
+    """Groups the records of systems by system and seed."""
     runs: dict[str, dict[int, RunRecord]] = {}
     for record in records:
-        if record.system is not None:
-            runs.setdefault(record.system, {})[record.config.seed] = record
+        runs.setdefault(record.system or "", {})[record.config.seed] = record
     return runs
 
 
@@ -81,13 +74,13 @@ def systems_frame(runs: Runs) -> pd.DataFrame:
             {
                 "system": name,
                 "parameters": f"{found[0].parameters:,}",
-                "parameters published": _number(system.parameters, ",d"),
-                "accuracy published": _number(system.accuracy),
+                "parameters published": system.parameters,
+                "accuracy published": system.accuracy,
                 "ours": spread(accuracies),
                 "verdict": _verdict(system.accuracy, accuracies),
-                "best epoch published": _number(system.best_accuracy),
-                "best epoch ours": spread(best) if system.best_accuracy else "-",
-                "loss published": _number(system.loss),
+                "best epoch published": system.best_accuracy,
+                "best epoch ours": "-" if system.best_accuracy == "-" else spread(best),
+                "loss published": system.loss,
                 "loss ours": spread([run.test_loss for run in found]),
                 "s/epoch published": system.epoch_seconds,
                 "s/epoch ours": f"{np.median(seconds):.2f}" if seconds else "-",
@@ -105,16 +98,9 @@ def format_published(records: Sequence[RunRecord]) -> str:
             f"**{title(group[0])}**",
             markdown_table(systems_frame(runs)),
             RULE,
-            markdown_table(claims_frame(runs)),
-            bullets(table_notes(group)),
+            markdown_table(claims_frame(runs), table_notes(group)),
         ]
     return "\n\n".join(texts)
-
-
-def _with_starts(names: Sequence[str]) -> list[str]:
-    """Returns the systems to train, each after the one whose parameters it needs."""
-    chosen = {*names, *(read_preset(name)[1] for name in names)}
-    return [name for name in KNOWN if name in chosen]
 
 
 def main() -> None:
@@ -125,9 +111,11 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     start_jax()
     dataset = load_dataset(FLAGS.dataset, FLAGS.data_dir)
+    chosen = FLAGS.systems or KNOWN
+    needed = {*chosen, *(read_preset(name)[1] for name in chosen)}
     folders: dict[str, dict[int, Path]] = {}  # by system and seed
     with stop_between_chunks(HOW_TO_RESUME) as check_stopped:
-        for name in _with_starts(FLAGS.systems or KNOWN):
+        for name in [name for name in KNOWN if name in needed]:
             print(name, flush=True)
             config, start = read_preset(name, *overrides)
             seeds = range(FLAGS.seeds)

@@ -12,8 +12,6 @@ from mnist_jax.reporting.tables import paired_accuracies
 
 Seeds = Mapping[int, RunRecord]
 Runs = Mapping[str, Seeds]  # by system
-
-
 # How much better the first of two systems is: as text, and by an interval above 0.
 Compare = Callable[[str, Seeds, str, Seeds], tuple[str, Interval] | None]
 
