@@ -28,15 +28,6 @@ FLAGS = flags.FLAGS
 BATCH, PEAK = 256, 1e-2
 
 
-def make_network() -> nn.Module:
-    """Returns the network, `[B,1,28,28] -> logits [B,10]`."""
-    return nn.Sequential(
-        *(nn.Conv2d(1, 24, 5), nn.MaxPool2d(2), nn.ReLU()),
-        *(nn.Conv2d(24, 32, 3), nn.MaxPool2d(2), nn.ReLU()),
-        *(nn.Flatten(), nn.Linear(800, 256), nn.ReLU(), nn.Linear(256, 10)),
-    )
-
-
 def to_tensors(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns standardized images `[N,1,28,28]` and labels."""
     images = (split.images.astype(np.float32) / 255 - 0.1307) / 0.3081
@@ -48,7 +39,11 @@ def train(
 ) -> tuple[nn.Module, float]:
     """Trains one epoch; returns the network and the seconds."""
     torch.manual_seed(seed)
-    network = make_network()
+    network = nn.Sequential(
+        *(nn.Conv2d(1, 24, 5), nn.MaxPool2d(2), nn.ReLU()),
+        *(nn.Conv2d(24, 32, 3), nn.MaxPool2d(2), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(800, 256), nn.ReLU(), nn.Linear(256, 10)),
+    )
     optimizer = torch.optim.Adam(network.parameters(), lr=PEAK, betas=(0.7, 0.9))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, PEAK, total_steps=-(-len(images) // BATCH), cycle_momentum=False
@@ -63,23 +58,21 @@ def train(
     return network, time.perf_counter() - start
 
 
-@torch.no_grad()
-def accuracy(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
-    """Returns the share of images whose class is predicted."""
-    predicted = [network(chunk).argmax(dim=1) for chunk in images.split(1000)]
-    return float((torch.cat(predicted) == labels).double().mean())
-
-
 def main() -> None:
     """Trains each seed that it reads."""
     torch.set_num_threads(available_cores())
     data = load_dataset("mnist", FLAGS.data_dir)
-    (images, labels), test = to_tensors(data.train), to_tensors(data.test)
-    train(images[: 20 * BATCH], labels, 0)  # warm-up, as ours compiles before
+    (images, labels), (test_images, truth) = map(to_tensors, (data.train, data.test))
+    few = slice(20 * BATCH)
+    train(images[few], labels[few], 0)  # warm-up, as ours compiles before
     for line in sys.stdin:
         network, seconds = train(images, labels, int(line))
-        result = {"accuracy": accuracy(network, *test), "seconds": seconds}
-        print(json.dumps(result), flush=True)
+        with torch.no_grad():
+            classes = [
+                network(chunk).argmax(dim=1) for chunk in test_images.split(1000)
+            ]
+        accuracy = float((torch.cat(classes) == truth).double().mean())
+        print(json.dumps({"accuracy": accuracy, "seconds": seconds}), flush=True)
 
 
 if __name__ == "__main__":
