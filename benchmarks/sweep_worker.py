@@ -36,7 +36,7 @@ from mnist_jax.reporting.sweep_tables import (
 )
 from mnist_jax.training.checkpoints import remove_checkpoints
 from mnist_jax.training.fit import Epoch
-from mnist_jax.training.prepare import Experiment, change_learning_rate, prepare
+from mnist_jax.training.prepare import Experiment, prepare
 from mnist_jax.training.run_dir import RUNS, digest, read_record, run_keys
 from mnist_jax.training.runs import train_runs
 
@@ -141,7 +141,10 @@ def _prepare(
     """Prepares an experiment, from the last one if only the learning rate differs."""
     key = dataclasses.replace(config, learning_rate=1.0, seed=0), seeds
     if key in last:
-        return change_learning_rate(last[key], config)
+        config = config.for_dataset(dataset.name)
+        return dataclasses.replace(
+            last[key], config=config, compile_seconds=0.0, compile_cached=True
+        )
     last.clear()  # frees its arrays before there are new ones
     last[key] = prepare(config, dataset, seeds)
     return last[key]

@@ -247,7 +247,7 @@ def _begin(
         found = from_leaves("the checkpoint", resume.arrays, like)
         found = shard_seeds(found, programs.mesh)
         return found["states"], found["best"], run_keys
-    # The programs may have been compiled with another one: see `change_learning_rate`.
+    # A sweep compiles once for trials that differ in the learning rate only.
     rates = optax.tree.get(states.opt_state, "learning_rate")
     rates = np.full_like(rates, config.learning_rate)  # one for each seed
     opt_state = optax.tree.set(states.opt_state, learning_rate=rates)

@@ -126,17 +126,6 @@ def prepare(
     )
 
 
-def change_learning_rate(experiment: Experiment, config: TrainConfig) -> Experiment:
-    """Returns an experiment with the same programs and data, which need no compiling.
-
-    The config may differ from the experiment's in the learning rate and the seed only.
-    """
-    config = config.for_dataset(experiment.dataset.name)
-    return dataclasses.replace(
-        experiment, config=config, compile_seconds=0.0, compile_cached=True
-    )
-
-
 def _hold_out(
     dataset: Dataset, mesh: Mesh
 ) -> tuple[Split, jax.Array | None, jax.Array]:

@@ -123,7 +123,7 @@ def run_keys(
         seed: read_json(RunRecord, folder / RECORD).params_sha256
         for seed, folder in (start_from or {}).items()
     }
-    config, source = config.for_dataset(dataset.name), network_sha256(config)
+    source, config = network_sha256(config), config.for_dataset(dataset.name)
     return {
         seed: RunKey(
             dataclasses.replace(config, seed=seed),

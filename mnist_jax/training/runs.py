@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import filelock
 import jax
@@ -126,17 +126,11 @@ def train_runs(
                 yield f"{name}: {missing}"
             yield f"{config.name}: compiling ..."
             experiment = prepare_runs(config, dataset, len(seeds))
-            start_variables = None
-            if start_from is not None:  # they may be the runs that are replaced now
-                like = variable_shapes(experiment.model, dataset.shapes.image)
-                start_variables = [
-                    load_variables(start_from[seed], like) for seed in seeds
-                ]
             yield from fit_into(
                 experiment,
                 {seed: folders[seed] for seed in seeds},
                 keys,
-                start_variables,
+                start_from,
                 checkpoint_every=checkpoint_every,
                 keep=keep,
                 resume=checkpoint,
@@ -245,7 +239,7 @@ def fit_into(
     experiment: Experiment,
     folders: Mapping[int, Path],
     keys: Mapping[int, RunKey],
-    start_variables: Sequence[Any] | None = None,
+    start_from: Mapping[int, Path] | None = None,
     *,
     checkpoint_every: int = 0,
     keep: int = KEEP,
@@ -257,6 +251,10 @@ def fit_into(
     Unless resuming, existing runs there are removed first. Arguments are as for
     `train_runs` and `fit`; `keys`, by seed, are of `run_keys`.
     """
+    start_variables = None
+    if start_from is not None:  # they may be the runs that are replaced now
+        like = variable_shapes(experiment.model, experiment.dataset.shapes.image)
+        start_variables = [load_variables(start_from[seed], like) for seed in folders]
     yield Started(experiment, folders)
     code, data_dir = code_digest(), experiment.dataset.data_dir
     for number, (seed, folder) in enumerate(folders.items()):
