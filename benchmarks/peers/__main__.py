@@ -22,7 +22,7 @@ from absl import flags
 
 from mnist_jax.cli.flags import define_data_dir_flag, define_list_flag, define_path_flag
 from mnist_jax.cli.main import run_program
-from mnist_jax.config import MODELS
+from mnist_jax.config import MODELS, TrainConfig
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.errors import InputError
 from mnist_jax.profiling.hardware import matmul_peak
@@ -118,7 +118,9 @@ def main() -> None:
     code = code_digest([here / "worker.py", *sorted(here.glob("*_*.py"))])
     versions = _versions()
     races: dict[Race, list[str]] = {}
-    models = EXAMPLES if FLAGS.models == ["examples"] else FLAGS.models
+    models: list[str] = []
+    for name in FLAGS.models:
+        models += EXAMPLES if name == "examples" else [name]
     for model, batch_size in itertools.product(models, FLAGS.batches):
         images = FLAGS.train_size or EPOCH_IMAGES.get(model, CUSTOM_IMAGES)
         race = Race(
@@ -153,23 +155,16 @@ def main() -> None:
 
 def run() -> None:
     """Entry point."""
-    custom = "examples, or comma-separated networks, also path/to/file.py:Class"
-    flags.DEFINE_list("models", list(MODELS), custom)
-    flags.register_validator(
+    define_list_flag(
         "models",
-        lambda models: (
-            models == ["examples"]
-            or all(model in MODELS or ":" in model for model in models)
-        ),
-        f"must be examples, or one or more of {', '.join(MODELS)} and "
-        "path/to/file.py:Class",
+        MODELS,
+        "networks to race; examples: those of the folder examples/",
+        lambda name: name if name == "examples" else TrainConfig(model=name).model,
     )
     define_list_flag("batches", [128, 32], "batch sizes", flags.IntegerParser(1).parse)
-    names = ", ".join(FRAMEWORKS)
-    flags.DEFINE_list("frameworks", list(FRAMEWORKS), f"rows of the table: {names}")
-    flags.register_validator(
-        "frameworks", set(FRAMEWORKS).issuperset, f"must be one or more of {names}"
-    )
+    names = list(FRAMEWORKS)
+    rows = f"rows of the table, some of {', '.join(names)}"
+    define_list_flag("frameworks", names, rows, flags.EnumParser(names).parse)
     flags.DEFINE_integer("rounds", 3, "repetitions with new processes and seeds", 1)
     flags.DEFINE_integer("steady_epochs", 12, "epochs after the first of a process", 1)
     flags.DEFINE_integer("train_size", None, "first training images of an epoch", 1)
