@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from absl import flags, logging
+from absl import flags
 
 from mnist_jax.cli.flags import (
     define_list_flag,
@@ -42,7 +42,10 @@ def main() -> None:
             "--as_digit converts pictures to MNIST's 28x28 pixels, but the network "
             f"takes {shape}; leave it out, or give the --run_dir of a network for 28x28"
         )
-    images = [_read_picture(path, shape, as_digit) for path in FLAGS.image]
+    images = [
+        read_digit(path) if as_digit else read_image(path, shape)
+        for path in FLAGS.image
+    ]
     truths = [np.nan] * len(images)
     if indices := list(FLAGS.index or ([] if images else [0])):
         test = load_splits_of(folder, run).test
@@ -85,16 +88,6 @@ def _print_predictions(frame: pd.DataFrame, run: TrainedRun) -> None:
     if few and classes != class_names("", len(classes)):
         names = ", ".join(f"p{label} {name}" for label, name in enumerate(classes))
         print(f"\nclasses of {run.record.dataset}: {names}")
-
-
-def _read_picture(path: str, shape: tuple[int, ...], as_digit: bool) -> np.ndarray:
-    """Returns the pixels of a picture for a network."""
-    if not as_digit:
-        return read_image(path, shape)
-    digit = read_digit(path)
-    if digit.warning:
-        logging.warning("%s: %s", path, digit.warning)
-    return digit.pixels
 
 
 def run() -> None:

@@ -10,6 +10,7 @@ import os
 from typing import IO, NamedTuple
 
 import numpy as np
+from absl import logging
 from PIL import Image, ImageOps
 from scipy import ndimage
 
@@ -20,23 +21,11 @@ File = str | os.PathLike[str] | IO[bytes]
 _WORKING_SIDE = 1_500  # pixels; enough for a digit, so larger images are reduced
 _MIN_CONTRAST = 32  # grey levels between background and ink; with less it is blank
 _INK_FLOOR = 0.25  # fraction of a stroke's level; blur and JPEG artefacts are below it
-_RULING_FLOOR = 0.1  # fraction of the contrast; paler lines are below `_INK_FLOOR`
-_MAX_SLOPE = 0.18  # of the lines to the sides of the image, 10 degrees
-_SAMPLED, _GAPS = 48, 3  # points of a line, and how many of them may lack ink
-_MAX_UNEVEN = 0.1  # fraction of the border; 0.02 at most in redrawn test digits
 _SPECK = 0.03  # fraction of the ink of the largest connected component
 _BOX = 20  # side of the box that MNIST's digits fit into
 _FINE = 8 * _BOX  # max length of a digit's longer side while its strokes are measured
 _MIN_STROKE = 1.75  # pixels at size 20; 95 % of MNIST's test digits have wider strokes
 _CORNERS = np.ones((3, 3))  # pixels that touch at corners are connected
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # of RGB, as in Pillow and JPEG
-
-
-class UserDigit(NamedTuple):
-    """A user's digit in MNIST's format."""
-
-    pixels: np.ndarray  # [28,28] uint8, 0 is background and 255 ink
-    warning: str  # empty, or why it may be no single digit
 
 
 class _Contrast(NamedTuple):
@@ -45,7 +34,6 @@ class _Contrast(NamedTuple):
     difference: np.ndarray  # [H,W] from the background, positive in the ink
     contrast: float  # its maximum
     noise: float  # level of noise at the border
-    lines: int = 0  # straight lines across the image, which are removed if several
 
 
 def read_image(file: File, shape: tuple[int, ...] | None = None) -> np.ndarray:
@@ -64,22 +52,24 @@ def read_image(file: File, shape: tuple[int, ...] | None = None) -> np.ndarray:
     return np.clip(np.rint(grey), 0, 255).astype(np.uint8)
 
 
-def read_digit(file: File) -> UserDigit:
+def read_digit(file: File) -> np.ndarray:
     """Reads a PNG or JPEG file with a digit, in MNIST's format.
 
     The file shows one digit on a uniform background that differs from it in brightness
-    or colour; a blank one raises InputError.
+    or colour. A blank file raises InputError; a warning is logged if it may show more.
+
+    Returns:
+        `[28,28] uint8`, 0 is background and 255 ink.
     """
-    ink, warning = _find_ink(_decode(file), str(file))
-    digit = _thicken(_crop(ink))
-    return UserDigit(_centre(_scale(digit, _BOX / max(digit.shape))), warning)
+    digit = _thicken(_crop(_find_ink(_decode(file), str(file))))
+    return _centre(_scale(digit, _BOX / max(digit.shape)))
 
 
 def _decode(file: File) -> np.ndarray:
     """Reads an image upright, without transparency and of limited size.
 
     Returns:
-        `[H,W,1]` grey or `[H,W,3]` RGB, float32, 0..255 from black to white.
+        `[H,W,3] float32`, RGB, 0..255 from black to white.
     """
     with Image.open(file, formats=("PNG", "JPEG")) as opened:
         image = ImageOps.exif_transpose(opened)
@@ -87,111 +77,55 @@ def _decode(file: File) -> np.ndarray:
         levels = np.asarray(image)
         bits = max(8, int(levels.max()).bit_length())
         image = Image.fromarray((levels >> (bits - 8)).astype(np.uint8))
-    transparent = image.has_transparency_data
-    grey = image.mode in ("1", "L", "LA")
-    image = image.convert(("L" if grey else "RGB") + "A" * transparent)
-    image = image.reduce(max(1, -(-max(image.size) // _WORKING_SIDE)))
-    values = np.atleast_3d(np.asarray(image, np.float32))
-    if not transparent:
-        return values
-    colours, alpha = values[..., :-1], values[..., -1:] / 255
+    image = image.convert("RGBA").reduce(-(-max(image.size) // _WORKING_SIDE))
+    values = np.asarray(image, np.float32)
+    colours, alpha = values[..., :3], values[..., 3:] / 255
     # A contrasting background: light ink on transparency is meant for a dark page.
     brightness = np.average(_luma(colours), weights=alpha[..., 0] + 1e-6)
     return colours * alpha + (255.0 if brightness < 128 else 0.0) * (1 - alpha)
 
 
 def _luma(image: np.ndarray) -> np.ndarray:
-    """Returns the grey levels `[H,W]` of a grey or RGB image `[H,W,C]`."""
-    return image[..., 0] if image.shape[-1] == 1 else image @ _LUMA
+    """Returns the grey levels of `[H,W,3]` RGB, as in JPEG; exact if it is grey."""
+    red, green, blue = np.moveaxis(image, -1, 0)
+    return green + 0.299 * (red - green) + 0.114 * (blue - green)
 
 
-def _find_ink(image: np.ndarray, name: str) -> tuple[np.ndarray, str]:
-    """Returns the amount of ink `[H,W]`, and a warning as in `UserDigit`.
+def _find_ink(image: np.ndarray, name: str) -> np.ndarray:
+    """Returns the amount of ink `[H,W]`: 0 on the background, about 1 in a stroke.
 
-    The amount is 0 on the background and about 1 in a stroke. The background is
-    estimated from the border, as uniform or a linear gradient.
+    The background is estimated from the border, as uniform or a linear gradient.
     """
-    ink, contrast, noise, lines = _remove_rulings(_most_contrast(image))
+    brightness, *colours = (
+        _subtract_background(channel)
+        for channel in (_luma(image), *np.moveaxis(image, -1, 0))
+    )
+    # Yellow on white or blue on black differ little in brightness. Otherwise brightness
+    # is better, since JPEG stores colours at half its resolution.
+    most = max(colours, key=lambda colour: colour.contrast)
+    shown = most if most.contrast > 2 * brightness.contrast else brightness
+    ink, contrast, noise = shown
     if contrast < _MIN_CONTRAST:
         raise InputError(
-            f"{name} is blank: nothing in it but straight lines differs from its "
-            f"background by more than {contrast:.0f} of 255 levels of brightness or "
-            f"colour, and at least {_MIN_CONTRAST} are needed; draw darker or take the "
-            "photo in better light"
+            f"{name} is blank: nothing in it differs from its background by more than "
+            f"{contrast:.0f} of 255 levels of brightness or colour, and at least "
+            f"{_MIN_CONTRAST} are needed; draw darker or take the photo in better light"
         )
-    uneven = float((np.abs(ink[_border(ink.shape)]) > _MIN_CONTRAST).mean())
     # The typical level of the strokes, not of their darkest pixel.
     level = float(np.median(ink[ink > contrast / 2]))
     floor = min(max(_INK_FLOOR, 4 * noise / level), 0.5)
     ink = np.clip(ink / level, 0, 1)
     ink[ink < floor] = 0
     ink = _remove_specks(ink)
-    return ink, _find_doubt(ink, uneven, lines)
-
-
-def _remove_rulings(shown: _Contrast) -> _Contrast:
-    """Removes straight lines across the whole image, as on ruled or squared paper.
-
-    A single one is left, since it may be a stroke of a digit without a margin.
-    """
-    ink, contrast, noise, _ = shown
-    least = max(_RULING_FLOOR * contrast, 4 * noise)
-    if ink[_border(ink.shape)].max() <= least:  # plain paper; the search takes 0.1 s
-        return shown
-    # Reduced to 400 pixels, where each has the maximum of its surroundings, so that
-    # lines between two rows of pixels have their full amount.
-    step = -(-max(ink.shape) // 400)
-    coarse = ndimage.maximum_filter(ink, 3 * step)[::step, ::step]
-    both = _lines_across(coarse, least), _lines_across(coarse.T, least).T
-    lines = np.maximum(*both)
-    lines[ndimage.grey_opening(lines, 16) > 0] = 0  # as wide as a desk at the side
-    number = sum(ndimage.label(np.minimum(lines, each))[1] for each in both)
-    if number < 2:
-        return shown._replace(lines=number)
-    lines = lines.repeat(step, 0).repeat(step, 1)[: ink.shape[0], : ink.shape[1]]
-    # Closes the gaps where a line crossed a stroke.
-    closed = ndimage.grey_closing(ink - lines, 8 * step)
-    ink = np.where(lines > 0, closed, ink)
-    return _Contrast(ink, _max_of_means(ink), noise, number)
-
-
-def _lines_across(ink: np.ndarray, least: float) -> np.ndarray:
-    """Returns the ink `[H,W]` of lines from the left to the right side of an image.
-
-    `least` is the least amount that counts as ink.
-    """
-    (height, width), lines = ink.shape, np.zeros_like(ink)
-    x, sampled = np.arange(width), np.linspace(0, width - 1, _SAMPLED).astype(int)
-    reach = round(_MAX_SLOPE * width / 2)
-    middles = np.arange(-reach, height + reach)  # rows of parallel lines
-    for slope in np.linspace(-_MAX_SLOPE, _MAX_SLOPE, 2 * reach + 1):
-        path = np.rint(slope * (x - width // 2)).astype(int)
-        y = middles[:, None] + path[sampled]
-        inside = (y >= 0) & (y < height)
-        values = np.where(inside, ink[y.clip(0, height - 1), sampled], np.inf)
-        points = inside.sum(axis=1)
-        gaps = (points * _GAPS // _SAMPLED)[:, None]
-        amounts = np.take_along_axis(np.sort(values), gaps, axis=1)[:, 0]
-        ends = np.minimum(values[:, 0], values[:, -1])  # a digit has a margin
-        amounts = np.minimum(amounts, ends)
-        for line in np.flatnonzero((amounts > least) & (points > _SAMPLED // 6)):
-            rows = middles[line] + path
-            kept = (rows >= 0) & (rows < height)
-            at = rows[kept], x[kept]
-            lines[at] = np.maximum(lines[at], amounts[line])
-    return lines
-
-
-def _most_contrast(image: np.ndarray) -> _Contrast:
-    """Returns the contrast of an image's brightness, or of a colour with twice as much.
-
-    Yellow on white or blue on black differ little in brightness. Otherwise brightness
-    is better, since JPEG stores colours at half its resolution.
-    """
-    brightness = _subtract_background(_luma(image))
-    colours = [_subtract_background(colour) for colour in np.moveaxis(image, -1, 0)]
-    most = max(colours, key=lambda colour: colour.contrast)
-    return most if most.contrast > 2 * brightness.contrast else brightness
+    # Lines and the desk reach several edges; a digit without a margin, mostly one.
+    edges = sum(edge.any() for edge in (ink[0], ink[-1], ink[:, 0], ink[:, -1]))
+    if edges > 1 or _is_sheet(ink) or _digits_apart(ink):
+        logging.warning(
+            "%s may show more than a digit, such as ruled lines, a second digit or a "
+            "desk around the paper; crop it to one digit on plain paper, with a margin",
+            name,
+        )
+    return ink
 
 
 def _subtract_background(grey: np.ndarray) -> _Contrast:
@@ -202,7 +136,9 @@ def _subtract_background(grey: np.ndarray) -> _Contrast:
     """
     height, width = grey.shape
     y, x = np.linspace(-1, 1, height), np.linspace(-1, 1, width)
-    border = _border(grey.shape)
+    border = np.ones(grey.shape, bool)
+    depth = max(1, min(grey.shape) // 25)
+    border[depth:-depth, depth:-depth] = False
     rows, columns = np.nonzero(border)
     values = grey[border].astype(np.float64)
     terms = np.stack([np.ones(len(values)), y[rows], x[columns]], axis=1)
@@ -221,36 +157,9 @@ def _subtract_background(grey: np.ndarray) -> _Contrast:
     return _Contrast(sign * difference, max(light, dark), spread)
 
 
-def _border(shape: tuple[int, ...], depth: int = 0) -> np.ndarray:
-    """Returns which pixels `[H,W]` are at the border; default: 4 % of a side deep."""
-    depth = depth or max(1, min(shape) // 25)
-    border = np.ones(shape, bool)
-    border[depth:-depth, depth:-depth] = False
-    return border
-
-
 def _max_of_means(ink: np.ndarray) -> float:
     """Returns the maximum over 3x3 means, since a single noisy pixel is no ink."""
     return float(ndimage.uniform_filter(ink, 3, mode="nearest").max())
-
-
-def _find_doubt(ink: np.ndarray, uneven: float, lines: int) -> str:
-    """Returns a warning if the ink may be no single digit, or an empty string.
-
-    Of 3,334 test digits redrawn as photos, 0.2 % have a warning.
-    """
-    if uneven > _MAX_UNEVEN or _is_sheet(ink):
-        return (
-            "it may show more than a digit on an even background, such as a desk around"
-            " the paper; crop it to the paper, with a margin around the digit"
-        )
-    apart = _digits_apart(ink)
-    at_edge = ndimage.label((ink > 0) & _border(ink.shape, 1), _CORNERS)[1]
-    if lines == 1 or at_edge > 2 or (lines and apart):
-        return "it may show lines besides the digit; draw on plain paper"
-    if apart:
-        return "it may show several digits, which are read as one; crop it to one"
-    return ""
 
 
 def _is_sheet(ink: np.ndarray) -> bool:
@@ -287,8 +196,7 @@ def _crop(ink: np.ndarray) -> np.ndarray:
     """Crops to the ink and reduces its longer side to at most `_FINE` pixels."""
     rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
     ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    longer = max(ink.shape)
-    return ink if longer <= _FINE else _scale(ink, _FINE / longer)
+    return _scale(ink, min(1, _FINE / max(ink.shape)))
 
 
 def _thicken(ink: np.ndarray) -> np.ndarray:
@@ -327,11 +235,11 @@ def _centre(ink: np.ndarray) -> np.ndarray:
 
     Ink that would cross the edge is shifted inside.
     """
-    canvas = np.zeros((28, 28), np.uint8)
-    corner = [
+    canvas, (height, width) = np.zeros((28, 28), np.uint8), ink.shape
+    top, left = (
         min(max(round(14 - centre), 0), 28 - side)
         for centre, side in zip(ndimage.center_of_mass(ink), ink.shape, strict=True)
-    ]
-    box = tuple(slice(c, c + s) for c, s in zip(corner, ink.shape, strict=True))
-    canvas[box] = np.clip(np.rint(255 * ink), 0, 255).astype(np.uint8)
+    )
+    pixels = np.clip(np.rint(255 * ink), 0, 255)
+    canvas[top : top + height, left : left + width] = pixels
     return canvas

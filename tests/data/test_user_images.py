@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Dataset, Split
-from mnist_jax.data.user_images import UserDigit, read_digit, read_image
+from mnist_jax.data.user_images import read_digit, read_image
 from mnist_jax.errors import InputError
 from mnist_jax.training.epochs import make_predict
 from mnist_jax.training.fit import finish, fit
@@ -39,7 +38,7 @@ def as_file(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     return file.getvalue()
 
 
-def digit_of(content: bytes) -> UserDigit:
+def digit_of(content: bytes) -> np.ndarray:
     """Reads the digit in the content of a file."""
     return read_digit(io.BytesIO(content))
 
@@ -91,10 +90,9 @@ def specked() -> Image.Image:
     return page
 
 
-def on_lines(
-    digit: Image.Image, ink: int, ruling: int, angle: float = 0, squared: bool = False
-) -> bytes:
-    """Returns a digit, black on white, in pencil on ruled paper, as a photo."""
+def on_lines(ink: int, ruling: int, angle: float = 0, squared: bool = False) -> bytes:
+    """Returns the seven in pencil on ruled paper, as a photo."""
+    digit = seven()
     width, height = digit.size
     rulings = Image.new("L", (2 * width, 2 * height), 245)
     for at in range(0, 2 * max(digit.size), 36):
@@ -129,26 +127,21 @@ IMAGES: dict[str, Callable[[], bytes]] = {
     "rotated by a camera": rotated,
     "slanted light": lambda: as_file(uneven_light(), "JPEG", quality=80),
     "dust": lambda: as_file(specked()),
-    **{
-        f"ink {ink} on rulings {options}": partial(on_lines, seven(), ink, *options)
-        for ink in (80, 120, 175)
-        for options in ((200,), (120, 3), (60, -8), (190, 5, True))
-    },
 }
 
 
 @pytest.mark.parametrize("kind", IMAGES)
-def test_all_kinds_of_images_give_the_same_digit(kind):
-    pixels, warning = digit_of(IMAGES[kind]())
-    expected = digit_of(as_file(seven())).pixels.astype(float)
+def test_all_kinds_of_images_give_the_same_digit(kind, caplog):
+    pixels = digit_of(IMAGES[kind]())
+    expected = digit_of(as_file(seven())).astype(float)
     # Resampling changes edges; a shift by one pixel would change half of the ink.
     assert np.abs(pixels - expected).sum() < 0.2 * expected.sum()
-    assert warning == ""
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize("pen", [1, 3, 24, 60])
 def test_a_digit_has_the_size_position_and_ink_of_mnist_digits(pen):
-    digit = digit_of(as_file(seven(pen=pen))).pixels
+    digit = digit_of(as_file(seven(pen=pen)))
     assert digit.shape == (28, 28) and digit.dtype == np.uint8 and digit.max() > 200
     assert np.ptp(np.flatnonzero(digit.any(axis=1))) == 19
     assert (digit > 128).any(axis=1).sum() >= 18
@@ -174,28 +167,32 @@ def on_desk(grey: int, *corner: int, scale: float = 1, turn: int = 0) -> bytes:
 
 
 WARNINGS = {
-    "two digits": (lambda: pasted(seven(), seven()), "several digits"),
-    "four digits": (lambda: pasted(*[seven(0.5)] * 4), "several digits"),
-    "dark desk": (lambda: on_desk(60, 80, 50), "a desk around the paper"),
-    "turned paper": (lambda: on_desk(90, 50, 30, turn=15), "a desk around the paper"),
-    "desk at two sides": (lambda: on_desk(120, 180, 120), "a desk around the paper"),
-    "desk at one side": (lambda: on_desk(60, 60, 0, scale=1.5), "a desk around the"),
-    "turned rulings": (lambda: on_lines(seven(), 80, 150, 25), "on plain paper"),
+    "two digits": lambda: pasted(seven(), seven()),
+    "four digits": lambda: pasted(*[seven(0.5)] * 4),
+    "dark desk": lambda: on_desk(60, 80, 50),
+    "turned paper": lambda: on_desk(90, 50, 30, turn=15),
+    "desk at two sides": lambda: on_desk(120, 180, 120),
+    "desk at one side": lambda: on_desk(60, 60, 0, scale=1.5),
+    **{
+        f"ink {ink} on rulings {options}": partial(on_lines, ink, *options)
+        for ink in (80, 120, 175)
+        for options in ((150,), (120, 3), (60, -8), (130, 25), (150, 5, True))
+    },
 }
 
 
 @pytest.mark.parametrize("case", WARNINGS)
-def test_a_picture_of_more_than_a_digit_has_a_warning(case):
-    make, message = WARNINGS[case]
-    assert re.match(f"it may show .*{message}", digit_of(make()).warning)
+def test_a_picture_of_more_than_a_digit_has_a_warning(case, caplog):
+    digit_of(WARNINGS[case]())
+    assert "may show more than a digit" in caplog.text
 
 
-def test_mnist_digits_are_almost_unchanged(mnist: Dataset):
+def test_mnist_digits_are_almost_unchanged(mnist: Dataset, caplog):
     images = mnist.test.images[:200]
     read = [digit_of(as_file(Image.fromarray(image))) for image in images]
-    assert sum(bool(digit.warning) for digit in read) <= 1
+    assert len(caplog.messages) <= 1
     same = [
-        np.corrcoef(digit.pixels.ravel(), image.ravel())[0, 1]
+        np.corrcoef(digit.ravel(), image.ravel())[0, 1]
         for digit, image in zip(read, images, strict=True)
     ]
     assert np.median(same) > 0.97 and min(same) > 0.5
@@ -213,7 +210,7 @@ def redraw(image: np.ndarray, rng: np.random.Generator) -> bytes:
     return as_file(page, "JPEG", quality=80)
 
 
-def test_a_network_reads_redrawn_digits_as_well_as_plain_ones(mnist: Dataset):
+def test_a_network_reads_redrawn_digits_as_well_as_plain_ones(mnist: Dataset, caplog):
     images, labels = (array[:150] for array in mnist.test)
     few = dataclasses.replace(mnist, test=Split(images, labels))
     config = TrainConfig(
@@ -227,8 +224,8 @@ def test_a_network_reads_redrawn_digits_as_well_as_plain_ones(mnist: Dataset):
     [(_, params)] = finish(fit(experiment, [0]))
     rng = np.random.default_rng(0)
     read = [digit_of(redraw(image, rng)) for image in images]
-    assert sum(bool(digit.warning) for digit in read) <= 1  # 0.1 % of 3,334 digits
-    both = np.concatenate([images, np.stack([digit.pixels for digit in read])])
+    assert len(caplog.messages) <= 1  # 0.1 % of 3,334 digits
+    both = np.concatenate([images, np.stack(read)])
     predict = make_predict(experiment.model, experiment.preprocess)
     probabilities = np.asarray(predict(jax.device_get(params), both))
     hits = probabilities.argmax(axis=1).reshape(2, -1) == labels
@@ -238,7 +235,7 @@ def test_a_network_reads_redrawn_digits_as_well_as_plain_ones(mnist: Dataset):
 
 def test_a_file_without_a_digit_is_an_error(tmp_path: Path):
     path = tmp_path / "page.png"
-    path.write_bytes(on_lines(seven(pen=0), 80, 120))
+    path.write_bytes(as_file(seven(pen=0)))
     with pytest.raises(InputError, match=r"page.png is blank"):
         read_digit(path)
     path.write_text("seven")
