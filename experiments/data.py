@@ -13,7 +13,6 @@ from mnist_jax.cli.flags import define_data_dir_flag, define_path_flag
 from mnist_jax.cli.main import run_program
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.splits import split_dataset
-from mnist_jax.data.types import class_names
 from mnist_jax.reporting.plots import digits_figure, save_figure
 from mnist_jax.reporting.summary import data_frame
 from mnist_jax.reporting.tables import markdown_table
@@ -35,8 +34,7 @@ def main() -> None:
     print(markdown_table(data_frame(dataset)))
     if FLAGS.picture:
         images, labels = (array[:_DRAWN] for array in dataset.train)
-        names = dataset.class_names or class_names(dataset.name, dataset.classes)
-        captions = np.array(names)[labels]
+        captions = np.array(dataset.class_names)[labels]
         save_figure(digits_figure(images, captions), Path(FLAGS.picture))
         print(f"\nwritten: {FLAGS.picture}")
 

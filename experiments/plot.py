@@ -31,7 +31,7 @@ def main() -> None:
     set_title(figures["history"], f"{name}, one run, seed {seed}")
     dataset = load_splits_of(folder, run)
     for picture in detail_pictures(
-        name, seed, [run_details(run, dataset.test)], dataset.name, run.shapes
+        name, seed, [run_details(run, dataset.test)], run.shapes
     ):
         figures[picture.name] = picture.draw()
         set_title(figures[picture.name], picture.heading)

@@ -18,7 +18,7 @@ from mnist_jax.cli.flags import (
 )
 from mnist_jax.cli.main import run_program, start_jax
 from mnist_jax.cli.parsing import PathParser
-from mnist_jax.data.types import DIGIT_SETS, IMAGE_SHAPE, class_names
+from mnist_jax.data.types import DIGIT_SETS, IMAGE_SHAPE
 from mnist_jax.data.user_images import read_digit, read_image
 from mnist_jax.errors import InputError
 from mnist_jax.reporting.plots import MAX_PREDICTIONS, predictions_figure, save_figure
@@ -64,14 +64,14 @@ def main() -> None:
         how = "as digits" if as_digit else "without cropping or inverting them"
         print(f"\nread {how}")
     if FLAGS.picture:
-        figure = predictions_figure(np.stack(images), frame, run.class_names)
+        figure = predictions_figure(np.stack(images), frame, run.record.class_names)
         save_figure(figure, Path(FLAGS.picture))
         print(f"\nwritten: {FLAGS.picture}, at most {MAX_PREDICTIONS} images")
 
 
 def _print_predictions(frame: pd.DataFrame, run: TrainedRun) -> None:
     """Prints the probabilities, of many classes only the highest, and the classes."""
-    classes = run.class_names
+    classes = run.record.class_names
 
     def name_class(label: float) -> str:  # pandas stores labels with gaps as floats
         return classes[int(label)]
@@ -85,7 +85,7 @@ def _print_predictions(frame: pd.DataFrame, run: TrainedRun) -> None:
     print(
         frame.to_string(formatters=formatters, float_format="{:.4f}".format, na_rep="-")
     )
-    if few and classes != class_names("", len(classes)):
+    if few and classes != tuple(map(str, range(len(classes)))):
         names = ", ".join(f"p{label} {name}" for label, name in enumerate(classes))
         print(f"\nclasses of {run.record.dataset}: {names}")
 

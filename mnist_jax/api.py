@@ -92,7 +92,7 @@ def train(
         folders = seed_folders(root, seeds)
         events = train_runs(
             config,
-            _load(config, dataset),
+            dataset or load_dataset(config.dataset),
             folders,
             chosen=True,
             resume=resume,
@@ -156,7 +156,7 @@ def compare(
     _warn_of_one_device(configs)
     seeds = _seeds(seeds, configs[0].seed)
     with distributed.output_folder(out) as folder:
-        dataset = _load(configs[0], dataset)
+        dataset = dataset or load_dataset(configs[0].dataset)
         _run(train_configs(folder, configs, dataset, seeds), quiet)
         write_tables(folder, targets, against)
         runs = []
@@ -224,16 +224,6 @@ def _run(events: Events, quiet: bool) -> None:
             pass
     else:
         follow(events)
-
-
-def _load(config: TrainConfig, dataset: Dataset | None) -> Dataset:
-    """Returns the user's dataset, or else loads the one that the config names."""
-    if dataset is None:
-        return load_dataset(config.dataset)
-    if dataset.loaded:
-        return dataset
-    # Whatever its checksum says: it decides which runs are the same.
-    return dataclasses.replace(dataset, checksum=dataset.arrays_sha256())
 
 
 def _warn_of_one_device(configs: Sequence[TrainConfig]) -> None:

@@ -114,7 +114,7 @@ def test_the_dataset_that_auto_finds_decides_the_epochs(tmp_path, digits: Datase
 def test_a_run_is_only_that_of_the_arrays_it_was_trained_on(tmp_path, digits: Dataset):
     train = partial(mnist_jax.train, CONFIG, run_dir=tmp_path, quiet=True, resume=True)
     split = Split(255 - digits.train.images, digits.train.labels)
-    changed = dataclasses.replace(digits, train=split)  # with the checksum of before
+    changed = dataclasses.replace(digits, train=split)
     [first], [again] = train(dataset=changed), train(dataset=changed)
     assert first.record == again.record
     for other in (digits, dataclasses.replace(changed, test=digits.train)):

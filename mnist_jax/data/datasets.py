@@ -25,7 +25,7 @@ from mnist_jax.data.reader import (
     find_sets,
     read_arrays,
 )
-from mnist_jax.data.types import CLASSES, Dataset, Split
+from mnist_jax.data.types import Dataset, Split
 from mnist_jax.errors import InputError
 
 FALLBACK_NOTE = (
@@ -84,7 +84,6 @@ def load_dataset(
             dataset = load_digits(FALLBACK_NOTE)
     if dataset.note:
         logging.warning(dataset.note)
-    object.__setattr__(dataset, "loaded", True)
     return dataset
 
 
@@ -149,7 +148,6 @@ def _load_published(
     name: str, folder: Path | None, required: bool, download: Downloader
 ) -> Dataset:
     """Returns a published set from a folder, or else the cache or a download."""
-    checksum = SETS[name].checksum
     arrays = _find_published(name, folder) if folder else None
     if arrays is None and required:
         raise InputError(
@@ -160,16 +158,17 @@ def _load_published(
         )
     data_dir = str(folder.absolute()) if folder and arrays is not None else None
     if arrays is None:
-        arrays = load_or_build(checksum, partial(_download, name, download))
+        arrays = load_or_build(SETS[name].checksum, partial(_download, name, download))
     x_train, y_train, x_test, y_test = (arrays[array] for array in FILES)
-    return Dataset(
+    dataset = Dataset(
         name=name,
         train=Split(x_train, y_train),
         test=Split(x_test, y_test),
-        classes=CLASSES,
-        checksum=checksum,
+        class_names=SETS[name].class_names,
         data_dir=data_dir,
     )
+    vars(dataset)["checksum"] = SETS[name].checksum
+    return dataset
 
 
 def _find_published(name: str, folder: Path) -> Arrays | None:

@@ -3,6 +3,8 @@
 import hashlib
 from typing import NamedTuple
 
+from mnist_jax.data.types import DIGITS
+
 FILES = {  # by the names of their arrays in Keras
     "x_train": "train-images-idx3-ubyte.gz",
     "y_train": "train-labels-idx1-ubyte.gz",
@@ -21,7 +23,7 @@ class PublishedSet(NamedTuple):
     # Of the decompressed files, which mirrors compress again or not at all. Nobody
     # publishes KMNIST's, so its files must be the published ones.
     content_sha256: tuple[str, ...]
-    class_names: tuple[str, ...] = tuple("0123456789")
+    class_names: tuple[str, ...] = DIGITS
 
     @property
     def checksum(self) -> str:

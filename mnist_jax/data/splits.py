@@ -53,7 +53,9 @@ def split_dataset(dataset: Dataset, config: TrainConfig) -> Dataset:
             )
         held_out = Split(train.images[cut:], train.labels[cut:])
         train = Split(train.images[:cut], train.labels[:cut])
-    return dataclasses.replace(dataset, train=train, validation=held_out, test=test)
+    split = dataclasses.replace(dataset, train=train, validation=held_out, test=test)
+    vars(split)["checksum"] = dataset.checksum  # of all images, as they were loaded
+    return split
 
 
 def _shuffle_split(train: Split, test: Split, seed: int) -> tuple[Split, Split]:

@@ -1,6 +1,7 @@
 """The types of datasets and their splits."""
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 from typing import NamedTuple
@@ -8,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from mnist_jax.data.published import SETS
 from mnist_jax.errors import InputError
 
 IMAGE_SHAPE = (28, 28)
@@ -16,13 +16,6 @@ CLASSES = 10
 MAX_SIDE, MAX_CLASSES = 64, 1_000
 DIGITS = tuple("0123456789")
 DIGIT_SETS = ("mnist", "digits")
-
-
-def class_names(dataset: str, classes: int) -> tuple[str, ...]:
-    """Returns the names of a dataset's classes by label; numbers if it has no names."""
-    if dataset in SETS:
-        return SETS[dataset].class_names
-    return tuple(map(str, range(classes)))
 
 
 class Shapes(NamedTuple):
@@ -60,13 +53,10 @@ class Dataset:
     test: Split
     validation: Split | None = None
     classes: int = 0  # default: the number of names, or the largest label plus 1
-    class_names: tuple[str, ...] = ()  # in the order of the labels, or none
+    class_names: tuple[str, ...] = ()  # in the order of the labels; default: numbers
     name: str = "idx"  # one of DATASETS without "auto"
-    checksum: str = ""  # sha256 of the files' sha256 digests; default: of the arrays
     note: str = ""  # empty, or one sentence to print with all results
     data_dir: str | None = None  # where the user said that the files are
-    # Whether `load_dataset` returned it: `dataclasses.replace` does not copy this.
-    loaded: bool = dataclasses.field(default=False, init=False)
 
     @property
     def shapes(self) -> Shapes:
@@ -78,8 +68,12 @@ class Dataset:
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: split for name, split in splits.items() if split is not None}
 
-    def arrays_sha256(self) -> str:
-        """Returns the sha256 of the arrays and their shapes."""
+    @functools.cached_property
+    def checksum(self) -> str:
+        """The sha256 of the arrays and their shapes; of a published set, of its files.
+
+        It is computed again for what `dataclasses.replace` returns.
+        """
         digest = hashlib.sha256()
         for array in itertools.chain(*self.splits().values()):
             digest.update(repr(array.shape).encode())
@@ -104,11 +98,10 @@ class Dataset:
                 f"{least}..{MAX_CLASSES} classes, each with a name or all without; "
                 f"got {classes} classes and {len(names)} names"
             )
+        names = names or tuple(map(str, range(classes)))
         fields = {**splits, "classes": classes, "class_names": names}
         for name, value in fields.items():
             object.__setattr__(self, name, value)
-        if not self.checksum:  # no published set
-            object.__setattr__(self, "checksum", self.arrays_sha256())
 
 
 def _check_split(name: str, images: ArrayLike, labels: ArrayLike) -> Split:

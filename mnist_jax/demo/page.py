@@ -54,7 +54,7 @@ def _describe(name: str, run: TrainedRun) -> dict[str, Any]:
     return {
         "name": name,
         "note": note,
-        "classes": run.class_names,
+        "classes": run.record.class_names,
         "pixels": {"kind": pixels, "mean": mean, "std": std},
         "crop": run.config.crop,
         "layers": _layers(run),

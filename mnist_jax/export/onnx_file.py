@@ -184,7 +184,7 @@ class _Graph:
             opset_imports=[helper.make_opsetid("", _OPSET)],
         )
         properties = {
-            "classes": ",".join(run.class_names),
+            "classes": ",".join(run.record.class_names),
             "dataset": run.record.dataset,
             "test_accuracy": f"{run.record.test_accuracy:.4f}",
         }

@@ -106,7 +106,7 @@ class RunRecord:
     tta_accuracy: float | None = None  # on the test set, averaged over shifts, if asked
     image_shape: tuple[int, ...] = (28, 28)  # height, width
     classes: int = 10
-    class_names: tuple[str, ...] = ()  # of the user's data, if they have names
+    class_names: tuple[str, ...] = tuple("0123456789")  # in the order of the labels
     best_epoch: int | None = None  # whose parameters were kept, with `patience`
     start_sha256: str | None = None  # of the parameters it started from, if not random
     float32_convolutions: bool = False  # with precision="bfloat16", of `impl="cpu"`
@@ -146,7 +146,7 @@ class DetailsRecord:
     confusion: list[list[int]]  # test images by true (row) and predicted (column) digit
     worst: list[MistakeRecord]  # misclassified images, most confident first
     filters: list[list[list[float]]] | None  # of a CNN's first layer, [k,k,filters]
-    class_names: tuple[str, ...] = ()  # as in `RunRecord`
+    class_names: tuple[str, ...] = tuple("0123456789")  # as in `RunRecord`
 
 
 def decode(hint: Any, value: Any) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mnist_jax.data.types import DIGITS, Shapes, class_names
+from mnist_jax.data.types import DIGITS, Shapes
 from mnist_jax.records.schema import DetailsRecord, RunRecord
 from mnist_jax.reporting.plots import (
     MAX_NAMED,
@@ -85,7 +85,6 @@ def detail_pictures(
     name: str,
     seed: int,
     details: Sequence[DetailsRecord],
-    dataset: str,
     shapes: Shapes,
 ) -> list[Picture]:
     """Returns the confusion matrix, worst mistakes and filters of one network.
@@ -95,11 +94,9 @@ def detail_pictures(
         seed: seed of the first run.
         details: details of each run. Confusion counts are summed over the runs; images
             and filters are from the first run.
-        dataset: name of the dataset, for the names of its classes.
         shapes: of its images, and the number of its classes.
     """
-    first = details[0]
-    classes = first.class_names or class_names(dataset, shapes.classes)
+    first, classes = details[0], details[0].class_names
     counts = np.sum([detail.confusion for detail in details], axis=0)
     wrong = counts.sum() - np.trace(counts)
     pictures = [

@@ -65,7 +65,6 @@ def _section(
                 name,
                 runs[0].config.seed,
                 [details[run.params_sha256] for run in runs],
-                first.dataset,
                 Shapes(first.image_shape, first.classes),
             )
         else:

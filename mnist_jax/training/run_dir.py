@@ -21,7 +21,7 @@ from flax import linen as nn
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.pixels import Preprocess
-from mnist_jax.data.types import Dataset, Shapes, class_names
+from mnist_jax.data.types import Dataset, Shapes
 from mnist_jax.errors import InputError
 from mnist_jax.models.custom import find_network, network_sha256
 from mnist_jax.models.networks import create_model, variable_shapes
@@ -63,12 +63,6 @@ class TrainedRun:
     def shapes(self) -> Shapes:
         """The shape of the run's images, and the number of its classes."""
         return Shapes(self.record.image_shape, self.record.classes)
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The names of the classes, or their numbers, in the order of the labels."""
-        record = self.record
-        return record.class_names or class_names(record.dataset, record.classes)
 
     def in_float32(self) -> "TrainedRun":
         """Returns the run with a network that computes in float32, as exports do."""

@@ -206,7 +206,7 @@ def test_what_tpe_draws_but_cannot_be_trained_fails(tmp_path, digits, monkeypatc
 
 def test_trials_on_other_data_are_not_compared(tmp_path, digits):
     make_sweep(tmp_path, digits, "1e-3")
-    other = dataclasses.replace(digits, name="mnist", checksum="another")
+    other = dataclasses.replace(digits, name="mnist", test=digits.train)
     with pytest.raises(InputError, match="trials on other data than mnist"):
         make_sweep(tmp_path, other, "1e-2")
 

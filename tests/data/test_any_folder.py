@@ -173,7 +173,7 @@ def test_the_arrays_of_medmnist_are_taken(tmp_path, caplog):
     got = split_dataset(dataset, TrainConfig())
     np.testing.assert_array_equal(got.validation.images, arrays["x_val"])
     np.testing.assert_array_equal(got.train.images, arrays["x_train"])
-    without = dataclasses.replace(dataset, validation=None, checksum="")
+    without = dataclasses.replace(dataset, validation=None)
     assert without.checksum != dataset.checksum  # validation images choose epochs
     write_idx_set(tmp_path / "idx", arrays)
     same = dataclasses.replace(dataset, class_names=())

@@ -18,6 +18,7 @@ from helpers.browser import Browser
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.pixels import Preprocess
+from mnist_jax.data.published import SETS
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
 from mnist_jax.data.user_images import read_digit
 from mnist_jax.demo.page import write_page
@@ -141,7 +142,10 @@ def wait_for_prediction(browser: Browser) -> str:
 def test_a_stroke_shows_probabilities(
     browser: Browser, mlp: TrainedRun, tmp_path, pointer, width, dark
 ):
-    fashion = dataclasses.replace(mlp.record, dataset="fashion_mnist", class_names=())
+    names = SETS["fashion_mnist"].class_names
+    fashion = dataclasses.replace(
+        mlp.record, dataset="fashion_mnist", class_names=names
+    )
     runs = {"mlp0": mlp, "fashion": dataclasses.replace(mlp, record=fashion)}
     runs["third"] = mlp
     write_page(runs, tmp_path / "page.html")
@@ -163,7 +167,7 @@ def test_a_stroke_shows_probabilities(
     ink = "seen.getContext('2d').getImageData(0, 0, 28, 28).data"
     assert browser.run(f"return [...{ink}].filter((_, n) => n % 4 === 0)") == seen
     best = int(expected.argmax())
-    answers = [runs[name].class_names[best] for name in runs]
+    answers = [runs[name].record.class_names[best] for name in runs]
     assert browser.run(texts, ".prediction") == answers and answers[0] == str(best)
     note = f"MLP, test accuracy {mlp.record.test_accuracy:.2%}"
     other = f"{note}; trained on fashion_mnist, so drawings of digits may mean nothing"

@@ -48,6 +48,7 @@ def make_run(shapes: Shapes = MNIST, **fields: Any) -> TrainedRun:
         source_sha256=network_sha256(config),
         image_shape=shapes.image,
         classes=shapes.classes,
+        class_names=tuple(map(str, range(shapes.classes))),
         pixel_mean=statistics[0],
         pixel_std=statistics[1],
     )

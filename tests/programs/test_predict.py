@@ -1,5 +1,6 @@
 """End-to-end tests of `experiments.predict`."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ from helpers.programs import run
 from PIL import Image
 
 from mnist_jax.data.datasets import load_dataset
+from mnist_jax.data.published import SETS
 
 pytestmark = pytest.mark.slow
 
@@ -50,8 +52,11 @@ def test_pictures_are_read_as_digits_or_as_they_are(run_dir: Path, tmp_path):
     Image.fromarray(pixels).save(eleven)
     fashion = tmp_path / "fashion"
     shutil.copytree(run_dir, fashion)
-    record = fashion / "record.json"
-    record.write_text(record.read_text().replace('"digits"', '"fashion_mnist"'))
+    content = json.loads((fashion / "record.json").read_text())
+    content |= dict(
+        dataset="fashion_mnist", class_names=SETS["fashion_mnist"].class_names
+    )
+    (fashion / "record.json").write_text(json.dumps(content))
     program, images = "experiments.predict", (f"--image={own}", f"--image={eleven}")
     process = run(program, f"--run_dir={fashion}", *images)
     row = run(program, f"--run_dir={run_dir}", "--index=3").stdout.splitlines()[1]

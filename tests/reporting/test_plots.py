@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from benchmarks.readme import RESULTS
-from mnist_jax.data.types import CLASSES, Dataset, class_names
+from mnist_jax.data.published import SETS
+from mnist_jax.data.types import Dataset
 from mnist_jax.records.schema import RunRecord, read_jsonl
 from mnist_jax.reporting import plots
 from mnist_jax.reporting.pictures import comparison_pictures
@@ -162,7 +163,7 @@ def test_predictions_of_many_images_are_drawn_in_part(
     assert plots.MAX_PREDICTIONS <= 20
     monkeypatch.setattr(plots, "MAX_PREDICTIONS", 2)
     frame = prediction_frame(np.eye(10)[[7, 7, 7]], np.array([9, 9, 9]))
-    names = class_names("fashion_mnist", CLASSES)
+    names = SETS["fashion_mnist"].class_names
     figure = predictions_figure(digits.test.images[:3], frame, names)
     left, right, *others = (axes.get_title() for axes in figure.axes)
     assert left == "test image 0\ntrue Ankle boot" and right == "predicted Sneaker"

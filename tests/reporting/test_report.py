@@ -15,6 +15,7 @@ from helpers.records import make_record
 from benchmarks.readme import RESULTS as RECORDED
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.pixels import Preprocess
+from mnist_jax.data.published import SETS
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.models.networks import create_model, init_model
@@ -175,8 +176,11 @@ def test_details_count_all_test_images_and_rank_mistakes(digits: Dataset):
 
 
 def test_pictures_of_other_data_show_its_class_names(records):
-    details = [dataclasses.replace(details_of(records[0]), filters=None)]
-    confusion, worst = detail_pictures("mlp", 0, details, "kmnist", MNIST)
+    names = SETS["kmnist"].class_names
+    details = dataclasses.replace(
+        details_of(records[0]), filters=None, class_names=names
+    )
+    confusion, worst = detail_pictures("mlp", 0, [details], MNIST)
     axes = confusion.draw().axes[0]
     assert [text.get_text() for text in axes.get_yticklabels()][:3] == ["o", "ki", "su"]
     assert worst.draw().axes[0].get_title().startswith("true ha\npred ma\n")

@@ -25,7 +25,8 @@ def train(digits, tmp_path):
     def train(seeds: int, epochs: int = 3, stop: int = 0, checksum="", **options):
         """Returns the epochs that were run, each with its seeds."""
         config = dataclasses.replace(CONFIGS["mlp"], epochs=epochs)
-        data = dataclasses.replace(digits, checksum=checksum or digits.checksum)
+        data = dataclasses.replace(digits)
+        vars(data)["checksum"] = checksum or digits.checksum
         if start := options.pop("init_from", None):
             options["start_from"] = dict.fromkeys(range(seeds), start)
         given = dict(resume=False, checkpoint_every=0, prepare_runs=prepare_once)

@@ -169,7 +169,7 @@ def test_recorded_runs_are_identified_by_everything_that_determines_them(
     assert folder(dataclasses.replace(CONFIG, seed=5)) == here
     others = [
         folder(dataclasses.replace(CONFIG, epochs=6)),
-        folder(dataset=dataclasses.replace(digits, checksum="another")),
+        folder(dataset=dataclasses.replace(digits, validation=digits.test)),
         folder(system="av_dnn"),
     ]
     for name, value in (("device", "another"), ("cores", 99), ("jax", "another")):
