@@ -31,7 +31,7 @@ from mnist_jax.cli.flags import (
 )
 from mnist_jax.cli.main import run_program, start_jax
 from mnist_jax.config import TrainConfig
-from mnist_jax.data.types import Dataset, Split
+from mnist_jax.data.types import DIGITS, Dataset, Split
 from mnist_jax.profiling.profile import profile, time_epochs
 from mnist_jax.records.environment import Environment, current_environment
 from mnist_jax.records.files import check_append
@@ -69,7 +69,9 @@ def synthetic_dataset(size: int) -> Dataset:
         images = rng.integers(0, 256, (size, 28, 28), dtype=np.uint8)
         return Split(images, rng.integers(0, 10, size).astype(np.int32))
 
-    return Dataset(split(size), split(TEST_IMAGES), classes=10, name="synthetic")
+    return Dataset(
+        split(size), split(TEST_IMAGES), class_names=DIGITS, name="synthetic"
+    )
 
 
 def measure(

@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 
 from mnist_jax.config import TrainConfig
-from mnist_jax.data.types import CLASSES, Dataset, Split
+from mnist_jax.data.types import DIGITS, Dataset, Split
 from mnist_jax.profiling.hardware import peak_megabytes
 
 FLAGS = flags.FLAGS
@@ -135,5 +135,5 @@ def run_worker(measure: Callable[[Job, Dataset], Measurement]) -> None:
     fields: dict[str, Any] = {name: FLAGS[name].value for name in defaults}
     job = Job(**fields)
     train = _load_split("train", job.train_images or None)
-    dataset = Dataset(train, _load_split("test"), classes=CLASSES, name="arrays")
+    dataset = Dataset(train, _load_split("test"), class_names=DIGITS, name="arrays")
     print(json.dumps(vars(measure(job, dataset))))

@@ -52,11 +52,16 @@ class Dataset:
     train: Split
     test: Split
     validation: Split | None = None
-    classes: int = 0  # default: the number of names, or the largest label plus 1
-    class_names: tuple[str, ...] = ()  # in the order of the labels; default: numbers
+    # In the order of the labels; default: the numbers from 0 to the largest label.
+    class_names: tuple[str, ...] = ()
     name: str = "idx"  # one of DATASETS without "auto"
     note: str = ""  # empty, or one sentence to print with all results
     data_dir: str | None = None  # where the user said that the files are
+
+    @property
+    def classes(self) -> int:
+        """The number of classes."""
+        return len(self.class_names)
 
     @property
     def shapes(self) -> Shapes:
@@ -89,17 +94,14 @@ class Dataset:
                 f"pixels; got {' and '.join(f'{h}x{w}' for h, w in sorted(sizes))}"
             )
         largest = max(int(split.labels.max()) for split in splits.values())
-        names = tuple(map(str, self.class_names))
-        classes = self.classes or len(names) or largest + 1
+        names = tuple(map(str, self.class_names or range(largest + 1)))
         least = max(2, largest + 1)
-        if not least <= classes <= MAX_CLASSES or len(names) not in (0, classes):
+        if not least <= len(names) <= MAX_CLASSES:
             raise InputError(
-                f"a dataset with labels up to {largest} must have "
-                f"{least}..{MAX_CLASSES} classes, each with a name or all without; "
-                f"got {classes} classes and {len(names)} names"
+                f"a dataset with labels up to {largest} must have {least}.."
+                f"{MAX_CLASSES} classes; got {len(names)}"
             )
-        names = names or tuple(map(str, range(classes)))
-        fields = {**splits, "classes": classes, "class_names": names}
+        fields = {**splits, "class_names": names}
         for name, value in fields.items():
             object.__setattr__(self, name, value)
 

@@ -73,7 +73,7 @@ def test_one_of_several_sets_is_chosen_by_its_prefix(tmp_path):
         write_idx_set(tmp_path, arrays, prefix=prefix, test="test")
     for name in ("a.npz", "b.npz"):
         np.savez(tmp_path / name, **make_arrays())
-    with pytest.raises(InputError, match=r"datasets \(emnist-balanced, emnist-mnist\)"):
+    with pytest.raises(InputError, match=r"datasets \(a.npz, .* emnist-mnist\)"):
         load_any(tmp_path)
     assert load_any(tmp_path / "emnist-balanced").classes == 47
     assert load_any(tmp_path / "emnist-mnist").classes == 10
@@ -107,7 +107,7 @@ WRONG = {
     "1001 classes": (replaced(y_train=np.arange(6) * 200), r"0\.\.999.* 0\.\.1000"),
     "one class": (
         replaced(y_train=LABELS * 0, y_test=np.zeros(3, int)),
-        "2..1000 classes, .* got 1 classes",
+        r"2\.\.1000 classes; got 1",
     ),
     "negative": (replaced(y_test=np.array([0, -1, 1])), r"test labels .*got -1\.\.1"),
     "counts": (replaced(y_train=LABELS[:5]), "train split has 6 images but 5 labels"),
@@ -119,7 +119,7 @@ WRONG = {
     "flat": (replaced(x_train=np.zeros((6, 25), np.uint8)), r"got \[6, 25\]"),
     "two sizes": (replaced(x_test=IMAGES[:3]), "same size.*; got 5x5 and 12x20"),
     "half a validation set": (replaced(x_val=IMAGES), "lacks y_val; give"),
-    "names": (replaced(class_names=np.array(["a", "b"])), "3.*got 2 classes and 2 nam"),
+    "names": (replaced(class_names=np.array(["a", "b"])), r"3\.\.1000 classes; got 2"),
 }
 
 
@@ -206,9 +206,9 @@ def test_classes_lost_in_the_split_are_stated(caplog):
 def test_a_dataset_made_in_python_is_checked():
     split = Split(IMAGES, LABELS)
     for changes, message in (
-        ({"classes": 1}, r"2\.\.1000 classes, .*; got 1 classes"),
-        ({"class_names": ("a", "b", "c"), "classes": 2}, "got 2 classes and 3 names"),
-        ({"test": Split(IMAGES, LABELS + 1), "classes": 2}, r"up to 2 must have 3\.\."),
+        ({"class_names": ["a"]}, r"2\.\.1000 classes; got 1"),
+        ({"class_names": range(1001)}, r"2\.\.1000 classes; got 1001"),
+        ({"test": (IMAGES, LABELS + 1), "class_names": "ab"}, r"must have 3\.\."),
     ):
         with pytest.raises(InputError, match=message):
             Dataset(**{"train": split, "test": split, **changes})

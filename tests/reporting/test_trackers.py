@@ -67,7 +67,9 @@ def experiment() -> Experiment:
     """Two seeds of a small MLP, on images of another shape than MNIST's."""
     shapes = Shapes((12, 20), 3)
     dataset = Dataset(
-        make_split(300, shapes=shapes), make_split(50, shapes=shapes), classes=3
+        make_split(300, shapes=shapes),
+        make_split(50, shapes=shapes),
+        class_names=range(3),
     )
     return prepare(CONFIG, dataset, 2, mesh=make_mesh(1))
 
