@@ -6,7 +6,6 @@ Sources, in this order: a folder of files, the cache, a download, the small digi
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -36,13 +35,9 @@ FALLBACK_NOTE = (
 )
 _VARIABLE = "MNIST_JAX_DATA_DIR"
 
-Downloader = Callable[[str, Path], None]
-
 
 def load_dataset(
-    name: str = "auto",
-    data_dir: str | os.PathLike[str] | None = None,
-    download: Downloader = download_files,
+    name: str = "auto", data_dir: str | os.PathLike[str] | None = None
 ) -> Dataset:
     """Loads a dataset with its official split and no validation set.
 
@@ -56,7 +51,6 @@ def load_dataset(
             available, otherwise the digits with a `note`, unless a data folder is set.
             "digits" needs no files and ignores `data_dir`.
         data_dir: a folder that must hold the files; None or empty to search elsewhere.
-        download: puts the four files of a set into a folder or raises `DownloadError`.
 
     Returns:
         The dataset: `[60000,28,28]` and `[10000,28,28]` images; 1,437 and 360 for the
@@ -76,7 +70,7 @@ def load_dataset(
     else:
         try:
             published = "mnist" if name == "auto" else name
-            dataset = _load_published(published, folder, bool(data_dir), download)
+            dataset = _load_published(published, folder, bool(data_dir))
         except DownloadError as error:
             if name != "auto" or folder is not None:
                 raise
@@ -97,30 +91,27 @@ def load_any(path: Path) -> Dataset:
     Returns:
         The dataset, with the sha256 of its arrays and a note on what was changed.
     """
-    prefix, files = _choose_set(path)
-    arrays = read_arrays(files)
-    splits = ["train", "test"] + ["val"] * bool({"x_val", "y_val"} & arrays.keys())
-    wanted = [f"{axis}_{split}" for split in splits for axis in "xy"]
-    if missing := [name for name in wanted if name not in arrays]:
+    name, files = _choose_set(path)
+    arrays, notes = read_arrays(files), []
+    validation = {"x_val", "y_val"} & arrays.keys()
+    wanted = [*FILES, *("x_val", "y_val")] if validation else FILES
+    if missing := [array for array in wanted if array not in arrays]:
         raise InputError(f"{path} lacks {' and '.join(missing)}; give {NEEDED}")
-    images = {split: arrays[f"x_{split}"] for split in splits}
-    labels = {split: arrays[f"y_{split}"] for split in splits}
-    notes = []
-    if prefix.startswith("qmnist") and labels["train"].ndim == 2:
-        labels = {split: columns[:, 0] for split, columns in labels.items()}
+    labels = [array for array in wanted if array.startswith("y")]
+    if name.startswith("qmnist") and arrays["y_train"].ndim == 2:
+        arrays |= {array: arrays[array][:, 0] for array in labels}
         notes.append("the labels of QMNIST's files are the first of their 8 columns")
-    if prefix.startswith("emnist") and not prefix.endswith(".npz"):
-        images = {k: np.ascontiguousarray(v.swapaxes(1, 2)) for k, v in images.items()}
+    if name.startswith("emnist") and isinstance(files, dict):
+        images = arrays.keys() - labels
+        arrays |= {array: arrays[array].swapaxes(1, 2) for array in images}
         notes.append("the images of EMNIST's files are transposed back")
-        if low := min(int(values.min()) for values in labels.values()):
-            high = max(int(values.max()) for values in labels.values())
-            labels = {split: values - low for split, values in labels.items()}
-            notes.append(f"the labels {low}..{high} became 0..{high - low}")
-    held = {split: Split(images[split], labels[split]) for split in splits}
+        if name.startswith("emnist-letters"):
+            arrays |= {array: arrays[array] - np.int32(1) for array in labels}
+            notes.append("the labels 1..26 became 0..25")
     return Dataset(
-        train=held["train"],
-        test=held["test"],
-        validation=held.get("val"),
+        train=Split(arrays["x_train"], arrays["y_train"]),
+        test=Split(arrays["x_test"], arrays["y_test"]),
+        validation=Split(arrays["x_val"], arrays["y_val"]) if validation else None,
         class_names=tuple(arrays.get("class_names", ())),
         note=f"idx: {'; '.join(notes)}" if notes else "",
         data_dir=str(path.absolute()),
@@ -128,25 +119,23 @@ def load_any(path: Path) -> Dataset:
 
 
 def _choose_set(path: Path) -> tuple[str, Files]:
-    """Returns the one set that a path names, and its prefix or name."""
+    """Returns the name and the files of the one set that a path names."""
     if path.is_file():
         return path.name, path
     found = find_sets(path if path.is_dir() else path.parent)
     if not path.is_dir():  # a prefix
         found = {name: found[name] for name in found.keys() & {path.name}}
-    elif any(isinstance(files, dict) for files in found.values()):
-        found = {k: files for k, files in found.items() if isinstance(files, dict)}
-    if len(found) != 1:
-        several = f"several datasets ({', '.join(sorted(found))}); give one of them, as"
-        if found:
-            raise InputError(f"{path} holds {several} in {path / max(found)}")
+    if len(found) > 1:
+        raise InputError(
+            f"{path} holds several datasets ({', '.join(sorted(found))}); give one of "
+            f"them, as in {path / max(found)}"
+        )
+    if not found:
         raise InputError(f"{path} holds no dataset; give {NEEDED}")
     return found.popitem()
 
 
-def _load_published(
-    name: str, folder: Path | None, required: bool, download: Downloader
-) -> Dataset:
+def _load_published(name: str, folder: Path | None, required: bool) -> Dataset:
     """Returns a published set from a folder, or else the cache or a download."""
     arrays = _find_published(name, folder) if folder else None
     if arrays is None and required:
@@ -158,12 +147,11 @@ def _load_published(
         )
     data_dir = str(folder.absolute()) if folder and arrays is not None else None
     if arrays is None:
-        arrays = load_or_build(SETS[name].checksum, partial(_download, name, download))
-    x_train, y_train, x_test, y_test = (arrays[array] for array in FILES)
+        arrays = load_or_build(SETS[name].checksum, partial(_download, name))
     dataset = Dataset(
         name=name,
-        train=Split(x_train, y_train),
-        test=Split(x_test, y_test),
+        train=Split(arrays["x_train"], arrays["y_train"]),
+        test=Split(arrays["x_test"], arrays["y_test"]),
         class_names=SETS[name].class_names,
         data_dir=data_dir,
     )
@@ -183,19 +171,14 @@ def _find_published(name: str, folder: Path) -> Arrays | None:
         if files is None:
             continue
         paths = files if isinstance(files, dict) else {}
-        digests = {array: {_sha256(path)} for array, path in paths.items()}
-        expected = dict(zip(FILES, published.sha256, strict=True))
-        if digests == {array: {digest} for array, digest in expected.items()}:
+        if _digests(paths) == published.sha256:
             # Decompressing MNIST takes 0.3 s, hence the cache.
             return load_or_build(published.checksum, partial(read_arrays, files))
         arrays = read_arrays(files)
-        for array, values in arrays.items():
-            digests.setdefault(array, set()).add(content_sha256(values))
-        contents = dict(zip(FILES, published.content_sha256, strict=True))
         wrong = [
             str(paths.get(array, array))
-            for array in FILES
-            if not digests.get(array, set()) & {expected[array], contents[array]}
+            for array, sha256 in zip(FILES, published.content_sha256, strict=True)
+            if array not in arrays or content_sha256(arrays[array]) != sha256
         ]
         if not wrong:
             return arrays
@@ -207,25 +190,26 @@ def _find_published(name: str, folder: Path) -> Arrays | None:
     return None
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _digests(files: dict[str, Path]) -> tuple[str, ...]:
+    """Returns the sha256 of each of the four files that there are."""
+    contents = (files[array].read_bytes() for array in FILES if array in files)
+    return tuple(hashlib.sha256(content).hexdigest() for content in contents)
 
 
-def _download(name: str, download: Downloader) -> Arrays:
+def _download(name: str) -> Arrays:
     """Downloads and verifies the arrays of a set."""
     url = SETS[name].url
     logging.info("downloading %s from %s", name, url)
     with tempfile.TemporaryDirectory(prefix="mnist_jax-") as folder:
         try:
-            download(name, Path(folder))
+            download_files(name, Path(folder))
             files = {array: Path(folder) / file for array, file in FILES.items()}
-            if tuple(map(_sha256, files.values())) == SETS[name].sha256:
-                return read_arrays(files)
-            raise DownloadError("the files have another sha256")
+            if _digests(files) != SETS[name].sha256:
+                raise DownloadError("the files have another sha256")
+            return read_arrays(files)
         except InputError as error:
             raise DownloadError(
                 f"{name} was not found and could not be downloaded from {url} ({error})"
-                f"; set --data_dir or {_VARIABLE} to a folder that holds "
-                f"{', '.join(FILES.values())}, or allow access to that host"
+                f"; set --data_dir or {_VARIABLE} to a folder with its four files, or "
+                "allow access to that host"
             ) from None

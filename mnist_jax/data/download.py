@@ -23,21 +23,15 @@ class DownloadError(InputError):
 
 def download_files(name: str, folder: Path, limit: float = LIMIT_SECONDS) -> None:
     """Downloads the four files of a set in `SETS` into a folder, within `limit` s."""
-    # The child imports this package and TFDS from where this process did.
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-m", __name__, name, str(folder)]
     try:
-        child = subprocess.run(
-            [sys.executable, "-m", __name__, name, str(folder)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=env,
-            timeout=limit,
+        subprocess.run(
+            command, check=True, capture_output=True, text=True, timeout=limit
         )
     except subprocess.TimeoutExpired:
         raise DownloadError(f"it took more than {limit:.0f} s") from None
-    if child.returncode:
-        raise DownloadError(" ".join(child.stdout.split())[-600:])
+    except subprocess.CalledProcessError as error:
+        raise DownloadError(" ".join(error.stderr.split())[-600:]) from None
 
 
 def _run_tfds(name: str, folder: str) -> None:

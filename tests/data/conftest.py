@@ -6,14 +6,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from helpers.small_sets import write_small_set
+from helpers.small_sets import no_call, write_small_set
 
+from mnist_jax.data import datasets
 from mnist_jax.data.published import FILES, SETS
 
 
 @pytest.fixture
 def isolated_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gives a test its own cache folder and unsets MNIST_JAX_DATA_DIR."""
+    """Gives a test its own cache folder, no MNIST_JAX_DATA_DIR and no downloads."""
+    monkeypatch.setattr(datasets, "download_files", no_call)
     monkeypatch.setenv("MNIST_JAX_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("MNIST_JAX_DATA_DIR", raising=False)
 

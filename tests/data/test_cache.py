@@ -27,10 +27,10 @@ def test_cache_dir_follows_the_environment(monkeypatch):
 
 
 def test_a_second_load_decodes_nothing(small_sets, monkeypatch):
-    first = load_dataset("mnist", small_sets["mnist"], no_call)
+    first = load_dataset("mnist", small_sets["mnist"])
     monkeypatch.setattr(datasets, "read_arrays", no_call)
-    assert_equal_sets(load_dataset("mnist", small_sets["mnist"], no_call), first)
-    assert_equal_sets(load_dataset("mnist", download=no_call), first)
+    assert_equal_sets(load_dataset("mnist", small_sets["mnist"]), first)
+    assert_equal_sets(load_dataset("mnist"), first)
 
 
 @pytest.mark.parametrize(
@@ -44,19 +44,20 @@ def test_a_second_load_decodes_nothing(small_sets, monkeypatch):
     ],
 )
 def test_a_damaged_cache_entry_is_rebuilt(small_sets, caplog, damage):
-    first = load_dataset("mnist", small_sets["mnist"], no_call)
+    first = load_dataset("mnist", small_sets["mnist"])
     entry = cache_dir() / "arrays" / f"{SETS['mnist'].checksum}.npz"
     entry.write_bytes(damage(entry.read_bytes()))
-    assert_equal_sets(load_dataset("mnist", small_sets["mnist"], no_call), first)
+    assert_equal_sets(load_dataset("mnist", small_sets["mnist"]), first)
     [message] = caplog.messages
     assert str(entry) in message and "is damaged" in message
     np.testing.assert_array_equal(np.load(entry)["x_train"], first.train.images)
 
 
-def test_an_unwritable_cache_gives_a_warning(small_sets, tmp_path, caplog):
+def test_an_unwritable_cache_gives_a_warning(small_sets, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(datasets, "download_files", copy_from(small_sets))
     (tmp_path / "cache").write_text("in the way")
-    dataset = load_dataset("mnist", download=copy_from(small_sets))
-    assert_equal_sets(dataset, load_dataset("mnist", small_sets["mnist"], no_call))
+    dataset = load_dataset("mnist")
+    assert_equal_sets(dataset, load_dataset("mnist", small_sets["mnist"]))
     assert "cannot cache" in caplog.text
 
 
@@ -64,6 +65,7 @@ def test_an_unwritable_cache_gives_a_warning(small_sets, tmp_path, caplog):
 LOAD = """
 import shutil, sys, time
 from pathlib import Path
+from mnist_jax.data import datasets
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.published import FILES, SETS
 
@@ -73,8 +75,10 @@ def download(name, folder):
     for file in FILES.values():
         shutil.copy(Path(sys.argv[1]) / file, folder / file)
 
+datasets.download_files = download
+
 def work(process):
-    dataset = load_dataset("mnist", download=download)
+    dataset = load_dataset("mnist")
     assert int(dataset.train.images.sum()) > 0
 """
 
@@ -82,5 +86,5 @@ def work(process):
 def test_eight_processes_fill_an_empty_cache(small_sets):
     run_python("-c", LOAD + AT_ONCE, small_sets["mnist"], *SETS["mnist"].sha256)
     assert len(files_below(cache_dir())) == 1  # no partial files
-    expected = load_dataset("mnist", small_sets["mnist"], no_call)
-    assert_equal_sets(load_dataset("mnist", download=no_call), expected)
+    expected = load_dataset("mnist", small_sets["mnist"])
+    assert_equal_sets(load_dataset("mnist"), expected)

@@ -13,10 +13,10 @@ from helpers.small_sets import (
     assert_equal_sets,
     copy_from,
     files_below,
-    no_call,
     no_network,
 )
 
+from mnist_jax.data import datasets
 from mnist_jax.data.cache import cache_dir
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.download import DownloadError
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("isolated_folders")
 def test_files_are_decoded_and_nothing_is_written_next_to_them(small_sets):
     folder = small_sets["mnist"]
     before = {file: file.stat().st_mtime_ns for file in [folder, *folder.rglob("*")]}
-    dataset = load_dataset("mnist", folder, no_call)
+    dataset = load_dataset("mnist", folder)
     assert (dataset.name, dataset.validation, dataset.note) == ("mnist", None, "")
     assert dataset.train.images.dtype == np.uint8
     assert dataset.train.labels.dtype == np.int32
@@ -56,12 +56,12 @@ def test_data_dir_precedes_the_environment_which_precedes_downloads(
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(small_sets["mnist"], elsewhere / "mnist")
     calls = []
-    downloaded = load_dataset("mnist", download=copy_from(small_sets, calls))
-    assert downloaded.data_dir is None and calls == ["mnist"]
-    assert load_dataset("mnist", download=no_call).data_dir is None
+    monkeypatch.setattr(datasets, "download_files", copy_from(small_sets, calls))
+    assert load_dataset("mnist").data_dir is load_dataset("mnist").data_dir is None
     monkeypatch.setenv("MNIST_JAX_DATA_DIR", str(small_sets["mnist"]))
-    assert load_dataset("mnist", download=no_call).data_dir == str(small_sets["mnist"])
-    assert load_dataset("mnist", elsewhere, no_call).data_dir == str(elsewhere)
+    assert load_dataset("mnist").data_dir == str(small_sets["mnist"])
+    assert load_dataset("mnist", elsewhere).data_dir == str(elsewhere)
+    assert calls == ["mnist"]
 
 
 def gzipped_again(file, content):
@@ -98,55 +98,57 @@ def test_all_forms_of_the_files_are_the_same_set(
     for file in FILES.values():
         name, content = change(file, (small_sets["mnist"] / file).read_bytes())
         (folder / name).write_bytes(content)
-    decoded = load_dataset("mnist", tmp_path / "forms", no_call)
-    expected = load_dataset("mnist", small_sets["mnist"], no_call)
+    decoded = load_dataset("mnist", tmp_path / "forms")
+    expected = load_dataset("mnist", small_sets["mnist"])
     assert_equal_sets(decoded, expected)
     monkeypatch.setenv("MNIST_JAX_DATA_DIR", str(tmp_path / "forms"))
-    assert_equal_sets(load_dataset("auto", download=no_call), expected)
+    assert_equal_sets(load_dataset("auto"), expected)
     file = next(folder.iterdir())
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(InputError, match=f"{file} is not a usable IDX file"):
-        load_dataset("auto", download=no_call)
+        load_dataset("auto")
 
 
 def test_one_folder_serves_all_sets_from_sub_folders(small_sets):
     for name, folder in small_sets.items():
-        dataset = load_dataset(name, folder.parent, no_call)
+        dataset = load_dataset(name, folder.parent)
         assert dataset.name == name
-        assert_equal_sets(dataset, load_dataset(name, folder, no_call))
+        assert_equal_sets(dataset, load_dataset(name, folder))
 
 
 def test_keras_archive_is_the_same_set(small_sets, tmp_path):
     folder = small_sets["mnist"]
     arrays = {name: read_idx(folder / file) for name, file in FILES.items()}
-    expected = load_dataset("mnist", folder, no_call)
+    expected = load_dataset("mnist", folder)
     for save in (np.savez, np.savez_compressed):
         wide = {**arrays, "y_train": arrays["y_train"].astype(np.int64)}
         save(tmp_path / "mnist.npz", **wide)
-        assert_equal_sets(load_dataset("auto", tmp_path, no_call), expected)
+        assert_equal_sets(load_dataset("auto", tmp_path), expected)
     with pytest.raises(InputError, match="holds no files of fashion_mnist"):
-        load_dataset("fashion_mnist", tmp_path, no_call)
+        load_dataset("fashion_mnist", tmp_path)
     for changes, message in (
         ({"y_test": np.zeros(20, np.int64)}, "another set is y_test; replace"),
         ({"x_test": np.array([{}])}, "cannot read .* of arrays of numbers"),
     ):
         np.savez(tmp_path / "mnist.npz", **{**arrays, **changes})
         with pytest.raises(InputError, match=message):
-            load_dataset("mnist", tmp_path, no_call)
+            load_dataset("mnist", tmp_path)
     content = (tmp_path / "mnist.npz").read_bytes()
     (tmp_path / "mnist.npz").write_bytes(content[:-50])
     with pytest.raises(InputError, match=r"cannot read .*mnist\.npz"):
-        load_dataset("mnist", tmp_path, no_call)
+        load_dataset("mnist", tmp_path)
 
 
 def test_a_set_missing_from_the_environment_folder_is_downloaded(
     small_sets, monkeypatch
 ):
     monkeypatch.setenv("MNIST_JAX_DATA_DIR", str(small_sets["fashion_mnist"]))
+    monkeypatch.setattr(datasets, "download_files", no_network)
     with pytest.raises(DownloadError, match="not found.*no network"):
-        load_dataset("auto", download=no_network)  # not the digits
+        load_dataset("auto")  # not the digits
     calls = []
-    dataset = load_dataset("auto", download=copy_from(small_sets, calls))
+    monkeypatch.setattr(datasets, "download_files", copy_from(small_sets, calls))
+    dataset = load_dataset("auto")
     assert (dataset.name, calls) == ("mnist", ["mnist"])
 
 
@@ -155,7 +157,7 @@ def test_a_given_folder_without_the_files_is_an_error(small_sets, tmp_path, name
     (tmp_path / "empty").mkdir()
     for folder in (tmp_path / "empty", tmp_path / "nowhere", small_sets["kmnist"]):
         with pytest.raises(InputError, match=f"{folder} holds no files of") as caught:
-            load_dataset(name, folder, no_call)
+            load_dataset(name, folder)
         for form in (*FILES.values(), "without .gz", "train-images.idx3-ubyte", "/raw"):
             assert form in str(caught.value)
 
@@ -165,7 +167,7 @@ def test_a_given_folder_without_the_files_is_an_error(small_sets, tmp_path, name
 def test_a_damaged_file_is_an_error_even_if_it_was_decoded_before(
     small_sets, array, damage
 ):
-    load_dataset("mnist", small_sets["mnist"], no_call)
+    load_dataset("mnist", small_sets["mnist"])
     path = small_sets["mnist"] / FILES[array]
     content = path.read_bytes()
     items = bytearray(gzip.decompress(content))
@@ -184,7 +186,7 @@ def test_a_damaged_file_is_an_error_even_if_it_was_decoded_before(
         named = array
     message = f"{path} is not a" if damage == "truncated" else f"{named}; replace it"
     with pytest.raises(InputError, match=message):
-        load_dataset("auto", small_sets["mnist"], no_call)
+        load_dataset("auto", small_sets["mnist"])
 
 
 def test_files_of_kmnist_must_be_the_published_ones(small_sets):
@@ -193,43 +195,48 @@ def test_files_of_kmnist_must_be_the_published_ones(small_sets):
         path = small_sets["kmnist"] / file
         path.write_bytes(gzipped_again(file, path.read_bytes())[1])
     with pytest.raises(InputError, match="holds no files of kmnist"):
-        load_dataset("kmnist", small_sets["kmnist"], no_call)
+        load_dataset("kmnist", small_sets["kmnist"])
 
 
 # Downloads
 
 
-def test_a_download_is_kept_and_not_repeated(small_sets):
+def test_a_download_is_kept_and_not_repeated(small_sets, monkeypatch):
     calls = []
-    first = load_dataset("kmnist", download=copy_from(small_sets, calls))
+    monkeypatch.setattr(datasets, "download_files", copy_from(small_sets, calls))
+    first = load_dataset("kmnist")
+    assert_equal_sets(load_dataset("kmnist"), first)
     assert calls == ["kmnist"]
-    assert_equal_sets(load_dataset("kmnist", download=no_call), first)
     [entry] = files_below(cache_dir())
     entry.write_bytes(entry.read_bytes()[:-1000])
-    again = load_dataset("kmnist", download=copy_from(small_sets, calls))
+    again = load_dataset("kmnist")
     assert calls == ["kmnist"] * 2
     assert_equal_sets(again, first)
 
 
-def test_a_corrupted_download_is_rejected_and_not_kept(small_sets):
+def test_a_corrupted_download_is_rejected_and_not_kept(small_sets, monkeypatch):
     def download(name, folder):
         copy_from(small_sets)(name, folder)
         path = folder / FILES["x_test"]
         path.write_bytes(path.read_bytes()[:-1] + b"!")
 
+    monkeypatch.setattr(datasets, "download_files", download)
     with pytest.raises(DownloadError, match="have another sha256"):
-        load_dataset("mnist", download=download)
+        load_dataset("mnist")
     assert files_below(cache_dir()) == []
-    assert load_dataset("auto", download=download).name == "digits"
+    assert load_dataset("auto").name == "digits"
 
 
-def test_without_a_network_a_set_is_an_error_and_auto_the_digits_with_a_note():
+def test_without_a_network_a_set_is_an_error_and_auto_the_digits_with_a_note(
+    monkeypatch,
+):
+    monkeypatch.setattr(datasets, "download_files", no_network)
     for name, published in SETS.items():
         with pytest.raises(InputError) as caught:
-            load_dataset(name, download=no_network)
+            load_dataset(name)
         for phrase in (name, "--data_dir", "MNIST_JAX_DATA_DIR", published.url):
             assert phrase in str(caught.value)
-    dataset = load_dataset("auto", download=no_network)
+    dataset = load_dataset("auto")
     assert dataset.name == "digits"
     assert dataset.note.startswith("NOT MNIST: these are scikit-learn's 1,797")
 
