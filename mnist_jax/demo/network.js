@@ -102,7 +102,7 @@ function lstm(x, {kernel, recurrent_kernel, bias, activation, sequences}) {
   return sequences ? states : {shape: [units], data: Float32Array.from(h)};
 }
 
-const LAYERS = {dense, conv, maxPool, batchNorm, lstm};
+const LAYERS = {dense, conv, maxPool, batchNorm, lstm, flatten: x => x};
 
 // As `Preprocess` in data/pixels.py.
 function scalePixels(pixels, {kind, mean, std}) {

@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax import linen as nn
 
-from mnist_jax.config import MODELS, ConvStage
+from mnist_jax.config import MODELS
 from mnist_jax.data.types import DIGIT_SETS, MNIST
 from mnist_jax.errors import InputError
-from mnist_jax.models.layer_specs import layer_arrays, layer_specs
-from mnist_jax.models.layers import LSTMLayer
+from mnist_jax.models.layer_specs import plain_layers
 from mnist_jax.records.files import write_file
 from mnist_jax.training.run_dir import TrainedRun
 
@@ -57,37 +55,10 @@ def _describe(name: str, run: TrainedRun) -> dict[str, Any]:
         "classes": run.record.class_names,
         "pixels": {"kind": pixels, "mean": mean, "std": std},
         "crop": run.config.crop,
-        "layers": _layers(run),
+        "layers": plain_layers(run.config, run.shapes, run.variables),
     }
 
 
 def _encode_array(array: np.ndarray) -> dict[str, Any]:
     data = base64.b64encode(array.astype("<f4").tobytes()).decode()
     return {"shape": array.shape, "base64": data}
-
-
-def _layers(run: TrainedRun) -> list[dict[str, Any]]:
-    """Returns the layers of a built-in network, as arguments for `network.js`."""
-    specs = layer_specs(run.config, run.shapes)
-    layers: list[dict[str, Any]] = []
-    for spec in specs:
-        arrays = layer_arrays(run.variables, spec.name)
-        match spec.module:
-            case ConvStage() as stage:
-                names = "strides", "padding", "activation"
-                layer = {name: getattr(stage, name) for name in names}
-                layers.append({"kind": "conv", **layer, **arrays})
-                if stage.pool > 1:
-                    layers.append({"kind": "maxPool", "size": stage.pool})
-            case nn.BatchNorm(epsilon=epsilon):  # as one product and one sum
-                scale = arrays["scale"] / np.sqrt(arrays["var"] + epsilon)
-                bias = arrays["bias"] - arrays["mean"] * scale
-                layers.append({"kind": "batchNorm", "scale": scale, "bias": bias})
-            case LSTMLayer(activation=activation, return_sequences=sequences):
-                layer = {"activation": activation, "sequences": sequences}
-                layers.append({"kind": "lstm", **layer, **arrays})
-            case nn.Dense():
-                activation = "linear" if spec is specs[-1] else "relu"
-                layer = {"kind": "dense", "activation": activation}
-                layers.append({**layer, **arrays})
-    return layers

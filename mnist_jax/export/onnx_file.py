@@ -4,12 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax import linen as nn
 
-from mnist_jax.config import MODELS, ConvStage
+from mnist_jax.config import MODELS
 from mnist_jax.errors import InputError
-from mnist_jax.models.layer_specs import LayerSpec, layer_arrays, layer_specs
-from mnist_jax.models.layers import LSTMLayer
+from mnist_jax.models.layer_specs import plain_layers
 from mnist_jax.records.files import write_file
 from mnist_jax.training.run_dir import TrainedRun
 
@@ -29,17 +27,12 @@ def write_onnx(run: TrainedRun, path: Path) -> None:
             f"{run.config.model} is a custom network; give --format=stablehlo or "
             "--format=safetensors"
         )
-    graph = _Graph()
-    specs = layer_specs(run.config, run.shapes)
-    x, shape = graph.add_pixels("images", run), run.shapes.image
-    for spec in specs:
-        x = graph.add_layer(x, shape, spec, layer_arrays(run.variables, spec.name))
-        if isinstance(spec.module, nn.Dense) and spec is not specs[-1]:
-            x = graph.add("Relu", x)
-        shape = spec.output_shape or ()
+    graph = _Graph(run)
+    x = graph.add_pixels("images")
+    for layer in plain_layers(run.config, run.shapes, run.variables):
+        x = graph.add_layer(x, **layer)
     graph.add("Softmax", x, name="probabilities", axis=1)
-    model = graph.to_model(run)
-    write_file(path, model.SerializeToString(deterministic=True))
+    write_file(path, graph.to_model().SerializeToString(deterministic=True))
 
 
 def predict_onnx(path: Path, images: np.ndarray) -> np.ndarray:
@@ -58,116 +51,106 @@ def predict_onnx(path: Path, images: np.ndarray) -> np.ndarray:
 class _Graph:
     """The nodes of a network and its constants, in the order of computation."""
 
-    def __init__(self) -> None:
+    def __init__(self, run: TrainedRun) -> None:
+        self.run = run
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
 
-    def constant(self, value: Any, dtype: Any = np.float32) -> str:
-        """Adds a constant and returns its name."""
-        from onnx import numpy_helper  # optional
-
-        name = f"constant_{len(self.constants)}"
-        array = np.ascontiguousarray(value, dtype)
-        self.constants.append(numpy_helper.from_array(array, name))
-        return name
-
     def add(
-        self, op: str, *inputs: str, output: int = 0, name: str = "", **attributes: Any
+        self, op: str, *inputs: Any, output: int = 0, name: str = "", **attributes: Any
     ) -> str:
         """Adds a node and returns the name of its output number `output`.
 
-        Outputs before it are not computed.
+        Outputs before it are not computed. Inputs are names, or arrays, which become
+        constants.
         """
-        from onnx import helper
+        from onnx import helper, numpy_helper  # optional
 
+        names = []
+        for value in inputs:
+            if not isinstance(value, str):
+                constant = f"constant_{len(self.constants)}"
+                array = np.ascontiguousarray(value)
+                self.constants.append(numpy_helper.from_array(array, constant))
+                value = constant
+            names.append(value)
         name = name or f"{op}_{len(self.nodes)}"
         outputs = [""] * output + [name]
-        self.nodes.append(helper.make_node(op, inputs, outputs, name, **attributes))
+        self.nodes.append(helper.make_node(op, names, outputs, name, **attributes))
         return name
 
-    def add_pixels(self, x: str, run: TrainedRun) -> str:
-        """Adds `Preprocess` and the crop: `[N,H,W] uint8 -> float32`."""
+    def add_pixels(self, x: str) -> str:
+        """Adds `Preprocess` and the crop: `[N,H,W] uint8` to `float32`."""
         from onnx import TensorProto
 
-        pixels, crop = run.preprocess.pixels, run.config.crop
+        pixels, mean, std = self.run.preprocess
         x = self.add("Cast", x, to=TensorProto.FLOAT)
         if pixels in ("scaled", "standardized"):
-            x = self.add("Div", x, self.constant(255))
+            x = self.add("Div", x, np.float32(255))
         if pixels == "standardized":
-            x = self.add("Sub", x, self.constant(run.preprocess.mean))
-            x = self.add("Div", x, self.constant(run.preprocess.std))
+            x = self.add("Sub", x, np.float32(mean))
+            x = self.add("Div", x, np.float32(std))
         if pixels == "l2":
             norms = self.add("ReduceL2", x, axes=[1], keepdims=1)
             # Pixels are whole numbers, so a norm that is not 0 is at least 1.
-            x = self.add("Div", x, self.add("Max", norms, self.constant(1)))
-        if crop:
-            ends = [side - crop for side in run.shapes.image]
-            bounds = [crop] * 2, ends, [1, 2]  # starts, ends, axes
-            x = self.add("Slice", x, *(self.constant(b, np.int64) for b in bounds))
+            x = self.add("Div", x, self.add("Max", norms, np.float32(1)))
+        if crop := self.run.config.crop:
+            ends = [side - crop for side in self.run.shapes.image]
+            x = self.add("Slice", x, [crop] * 2, ends, [1, 2])  # starts, ends, axes
+        if self.run.config.model == "cnn":  # its layers compute on [N,C,H,W]
+            x = self.add("Unsqueeze", x, [1])
         return x
 
-    def add_layer(
-        self, x: str, shape: tuple[int, ...], spec: LayerSpec, arrays: dict[str, Any]
-    ) -> str:
-        """Adds a layer; convolution stages compute on `[N,C,H,W]`.
-
-        `shape` is that of the input `x` of one image.
-        """
-        match spec.module:
-            case ConvStage() as stage:
-                if len(shape) == 2:
-                    x = self.add("Unsqueeze", x, self.constant([1], np.int64))
-                x = self.add(
-                    "Conv",
-                    x,
-                    self.constant(arrays["kernel"].transpose(3, 2, 0, 1)),  # [F,C,k,k]
-                    self.constant(arrays["bias"]),
-                    strides=[stage.strides] * 2,
-                    auto_pad="SAME_UPPER" if stage.padding == "SAME" else "VALID",
-                )
-                if stage.activation != "linear":
-                    x = self.add(stage.activation.capitalize(), x)
-                if stage.pool > 1:
-                    window = [stage.pool] * 2
-                    x = self.add("MaxPool", x, kernel_shape=window, strides=window)
-                return x
-            case nn.BatchNorm(epsilon=epsilon):
-                names = "scale", "bias", "mean", "var"
-                constants = [self.constant(arrays[name]) for name in names]
-                return self.add("BatchNormalization", x, *constants, epsilon=epsilon)
-            case LSTMLayer() as layer:
-                return self.add_lstm(x, layer, arrays)
-            case _:
-                if len(shape) == 3:
+    def add_layer(self, x: str, kind: str, **layer: Any) -> str:
+        """Adds one of `plain_layers`."""
+        match kind:
+            case "conv":
+                kernel = layer["kernel"].transpose(3, 2, 0, 1)  # [F,C,k,k]
+                strides = [layer["strides"]] * 2
+                padding = "SAME_UPPER" if layer["padding"] == "SAME" else "VALID"
+                inputs = x, kernel, layer["bias"]
+                x = self.add("Conv", *inputs, strides=strides, auto_pad=padding)
+            case "maxPool":
+                window = [layer["size"]] * 2
+                x = self.add("MaxPool", x, kernel_shape=window, strides=window)
+            case "batchNorm":
+                x = self.add("Mul", x, layer["scale"].reshape(-1, 1, 1))
+                x = self.add("Add", x, layer["bias"].reshape(-1, 1, 1))
+            case "flatten":
+                if self.run.config.model == "cnn":
                     x = self.add("Transpose", x, perm=[0, 2, 3, 1])
-                if len(shape) > 1:
-                    x = self.add("Flatten", x, axis=1)
-                constants = [self.constant(arrays[name]) for name in ("kernel", "bias")]
-                return self.add("Gemm", x, *constants)
+                x = self.add("Flatten", x, axis=1)
+            case "dense":
+                x = self.add("Gemm", x, layer["kernel"], layer["bias"])
+            case "lstm":
+                return self.add_lstm(x, layer)
+        activation = layer.get("activation", "linear")
+        return x if activation == "linear" else self.add(activation.capitalize(), x)
 
-    def add_lstm(self, x: str, layer: LSTMLayer, arrays: dict[str, Any]) -> str:
+    def add_lstm(self, x: str, layer: dict[str, Any]) -> str:
         """Adds an LSTM layer: `[N,T,D]` to `[N,T,U]`, or `[N,U]` for the last state."""
         names = "kernel", "recurrent_kernel", "bias"
-        kernel, recurrent_kernel, bias = (_order_gates(arrays[name]) for name in names)
+        kernel, recurrent_kernel, bias = (_order_gates(layer[name]) for name in names)
         # ONNX adds a bias to the inputs and another one to the state.
         bias = np.append(bias, np.zeros_like(bias))
-        activation, sequences = layer.activation.capitalize(), layer.return_sequences
+        activation, sequences = layer["activation"].capitalize(), layer["sequences"]
         x = self.add(
             "LSTM",
             self.add("Transpose", x, perm=[1, 0, 2]),
-            *(self.constant(a.T[None]) for a in (kernel, recurrent_kernel, bias)),
+            *(array.T[None] for array in (kernel, recurrent_kernel, bias)),
             output=int(not sequences),  # all states [T,1,N,U], or the last one [1,N,U]
-            hidden_size=layer.units,
+            hidden_size=len(recurrent_kernel),
             activations=["Sigmoid", activation, activation],
         )
-        axis = [int(sequences)]  # of the direction: there is only one
-        x = self.add("Squeeze", x, self.constant(axis, np.int64))
+        # The axis of the direction: there is only one.
+        x = self.add("Squeeze", x, [int(sequences)])
         return self.add("Transpose", x, perm=[1, 0, 2]) if sequences else x
 
-    def to_model(self, run: TrainedRun) -> Any:
+    def to_model(self) -> Any:
         """Returns the checked ONNX model, with the run's data and accuracy in it."""
         from onnx import TensorProto, checker, helper
 
+        run = self.run
         images, probabilities = (
             helper.make_tensor_value_info(name, dtype, ["batch", *shape])
             for name, dtype, shape in (

@@ -9,7 +9,7 @@ from flax import linen as nn
 from mnist_jax.config import ConvStage, TrainConfig, parse_conv_stage
 from mnist_jax.data.types import Shapes
 from mnist_jax.models.flops import count_products, plain_model, trace_forward
-from mnist_jax.models.layers import Dropout
+from mnist_jax.models.layers import Dropout, LSTMLayer
 from mnist_jax.models.networks import variable_shapes
 
 
@@ -74,7 +74,39 @@ def layer_specs(config: TrainConfig, shapes: Shapes) -> list[LayerSpec]:
     ]
 
 
-def layer_arrays(variables: Any, name: str) -> dict[str, np.ndarray]:
-    """Returns the parameters and statistics of a layer by their names."""
-    collections = [trees[name] for trees in variables.values() if name in trees]
-    return {k: np.asarray(v) for arrays in collections for k, v in arrays.items()}
+def plain_layers(
+    config: TrainConfig, shapes: Shapes, variables: Any
+) -> list[dict[str, Any]]:
+    """Returns the layers of a built-in network, from its scaled pixels to its logits.
+
+    Each layer has its `kind`, its settings, and its arrays by their names in Flax. The
+    statistics of batch normalization are part of its `scale` and `bias`.
+    """
+    specs = layer_specs(config, shapes)
+    layers: list[dict[str, Any]] = []
+    for spec in specs:
+        arrays = {
+            name: np.float32(leaf)
+            for trees in variables.values()
+            for name, leaf in trees.get(spec.name, {}).items()
+        }
+        match spec.module:
+            case ConvStage() as stage:
+                names = "strides", "padding", "activation"
+                settings = {name: getattr(stage, name) for name in names}
+                layers.append({"kind": "conv", **settings, **arrays})
+                if stage.pool > 1:
+                    layers.append({"kind": "maxPool", "size": stage.pool})
+            case nn.BatchNorm(epsilon=epsilon):
+                scale = arrays["scale"] / np.sqrt(arrays["var"] + epsilon)
+                bias = arrays["bias"] - arrays["mean"] * scale
+                layers.append({"kind": "batchNorm", "scale": scale, "bias": bias})
+            case LSTMLayer(activation=activation, return_sequences=sequences):
+                settings = {"activation": activation, "sequences": sequences}
+                layers.append({"kind": "lstm", **settings, **arrays})
+            case nn.Dense():
+                if spec.name == "Dense_0":
+                    layers.append({"kind": "flatten"})
+                activation = "linear" if spec is specs[-1] else "relu"
+                layers.append({"kind": "dense", "activation": activation, **arrays})
+    return layers
