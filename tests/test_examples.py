@@ -45,7 +45,7 @@ def test_the_notebook_was_executed_on_mnist():
     assert str(Path.home()) not in NOTEBOOK.read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.programs
 def test_the_quickstart_runs(tmp_path):
     code = SCRIPT.read_text()
     for whole, quick in (

@@ -146,6 +146,7 @@ def test_every_claim_is_tested_once_all_systems_have_run():
     assert set(claims_frame({})["verdict"]) == {"not tested"}
 
 
+@pytest.mark.programs
 def test_runner_chains_warm_starts_resumes_and_writes_tables(tmp_path):
     command = (
         "benchmarks.published",

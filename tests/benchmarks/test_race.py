@@ -10,9 +10,8 @@ from benchmarks.peers.frameworks import PeerRecord
 from benchmarks.processes import Worker
 from mnist_jax.records.schema import read_jsonl
 
-pytestmark = pytest.mark.slow
 
-
+@pytest.mark.programs
 def test_peers_end_to_end_and_resumed(tmp_path):
     command = (
         "benchmarks.peers",

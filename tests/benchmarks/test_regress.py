@@ -8,7 +8,7 @@ from helpers.programs import run
 
 from benchmarks.regress import ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.programs
 
 
 @pytest.mark.skipif(

@@ -52,7 +52,7 @@ def states(out: Path) -> dict[str, str]:
     return dict(zip(trials["learning_rate"], trials["state"], strict=True))
 
 
-@pytest.mark.slow
+@pytest.mark.programs
 def test_a_grid_is_trained_and_its_best_settings_train_again(tmp_path):
     out = tmp_path / "a sweep"
     words = "benchmarks.sweep", "--seeds=2", f"--out={out}"
@@ -85,7 +85,7 @@ def test_a_grid_is_trained_and_its_best_settings_train_again(tmp_path):
     assert "another process" in refused.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.programs
 def test_a_killed_sweep_resumes_and_ends_like_an_unstopped_one(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     rates = "--vary=learning_rate=1e-3,3e-3,1e-2"  # one program

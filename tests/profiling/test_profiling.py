@@ -41,6 +41,7 @@ def test_profile_lists_layers_and_adds_up(digits: Dataset, tmp_path, monkeypatch
     assert Path(re.search(r"trace: (\S+)", text)[1]).is_file()
 
 
+@pytest.mark.programs
 def test_train_and_throughput_profile(tmp_path):
     process = run("experiments.train", *DIGITS, "--profile", f"--run_dir={tmp_path}/a")
     assert "most expensive operations, by scope" in process.stdout

@@ -9,7 +9,7 @@ from helpers.programs import run
 from PIL import Image
 
 FEW = ("--epochs=1", "--hidden=4", "--batch_size=32", "--dataset=idx")
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.programs
 
 
 def save(path, classes=25, shape=(12, 20)):

@@ -16,8 +16,6 @@ from helpers.documents import PAGES, ROOT, code_blocks, commands
 from helpers.programs import flags_of, run
 from PIL import Image, ImageDraw
 
-pytestmark = pytest.mark.slow
-
 # Programs whose commands are only parsed, and why.
 PARSED_ONLY = {
     "experiments.demo": "serves until it is stopped; see tests/demo",
@@ -148,7 +146,11 @@ def run_python(code: str, folder: Path) -> None:
     processes.run_python("-c", SMALL_DATA + code, cwd=folder, PYTHONPATH=str(ROOT))
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    [PAGES[0], *(pytest.param(p, marks=pytest.mark.programs) for p in PAGES[1:])],
+    ids=lambda path: path.name,
+)
 def test_commands_then_examples_run_in_order(path, tmp_path):
     draw_seven(tmp_path / "my7.png")
     if path.name == "command_line.md":

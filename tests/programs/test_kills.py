@@ -16,7 +16,7 @@ from helpers.runs import outcomes
 from mnist_jax.training.checkpoints import FOLDER
 from mnist_jax.training.run_dir import METRICS
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.programs
 
 EPOCHS = 60
 TRAIN = {

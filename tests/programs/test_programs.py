@@ -146,6 +146,7 @@ def test_throughput_reports_step_epoch_and_evaluation(tmp_path):
     assert {len(record["epoch"]) for record in records} == {2}
 
 
+@pytest.mark.programs
 def test_throughput_measures_startup_with_a_cold_and_a_warm_cache(tmp_path):
     flags = "--models=mlp", "--hidden=16", "--batch_sizes=16", "--images=64"
     run("benchmarks.throughput", *flags, "--repeats=1", f"--out={tmp_path}")

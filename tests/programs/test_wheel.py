@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from helpers.programs import ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.programs
 
 TRAIN = """
 import mnist_jax
