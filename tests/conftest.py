@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +12,13 @@ import pytest
 from helpers.browser import Browser, find_programs, open_browser
 from helpers.compilation import QUICK_FLAGS
 from helpers.custom_networks import NETWORKS
+from helpers.processes import ROOT
 from helpers.programs import DIGITS, run
 
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.types import Dataset
 from mnist_jax.records.environment import available_cores
+from mnist_jax.training.jax_setup import setup
 
 # Eight host devices, so that meshes of 1, 2, 4 and 8 can be compared in one process.
 jax.config.update("jax_num_cpu_devices", 8)
@@ -23,10 +26,14 @@ jax.config.update("jax_num_cpu_devices", 8)
 # (`users_jit`) and of whole programs (`XLA_FLAGS=""`) compile as for users.
 os.environ.setdefault("XLA_FLAGS", QUICK_FLAGS)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Caches for GPUs, whose folder would be part of the key of every compiled program.
+jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+os.environ["JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES"] = "none"
 
 
 # Maximum memory of a pytest-xdist worker, including the program it has started.
 WORKER_BYTES = 3 * 2**30
+COMPILED = ROOT / ".pytest_cache" / "compiled"
 
 
 @pytest.hookimpl(optionalhook=True)  # plain pytest works without pytest-xdist
@@ -59,14 +66,24 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cache shared by all tests, instead of the user's.
 
-    A program compiled for one test is not compiled again for another.
+    Compiled programs are kept for the next call of pytest, for a week: most of the time
+    of the tests is compiling.
     """
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
     folder = folder / "cache"
+    folder.mkdir(exist_ok=True)
+    COMPILED.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):  # another worker made it
+        (folder / "compiled").symlink_to(COMPILED)
+    for path in COMPILED.glob("*/*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime < time.time() - 7 * 86_400:
+                path.unlink()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MNIST_JAX_CACHE_DIR", str(folder))
+        setup(cpu_devices=8)
         yield folder
 
 
