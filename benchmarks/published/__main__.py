@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from absl import flags
 
+from mnist_jax.cli.config_flags import define_config_flags
 from mnist_jax.cli.flags import define_path_flag, define_training_flags
 from mnist_jax.cli.main import run_program, start_jax, stop_between_chunks
 from mnist_jax.data.datasets import load_dataset
@@ -106,18 +107,20 @@ def format_published(records: Sequence[RunRecord]) -> str:
 def main() -> None:
     """Trains the missing runs and prints the tables."""
     out = Path(FLAGS.out)
-    given = {flag: FLAGS[flag].value for flag in ("epochs", "train_size", "dataset")}
-    overrides = [f"--{flag}={value}" for flag, value in given.items() if value]
+    given = {name: FLAGS[name].value for name in ("epochs", "train_size", "dataset")}
+    changes = {name: value for name, value in given.items() if value is not None}
+    presets = {name: read_preset(name, **changes) for name in KNOWN}
     out.mkdir(parents=True, exist_ok=True)
     start_jax()
     dataset = load_dataset(FLAGS.dataset, FLAGS.data_dir)
     chosen = FLAGS.systems or KNOWN
-    needed = {*chosen, *(read_preset(name)[1] for name in chosen)}
+    needed = {*chosen, *(presets[name][1] for name in chosen)}
     folders: dict[str, dict[int, Path]] = {}  # by system and seed
     with stop_between_chunks(HOW_TO_RESUME) as check_stopped:
-        for name in [name for name in KNOWN if name in needed]:
+        for name, (config, start) in presets.items():
+            if name not in needed:
+                continue
             print(name, flush=True)
-            config, start = read_preset(name, *overrides)
             seeds = range(FLAGS.seeds)
             folders[name] = run_folders(out, name, config, dataset, seeds, name)
             events = train_runs(
@@ -145,8 +148,7 @@ def run() -> None:
     flags.DEFINE_enum(
         "dataset", "mnist", ["mnist", "digits"], "dataset; digits is for quick trials"
     )
-    flags.DEFINE_integer("epochs", None, "epochs instead of the presets'", 1)
-    flags.DEFINE_integer("train_size", None, "only the first N training images", 1)
+    define_config_flags(only=("epochs", "train_size"))
     run_program(main)
 
 

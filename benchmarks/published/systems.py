@@ -1,7 +1,7 @@
 """The published systems: their reported results and their presets."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import flags
 
@@ -38,7 +38,7 @@ SYSTEMS = {
 }
 
 # Controls that no source ran but claims need: presets with some fields changed.
-CONTROLS: dict[str, tuple[str, dict[str, object]]] = {
+CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {
     "fj_fc_adam": ("fj_fc", dict(optimizer="keras_adam")),
     "fj_fc_b32": ("fj_fc", dict(batch_size=32)),
     "fj_fc_b512": ("fj_fc", dict(batch_size=512)),
@@ -47,23 +47,21 @@ CONTROLS: dict[str, tuple[str, dict[str, object]]] = {
 }
 
 
-def read_flag_file(path: Path, *arguments: str) -> flags.FlagValues:
-    """Returns the config flags of a preset or recipe, overridden by arguments."""
+def read_flag_file(path: Path) -> flags.FlagValues:
+    """Returns the config flags of a preset or recipe."""
     values = flags.FlagValues()
     define_config_flags(values)
     flags.DEFINE_string("init_from", None, "", flag_values=values)
-    parse_flags([path.stem, f"--flagfile={path}", *arguments], values)
+    parse_flags([path.stem, f"--flagfile={path}"], values)
     return values
 
 
-def read_preset(name: str, *arguments: str) -> tuple[TrainConfig, str | None]:
+def read_preset(name: str, **changes: Any) -> tuple[TrainConfig, str | None]:
     """Returns the config of a preset or control, and the preset it starts from, if any.
 
-    Args:
-        name: a preset, without `.cfg`, or a key of `CONTROLS`.
-        *arguments: further flags, which override the preset's.
+    `changes` are fields that override the preset's.
     """
-    preset, changes = CONTROLS.get(name, (name, {}))
-    values = read_flag_file(PRESETS / f"{preset}.cfg", *arguments)
+    preset, control = CONTROLS.get(name, (name, {}))
+    values = read_flag_file(PRESETS / f"{preset}.cfg")
     start = values["init_from"].value
-    return config_from_flags(values, None, **changes), start and Path(start).name
+    return config_from_flags(values, **control, **changes), start and Path(start).name

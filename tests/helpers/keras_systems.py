@@ -68,7 +68,7 @@ def keras_rules(keras: Any, dtype: str = "float32") -> Iterator[None]:
 
 def read_system(name: str, impl: str = "auto") -> TrainConfig:
     """Returns a preset without its dropout."""
-    return read_preset(name, f"--impl={impl}", "--dropout=0")[0]
+    return read_preset(name, impl=impl, dropout=(0.0,))[0]
 
 
 def build_keras(keras: Any, name: str) -> Any:
