@@ -3,7 +3,6 @@
 import hashlib
 import os
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -66,10 +65,16 @@ def setup(
 def _use_compile_cache() -> None:
     """Enables JAX's persistent compilation cache for all programs.
 
-    JAX's variables for the folder and what is kept there apply, if they are set.
+    JAX's variables for the folder and what is kept there apply, if they are set. By
+    default the folder is for this jaxlib on this type of CPU: XLA compiles for its
+    exact instruction set, and a program compiled on another type may crash.
     """
+    found = cpu_info()
+    processor = [found.get(name, "") for name in ("model name", "flags", "Features")]
+    digest = hashlib.sha256(repr(processor).encode()).hexdigest()[:12]
+    folder = cache_dir() / "compiled" / f"jaxlib-{jaxlib.__version__}-{digest}"
     if not jax.config.values["jax_compilation_cache_dir"]:
-        jax.config.update("jax_compilation_cache_dir", str(_compile_cache_dir()))
+        jax.config.update("jax_compilation_cache_dir", str(folder))
     settings = {
         "jax_persistent_cache_min_compile_time_secs": 0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
@@ -77,18 +82,6 @@ def _use_compile_cache() -> None:
     for name, value in settings.items():
         if not os.environ.get(name.upper()):
             jax.config.update(name, value)
-
-
-def _compile_cache_dir() -> Path:
-    """Returns the folder for programs compiled by this jaxlib on this type of CPU.
-
-    XLA compiles for the exact instruction set of the CPU; a program compiled on another
-    type may crash.
-    """
-    found = cpu_info()
-    processor = [found.get(name, "") for name in ("model name", "flags", "Features")]
-    digest = hashlib.sha256(repr(processor).encode()).hexdigest()[:12]
-    return cache_dir() / "compiled" / f"jaxlib-{jaxlib.__version__}-{digest}"
 
 
 class CompileClock:
