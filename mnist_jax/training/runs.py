@@ -7,11 +7,11 @@ checkpoint.
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
-import filelock
 import jax
 
 from mnist_jax.config import TrainConfig
@@ -19,7 +19,7 @@ from mnist_jax.data.types import Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.models.networks import variable_shapes
 from mnist_jax.records.environment import code_digest
-from mnist_jax.records.files import write_file
+from mnist_jax.records.files import hold_lock, write_file
 from mnist_jax.records.schema import RunKey, append_jsonl, json_line, write_json
 from mnist_jax.training.checkpoints import (
     KEEP,
@@ -159,23 +159,22 @@ def _lock(
     Yields `waiting` and then None while another process has locked one. If `waiting` is
     None, that is an InputError.
     """
-    # The processes of a job agree on a stop, but only one of them waits here.
-    timeout = -1 if waiting and jax.process_count() > 1 else 0.1
     for folder in sorted(folders.values()):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock, event = filelock.FileLock(folder / LOCK), waiting
-        stack.callback(lock.release)
-        while not lock.is_locked:
+        refusal = (
+            f"another process is training in {folder}; wait until it ends, or use "
+            "another --run_dir"
+        )
+        # The processes of a job agree on a stop, but only one of them waits here.
+        if waiting and jax.process_count() > 1:
+            refusal = ""
+        for event in itertools.chain([waiting], itertools.repeat(None)):
             try:
-                lock.acquire(timeout=timeout)
-            except filelock.Timeout:
+                stack.enter_context(hold_lock(folder / LOCK, refusal))
+                break
+            except InputError:
                 if waiting is None:
-                    raise InputError(
-                        f"another process is training in {folder}; wait until it "
-                        "ends, or use another --run_dir"
-                    ) from None
+                    raise
                 yield event
-                event = None
 
 
 def _refuse_runs(folders: Mapping[int, Path]) -> None:
