@@ -12,7 +12,7 @@ from typing import Any
 from mnist_jax.errors import InputError
 
 
-class Worker:
+class Worker(contextlib.AbstractContextManager["Worker"]):
     """A process of a module, ended at the end of its `with` block.
 
     The variables of `environment` are set besides those of this process.
@@ -59,9 +59,6 @@ class Worker:
         """Ends it at once."""
         self._process.kill()
         self._process.communicate()
-
-    def __enter__(self) -> "Worker":
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.end()
