@@ -11,42 +11,42 @@ import os
 import signal
 import socket
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import optuna
-from absl import logging
+from absl.flags import FlagValues
+from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 
+from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
 from mnist_jax.cli.main import SIGNALS, start_jax
+from mnist_jax.cli.parsing import parse_flags
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Dataset
 from mnist_jax.errors import InputError
+from mnist_jax.models.networks import create_model
 from mnist_jax.records.files import hold_lock, write_file
+from mnist_jax.records.schema import RunRecord, read_json
 from mnist_jax.reporting.sweep_tables import (
     JOURNAL,
     as_settings,
     open_storage,
-    open_studies,
     validation_accuracy,
 )
 from mnist_jax.training.checkpoints import remove_checkpoints
 from mnist_jax.training.fit import Epoch
-from mnist_jax.training.prepare import Experiment, prepare
-from mnist_jax.training.run_dir import RUNS, digest, read_record, run_keys
+from mnist_jax.training.prepare import Experiment, prepare, split_for_training
+from mnist_jax.training.run_dir import RECORD, RUNS, digest, run_keys
 from mnist_jax.training.runs import train_runs
 
-from .sweep_space import Params, Space, make_config, name_of
-
-ATTEMPTS = 5  # to train a trial whose process dies, as without memory
-ENDED = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
-POLL_SECONDS = 0.1
-
-Prepare = Callable[[TrainConfig, Dataset, int], Experiment]
+Space = dict[str, BaseDistribution]  # the values or the range of each varied flag
+# Starts workers within its context, and yields a function: whether one still works.
+Start = Callable[[], AbstractContextManager[Callable[[], bool]]]
+MAX_DEATHS = 5  # of processes that train a trial, as without memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,85 +54,105 @@ class Sweep:
     """What all processes of a sweep know."""
 
     out: Path
+    study: optuna.Study  # the trials, in the journal that the processes share
     space: Space
+    sampler: Callable[..., optuna.samplers.BaseSampler]  # its argument is the seed
+    search_seed: int
     given: dict[str, str]  # see `make_config`
     dataset: Dataset
     seeds: Sequence[int]
-    tpe: bool  # whether the workers draw the parameters
-    search_seed: int
-    prune: tuple[int, int] | None  # --min_epochs and --reduction
     machine: dict[str, Any]  # arguments of `setup`
     cores: int  # of a trial
-    quiet: bool
+    gpus: float  # of a trial, or its share of one
 
-
-class Trials:
-    """The trials of a sweep, in the journal that its processes share."""
-
-    def __init__(self, sweep: Sweep) -> None:
-        """Opens the journal."""
-        self.sweep, self._storage = sweep, open_storage(sweep.out)
-        pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
-        if sweep.prune:
-            pruner = optuna.pruners.SuccessiveHalvingPruner(*sweep.prune)
-        self.study = optuna.create_study(
-            storage=self._storage,
-            pruner=pruner,
-            study_name=digest(sweep.space, sweep.given, [*sweep.seeds]),
-            direction="maximize",
-            load_if_exists=True,
-        )
-
-    def of(self, *states: TrialState) -> list[optuna.trial.FrozenTrial]:
+    def trials(self, *states: TrialState) -> list[optuna.trial.FrozenTrial]:
         """Returns the trials in some states, or all."""
         return self.study.get_trials(deepcopy=False, states=states or None)
 
-    def fill(self, chosen: Sequence[Params]) -> None:
-        """Adds the missing ones of the chosen trials, without parameters for TPE."""
-        data = self.sweep.dataset
-        for study in open_studies(self.sweep.out):
-            if study.user_attrs.get("checksum", data.checksum) != data.checksum:
-                raise InputError(
-                    f"--out={self.sweep.out} holds trials on other data than "
-                    f"{data.name}, whose accuracies do not compare; give another --out"
-                )
-        self.study.set_user_attr("flags", self.sweep.given)
-        self.study.set_user_attr("checksum", data.checksum)
-        known = [trial.user_attrs["queued"] for trial in self.of()]
-        missing = [params for params in chosen if params not in known]
-        for params in chosen[len(known) :] if self.sweep.tpe else missing:
-            self.study.enqueue_trial(params, {"queued": params})
+    def add(self, chosen: Sequence[dict[str, Any]]) -> None:
+        """Adds the missing ones of the chosen trials; empty ones will be sampled."""
+        key = digest(self.space, self.given, [*self.seeds], self.dataset.checksum)
+        if self.study.user_attrs.get("key", key) != key:
+            raise InputError(
+                f"--out={self.out} holds a sweep with other flags or data; give the "
+                "same, or another --out"
+            )
+        self.study.set_user_attr("key", key)
+        known = [trial.system_attrs["fixed_params"] for trial in self.trials()]
+        for params in chosen:
+            if params in known:
+                known.remove(params)
+            else:
+                self.study.enqueue_trial(params)
 
-    def requeue(self, worker: int | None = None) -> bool:
-        """Lets the trial of a dead worker wait again; returns whether there was one.
+    def requeue(self, deaths: int) -> bool:
+        """Lets the trials whose processes have ended wait; returns whether any does.
 
-        Without a worker it is that of all, with new attempts.
+        `deaths` is added to the number of their processes that died.
         """
-        found = [
-            trial
-            for trial in self.of(TrialState.RUNNING)
-            if worker in (None, trial.user_attrs.get("worker"))
-        ]
-        for trial in found:
-            if worker is None:
-                self._storage.set_trial_user_attr(trial._trial_id, "attempts", 0)
-            self._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
-        return bool(found)
+        storage, stopped = self.study._storage, self.trials(TrialState.RUNNING)
+        for trial in stopped:
+            number, before = trial._trial_id, trial.user_attrs.get("deaths", 0)
+            storage.set_trial_user_attr(number, "deaths", before + deaths)
+            storage.set_trial_state_values(number, TrialState.WAITING)
+        return bool(stopped)
 
-    def take(self, worker: int) -> optuna.Trial | None:
+    def take(self) -> optuna.Trial | None:
         """Returns the next trial, which now runs, or None if none waits."""
         # `ask` would create a trial if another process took the last one.
-        with hold_lock(self.sweep.out / ".take"):
-            if not (waiting := self.of(TrialState.WAITING)):
+        with hold_lock(self.out / ".take"):
+            if not (waiting := self.trials(TrialState.WAITING)):
                 return None
-            if self.sweep.tpe:  # what was drawn before is not drawn again
-                seed = self.sweep.search_seed + len(self.of()) - len(waiting)
-                self.study.sampler = optuna.samplers.TPESampler(seed=seed)
-            trial = self.study.ask(self.sweep.space)
-            trial.set_user_attr("worker", worker)
-            attempts = trial.user_attrs.get("attempts", 0)
-            trial.set_user_attr("attempts", attempts + 1)
-        return trial
+            # What was drawn before, by any process, is not drawn again.
+            seed = self.search_seed + len(self.trials()) - len(waiting)
+            self.study.sampler = self.sampler(seed=seed)
+            return self.study.ask(self.space)
+
+
+def open_study(out: Path, pruner: optuna.pruners.BasePruner) -> optuna.Study:
+    """Opens the study in a folder that no other process uses."""
+    (out / f"{JOURNAL}.lock").unlink(missing_ok=True)  # a kill may have left both
+    if (path := out / JOURNAL).exists():
+        content = path.read_bytes()
+        write_file(path, content[: content.rfind(b"\n") + 1])
+    return optuna.create_study(
+        storage=open_storage(out),
+        pruner=pruner,
+        study_name="sweep",
+        direction="maximize",
+        load_if_exists=True,
+    )
+
+
+def name_of(params: Mapping[str, Any]) -> str:
+    """Returns parameters as in `model=mlp learning_rate=0.01`."""
+    return " ".join(f"{name}={text}" for name, text in as_settings(params).items())
+
+
+def make_config(
+    params: Mapping[str, Any], given: Mapping[str, str], dataset: Dataset
+) -> TrainConfig:
+    """Returns the config of a trial; raises InputError if it cannot be trained.
+
+    Args:
+        params: the model, and the values of the varied flags.
+        given: the other config flags that were given.
+        dataset: that it must fit, and whose defaults it gets.
+    """
+    values, settings, named = FlagValues(), as_settings(params), name_of(params)
+    define_config_flags(values)
+    words = [f"--{name}={text}" for name, text in {**given, **settings}.items()]
+    try:
+        parse_flags(["sweep", *words], values)
+        varied = {name: values[name].value for name in settings}
+        config = config_from_flags(values, varied.pop("model"), **varied)
+        config = config.for_dataset(dataset.name)
+        config.require_validation("vary", named)
+        create_model(config, dataset.shapes)
+        split_for_training(dataset, config)
+    except InputError as error:
+        raise InputError(f"--vary: {named} cannot be trained: {error}") from error
+    return config
 
 
 def _prepare(
@@ -141,7 +161,6 @@ def _prepare(
     """Prepares an experiment, from the last one if only the learning rate differs."""
     key = dataclasses.replace(config, learning_rate=1.0, seed=0), seeds
     if key in last:
-        config = config.for_dataset(dataset.name)
         return dataclasses.replace(
             last[key], config=config, compile_seconds=0.0, compile_cached=True
         )
@@ -150,79 +169,64 @@ def _prepare(
     return last[key]
 
 
-def train_trials(sweep: Sweep, worker: int) -> None:
-    """Trains trials until none waits.
-
-    If a worker with this number has died, its trial is resumed.
-    """
-    trials, prepare_runs = Trials(sweep), partial(_prepare, {})
-    trials.requeue(worker)
-    while (trial := trials.take(worker)) is not None:
+def train_trials(sweep: Sweep) -> None:
+    """Trains trials until none waits."""
+    last: dict[Any, Experiment] = {}
+    while (trial := sweep.take()) is not None:
         accuracy = None
         try:
-            if trial.user_attrs["attempts"] > ATTEMPTS:
-                raise InputError(f"its process died {ATTEMPTS} times")
-            accuracy = _train(sweep, trial, prepare_runs)
+            if trial.user_attrs.get("deaths", 0) >= MAX_DEATHS:
+                raise InputError(f"its process died {MAX_DEATHS} times")
+            accuracy = _train(sweep, trial, last)
             state, outcome = TrialState.COMPLETE, f"validation accuracy {accuracy:.4f}"
         except optuna.TrialPruned as pruned:
             state, outcome = TrialState.PRUNED, f"pruned {pruned}"
         except InputError as error:
             state, outcome = TrialState.FAIL, f"failed ({error})"
-        trial.set_user_attr("outcome", outcome)
-        trials.study.tell(trial, accuracy, state)
+        trial.set_user_attr("outcome", f"{name_of(trial.params)}: {outcome}")
+        sweep.study.tell(trial, accuracy, state)
         folder = sweep.out / RUNS / trial.user_attrs.get("folder", "")
         for seed in sweep.seeds:
             remove_checkpoints(folder / f"seed{seed}")
 
 
-def _train(sweep: Sweep, trial: optuna.Trial, prepare_runs: Prepare) -> float:
+def _train(sweep: Sweep, trial: optuna.Trial, last: dict[Any, Experiment]) -> float:
     """Trains or resumes the runs of a trial; returns their validation accuracy."""
-    settings, dataset = as_settings(trial.params), sweep.dataset
-    config = make_config(settings, sweep.given, dataset)
-    epochs = config.for_dataset(dataset.name).epochs
+    dataset, parent = sweep.dataset, multiprocessing.parent_process()
+    config = make_config(trial.params, sweep.given, dataset)
     # Named without the machine and the versions: trials may run on several.
     [key] = run_keys(config, dataset, [0]).values()
     folder = sweep.out / RUNS / f"{config.name}-{digest(key)}"
     trial.set_user_attr("folder", folder.name)
     folders = {seed: folder / f"seed{seed}" for seed in sweep.seeds}
-    name, parent = name_of(settings), multiprocessing.parent_process()
-    events = train_runs(config, dataset, folders, name=name, prepare_runs=prepare_runs)
+    events = train_runs(config, dataset, folders, prepare_runs=partial(_prepare, last))
     with contextlib.closing(events):
         for event in events:
             if parent and not parent.is_alive():  # that of a task on Ray is not known
                 os._exit(1)
             if isinstance(event, Epoch):
                 epoch = event.records[0].epoch
-                accuracies = [record.val_accuracy or 0 for record in event.records]
-                accuracy = statistics.fmean(accuracies)
+                accuracy = statistics.fmean(r.val_accuracy or 0 for r in event.records)
                 trial.report(accuracy, epoch)
-                if epoch != epochs and trial.should_prune():
+                if epoch != config.epochs and trial.should_prune():
                     raise optuna.TrialPruned(f"{accuracy:.4f}")
-            elif isinstance(event, str) and not sweep.quiet:
-                if not event.endswith(("already recorded", "compiling ...")):
-                    print(event, flush=True)
-    records = [run for path in folders.values() if (run := read_record(path))]
+    records = [read_json(RunRecord, path / RECORD) for path in folders.values()]
     return statistics.fmean(map(validation_accuracy, records))
 
 
-def work(sweep: Sweep, worker: int, accelerator: float) -> None:
+def work(sweep: Sweep) -> None:
     """Starts JAX in a process, with a share of an accelerator, and trains trials."""
-    if not (sweep.out / JOURNAL).exists():
-        raise InputError(
-            f"{socket.gethostname()} has no {sweep.out}; give an --out that all nodes "
-            "share"
-        )
-    logging.set_verbosity(logging.WARNING)
-    if accelerator:
-        memory = f"{0.75 * min(accelerator, 1):.3f}"
+    if not sweep.trials(TrialState.WAITING):  # others were faster
+        return
+    if sweep.gpus:
+        memory = f"{0.75 * min(sweep.gpus, 1):.3f}"
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", memory)
     os.environ["NPROC"] = str(sweep.cores)  # threads of XLA:CPU
-    devices = sweep.machine["cpu_devices"] or sweep.cores
-    start_jax({**sweep.machine, "cpu_devices": devices})
-    train_trials(sweep, worker)
+    start_jax(sweep.machine)
+    train_trials(sweep)
 
 
-def _work_here(sweep: Sweep, worker: int, workers: int) -> None:
+def _work_here(sweep: Sweep, worker: int) -> None:
     """Works in a process of this machine, with its share of the cores."""
     for received in {*SIGNALS} - {signal.SIGTERM}:  # they reach all of a terminal
         signal.signal(received, signal.SIG_IGN)
@@ -230,55 +234,42 @@ def _work_here(sweep: Sweep, worker: int, workers: int) -> None:
         cores = sorted(os.sched_getaffinity(0))
         first = worker * sweep.cores % len(cores)
         os.sched_setaffinity(0, cores[first : first + sweep.cores])
-    work(sweep, worker, 1 / workers)
+    work(sweep)
 
 
-def run_processes(sweep: Sweep, workers: int, poll: Callable[[], None]) -> None:
-    """Trains trials side by side in processes that share the cores.
-
-    It calls `poll` several times a second, which raises to stop.
-    """
-    context, trials = multiprocessing.get_context("spawn"), Trials(sweep)
-
-    def start(number: int) -> BaseProcess:
-        words = sweep, number, workers
-        process = context.Process(target=_work_here, args=words, daemon=True)
+@contextlib.contextmanager
+def start_processes(sweep: Sweep, workers: int) -> Iterator[Callable[[], bool]]:
+    """Starts workers on this machine; yields a function: whether one still works."""
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=_work_here, args=(sweep, number), daemon=True)
+        for number in range(workers)
+    ]
+    for process in processes:
         process.start()
-        return process
 
-    processes = {number: start(number) for number in range(workers)}
+    def working() -> bool:
+        alive = any(process.is_alive() for process in processes)
+        if any((process.exitcode or 0) > 0 for process in processes):
+            raise InputError("a worker ended with an error, see above")
+        return alive
+
     try:
-        while processes:
-            poll()
-            time.sleep(POLL_SECONDS)
-            ended = [n for n, process in processes.items() if not process.is_alive()]
-            for number in ended:
-                if not (code := processes.pop(number).exitcode):
-                    continue
-                if code > 0 or not trials.requeue(number):
-                    raise InputError(f"a worker ended with exit code {code}, see above")
-                print(f"a worker ended with exit code {code} and is replaced")
-                processes[number] = start(number)
+        yield working
     finally:
-        for process in processes.values():  # what they have written can be resumed
+        for process in processes:  # what they have written can be resumed
             process.kill()
             process.join()
 
 
-def run_on_ray(
-    sweep: Sweep, address: str, gpus: float, poll: Callable[[], None]
-) -> None:
-    """Trains trials in tasks, as many at a time as the nodes have CPUs and GPUs for.
-
-    `gpus` are those of a trial. It calls `poll` as `run_processes` does.
-    """
+@contextlib.contextmanager
+def start_on_ray(sweep: Sweep, address: str) -> Iterator[Callable[[], bool]]:
+    """Starts workers as tasks on Ray, as many as fit its nodes, as above."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     # It would start every worker by `uv run`, which needs the network and a lock file.
     os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
     import ray
 
-    trials = Trials(sweep)
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         host, colon, port = address.rpartition(":")
         if colon and port.isdigit() and "/" not in address:  # Ray would try for minutes
@@ -289,38 +280,38 @@ def run_on_ray(
             f"no Ray cluster answers at {address} ({error}); start one with `ray start "
             "--head`, or give its address by --address or RAY_ADDRESS"
         ) from error
-    for number, handler in handlers.items():  # Ray has set its own
-        signal.signal(number, handler)
+    needed = {"CPU": sweep.cores, "GPU": sweep.gpus}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    task: Any = ray.remote(work).options(
+        num_cpus=sweep.cores,
+        num_gpus=sweep.gpus,
+        max_retries=0,
+        scheduling_strategy="SPREAD",
+    )
+
+    def working() -> bool:
+        for ended in ray.wait(tasks, num_returns=len(tasks), timeout=0)[0]:
+            tasks.remove(ended)
+            try:
+                ray.get(ended)
+            except ray.exceptions.RayTaskError:
+                raise
+            except ray.exceptions.RayError:  # its process or its node died
+                pass
+        return bool(tasks)
+
     try:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         if not any(
-            node.get("CPU", 0) >= sweep.cores and node.get("GPU", 0) >= gpus
+            all(node.get(name, 0) >= number for name, number in needed.items())
             for node in nodes
         ):  # Ray would wait for one
             raise InputError(
                 f"no node of the Ray cluster has --cpus_per_trial={sweep.cores} and "
-                f"--gpus_per_trial={gpus:g}; give less, or start larger nodes"
+                f"--gpus_per_trial={sweep.gpus:g}; give less, or start larger nodes"
             )
-        task: Any = ray.remote(work).options(
-            num_cpus=sweep.cores,
-            num_gpus=gpus,
-            max_retries=ATTEMPTS,
-            scheduling_strategy="SPREAD",
-        )
-        shared, waiting = ray.put(sweep), trials.of(TrialState.WAITING)
+        shared = ray.put(sweep)
         # A task for each trial: later nodes take those that still wait.
-        tasks = [task.remote(shared, number, gpus) for number in range(len(waiting))]
-        while tasks and trials.of(TrialState.WAITING, TrialState.RUNNING):
-            poll()
-            ended, tasks = ray.wait(tasks, num_returns=len(tasks), timeout=POLL_SECONDS)
-            ray.get(ended)
+        tasks = [task.remote(shared) for _ in sweep.trials(TrialState.WAITING)]
+        yield working
     finally:
         ray.shutdown()  # also ends the tasks that run
-
-
-def repair_journal(out: Path) -> None:
-    """Removes from a journal that no process uses what a kill may have left."""
-    (out / f"{JOURNAL}.lock").unlink(missing_ok=True)
-    if (path := out / JOURNAL).exists():
-        content = path.read_bytes()
-        write_file(path, content[: content.rfind(b"\n") + 1])

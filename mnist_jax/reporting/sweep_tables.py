@@ -4,6 +4,7 @@ The folder of a sweep has Optuna's journal of its trials, and their run director
 """
 
 import itertools
+import math
 import shlex
 import warnings
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ from mnist_jax.reporting.tables import (
     markdown_table,
     table_notes,
 )
-from mnist_jax.training.run_dir import RUNS, read_data_dir, read_record, read_runs
+from mnist_jax.training.run_dir import RUNS, find_runs, read_data_dir, read_record
 
 JOURNAL = "journal.log"  # of Optuna, in the folder of a sweep
 BEST, TABLE, CSV = "best.cfg", "sweep.md", "sweep.csv"
@@ -34,14 +35,6 @@ SELECTION_NOTE = (
     "measured once, at the end of each finished run, and neither the search nor the "
     "order of this table reads it"
 )
-# Optuna's states of a trial, in the order of the table.
-STATES = {
-    "COMPLETE": "finished",
-    "RUNNING": "started",
-    "WAITING": "started",  # and stopped
-    "PRUNED": "pruned",
-    "FAIL": "failed",
-}
 
 
 def open_storage(out: Path) -> Any:
@@ -50,20 +43,17 @@ def open_storage(out: Path) -> Any:
     from optuna.storages import journal
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    path = str((out / JOURNAL).absolute())
-    lock = journal.JournalFileOpenLock(path)  # works on network file systems too
-    return journal.JournalStorage(journal.JournalFileBackend(path, lock))
+    backend = journal.JournalFileBackend(str((out / JOURNAL).absolute()))
+    return journal.JournalStorage(backend)
 
 
-def open_studies(out: Path) -> list[Any]:
-    """Returns Optuna's study of each command that trained into a folder."""
-    if not (out / JOURNAL).exists():
-        return []
+def load_study(out: Path) -> Any:
+    """Returns Optuna's study of the sweep in a folder, None if it has no sweep."""
     import optuna
 
-    storage = open_storage(out)
-    names = optuna.get_all_study_names(storage)
-    return [optuna.load_study(study_name=name, storage=storage) for name in names]
+    if not (out / JOURNAL).exists():
+        return None
+    return optuna.load_study(study_name=None, storage=open_storage(out))
 
 
 def as_settings(params: Mapping[str, Any]) -> dict[str, str]:
@@ -86,57 +76,44 @@ def validation_accuracy(record: RunRecord) -> float:
 
 
 def read_trials(out: Path) -> pd.DataFrame:
-    """Returns the trials in a folder that have started, the best finished one first.
+    """Returns the trials in a folder that have started, the best complete one first.
 
-    The flags that differ between trials come first, or else the model. Accuracies are
-    means over seeds with their sample standard deviation, NaN for one seed; of a trial
-    that has not finished, the validation accuracy is the last one measured. Seconds are
-    of training and evaluation, the mean over seeds.
+    The columns up to `state` are the varied flags. Accuracies are means over seeds with
+    their sample standard deviation, NaN for one seed; of a trial that is not complete,
+    the validation accuracy is the last one measured. Seconds are of training and
+    evaluation, the mean over seeds.
     """
-    settings, results = {}, {}  # by folder, which commands may share
-    for study in open_studies(out):
-        for trial in study.get_trials(deepcopy=False):
-            if (folder := trial.user_attrs.get("folder")) is None:
-                continue
-            finished, values = trial.state.name == "COMPLETE", trial.intermediate_values
-            records = read_seeds(out / RUNS / folder) if finished else []
-            accuracies = [*map(validation_accuracy, records)] or [*values.values()][-1:]
-            validation = pd.Series(accuracies, dtype=float)
-            test = pd.Series([record.test_accuracy for record in records], dtype=float)
-            runs = [record.epochs for record in records]
-            seconds = [
-                sum(e.train_seconds + e.eval_seconds for e in run) for run in runs
-            ]
-            settings[folder] = study.user_attrs["flags"] | as_settings(trial.params)
-            results[folder] = {
-                "state": STATES[trial.state.name],
-                "seeds": len(records),
-                "val_accuracy": validation.mean(),
-                "val_accuracy_std": validation.std(),
-                "test_accuracy": test.mean(),
-                "test_accuracy_std": test.std(),
-                "epochs_trained": max(map(len, runs), default=max(values, default=0)),
-                "seconds": pd.Series(seconds, dtype=float).mean(),
-                "folder": folder,
-            }
-    if not results:
+    rows, study = [], load_study(out)
+    for trial in study.get_trials(deepcopy=False) if study else ():
+        if (folder := trial.user_attrs.get("folder")) is None:
+            continue
+        complete, values = trial.state.name == "COMPLETE", trial.intermediate_values
+        paths = (out / RUNS / folder).iterdir() if complete else ()
+        runs = [run for path in paths if (run := read_record(path))]
+        accuracies = [*map(validation_accuracy, runs)] or [*values.values()][-1:]
+        validation = pd.Series(accuracies, dtype=float)
+        test = pd.Series([run.test_accuracy for run in runs], dtype=float)
+        epochs = [epoch for run in runs for epoch in run.epochs]
+        seconds = sum(epoch.train_seconds + epoch.eval_seconds for epoch in epochs)
+        row = {
+            **as_settings(trial.params),
+            "state": trial.state.name.lower(),
+            "seeds": len(runs),
+            "val_accuracy": validation.mean(),
+            "val_accuracy_std": validation.std(),
+            "test_accuracy": test.mean(),
+            "test_accuracy_std": test.std(),
+            "epochs_trained": max([e.epoch for e in epochs] or values, default=0),
+            "seconds": seconds / len(runs) if runs else math.nan,
+            "folder": folder,
+        }
+        rows.append(row)
+    if not rows:
         return pd.DataFrame()
-    flags, order = pd.DataFrame(list(settings.values())).fillna("-"), [*STATES.values()]
-    varied = [name for name in flags if flags[name].nunique() > 1] or ["model"]
-    trials = pd.concat([flags[varied], pd.DataFrame(list(results.values()))], axis=1)
-    return trials.sort_values(
-        ["state", "val_accuracy"],
-        key=lambda column: (
-            column.map(order.index) if column.name == "state" else -column
-        ),
-        ignore_index=True,
-    )
-
-
-def read_seeds(folder: Path) -> list[RunRecord]:
-    """Returns the records of a trial's finished runs, by seed."""
-    paths = {int(path.name[4:]): path for path in folder.glob("seed*")}
-    return [run for _, path in sorted(paths.items()) if (run := read_record(path))]
+    # The names of Optuna's states are in the order of the table.
+    by, ascending = ["state", "val_accuracy"], [True, False]
+    trials = pd.DataFrame(rows).sort_values(by, ascending=ascending)
+    return trials.drop_duplicates("folder", ignore_index=True)  # drawn twice
 
 
 def format_trials(trials: pd.DataFrame) -> pd.DataFrame:
@@ -160,31 +137,32 @@ def write_trials(out: Path, trials: pd.DataFrame) -> str:
 
     Returns the table and the command that trains the best settings again, if any.
     """
-    machines = map(table_notes, group_by_table(read_runs(out)))
+    found = find_runs(out)
+    machines = map(table_notes, group_by_table(found.values()))
     notes = [SELECTION_NOTE, *itertools.chain(*machines)]
     text = markdown_table(format_trials(trials), notes)
     write_file(out / TABLE, text + "\n")
     write_file(out / CSV, trials.to_csv(index=False))
     best = trials.iloc[0]
-    if records := read_seeds(out / RUNS / best["folder"]) if best["seeds"] else []:
-        config, dataset = records[0].config, records[0].dataset
-        words = [f"--flagfile={out / BEST}", f"--seed={config.seed}"]
-        words += [f"--seeds={len(records)}", f"--run_dir={out / 'best'}"]
-        command = f"python -m experiments.train {shlex.join(words)}"
-        flags = {"model": config.model, "dataset": config.dataset}
-        run_dir = out / RUNS / best["folder"] / f"seed{config.seed}"
-        if data_dir := read_data_dir(run_dir):
-            flags["data_dir"] = data_dir
-        flags |= changed_fields(config, dataset)
-        lines = [
-            f"# Validation accuracy {best['val_accuracy']:.4f} on {dataset}, selected "
-            f"from {len(trials)} trials.",
-            f"# {command}",
-            *(f"--{name}={as_text(value)}" for name, value in flags.items()),
-        ]
-        write_file(out / BEST, "\n".join(lines) + "\n")
-        text += f"\n\nbest: {command}"
-    return text
+    if best["state"] != "complete":
+        return text
+    runs = {p: run for p, run in found.items() if p.parent.name == best["folder"]}
+    run_dir = min(runs, key=lambda path: runs[path].config.seed)
+    config, dataset = runs[run_dir].config, runs[run_dir].dataset
+    words = [f"--flagfile={out / BEST}", f"--seed={config.seed}"]
+    words += [f"--seeds={len(runs)}", f"--run_dir={out / 'best'}"]
+    command = f"python -m experiments.train {shlex.join(words)}"
+    flags = {"model": config.model, "dataset": config.dataset}
+    flags |= {"data_dir": folder} if (folder := read_data_dir(run_dir)) else {}
+    flags |= changed_fields(config, dataset)
+    lines = [
+        f"# Validation accuracy {best['val_accuracy']:.4f} on {dataset}, selected from "
+        f"{len(trials)} trials.",
+        f"# {command}",
+        *(f"--{name}={as_text(value)}" for name, value in flags.items()),
+    ]
+    write_file(out / BEST, "\n".join(lines) + "\n")
+    return f"{text}\n\nbest: {command}"
 
 
 def read_sweep(out: Path) -> dict[str, Any] | None:
@@ -196,28 +174,25 @@ def read_sweep(out: Path) -> dict[str, Any] | None:
     return {
         "summary": f"{len(trials)} trials: {named}; {SELECTION_NOTE}.",
         "table": format_trials(trials),
-        "pictures": sweep_pictures(out),
+        "pictures": _pictures(trials, load_study(out)),
         "best": (out / BEST).read_text() if (out / BEST).exists() else "",
     }
 
 
-def sweep_pictures(out: Path) -> list[Picture]:
-    """Returns Optuna's plots of the finished trials, of each command in a folder."""
-    pictures = []
-    for number, study in enumerate(open_studies(out), start=1):
-        finished = [t.params for t in study.trials if t.state.name == "COMPLETE"]
-        params = pd.DataFrame(finished)
-        names = [name for name in params if params[name].nunique() > 1]
-        kinds = {"slice": "point", "parallel_coordinate": "line"} if names else {}
-        for kind, mark in kinds.items():
-            picture = Picture(
-                name=f"sweep-{number}-{kind}",
-                heading=f"validation accuracy by {', '.join(names)}",
-                caption=f"A {mark} for each finished trial, the mean over its seeds.",
-                draw=partial(_draw, study, names, f"plot_{kind}"),
-            )
-            pictures.append(picture)
-    return pictures
+def _pictures(trials: pd.DataFrame, study: Any) -> list[Picture]:
+    """Returns Optuna's plots of the complete trials."""
+    flags = trials[trials["state"] == "complete"].loc[:, :"state"]
+    names = [name for name in flags if flags[name].nunique() > 1]
+    return [
+        Picture(
+            name=f"sweep-{kind}",
+            heading=f"validation accuracy by {', '.join(names)}",
+            caption=f"A {mark} for each complete trial, the mean over its seeds.",
+            draw=partial(_draw, study, names, f"plot_{kind}"),
+        )
+        for kind, mark in (("slice", "point"), ("parallel_coordinate", "line"))
+        if names
+    ]
 
 
 def _draw(study: Any, names: list[str], plot: str) -> Figure:

@@ -117,7 +117,7 @@ def test_a_sweep_survives_the_death_of_a_worker_a_node_and_the_driver(
     assert {key: after[key] for key in before} == before
     printed = ended(lines) + ended(output.splitlines())
     assert len(set(printed)) == len(printed)
-    assert list(read_trials(out)["state"]) == ["finished"] * TRIALS
+    assert list(read_trials(out)["state"]) == ["complete"] * TRIALS
     assert {k: v[0] for k, v in after.items()} == {
         k: v[0] for k, v in records(local).items()
     }

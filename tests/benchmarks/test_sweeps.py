@@ -1,27 +1,29 @@
 """Sweeps: combinations, sampling, pruning, stops and their tables."""
 
+import contextlib
 import csv
 import dataclasses
 import json
 import os
 import shlex
 import signal
+from functools import partial
 from multiprocessing import active_children
 from pathlib import Path
 
+import optuna
 import pytest
 from helpers.processes import start_python
 from helpers.programs import run
 from helpers.sweeps import make_sweep
 from optuna.trial import TrialState
 
-from benchmarks import sweep_worker
-from benchmarks.sweep_space import combine, parse_space, sample
+from benchmarks import sweep, sweep_worker
+from benchmarks.sweep import combine, parse_space
 from benchmarks.sweep_worker import (
-    ATTEMPTS,
-    Trials,
-    repair_journal,
-    run_processes,
+    MAX_DEATHS,
+    Sweep,
+    start_processes,
     train_trials,
 )
 from mnist_jax.errors import InputError
@@ -32,7 +34,7 @@ from mnist_jax.reporting.sweep_tables import (
     read_trials,
     write_trials,
 )
-from mnist_jax.training.run_dir import RECORD, read_runs
+from mnist_jax.training.run_dir import METRICS, RECORD, read_runs
 
 SMALL = "--dataset=digits", "--hidden=16", "--epochs=3", "--batch_size=256"
 GRID = *SMALL, "--vary=learning_rate=1e-3,1e-2", "--vary=optimizer=adam,sgd"
@@ -58,7 +60,7 @@ def test_a_grid_is_trained_and_its_best_settings_train_again(tmp_path):
     words = "benchmarks.sweep", "--seeds=2", f"--out={out}"
     printed = run(*words, *GRID)
     rows = list(csv.DictReader((out / "sweep.csv").read_text().splitlines()))
-    assert len(rows) == 4 and {row["state"] for row in rows} == {"finished"}
+    assert len(rows) == 4 and {row["state"] for row in rows} == {"complete"}
     assert {(r["learning_rate"], r["optimizer"]) for r in rows} == {
         (rate, name) for rate in ("1e-3", "1e-2") for name in ("adam", "sgd")
     }
@@ -74,12 +76,7 @@ def test_a_grid_is_trained_and_its_best_settings_train_again(tmp_path):
     # The same command trains nothing.
     times = {path: path.stat().st_mtime_ns for path in out.rglob(RECORD)}
     assert "4 of 4 trials had ended before" in run(*words, *GRID).stdout
-    # Another one trains what is missing, and is in the same table.
-    more = run(*words, *SMALL, "--vary=learning_rate=1e-2,2e-2").stdout
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
-    assert len(list(out.glob(f"runs/*/*/{RECORD}"))) == 2 * 5 and "2/2 done" in more
-    rows = list(csv.DictReader((out / "sweep.csv").read_text().splitlines()))
-    assert len(rows) == 5 and "-" in {row["optimizer"] for row in rows}
     with hold_lock(out / ".lock"):
         refused = run(*words, *GRID, ok=False)
     assert "another process" in refused.stderr
@@ -103,8 +100,10 @@ def test_a_killed_sweep_resumes_and_ends_like_an_unstopped_one(tmp_path):
         journal.write('{"op_code": 4, "worker')  # as if it was killed while it wrote
     done = {path: path.stat().st_mtime_ns for path in killed.rglob(RECORD)}
     assert len(done) == 2
+    [metrics] = {*killed.rglob(METRICS)} - {path.with_name(METRICS) for path in done}
+    epoch = metrics.read_text().splitlines()[1]  # with its seconds
     resumed = run(*words, f"--out={killed}").stdout
-    assert "resuming after epoch" in resumed
+    assert metrics.read_text().splitlines()[1] == epoch
     assert "2 of 3 trials had ended before" in resumed
     assert all(path.stat().st_mtime_ns == time for path, time in done.items())
     assert outcomes(killed) == outcomes(whole) and len(outcomes(whole)) == 3
@@ -118,12 +117,13 @@ def test_trials_are_pruned_fail_and_share_one_program(tmp_path, digits, monkeypa
         sweep_worker, "prepare", lambda *words: calls.append(words) or whole(*words)
     )
     out, rates = tmp_path / "out", "1e38,1e-2,1e-5,2e-2"
-    sweep = make_sweep(out, digits, rates, prune=(1, 2))
-    train_trials(sweep, 0)
+    pruner = optuna.pruners.SuccessiveHalvingPruner(1, 2)
+    sweep = make_sweep(out, digits, rates, pruner=pruner)
+    train_trials(sweep)
     assert len(calls) == 1
     found = [states(out)[rate] for rate in rates.split(",")]
-    assert found[:3] == ["failed", "finished", "pruned"]
-    [failed] = Trials(sweep).of(TrialState.FAIL)
+    assert found[:3] == ["fail", "complete", "pruned"]
+    [failed] = sweep.trials(TrialState.FAIL)
     assert "the loss is" in failed.user_attrs["outcome"]
     trials = read_trials(out)
     assert "| pruned" in write_trials(out, trials)
@@ -131,17 +131,17 @@ def test_trials_are_pruned_fail_and_share_one_program(tmp_path, digits, monkeypa
     assert 1 <= pruned["epochs_trained"] < 4 and not pruned["seeds"]
     assert not list(out.rglob("checkpoints/*.msgpack"))
     # What has ended is not trained again.
-    again = make_sweep(out, digits, rates, prune=(1, 2))
-    assert not Trials(again).of(TrialState.WAITING)
+    again = make_sweep(out, digits, rates)
+    assert not again.trials(TrialState.WAITING)
     # A program that was compiled for another rate trains the same.
-    train_trials(make_sweep(tmp_path / "alone", digits, "1e-2"), 0)
+    train_trials(make_sweep(tmp_path / "alone", digits, "1e-2"))
     alone = outcomes(tmp_path / "alone")
     assert len(calls) == len(alone) == 2 and set(alone) <= set(outcomes(out))
 
 
 @pytest.mark.slow
 def test_the_report_has_plots_of_a_sweep(tmp_path, digits):
-    train_trials(make_sweep(tmp_path, digits, "1e-3,1e-2"), 0)
+    train_trials(make_sweep(tmp_path, digits, "1e-3,1e-2"))
     write_trials(tmp_path, read_trials(tmp_path))
     page = report.write_report(tmp_path).read_text()
     drawn = list((tmp_path / report.PICTURES).glob("sweep-*.svg"))
@@ -156,23 +156,25 @@ def test_the_report_has_plots_of_a_sweep(tmp_path, digits):
 
 
 @pytest.mark.faults
-def test_a_process_that_dies_is_replaced_until_its_trial_fails(tmp_path, digits):
-    sweep = make_sweep(tmp_path, digits, "1e-3,1e-2")
-    deaths = []
+def test_a_trial_whose_process_dies_is_resumed_until_it_fails(
+    tmp_path, digits, monkeypatch
+):
+    trials, deaths = make_sweep(tmp_path, digits, "1e-3,1e-2"), []
 
     def kill() -> None:
-        running = Trials(sweep).of(TrialState.RUNNING)
-        if len(deaths) < ATTEMPTS and running:
+        if [trial.number for trial in trials.trials(TrialState.RUNNING)] == [0]:
             [child] = active_children()
             deaths.append(child.pid)
             os.kill(child.pid, signal.SIGKILL)
             child.join()
 
-    run_processes(sweep, 1, kill)
-    assert len(set(deaths)) == ATTEMPTS
-    assert states(tmp_path) == {"1e-3": "failed", "1e-2": "finished"}
-    [failed] = Trials(sweep).of(TrialState.FAIL)
-    assert failed.user_attrs["outcome"] == f"failed (its process died {ATTEMPTS} times)"
+    context = contextlib.nullcontext(kill)
+    monkeypatch.setattr(sweep, "stop_between_chunks", lambda _: context)
+    sweep.train_sweep(trials, partial(start_processes, trials, 1))
+    assert len(set(deaths)) == MAX_DEATHS
+    assert states(tmp_path) == {"1e-3": "fail", "1e-2": "complete"}
+    [failed] = trials.trials(TrialState.FAIL)
+    assert f"failed (its process died {MAX_DEATHS} t" in failed.user_attrs["outcome"]
 
 
 def test_combinations_change_the_learning_rate_first():
@@ -181,53 +183,58 @@ def test_combinations_change_the_learning_rate_first():
     assert order == [("3", "1"), ("3", "2"), ("4", "1"), ("4", "2")]
 
 
-def test_samples_are_within_their_ranges_and_repeat():
-    space = parse_space(
-        ["learning_rate=log(1e-4,1e-2)", "batch_size=uniform(16,64)"], ["mlp", "cnn"]
-    )
-    drawn = sample(space, 20, 0)
-    assert drawn == sample(space, 20, 0) != sample(space, 20, 1)
-    assert {params["model"] for params in drawn} == {"mlp", "cnn"}
-    assert all(16 <= params["batch_size"] <= 64 for params in drawn)
-    assert sum(params["learning_rate"] < 1e-3 for params in drawn) > 5  # log-uniform
+def draw(sweep: Sweep) -> list[float]:
+    """Takes all trials, whose accuracy is best at 0.01; returns their rates."""
+    rates = []
+    while (trial := sweep.take()) is not None:
+        rates.append(trial.params["learning_rate"])
+        sweep.study.tell(trial, 1 - abs(rates[-1] - 0.01))
+    return rates
 
 
-def test_what_tpe_draws_but_cannot_be_trained_fails(tmp_path, digits, monkeypatch):
+def test_samples_are_within_their_ranges_and_repeat(tmp_path, digits):
+    outs = [tmp_path / str(number) for number in range(3)]
+    sweeps = [make_sweep(out, digits, "log(1e-4,1e-2)", samples=20) for out in outs]
+    drawn = draw(sweeps[0])
+    assert drawn == draw(sweeps[1])
+    assert drawn != draw(dataclasses.replace(sweeps[2], search_seed=1))
+    assert all(1e-4 <= rate <= 1e-2 for rate in drawn)
+    assert sum(rate < 1e-3 for rate in drawn) > 5  # log-uniform
+
+
+def test_a_sample_that_cannot_be_trained_fails(tmp_path, digits, monkeypatch):
     def refuse(*words: object) -> None:
         raise InputError("the combination cannot be trained")
 
     monkeypatch.setattr(sweep_worker, "make_config", refuse)
-    sweep = make_sweep(tmp_path, digits, "1e-3,1e-2", tpe=True)
-    train_trials(sweep, 0)
-    failed = [t.user_attrs["outcome"] for t in Trials(sweep).of(TrialState.FAIL)]
-    assert failed == ["failed (the combination cannot be trained)"] * 8
+    sweep = make_sweep(tmp_path, digits, "1e-3", samples=8)
+    train_trials(sweep)
+    failed = [t.user_attrs["outcome"] for t in sweep.trials(TrialState.FAIL)]
+    reason = "failed (the combination cannot be trained)"
+    assert failed == [f"model=mlp learning_rate=1e-3: {reason}"] * 8
     assert read_trials(tmp_path).empty
 
 
-def test_trials_on_other_data_are_not_compared(tmp_path, digits):
+def test_a_folder_holds_one_sweep(tmp_path, digits):
     make_sweep(tmp_path, digits, "1e-3")
     other = dataclasses.replace(digits, name="mnist", test=digits.train)
-    with pytest.raises(InputError, match="trials on other data than mnist"):
-        make_sweep(tmp_path, other, "1e-2")
+    for data, rates in (other, "1e-3"), (digits, "1e-2"):
+        with pytest.raises(InputError, match="holds a sweep with other flags or data"):
+            make_sweep(tmp_path, data, rates)
 
 
 def test_tpe_draws_near_the_best_of_earlier_starts(tmp_path, digits):
-    near = []
+    near, tpe = [], optuna.samplers.TPESampler
     for samples in range(8, 48, 8):
-        trials = Trials(make_sweep(tmp_path, digits, "log(1e-5,1)", tpe=True))
-        trials.fill([{}] * samples)
-        while (trial := trials.take(0)) is not None:
-            rate = trial.params["learning_rate"]
-            near.append(1e-3 < rate < 0.1)
-            trials.study.tell(trial, 1 - abs(rate - 0.01))
+        sweep = make_sweep(tmp_path, digits, "log(1e-5,1)", samples, sampler=tpe)
+        near += [1e-3 < rate < 0.1 for rate in draw(sweep)]
     assert len(near) == 40 and sum(near[-15:]) >= 10 > sum(near[:15])
 
 
 def test_two_processes_take_each_trial_once(tmp_path, digits):
-    sweep = make_sweep(tmp_path, digits, "1,2,3,4")
-    one, other = Trials(sweep), Trials(sweep)
-    taken = [trials.take(0).number for trials in (one, other, one, other)]
-    assert sorted(taken) == [0, 1, 2, 3] and one.take(0) is other.take(1) is None
-    repair_journal(tmp_path)
-    assert Trials(sweep).requeue()
-    assert len(Trials(sweep).of(TrialState.WAITING)) == 4
+    one = make_sweep(tmp_path, digits, "1,2,3,4")
+    other = make_sweep(tmp_path, digits, "1,2,3,4")
+    taken = [sweep.take().number for sweep in (one, other, one, other)]
+    assert sorted(taken) == [0, 1, 2, 3] and one.take() is other.take() is None
+    again = make_sweep(tmp_path, digits, "1,2,3,4")
+    assert again.requeue(deaths=0) and len(again.trials(TrialState.WAITING)) == 4
