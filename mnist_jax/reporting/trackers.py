@@ -5,8 +5,7 @@ import contextvars
 import dataclasses
 import importlib
 import json
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ from absl import logging
 from mnist_jax.records.environment import check_packages
 from mnist_jax.records.schema import EpochRecord, RunRecord
 from mnist_jax.training.fit import Epoch, Result
-from mnist_jax.training.prepare import Experiment
-from mnist_jax.training.runs import Events, Started
+from mnist_jax.training.runs import Event, Events, Started
 
 PROJECT = "mnist_jax"  # of all runs in trackio and wandb
 _PACKAGES = {"tensorboard": "tensorboardX", "trackio": "trackio", "wandb": "wandb"}
@@ -84,55 +82,49 @@ def scalars_of(record: EpochRecord | RunRecord) -> Scalars:
     }
 
 
+def _send(event: Event, runs: dict[int, Any], tracker: str, root: Path) -> None:
+    """Sends what an event has of each seed; `runs`, by seed, are those started."""
+    if isinstance(event, Started):
+        experiment = event.experiment
+        for seed, folder in event.folders.items():
+            config = vars(dataclasses.replace(experiment.config, seed=seed))
+            config = {**config, "dataset": experiment.dataset.name}
+            name = root.resolve().name
+            name += "" if folder == root else f"-{folder.name}"
+            config = json.loads(json.dumps(config))
+            runs[seed] = start_run(tracker, name, folder, config)
+    elif isinstance(event, Epoch):
+        for run, record in zip(runs.values(), event.records, strict=True):
+            run.log(scalars_of(record), step=record.epoch)
+    elif isinstance(event, Result):
+        run = runs.pop(event.record.config.seed)
+        run.log(scalars_of(event.record), step=len(event.record.epochs))
+        run.finish()
+
+
 def track(events: Events, tracker: str, root: Path) -> Events:
     """Passes events on, and sends each seed's config and numbers to a tracker.
 
     They are sent between two epochs, when no clock of an epoch runs. If the tracker
-    fails, that is a warning, and it gets nothing more of that seed. It shows the name
-    of `root`, the directory of the runs.
+    fails, that is a warning, and it gets nothing more. It shows the name of `root`, the
+    directory of the runs.
     """
-    runs: dict[int, Any] = {}  # by seed
-
-    def attempt(seed: int, call: Callable[[], None]) -> None:
-        try:
-            call()
-        except Exception as error:  # whatever the tracker raises
-            run = runs.pop(seed, None)
-            with contextlib.suppress(Exception):
-                run.finish()
-            failure = f"--track={tracker} failed ({type(error).__name__}: {error})"
-            logging.warning("%s; nothing more of seed %d is sent", failure, seed)
-
-    def start(seed: int, folder: Path, experiment: Experiment) -> None:
-        config = vars(dataclasses.replace(experiment.config, seed=seed))
-        config = json.loads(json.dumps({**config, "dataset": experiment.dataset.name}))
-        name = root.resolve().name
-        name += "" if folder == root else f"-{folder.name}"
-        runs[seed] = start_run(tracker, name, folder, config)
-
-    def send(seed: int, record: EpochRecord | RunRecord, step: int) -> None:
-        if seed in runs:
-            runs[seed].log(scalars_of(record), step=step)
-
-    def end(seed: int) -> None:
-        if run := runs.pop(seed, None):
-            run.finish()
-
+    runs: dict[int, Any] = {}
+    failed = False
     try:
         with contextlib.closing(events):
             for event in events:
-                if isinstance(event, Started):
-                    seeds = list(event.folders)
-                    for seed, folder in event.folders.items():
-                        attempt(seed, partial(start, seed, folder, event.experiment))
-                elif isinstance(event, Epoch):
-                    for seed, record in zip(seeds, event.records, strict=True):
-                        attempt(seed, partial(send, seed, record, record.epoch))
-                elif isinstance(event, Result):
-                    run, seed = event.record, event.record.config.seed
-                    attempt(seed, partial(send, seed, run, len(run.epochs)))
-                    attempt(seed, partial(end, seed))
+                try:
+                    if not failed:
+                        _send(event, runs, tracker, root)
+                except Exception as error:  # whatever the tracker raises
+                    failed = True
+                    failure = (
+                        f"--track={tracker} failed ({type(error).__name__}: {error})"
+                    )
+                    logging.warning("%s; nothing more is sent", failure)
                 yield event
     finally:
-        for seed in list(runs):  # that were stopped
-            attempt(seed, partial(end, seed))
+        for run in runs.values():  # that were stopped
+            with contextlib.suppress(Exception):
+                run.finish()
