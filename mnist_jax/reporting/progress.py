@@ -1,11 +1,12 @@
 """Prints the progress of training."""
 
 import contextlib
-import statistics
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from mnist_jax.models.networks import count_params
@@ -19,14 +20,13 @@ _HEADER = "epoch   loss    acc   val loss  val acc  train s  images/s    ETA s"
 
 def _header(experiment: Experiment) -> str:
     """Formats the network, the data and the devices of a run, and the table header."""
-    config, dataset = experiment.config, experiment.dataset
-    validation = len(dataset.validation.labels) if dataset.validation else 0
-    cached = " (cached)" if experiment.compile_cached else ""
-    together = f", {experiment.seeds} seeds together" if experiment.seeds > 1 else ""
-    mesh = experiment.programs.mesh
-    plural = "s" if mesh.size > 1 else ""
-    devices = f"{mesh.size} {mesh.devices.flat[0].platform} device{plural}"
+    dataset, mesh = experiment.dataset, experiment.programs.mesh
     parameters = count_params(experiment.model, dataset.shapes.image)
+    devices = f"{mesh.size} {mesh.devices.flat[0].platform} device"
+    devices += "s" if mesh.size > 1 else ""
+    together = f", {experiment.seeds} seeds together" if experiment.seeds > 1 else ""
+    cached = " (cached)" if experiment.compile_cached else ""
+    sizes = {name: f"{len(split.labels):,}" for name, split in dataset.splits().items()}
     how = ""
     if slow := experiment.programs.slow_in_loops:
         how = (
@@ -34,31 +34,40 @@ def _header(experiment: Experiment) -> str:
             f"XLA's code for {' and '.join(slow)} is slow\n"
         )
     return (
-        f"{config.name}: {parameters:,} parameters, {devices}{together}, "
+        f"{experiment.config.name}: {parameters:,} parameters, {devices}{together}, "
         f"compiled in {experiment.compile_seconds:.1f} s{cached}\n"
-        f"{dataset.name}: {len(dataset.train.labels):,} training, {validation:,} "
-        f"validation, {len(dataset.test.labels):,} test images\n{how}{_HEADER}"
+        f"{dataset.name}: {sizes['train']} training, {sizes.get('validation', 0)} "
+        f"validation, {sizes['test']} test images\n{how}{_HEADER}"
     )
-
-
-def _mean(records: Sequence[EpochRecord], field: str) -> float:
-    return statistics.mean(getattr(record, field) for record in records)
 
 
 def _row(experiment: Experiment, records: Sequence[EpochRecord]) -> str:
     """Formats an epoch: metrics are means over seeds, seconds are for all seeds."""
-    epochs, size = experiment.config.epochs, len(experiment.dataset.train.labels)
-    seeds, first = len(records), records[0]
-    validation = f"{'-':>8} {'-':>8}"
-    if first.val_loss is not None:
-        means = _mean(records, "val_loss"), _mean(records, "val_accuracy")
-        validation = f"{means[0]:8.4f} {means[1]:8.4f}"
-    seconds = first.train_seconds * seeds
-    eta = (epochs - first.epoch) * (seconds + first.eval_seconds * seeds)
+    values = np.array([dataclasses.astuple(record) for record in records], float)
+    mean = EpochRecord(*values.mean(axis=0))  # NaN without validation
+    epoch, epochs, seeds = records[0].epoch, experiment.config.epochs, len(records)
+    seconds = mean.train_seconds * seeds
+    images_per_second = len(experiment.dataset.train.labels) * seeds / seconds
+    eta = (epochs - epoch) * (seconds + mean.eval_seconds * seeds)
+    row = (
+        f"{epoch:2d}/{epochs:<2d} {mean.loss:7.4f} {mean.accuracy:.4f}  "
+        f"{mean.val_loss:8.4f} {mean.val_accuracy:8.4f} {seconds:8.2f} "
+        f"{images_per_second:9,.0f} {eta:8.1f}"
+    )
+    return row.replace("nan", "  -")
+
+
+def _ending(record: RunRecord) -> str:
+    """Formats the results of a run."""
+    kept, averaged = "", ""
+    if record.tta_accuracy is not None:
+        averaged = f" ({record.tta_accuracy:.4f} averaged over shifts)"
+    if record.best_epoch is not None:
+        kept = f", parameters of epoch {record.best_epoch} of {len(record.epochs)}"
     return (
-        f"{first.epoch:2d}/{epochs:<2d} {_mean(records, 'loss'):7.4f} "
-        f"{_mean(records, 'accuracy'):.4f}  {validation} {seconds:8.2f} "
-        f"{size * seeds / seconds:9,.0f} {eta:8.1f}"
+        f"seed {record.config.seed}: test accuracy {record.test_accuracy:.4f}"
+        f"{averaged}, loss {record.test_loss:.4f} ({record.test_images:,} images)"
+        f"{kept}; {record.total_seconds:.1f} s total"
     )
 
 
@@ -97,7 +106,13 @@ def follow(
                 case Started():
                     experiment, line = event.experiment, _header(event.experiment)
                 case Progress():
-                    _show(event, bar)
+                    bar.total, bar.n = event.steps, event.step
+                    bar.set_description_str(
+                        f"epoch {event.epoch}, loss {event.loss:.4f}, "
+                        f"accuracy {event.accuracy:.4f}, "
+                        f"{event.images_per_second:,.0f} images/s, "
+                        f"{event.seconds_left:.0f} s left"
+                    )
                 case Epoch():
                     bar.clear()
                     line = _row(experiment, event.records)
@@ -108,27 +123,3 @@ def follow(
                 print(line, flush=True)
             check_stopped()
     return experiment
-
-
-def _ending(record: RunRecord) -> str:
-    """Formats the results of a run."""
-    kept, averaged = "", ""
-    if record.tta_accuracy is not None:
-        averaged = f" ({record.tta_accuracy:.4f} averaged over shifts)"
-    if record.best_epoch is not None:
-        kept = f", parameters of epoch {record.best_epoch} of {len(record.epochs)}"
-    return (
-        f"seed {record.config.seed}: test accuracy {record.test_accuracy:.4f}"
-        f"{averaged}, loss {record.test_loss:.4f} ({record.test_images:,} images)"
-        f"{kept}; {record.total_seconds:.1f} s total"
-    )
-
-
-def _show(progress: Progress, bar: tqdm) -> None:
-    """Updates the progress bar."""
-    bar.total, bar.n = progress.steps, progress.step
-    bar.set_description_str(
-        f"epoch {progress.epoch}, loss {progress.loss:.4f}, accuracy "
-        f"{progress.accuracy:.4f}, {progress.images_per_second:,.0f} images/s, "
-        f"{progress.seconds_left:.0f} s left"
-    )
