@@ -2,49 +2,13 @@
 
 from mnist_jax.reporting.summary import layer_frame
 from mnist_jax.reporting.tables import (
+    bullets,
     format_settings,
     markdown_table,
     provenance,
 )
 from mnist_jax.training.checkpoints import named_leaves
 from mnist_jax.training.run_dir import EXPORTED_PARAMS, TrainedRun
-
-_CARD = """\
----
-library_name: mnist_jax
-pipeline_tag: image-classification
-tags: [jax, flax, {dataset}]
----
-
-# {name} on {dataset}
-
-A network for images of {height}x{width} gray pixels, trained with mnist_jax.
-
-{facts}
-
-The test accuracy is that of one trained network: another seed gives another one.
-
-## Layers
-
-{layers}
-
-## Use
-
-```python
-import mnist_jax
-
-run = mnist_jax.load_run("FOLDER")  # this folder
-images = mnist_jax.load_dataset({data}).test.images  # [N,{height},{width}] uint8
-probabilities = run.predict(images)  # [N,{classes}]
-```
-
-`python -m experiments.predict --run_dir=FOLDER` and the other programs take it too.
-
-Without mnist_jax, `safetensors.numpy.load_file("{params}")` returns the
-arrays by layer, such as `{example}`. Kernels of dense layers are
-`[inputs,outputs]`, those of convolutions `[height,width,inputs,outputs]`; the gates of
-an LSTM are in the order input, forget, candidate, output.
-"""
 
 
 def model_card(run: TrainedRun) -> str:
@@ -69,16 +33,41 @@ def model_card(run: TrainedRun) -> str:
         )
     if record.dataset_note:
         facts.append(f"note: {record.dataset_note}")
-    folder = ', "FOLDER_OF_THE_DATA"' if dataset == "idx" else ""
-    return _CARD.format(
-        name=config.name,
-        height=height,
-        width=width,
-        classes=record.classes,
-        data=f'"{dataset}"{folder}',
-        dataset=dataset,
-        facts="\n".join(f"- {fact}" for fact in facts),
-        layers=markdown_table(layer_frame(config, run.shapes)),
-        params=EXPORTED_PARAMS,
-        example=next(iter(named_leaves(run.variables["params"]))),
-    )
+    data = f'"{dataset}", "FOLDER_OF_THE_DATA"' if dataset == "idx" else f'"{dataset}"'
+    return f"""\
+---
+library_name: mnist_jax
+pipeline_tag: image-classification
+tags: [jax, flax, {dataset}]
+---
+
+# {config.name} on {dataset}
+
+A network for images of {height}x{width} gray pixels, trained with mnist_jax.
+
+{bullets(facts)}
+
+The test accuracy is that of one trained network: another seed gives another one.
+
+## Layers
+
+{markdown_table(layer_frame(config, run.shapes))}
+
+## Use
+
+```python
+import mnist_jax
+
+run = mnist_jax.load_run("FOLDER")  # this folder
+images = mnist_jax.load_dataset({data}).test.images  # [N,{height},{width}] uint8
+probabilities = run.predict(images)  # [N,{record.classes}]
+```
+
+`python -m experiments.predict --run_dir=FOLDER` and the other programs take it too.
+
+Without mnist_jax, `safetensors.numpy.load_file("{EXPORTED_PARAMS}")` returns the
+arrays by layer, such as `{next(iter(named_leaves(run.variables["params"])))}`. Kernels
+of dense layers are `[inputs,outputs]`, those of convolutions
+`[height,width,inputs,outputs]`; the gates of an LSTM are in the order input, forget,
+candidate, output.
+"""
