@@ -37,7 +37,7 @@ def main() -> None:
         for model in FLAGS.models
         for precision in FLAGS.precisions
     ]
-    targets = check_targets(FLAGS.targets, configs)
+    check_targets(FLAGS.targets, configs)
     against = {config.model: config for config in configs[::-1]}.get(FLAGS.against)
     if FLAGS.against is not None and against is None:
         raise InputError(
@@ -51,10 +51,10 @@ def main() -> None:
         with stop_between_chunks(HOW_TO_RESUME) as check_stopped:
             events = train_configs(out, configs, dataset, seeds)
             follow(events, FLAGS.quiet, check_stopped)
-        tables = write_tables(out, targets, against, FLAGS.columns == "all")
+        tables = write_tables(out, FLAGS.targets, against, FLAGS.columns == "all")
         print(f"\n{tables}\n\nwritten: {out}/compare.jsonl, .csv, .md: all columns")
         if FLAGS.report:
-            page = write_report(out, targets, against)
+            page = write_report(out, FLAGS.targets, against)
             print(f"written: {page} and its pictures in {out}/{PICTURES}")
 
 

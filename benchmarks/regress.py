@@ -28,7 +28,7 @@ from mnist_jax.data.datasets import load_dataset
 from mnist_jax.records.environment import current_environment, git
 from mnist_jax.records.files import check_append
 from mnist_jax.records.schema import append_jsonl
-from mnist_jax.reporting.statistics import Interval, paired_difference, verdict
+from mnist_jax.reporting.statistics import Interval, mean_interval, verdict
 
 from .peers.worker import save_arrays
 from .processes import Worker
@@ -47,7 +47,7 @@ def judge(here: Sequence[float], there: Sequence[float]) -> tuple[Interval, str]
     >>> judge([1.0, 2.0, 1.0], [1.0, 1.0, 2.0])[1]
     'undecided'
     """
-    logs = paired_difference(np.log(here).tolist(), np.log(there).tolist())
+    logs = mean_interval(np.log(here) - np.log(there))  # paired by round
     ratio = Interval(*np.exp(logs).tolist())
     return ratio, verdict(ratio, 1, "slower", "faster")
 

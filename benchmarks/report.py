@@ -18,7 +18,8 @@ FLAGS = flags.FLAGS
 def main() -> None:
     """Writes the report of the runs in --out."""
     out = Path(FLAGS.out)
-    page = write_report(out, check_targets(FLAGS.targets))
+    check_targets(FLAGS.targets)
+    page = write_report(out, FLAGS.targets)
     print(f"written: {page} and its pictures in {out / PICTURES}")
 
 

@@ -152,7 +152,7 @@ def compare(
             "compare() got two configs that are equal but for the seed; give seeds= "
             "instead"
         )
-    targets = check_targets(targets, configs)
+    check_targets(targets, configs)
     _warn_of_one_device(configs)
     seeds = _seeds(seeds, configs[0].seed)
     with distributed.output_folder(out) as folder:
@@ -192,8 +192,8 @@ def write_tables(
 ) -> str:
     """Exports the runs of a results folder as JSON lines, Markdown and CSV.
 
-    Targets, as returned by `check_targets`, and `against` (see `comparison_frame`) are
-    not recorded: each call writes columns of its own.
+    `targets` and `against` (see `comparison_frame`) are not recorded: each call writes
+    columns of its own.
 
     Returns:
         The Markdown to print, with all columns or those that fit.

@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from mnist_jax.data.types import DIGITS
 from mnist_jax.records.files import write_file
 from mnist_jax.records.schema import RunRecord
-from mnist_jax.reporting.tables import history_frame
+from mnist_jax.reporting.tables import budget_frame
 
 # Okabe and Ito's colours, safe for colour-blind readers. Markers and line styles
 # differ too, for print.
@@ -105,16 +105,6 @@ def history_figure(
         # Above the axes, where it covers no data.
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
     return figure
-
-
-def budget_frame(record: RunRecord) -> pd.DataFrame:
-    """Returns `seconds` of training so far and `accuracy` after each epoch of a run.
-
-    The accuracy is of the validation set; seconds exclude compiling and evaluation.
-    """
-    history = history_frame(record)
-    seconds, accuracy = history["train_seconds"].cumsum(), history["val_accuracy"]
-    return pd.DataFrame({"seconds": seconds, "accuracy": accuracy})
 
 
 def pareto_frame(rows: Mapping[str, Sequence[RunRecord]]) -> pd.DataFrame:

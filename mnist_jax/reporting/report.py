@@ -28,7 +28,6 @@ from mnist_jax.reporting.tables import (
     group_by_row,
     group_by_table,
     row_names,
-    sort_value,
     table_notes,
     title,
 )
@@ -87,7 +86,7 @@ def _section(
         "comparisons": _numbered(number, comparison_pictures(rows, targets)),
         "networks": networks,
         "hints": hints,
-        "notes": column_notes(compared, against) + table_notes(records),
+        "notes": column_notes(compared) + table_notes(records),
     }
 
 
@@ -139,7 +138,6 @@ def write_report(
     page = environment.get_template(PAGE).render(
         sections=sections,
         sweep=read_sweep(out),
-        sort_value=sort_value,
         draw=partial(_draw, out / PICTURES),
     )
     write_file(out / PAGE, page)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
 from scipy import stats
 
 LEVEL = 0.95
@@ -51,8 +53,8 @@ def spread(values: Sequence[float]) -> str:
     >>> spread([0.97, 0.98])
     '0.9750 ± 0.0071 (n=2)'
     """
-    std = statistics.stdev(values) if len(values) > 1 else math.nan
-    return format_spread(statistics.fmean(values), std, len(values))
+    sample = pd.Series(values)
+    return format_spread(sample.mean(), sample.std(), len(sample))
 
 
 def median_range(values: Sequence[float]) -> Interval:
@@ -65,33 +67,28 @@ def median_range(values: Sequence[float]) -> Interval:
     return Interval(statistics.median(values), min(values), max(values))
 
 
-def _t_interval(values: Sequence[float], factor: float) -> Interval:
-    """Returns mean ± t * s * factor, with Student's t for n-1 degrees of freedom."""
-    n, mean = len(values), float(np.mean(values))
-    if n < 2:
-        return Interval(mean, math.nan, math.nan)
-    t = float(stats.t.ppf((1 + LEVEL) / 2, n - 1))
-    half = t * float(np.std(values, ddof=1)) * factor
-    return Interval(mean, float(mean - half), float(mean + half))
+def mean_interval(values: ArrayLike) -> Interval:
+    """Returns a mean and its 95 % confidence interval (Student's t).
 
-
-def paired_difference(first: Sequence[float], second: Sequence[float]) -> Interval:
-    """Returns the 95 % confidence interval of the mean of the paired `first - second`.
-
-    >>> [round(x, 3) for x in paired_difference([3.0, 4.0, 6.0], [1.0, 1.0, 2.0])]
+    >>> [round(x, 3) for x in mean_interval([2.0, 3.0, 4.0])]
     [3.0, 0.516, 5.484]
     """
-    differences = np.asarray(first) - np.asarray(second)
-    return _t_interval(differences.tolist(), 1 / np.sqrt(len(differences)))
+    sample = pd.Series(values, dtype=float)
+    mean, t = float(sample.mean()), float(stats.t.ppf((1 + LEVEL) / 2, len(sample) - 1))
+    half = t * float(sample.sem())  # NaN of one value
+    return Interval(mean, mean - half, mean + half)
 
 
 def prediction_interval(values: Sequence[float]) -> Interval:
     """Returns the 95 % prediction interval of one further run.
 
-    >>> [round(float(x), 3) for x in prediction_interval([1.0, 2.0, 3.0])]
+    >>> [round(x, 3) for x in prediction_interval([1.0, 2.0, 3.0])]
     [2.0, -2.968, 6.968]
     """
-    return _t_interval(values, np.sqrt(1 + 1 / len(values)))
+    mean, _, high = mean_interval(values)
+    # Its variance is s² (1 + 1/n), that of the mean is s²/n.
+    half = (high - mean) * math.sqrt(len(values) + 1)
+    return Interval(mean, mean - half, mean + half)
 
 
 def welch_difference(first: Sequence[float], second: Sequence[float]) -> Interval:
@@ -126,13 +123,10 @@ def ratio_interval(rounds: Sequence[Any], percent: float) -> Interval:
         above, below = np.percentile(np.concatenate(pairs, axis=1), percent, axis=1)
         return float(above / below)
 
-    sizes = [both.shape[1] for both in pairs]
-    drawn = []
-    for _ in range(_RESAMPLES):
+    def resample() -> list[np.ndarray]:
         chosen = rng.integers(len(pairs), size=len(pairs))
-        drawn.append(
-            ratio([pairs[i][:, rng.integers(sizes[i], size=sizes[i])] for i in chosen])
-        )
-    tail = 50 * (1 - LEVEL)
-    low, high = np.percentile(drawn, [tail, 100 - tail])
+        return [rng.choice(pairs[i], pairs[i].shape[1], axis=1) for i in chosen]
+
+    ratios = [ratio(resample()) for _ in range(_RESAMPLES)]
+    low, high = np.percentile(ratios, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
     return Interval(ratio(pairs), float(low), float(high))

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -13,51 +13,64 @@ from mnist_jax.config import TrainConfig, as_text, changed_fields
 from mnist_jax.errors import InputError
 from mnist_jax.models.custom import network_sha256
 from mnist_jax.records.schema import RunRecord
-from mnist_jax.reporting.statistics import Interval, format_spread, paired_difference
+from mnist_jax.reporting.statistics import Interval, format_spread, mean_interval
 
 WIDTH = 100  # characters of a printed table
 _DIFFERENCES = ("difference", "difference_low", "difference_high")
-_MEDIANS = (  # fields of `RunRecord`
-    *("first_epoch_seconds", "steady_epoch_seconds", "train_images_per_second"),
-    *("step_milliseconds", "evaluate_images_per_second", "total_seconds"),
-)
+_NUMBER = re.compile(r"[+-]?\d[\d,]*\.?\d*(e[+-]?\d+)?( |%|$)")
+# Fields of records in a comparison: over seeds, its title as text, and its format.
+_COLUMNS = {
+    "steady_epoch_seconds": ("median", "steady s/epoch", "{:.2f}"),
+    "train_images_per_second": ("median", "train images/s", "{:,.0f}"),
+    "parameters": ("max", "parameters", "{:,}"),
+    "compile_seconds": ("median", "compile s", "{:.2f}"),
+    "total_seconds": ("median", "total s", "{:.1f}"),
+    "test_loss": ("mean", "test loss", "{:.4f}"),
+    "first_epoch_seconds": ("median", "first epoch s", "{:.2f}"),
+    "epochs": ("median", "epochs", "{:g}"),
+    "step_milliseconds": ("median", "step ms", "{:.2f}"),
+    "evaluate_images_per_second": ("median", "evaluate images/s", "{:,.0f}"),
+    "devices": ("max", "devices", "{}"),
+    "seeds_together": ("max", "seeds together", "{}"),
+}
 
 
 def check_targets(
-    targets: Iterable[float | str], configs: Iterable[TrainConfig] = ()
-) -> list[float]:
-    """Returns target accuracies as numbers, each of them once.
-
-    >>> check_targets(["0.98", "0.99", "0.980"])
-    [0.98, 0.99]
-    """
-    numbers = list(dict.fromkeys(map(float, targets)))
-    if not all(0 < number < 1 for number in numbers):
+    targets: Sequence[float], configs: Iterable[TrainConfig] = ()
+) -> None:
+    """Checks target accuracies, and that runs of the configs can reach them."""
+    if not all(0 < target < 1 for target in targets):
         raise InputError(
             "--targets must be accuracies above 0 and below 1, such as 0.98,0.99; got "
-            f"{as_text(tuple(numbers))}"
+            f"{as_text(tuple(targets))}"
         )
-    for config in configs if numbers else ():
-        config.require_validation("targets", as_text(tuple(numbers)))
-    return numbers
+    for config in configs if targets else ():
+        config.require_validation("targets", as_text(tuple(targets)))
+
+
+def history_frame(record: RunRecord) -> pd.DataFrame:
+    """Returns one row per epoch of a run, with the fields of `EpochRecord`."""
+    return pd.DataFrame(record.epochs)
+
+
+def budget_frame(record: RunRecord) -> pd.DataFrame:
+    """Returns `seconds` of training so far and `accuracy` after each epoch of a run.
+
+    The accuracy is of a validation set from the training set, NaN without one. Seconds
+    exclude compiling and evaluation; a seed trained with others counts its share.
+    """
+    history = history_frame(record)
+    accuracy = history["val_accuracy"].astype(float)
+    if record.config.validation != "fraction":
+        accuracy[:] = math.nan
+    seconds = history["train_seconds"].cumsum()
+    return pd.DataFrame({"seconds": seconds, "accuracy": accuracy})
 
 
 def seconds_to_target(record: RunRecord, target: float) -> float:
-    """Returns the training seconds until a run's validation accuracy was at a target.
-
-    NaN if no epoch reached it, and for a run without a validation set from the training
-    set. A seed trained together with others counts its share.
-    """
-    seconds = 0.0
-    for epoch in record.epochs if record.config.validation == "fraction" else ():
-        seconds += epoch.train_seconds
-        if epoch.val_accuracy is not None and epoch.val_accuracy >= target:
-            return seconds
-    return math.nan
-
-
-def _format_fields(fields: Mapping[str, Any]) -> str:
-    return " ".join(f"{name}={as_text(value)}" for name, value in fields.items())
+    """Returns the training seconds until a validation accuracy; NaN if not reached."""
+    budget = budget_frame(record)
+    return budget["seconds"][budget["accuracy"] >= target].min()
 
 
 def format_settings(record: RunRecord) -> str:
@@ -67,12 +80,7 @@ def format_settings(record: RunRecord) -> str:
         changes["precision"] = "bfloat16(convolutions:float32)"
     if record.source_sha256 is not None:
         changes["source"] = record.source_sha256[:8]  # other code is another network
-    return _format_fields(changes)
-
-
-def _row_key(record: RunRecord) -> tuple[str, str, int]:
-    """Returns what the runs of a row share: they differ in the seed only."""
-    return record.config.model, format_settings(record), record.devices
+    return " ".join(f"{name}={as_text(value)}" for name, value in changes.items())
 
 
 def group_by_table(records: Iterable[Any]) -> list[list[Any]]:
@@ -88,35 +96,24 @@ def group_by_row(records: Iterable[RunRecord]) -> list[list[RunRecord]]:
 
     If a seed was recorded twice with the same settings, the later run counts.
     """
-    groups: dict[tuple[str, str, int], dict[int, RunRecord]] = {}
+    groups: dict[tuple[str | int, ...], dict[int, RunRecord]] = {}
     for record in records:
-        groups.setdefault(_row_key(record), {})[record.config.seed] = record
+        row = record.config.model, format_settings(record), record.devices
+        groups.setdefault(row, {})[record.config.seed] = record
     rows = [list(seeds.values()) for seeds in groups.values()]
-    return sorted(
-        rows, key=lambda runs: -statistics.fmean(run.test_accuracy for run in runs)
-    )
+    rows.sort(key=lambda runs: -statistics.fmean(run.test_accuracy for run in runs))
+    return rows
 
 
-def _find_row(
-    rows: Sequence[Sequence[RunRecord]], against: TrainConfig
-) -> Sequence[RunRecord]:
-    """Returns the row with a config's runs, an empty one if there is none.
-
-    It is that of the present source of a custom network, and of rows that differ in the
-    number of devices the latest.
-    """
-    source = network_sha256(against)
-
-    def fits(run: RunRecord) -> bool:
-        config = against.for_dataset(run.dataset)
-        config = dataclasses.replace(config, seed=run.config.seed)
-        return (run.config, run.source_sha256) == (config, source)
-
-    return max(
-        (runs for runs in rows if fits(runs[0])),
-        key=lambda runs: max(run.environment.date for run in runs),
-        default=(),
-    )
+def _runs_of(config: TrainConfig, records: Iterable[RunRecord]) -> list[RunRecord]:
+    """Returns the latest run of each seed of a config and its present source."""
+    source, runs = network_sha256(config), {}
+    for run in records:
+        seed = run.config.seed
+        wanted = dataclasses.replace(config.for_dataset(run.dataset), seed=seed)
+        if (run.config, run.source_sha256) == (wanted, source):
+            runs[seed] = run
+    return list(runs.values())
 
 
 def paired_accuracies(
@@ -124,14 +121,10 @@ def paired_accuracies(
 ) -> Interval:
     """Returns the difference of mean accuracies, paired by seed; NaN without pairs."""
     first, second = (
-        {run.config.seed: run.test_accuracy for run in row} for row in (runs, others)
+        pd.Series({run.config.seed: run.test_accuracy for run in row}, dtype=float)
+        for row in (runs, others)
     )
-    seeds = first.keys() & second.keys()
-    if not seeds:
-        return Interval(math.nan, math.nan, math.nan)
-    return paired_difference(
-        [first[seed] for seed in seeds], [second[seed] for seed in seeds]
-    )
+    return mean_interval((first - second).dropna())
 
 
 def comparison_frame(
@@ -148,96 +141,88 @@ def comparison_frame(
 
     Args:
         records: run records of one table (see `group_by_table`).
-        targets: validation accuracies, as returned by `check_targets`. 0.98 adds
-            `seconds_to_0.98`, the median training seconds of the seeds that reached it,
-            NaN if none did, and `seeds_to_0.98`, their number.
+        targets: validation accuracies. 0.98 adds `seconds_to_0.98`, the median training
+            seconds of the seeds that reached it, NaN if none did, and `seeds_to_0.98`,
+            their number.
         against: config of a row. Adds `difference`, `difference_low` and
             `difference_high` from its test accuracy, paired by seed.
     """
-    rows, groups = [], group_by_row(records)
-    reference = _find_row(groups, against) if against else ()
-    for runs in groups:
-        model, settings, devices = _row_key(runs[0])
-        table = pd.DataFrame(map(vars, runs))
-        cached = table["compile_cached"].all()
-        compiled = table if cached else table[~table["compile_cached"]]
+    records, rows = list(records), []
+    reference = _runs_of(against, records) if against else []
+    for runs in group_by_row(records):
+        first, table = runs[0], pd.DataFrame(map(vars, runs))
+        table["epochs"] = table["epochs"].map(len)
+        cached = table["compile_cached"]
+        if not cached.all():
+            table.loc[cached, "compile_seconds"] = math.nan
         row: dict[str, Any] = {
-            "model": model,
-            "settings": settings,
-            "dataset": runs[0].dataset,
-            "parameters": runs[0].parameters,
-            "devices": devices,
+            "model": first.config.model,
+            "settings": format_settings(first),
+            "dataset": first.dataset,
             "seeds": len(runs),
-            "seeds_together": table["seeds_together"].max(),
             "test_accuracy": table["test_accuracy"].mean(),
             "test_accuracy_std": table["test_accuracy"].std(),
             "tta_accuracy": table["tta_accuracy"].astype(float).mean(),
-            "test_loss": table["test_loss"].mean(),
-            "epochs": table["epochs"].map(len).median(),
-            "compile_seconds": compiled["compile_seconds"].median(),
-            "compile_cached": cached,
-            **table[[*_MEDIANS]].astype(float).median(),
+            "compile_cached": cached.all(),
         }
+        for name, (how, _, _) in _COLUMNS.items():
+            row[name] = pd.to_numeric(table[name]).agg(how)
         for target in targets:
             seconds = pd.Series([seconds_to_target(run, target) for run in runs])
             row[f"seconds_to_{target}"] = seconds.median()
             row[f"seeds_to_{target}"] = seconds.count()
         if reference:
-            difference = paired_accuracies(runs, () if runs is reference else reference)
-            row |= zip(_DIFFERENCES, difference, strict=True)
+            others = [run for run in reference if run not in runs]
+            row |= zip(_DIFFERENCES, paired_accuracies(runs, others), strict=True)
         rows.append(row)
-    return pd.DataFrame(rows)
+    frame = pd.DataFrame(rows)
+    if reference:
+        name = f"{reference[0].config.model} {format_settings(reference[0])}"
+        frame.attrs["against"] = name.rstrip()
+    return frame
 
 
-def _words(frame: pd.DataFrame) -> list[list[str]]:
-    """Returns the settings of each row of a `comparison_frame`, such as `epochs=2`."""
-    columns = frame[["settings", "devices", "seeds_together"]]
-    return [
-        [*settings.split(), f"devices={devices}", f"seeds_together={together}"]
-        for settings, devices, together in columns.itertuples(index=False)
+def _split_settings(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Returns the settings that all rows share, and the other ones of each row.
+
+    They are words such as `epochs=2`. A single row shares none.
+    """
+    rows = [
+        f"{row.settings} devices={row.devices} seeds_together={row.seeds_together}"
+        for row in frame.itertuples()
     ]
+    words = [row.split() for row in rows]
+    shared = [w for w in words[0] if len(words) > 1 and all(w in row for row in words)]
+    return shared, [[word for word in row if word not in shared] for row in words]
 
 
-def _shared(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Returns the words that all rows share; none of a single row."""
-    first, *others = rows
-    return [word for word in first if others and all(word in row for row in others)]
-
-
-def row_labels(frame: pd.DataFrame) -> list[tuple[str, str]]:
-    """Returns model and settings of each row, without what all rows share.
+def row_labels(frame: pd.DataFrame) -> pd.DataFrame:
+    """Returns model and settings of each row as text, without what all rows share.
 
     Files and sources of custom networks and numbers of devices are left out too if rows
     differ without them.
     """
-    rows = _words(frame)
-    shared, short, long = _shared(rows), [], []
-    for model, words in zip(frame["model"], rows, strict=True):
-        own = [word for word in words if word not in shared]
-        long.append((model, " ".join(own)))
-        hidden = ("source=", "devices=", "seeds_together=")
-        own = [word for word in own if not word.startswith(hidden)]
-        short.append((model.rpartition(":")[2], " ".join(own)))
-    return short if len({*short}) == len(short) else long
+    settings = [" ".join(words) for words in _split_settings(frame)[1]]
+    labels = pd.DataFrame({"model": frame["model"], "settings": settings})
+    hidden = r" ?\b(source|devices|seeds_together)=\S+"
+    short = labels.replace({"model": r".*:", "settings": hidden}, "", regex=True)
+    return labels if short.duplicated().any() else short
 
 
 def row_names(frame: pd.DataFrame) -> list[str]:
     """Names each row of a `comparison_frame` by its `row_labels`."""
-    return [" ".join(filter(None, label)) for label in row_labels(frame)]
+    labels = row_labels(frame)
+    return (labels["model"] + " " + labels["settings"]).str.strip().tolist()
 
 
 def format_comparison(frame: pd.DataFrame) -> pd.DataFrame:
     """Formats a `comparison_frame` for printing, without columns that are constant."""
-
-    def column(name: str, form: str) -> pd.Series:
-        return frame[name].map(form.format).replace("nan", "-")
-
+    table = row_labels(frame)
     accuracies = frame[["test_accuracy", "test_accuracy_std", "seeds"]]
-    table = pd.DataFrame(row_labels(frame), columns=["model", "settings"])
     table["test accuracy"] = [
         format_spread(*row) for row in accuracies.itertuples(index=False)
     ]
-    table["with TTA"] = column("tta_accuracy", "{:.4f}")
+    table["with TTA"] = frame["tta_accuracy"].map("{:.4f}".format)
     if "difference" in frame:
         rows = frame[[*_DIFFERENCES]].to_numpy()
         table["difference"] = [f"{Interval(*row):+.4f}" for row in rows]
@@ -245,26 +230,17 @@ def format_comparison(frame: pd.DataFrame) -> pd.DataFrame:
         target = name.removeprefix("seconds_to_")
         reached = zip(frame[f"seeds_to_{target}"], frame["seeds"], strict=True)
         some = [f" ({n} of {seeds})" if 0 < n < seeds else "" for n, seeds in reached]
-        table[f"s to {target}"] = column(name, "{:.2f}") + some
-    cached = frame["compile_cached"].map({True: " (cached)", False: ""})
-    table["steady s/epoch"] = column("steady_epoch_seconds", "{:.2f}")
-    table["train images/s"] = column("train_images_per_second", "{:,.0f}")
-    table["parameters"] = column("parameters", "{:,}")
-    table["compile s"] = column("compile_seconds", "{:.2f}") + cached
-    table["total s"] = column("total_seconds", "{:.1f}")
-    table["test loss"] = column("test_loss", "{:.4f}")
-    table["first epoch s"] = column("first_epoch_seconds", "{:.2f}")
-    table["epochs"] = column("epochs", "{:g}")
-    table["step ms"] = column("step_milliseconds", "{:.2f}")
-    table["evaluate images/s"] = column("evaluate_images_per_second", "{:,.0f}")
-    table["devices"] = frame["devices"]
-    table["seeds together"] = frame["seeds_together"]
-    defaults = {"settings": "", "seeds together": 1, "with TTA": "-"}
-    unneeded = {name for name, value in defaults.items() if all(table[name] == value)}
+        table[f"s to {target}"] = frame[name].map("{:.2f}".format) + some
+    for name, (_, label, form) in _COLUMNS.items():
+        table[label] = frame[name].map(form.format)
+    table["compile s"] += frame["compile_cached"].map({True: " (cached)", False: ""})
+    table = table.replace("nan", "-")
+    defaults = {"settings": "", "seeds together": "1", "with TTA": "-"}
+    unneeded = [name for name, value in defaults.items() if all(table[name] == value)]
     if len(table) > 1:  # then they are in `column_notes`
         counts = ("devices", "seeds together")
-        unneeded |= {name for name in counts if table[name].nunique() == 1}
-    return table.drop(columns=list(unneeded))
+        unneeded += [name for name in counts if table[name].nunique() == 1]
+    return table.drop(columns=unneeded)
 
 
 def main_columns(table: pd.DataFrame) -> pd.DataFrame:
@@ -274,23 +250,6 @@ def main_columns(table: pd.DataFrame) -> pd.DataFrame:
     while markdown_table(main).index("\n") > WIDTH and len(main.columns) > 3:
         main = main.iloc[:, :-1]
     return main
-
-
-def history_frame(record: RunRecord) -> pd.DataFrame:
-    """Returns one row per epoch of a run, with the fields of `EpochRecord`."""
-    return pd.DataFrame(record.epochs)
-
-
-def sort_value(text: str) -> float | str:
-    """Returns the sort key of a cell: its leading number, or else its text.
-
-    >>> sort_value("93,322"), sort_value("0.9935 ± 0.0002 (n=3)"), sort_value("3x3")
-    (93322.0, 0.9935, '3x3')
-    >>> sort_value("1e-3"), sort_value("+0.0098 [+0.0065, +0.0131]")
-    (0.001, 0.0098)
-    """
-    number = re.match(r"[+-]?\d[\d,]*\.?\d*(e[+-]?\d+)?(?=[ %]|$)", text)
-    return float(number[0].replace(",", "")) if number else text
 
 
 def bullets(notes: Iterable[str]) -> str:
@@ -304,13 +263,12 @@ def markdown_table(frame: pd.DataFrame, notes: Iterable[str] = ()) -> str:
     It is padded to be readable as plain text, with columns of numbers at the right.
     """
     columns = []
-    for name, values in zip(frame.columns, frame.astype(str).to_numpy().T, strict=True):
-        cells = [str(name), *values]
-        filled = [sort_value(value) for value in values if value not in ("", "-")]
-        right = bool(filled) and all(isinstance(key, float) for key in filled)
-        width = max(map(len, cells))
+    for name, values in frame.astype(str).items():
+        filled = [value for value in values if value not in ("", "-")]
+        right = bool(filled) and all(map(_NUMBER.match, filled))
+        width = max(map(len, [str(name), *values]))
         rule = "-" * (width + 1) + (":" if right else "-")
-        padded = [f" {c:>{width}} " if right else f" {c:<{width}} " for c in cells]
+        padded = [f" {c:{'><'[not right]}{width}} " for c in [str(name), *values]]
         columns.append([padded[0], rule, *padded[1:]])
     table = "\n".join(f"|{'|'.join(row)}|" for row in zip(*columns, strict=True))
     return f"{table}\n\n{bullets(notes)}" if notes else table
@@ -318,10 +276,8 @@ def markdown_table(frame: pd.DataFrame, notes: Iterable[str] = ()) -> str:
 
 def title(record: RunRecord) -> str:
     """Returns a table's title: dataset, device, cores; marks data that is not MNIST."""
-    machine = record.environment
-    data = record.dataset.upper()
-    if record.dataset_note:
-        data = f"{data}, NOT MNIST"
+    machine, marked = record.environment, ", NOT MNIST" if record.dataset_note else ""
+    data = f"{record.dataset.upper()}{marked}"
     return f"{data} on {machine.device} ({machine.cores} cores)"
 
 
@@ -358,14 +314,11 @@ def table_notes(records: Sequence[RunRecord]) -> list[str]:
     ]
 
 
-def column_notes(frame: pd.DataFrame, against: TrainConfig | None) -> list[str]:
-    """Returns the notes on what all rows share, and on the columns that were asked for.
-
-    Arguments are the result of `comparison_frame`, and its `against`.
-    """
+def column_notes(frame: pd.DataFrame) -> list[str]:
+    """Returns the notes on a `comparison_frame`: what rows share, columns asked for."""
     notes = []
-    shared = [word for word in _shared(_words(frame)) if word != "seeds_together=1"]
-    if shared:
+    shared, _ = _split_settings(frame)
+    if shared := [word for word in shared if word != "seeds_together=1"]:
         notes.append(f"all rows: {' '.join(shared)}")
     if len(frame.filter(like="seconds_to_").columns):
         notes.append(
@@ -373,11 +326,9 @@ def column_notes(frame: pd.DataFrame, against: TrainConfig | None) -> list[str]:
             "least that validation accuracy; median over the seeds that reached it, "
             "with their number unless all did"
         )
-    if against and "difference" in frame:
-        settings = _format_fields(changed_fields(against, frame["dataset"][0]))
-        name = f"{against.model} {settings}".rstrip()
+    if against := frame.attrs.get("against"):
         notes.append(
-            f"difference: mean test accuracy less that of {name}, over the seeds of "
+            f"difference: mean test accuracy less that of {against}, over the seeds of "
             "both, with its 95 % interval (Student's t, paired by seed)"
         )
     return notes
@@ -394,7 +345,7 @@ def format_markdown(
     for group in group_by_table(records):
         frame = comparison_frame(group, targets, against)
         table = format_comparison(frame)
-        notes = column_notes(frame, against) + table_notes(group)
+        notes = column_notes(frame) + table_notes(group)
         text = markdown_table(table if all_columns else main_columns(table), notes)
         texts.append(f"**{title(group[0])}**\n\n{text}")
     return "\n\n".join(texts)

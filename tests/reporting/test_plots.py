@@ -18,7 +18,6 @@ from mnist_jax.reporting import plots
 from mnist_jax.reporting.pictures import comparison_pictures
 from mnist_jax.reporting.plots import (
     budget_figure,
-    budget_frame,
     confusion_figure,
     history_figure,
     pareto_figure,
@@ -29,6 +28,7 @@ from mnist_jax.reporting.plots import (
 )
 from mnist_jax.reporting.predictions import prediction_frame
 from mnist_jax.reporting.tables import (
+    budget_frame,
     comparison_frame,
     group_by_row,
     history_frame,
