@@ -9,8 +9,7 @@ from absl import flags
 
 from mnist_jax.cli.flags import define_run_flags, load_splits_of
 from mnist_jax.cli.main import run_program, start_jax
-from mnist_jax.reporting.pictures import detail_pictures
-from mnist_jax.reporting.plots import history_figure, save_figure, set_title
+from mnist_jax.reporting.pictures import run_pictures, save_picture
 from mnist_jax.reporting.predictions import run_details
 from mnist_jax.reporting.tables import history_frame, markdown_table
 from mnist_jax.training.run_dir import load_run
@@ -23,23 +22,13 @@ def main() -> None:
     folder = Path(FLAGS.run_dir)
     start_jax()
     run = load_run(folder)
-    history = history_frame(run.record)
-    print(markdown_table(history.round(4)))
+    print(markdown_table(history_frame(run.record).round(4)))
     print(f"\n{run.record.total_seconds:.1f} s total")
-    name, seed = f"{run.config.name} on {run.record.dataset}", run.config.seed
-    figures = {"history": history_figure(history)}
-    set_title(figures["history"], f"{name}, one run, seed {seed}")
-    dataset = load_splits_of(folder, run)
-    for picture in detail_pictures(
-        name, seed, [run_details(run, dataset.test)], run.shapes
-    ):
-        figures[picture.name] = picture.draw()
-        set_title(figures[picture.name], picture.heading)
+    details = {run.config.seed: run_details(run, load_splits_of(folder, run).test)}
+    name = f"{run.config.name} on {run.record.dataset}"
+    for picture in run_pictures(name, [run.record], details):
         print(picture.caption)
-    for stem, figure in figures.items():
-        for suffix in (".png", ".svg"):
-            path = folder / f"{stem}{suffix}"
-            save_figure(figure, path)
+        for path in save_picture(picture, folder):
             print(f"written: {path}")
 
 

@@ -146,7 +146,6 @@ class DetailsRecord:
     confusion: list[list[int]]  # test images by true (row) and predicted (column) digit
     worst: list[MistakeRecord]  # misclassified images, most confident first
     filters: list[list[list[float]]] | None  # of a CNN's first layer, [k,k,filters]
-    class_names: tuple[str, ...] = tuple("0123456789")  # as in `RunRecord`
 
 
 def decode(hint: Any, value: Any) -> Any:

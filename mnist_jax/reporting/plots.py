@@ -1,6 +1,7 @@
 """Plots of records, images and predictions."""
 
 import io
+import itertools
 import math
 import statistics
 import textwrap
@@ -24,19 +25,12 @@ from mnist_jax.reporting.tables import budget_frame
 # Okabe and Ito's colours, safe for colour-blind readers. Markers and line styles
 # differ too, for print.
 # Source: Okabe & Ito, "Color Universal Design" (2008).
-STYLES = (
-    ("#0072B2", "o", "-"),
-    ("#D55E00", "s", "--"),
-    ("#009E73", "^", "-."),
-    ("#CC79A7", "D", ":"),
-    ("#E69F00", "v", "-"),
-    ("#56B4E9", "P", "--"),
-)
-_TRAIN, _VALIDATION = STYLES[:2]
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS, _LINES = "os^Dv<>pPXh*", ("-", "--", "-.", ":")
 _GREY = "#808080"
 _IMAGE: Any = {"cmap": "gray_r", "vmin": 0, "vmax": 255, "interpolation": "none"}
 MAX_CLASSES = 30  # with a label each in a plot
-MAX_NAMED = 12  # networks in a plot, whose styles differ
+MAX_NAMED = len(_MARKERS)  # networks in a plot, whose styles differ
 MAX_PREDICTIONS = 20  # images in a plot; each takes 0.1 s to draw
 
 _LABELS = {"loss": "cross-entropy (nats, log scale)", "accuracy": "accuracy"}
@@ -55,15 +49,27 @@ class NotebookFigure(Figure):
         return buffer.getvalue()
 
 
+def _wrap(text: str, width: int) -> str:
+    """Breaks a text into lines, but not numbers such as 1e-3."""
+    return textwrap.fill(text, width, break_on_hyphens=False)
+
+
 def set_title(figure: Figure, title: str) -> None:
     """Sets the title of a figure, on as many lines as its width needs."""
     # At 10 points an inch has room for 12 characters.
     figure.suptitle(_wrap(title, round(12 * figure.get_figwidth())), fontsize=10)
 
 
-def _wrap(text: str, width: int) -> str:
-    """Breaks a text into lines, but not numbers such as 1e-3."""
-    return textwrap.fill(text, width, break_on_hyphens=False)
+def _style(number: int) -> dict[str, Any]:
+    """Returns the style of a curve; those of `MAX_NAMED` curves differ."""
+    return {
+        "color": _COLORS[number % len(_COLORS)],
+        "marker": _MARKERS[number],
+        "linestyle": _LINES[number % len(_LINES)],
+        "markersize": 6,
+        "markerfacecolor": "none",
+        "markeredgewidth": 1.4,
+    }
 
 
 def plain_ticks(axis: Axis) -> None:
@@ -85,17 +91,16 @@ def history_figure(
     """
     figure = NotebookFigure(4.4 * len(quantities), 3.3)
     [panels] = figure.subplots(1, len(quantities), squeeze=False)
+    by_epoch = history.astype(float).dropna(axis="columns", how="all").groupby("epoch")
+    mean, low, high = by_epoch.mean(), by_epoch.min(), by_epoch.max()
     for axes, quantity in zip(panels, quantities, strict=True):
-        for name, label, (color, marker, line) in (
-            (quantity, "training", _TRAIN),
-            (f"val_{quantity}", "validation", _VALIDATION),
-        ):
-            by_epoch = history[name].astype(float).groupby(history["epoch"])
-            mean, low, high = by_epoch.mean(), by_epoch.min(), by_epoch.max()
-            if not mean.isna().all():
-                style: Any = {"color": color, "label": label, "markersize": 5}
-                axes.plot(mean.index, mean, f"{marker}{line}", **style)
-                axes.fill_between(mean.index, low, high, color=color, alpha=0.2, lw=0)
+        names = {"training": quantity, "validation": f"val_{quantity}"}
+        for number, (label, name) in enumerate(names.items()):
+            if name in mean:
+                style = _style(number)
+                axes.plot(mean.index, mean[name], label=label, **style)
+                band = {"color": style["color"], "alpha": 0.2, "linewidth": 0}
+                axes.fill_between(mean.index, low[name], high[name], **band)
         if quantity == "loss":  # on a linear scale early epochs would flatten the rest
             axes.set_yscale("log")
             plain_ticks(axes.yaxis)
@@ -129,37 +134,16 @@ def pareto_frame(rows: Mapping[str, Sequence[RunRecord]]) -> pd.DataFrame:
     return frame.assign(on_front=~dominated.any(axis=1))
 
 
-def _network_style(number: int) -> dict[str, Any]:
-    """Returns the style of a network; those of `MAX_NAMED` networks differ."""
-    repeat, index = divmod(number, len(STYLES))
-    return {
-        "color": STYLES[index][0],
-        # A repeated colour has another marker and another line.
-        "marker": STYLES[(index + 3 * repeat) % len(STYLES)][1],
-        "linestyle": STYLES[(index + repeat) % len(STYLES)][2],
-        "markersize": 6,
-        "markerfacecolor": "none",
-        "markeredgewidth": 1.4,
-    }
-
-
-def _time_figure(
-    quantity: str, names: Sequence[str], note: str = ""
-) -> tuple[Figure, Axes]:
-    """Creates a figure of an accuracy against time, with the names in a legend below.
-
-    A note is its last line, beside a filled marker.
-    """
+def _time_figure(quantity: str, names: Sequence[str]) -> tuple[Figure, Axes]:
+    """Creates a figure of an accuracy against time, with a legend of names below."""
     labels = [_wrap(name, 75) for name in names]
-    lines = sum(label.count("\n") + 1 for label in labels) + bool(note)
+    lines = sum(label.count("\n") + 1 for label in labels)
     figure = NotebookFigure(5.4, 4.2 + 0.17 * lines)
     axes = figure.subplots()
     axes.set(xscale="log", xlabel="training time (s, log scale)", ylabel=quantity)
     axes.grid(alpha=0.3)
     for number, label in enumerate(labels):  # empty: with both line and marker
-        axes.plot([], [], label=label, **_network_style(number))
-    if note:
-        axes.plot([], [], "o", color=_GREY, label=note)
+        axes.plot([], [], label=label, **_style(number))
     figure.legend(frameon=False, loc="outside lower left", fontsize=8)
     return figure, axes
 
@@ -173,11 +157,10 @@ def budget_figure(
     """
     figure, axes = _time_figure("validation accuracy", list(runs))
     for number, seeds in enumerate(runs.values()):
-        points, style = pd.concat(map(budget_frame, seeds)), _network_style(number)
-        means = points.groupby(level=0).mean()
+        points = pd.concat(map(budget_frame, seeds))
+        means, style = points.groupby(level=0).mean(), _style(number)
         axes.plot(means["seconds"], means["accuracy"], **style | {"marker": ""})
-        style["linestyle"] = ""
-        axes.plot(points["seconds"], points["accuracy"], **style)
+        axes.plot(points["seconds"], points["accuracy"], **style | {"linestyle": ""})
     for target in targets:
         axes.axhline(target, color=_GREY, linestyle="--", linewidth=1)
         # At the left edge, where the curves are below the targets.
@@ -194,20 +177,14 @@ def pareto_figure(points: pd.DataFrame) -> Figure:
     """
     parameters = points["parameters"].items()
     names = [f"{name}, {count:,} parameters" for name, count in parameters]
-    figure, axes = _time_figure("test accuracy", names, "filled: on the Pareto front")
+    figure, axes = _time_figure("test accuracy", names)
     for number, point in enumerate(points.itertuples()):
-        style = _network_style(number)
-        style["markerfacecolor"] = style["color"] if point.on_front else "none"
-        style["markersize"] = 2 * math.log10(point.parameters)
+        style = _style(number) | {"markersize": 2 * math.log10(point.parameters)}
+        if point.on_front:
+            style["markerfacecolor"] = style["color"]
         axes.plot([point.seconds], [point.accuracy], **style)
     plain_ticks(axes.xaxis)
     return figure
-
-
-def _label_classes(axes: Axes, classes: Sequence[str]) -> None:
-    """Labels the horizontal axis with the names of the classes."""
-    rotation = 0 if classes == DIGITS else 90
-    axes.set_xticks(range(len(classes)), classes, rotation=rotation)
 
 
 def confusion_figure(counts: np.ndarray, classes: Sequence[str] = DIGITS) -> Figure:
@@ -229,7 +206,8 @@ def confusion_figure(counts: np.ndarray, classes: Sequence[str] = DIGITS) -> Fig
     for (row, column), count in np.ndenumerate(counts):
         if count or row == column:
             axes.text(column, row, f"{count}", ha="center", va="center", fontsize=8)
-    _label_classes(axes, classes)
+    rotation = 90 if max(map(len, classes)) > 2 else 0
+    axes.set_xticks(range(len(classes)), classes, rotation=rotation)
     axes.set_yticks(range(len(classes)), classes)
     axes.set_xticks(np.arange(len(counts) - 1) + 0.5, minor=True)
     axes.set_yticks(np.arange(len(counts) - 1) + 0.5, minor=True)
@@ -257,20 +235,19 @@ def digits_figure(
 
 def filters_figure(filters: np.ndarray) -> Figure:
     """Draws the filters `[k,k,F]` of a first convolution on a common colour scale."""
-    count = filters.shape[-1]
-    columns = min(count, 8)
-    rows = -(-count // columns)
+    columns = min(filters.shape[-1], 8)
+    rows = -(-filters.shape[-1] // columns)
     limit = np.abs(filters).max() or 1.0
     figure = NotebookFigure(4.4, 0.55 * rows + 1)
     grid = figure.subplots(rows, columns, squeeze=False)
     # Orange and purple are safe for colour-blind readers; 0 is white.
-    colours: Any = {"cmap": "PuOr", "vmin": -limit, "vmax": limit}
-    for index, axes in enumerate(grid.ravel()):
+    colors: Any = {"cmap": "PuOr", "vmin": -limit, "vmax": limit}
+    for axes, kernel in itertools.zip_longest(grid.flat, np.moveaxis(filters, -1, 0)):
         axes.set(xticks=[], yticks=[])
-        if index < count:
-            picture = axes.imshow(filters[..., index], interpolation="none", **colours)
-        else:
+        if kernel is None:
             axes.axis("off")
+        else:
+            picture = axes.imshow(kernel, interpolation="none", **colors)
     bar = figure.colorbar(picture, ax=grid, location="bottom", aspect=40, shrink=0.9)
     bar.set_label("weight")
     return figure
@@ -285,7 +262,7 @@ def predictions_figure(
         images: `[N,H,W] uint8`.
         predictions: as returned by `prediction_frame`, indexed by the image's index in
             the test set, or by its file name if its truth is unknown.
-        classes: their names; of more than 20, the 10 most probable are drawn.
+        classes: their names; the 5 most probable are drawn.
     """
     images, predictions = images[:MAX_PREDICTIONS], predictions[:MAX_PREDICTIONS]
     figure = NotebookFigure(5, 1.8 * len(images))
@@ -299,14 +276,11 @@ def predictions_figure(
         if pd.notna(row.get("truth")):
             caption = f"test image {index}\ntrue {classes[int(row['truth'])]}"
         left.set_title(caption, fontsize=9, parse_math=False)
-        values = np.array([row[f"p{label}"] for label in range(len(classes))], float)
-        drawn = list(range(len(classes)))
-        if len(classes) > 20:
-            drawn = np.argsort(-values, kind="stable")[:10].tolist()
-        right.bar(range(len(drawn)), values[drawn], color=_TRAIN[0])
-        right.set(ylim=(0, 1), ylabel="probability")
-        _label_classes(right, tuple(classes[label] for label in drawn))
-        right.set_title(f"predicted {classes[int(row['predicted'])]}", fontsize=9)
+        probabilities = row.filter(regex=r"^p\d").astype(float).set_axis(classes)
+        highest = probabilities.nlargest(5)[::-1]  # the bar of the first is at the top
+        right.barh(range(len(highest)), highest, tick_label=highest.index)
+        right.set(xlim=(0, 1), xlabel="probability")
+        right.set_title(f"predicted {highest.index[-1]}", fontsize=9)
     return figure
 
 

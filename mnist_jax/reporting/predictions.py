@@ -58,5 +58,4 @@ def run_details(run: TrainedRun, test: Split) -> DetailsRecord:
             for index in worst
         ],
         filters=filters,
-        class_names=run.record.class_names,
     )

@@ -9,17 +9,16 @@ from typing import Any
 import jinja2
 
 from mnist_jax.config import TrainConfig
-from mnist_jax.data.types import Shapes
 from mnist_jax.errors import InputError
 from mnist_jax.records.files import write_file
 from mnist_jax.records.schema import DetailsRecord, RunRecord, read_json
 from mnist_jax.reporting.pictures import (
     Picture,
     comparison_pictures,
-    curve_pictures,
-    detail_pictures,
+    run_pictures,
+    save_picture,
 )
-from mnist_jax.reporting.plots import MAX_NAMED, save_figure, set_title
+from mnist_jax.reporting.plots import MAX_NAMED
 from mnist_jax.reporting.sweep_tables import read_sweep
 from mnist_jax.reporting.tables import (
     column_notes,
@@ -37,72 +36,51 @@ RESULTS = "compare.jsonl"
 PAGE, PICTURES = "report.html", "pictures"
 DRAWN = 6  # networks per table with their own pictures; the page must stay below 3 MB
 
-Details = Mapping[str, DetailsRecord]  # by the sha256 of the parameters
-
-
-def _numbered(number: object, pictures: Sequence[Picture]) -> list[Picture]:
-    """Prefixes the names of pictures, which are those of their files."""
-    return [picture._replace(name=f"{number}-{picture.name}") for picture in pictures]
-
 
 def _section(
-    number: int,
     records: Sequence[RunRecord],
-    details: Details,
+    details: Mapping[str, DetailsRecord],
     targets: Sequence[float],
     against: TrainConfig | None,
 ) -> dict[str, Any]:
-    """Returns the page's content for the records of one dataset and machine."""
+    """Returns the page's content for the records of one dataset and machine.
+
+    `details` are those of runs by the sha256 of their parameters. Pictures are drawn
+    when the page iterates over them.
+    """
     compared = comparison_frame(records, targets, against)
     table = format_comparison(compared)
     rows = dict(zip(row_names(compared), group_by_row(records), strict=True))
-    networks, hints = [], []
-    for row_number, (name, row) in enumerate([*rows.items()][:DRAWN], start=1):
-        first, pictures = row[0], curve_pictures(name, row)
-        if runs := [run for run in row if run.params_sha256 in details]:
-            pictures += detail_pictures(
-                name,
-                runs[0].config.seed,
-                [details[run.params_sha256] for run in runs],
-                Shapes(first.image_shape, first.classes),
-            )
-        else:
-            hints.append(f"{name}: its runs were recorded without {DETAILS}.")
-        result = (
-            f"test accuracy {table['test accuracy'][row_number - 1]} on "
-            f"{first.test_images:,} images, {first.parameters:,} parameters"
-        )
-        numbered = _numbered(f"{number}-{row_number}-{first.config.name}", pictures)
-        networks.append({"name": name, "result": result, "pictures": numbered})
-    if len(rows) > DRAWN:
-        hints.append(
-            f"Of {len(rows)} networks the {DRAWN} most accurate have their own "
-            f"pictures, and the {MAX_NAMED} most accurate are compared."
-        )
+    networks = []
+    for (name, row), accuracy in zip(rows.items(), table["test accuracy"], strict=True):
+        found = {
+            run.config.seed: details[run.params_sha256]
+            for run in row
+            if run.params_sha256 in details
+        }
+        network = {"name": name, "run": row[0], "accuracy": accuracy, "details": found}
+        networks.append(network | {"pictures": run_pictures(name, row, found)})
     return {
         "title": title(records[0]),
         "note": records[0].dataset_note,
         "table": table,
-        "comparisons": _numbered(number, comparison_pictures(rows, targets)),
-        "networks": networks,
-        "hints": hints,
+        "comparisons": comparison_pictures(rows, targets),
+        "networks": networks[:DRAWN],
         "notes": column_notes(compared) + table_notes(records),
     }
 
 
-def _draw(folder: Path, picture: Picture, title: str) -> tuple[str, int, int]:
-    """Draws a picture and writes it as PNG and SVG.
+def _draw(
+    folder: Path, picture: Picture, prefix: str, title: str
+) -> tuple[str, int, int]:
+    """Writes a picture, with a prefix of its files, and returns what the page shows.
 
-    Returns:
-        A data URI with the SVG, its width and height in CSS pixels.
+    That is a data URI with the SVG, and its width and height in CSS pixels.
     """
-    figure, path = picture.draw(), folder / f"{picture.name}.svg"
-    set_title(figure, f"{picture.heading}, {title}")
-    save_figure(figure, path.with_suffix(".png"))
-    save_figure(figure, path)
-    svg = base64.b64encode(path.read_bytes()).decode()
-    width, height = (round(96 * inches) for inches in figure.get_size_inches())
-    return f"data:image/svg+xml;base64,{svg}", width, height
+    picture = picture._replace(name=f"{prefix}{picture.name}")
+    svg = base64.b64encode(save_picture(picture, folder, title)[-1].read_bytes())
+    width, height = (round(96 * inches) for inches in picture.figure.get_size_inches())
+    return f"data:image/svg+xml;base64,{svg.decode()}", width, height
 
 
 def write_report(
@@ -123,22 +101,18 @@ def write_report(
         for folder, run in runs.items()
         if (folder / DETAILS).exists()
     }
-    sections = [
-        _section(number, group, details, targets, against)
-        for number, group in enumerate(group_by_table(runs.values()), start=1)
-    ]
+    tables = group_by_table(runs.values())
     (out / PICTURES).mkdir(parents=True, exist_ok=True)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mnist_jax.reporting", ""),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
     )
     page = environment.get_template(PAGE).render(
-        sections=sections,
+        sections=[_section(table, details, targets, against) for table in tables],
         sweep=read_sweep(out),
         draw=partial(_draw, out / PICTURES),
+        max_named=MAX_NAMED,
     )
     write_file(out / PAGE, page)
     return out / PAGE

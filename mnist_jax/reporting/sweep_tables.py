@@ -8,7 +8,6 @@ import math
 import shlex
 import warnings
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +187,7 @@ def _pictures(trials: pd.DataFrame, study: Any) -> list[Picture]:
             name=f"sweep-{kind}",
             heading=f"validation accuracy by {', '.join(names)}",
             caption=f"A {mark} for each complete trial, the mean over its seeds.",
-            draw=partial(_draw, study, names, f"plot_{kind}"),
+            figure=_draw(study, names, f"plot_{kind}"),
         )
         for kind, mark in (("slice", "point"), ("parallel_coordinate", "line"))
         if names

@@ -193,7 +193,7 @@ def test_summary_data_and_plot(run_dir: Path, tmp_path):
         (tmp_path / path).write_bytes((run_dir / path).read_bytes())
     stdout = run("experiments.plot", f"--run_dir={tmp_path}").stdout
     assert "val_accuracy" in stdout and "Most confidently misclassified" in stdout
-    for name in ("history", "confusion", "worst"):
+    for name in ("loss", "accuracy", "confusion", "worst"):
         assert (tmp_path / f"{name}.svg").exists() and (
             tmp_path / f"{name}.png"
         ).exists()

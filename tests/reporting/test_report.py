@@ -26,7 +26,7 @@ from mnist_jax.records.schema import (
     read_jsonl,
     write_json,
 )
-from mnist_jax.reporting.pictures import detail_pictures
+from mnist_jax.reporting.pictures import run_pictures
 from mnist_jax.reporting.predictions import mistake_image, run_details
 from mnist_jax.reporting.report import (
     DETAILS,
@@ -177,10 +177,9 @@ def test_details_count_all_test_images_and_rank_mistakes(digits: Dataset):
 
 def test_pictures_of_other_data_show_its_class_names(records):
     names = SETS["kmnist"].class_names
-    details = dataclasses.replace(
-        details_of(records[0]), filters=None, class_names=names
-    )
-    confusion, worst = detail_pictures("mlp", 0, [details], MNIST)
-    axes = confusion.draw().axes[0]
+    record = dataclasses.replace(records[0], class_names=names)
+    details = dataclasses.replace(details_of(record), filters=None)
+    *_, confusion, worst = run_pictures("mlp", [record], {0: details})
+    axes = confusion.figure.axes[0]
     assert [text.get_text() for text in axes.get_yticklabels()][:3] == ["o", "ki", "su"]
-    assert worst.draw().axes[0].get_title().startswith("true ha\npred ma\n")
+    assert worst.figure.axes[0].get_title().startswith("true ha\npred ma\n")
