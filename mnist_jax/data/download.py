@@ -14,16 +14,28 @@ from mnist_jax.data.published import FILES, SETS
 from mnist_jax.errors import InputError
 
 LIMIT_SECONDS = 900.0  # for the 30 MB of the largest set
-_SILENCE_SECONDS = 10.0  # without any data from the server
+SILENCE_SECONDS = 10.0  # without any data from the server
 
 
 class DownloadError(InputError):
     """The files could not be downloaded."""
 
 
-def download_files(name: str, folder: Path, limit: float = LIMIT_SECONDS) -> None:
-    """Downloads the four files of a set in `SETS` into a folder, within `limit` s."""
-    command = [sys.executable, "-m", __name__, name, str(folder)]
+def download_files(
+    name: str,
+    folder: Path,
+    limit: float = LIMIT_SECONDS,
+    silence: float = SILENCE_SECONDS,
+) -> None:
+    """Downloads the four files of a set in `SETS` into a folder.
+
+    Args:
+        name: of the set.
+        folder: for its files.
+        limit: seconds for all files.
+        silence: seconds to wait for a server that sends nothing.
+    """
+    command = [sys.executable, "-m", __name__, name, str(folder), str(silence)]
     try:
         subprocess.run(
             command, check=True, capture_output=True, text=True, timeout=limit
@@ -34,16 +46,14 @@ def download_files(name: str, folder: Path, limit: float = LIMIT_SECONDS) -> Non
         raise DownloadError(" ".join(error.stderr.split())[-600:]) from None
 
 
-def _run_tfds(name: str, folder: str) -> None:
+def _run_tfds(name: str, folder: str, silence: str) -> None:
     """Runs TFDS's download manager, in the child process."""
     import requests
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download import downloader
 
     # TFDS waits for a silent firewall or server without limit, and tries ten times.
-    request = functools.partialmethod(
-        requests.Session.request, timeout=_SILENCE_SECONDS
-    )
+    request = functools.partialmethod(requests.Session.request, timeout=float(silence))
     requests.Session.request = request  # type: ignore[method-assign,assignment]
     downloader.MAX_RETRIES = 1
     manager = tfds.download.DownloadManager(
