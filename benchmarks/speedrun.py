@@ -235,12 +235,10 @@ def format_speed(records: Iterable[SpeedRecord]) -> str:
 
 def format_fastest(records: Iterable[SpeedRecord]) -> str:
     """Formats the fastest CNN that reached each target on MNIST, for the README."""
-    cnns = [
-        r for r in records if (r.config.dataset, r.config.model) == ("mnist", "cnn")
-    ]
-    rows = []
+    rows, network = [], ("mnist", "cnn")
+    cnns = [r for r in records if (r.config.dataset, r.config.model) == network]
     for target in sorted({record.target for record in cnns}):
-        if fastest := find_fastest(cnns, target, "mnist", "cnn"):
+        if fastest := find_fastest(cnns, target, *network):
             rows.append(
                 {
                     "MNIST, CNN": f"{100 * target:g} %",

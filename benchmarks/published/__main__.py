@@ -34,7 +34,6 @@ from .claims import Runs, claims_frame
 from .systems import CONTROLS, SYSTEMS, read_preset
 
 FLAGS = flags.FLAGS
-RESULTS = "published.jsonl"
 KNOWN = [*SYSTEMS, *CONTROLS]
 
 RULE = (
@@ -132,10 +131,10 @@ def main() -> None:
                 start_from=folders[start] if start else None,
             )
             follow(events, FLAGS.quiet, check_stopped)
-    export_runs(out, RESULTS)
+    export_runs(out, "published.jsonl")
     markdown = format_published(read_runs(out))
     write_file(out / "published.md", markdown + "\n")
-    print(f"\n{markdown}\n\nwritten: {out / RESULTS} and published.md")
+    print(f"\n{markdown}\n\nwritten: {out}/published.jsonl and published.md")
 
 
 def run() -> None:
