@@ -7,7 +7,7 @@ from pathlib import Path
 
 from absl import flags
 
-from mnist_jax.cli.flags import define_path_flag, define_run_flags, load_splits_of
+from mnist_jax.cli.flags import define_path_flag, define_run_flags, load_test_set
 from mnist_jax.cli.main import run_program, start_jax
 from mnist_jax.export.formats import FORMATS, check_export, export_run
 from mnist_jax.training.run_dir import load_run
@@ -23,7 +23,7 @@ def main() -> None:
     check_export(FLAGS.format, out)
     start_jax()
     run = load_run(folder)
-    images = load_splits_of(folder, run).test.images[:_COMPARED]
+    images = load_test_set(folder, run).images[:_COMPARED]
     difference = export_run(run, FLAGS.format, out, images)
     files = sorted(out.rglob("*")) if out.is_dir() else [out]
     for file in filter(Path.is_file, files):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from absl import flags
 
-from mnist_jax.cli.flags import define_run_flags, load_splits_of
+from mnist_jax.cli.flags import define_run_flags, load_test_set
 from mnist_jax.cli.main import run_program, start_jax
 from mnist_jax.reporting.pictures import run_pictures, save_picture
 from mnist_jax.reporting.predictions import run_details
@@ -24,7 +24,7 @@ def main() -> None:
     run = load_run(folder)
     print(markdown_table(history_frame(run.record).round(4)))
     print(f"\n{run.record.total_seconds:.1f} s total")
-    details = {run.config.seed: run_details(run, load_splits_of(folder, run).test)}
+    details = {run.config.seed: run_details(run, load_test_set(folder, run))}
     name = f"{run.config.name} on {run.record.dataset}"
     for picture in run_pictures(name, [run.record], details):
         print(picture.caption)

@@ -14,7 +14,7 @@ from mnist_jax.cli.flags import (
     define_list_flag,
     define_path_flag,
     define_run_flags,
-    load_splits_of,
+    load_test_set,
 )
 from mnist_jax.cli.main import run_program, start_jax
 from mnist_jax.cli.parsing import PathParser
@@ -48,7 +48,7 @@ def main() -> None:
     ]
     truths = [np.nan] * len(images)
     if indices := list(FLAGS.index or ([] if images else [0])):
-        test = load_splits_of(folder, run).test
+        test = load_test_set(folder, run)
         if max(indices) >= len(test.labels):
             raise InputError(
                 f"--index must be below the {len(test.labels)} test images; got "

@@ -11,7 +11,7 @@ from mnist_jax.cli.parsing import PRESETS, ListParser, PathParser
 from mnist_jax.config import DATASETS, MODELS, PRECISIONS, TrainConfig
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.splits import split_dataset
-from mnist_jax.data.types import Dataset
+from mnist_jax.data.types import Split
 from mnist_jax.errors import InputError
 from mnist_jax.training import distributed
 from mnist_jax.training.jax_setup import PLATFORMS
@@ -128,8 +128,8 @@ def define_profile_flag(folder_flag: str) -> None:
     flags.DEFINE_boolean("profile", False, help)
 
 
-def load_splits_of(folder: Path, run: TrainedRun) -> Dataset:
-    """Loads and splits a finished run's dataset, by default from where it was then."""
+def load_test_set(folder: Path, run: TrainedRun) -> Split:
+    """Loads the test set of a finished run, by default from where it was then."""
     record = run.record
     name = record.dataset if record.dataset in DATASETS else "idx"  # made in Python
     data_dir = FLAGS.data_dir
@@ -142,4 +142,4 @@ def load_splits_of(folder: Path, run: TrainedRun) -> Dataset:
             f"{record.checksum}, but those in {dataset.data_dir or name} have "
             f"{dataset.checksum}; give the folder of the run's data by --data_dir"
         )
-    return split_dataset(dataset, run.config)
+    return split_dataset(dataset, run.config).test
