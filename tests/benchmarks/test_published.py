@@ -42,6 +42,8 @@ def test_preset_builds_the_published_network(name):
     assert config.learning_rate == 1e-3
     sgd = name == "fj_fc"
     assert config.optimizer == ("sgd" if sgd else "keras_adam")
+    shuffled = "shuffled", 0
+    assert ((config.split, config.split_seed) == shuffled) == name.startswith("ml10")
     assert config.batch_size == (128 if name.startswith("fj") else 32)
 
 

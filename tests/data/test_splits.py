@@ -71,13 +71,6 @@ def test_the_shuffled_split_equals_scikit_learn(small, seed):
         assert indices(got.test) == test.tolist()
 
 
-@pytest.mark.parametrize("fraction", [0.02, 0.1, 0.3, 0.35, 0.58, 0.9, 0.98])
-def test_the_validation_fraction_rounds_as_in_keras(small, fraction):
-    got = cut(small, validation="fraction", validation_fraction=fraction)
-    assert len(got.train.labels) == int(60 * (1 - fraction))
-    assert len(got.train.labels) + len(got.validation.labels) == 60
-
-
 @pytest.mark.parametrize(
     ("fields", "phrase"),
     [
