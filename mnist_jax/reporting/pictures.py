@@ -37,9 +37,9 @@ class Picture(NamedTuple):
     figure: Figure
 
 
-def save_picture(picture: Picture, folder: Path, title: str = "") -> list[Path]:
-    """Writes a picture with its heading and a title as PNG and SVG."""
-    set_title(picture.figure, ", ".join(filter(None, [picture.heading, title])))
+def save_picture(picture: Picture, folder: Path) -> list[Path]:
+    """Writes a picture under its heading as PNG and SVG."""
+    set_title(picture.figure, picture.heading)
     paths = [folder / f"{picture.name}{suffix}" for suffix in (".png", ".svg")]
     for path in paths:
         save_figure(picture.figure, path)

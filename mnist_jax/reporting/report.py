@@ -73,14 +73,15 @@ def _section(
 def _draw(
     folder: Path, picture: Picture, prefix: str, title: str
 ) -> tuple[str, int, int]:
-    """Writes a picture, with a prefix of its files, and returns what the page shows.
+    """Writes a picture; its files have the prefix, and its heading ends in the title.
 
-    That is a data URI with the SVG, and its width and height in CSS pixels.
+    Returns a data URI with the SVG, its width and height in CSS pixels.
     """
-    picture = picture._replace(name=f"{prefix}{picture.name}")
-    svg = base64.b64encode(save_picture(picture, folder, title)[-1].read_bytes())
+    name, heading = f"{prefix}{picture.name}", f"{picture.heading}, {title}"
+    _, path = save_picture(picture._replace(name=name, heading=heading), folder)
+    svg = base64.b64encode(path.read_bytes()).decode()
     width, height = (round(96 * inches) for inches in picture.figure.get_size_inches())
-    return f"data:image/svg+xml;base64,{svg.decode()}", width, height
+    return f"data:image/svg+xml;base64,{svg}", width, height
 
 
 def write_report(

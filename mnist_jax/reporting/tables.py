@@ -20,6 +20,7 @@ _DIFFERENCES = ("difference", "difference_low", "difference_high")
 _NUMBER = re.compile(r"[+-]?\d[\d,]*\.?\d*(e[+-]?\d+)?( |%|$)")
 # Fields of records in a comparison: over seeds, its title as text, and its format.
 _COLUMNS = {
+    "tta_accuracy": ("mean", "with TTA", "{:.4f}"),
     "steady_epoch_seconds": ("median", "steady s/epoch", "{:.2f}"),
     "train_images_per_second": ("median", "train images/s", "{:,.0f}"),
     "parameters": ("max", "parameters", "{:,}"),
@@ -162,7 +163,6 @@ def comparison_frame(
             "seeds": len(runs),
             "test_accuracy": table["test_accuracy"].mean(),
             "test_accuracy_std": table["test_accuracy"].std(),
-            "tta_accuracy": table["tta_accuracy"].astype(float).mean(),
             "compile_cached": cached.all(),
         }
         for name, (how, _, _) in _COLUMNS.items():
@@ -222,7 +222,6 @@ def format_comparison(frame: pd.DataFrame) -> pd.DataFrame:
     table["test accuracy"] = [
         format_spread(*row) for row in accuracies.itertuples(index=False)
     ]
-    table["with TTA"] = frame["tta_accuracy"].map("{:.4f}".format)
     if "difference" in frame:
         rows = frame[[*_DIFFERENCES]].to_numpy()
         table["difference"] = [f"{Interval(*row):+.4f}" for row in rows]
@@ -266,10 +265,10 @@ def markdown_table(frame: pd.DataFrame, notes: Iterable[str] = ()) -> str:
     for name, values in frame.astype(str).items():
         filled = [value for value in values if value not in ("", "-")]
         right = bool(filled) and all(map(_NUMBER.match, filled))
-        width = max(map(len, [str(name), *values]))
+        align, width = ">" if right else "<", max(map(len, [str(name), *values]))
         rule = "-" * (width + 1) + (":" if right else "-")
-        padded = [f" {c:{'><'[not right]}{width}} " for c in [str(name), *values]]
-        columns.append([padded[0], rule, *padded[1:]])
+        header, *cells = (f" {c:{align}{width}} " for c in [str(name), *values])
+        columns.append([header, rule, *cells])
     table = "\n".join(f"|{'|'.join(row)}|" for row in zip(*columns, strict=True))
     return f"{table}\n\n{bullets(notes)}" if notes else table
 
