@@ -171,17 +171,10 @@ def _is_sheet(ink: np.ndarray) -> bool:
 
 
 def _digits_apart(ink: np.ndarray) -> bool:
-    """Returns whether two components of similar height have disjoint rows or columns.
-
-    This leaves out digits whose strokes do not meet, such as a five and its bar.
-    """
+    """Returns whether several connected components are tall, unlike a five's bar."""
     boxes = ndimage.find_objects(ndimage.label(ink > 0, _CORNERS)[0])
-    tallest = max(rows.stop - rows.start for rows, _ in boxes)
-    tall = [box for box in boxes if box[0].stop - box[0].start >= tallest / 2]
-    return any(
-        min(side.stop for side in sides) <= max(side.start for side in sides)
-        for sides in zip(*tall, strict=True)
-    )
+    heights = [rows.stop - rows.start for rows, _ in boxes]
+    return sum(height >= max(heights) / 2 for height in heights) > 1
 
 
 def _remove_specks(ink: np.ndarray) -> np.ndarray:
