@@ -196,8 +196,10 @@ def train_sweep(sweep: Sweep, start: Start, quiet: bool = False) -> None:
                 print_ended()
                 time.sleep(0.1)
         print_ended()
-        if not sweep.requeue(deaths=1) and sweep.trials(TrialState.WAITING):
-            raise InputError("the workers died before they took a trial")
+        if sweep.requeue(deaths=1):
+            print("a worker died; what it trained is resumed", flush=True)
+        elif sweep.trials(TrialState.WAITING):
+            raise InputError("all workers died before they trained")
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -199,10 +198,9 @@ def _draw(study: Any, names: list[str], plot: str) -> Figure:
     from matplotlib import pyplot
     from optuna.visualization import matplotlib as plots
 
-    size = 3.5 * max(2, len(names)), 3.5
-    with matplotlib.rc_context({"figure.figsize": size}), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Optuna calls these plots experimental
+    with warnings.catch_warnings(action="ignore"):  # Optuna calls them experimental
         getattr(plots, plot)(study, params=names, target_name="validation accuracy")
-        figure = pyplot.gcf()
-        pyplot.close(figure)
+    figure = pyplot.gcf()
+    pyplot.close(figure)
+    figure.set_size_inches(3.5 * max(2, len(names)), 3.5)
     return figure

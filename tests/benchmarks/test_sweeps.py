@@ -20,20 +20,11 @@ from optuna.trial import TrialState
 
 from benchmarks import sweep, sweep_worker
 from benchmarks.sweep import combine, parse_space
-from benchmarks.sweep_worker import (
-    MAX_DEATHS,
-    Sweep,
-    start_processes,
-    train_trials,
-)
+from benchmarks.sweep_worker import MAX_DEATHS, Sweep, start_processes, train_trials
 from mnist_jax.errors import InputError
 from mnist_jax.records.files import hold_lock
 from mnist_jax.reporting import report
-from mnist_jax.reporting.sweep_tables import (
-    JOURNAL,
-    read_trials,
-    write_trials,
-)
+from mnist_jax.reporting.sweep_tables import JOURNAL, read_trials, write_trials
 from mnist_jax.training.run_dir import METRICS, RECORD, read_runs
 
 SMALL = "--dataset=digits", "--hidden=16", "--epochs=3", "--batch_size=256"
