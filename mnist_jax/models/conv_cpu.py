@@ -114,11 +114,12 @@ def _choose_algorithm(x: jax.Array, kernel: jax.Array, stage: _Stage) -> "_Algor
     *size, channels, filters = kernel.shape
     if channels == 1 and math.prod(size) * math.prod(stage.pool) <= 100:
         return _DIRECT
-    # Patches that leave the caches are slow: 59 ms and 31 by Winograd for a step with
-    # [64,28,28,16] to 8 filters (one Intel core, 29 MB).
-    large = 4 * x.size * math.prod(size) > _LARGEST_IN_CACHE
+    # Wide patches, and those that leave the caches, are slow: with [16,28,28,16] to 8
+    # filters a step of the U-Net takes 6.8 ms, and 3.5 by Winograd (two Zen 4 cores,
+    # batch 32, n=8).
+    wide = channels >= 16 or 4 * x.size * math.prod(size) > _LARGEST_IN_CACHE
     winograd = size in ([3, 3], [5, 5]) and stage.strides == stage.dilation == (1, 1)
-    if winograd and channels >= 8 and channels * filters >= (128 if large else 256):
+    if winograd and channels >= 8 and channels * filters >= (128 if wide else 256):
         return _WINOGRAD
     return _PATCHES
 
