@@ -160,9 +160,7 @@ def available_cores() -> int:
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
     cores = len(os.sched_getaffinity(0))
-    try:
+    with contextlib.suppress(OSError, ValueError):  # no quota, or it reads "max"
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         cores = min(cores, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):
-        pass  # no quota, or it reads "max"
     return cores
