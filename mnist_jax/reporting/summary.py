@@ -11,8 +11,10 @@ from mnist_jax.models.layer_specs import LayerSpec, layer_specs
 from mnist_jax.models.layers import LSTMLayer
 
 
-def _settings(spec: LayerSpec, is_last: bool) -> str:
-    """Formats the settings of a layer of a built-in network."""
+def _describe(spec: LayerSpec, is_custom: bool, is_last: bool) -> str:
+    """Formats a layer's settings, or in a custom network its kind."""
+    if is_custom:
+        return "parameter" if spec.module is None else type(spec.module).__name__
     settings = []
     match spec.module:
         case ConvStage() as stage:
@@ -40,16 +42,11 @@ def layer_frame(config: TrainConfig, shapes: Shapes) -> pd.DataFrame:
     [25120, 330]
     """
     specs, is_custom = layer_specs(config, shapes), config.model not in MODELS
-
-    def kind(spec: LayerSpec) -> str:
-        return "parameter" if spec.module is None else type(spec.module).__name__
-
+    title = "kind" if is_custom else "settings"
     return pd.DataFrame(
         {
             "layer": spec.name,
-            "kind" if is_custom else "settings": (
-                kind(spec) if is_custom else _settings(spec, spec is specs[-1])
-            ),
+            title: _describe(spec, is_custom, spec is specs[-1]),
             "output shape": spec.output_shape or "-",
             "parameters": spec.parameters,
             "multiply-adds": spec.multiply_adds,
