@@ -103,8 +103,7 @@ class Sweep:
         with hold_lock(self.out / ".take"):
             if not (waiting := self.trials(TrialState.WAITING)):
                 return None
-            # What was drawn before, by any process, is not drawn again.
-            seed = self.search_seed + len(self.trials()) - len(waiting)
+            seed = self.search_seed + waiting[0].number  # of what it draws
             self.study.sampler = self.sampler(seed=seed)
             return self.study.ask(self.space)
 
@@ -280,8 +279,6 @@ def start_on_ray(sweep: Sweep, address: str) -> Iterator[Callable[[], bool]]:
             f"no Ray cluster answers at {address} ({error}); start one with `ray start "
             "--head`, or give its address by --address or RAY_ADDRESS"
         ) from error
-    needed = {"CPU": sweep.cores, "GPU": sweep.gpus}
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     task: Any = ray.remote(work).options(
         num_cpus=sweep.cores,
         num_gpus=sweep.gpus,
@@ -301,8 +298,9 @@ def start_on_ray(sweep: Sweep, address: str) -> Iterator[Callable[[], bool]]:
         return bool(tasks)
 
     try:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         if not any(
-            all(node.get(name, 0) >= number for name, number in needed.items())
+            node.get("CPU", 0) >= sweep.cores and node.get("GPU", 0) >= sweep.gpus
             for node in nodes
         ):  # Ray would wait for one
             raise InputError(
