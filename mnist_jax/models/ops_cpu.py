@@ -84,7 +84,12 @@ def convolve(
     else:
         if bias is not None:
             bias = bias.reshape(-1).astype(jnp.float32)
-        y = conv_pool(x, kernel, bias, activation=activation, pool=pool, **options)
+        run = functools.partial(conv_pool, activation=activation, pool=pool)
+        large = math.prod(kernel.shape) >= 9 * 256  # as `_choose_algorithm` asks
+        if large and pool == strides == (1, 1) != dilation:
+            y = _convolve_dilated(run, x, kernel, bias, padding, dilation)
+        else:
+            y = run(x, kernel, bias, **options)
     if line:
         y = y[:, 0]
     axes = [0, y.ndim - 1, *range(1, y.ndim - 1)]  # batch, features, then spatial
@@ -112,6 +117,41 @@ def _convolve_groups(
     kernel = kernel.reshape(*kernel.shape[:3], groups, -1)
     y = jax.vmap(run, 3, 3)(x, kernel)
     return y.reshape(*y.shape[:3], filters)
+
+
+def _convolve_dilated(
+    convolve: Callable[..., jax.Array],
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    padding: Sequence[Pair],
+    dilation: Pair,
+) -> jax.Array:
+    """Convolves every d-th row and column as an image of its own, without dilation.
+
+    Then Winograd is possible: a step of the example with dilations of 2 and 4 takes
+    11.2 ms instead of 14.5 (two Zen 4 cores, batch 128, n=8).
+    """
+    (d, e), batch = dilation, len(x)
+    sides = zip(x.shape[1:3], padding, dilation, strict=True)
+    rests = [-(n + sum(pair)) % step for n, pair, step in sides]
+
+    def split(x: jax.Array) -> jax.Array:  # [d,e,B,H/d,W/e,C]
+        (top, bottom), (left, right) = padding
+        pads = (top, bottom + rests[0], 0), (left, right + rests[1], 0)
+        x = pad(x, [(0, 0, 0), *pads, (0, 0, 0)])
+        x = x.reshape(batch, x.shape[1] // d, d, x.shape[2] // e, e, -1)
+        return x.transpose(2, 4, 0, 1, 3, 5)
+
+    def join(y: jax.Array) -> jax.Array:
+        (_, height, width, features) = y.shape
+        y = y.reshape(d, e, batch, height, width, features).transpose(2, 3, 0, 4, 1, 5)
+        y = y.reshape(batch, height * d, width * e, features)
+        return y[:, : height * d - rests[0], : width * e - rests[1]]
+
+    x = materialize(split, x)
+    y = convolve(x.reshape(-1, *x.shape[3:]), kernel, bias, padding=[(0, 0)] * 2)
+    return materialize(join, y)
 
 
 def _convolve_spaced(

@@ -36,6 +36,7 @@ CONVOLUTIONS = {
     "rectangle": ((9, 8, 3), (4, 1, 3, 5), (2, 3), "VALID", None, None, 1),
     "pads": ((9, 8, 3), (3, 3, 3, 5), None, ((2, 0), (-1, 3)), None, None, 1),
     "dilated": ((9, 8, 3), (3, 2, 3, 5), None, "SAME", None, (2, 3), 1),
+    "dilated-winograd": ((9, 8, 16), (3, 3, 16, 16), None, "SAME", None, (2, 3), 1),
     "strided-dilated": ((11, 12, 2), (3, 3, 2, 4), (2, 1), "VALID", None, (2, 2), 1),
     "patches": ((14, 14, 1), (7, 7, 1, 6), (7, 7), "VALID", None, None, 1),
     "pointwise": ((6, 5, 4), (1, 1, 4, 3), None, "VALID", None, None, 1),
