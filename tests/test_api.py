@@ -155,17 +155,6 @@ def test_invalid_datasets_are_refused(digits: Dataset, images, labels, message):
 
 
 @pytest.mark.parametrize(
-    "field, value",
-    [("hidden", (1.5,)), ("learning_rate", "0.1"), ("epochs", 2.0), ("seed", True)],
-)
-def test_fields_of_another_type_are_refused(field, value):
-    with pytest.raises(InputError, match=f"--{field} must be of type"):
-        TrainConfig(**{field: value})
-    config = TrainConfig(hidden=[8, 8], learning_rate=1, batch_size=np.int64(5))
-    assert config == TrainConfig(hidden=(8, 8), learning_rate=1.0, batch_size=5)
-
-
-@pytest.mark.parametrize(
     "call, message",
     [
         (lambda: mnist_jax.train(CONFIG, resume=True), "need run_dir"),

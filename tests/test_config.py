@@ -196,6 +196,9 @@ def test_every_field_has_bad_values():
     "fields",
     [
         dict(hidden=8),
+        dict(hidden=(1.5,)),
+        dict(learning_rate="0.1"),
+        dict(seed=True),
         dict(conv="8"),
         dict(epochs="3"),
         dict(model=None),

@@ -14,7 +14,7 @@ from mnist_jax.data.batches import epoch_indices
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset, Split
 from mnist_jax.errors import InputError
 from mnist_jax.models.networks import CNN, LSTM, MLP
-from mnist_jax.models.rewrite import Rewritten, without_rewriting
+from mnist_jax.models.rewrite import Rewritten
 from mnist_jax.testing import (
     check_epoch_equals_steps,
     check_same_tree,
@@ -44,20 +44,8 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("devices, batch_size", [(2, 24), (8, 23)])
-def test_sharded_epoch_equals_a_loop_of_steps(devices, batch_size):
-    check_epoch_equals_steps(MLP((16,), 10, dropout=(0.5,)), devices, batch_size)
-
-
-# Shares of 24 and 11 images in microbatches of at most 5: five of 5, and three of 4,
-# padded.
-@pytest.mark.parametrize("name, devices, batch_size", [("lstm", 1, 24), ("cnn", 2, 22)])
-def test_epoch_in_microbatches_equals_a_loop_of_whole_steps(
-    name, devices, batch_size, monkeypatch
-):
-    model = MODELS[name]
-    monkeypatch.setattr(type(without_rewriting(model)), "microbatch", 5)
-    check_epoch_equals_steps(model, devices, batch_size)
+def test_sharded_epoch_equals_a_loop_of_steps():
+    check_epoch_equals_steps(MLP((16,), 10, dropout=(0.5,)), 8, 23)
 
 
 def make_inputs(model, tx, split, mesh, seed=0, epoch=0, batch_size=16):

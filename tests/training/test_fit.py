@@ -1,4 +1,4 @@
-"""The training loop: seeds trained together, devices, and diverging runs."""
+"""The training loop: its clocks, evaluations, records, and diverging runs."""
 
 import dataclasses
 from typing import Any
@@ -8,19 +8,15 @@ import numpy as np
 import pytest
 
 from mnist_jax.config import TrainConfig
-from mnist_jax.data.batches import epoch_indices
-from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.pixels import make_preprocess
 from mnist_jax.data.splits import split_dataset
-from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
+from mnist_jax.data.types import MNIST, Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.models.networks import create_model
 from mnist_jax.reporting.tables import format_settings
 from mnist_jax.training import fit as fit_module
-from mnist_jax.training.epochs import make_programs
 from mnist_jax.training.fit import Progress, finish, fit
-from mnist_jax.training.mesh import make_mesh, replicate, seed_keys, shard_seeds
-from mnist_jax.training.optimizers import create_optimizer
+from mnist_jax.training.mesh import seed_keys
 from mnist_jax.training.prepare import prepare
 from mnist_jax.training.steps import cross_entropy
 
@@ -49,61 +45,7 @@ def test_a_diverging_run_ends_with_what_to_change(digits: Dataset):
     assert all(np.isfinite(event.loss) for event in events)
 
 
-# At this learning rate, Adam does not yet amplify rounding into different steps.
-SMALL = {
-    model: TrainConfig(
-        model=model, learning_rate=5e-4, hidden=(16,), batch_size=100, **more
-    )
-    for model, more in (
-        ("mlp", dict(dropout=(0.3,))),
-        ("lstm", dict(lstm_units=(8, 8), dropout=(0.2,))),
-        ("cnn", dict(conv=("8:pool2", "8"))),
-    )
-}
-
-
-def step_losses(name: str, seeds: list[int], shape: tuple[int, int]) -> np.ndarray:
-    """Returns the loss of each seed's steps in two epochs `[seeds,26]`.
-
-    Args:
-        name: of a config.
-        seeds: trained together.
-        shape: devices of a mesh, for batches and for seeds.
-    """
-    config = SMALL[name]
-    split = split_dataset(load_dataset("digits"), config).train
-    programs = make_programs(
-        create_model(config, MNIST),
-        create_optimizer(config, 100),
-        make_preprocess(config, split),
-        make_mesh(*shape),
-        IMAGE_SHAPE,
-    )
-    states = shard_seeds(programs.init(seed_keys(seeds)), programs.mesh)
-    images = replicate(split, programs.mesh)
-    losses = []
-    for epoch in (0, 1):
-        orders = [epoch_indices(seed, epoch, len(split.labels), 100) for seed in seeds]
-        keys = seed_keys([1_000 * seed + epoch for seed in seeds])
-        states, metrics = programs.run_steps(
-            states,
-            images,
-            programs.shard(np.stack(orders)),
-            shard_seeds(keys, programs.mesh),
-        )
-        losses.append(np.asarray(metrics.loss_sum / metrics.images))
-    return np.concatenate(losses, axis=1)
-
-
-# 8 devices do not divide a batch of 100.
-@pytest.mark.parametrize(
-    "name, shape", [("mlp", (8, 1)), ("lstm", (4, 2)), ("cnn", (4, 2))]
-)
-def test_seeds_and_devices_together_match_each_seed_alone_on_one_device(name, shape):
-    alone = np.concatenate([step_losses(name, [seed], (1, 1)) for seed in (3, 5)])
-    assert np.abs(alone[0] - alone[1]).max() > 0.01  # different seeds differ
-    together = step_losses(name, [3, 5], shape)
-    np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-4)
+SMALL = TrainConfig(model="mlp", hidden=(16,), dropout=(0.3,), batch_size=100, epochs=1)
 
 
 def test_seed_keys_equal_jax_random_key():
@@ -114,8 +56,8 @@ def test_seed_keys_equal_jax_random_key():
 
 
 def test_records_of_bfloat16_say_what_stays_in_float32(digits: Dataset):
-    config = dataclasses.replace(
-        SMALL["cnn"], conv=("4:pool2",), precision="bfloat16", epochs=1
+    config = TrainConfig(
+        model="cnn", conv=("4:pool2",), hidden=(16,), precision="bfloat16", epochs=1
     )
     with jax.default_matmul_precision("highest"):
         [(record, _)] = finish(fit(prepare(config, digits), [0]))
@@ -143,7 +85,7 @@ def test_no_clock_of_an_epoch_holds_compiling_and_the_total_holds_all(
     digits: Dataset, monkeypatch
 ):
     jax.clear_caches()
-    config = dataclasses.replace(SMALL["mlp"], epochs=1, ema=0.9, tta=1)
+    config = dataclasses.replace(SMALL, ema=0.9, tta=1)
     with monkeypatch.context() as patch:
         patch.setattr(jax.stages.Compiled, "__call__", None)
         experiment = prepare(config, digits)  # runs no program
@@ -162,7 +104,7 @@ def test_no_clock_of_an_epoch_holds_compiling_and_the_total_holds_all(
 
 def test_validation_and_test_sets_are_evaluated_separately(digits: Dataset):
     for validation in ("fraction", "test"):
-        config = dataclasses.replace(SMALL["mlp"], validation=validation, epochs=1)
+        config = dataclasses.replace(SMALL, validation=validation)
         [(record, variables)] = finish(fit(prepare(config, digits), [0]))
         sets = split_dataset(digits, config)
         last = record.epochs[-1]
