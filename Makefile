@@ -1,7 +1,6 @@
 # make install      create .venv with the project and its dependencies
 # make compare      install, then train the three networks and print their table
 # make test         install, lint, then run the tests
-# make test-fast    install, then run the fast tests, in under a minute
 # make test-programs  install, then run the programs and documents from end to end
 # make test-faults  install, then run the long fault-injection tests and print figures
 # make test-scale   install Ray too, then run the tests of jobs and sweeps on a cluster
@@ -18,7 +17,7 @@ READY = $(VENV)/.ready-$(shell $(PYTHON) -c 'import platform as p; print(p.pytho
 PIP = -m pip install --quiet --disable-pip-version-check --constraint constraints
 PYTEST = $(BIN)/python -m pytest
 
-.PHONY: install compare test test-fast test-programs test-faults test-scale lint peers speedrun accelerator clean
+.PHONY: install compare test test-programs test-faults test-scale lint peers speedrun accelerator clean
 
 install: $(READY)
 
@@ -33,9 +32,6 @@ compare: install
 
 test: install lint
 	$(PYTEST) --numprocesses=auto --dist=worksteal
-
-test-fast: install
-	$(PYTEST) --numprocesses=auto --dist=worksteal -m 'not slow and not programs and not faults and not scale'
 
 test-programs: install
 	$(PYTEST) --numprocesses=auto --dist=worksteal -m 'programs and not faults' tests

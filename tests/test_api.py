@@ -32,7 +32,6 @@ def test_importing_imports_nothing_else():
     run_python("-c", code)
 
 
-@pytest.mark.slow
 def test_setup_uses_every_core_and_may_be_repeated():
     code = (
         "import json, jax, mnist_jax\n"
@@ -53,7 +52,6 @@ def test_setup_uses_every_core_and_may_be_repeated():
     assert "platform to tpu" in platform and "running on cpu" in platform
 
 
-@pytest.mark.slow
 def test_train_gives_the_parameters_of_the_program(tmp_path):
     flags = ["--dataset=digits", "--hidden=8", "--epochs=1", "--batch_size=64"]
     run("experiments.train", *flags, "--cpu_devices=1", f"--run_dir={tmp_path}/run")

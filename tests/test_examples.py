@@ -66,7 +66,6 @@ def test_the_network_of_the_readme_is_the_example():
     assert block in (ROOT / "examples" / "residual_mlp.py").read_text()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "network, model_args",
     [

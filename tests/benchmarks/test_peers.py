@@ -24,8 +24,6 @@ from mnist_jax.models.flops import multiply_adds, training_flops
 from mnist_jax.models.networks import count_params, create_model
 from mnist_jax.records.schema import read_jsonl
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "peers.jsonl"
 KERAS = "keras", "tensorflow"

@@ -141,7 +141,6 @@ def test_the_recipes_follow_the_rules():
         assert read_recipe(path).dataset in ("mnist", "fashion_mnist")
 
 
-@pytest.mark.slow
 def test_recipes_are_trained_in_turns_and_recorded(tmp_path, capsys, monkeypatch):
     paths = [tmp_path / "one.cfg", tmp_path / "two.cfg"]
     for path in paths:

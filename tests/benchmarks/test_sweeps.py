@@ -101,7 +101,6 @@ def test_a_killed_sweep_resumes_and_ends_like_an_unstopped_one(tmp_path):
     assert not list(killed.rglob("checkpoints/*.msgpack"))
 
 
-@pytest.mark.slow
 def test_trials_are_pruned_fail_and_share_one_program(tmp_path, digits, monkeypatch):
     calls, whole = [], sweep_worker.prepare
     monkeypatch.setattr(
@@ -130,7 +129,6 @@ def test_trials_are_pruned_fail_and_share_one_program(tmp_path, digits, monkeypa
     assert len(calls) == len(alone) == 2 and set(alone) <= set(outcomes(out))
 
 
-@pytest.mark.slow
 def test_the_report_has_plots_of_a_sweep(tmp_path, digits):
     train_trials(make_sweep(tmp_path, digits, "1e-3,1e-2"))
     write_trials(tmp_path, read_trials(tmp_path))

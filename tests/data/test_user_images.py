@@ -19,8 +19,6 @@ from mnist_jax.training.epochs import make_predict
 from mnist_jax.training.fit import finish, fit
 from mnist_jax.training.prepare import prepare
 
-pytestmark = pytest.mark.slow
-
 
 def seven(scale: float = 1.0, pen: float = 24) -> Image.Image:
     """Draws a seven, black on white, 300 pixels high at scale 1."""

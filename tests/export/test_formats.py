@@ -19,8 +19,6 @@ from mnist_jax.export.onnx_file import predict_onnx
 from mnist_jax.export.stablehlo_file import PLATFORMS, predict_stablehlo
 from mnist_jax.training.run_dir import TrainedRun, load_run
 
-pytestmark = pytest.mark.slow
-
 EXAMPLES = Path(__file__).parents[2] / "examples"
 # Every option of the built-in networks, once at least.
 NETWORK_FIELDS = {

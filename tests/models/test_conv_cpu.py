@@ -10,8 +10,6 @@ from helpers.stages import CASES, assert_same, random_arrays, run_stage
 from mnist_jax.models import conv_cpu
 from mnist_jax.models.ops_cpu import convolve
 
-pytestmark = pytest.mark.slow
-
 FIRST = dict(strides=1, padding="VALID", activation="relu", pool=2)
 
 

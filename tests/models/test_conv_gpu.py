@@ -16,7 +16,6 @@ STAGE = dict(strides=1, padding="SAME", activation="linear", pool=2)
 BOTH = partial(plain_stage, **STAGE), partial(run_stage, convolve, **STAGE)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 def test_equals_the_plain_implementation(case):
     size, strides, padding, channels, pool, activation = case

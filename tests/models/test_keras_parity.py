@@ -36,8 +36,6 @@ from mnist_jax.testing import leaf_names
 from mnist_jax.training.optimizers import create_optimizer, scale_by_adam
 from mnist_jax.training.steps import TrainState, cross_entropy, train_step
 
-pytestmark = pytest.mark.slow
-
 # Number of training steps and relative tolerance of their losses. The equations are
 # compared in float64, by the plain implementation: 30 steps agree to 2e-14. The fast
 # ones compute in float32, where rounding errors grow with the steps: Adam divides a

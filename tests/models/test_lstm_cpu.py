@@ -17,8 +17,6 @@ from jax import lax
 from mnist_jax.models.activations import ACTIVATIONS
 from mnist_jax.models.lstm_cpu import lstm
 
-pytestmark = pytest.mark.slow
-
 SMALL = (3, 5, 4, 8)  # batch, rows, inputs, units
 STATICS = [
     {"activation": activation, "return_sequences": return_sequences}

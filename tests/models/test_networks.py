@@ -21,8 +21,6 @@ from mnist_jax.models.networks import (
 )
 from mnist_jax.testing import check_model, check_same_tree
 
-pytestmark = pytest.mark.slow
-
 MODELS = ("mlp", "lstm", "cnn")
 COUNTS = {"mlp": 118_282, "lstm": 81_674, "cnn": 93_322}
 

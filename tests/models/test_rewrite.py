@@ -297,7 +297,6 @@ def test_examples_train_without_slow_operations(name):
     assert not slow_operations(jaxpr_of(step, variables, *batch))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, dtype, tolerance",
     [
@@ -340,7 +339,6 @@ class CustomPool(nn.Module):
         return nn.Dense(10)(x.reshape(len(x), -1))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
 def test_what_cannot_be_replaced_runs_step_by_step(devices, digits):
     train, mesh = Split(*(a[:64] for a in digits.train)), make_mesh(devices)

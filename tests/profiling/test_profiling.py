@@ -13,8 +13,6 @@ from mnist_jax.profiling import hardware
 from mnist_jax.profiling.profile import profile, read_scopes
 from mnist_jax.training.prepare import prepare
 
-pytestmark = pytest.mark.slow
-
 HLO = """
   ROOT %dot.7 = f32[4]{0} dot(%p, %p), metadata={op_name="jit(f)/while/body/A/dot"}
   %pair.2 = (f32[4]{0}, f32[4]{0}) fusion(%p), metadata={op_name="jit(f)/B/add"}

@@ -2,10 +2,7 @@
 
 from pathlib import Path
 
-import pytest
 from helpers.programs import run
-
-pytestmark = pytest.mark.slow
 
 
 def test_a_run_is_exported_to_each_format(run_dir: Path, tmp_path):

@@ -6,14 +6,11 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pytest
 from helpers.programs import run
 from PIL import Image
 
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.published import SETS
-
-pytestmark = pytest.mark.slow
 
 
 def test_it_prints_probabilities_arg_max_and_truth(run_dir: Path):

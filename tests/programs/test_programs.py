@@ -10,8 +10,6 @@ from helpers.processes import finish, start_python
 from helpers.programs import DIGITS, run
 from helpers.small_sets import files_below
 
-pytestmark = pytest.mark.slow
-
 SMALL = {
     "mlp": (),
     "lstm": ("--lstm_units=8,8",),

@@ -270,7 +270,6 @@ def test_the_row_is_that_of_the_present_source_and_the_latest():
     assert frame["difference"][:2].tolist() == pytest.approx([0.02, 0.01])
 
 
-@pytest.mark.slow
 def test_compare_takes_one_of_its_configs(digits):
     configs = [TrainConfig(dataset="digits", hidden=h, epochs=1) for h in ((), (8,))]
     frame = compare(configs, 2, dataset=digits, against=configs[0], quiet=True)

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 from helpers.runs import train_into
 
 from mnist_jax import TrainConfig
@@ -21,9 +20,6 @@ from mnist_jax.training.mesh import make_mesh, replicate, seed_keys, shard_seeds
 from mnist_jax.training.prepare import prepare
 from mnist_jax.training.run_dir import load_run
 from mnist_jax.training.steps import TrainState, init_state, train_step
-
-pytestmark = pytest.mark.slow
-
 
 MODEL = CNN((ConvStage(4, pool=2, bn=True),), (), 10)
 CONFIG = TrainConfig(

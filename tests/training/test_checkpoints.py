@@ -28,8 +28,6 @@ from mnist_jax.training.mesh import make_mesh
 from mnist_jax.training.prepare import prepare
 from mnist_jax.training.run_dir import METRICS, load_variables
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_stopped_seeds_resume_bit_for_bit(name, digits: Dataset, tmp_path):

@@ -17,8 +17,6 @@ from mnist_jax.training.epochs import make_programs
 from mnist_jax.training.mesh import make_mesh, seed_keys
 from mnist_jax.training.steps import cross_entropy
 
-pytestmark = pytest.mark.slow
-
 
 class RowSums(nn.Module):
     """Sums over matrix products, which XLA:CPU compiles wrongly by default."""

@@ -15,7 +15,6 @@ from mnist_jax.training import distributed
 from mnist_jax.training.run_dir import RECORD
 
 
-@pytest.mark.slow
 def test_two_processes_train_what_one_process_with_two_devices_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,8 +34,6 @@ from mnist_jax.training.mesh import (
 )
 from mnist_jax.training.steps import batch_metrics
 
-pytestmark = pytest.mark.slow
-
 STAGES = (ConvStage(8, pool=2), ConvStage(32))  # direct, then Winograd
 MODELS = {
     "mlp": MLP((16,), 10),

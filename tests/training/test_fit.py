@@ -20,8 +20,6 @@ from mnist_jax.training.mesh import seed_keys
 from mnist_jax.training.prepare import prepare
 from mnist_jax.training.steps import cross_entropy
 
-pytestmark = pytest.mark.slow
-
 
 def test_a_diverging_run_ends_with_what_to_change(digits: Dataset):
     config = TrainConfig(

@@ -15,7 +15,6 @@ from mnist_jax.training import epochs
 from mnist_jax.training.prepare import prepare
 from mnist_jax.training.steps import batch_gradients
 
-pytestmark = pytest.mark.slow
 options = epochs.compiler_options
 CHUNK = 1000  # images per call of the reference
 

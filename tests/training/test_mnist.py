@@ -2,13 +2,10 @@
 
 import os
 
-import pytest
 from helpers.programs import run
 
 from mnist_jax.data.types import Dataset
 from mnist_jax.training.run_dir import load_run
-
-pytestmark = pytest.mark.slow
 
 
 def test_mnist_has_the_expected_shapes_labels_and_counts(mnist: Dataset):

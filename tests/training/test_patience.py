@@ -3,7 +3,6 @@
 import dataclasses
 from functools import partial
 
-import pytest
 from helpers.runs import outcome, prepare_once, resumable, train_into
 
 import mnist_jax
@@ -11,8 +10,6 @@ from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Dataset
 from mnist_jax.training.fit import finish, fit
 from mnist_jax.training.run_dir import load_run
-
-pytestmark = pytest.mark.slow
 
 # Its validation loss rises again after a few epochs.
 CONFIG = TrainConfig(

@@ -27,8 +27,6 @@ from mnist_jax.training.optimizers import (
 from mnist_jax.training.prepare import prepare
 from mnist_jax.training.steps import init_state, train_step
 
-pytestmark = pytest.mark.slow
-
 MODELS = {
     "mlp": MLP((16,), CLASSES, dropout=(0.5,)),
     "lstm": LSTM((8,), "tanh", (), CLASSES, impl="cpu"),

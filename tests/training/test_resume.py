@@ -15,8 +15,6 @@ from mnist_jax.records.schema import RunRecord, read_json
 from mnist_jax.training.run_dir import RECORD
 from mnist_jax.training.runs import seed_folders, train_runs
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def train(digits, tmp_path):

@@ -29,8 +29,6 @@ from mnist_jax.training.run_dir import (
 )
 from mnist_jax.training.runs import train_runs
 
-pytestmark = pytest.mark.slow
-
 CONFIG = CONFIGS["mlp"]
 RESULTS = "compare.jsonl"
 

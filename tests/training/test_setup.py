@@ -2,11 +2,9 @@
 
 import json
 
-import pytest
 from helpers.processes import run_python
 
 
-@pytest.mark.slow
 def test_xla_flags_and_cache_variables_are_kept(tmp_path):
     code = (
         "import json, jax, mnist_jax; mnist_jax.setup()\n"

@@ -21,7 +21,6 @@ from mnist_jax.reporting.summary import layer_frame
 from mnist_jax.testing import check_model, check_same_tree, make_split
 from mnist_jax.training.prepare import prepare
 
-pytestmark = pytest.mark.slow
 SMALL, LARGE = Shapes((12, 20), 3), Shapes((40, 40), 100)
 SETTINGS = {
     "mlp": dict(hidden=(16,)),

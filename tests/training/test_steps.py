@@ -14,8 +14,6 @@ from mnist_jax.training.optimizers import (
 )
 from mnist_jax.training.steps import batch_metrics
 
-pytestmark = pytest.mark.slow
-
 
 def test_hand_made_logits_give_hand_computed_metrics():
     logits = np.full((4, 10), -1e9, np.float32)

@@ -22,8 +22,6 @@ from mnist_jax.training.prepare import prepare
 from mnist_jax.training.run_dir import load_run
 from mnist_jax.training.steps import init_state, train_step
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.mark.parametrize("name", ["Mixed16", "Nested"])
 def test_runs_of_any_parameter_tree_are_resumed_loaded_and_exported(
