@@ -126,20 +126,6 @@ def system(request: pytest.FixtureRequest, keras: Any, real: Dataset) -> System:
     return System(request.param, keras, real)
 
 
-def test_parameter_counts_match_and_conversion_is_lossless(system):
-    ours, theirs, model = system.ours, system.initial, system.model
-    with keras_rules(system.keras):
-        params_to_keras(ours, model)
-        back = params_from_keras(model)
-        params_to_keras(theirs, model)
-        again = params_from_keras(model)
-    assert jax.tree.map(np.shape, ours) == jax.tree.map(np.shape, theirs)
-    jax.tree.map(np.testing.assert_array_equal, back, ours)
-    jax.tree.map(np.testing.assert_array_equal, again, theirs)
-    count = sum(leaf.size for leaf in jax.tree.leaves(ours))
-    assert count == model.count_params()
-
-
 def test_logits_equal_keras(system):
     """Before training and after some steps, when biases are no longer zero."""
     run, model = system.train("float32"), system.model
@@ -182,6 +168,7 @@ def test_training_losses_equal_keras(system):
 
 def test_initial_parameters_are_distributed_as_in_keras(system):
     ours, theirs = system.ours, system.initial
+    assert jax.tree.map(np.shape, ours) == jax.tree.map(np.shape, theirs)
     for path, got, want in zip(
         leaf_names(ours), jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True
     ):
