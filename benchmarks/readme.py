@@ -16,6 +16,7 @@ from mnist_jax.records.schema import RunRecord, read_jsonl
 from mnist_jax.reporting.tables import (
     comparison_frame,
     format_markdown,
+    latest_table,
     markdown_table,
     provenance,
 )
@@ -25,7 +26,6 @@ from .peers.tables import (
     format_ratios,
     format_speedup,
     group,
-    latest_machine,
     lower_quartile,
     speedup_over_best,
 )
@@ -42,7 +42,8 @@ def format_summary(records: Sequence[PeerRecord]) -> str:
     """Formats accuracy, of `compare.jsonl`, and speed of the three networks."""
     compared = read_jsonl(RunRecord, RESULTS / "compare.jsonl")
     frame = comparison_frame(compared).sort_values("steady_epoch_seconds")
-    raced = [r for r in latest_machine(records) if r.race.batch_size == 128]
+    latest = latest_table(records)
+    raced = [record for record in latest if record.race.batch_size == 128]
     races = {race.model: frameworks for race, frameworks in group(raced).items()}
     rows = [
         {
@@ -70,18 +71,14 @@ def format_summary(records: Sequence[PeerRecord]) -> str:
 def format_accelerators(records: Sequence[ThroughputRecord]) -> str:
     """Formats the latest images per second on the latest GPU or TPU."""
     found = [record for record in records if record.environment.platform != "cpu"]
-    latest = {
-        (r.config["model"], r.config["batch_size"], r.config["precision"], r.seeds): r
-        for r in found
-        if r.environment.compared() == found[-1].environment.compared()
-    }
+    latest = {(r.config, r.seeds): r for r in latest_table(found)}
     chosen = list(latest.values())
     return markdown_table(throughput_frame(chosen), provenance(chosen))
 
 
 def format_networks(records: Sequence[PeerRecord]) -> str:
     """Formats the speed of the networks of `examples/`, one row each."""
-    latest = latest_machine(records)
+    latest = latest_table(records)
     rows: dict[str, dict[str, str]] = {}
     for race, frameworks in group(latest).items():
         seconds, size = lower_quartile(frameworks["ours"]), race.batch_size

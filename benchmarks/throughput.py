@@ -53,12 +53,16 @@ class ThroughputRecord:
     """Images per second of one config, by round."""
 
     environment: Environment
-    config: dict[str, Any]  # fields of `TrainConfig`
+    config: TrainConfig
     seeds: int  # trained together; the images are those of all
     step: list[float]
     epoch: list[float]
     evaluate: list[float]
     starts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def table_key(self) -> tuple[str | int, ...]:
+        """Returns the values that must be equal within a table."""
+        return self.environment.compared()
 
 
 def synthetic_dataset(size: int) -> Dataset:
@@ -103,9 +107,9 @@ def throughput_frame(records: Sequence[ThroughputRecord]) -> pd.DataFrame:
     """Returns one row per record: medians and ranges over its rounds."""
     return pd.DataFrame(
         {
-            "model": record.config["model"],
-            "batch": record.config["batch_size"],
-            "precision": record.config["precision"],
+            "model": record.config.model,
+            "batch": record.config.batch_size,
+            "precision": record.config.precision,
             "seeds": record.seeds,
             "train step images/s": f"{median_range(record.step):,.0f}",
             "train epoch images/s": f"{median_range(record.epoch):,.0f}",
@@ -127,7 +131,7 @@ def start_frame(records: Sequence[ThroughputRecord]) -> pd.DataFrame:
             "compile s, cached": f"{median_range([*warm['compile s']]):.2f}",
             "peak MB": f"{median_range([*cold['peak MB']]):,.0f}",
         }
-        rows.append({"model": record.config["model"], **columns})
+        rows.append({"model": record.config.model, **columns})
     return pd.DataFrame(rows)
 
 
@@ -150,10 +154,10 @@ def main() -> None:
         name = f"{config.model}, batch {config.batch_size}"
         print(f"measuring {name} ({number} of {len(plan)}) ...", flush=True)
         speeds = measure(config, dataset, FLAGS.repeats, seeds)
-        started = any(record.config["model"] == config.model for record in records)
+        started = any(record.config.model == config.model for record in records)
         starts = [] if started else measure_starts(config, FLAGS.starts)
         records.append(
-            ThroughputRecord(machine, vars(config), seeds, starts=starts, **speeds)
+            ThroughputRecord(machine, config, seeds, starts=starts, **speeds)
         )
         if distributed.is_writer():
             append_jsonl(out / "throughput.jsonl", records[-1])

@@ -25,7 +25,6 @@ from mnist_jax.cli.main import run_program
 from mnist_jax.config import MODELS, TrainConfig
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.errors import InputError
-from mnist_jax.profiling.hardware import matmul_peak
 from mnist_jax.records.environment import (
     check_packages,
     code_digest,
@@ -71,7 +70,6 @@ def run_rounds(
         All records of these races on this machine, and whether all are complete.
     """
     machine = current_environment().compared()
-    peak = matmul_peak()
     records = [
         record
         for record in read_jsonl(PeerRecord, results)
@@ -94,7 +92,7 @@ def run_rounds(
                     failed.add((race, name))
                     print(f"  {name:19} FAILED: {answer}", flush=True)
                     continue
-                record = PeerRecord(race, name, number, environment, peak, answer)
+                record = PeerRecord(race, name, number, environment, answer)
                 append_jsonl(results, record)
                 records.append(record)
                 print(

@@ -31,11 +31,6 @@ class Framework(NamedTuple):
     models: Sequence[str] | None = None  # that it has; None: every network
     environment: Mapping[str, str] = {}
 
-    @property
-    def is_bfloat16(self) -> bool:
-        """Its precision; rows are compared with rows of the same one."""
-        return self.variant == "bfloat16"
-
 
 _TORCH = (*MODELS, *EXAMPLES)
 # The networks of PyTorch + malloc are channels_last, but not those of torch.compile,
@@ -82,8 +77,11 @@ class PeerRecord:
     framework: str
     round: int
     environment: Environment  # before its turns
-    matmul_gflops: float  # peak rate of matrix products at the start of the program
     result: Measurement
+
+    def table_key(self) -> tuple[str | int, ...]:
+        """Returns the values that must be equal within a table."""
+        return self.race.code, self.race.packages, *self.environment.compared()
 
     @property
     def steady_seconds(self) -> list[float]:

@@ -24,11 +24,6 @@ def measure(job: Job, dataset: Dataset) -> Measurement:
     """Trains and times a network; epoch times include shuffling."""
     steps = JAX_STEPS_PER_EXECUTION[job.model] if job.variant == "jax" else 16
     os.environ["KERAS_BACKEND"] = job.variant  # read when keras is imported
-    if job.variant == "tensorflow":
-        import tensorflow as tf
-
-        tf.config.threading.set_intra_op_parallelism_threads(job.threads)
-        tf.config.threading.set_inter_op_parallelism_threads(job.threads)
     import keras
     from keras import layers
 

@@ -6,26 +6,14 @@ import numpy as np
 import pandas as pd
 
 from mnist_jax.config import MODELS
-from mnist_jax.data.types import MNIST
-from mnist_jax.models.flops import training_flops
 from mnist_jax.reporting.statistics import median_range, ratio_interval, spread, verdict
-from mnist_jax.reporting.tables import markdown_table, provenance
+from mnist_jax.reporting.tables import latest_table, markdown_table, provenance
 
 from .frameworks import FRAMEWORKS, PACKAGES, PeerRecord, Race
-from .worker import Job
 
 Rounds = dict[int, PeerRecord]  # of a framework, by number
 Races = Mapping[Race, dict[str, Rounds]]  # by framework
 LOWER_QUARTILE, MEDIAN = 25, 50
-
-
-def latest_machine(records: Sequence[PeerRecord]) -> list[PeerRecord]:
-    """Returns the records of the machine, versions and code of the last one."""
-
-    def key(record: PeerRecord) -> tuple[object, ...]:
-        return record.race.code, record.race.packages, record.environment.compared()
-
-    return [record for record in records if key(record) == key(records[-1])]
 
 
 def group(records: Iterable[PeerRecord]) -> Races:
@@ -49,11 +37,11 @@ def lower_quartile(rounds: Rounds) -> float:
 
 def rank_peers(frameworks: Mapping[str, Rounds], ours: str = "ours") -> list[str]:
     """Returns the peers of a race that have the precision of ours, fastest first."""
-    half = FRAMEWORKS[ours].is_bfloat16
+    half = "bfloat16" in ours
     peers = [
         name
         for name in frameworks
-        if FRAMEWORKS[name].worker in PACKAGES and FRAMEWORKS[name].is_bfloat16 == half
+        if FRAMEWORKS[name].worker in PACKAGES and ("bfloat16" in name) == half
     ]
     return sorted(peers, key=lambda name: lower_quartile(frameworks[name]))
 
@@ -126,18 +114,15 @@ RATIO_NOTES = (
     "Adam with learning rate 1e-3; images are shuffled each epoch, and the last, "
     "smaller batch is used",
 )
-TIME_NOTES = (
+TIME_NOTE = (
     "s/epoch: median [min, max] of all epochs after the first (n); first epoch s: "
-    "includes all compilation; test accuracy: over rounds, whose numbers are the seeds",
-    "% of peak: FLOP/s, counted by mnist_jax/models/flops.py, relative to the float32 "
-    "matmul peak of the best round; Winograd convolutions execute fewer, so they can "
-    "exceed 100 %",
+    "includes all compilation; test accuracy: over rounds, whose numbers are the seeds"
 )
 
 
 def format_ratios(records: Sequence[PeerRecord]) -> str:
     """Formats the speedups on the latest machine and how they were measured."""
-    latest = latest_machine(records)
+    latest = latest_table(records)
     races, race, machine = group(latest), latest[0].race, latest[0].environment
     epochs = {
         race.model: f"{race.model} {race.steady_epochs} of {race.train_images:,} images"
@@ -156,17 +141,13 @@ def format_ratios(records: Sequence[PeerRecord]) -> str:
 
 def format_times(records: Sequence[PeerRecord]) -> str:
     """Formats the times on the latest machine, in a race the fastest first."""
-    latest, rows = latest_machine(records), []
-    peak = max(record.matmul_gflops for record in latest)
-    for race, frameworks in group(latest).items():
-        flops = training_flops(Job(race.model).config, MNIST)
+    rows = []
+    for race, frameworks in group(latest_table(records)).items():
         fastest_first = sorted((lower_quartile(frameworks[n]), n) for n in frameworks)
         for fast, name in fastest_first:
             seconds = steady_seconds(frameworks[name])
             results = [run.result for run in frameworks[name].values()]
             first = [result.epoch_seconds[0] for result in results]
-            images_per_second = race.train_images / fast
-            gflops = flops * images_per_second / 1e9
             rows.append(
                 {
                     "model": race.model,
@@ -174,13 +155,11 @@ def format_times(records: Sequence[PeerRecord]) -> str:
                     "framework": FRAMEWORKS[name].label,
                     "s/epoch, lower quartile": f"{fast:.3f}",
                     "s/epoch": f"{median_range(seconds):,.3f} (n={len(seconds)})",
-                    "images/s": f"{images_per_second:,.0f}",
-                    "% of peak": f"{100 * gflops / peak:.1f}",
+                    "images/s": f"{race.train_images / fast:,.0f}",
                     "first epoch s": f"{median_range(first):,.2f}",
                     "test accuracy": spread([one.test_accuracy for one in results]),
                     "peak MB": f"{max(one.peak_rss_mb for one in results):,}",
                     "parameters": f"{results[0].parameters:,}",
                 }
             )
-    notes = [f"matmul peak: {peak:,.0f} GFLOP/s", *TIME_NOTES]
-    return markdown_table(pd.DataFrame(rows), notes)
+    return markdown_table(pd.DataFrame(rows), [TIME_NOTE])

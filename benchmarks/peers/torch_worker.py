@@ -21,7 +21,6 @@ TEST_CHUNK = 1000
 
 def measure(job: Job, dataset: Dataset) -> Measurement:
     """Trains and times a network; epoch times include shuffling."""
-    torch.set_num_threads(job.threads)
     torch.manual_seed(job.seed)
     images = torch.from_numpy(preprocess(dataset.train.images))
     labels = torch.from_numpy(dataset.train.labels).long()

@@ -1,6 +1,7 @@
 """Trains a network by several frameworks, in processes that take turns."""
 
 import contextlib
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,29 +10,31 @@ from mnist_jax.records.environment import available_cores
 
 from ..processes import Worker
 from .frameworks import FRAMEWORKS, Race
-from .worker import Measurement
+from .worker import Job, Measurement
+
+# The variables by which OpenMP, MKL and TensorFlow take their numbers of threads.
+THREADS = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "TF_NUM_INTRAOP_THREADS",
+    "TF_NUM_INTEROP_THREADS",
+)
 
 
 def start(race: Race, name: str, seed: int, arrays: Path) -> Worker:
     """Starts the worker of a framework; `arrays` is a folder of `save_arrays`."""
-    framework, threads = FRAMEWORKS[name], available_cores()
+    framework = FRAMEWORKS[name]
+    fields = dataclasses.fields(Job)
+    known = {**vars(race), "seed": seed, "variant": framework.variant, "turns": True}
     return Worker(
         f"{__package__}.{framework.worker}_worker",
-        f"--model={race.model}",
-        f"--batch_size={race.batch_size}",
-        f"--train_images={race.train_images}",
-        f"--steady_epochs={race.steady_epochs}",
-        f"--seed={seed}",
-        f"--threads={threads}",
-        f"--variant={framework.variant}",
+        *(f"--{field.name}={known[field.name]}" for field in fields),
         f"--arrays={arrays}",
-        "--turns",
         environment={
             "JAX_PLATFORMS": "cpu",
             "CUDA_VISIBLE_DEVICES": "",
-            "OMP_NUM_THREADS": str(threads),
-            "MKL_NUM_THREADS": str(threads),
             "TF_CPP_MIN_LOG_LEVEL": "2",
+            **dict.fromkeys(THREADS, str(available_cores())),
             **framework.environment,
         },
     )

@@ -49,7 +49,6 @@ class Job:
     batch_size: int = 128
     steady_epochs: int = 2  # after the first
     seed: int = 0
-    threads: int = 1
     variant: str = ""  # of the framework, if it has several
     train_images: int = 0  # the first ones of the arrays; 0: all
     turns: bool = False  # whether to wait after each epoch for a line on stdin

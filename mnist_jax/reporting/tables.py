@@ -92,6 +92,12 @@ def group_by_table(records: Iterable[Any]) -> list[list[Any]]:
     return list(groups.values())
 
 
+def latest_table(records: Sequence[Any]) -> list[Any]:
+    """Returns the records that have the `table_key` of the last one."""
+    key = records[-1].table_key()
+    return [record for record in records if record.table_key() == key]
+
+
 def group_by_row(records: Iterable[RunRecord]) -> list[list[RunRecord]]:
     """Groups records of one table by model and settings, best mean accuracy first.
 

@@ -35,7 +35,7 @@ def test_peers_end_to_end_and_resumed(tmp_path):
     records = read_jsonl(PeerRecord, results)
     assert [record.framework for record in records] == ["ours", "ours", "flax"]
     for record in records:
-        assert len(record.result.epoch_seconds) == 3 and record.matmul_gflops > 0
+        assert len(record.result.epoch_seconds) == 3
         assert 50 < record.result.peak_rss_mb < 5000
     process = run(*command, "--frameworks=flax,ours")
     assert "round 1/1" not in process.stdout and results.read_text().count("\n") == 3
