@@ -38,6 +38,7 @@ def run(
     return process
 
 
+@functools.cache
 def flags_of(program: str) -> dict[str, str]:
     """Returns the flags that a program defines, each with the class of its parser."""
     return json.loads(_request(program, [], {}, "flags").stdout)
