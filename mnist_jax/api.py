@@ -35,7 +35,6 @@ from mnist_jax.training.run_dir import (
     TrainedRun,
     export_runs,
     load_run,
-    read_runs,
     run_folders,
 )
 from mnist_jax.training.runs import Events, seed_folders, train_runs
@@ -198,8 +197,7 @@ def write_tables(
     Returns:
         The Markdown to print, with all columns or those that fit.
     """
-    export_runs(out, RESULTS)
-    records = read_runs(out)
+    records = export_runs(out, RESULTS)
     markdown = format_markdown(records, targets, against)
     write_file(out / "compare.md", markdown + "\n")
     frames = [

@@ -27,7 +27,7 @@ from mnist_jax.reporting.tables import (
     table_notes,
     title,
 )
-from mnist_jax.training.run_dir import export_runs, read_runs, run_folders
+from mnist_jax.training.run_dir import export_runs, run_folders
 from mnist_jax.training.runs import HOW_TO_RESUME, train_runs
 
 from .claims import Runs, claims_frame
@@ -126,13 +126,11 @@ def main() -> None:
                 config,
                 dataset,
                 folders[name],
-                name=name,
                 system=name,
                 start_from=folders[start] if start else None,
             )
             follow(events, FLAGS.quiet, check_stopped)
-    export_runs(out, "published.jsonl")
-    markdown = format_published(read_runs(out))
+    markdown = format_published(export_runs(out, "published.jsonl"))
     write_file(out / "published.md", markdown + "\n")
     print(f"\n{markdown}\n\nwritten: {out}/published.jsonl and published.md")
 

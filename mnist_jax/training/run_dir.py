@@ -195,13 +195,9 @@ def find_runs(out: Path) -> dict[Path, RunRecord]:
     return dict(runs)
 
 
-def read_runs(out: Path) -> list[RunRecord]:
-    """Returns the records of the finished runs in a results folder, oldest first."""
-    return list(find_runs(out).values())
-
-
-def export_runs(out: Path, name: str) -> None:
-    """Writes the records of all runs in a results folder to a JSON-lines file."""
+def export_runs(out: Path, name: str) -> list[RunRecord]:
+    """Writes the records of `find_runs` to a JSON-lines file; returns them."""
     with hold_lock(out / LOCK):
-        lines = [f"{json_line(record)}\n" for record in read_runs(out)]
-        write_file(out / name, "".join(lines))
+        records = list(find_runs(out).values())
+        write_file(out / name, "".join(f"{json_line(run)}\n" for run in records))
+    return records

@@ -67,7 +67,6 @@ def train_runs(
     dataset: Dataset,
     folders: Mapping[int, Path],
     *,
-    name: str = "",
     chosen: bool = False,
     resume: bool = True,
     overwrite: bool = False,
@@ -92,17 +91,16 @@ def train_runs(
         config: what to train; its seed is ignored.
         dataset: as returned by `load_dataset`.
         folders: run directory of each seed.
-        name: shown in messages (default: `config.name`).
         chosen: whether the user chose the directories.
         resume: keep finished runs and resume unfinished ones.
         overwrite: replace runs that the directory holds.
         checkpoint_every: epochs between checkpoints; 0 writes none.
         keep: number of newest checkpoints to keep.
         start_from: as for `run_keys`.
-        system: published system that the runs reproduce, if any.
+        system: published system that the runs reproduce, if any; named in messages.
         prepare_runs: called instead of `prepare`, to reuse compiled programs.
     """
-    name = name or config.name
+    name = system or config.name
     if resume and overwrite:
         raise InputError(
             "--resume continues the run in --run_dir and --overwrite replaces it; "

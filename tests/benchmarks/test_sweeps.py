@@ -25,7 +25,7 @@ from mnist_jax.errors import InputError
 from mnist_jax.records.files import hold_lock
 from mnist_jax.reporting import report
 from mnist_jax.reporting.sweep_tables import JOURNAL, read_trials, write_trials
-from mnist_jax.training.run_dir import METRICS, RECORD, read_runs
+from mnist_jax.training.run_dir import METRICS, RECORD, find_runs
 
 SMALL = "--dataset=digits", "--hidden=16", "--epochs=3", "--batch_size=256"
 GRID = *SMALL, "--vary=learning_rate=1e-3,1e-2", "--vary=optimizer=adam,sgd"
@@ -35,7 +35,7 @@ def outcomes(out: Path) -> list[tuple]:
     """Returns what must not depend on stops or engines."""
     return sorted(
         (record.config.learning_rate, record.config.seed, record.params_sha256)
-        for record in read_runs(out)
+        for record in find_runs(out).values()
     )
 
 

@@ -14,7 +14,7 @@ from mnist_jax.records.schema import RunRecord
 from mnist_jax.training.checkpoints import Checkpoint
 from mnist_jax.training.fit import Epoch, finish
 from mnist_jax.training.prepare import Experiment, prepare
-from mnist_jax.training.run_dir import METRICS, read_runs, run_keys
+from mnist_jax.training.run_dir import METRICS, find_runs, run_keys
 from mnist_jax.training.runs import Event, Events, Started, fit_into, plan
 
 CONFIGS = {
@@ -120,5 +120,5 @@ def outcomes(out: Path) -> list[tuple]:
             [(e.epoch, e.loss, e.val_loss) for e in run.epochs],
             run.system or run.config.model,
         )
-        for run in read_runs(out)
+        for run in find_runs(out).values()
     )

@@ -23,8 +23,8 @@ from mnist_jax.training import run_dir, runs
 from mnist_jax.training.run_dir import (
     RECORD,
     export_runs,
+    find_runs,
     load_run,
-    read_runs,
     run_folders,
 )
 from mnist_jax.training.runs import train_runs
@@ -44,7 +44,7 @@ def train(digits: Dataset) -> Callable[..., list[int]]:
         chosen = range(config.seed, config.seed + seeds)
         folders = run_folders(out, config.model, config, digits, chosen)
         events = follow_until(
-            train_runs(config, digits, folders, name="mlp", prepare_runs=prepare_once),
+            train_runs(config, digits, folders, prepare_runs=prepare_once),
             stop,
         )
         print(*(event for event in events if isinstance(event, str)), sep="\n")
@@ -135,7 +135,7 @@ def test_two_processes_never_train_the_same_run(train, tmp_path, digits):
     alone, both = tmp_path / "alone", tmp_path / "both"
     train(alone)
     folders = run_folders(both, "mlp", CONFIG, digits, [0, 1])
-    root, events = folders[0].parent, train_runs(CONFIG, digits, folders, name="mlp")
+    root, events = folders[0].parent, train_runs(CONFIG, digits, folders)
     with hold_lock(folders[1] / ".lock"):
         waiting = "mlp: waiting for another process that trains these runs"
         assert [next(events) for _ in range(3)] == [waiting, None, None]
@@ -150,7 +150,7 @@ def test_the_export_has_all_runs_oldest_first(train, tmp_path):
     train(tmp_path, seeds=2)
     exported = read_jsonl(RunRecord, tmp_path / RESULTS)
     assert [run.config.seed for run in exported] == [1, 0]
-    assert exported == read_runs(tmp_path)
+    assert exported == list(find_runs(tmp_path).values())
 
 
 def test_recorded_runs_are_identified_by_everything_that_determines_them(
