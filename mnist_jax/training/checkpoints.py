@@ -135,7 +135,7 @@ def save_checkpoint(
     (folder / FOLDER).mkdir(parents=True, exist_ok=True)
     path = folder / FOLDER / f"epoch{checkpoint.epoch:05d}.msgpack"
     write_file(path, content + hashlib.sha256(content).digest())
-    for path in _paths(folder)[:-keep]:
+    for path in find_checkpoints(folder)[:-keep]:
         path.unlink(missing_ok=True)
 
 
@@ -145,21 +145,14 @@ def load_checkpoint(
     """Loads the newest valid checkpoint in a run directory, or None if there is none.
 
     Damaged checkpoints and those of other runs, or of other code unless `code` is None,
-    are skipped with a warning; if none is left, that is an InputError. The seeds that
-    were trained together come with their states, without those that `keys` lacks.
+    are skipped with a warning. The seeds that were trained together come with their
+    states, without those that `keys` lacks.
     """
-    reason = ""
-    for path in reversed(_paths(folder)):
+    for path in reversed(find_checkpoints(folder)):
         try:
             return _load(path, keys, code)
         except ValueError as error:
-            reason = reason or str(error)
             logging.warning("%s is not used: %s", path, error)
-    if reason:
-        raise InputError(
-            f"no checkpoint in {folder / FOLDER} is valid: {reason}; train again with "
-            "--overwrite instead of --resume"
-        )
     return None
 
 
@@ -168,7 +161,7 @@ def remove_checkpoints(folder: Path) -> None:
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
 
 
-def _paths(folder: Path) -> list[Path]:
+def find_checkpoints(folder: Path) -> list[Path]:
     """Returns the checkpoints in a run directory, oldest first."""
     return sorted((folder / FOLDER).glob("epoch*.msgpack"))
 

@@ -24,6 +24,7 @@ from mnist_jax.records.schema import RunKey, append_jsonl, json_line, write_json
 from mnist_jax.training.checkpoints import (
     KEEP,
     Checkpoint,
+    find_checkpoints,
     load_checkpoint,
     remove_checkpoints,
     save_checkpoint,
@@ -211,21 +212,17 @@ def plan(
     for seed, folder in folders.items():
         if seed not in missing or finished >= missing.keys():
             continue  # in the group of an earlier one, or nothing is left
-        try:
-            found = load_checkpoint(folder, missing, code)
-        except InputError:  # none is intact; each has been named in a warning
-            if code is None and seed not in finished:
-                raise
-            continue
+        found = load_checkpoint(folder, missing, code)
         if found and not finished >= set(found[0]):
             groups.append(found)
             missing = {s: key for s, key in missing.items() if s not in found[0]}
     fresh = [seed for seed in missing if seed not in finished]
-    for seed in fresh:
-        if code is None and seed in folders and (folders[seed] / RECORD).exists():
+    for seed in folders.keys() & fresh if code is None else ():
+        folder = folders[seed]
+        if (folder / RECORD).exists() or find_checkpoints(folder):
             raise InputError(
-                f"--resume: the run in {folders[seed]} has ended and has no checkpoint "
-                "to resume from; give another --run_dir, or --overwrite to replace it"
+                f"--resume: the run in {folder} has no valid checkpoint to resume "
+                "from; give another --run_dir, or --overwrite to replace it"
             )
     if keys[min(keys)].config.patience is not None:
         return finished, groups + [([seed], None) for seed in fresh]
