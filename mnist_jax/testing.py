@@ -30,7 +30,8 @@ from mnist_jax.models.networks import (
     init_model,
 )
 from mnist_jax.models.rewrite import Rewritten, without_rewriting
-from mnist_jax.training.epochs import gather, jit, make_programs
+from mnist_jax.training.checkpoints import named_leaves
+from mnist_jax.training.epochs import compute_logits, gather, jit, make_programs
 from mnist_jax.training.mesh import make_mesh, replicate, shard_seeds
 from mnist_jax.training.prepare import differ, fill_zeros, find_batch_dependence
 from mnist_jax.training.steps import TrainState, batch_gradients, train_step
@@ -54,11 +55,6 @@ def make_split(size: int = 64, seed: int = 0, shapes: Shapes = MNIST) -> Split:
     images.reshape(size, -1)[np.arange(size)[:, None], marked % (height * width)] += 150
     images[:1], images[1:2] = 0, 255
     return Split(images, labels)
-
-
-def leaf_names(tree: Any) -> list[str]:
-    """Returns the path of every leaf, in the order of `jax.tree.leaves`."""
-    return [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(tree)]
 
 
 @functools.lru_cache(maxsize=4)  # one initialization serves all checks of a network
@@ -85,16 +81,11 @@ def _require(condition: bool, message: str) -> None:
 
 def check_logits(model: nn.Module, shapes: Shapes = MNIST) -> None:
     """Asserts finite logits in evaluation, the same compiled and op by op."""
-    images = preprocess(make_split(16, shapes=shapes).images)
+    images = jnp.asarray(make_split(16, shapes=shapes).images)
     variables = fill_zeros(_init_variables(model, shapes))
-
-    def run(variables: Any, images: jax.Array) -> jax.Array:
-        logits, _ = apply_model(model, variables, images, train=False)
-        return logits.astype(jnp.float32)
-
-    compiled = jit(run)(variables, images)
-    plain = partial(apply_model, without_rewriting(model), train=False)
-    eager = np.asarray(plain(variables, images)[0].astype(jnp.float32))
+    run = partial(compute_logits, preprocess=preprocess)
+    compiled = jit(partial(run, model=model))(variables, images)
+    eager = np.asarray(run(variables, images, model=without_rewriting(model)))
     finite = np.isfinite(eager).all(axis=1)
     kinds = "a black image", "a white image", "an image with black rows"
     kind = kinds[min(int(np.argmin(finite)), 2)]
@@ -190,7 +181,7 @@ def _check_slopes(model: nn.Module, shapes: Shapes) -> None:
         slope = (loss(i, change) - loss(i, -change)) / (2 * step)
         found.append((float(np.sum(direction * gradient)), slope))
     floor = np.abs(found).max() / 30  # gradients that are 0 are rounding errors
-    for name, (given, slope) in zip(leaf_names(params), found, strict=True):
+    for name, (given, slope) in zip(named_leaves(params), found, strict=True):
         _require(
             abs(given - slope) <= tolerance * (max(abs(given), abs(slope)) + floor),
             f"the gradient of {name} is wrong: in a random direction it gives the loss "
@@ -216,20 +207,18 @@ def check_step_learns(
     _require(finite, f"losses are not finite: {losses}")
     lowered = np.mean(losses[steps // 2 :]) < losses[0]
     _require(bool(lowered), f"{steps} steps did not lower the loss: {losses}")
+    reasons = {
+        "params": "the logits do not depend on it, or only through operations that "
+        "have no gradient",
+        "batch_stats": "give batch normalization use_running_average=not train",
+    }
     before, after = (jax.tree.leaves_with_path(s.variables) for s in (initial, state))
     for (path, old), (_, new) in zip(before, after, strict=True):
         name, collection = jax.tree_util.keystr(path), path[0].key
         _require(bool(np.all(np.isfinite(new))), f"{name} is not finite")
-        reason = "give batch normalization use_running_average=not train"
-        if collection != "batch_stats":
-            reason = (
-                "the logits do not depend on it, or only through operations that have "
-                "no gradient"
-            )
-        _require(
-            bool(np.any(old != new)) or collection not in ("params", "batch_stats"),
-            f"{name} did not change in {steps} steps: {reason}",
-        )
+        if reason := reasons.get(collection):
+            message = f"{name} did not change in {steps} steps: {reason}"
+            _require(bool(np.any(old != new)), message)
 
 
 def check_epoch_equals_steps(
@@ -276,15 +265,12 @@ def check_same_tree(got: TrainState | Any, want: TrainState | Any, rtol: float) 
     an attention's keys, for example, has a gradient of 0 in exact arithmetic, so that
     its values are rounding errors only.
     """
-    got_leaves, want_leaves = jax.tree.leaves(got), jax.tree.leaves(want)
-    largest = [float(jnp.max(jnp.abs(leaf))) for leaf in want_leaves]
-    precision = float(jnp.finfo(jnp.float32).eps) * max(largest)
-    for name, a, b, size in zip(
-        leaf_names(want), got_leaves, want_leaves, largest, strict=True
-    ):
-        np.testing.assert_allclose(
-            a, b, rtol=0, atol=rtol * size + (precision if rtol else 0), err_msg=name
-        )
+    wanted = named_leaves(want)
+    largest = {name: float(jnp.max(jnp.abs(leaf))) for name, leaf in wanted.items()}
+    precision = float(jnp.finfo(jnp.float32).eps) * max(largest.values())
+    for leaf, name in zip(jax.tree.leaves(got), wanted, strict=True):
+        atol = rtol * largest[name] + (precision if rtol else 0)
+        np.testing.assert_allclose(leaf, wanted[name], 0, atol, err_msg=name)
 
 
 def check_model(

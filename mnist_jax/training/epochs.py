@@ -351,12 +351,17 @@ def make_programs(
     )
 
 
-def predict(
+def compute_logits(
     variables: Any, images: jax.Array, *, model: nn.Module, preprocess: Preprocess
 ) -> jax.Array:
-    """Returns the probabilities `[N,classes] float32` of images `[N,H,W] uint8`."""
+    """Returns the logits `[N,classes] float32` of images `[N,H,W] uint8`."""
     logits, _ = apply_model(model, variables, preprocess(images), train=False)
-    return jax.nn.softmax(logits.astype(jnp.float32))
+    return logits.astype(jnp.float32)
+
+
+def predict(variables: Any, images: jax.Array, **network: Any) -> jax.Array:
+    """Returns the probabilities `[N,classes]`; arguments as for `compute_logits`."""
+    return jax.nn.softmax(compute_logits(variables, images, **network))
 
 
 @functools.lru_cache(maxsize=16)

@@ -99,9 +99,7 @@ def fit(
         _agree(experiment, seeds, environment, start_variables, resume)
     begin = partial(_begin, experiment, seeds, start_variables, resume)
     states, best, run_keys = begin()
-    histories: list[list[EpochRecord]] = [[] for _ in seeds]
-    if resume is not None:
-        histories = [list(epochs) for epochs in resume.histories]
+    histories = resume.histories if resume else [[] for _ in seeds]
     resumed = len(histories[0])
     size = len(experiment.dataset.train.labels)
     steps = -(-size // config.batch_size)

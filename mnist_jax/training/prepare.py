@@ -21,9 +21,9 @@ from mnist_jax.data.splits import split_dataset
 from mnist_jax.data.types import Dataset, Split
 from mnist_jax.errors import InputError
 from mnist_jax.models.custom import network_sha256
-from mnist_jax.models.networks import apply_model, create_model
+from mnist_jax.models.networks import create_model
 from mnist_jax.training import distributed
-from mnist_jax.training.epochs import Programs, jit, make_programs
+from mnist_jax.training.epochs import Programs, compute_logits, jit, make_programs
 from mnist_jax.training.jax_setup import CompileClock
 from mnist_jax.training.mesh import choose_mesh, eval_indices, replicate, seed_keys
 from mnist_jax.training.optimizers import create_optimizer
@@ -171,12 +171,7 @@ def find_batch_dependence(
 ) -> str:
     """Returns what is wrong if the logits of images `[N,H,W]` depend on their batch."""
     variables = fill_zeros(variables)
-
-    @partial(jit, quick=True)
-    def run(variables: Any, images: jax.Array) -> jax.Array:
-        logits, _ = apply_model(model, variables, preprocess(images), train=False)
-        return logits.astype(jnp.float32)
-
+    run = jit(partial(compute_logits, model=model, preprocess=preprocess), quick=True)
     alone = np.concatenate([run(variables, image[None]) for image in images])
     if not differ(alone, np.asarray(run(variables, images))):
         return ""

@@ -32,7 +32,7 @@ from mnist_jax.data.pixels import Preprocess
 from mnist_jax.data.splits import split_dataset
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset, Split
 from mnist_jax.models.networks import create_model, init_model
-from mnist_jax.testing import leaf_names
+from mnist_jax.training.checkpoints import named_leaves
 from mnist_jax.training.optimizers import create_optimizer, scale_by_adam
 from mnist_jax.training.steps import TrainState, cross_entropy, train_step
 
@@ -170,9 +170,9 @@ def test_initial_parameters_are_distributed_as_in_keras(system):
     ours, theirs = system.ours, system.initial
     assert jax.tree.map(np.shape, ours) == jax.tree.map(np.shape, theirs)
     for path, got, want in zip(
-        leaf_names(ours), jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True
+        named_leaves(ours), jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True
     ):
-        if path.endswith("['bias']"):  # zeros, but ones for the LSTM's forget gate
+        if path.endswith("bias"):  # zeros, but ones for the LSTM's forget gate
             np.testing.assert_array_equal(got, want, err_msg=path)
             continue
         assert stats.ks_2samp(got.ravel(), want.ravel()).pvalue > 0.01, path
