@@ -5,256 +5,221 @@ the dozen operations of a batch normalization as one.
 """
 
 import collections
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jax.extend.core import Literal
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
+from mnist_jax.models.activations import ACTIVATIONS
 from mnist_jax.models.batch_norm import normalize
 
 _LARGEST_POOL = 9  # elements of a window; each is a phase of the fused stage
 
 
-class Value:
-    """An array of the graph, with its shape and dtype."""
+class Fused(NamedTuple):
+    """Equations of a jaxpr as one, in place of the equation of its first output."""
 
-    def __init__(self, aval: Any) -> None:
-        self.aval = aval
-
-
-class Operation(NamedTuple):
-    """An equation of a jaxpr, with the functions called by `jit` expanded into it."""
-
-    primitive: Any
-    params: dict[str, Any]
-    inputs: list[Any]  # of Value or Literal
-    outputs: list[Value]
-
-    @property
-    def name(self) -> str:
-        return str(self.primitive.name) if self.primitive else "fused"
+    run: Callable[..., list[jax.Array]]
+    invars: list[Any]
+    outvars: list[Any]
 
 
-# Given an operation of a graph, returns one that computes it and others, and the one
-# before which to insert that; or None.
-Fusion = Callable[[Operation, "_Graph"], tuple[Operation, Operation] | None]
+class Graph:
+    """Which equation computes a variable, and which use it."""
 
+    def __init__(self, jaxpr: Jaxpr) -> None:
+        self.producers = {var: eqn for eqn in jaxpr.eqns for var in eqn.outvars}
+        self.users = collections.defaultdict(list)
+        uses: list[Any] = [(eqn.invars, eqn) for eqn in jaxpr.eqns]
+        for atoms, user in [*uses, (jaxpr.outvars, None)]:
+            for var in filter(_is_var, atoms):
+                self.users[var].append(user)
 
-class _Graph:
-    """Which operation computes a value, and which use it."""
-
-    def __init__(self, operations: list[Operation], outputs: list[Any]) -> None:
-        self.producers: dict[int, Operation] = {}
-        self.users: dict[int, list[Any]] = collections.defaultdict(list)
-        for operation in operations:
-            for value in operation.outputs:
-                self.producers[id(value)] = operation
-            for value in operation.inputs:
-                self.users[id(value)].append(operation)
-        for value in outputs:
-            self.users[id(value)].append(None)
-
-    def only_user(self, value: Any) -> Operation | None:
-        """Returns the operation that alone uses a value, if there is one."""
-        users = self.users[id(value)]
+    def only_user(self, var: Any) -> Any:
+        """Returns the equation that alone uses a variable, if there is one."""
+        users = self.users[var]
         return users[0] if len(users) == 1 else None
 
-    def source(self, value: Any) -> Any:
-        """Returns the value of which another is at most a reshaped copy."""
-        while operation := self.producers.get(id(value)):
-            if operation.name not in ("reshape", "broadcast_in_dim", "squeeze"):
-                break
-            if isinstance(operation.inputs[0], Literal):
-                break
-            if operation.inputs[0].aval.size != value.aval.size:
-                break
-            value = operation.inputs[0]
-        return value
+    def producer(self, atom: Any) -> Any:
+        """Returns the equation that computes a variable; none for an input."""
+        return self.producers.get(atom) if isinstance(atom, Var) else None
+
+    def source(self, atom: Any) -> Any:
+        """Returns the variable of which another is at most a reshaped copy."""
+        while (
+            (eqn := self.producer(atom))
+            and eqn.primitive.name in ("reshape", "broadcast_in_dim", "squeeze")
+            and eqn.invars[0].aval.size == atom.aval.size
+        ):
+            atom = eqn.invars[0]
+        return atom
 
 
-def fuse(
-    operations: list[Operation], outputs: list[Any], fusions: Sequence[Fusion]
-) -> list[Operation]:
-    """Inserts fused operations, which compute the results of several at once."""
-    graph = _Graph(operations, outputs)
-    inserted = collections.defaultdict(list)
-    done: set[int] = set()
-    for operation in reversed(operations):  # the most that can be fused comes last
+# Given an equation, returns one that computes its result and others; or None.
+Fusion = Callable[[JaxprEqn, Graph], Fused | None]
+
+
+def fuse(jaxpr: Jaxpr, fusions: Sequence[Fusion]) -> list[Any]:
+    """Returns the equations to run for a jaxpr's outputs, some of them fused."""
+    graph = Graph(jaxpr)
+    fused: dict[Any, Fused] = {}
+    for eqn in reversed(jaxpr.eqns):  # the most that can be fused comes last
         for find in fusions:
-            position, fused = find(operation, graph) or (None, None)
-            if fused and done.isdisjoint(map(id, fused.outputs)):
-                inserted[id(position)].append(fused)
-                done.update(map(id, fused.outputs))
-    result = []
-    for operation in operations:
-        result += inserted[id(operation)]
-        if done.isdisjoint(map(id, operation.outputs)):
-            result.append(operation)
-    return result
+            found = find(eqn, graph)
+            if found and fused.keys().isdisjoint(found.outvars):
+                fused |= dict.fromkeys(found.outvars, found)
+    used, result = set(filter(_is_var, jaxpr.outvars)), []
+    for eqn in reversed(jaxpr.eqns):
+        if used.isdisjoint(eqn.outvars) and not eqn.effects:
+            continue
+        run = next((fused[var] for var in eqn.outvars if var in fused), eqn)
+        if run.outvars[:1] == eqn.outvars[:1]:
+            result.append(run)
+        used.update(filter(_is_var, [*run.outvars, *run.invars]))
+    return result[::-1]
 
 
-def fuse_convolution(
+def _is_var(atom: Any) -> bool:
+    return isinstance(atom, Var)  # a literal cannot be hashed
+
+
+def fuse_stage(
     convolve: Callable[..., Any],
     can_fuse: Callable[..., bool],
-    operation: Operation,
-    graph: _Graph,
-) -> tuple[Operation, Operation] | None:
+    eqn: JaxprEqn,
+    graph: Graph,
+) -> Fused | None:
     """Fuses a convolution with the bias, activation and max pooling that follow it.
 
     `convolve` computes them, as `ops_cpu.convolve`, for what `can_fuse` accepts.
     """
-    if operation.name != "conv_general_dilated":
+    inputs, stage = list(eqn.invars), dict(eqn.params)
+    if eqn.primitive.name != "conv_general_dilated" or not can_fuse(
+        *(atom.aval for atom in inputs), stage
+    ):
         return None
-    params, inputs = operation.params, list(operation.inputs)
-    if not can_fuse(*(value.aval for value in inputs), params):
-        return None
-    numbers, last, stage = params["dimension_numbers"], operation, dict(params)
-    user = graph.only_user(last.outputs[0])
-    if user and user.name == "add":
-        bias = next(v for v in user.inputs if v is not last.outputs[0])
+    axes: Sequence[int] = stage["dimension_numbers"].out_spec
+    out: Any = eqn.outvars[0]
+    user = graph.only_user(out)
+    if user and user.primitive.name == "add":
+        [bias] = (atom for atom in user.invars if atom is not out)
         shape = [1] * 4
-        shape[numbers.out_spec[1]] = last.outputs[0].aval.shape[numbers.out_spec[1]]
+        shape[axes[1]] = out.aval.shape[axes[1]]
         if bias.aval.shape == tuple(shape):
             inputs.append(bias)
-            last, user = user, graph.only_user(user.outputs[0])
-    if user and (activation := _activation(user)):
+            [out] = user.outvars
+            user = graph.only_user(out)
+    if user and (activation := _activation(user, out.aval)):
         stage["activation"] = activation
-        last, user = user, graph.only_user(user.outputs[0])
-    if user and user.name == "reduce_window_max":
-        if pool := _pool_of_stage(numbers, **user.params):
+        [out] = user.outvars
+        user = graph.only_user(out)
+    if user and user.primitive.name == "reduce_window_max":
+        if pool := _pool_of_stage(axes, user.params):
             stage["pool"] = pool
-            last = user
+            [out] = user.outvars
 
     def run(x: jax.Array, kernel: jax.Array, bias: Any = None) -> list[Any]:
         return [convolve(x, kernel, bias, **stage)]
 
-    return last, Operation(None, {"run": run}, inputs, last.outputs)
+    return Fused(run, inputs, [out])
 
 
-def _pool_of_stage(
-    numbers: lax.ConvDimensionNumbers,
-    *,
-    window_dimensions: Sequence[int],
-    window_strides: Sequence[int],
-    padding: Sequence[tuple[int, int]],
-    base_dilation: Sequence[int],
-    window_dilation: Sequence[int],
-) -> tuple[int, int] | None:
-    """Returns the window of max pooling that can be fused into a convolution."""
-    batch, features, rows, columns = (window_dimensions[i] for i in numbers.out_spec)
-    if (
-        window_dimensions != window_strides
-        or any(map(any, padding))
-        or {*base_dilation, *window_dilation, batch, features} != {1}
-        or rows * columns > _LARGEST_POOL
-    ):
-        return None
-    return rows, columns
-
-
-_MEAN = ("div", ("reduce_sum", "x"), "count")
-_MEAN_SQUARE = ("div", ("reduce_sum", ("square", "x")), "count")
-_VARIANCE = ("max", ("sub", _MEAN_SQUARE, ("square", "mean")), "zero")
-_CENTRED = ("sub", "x", "mean")
-_INVERSE = ("rsqrt", ("add", "variance", "epsilon"))
-_SCALED = ("mul", _CENTRED, ("mul", _INVERSE, "scale"))
-_BATCH_NORM = [
-    ("add", _SCALED, "bias"),
-    _SCALED,
-    ("add", ("mul", _CENTRED, _INVERSE), "bias"),
-]
-
-
-def fuse_batch_norm(
-    operation: Operation, graph: _Graph
-) -> tuple[Operation, Operation] | None:
-    """Fuses the operations of a batch normalization of the last axis."""
-    if operation.name not in ("add", "mul"):
-        return None
-    for form in _BATCH_NORM:
-        found: dict[str, Any] = {}
-        if (
-            _match(form, operation.outputs[0], graph, found)
-            and _match(_VARIANCE, found["variance"], graph, found)
-            and _match(_MEAN, found["mean"], graph, found)
-        ):
-            break
-    else:
-        return None
-    x = found["x"]
-    mean = graph.producers[id(found["mean"])]
-    total = graph.producers[id(mean.inputs[0])]
-    channels = x.aval.shape[-1]
-    if (
-        total.params["axes"] != tuple(range(x.aval.ndim - 1))
-        or x.aval.dtype != "float32"
-    ):
-        return None
-    names = [name for name in ("scale", "bias") if name in found]
-    if any(id(found[name]) in graph.producers for name in names):
-        return None
-    if any(found[name].aval.size != channels for name in names):
-        return None
-    epsilon = found["epsilon"].val
-
-    def run(x: jax.Array, *given: jax.Array) -> list[jax.Array]:
-        params = {"scale": 1.0, "bias": 0.0} | dict(zip(names, given, strict=True))
-        rows = x.reshape(-1, channels)
-        scale, bias = (
-            jnp.broadcast_to(params[n], (1, channels)) for n in ("scale", "bias")
-        )
-        y, *moments = normalize(rows, scale, bias, float(epsilon))
-        return [y.reshape(x.shape), *(m[0] for m in moments)]
-
-    fused = [operation.outputs[0], found["mean"], found["variance"]]
-    inputs = [x, *(found[name] for name in names)]
-    return mean, Operation(None, {"run": run}, inputs, fused)
-
-
-def _match(form: Any, value: Any, graph: _Graph, found: dict[str, Any]) -> bool:
-    """Matches a value with a form: a name for it, or an operation and its inputs."""
-    value = value if isinstance(value, Literal) else graph.source(value)
-    if isinstance(form, str):
-        known = found.setdefault(form, value)
-        return known is value or (
-            isinstance(value, Literal)
-            and isinstance(known, Literal)
-            and value.val == known.val
-        )
-    operation = None if isinstance(value, Literal) else graph.producers.get(id(value))
-    if operation is None or operation.name != form[0]:
-        return False
-    orders = [operation.inputs]
-    if operation.name in ("add", "mul", "max"):
-        orders.append(operation.inputs[::-1])
-    for inputs in orders:
-        trial = dict(found)
-        if all(
-            _match(f, v, graph, trial) for f, v in zip(form[1:], inputs, strict=True)
-        ):
-            found.update(trial)
-            return True
-    return False
-
-
-def _activation(operation: Operation) -> str | None:
-    """Returns the name of the activation that an operation applies, if it is known."""
-    if operation.name == "tanh":
-        return "tanh"
-    if operation.name == "custom_jvp_call" and _is_relu(operation.params["call_jaxpr"]):
-        return "relu"
+def _activation(eqn: JaxprEqn, aval: Any) -> str | None:
+    """Returns the activation of an array that an equation computes, if it is known."""
+    for name in ("relu", "tanh"):
+        [known] = jax.make_jaxpr(ACTIVATIONS[name])(aval).eqns
+        functions = [str(each.params.get("call_jaxpr")) for each in (known, eqn)]
+        if known.primitive is eqn.primitive and functions[0] == functions[1]:
+            return name
     return None
 
 
-def _is_relu(jaxpr: Any) -> bool:
-    """Returns whether the function of a `custom_jvp` is that of `jax.nn.relu`."""
-    if len(jaxpr.eqns) != 1:
-        return False
-    (eqn,) = jaxpr.eqns
-    if eqn.primitive.name == "jit":
-        return eqn.params["name"] == "relu" and _is_relu(eqn.params["jaxpr"])
-    literals = [atom.val for atom in eqn.invars if isinstance(atom, Literal)]
-    return eqn.primitive.name == "max" and literals == [0]
+def _pool_of_stage(
+    axes: Sequence[int], params: dict[str, Any]
+) -> tuple[int, ...] | None:
+    """Returns the window of max pooling that can be fused into a convolution.
+
+    `axes` are those of the batch, the features, the rows and the columns.
+    """
+    size = params["window_dimensions"]
+    batch, features, *pool = (size[axis] for axis in axes)
+    dilations = *params["base_dilation"], *params["window_dilation"]
+    if (
+        size != params["window_strides"]
+        or any(map(any, params["padding"]))
+        or {batch, features, *dilations} != {1}
+        or math.prod(pool) > _LARGEST_POOL
+    ):
+        return None
+    return tuple(pool)
+
+
+# A form is an operation and the forms of its inputs, or a name. Of a name in `_FORMS`,
+# the variable has that form.
+_FORMS: dict[str, Any] = {
+    "mean": ("div", ("reduce_sum", "x"), "count"),
+    "mean_square": ("div", ("reduce_sum", ("square", "x")), "count"),
+    "variance": ("max", "zero", ("sub", "mean_square", ("square", "mean"))),
+    "inverse": ("rsqrt", ("add", "variance", "epsilon")),
+    "centred": ("sub", "x", "mean"),
+    "scaled": ("mul", "centred", ("mul", "inverse", "scale")),
+}
+_BATCH_NORM = [  # as `nn.BatchNorm` computes them
+    ("add", "scaled", "bias"),
+    "scaled",
+    ("add", ("mul", "centred", "inverse"), "bias"),
+]
+
+
+def fuse_batch_norm(eqn: JaxprEqn, graph: Graph) -> Fused | None:
+    """Fuses the operations of a batch normalization of the last axis."""
+    if eqn.primitive.name not in ("add", "mul"):
+        return None
+    for form in _BATCH_NORM:
+        found: dict[str, Any] = {}
+        if _match(form, eqn.outvars[0], graph, found):
+            break
+    else:
+        return None
+    x, mean, epsilon = found["x"], found["mean"], found["epsilon"]
+    total = graph.producers[graph.source(graph.producers[mean].invars[0])]
+    params = {name: found[name] for name in ("scale", "bias") if name in found}
+    channels = x.aval.shape[-1]
+    if (
+        x.aval.dtype != "float32"
+        or not isinstance(epsilon, Literal)
+        or total.params["axes"] != tuple(range(x.aval.ndim - 1))
+        or any(graph.producer(p) or p.aval.size != channels for p in params.values())
+    ):
+        return None
+    outputs = [mean, found["variance"], eqn.outvars[0]]
+
+    def run(x: jax.Array, *given: jax.Array) -> list[jax.Array]:
+        values = {"scale": 1.0, "bias": 0.0} | dict(zip(params, given, strict=True))
+        row = [jnp.broadcast_to(value, (1, channels)) for value in values.values()]
+        y, *moments = normalize(x.reshape(-1, channels), *row, float(epsilon.val))
+        results = zip((*moments, y), outputs, strict=True)
+        return [array.reshape(var.aval.shape) for array, var in results]
+
+    return Fused(run, [x, *params.values()], outputs)
+
+
+def _match(form: Any, atom: Any, graph: Graph, found: dict[str, Any]) -> bool:
+    """Returns whether a variable has a form, and finds those that the form names."""
+    atom = graph.source(atom)
+    if isinstance(form, str):
+        known = found.setdefault(form, atom)
+        if getattr(known, "val", known) != getattr(atom, "val", atom):
+            return False
+        return form not in _FORMS or _match(_FORMS[form], atom, graph, found)
+    eqn, (name, *forms) = graph.producer(atom), form
+    return (
+        eqn is not None
+        and eqn.primitive.name == name
+        and all(
+            _match(*pair, graph, found) for pair in zip(forms, eqn.invars, strict=True)
+        )
+    )

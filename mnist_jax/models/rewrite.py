@@ -9,23 +9,17 @@ the operands of products become bfloat16, on every platform.
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 from flax import linen as nn
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import jaxprs_in_params as inner_jaxprs
 
 from mnist_jax.models import conv_gpu, ops_cpu, precision
-from mnist_jax.models.fusion import (
-    Fusion,
-    Operation,
-    Value,
-    fuse,
-    fuse_batch_norm,
-    fuse_convolution,
-)
+from mnist_jax.models.fusion import Fused, Fusion, fuse, fuse_batch_norm, fuse_stage
 
 # Those without a rule come from the gradients of the others.
 _SLOW = {*ops_cpu.RULES, "reduce_window", "select_and_scatter_add"}
@@ -35,28 +29,24 @@ _CALLS = "jit", "scan", "while", "cond", "remat2"  # whose functions are rewritt
 class _Rules(NamedTuple):
     """What to use instead of operations."""
 
+    names: Collection[str]  # operations without which a function stays as it is
     # Functions of an operation's inputs and parameters, by the name of its primitive;
     # they return None to leave it as it is.
-    primitives: Mapping[str, Callable[..., jax.Array | None]]
-    fusions: tuple[Fusion, ...]
-
-    @property
-    def names(self) -> set[str]:
-        """The operations without which a function stays as it is."""
-        return {*self.primitives, *(["conv_general_dilated"] if self.fusions else [])}
+    primitives: Mapping[str, Callable[..., jax.Array | None]] = {}
+    fusions: Sequence[Fusion] = ()
 
 
 def _make_rules(impl: str, bfloat16: bool) -> _Rules:
     primitives = precision.RULES if bfloat16 else {}
     if impl == "cpu":
-        stage = partial(fuse_convolution, ops_cpu.convolve, ops_cpu.can_fuse)
-        return _Rules(primitives | ops_cpu.RULES, (stage, fuse_batch_norm))
+        primitives = primitives | ops_cpu.RULES
+        stage = partial(fuse_stage, ops_cpu.convolve, ops_cpu.can_fuse)
+        return _Rules(primitives.keys(), primitives, (stage, fuse_batch_norm))
     if impl == "gpu":
         convolve = partial(conv_gpu.convolve, bfloat16=bfloat16)
-        return _Rules(
-            primitives, (partial(fuse_convolution, convolve, conv_gpu.can_fuse),)
-        )
-    return _Rules(primitives, ())
+        stage = partial(fuse_stage, convolve, conv_gpu.can_fuse)
+        return _Rules({*primitives, "conv_general_dilated"}, primitives, (stage,))
+    return _Rules(primitives.keys(), primitives)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,25 +57,10 @@ class Rewritten:
     impl: str = "cpu"  # or "gpu"; "plain" replaces nothing
     bfloat16: bool = False  # rounds operands of products, and of other convolutions
 
-    def init(self, *args: Any, **options: Any) -> Any:
-        """Returns the other module's initial variables."""
-        return self.plain.init(*args, **options)
-
     def apply(self, variables: Any, images: jax.Array, **options: Any) -> Any:
         """Returns what the other module's `apply` returns."""
-        arrays = {k: v for k, v in options.items() if k in ("rngs", "batch_offset")}
-        static = {k: v for k, v in options.items() if k not in arrays}
-
-        def apply(variables: Any, images: jax.Array, arrays: Any) -> Any:
-            return self.plain.apply(variables, images, **arrays, **static)
-
-        run = rewrite(apply, self.impl, self.bfloat16)
-        return run(variables, images, arrays)
-
-    @property
-    def __call__(self) -> Any:
-        """The other module's `__call__`, for its signature."""
-        return self.plain.__call__
+        apply = partial(self.plain.apply, **options)
+        return rewrite(apply, self.impl, self.bfloat16)(variables, images)
 
 
 def without_rewriting(model: Any) -> Any:
@@ -109,20 +84,13 @@ def rewrite(
         traced, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
         if not _operations(traced.jaxpr, rules.names):
             return function(*args)
-        outputs = _evaluate(rules, traced.jaxpr, traced.consts, jax.tree.leaves(args))
+        leaves = jax.tree.leaves(args)
+        # Without calls, across which nothing could be fused.
+        inline = partial(_evaluate, _Rules(rules.names), traced)
+        outputs = _evaluate(rules, jax.make_jaxpr(inline)(*leaves), *leaves)
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
     return rewritten
-
-
-def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Jaxpr]:
-    """Yields the jaxprs among an equation's parameters."""
-    for value in params.values():
-        for item in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(item, ClosedJaxpr):
-                item = item.jaxpr
-            if isinstance(item, Jaxpr):
-                yield item
 
 
 def slow_operations(jaxpr: Jaxpr) -> set[str]:
@@ -133,89 +101,46 @@ def slow_operations(jaxpr: Jaxpr) -> set[str]:
 def _operations(jaxpr: Jaxpr, names: Collection[str]) -> set[str]:
     """Returns which of these operations a jaxpr has, at any depth."""
     found = {eqn.primitive.name for eqn in jaxpr.eqns}.intersection(names)
-    inner = (jaxpr for eqn in jaxpr.eqns for jaxpr in _inner_jaxprs(eqn.params))
+    inner = (jaxpr for eqn in jaxpr.eqns for jaxpr in inner_jaxprs(eqn.params))
     return found.union(*(_operations(jaxpr, names) for jaxpr in inner))
 
 
-def _expand(
-    rules: _Rules,
-    jaxpr: Jaxpr,
-    consts: Sequence[Any],
-    inputs: Sequence[Any],
-    into: list[Operation],
-) -> list[Any]:
-    """Appends a jaxpr's operations to a list and returns its outputs."""
-    env = dict(zip(jaxpr.invars, inputs, strict=True))
-    env |= zip(jaxpr.constvars, consts, strict=True)
+def _evaluate(rules: _Rules, closed: ClosedJaxpr, *args: Any) -> list[Any]:
+    """Evaluates a jaxpr with its operations replaced."""
+    jaxpr = closed.jaxpr
+    inputs = (*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *args)
+    values: dict[Any, Any] = dict(zip(*inputs, strict=True))
 
     def read(atom: Any) -> Any:
-        return atom if isinstance(atom, Literal) else env[atom]
+        return atom.val if isinstance(atom, Literal) else values[atom]
 
-    for eqn in jaxpr.eqns:
-        operands = [read(atom) for atom in eqn.invars]
-        if eqn.primitive.name == "jit" and _operations(
-            inner := eqn.params["jaxpr"].jaxpr, rules.names
-        ):
-            constants = map(
-                Literal, eqn.params["jaxpr"].consts, (v.aval for v in inner.constvars)
-            )
-            outputs = _expand(rules, inner, list(constants), operands, into)
-        else:
-            outputs = [Value(var.aval) for var in eqn.outvars]
-            into.append(Operation(eqn.primitive, eqn.params, operands, outputs))
-        env |= zip(eqn.outvars, outputs, strict=True)
+    for eqn in fuse(jaxpr, rules.fusions):
+        results = _run(rules, eqn, [read(atom) for atom in eqn.invars])
+        values |= zip(eqn.outvars, results, strict=True)
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _evaluate(
-    rules: _Rules, jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]
-) -> list[Any]:
-    """Evaluates a jaxpr with its operations replaced."""
-    inputs = [Value(var.aval) for var in (*jaxpr.constvars, *jaxpr.invars)]
-    operations: list[Operation] = []
-    split = len(jaxpr.constvars)
-    outputs = _expand(rules, jaxpr, inputs[:split], inputs[split:], operations)
-    if rules.fusions:
-        operations = _keep_used(fuse(operations, outputs, rules.fusions), outputs)
-    values: dict[Any, Any] = dict(zip(inputs, (*consts, *args), strict=True))
-
-    def read(value: Any) -> Any:
-        return value.val if isinstance(value, Literal) else values[value]
-
-    for operation in operations:
-        results = _run(rules, operation, [read(value) for value in operation.inputs])
-        values |= zip(operation.outputs, results, strict=True)
-    return [read(value) for value in outputs]
-
-
-def _keep_used(operations: list[Operation], outputs: list[Any]) -> list[Operation]:
-    """Leaves out the operations whose results are not used."""
-    used, kept = set(map(id, outputs)), []
-    for operation in reversed(operations):
-        if not used.isdisjoint(map(id, operation.outputs)):
-            kept.append(operation)
-            used.update(map(id, operation.inputs))
-    return kept[::-1]
-
-
-def _run(rules: _Rules, operation: Operation, operands: list[Any]) -> list[Any]:
+def _run(rules: _Rules, eqn: JaxprEqn | Fused, operands: list[Any]) -> list[Any]:
     """Runs an operation, or what replaces it."""
-    primitive, params = operation.primitive, operation.params
-    if primitive is None:
-        return params["run"](*operands)
-    if rule := rules.primitives.get(operation.name):
+    if isinstance(eqn, Fused):
+        return eqn.run(*operands)
+    name, params = eqn.primitive.name, eqn.params
+    if rule := rules.primitives.get(name):
         if (result := rule(*operands, **params)) is not None:
             return [result]
-    elif operation.name in _CALLS and any(
-        _operations(inner, rules.names) for inner in _inner_jaxprs(params)
+    elif name in _CALLS and any(
+        _operations(inner, rules.names) for inner in inner_jaxprs(params)
     ):
-        if operation.name == "remat2":  # its jaxpr may have no constants
-            function = partial(_evaluate, rules, params["jaxpr"], ())
+        if name == "jit":
+            return _evaluate(rules, params["jaxpr"], *operands)
+        if name == "remat2":  # its jaxpr may have no constants
+            inner = partial(_evaluate, rules, ClosedJaxpr(params["jaxpr"], ()))
             options = {name: params[name] for name in ("prevent_cse", "policy")}
-            return jax.checkpoint(lambda *args: function(args), **options)(*operands)
+            return jax.checkpoint(inner, **options)(*operands)
         params = {name: _rewrite_inner(rules, params[name]) for name in params}
-    results = primitive.bind(*operands, **primitive.get_bind_params(params))
-    return list(results) if primitive.multiple_results else [results]
+    bound = eqn.primitive.get_bind_params(params)
+    results = eqn.primitive.bind(*operands, **bound)
+    return list(results) if eqn.primitive.multiple_results else [results]
 
 
 def _rewrite_inner(rules: _Rules, value: Any) -> Any:
@@ -224,8 +149,4 @@ def _rewrite_inner(rules: _Rules, value: Any) -> Any:
         return tuple(_rewrite_inner(rules, item) for item in value)
     if not isinstance(value, ClosedJaxpr):
         return value
-
-    def function(*args: Any) -> list[Any]:
-        return _evaluate(rules, value.jaxpr, value.consts, args)
-
-    return jax.make_jaxpr(function)(*value.in_avals)
+    return jax.make_jaxpr(partial(_evaluate, rules, value))(*value.in_avals)
