@@ -99,7 +99,7 @@ def conv_pool(
 
 def pad(x: jax.Array, pads: Any) -> jax.Array:
     """Pads with zeros of the inputs' dtype: 0.0 would be float64 under x64."""
-    return lax.pad(x, x.dtype.type(0), pads)
+    return lax.pad(x, x.dtype.type(0), list(map(tuple, pads)))
 
 
 def _choose_algorithm(x: jax.Array, kernel: jax.Array, stage: _Stage) -> "_Algorithm":

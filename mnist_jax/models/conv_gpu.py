@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from mnist_jax.models.activations import ACTIVATIONS
@@ -88,25 +89,18 @@ def _convolve_image(
     """Convolves `[B,H,W,1]` to the values of each pooling window, `[B,h,w,p,q,F]`."""
     size, filters = kernel.shape[:2], kernel.shape[-1]
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    axes = list(zip(x.shape[1:3], size, strides, pool, strict=True))
-    h, w = (((n - k) // stride + 1) // p for n, k, stride, p in axes)
-    (down, right), (height, width) = (
-        [stride * p for _, _, stride, p in axes],  # from tile to tile
-        [stride * (p - 1) + k for _, k, stride, p in axes],  # of a tile
-    )
+    h, w = (np.subtract(x.shape[1:3], size) // strides + 1) // pool
+    down, right = np.multiply(strides, pool)  # from tile to tile
+    height, width = np.multiply(strides, np.subtract(pool, 1)) + size  # of a tile
     tiles = [
         x[:, i : i + down * (h - 1) + 1 : down, j : j + right * (w - 1) + 1 : right]
         for i, j in itertools.product(range(height), range(width))
     ]
 
     def kernel_at(position: Pair) -> jax.Array:
-        pads = [
-            (stride * i, side - k - stride * i)
-            for i, stride, side, k in zip(
-                position, strides, (height, width), size, strict=True
-            )
-        ]
-        return jnp.pad(kernel[:, :, 0], (*pads, (0, 0)))
+        before = np.multiply(strides, position)
+        after = np.subtract((height, width), size) - before
+        return jnp.pad(kernel[:, :, 0], (*np.stack([before, after], 1), (0, 0)))
 
     kernels = [kernel_at(position) for position in itertools.product(*map(range, pool))]
     stacked = jnp.stack(kernels, axis=2).reshape(height * width, -1)
