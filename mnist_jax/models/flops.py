@@ -9,22 +9,16 @@ network has no fewer FLOPs.
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.extend.core import jaxprs_in_params
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Shapes
 from mnist_jax.models.networks import apply_model, create_model, variable_shapes
-
-
-class Product(NamedTuple):
-    """A matrix product or a convolution."""
-
-    layer: str  # that computes it; empty if the network does
-    multiply_adds: int
 
 
 def plain_model(config: TrainConfig, shapes: Shapes) -> nn.Module:
@@ -33,16 +27,20 @@ def plain_model(config: TrainConfig, shapes: Shapes) -> nn.Module:
     return create_model(config, shapes)
 
 
-def trace_forward(model: nn.Module, image_shape: tuple[int, ...]) -> Any:
-    """Returns the jaxpr of a network's forward pass of one image."""
+def forward_products(
+    model: nn.Module, image_shape: tuple[int, ...]
+) -> list[tuple[str, int]]:
+    """Returns `count_products` of a network's forward pass of one image."""
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     trace = jax.make_jaxpr(lambda v, x: apply_model(model, v, x, train=False)[0])
-    return trace(variable_shapes(model, image_shape), image).jaxpr
+    return count_products(trace(variable_shapes(model, image_shape), image).jaxpr)
 
 
-def count_products(jaxpr: Any, layer: str = "") -> list[Product]:
-    """Returns the products of a jaxpr; `layer` is the one that an inner jaxpr is of.
+def count_products(jaxpr: Any, layer: str = "") -> list[tuple[str, int]]:
+    """Returns the matrix products and convolutions of a jaxpr.
 
+    Each has the layer that computes it, empty if the network does, and its
+    multiply-adds. `layer` is the one that an inner jaxpr is of.
     Those of a `while_loop`'s body count once, those of all branches of a `cond` count.
     """
     counts = []
@@ -54,20 +52,16 @@ def count_products(jaxpr: Any, layer: str = "") -> list[Product]:
             (contracting, _), _ = eqn.params["dimension_numbers"]
             shape = eqn.invars[0].aval.shape
             inner_size = math.prod(shape[axis] for axis in contracting)
-            counts.append(Product(name, out_size * inner_size))
+            counts.append((name, out_size * inner_size))
         elif eqn.primitive.name == "conv_general_dilated":
             kernel = eqn.invars[1].aval
             filters_axis = eqn.params["dimension_numbers"].rhs_spec[0]
             inner_size = kernel.size // kernel.shape[filters_axis]
-            counts.append(Product(name, out_size * inner_size))
+            counts.append((name, out_size * inner_size))
         repeats = eqn.params["length"] if eqn.primitive.name == "scan" else 1
-        for value in eqn.params.values():
-            for item in value if isinstance(value, tuple | list) else (value,):
-                inner = getattr(item, "jaxpr", item)
-                if hasattr(inner, "eqns"):
-                    for product in count_products(inner, name):
-                        total = repeats * product.multiply_adds
-                        counts.append(Product(product.layer, total))
+        for inner in jaxprs_in_params(eqn.params):
+            products = count_products(inner, name)
+            counts += [(layer, repeats * count) for layer, count in products]
     return counts
 
 
@@ -79,8 +73,8 @@ def multiply_adds(config: TrainConfig, shapes: Shapes) -> list[int]:
     >>> multiply_adds(TrainConfig(model="lstm"), Shapes((28, 28), 10))
     [401408, 1835008, 1280]
     """
-    jaxpr = trace_forward(plain_model(config, shapes), shapes.image)
-    return [product.multiply_adds for product in count_products(jaxpr)]
+    products = forward_products(plain_model(config, shapes), shapes.image)
+    return [count for _, count in products]
 
 
 def training_flops(config: TrainConfig, shapes: Shapes) -> int:

@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from mnist_jax.config import ConvStage, TrainConfig, parse_conv_stage
 from mnist_jax.data.types import Shapes
-from mnist_jax.models.flops import count_products, plain_model, trace_forward
+from mnist_jax.models.flops import forward_products, plain_model
 from mnist_jax.models.layers import Dropout, LSTMLayer
 from mnist_jax.models.networks import variable_shapes
 
@@ -54,7 +54,7 @@ def layer_specs(config: TrainConfig, shapes: Shapes) -> list[LayerSpec]:
 
     params = variable_shapes(model, shapes.image)["params"]
     with nn.intercept_methods(note):
-        products = count_products(trace_forward(model, shapes.image))
+        products = forward_products(model, shapes.image)
     for index, text in enumerate(config.conv if config.model == "cnn" else ()):
         name, stage = f"Conv_{index}", parse_conv_stage(text)
         height, width, filters = outputs[name]
