@@ -45,32 +45,6 @@ class Dropout(nn.Module):
         return jnp.where(jax.vmap(mask)(indices), x / keep, 0.0)
 
 
-def lstm_cell(
-    carry: tuple[jax.Array, jax.Array],
-    projected: jax.Array,
-    recurrent_kernel: jax.Array,
-    activation: str,
-) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-    """Runs one LSTM step; the gates are ordered input, forget, candidate, output.
-
-    Args:
-        carry: hidden state and cell state `(h, c)`, each `[B,U]`.
-        projected: input times kernel, plus bias: `[B,4U]`.
-        recurrent_kernel: `[U,4U]`.
-        activation: for the candidate and the output.
-
-    Returns:
-        The new `(h, c)`, and `h` again as the output.
-    """
-    h, c = carry
-    gates = projected + h @ recurrent_kernel
-    i, f, candidate, o = jnp.split(gates, 4, axis=-1)
-    activate = ACTIVATIONS[activation]
-    c = nn.sigmoid(f) * c + nn.sigmoid(i) * activate(candidate)
-    h = nn.sigmoid(o) * activate(c)
-    return (h, c), h
-
-
 def _forget_ones(key: Any, shape: tuple[int], dtype: Any) -> jax.Array:
     """Initializes an LSTM bias: ones for the forget gate, zeros for the others."""
     gate = jnp.arange(shape[0]) // (shape[0] // 4)
@@ -82,7 +56,8 @@ class LSTMLayer(nn.Module):
 
     The parameters are initialized as in Keras: `kernel [D,4U]` Glorot uniform,
     `recurrent_kernel [U,4U]` orthogonal, `bias [4U]` one for the forget gate and zero
-    elsewhere. The initial state is 0.
+    elsewhere; the gates are ordered input, forget, candidate, output. The initial state
+    is 0.
     """
 
     units: int
@@ -90,7 +65,7 @@ class LSTMLayer(nn.Module):
     return_sequences: bool = False
     impl: str = "plain"  # or "cpu"
     dtype: Any = jnp.float32  # of the operands of its products, with "cpu"
-    unroll: int = 1  # rows per turn of the plain loop
+    unroll: bool = False  # the plain loop
 
     @nn.compact
     def __call__(self, rows: jax.Array) -> jax.Array:
@@ -113,8 +88,15 @@ class LSTMLayer(nn.Module):
                 dtype=self.dtype,
             )
 
-        def cell(_: nn.Module, carry: Any, row: jax.Array) -> Any:
-            return lstm_cell(carry, row, recurrent_kernel, self.activation)
+        activate = ACTIVATIONS[self.activation]
+
+        def cell(_: nn.Module, carry: Any, projected: jax.Array) -> Any:
+            h, c = carry
+            gates = projected + h @ recurrent_kernel
+            i, f, candidate, o = jnp.split(gates, 4, axis=-1)
+            c = nn.sigmoid(f) * c + nn.sigmoid(i) * activate(candidate)
+            h = nn.sigmoid(o) * activate(c)
+            return (h, c), h
 
         # All rows at once: they do not depend on the state.
         projected = rows.reshape(-1, inputs) @ kernel + bias[None, :]

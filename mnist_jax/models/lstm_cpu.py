@@ -77,9 +77,6 @@ def lstm(
     Returns:
         [B,T,U] float32 if `return_sequences`, else [B,U].
 
-    Raises:
-        ValueError: `activation` is neither "tanh" nor "relu".
-
     Example:
         >>> x, kernel = jnp.ones((2, 28, 3)), jnp.ones((3, 20))
         >>> recurrent_kernel, bias = jnp.ones((5, 20)), jnp.zeros(20)
@@ -87,8 +84,6 @@ def lstm(
         >>> lstm(x, kernel, recurrent_kernel, bias, **static).shape
         (2, 5)
     """
-    if activation not in ("tanh", "relu"):
-        raise ValueError(f"activation must be tanh or relu; got {activation!r}")
     static = activation, return_sequences, dtype
     return _lstm(x, kernel, recurrent_kernel, bias, *static)
 
