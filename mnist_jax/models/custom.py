@@ -135,25 +135,16 @@ def _value(node: ast.expr) -> Any:
         return _WORDS.get(text.lower(), text)
 
 
-def init_variables(
-    model: nn.Module, key: jax.Array, images: jax.Array
-) -> dict[str, Any]:
-    """Returns a network's initial variables, by collection."""
-    model = without_rewriting(model)
-    # An NNX module asks for the key of its dropout when it is created.
-    keys = {"params": key, "dropout": key}
-    # Without the boxes of `nn.with_partitioning`: our mesh has none of their axes.
-    variables = nn.unbox(model.init(keys, images, **call_options(model, False)))
-    if not isinstance(model, NNXNetwork):
-        return dict(variables)
+def rename_params(variables: dict[str, Any]) -> dict[str, Any]:
+    """Returns an NNX module's variables, those of `nnx.Param`'s subclasses in `params`.
 
-    def collection(name: str) -> str:
-        """Returns `params` for subclasses of `nnx.Param`, such as LoRA's."""
+    Such as the parameters of LoRA.
+    """
+    renamed = {}
+    for (name, *path), leaf in flatten_dict(variables).items():
         kind = nnx.variable_type_from_name(name, allow_register=True)
-        return "params" if issubclass(kind, nnx.Param) else name
-
-    flat = flatten_dict(variables)
-    return unflatten_dict({(collection(k), *path): v for (k, *path), v in flat.items()})
+        renamed["params" if issubclass(kind, nnx.Param) else name, *path] = leaf
+    return unflatten_dict(renamed)
 
 
 class NNXNetwork(ToLinen):
@@ -168,7 +159,7 @@ class NNXNetwork(ToLinen):
         self, images: jax.Array, train: bool = False, **options: Any
     ) -> jax.Array:
         """Returns the logits of images."""
-        if "train" in _call_arguments(self.nnx_class):
+        if "train" in _call_arguments(self):
             options["train"] = train
 
         def run(module: Any, images: jax.Array) -> jax.Array:
@@ -178,8 +169,9 @@ class NNXNetwork(ToLinen):
         return super().__call__(images, nnx_method=run)
 
 
-def _call_arguments(network: Any) -> Set[str]:
-    """Returns the names of the arguments that a module or class is called with."""
+def _call_arguments(model: nn.Module) -> Set[str]:
+    """Returns the names of the arguments that a network is called with."""
+    network: Any = model.nnx_class if isinstance(model, NNXNetwork) else model
     return inspect.signature(network.__call__).parameters.keys()
 
 
@@ -195,10 +187,9 @@ def call_options(
     options |= dict.fromkeys(("deterministic", "use_running_average"), not train)
     if batch_offset is not None:
         options["batch_offset"] = batch_offset
-    if isinstance(model, NNXNetwork):  # needs train for the modes train() and eval()
-        taken = _call_arguments(model.nnx_class) | {"train"}
-    else:
-        taken = _call_arguments(model)
+    taken = _call_arguments(model)
+    if isinstance(model, NNXNetwork):  # for the modes train() and eval()
+        taken |= {"train"}
     return {name: value for name, value in options.items() if name in taken}
 
 

@@ -16,11 +16,10 @@ from mnist_jax.models.custom import (
     NNXNetwork,
     call_options,
     create_custom,
-    init_variables,
     network_sha256,
+    rename_params,
 )
 from mnist_jax.models.layers import Dropout, LSTMLayer, resolve_impl
-from mnist_jax.models.precision import DTYPES
 from mnist_jax.models.rewrite import Rewritten, without_rewriting
 
 _glorot_uniform = nn.initializers.glorot_uniform()
@@ -28,14 +27,14 @@ _glorot_uniform = nn.initializers.glorot_uniform()
 
 def _dense_layers(
     x: jax.Array,
-    widths: tuple[int, ...],
+    hidden: tuple[int, ...],
+    classes: int,
     rates: tuple[float, ...],
     train: bool,
     batch_offset: jax.Array | int,
 ) -> jax.Array:
     """Applies dense layers: hidden ones with dropout, the last one `[B,classes]`."""
     dense = functools.partial(nn.Dense, kernel_init=_glorot_uniform)
-    *hidden, classes = widths
     for width, rate in zip(hidden, rates, strict=True):
         x = nn.relu(dense(width)(x))
         x = Dropout(rate)(x, train, batch_offset)
@@ -50,6 +49,11 @@ def _rates(dropout: tuple[float, ...], layers: int) -> tuple[float, ...]:
 def _cropped(images: jax.Array, pixels: int) -> jax.Array:
     """Leaves out pixels at each border of images `[B,H,W]`."""
     _, height, width = images.shape
+    if 2 * pixels >= min(height, width):
+        raise InputError(
+            f"--crop={pixels} leaves no pixel of images of {height}x{width}; use a "
+            "smaller --crop"
+        )
     return images[:, pixels : height - pixels, pixels : width - pixels]
 
 
@@ -80,8 +84,7 @@ class MLP(nn.Module):
         """
         x = _cropped(images, self.crop).reshape(len(images), -1)
         rates = _rates(self.dropout, len(self.hidden))
-        widths = (*self.hidden, self.classes)
-        return _dense_layers(x, widths, rates, train, batch_offset)
+        return _dense_layers(x, self.hidden, self.classes, rates, train, batch_offset)
 
 
 class LSTM(nn.Module):
@@ -104,7 +107,7 @@ class LSTM(nn.Module):
     crop: int = 0
     impl: str = "plain"  # as are the next two, of `LSTMLayer`
     dtype: Any = jnp.float32
-    unroll: int = 1
+    unroll: bool = False
 
     @nn.compact
     def __call__(
@@ -123,8 +126,8 @@ class LSTM(nn.Module):
                 unroll=self.unroll,
             )(x)
             x = Dropout(rates[layer])(x, train, batch_offset)
-        widths, rates = (*self.hidden, self.classes), rates[len(self.units) :]
-        return _dense_layers(x, widths, rates, train, batch_offset)
+        rates = rates[len(self.units) :]
+        return _dense_layers(x, self.hidden, self.classes, rates, train, batch_offset)
 
 
 class CNN(nn.Module):
@@ -161,26 +164,35 @@ class CNN(nn.Module):
             if stage.pool > 1:
                 window = stage.pool, stage.pool
                 x = nn.max_pool(x, window, window)
+            if 0 in x.shape[1:]:
+                raise InputError(
+                    f"--conv: stage {index + 1} leaves no pixel; use fewer stages, "
+                    "smaller kernels, less pooling or same padding"
+                )
             if stage.bn:
                 name = f"BatchNorm_{index}"
                 x = nn.BatchNorm(not train, momentum=0.9, name=name)(x)
         rates = _rates(self.dropout, len(self.hidden))
         x = x.reshape(len(images), -1)
-        widths = (*self.hidden, self.classes)
-        return _dense_layers(x, widths, rates, train, batch_offset)
+        return _dense_layers(x, self.hidden, self.classes, rates, train, batch_offset)
 
 
 def create_model(config: TrainConfig, shapes: Shapes) -> nn.Module:
     """Returns the network that a config describes, for images of some shape."""
     impl, bfloat16 = resolve_impl(config.impl), config.precision == "bfloat16"
-    model = _create(config, shapes, impl)
-    if config.freeze:
-        layers = variable_shapes(model, shapes.image)["params"]
-        if unknown := sorted(set(config.freeze) - layers.keys()):
-            raise InputError(
-                f"--freeze: this network has no layer {unknown[0]}; its layers are "
-                f"{', '.join(layers)}"
-            )
+    if config.model in MODELS:
+        model = _create(config, shapes, impl)
+    else:
+        sha256 = network_sha256(config)
+        model = create_custom(config.model, sha256, config.model_args, shapes)
+        check_network(f"--model={config.model}", model, shapes)
+    # Raises if no pixel is left.
+    layers = variable_shapes(model, shapes.image)["params"]
+    if unknown := sorted(set(config.freeze) - layers.keys()):
+        raise InputError(
+            f"--freeze: this network has no layer {unknown[0]}; its layers are "
+            f"{', '.join(layers)}"
+        )
     # The MLP has nothing to replace, and LSTM layers have an implementation each.
     if bfloat16 or (impl != "plain" and not isinstance(model, MLP | LSTM)):
         return Rewritten(model, impl, bfloat16)  # type: ignore[return-value]
@@ -188,41 +200,17 @@ def create_model(config: TrainConfig, shapes: Shapes) -> nn.Module:
 
 
 def _create(config: TrainConfig, shapes: Shapes, impl: str) -> nn.Module:
-    """Returns the network as Flax's users write it, but for LSTM layers."""
-    if config.model not in MODELS:
-        sha256 = network_sha256(config)
-        model = create_custom(config.model, sha256, config.model_args, shapes)
-        check_network(f"--model={config.model}", model, shapes)
-        return model
-    height, width = (side - 2 * config.crop for side in shapes.image)
-    if min(height, width) < 1:
-        raise InputError(
-            f"--crop={config.crop} leaves no pixel of images of {shapes.image[0]}x"
-            f"{shapes.image[1]}; use a smaller --crop"
-        )
+    """Returns a built-in network as Flax's users write it, but for LSTM layers."""
     layers = config.hidden, shapes.classes, config.dropout, config.crop
     if config.model == "mlp":
         return MLP(*layers)
-    if config.model == "lstm":
-        # On a GPU, the unrolled loop takes less than half the time
-        # (docs/accelerators.md); on a CPU it would compile for long.
-        unroll = height if impl == "gpu" or jax.default_backend() == "tpu" else 1
-        dtype = DTYPES[config.precision]
-        return LSTM(config.lstm_units, config.activation, *layers, impl, dtype, unroll)
-    stages = tuple(map(parse_conv_stage, config.conv))
-    for stage, text in zip(stages, config.conv, strict=True):
-        window = stage.kernel if stage.padding == "VALID" else 1
-        before = height, width
-        height, width = (
-            ((side - window) // stage.strides + 1) // stage.pool for side in before
-        )
-        if min(height, width) < 1:
-            raise InputError(
-                f"--conv: the stage {text} leaves no pixel of its {before[0]}x"
-                f"{before[1]} input; use fewer stages, smaller kernels, less pooling "
-                "or same padding"
-            )
-    return CNN(stages, *layers)
+    if config.model == "cnn":
+        return CNN(tuple(map(parse_conv_stage, config.conv)), *layers)
+    # On a GPU, the unrolled loop takes less than half the time
+    # (docs/accelerators.md); on a CPU it would compile for long.
+    unroll = impl == "gpu" or jax.default_backend() == "tpu"
+    dtype = jnp.dtype(config.precision)
+    return LSTM(config.lstm_units, config.activation, *layers, impl, dtype, unroll)
 
 
 def init_model(
@@ -236,7 +224,14 @@ def init_model(
     model = without_rewriting(model)
     if isinstance(model, LSTM):
         model = model.clone(impl="plain")  # the same parameters, traced faster
-    return init_variables(model, key, jnp.zeros((1, *image_shape), jnp.float32))
+    images = jnp.zeros((1, *image_shape), jnp.float32)
+    # An NNX module asks for the key of its dropout when it is created.
+    keys = {"params": key, "dropout": key}
+    # Without the boxes of `nn.with_partitioning`: our mesh has none of their axes.
+    variables = nn.unbox(model.init(keys, images, **call_options(model, False)))
+    return (
+        rename_params(variables) if isinstance(model, NNXNetwork) else dict(variables)
+    )
 
 
 @functools.cache
@@ -290,11 +285,6 @@ def check_network(name: str, model: nn.Module, shapes: Shapes) -> None:
 
     What the model raises passes through. `name` is for messages.
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(
-            f"{name} must be a flax.linen module or the class of a flax.nnx module; "
-            f"got an instance of {type(model).__name__}"
-        )
 
     def call(variables: Any, images: jax.Array, train: bool) -> Any:
         key = jax.random.key(0) if train else None
@@ -302,13 +292,13 @@ def check_network(name: str, model: nn.Module, shapes: Shapes) -> None:
             model, variables, images, train=train, dropout_key=key
         )
         trees = (each.get("batch_stats", {}) for each in (variables, updated))
+        kept = any(map(operator.is_, *map(jax.tree.leaves, trees)))
         # A layer of an NNX network may be unused.
-        if train and not isinstance(model, NNXNetwork):
-            if any(map(operator.is_, *map(jax.tree.leaves, trees))):
-                raise InputError(
-                    f"{name}: no step updates its statistics; give batch normalization "
-                    "use_running_average=not train"
-                )
+        if train and kept and not isinstance(model, NNXNetwork):
+            raise InputError(
+                f"{name}: no step updates its statistics; give batch normalization "
+                "use_running_average=not train"
+            )
         return logits
 
     # Evaluation with one image, whose axis a network may lose.
@@ -321,10 +311,11 @@ def check_network(name: str, model: nn.Module, shapes: Shapes) -> None:
         except Exception as error:  # whatever the user's code raises
             error.add_note(f"{name} was called on {images} with train={train}")
             raise
-        expected, shape = (size, shapes.classes), getattr(logits, "shape", None)
-        if shape != expected or not jnp.issubdtype(logits.dtype, jnp.floating):
+        shape = (size, shapes.classes)
+        actual = getattr(logits, "shape", None)
+        if actual != shape or not jnp.issubdtype(logits.dtype, jnp.floating):
             raise InputError(
-                f"{name} must return logits {list(expected)} of a float type for "
+                f"{name} must return logits {list(shape)} of a float type for "
                 f"images {[size, *shapes.image]}; got {logits}"
             )
     if not variables.get("params"):

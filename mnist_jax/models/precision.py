@@ -12,8 +12,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-
 
 def product(x: jax.Array, y: jax.Array) -> jax.Array:
     """Multiplies matrices of any one dtype into float32, without a gradient.

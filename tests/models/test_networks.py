@@ -48,7 +48,7 @@ def test_parameter_count_is_exact(model):
 
 def test_stages_that_leave_no_pixel_are_refused():
     config = TrainConfig(model="cnn", conv=("8:k7:pool3", "8:k7", "8:k7"))
-    with pytest.raises(InputError, match="--conv: the stage 8:k7 leaves no pixel"):
+    with pytest.raises(InputError, match="--conv: stage 3 leaves no pixel"):
         create_model(config, MNIST)
 
 
