@@ -1,7 +1,7 @@
 """Times the start of training, in processes of its own.
 
-As a program it is such a process: it reads a config as a line of JSON, trains, and
-prints its measurements as another.
+As a program it is such a process: it reads a config and the time of its launch as a
+line of JSON, trains, and prints its measurements as another.
 """
 
 import dataclasses
@@ -35,25 +35,26 @@ def measure_starts(config: TrainConfig, count: int) -> list[dict[str, Any]]:
     """
     machine = {"data_dir": FLAGS.data_dir, "platform": FLAGS.platform}
     arguments = [f"--{name}={value}" for name, value in machine.items() if value]
-    line = json_line(dataclasses.replace(config, epochs=1))
+    config = dataclasses.replace(config, epochs=1)
     starts = []
     for number in range(1, count + 1):
         print(f"\nstarting {config.name}, {number} of {count} ...", flush=True)
         with tempfile.TemporaryDirectory(prefix="mnist_jax-start-") as folder:
             cache = {"JAX_COMPILATION_CACHE_DIR": folder}
             for _ in ("empty", "full"):
-                launch = f"--launch={time.time()}"
-                with Worker(__name__, launch, *arguments, environment=cache) as worker:
-                    starts.append(worker.ask(line))
+                job = json_line({"config": config, "launch": time.time()})
+                with Worker(__name__, *arguments, environment=cache) as worker:
+                    starts.append(worker.ask(job))
     return starts
 
 
 def main() -> None:
     """Starts, compiles and trains, and prints the measurements."""
-    config = decode(TrainConfig, json.loads(input()))
+    job = json.loads(input())
+    config = decode(TrainConfig, job["config"])
     start_jax()
     dataset = load_dataset(config.dataset, FLAGS.data_dir)
-    result = {"start s": time.time() - FLAGS.launch}
+    result = {"start s": time.time() - job["launch"]}
     experiment = prepare(config, dataset)
     finish(fit(experiment, [config.seed]))
     result["compile s"] = experiment.compile_seconds
@@ -62,12 +63,6 @@ def main() -> None:
     print(json.dumps(result))
 
 
-def run() -> None:
-    """Entry point."""
-    define_machine_flags()
-    flags.DEFINE_float("launch", None, "time.time() at launch", required=True)
-    run_program(main)
-
-
 if __name__ == "__main__":
-    run()
+    define_machine_flags()
+    run_program(main)

@@ -21,8 +21,8 @@ def test_starts_are_of_the_measured_config_on_the_chosen_platform(monkeypatch):
     monkeypatch.setattr(starts, "FLAGS", machine)
     config = TrainConfig(model="cnn", conv=("4:k5:pool2", "8"), epochs=5)
     starts.measure_starts(config, 1)
-    for sent in asked:
-        assert TrainConfig(**sent) == TrainConfig(
+    for job in asked:
+        assert TrainConfig(**job["config"]) == TrainConfig(
             model="cnn", conv=("4:k5:pool2", "8"), epochs=1
         )
     assert len(asked) == 2

@@ -115,7 +115,6 @@ PROGRAMS: dict[str, tuple[str, list[str]]] = {
             *("--peers=maybe", "--recipe=cnn_99 --data_dir=/nonexistent", OUT),
         ],
     ),
-    "benchmarks.starts": ("", ["--launch=x"]),
     "benchmarks.regress": (
         "--dataset=digits --rounds=2",
         [
