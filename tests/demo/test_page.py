@@ -209,12 +209,14 @@ def test_the_program_serves_until_interrupted(run_dir: Path):
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        found = re.search(r"http://127.0.0.1:\d+/", line)
-        assert found, line + process.communicate()[1]
-        with urllib.request.urlopen(found[0]) as response:
-            assert f'"name": "{run_dir.name}"' in response.read().decode()
-        process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=60)
+        try:
+            line = process.stdout.readline()
+            found = re.search(r"http://127.0.0.1:\d+/", line)
+            assert found, line
+            with urllib.request.urlopen(found[0]) as response:
+                assert f'"name": "{run_dir}"' in response.read().decode()
+            process.send_signal(signal.SIGINT)
+            output, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()  # or the `with` would wait for it
     assert process.returncode == 0 and output == "\nstopped\n"
