@@ -93,7 +93,7 @@ def conv_pool(
         pads = [(0, 0, 0), *((*pair, 0) for pair in padding), (0, 0, 0)]
         x = materialize(lambda x: pad(x, pads), x)
     if bias is None:
-        bias = jnp.zeros(kernel.shape[3])
+        bias = jnp.zeros(kernel.shape[3], kernel.dtype)
     return _conv_pool(x, kernel, bias, _Stage(strides, activation, pool, dilation))
 
 

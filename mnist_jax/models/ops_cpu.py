@@ -177,7 +177,7 @@ def _convolve_spaced(
         first = (before - offsets) % step
         part = kernel[first[0] :: step[0], first[1] :: step[1]]
         if 0 in part.shape:
-            return jnp.zeros((len(x), *counts, kernel.shape[3]))
+            return jnp.zeros((len(x), *counts, kernel.shape[3]), x.dtype)
         starts = (offsets + first - before) // step
         pads = np.stack([-starts, counts + part.shape[:2] + starts - size - 1], 1)
         if groups > 1:
@@ -242,7 +242,7 @@ def _depthwise_bwd(window: _Window, saved: Any, g: jax.Array) -> Any:
     dx = _depthwise(spread, kernel[::-1, ::-1], whole)
     sums = materialize(products, x, g).reshape(*kernel.shape[:2], -1, x.shape[3])
     # A matrix product, faster than XLA's sum.
-    return dx, (jnp.ones((1, sums.shape[2])) @ sums)[:, :, 0]
+    return dx, (jnp.ones((1, sums.shape[2]), sums.dtype) @ sums)[:, :, 0]
 
 
 _depthwise.defvjp(
@@ -301,7 +301,7 @@ def _max_pool(x: jax.Array, window: _Window) -> jax.Array:
 def _max_pool_fwd(x: jax.Array, window: _Window) -> Any:
     def run(x: jax.Array) -> jax.Array:
         best, *others = _windows(x, window, -jnp.inf)
-        winner = jnp.zeros(best.shape)
+        winner = jnp.zeros(best.shape, jnp.float32)
         for index, part in enumerate(others, 1):
             winner = jnp.where(part > best, jnp.float32(index), winner)
             best = jnp.maximum(best, part)

@@ -132,6 +132,13 @@ def test_pooling(case, pool):
     check(function, x)
 
 
+@pytest.mark.parametrize("case", ["winograd", "depthwise", "transposed-depthwise"])
+def test_float32_stays_float32_under_x64(case):
+    with jax.enable_x64(True):
+        test_convolutions(case)
+        test_pooling("3x3-overlapping", lax.max)
+
+
 def test_a_stage_is_fused():
     """Bias, ReLU and pooling of a convolution; ReLU's gradient is 0 at 0."""
     x, kernel = arrays((2, 9, 8, 1), (3, 3, 1, 4))
