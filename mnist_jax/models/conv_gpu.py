@@ -18,8 +18,7 @@ import numpy as np
 from jax import lax
 
 from mnist_jax.models.activations import ACTIVATIONS
-
-Pair = tuple[int, ...]  # of rows and columns
+from mnist_jax.models.conv_cpu import Pair
 
 
 def can_fuse(x: Any, kernel: Any, params: dict[str, Any]) -> bool:
