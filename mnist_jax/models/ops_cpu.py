@@ -16,7 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mnist_jax.models.conv_cpu import Pair, conv_pool, interleave, materialize, pad
+from mnist_jax.models.conv_cpu import (
+    Pair,
+    conv_pool,
+    interleave,
+    materialize,
+    pad,
+    prefers_winograd,
+)
 
 _FLOATS = (jnp.float32, jnp.bfloat16, jnp.float16)
 _LARGEST_WINDOW = 64  # elements; each adds operations to the program
@@ -86,8 +93,8 @@ def convolve(
         if bias is not None:
             bias = bias.reshape(-1).astype(jnp.float32)
         run = functools.partial(conv_pool, activation=activation, pool=pool)
-        large = math.prod(kernel.shape) >= 9 * 256  # as `_choose_algorithm` asks
-        if large and pool == strides == (1, 1) != dilation:
+        plain = pool == strides == (1, 1)
+        if plain and dilation != (1, 1) and prefers_winograd(x, kernel):
             y = _convolve_dilated(run, x, kernel, bias, padding, dilation)
         else:
             y = run(x, kernel, bias, **options)
