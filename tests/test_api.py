@@ -120,6 +120,10 @@ def test_a_run_is_only_that_of_the_arrays_it_was_trained_on(tmp_path, digits: Da
             train(dataset=other)
     with pytest.raises(InputError, match="classes was 10, is 11"):
         train(dataset=dataclasses.replace(changed, class_names=range(11)))
+    changed.train.images[0, 0, 0] ^= 1
+    with pytest.raises(InputError, match="checksum was .*, is"):
+        train(dataset=changed)
+    changed.train.images[0, 0, 0] ^= 1
     # The program that predicts needs the arrays in a file, and recognizes them.
     arrays = [*changed.train, *changed.test]
     names = ("x_train", "y_train", "x_test", "y_test")

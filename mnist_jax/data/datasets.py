@@ -155,7 +155,7 @@ def _load_published(name: str, folder: Path | None, required: bool) -> Dataset:
         class_names=SETS[name].class_names,
         data_dir=data_dir,
     )
-    vars(dataset)["checksum"] = SETS[name].checksum
+    vars(dataset)["known_checksum"] = SETS[name].checksum
     return dataset
 
 

@@ -54,7 +54,8 @@ def split_dataset(dataset: Dataset, config: TrainConfig) -> Dataset:
         held_out = Split(train.images[cut:], train.labels[cut:])
         train = Split(train.images[:cut], train.labels[:cut])
     split = dataclasses.replace(dataset, train=train, validation=held_out, test=test)
-    vars(split)["checksum"] = dataset.checksum  # of all images, as they were loaded
+    # Of all images, as they were loaded.
+    vars(split)["known_checksum"] = dataset.checksum
     return split
 
 

@@ -24,7 +24,7 @@ def train(digits, tmp_path):
         """Returns the epochs that were run, each with its seeds."""
         config = dataclasses.replace(CONFIGS["mlp"], epochs=epochs)
         data = dataclasses.replace(digits)
-        vars(data)["checksum"] = checksum or digits.checksum
+        vars(data)["known_checksum"] = checksum or digits.checksum
         if start := options.pop("init_from", None):
             options["start_from"] = dict.fromkeys(range(seeds), start)
         given = dict(resume=False, checkpoint_every=0, prepare_runs=prepare_once)
