@@ -74,11 +74,11 @@ def read_scopes(hlo: str) -> dict[str, str]:
     {'dot.1': 'jvp(MLP)/Dense_0/dot'}
     """
     scopes = {}
-    operation = r'%?([\w.-]+) = .*? ([\w-]+)\(.*op_name="([^"]*)"'
+    operation = r'%?([\w.-]+) = .*? ([\w-]+)\((?:.*op_name="([^"]*)")?'
     for name, opcode, path in re.findall(operation, hlo):
         parts = [part for part in path.split("/") if not _NOISE.fullmatch(part)]
         if opcode not in _CONTAINERS:
-            scopes[name] = "/".join(parts) or opcode
+            scopes[name] = "/".join(filter(None, parts)) or name.rstrip(".0123456789")
     return scopes
 
 
