@@ -25,6 +25,7 @@ class Fused(NamedTuple):
     run: Callable[..., list[jax.Array]]
     invars: list[Any]
     outvars: list[Any]
+    source_info: Any  # of an equation
 
 
 class Graph:
@@ -124,7 +125,7 @@ def fuse_stage(
     def run(x: jax.Array, kernel: jax.Array, bias: Any = None) -> list[Any]:
         return [convolve(x, kernel, bias, **stage)]
 
-    return Fused(run, inputs, [out])
+    return Fused(run, inputs, [out], eqn.source_info)
 
 
 def _activation(eqn: JaxprEqn, aval: Any) -> str | None:
@@ -204,7 +205,7 @@ def fuse_batch_norm(eqn: JaxprEqn, graph: Graph) -> Fused | None:
         results = zip((*moments, y), outputs, strict=True)
         return [array.reshape(var.aval.shape) for array, var in results]
 
-    return Fused(run, [x, *params.values()], outputs)
+    return Fused(run, [x, *params.values()], outputs, eqn.source_info)
 
 
 def _match(form: Any, atom: Any, graph: Graph, found: dict[str, Any]) -> bool:

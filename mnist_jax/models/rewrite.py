@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 from flax import linen as nn
+from jax.extend import source_info_util
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from jax.extend.core import jaxprs_in_params as inner_jaxprs
 
@@ -115,7 +116,11 @@ def _evaluate(rules: _Rules, closed: ClosedJaxpr, *args: Any) -> list[Any]:
         return atom.val if isinstance(atom, Literal) else values[atom]
 
     for eqn in fuse(jaxpr, rules.fusions):
-        results = _run(rules, eqn, [read(atom) for atom in eqn.invars])
+        operands = [read(atom) for atom in eqn.invars]
+        # The names of layers, which a profile shows.
+        names = source_info_util.current_name_stack() + eqn.source_info.name_stack
+        with source_info_util.set_name_stack(names):
+            results = _run(rules, eqn, operands)
         values |= zip(eqn.outvars, results, strict=True)
     return [read(atom) for atom in jaxpr.outvars]
 

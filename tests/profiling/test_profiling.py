@@ -16,24 +16,30 @@ from mnist_jax.training.prepare import prepare
 HLO = """
   ROOT %dot.7 = f32[4]{0} dot(%p, %p), metadata={op_name="jit(f)/while/body/A/dot"}
   %pair.2 = (f32[4]{0}, f32[4]{0}) fusion(%p), metadata={op_name="jit(f)/B/add"}
+  %wrapped_iota.10 = s32[4]{0} fusion(%p), kind=kLoop
   ROOT %while.9 = (f32[4]{0}) while(%p), metadata={op_name="jit(f)/while"}
 """
 
 
 def test_scopes_omit_what_jax_adds():
-    assert read_scopes(HLO) == {"dot.7": "A/dot", "pair.2": "B/add"}
+    scopes = {"dot.7": "A/dot", "pair.2": "B/add", "wrapped_iota.10": "wrapped_iota"}
+    assert read_scopes(HLO) == scopes
 
 
-def test_profile_lists_layers_and_adds_up(digits: Dataset, tmp_path, monkeypatch):
+@pytest.mark.parametrize("model, layer", [("mlp", "Dense_"), ("cnn", "Conv_")])
+def test_profile_lists_layers_and_adds_up(
+    model, layer, digits: Dataset, tmp_path, monkeypatch
+):
     monkeypatch.setattr(hardware, "SIZES", (256,))
-    config = TrainConfig(model="mlp", dataset="digits", hidden=(64,), batch_size=64)
+    layers = dict(hidden=(64,)) if model == "mlp" else dict(hidden=(), conv=("4",))
+    config = TrainConfig(model=model, dataset="digits", batch_size=64, **layers)
     text = profile(prepare(config, digits), tmp_path)
     phases, operations, summary = text.split("\n\n")
     for name in ("input", "training steps", "evaluation", "host"):
         assert f"| {name} " in phases
     shares = [float(share) for share in re.findall(r"([\d.]+)% \|", phases)]
     assert sum(shares) == pytest.approx(100, abs=0.3)
-    assert len(re.findall(r"Dense_", operations)) >= 2
+    assert len(re.findall(layer, operations)) >= 2
     assert "us per step, all devices" in operations
     assert re.search(r"GFLOP/s, [\d.]+% of the [\d,]+ GFLOP/s measured", summary)
     assert Path(re.search(r"trace: (\S+)", text)[1]).is_file()
