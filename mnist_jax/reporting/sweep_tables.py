@@ -86,7 +86,7 @@ def read_trials(out: Path) -> pd.DataFrame:
         if (folder := trial.user_attrs.get("folder")) is None:
             continue
         complete, values = trial.state.name == "COMPLETE", trial.intermediate_values
-        paths = (out / RUNS / folder).iterdir() if complete else ()
+        paths = (out / RUNS / folder).glob("*") if complete else ()
         runs = [run for path in paths if (run := read_record(path))]
         accuracies = [*map(validation_accuracy, runs)] or [*values.values()][-1:]
         validation = pd.Series(accuracies, dtype=float)
@@ -142,7 +142,7 @@ def write_trials(out: Path, trials: pd.DataFrame) -> str:
     write_file(out / TABLE, text + "\n")
     write_file(out / CSV, trials.to_csv(index=False))
     best = trials.iloc[0]
-    if best["state"] != "complete":
+    if not best["seeds"]:
         return text
     runs = {p: run for p, run in found.items() if p.parent.name == best["folder"]}
     run_dir = min(runs, key=lambda path: runs[path].config.seed)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shlex
+import shutil
 import signal
 from functools import partial
 from multiprocessing import active_children
@@ -25,7 +26,7 @@ from mnist_jax.errors import InputError
 from mnist_jax.records.files import hold_lock
 from mnist_jax.reporting import report
 from mnist_jax.reporting.sweep_tables import JOURNAL, read_trials, write_trials
-from mnist_jax.training.run_dir import METRICS, RECORD, find_runs
+from mnist_jax.training.run_dir import METRICS, RECORD, RUNS, find_runs
 
 SMALL = "--dataset=digits", "--hidden=16", "--epochs=3", "--batch_size=256"
 GRID = *SMALL, "--vary=learning_rate=1e-3,1e-2", "--vary=optimizer=adam,sgd"
@@ -116,7 +117,8 @@ def test_trials_are_pruned_fail_and_share_one_program(tmp_path, digits, monkeypa
     [failed] = sweep.trials(TrialState.FAIL)
     assert "the loss is" in failed.user_attrs["outcome"]
     trials = read_trials(out)
-    assert "| pruned" in write_trials(out, trials)
+    table = write_trials(out, trials)
+    assert "| pruned" in table and "\nbest: " in table
     pruned = trials[trials["learning_rate"] == "1e-5"].iloc[0]
     assert 1 <= pruned["epochs_trained"] < 4 and not pruned["seeds"]
     assert not list(out.rglob("checkpoints/*.msgpack"))
@@ -142,6 +144,11 @@ def test_the_report_has_plots_of_a_sweep(tmp_path, digits):
     assert "Best settings" in page and f"--flagfile={tmp_path}/best.cfg" in page
     assert "--learning_rate=0.0" in page and "neither the search" in page
     assert page.count(">1e-3<") == 1
+    # Trials whose runs were removed keep their validation accuracies.
+    shutil.rmtree(tmp_path / RUNS)
+    trials = read_trials(tmp_path)
+    assert "\nbest: " not in write_trials(tmp_path, trials)
+    assert trials["val_accuracy"].notna().all() and not trials["seeds"].any()
 
 
 @pytest.mark.faults
