@@ -97,9 +97,9 @@ def _send(event: Event, runs: dict[int, Any], tracker: str, root: Path) -> None:
         for run, record in zip(runs.values(), event.records, strict=True):
             run.log(scalars_of(record), step=record.epoch)
     elif isinstance(event, Result):
-        run = runs.pop(event.record.config.seed)
-        run.log(scalars_of(event.record), step=len(event.record.epochs))
-        run.finish()
+        seed, last = event.record.config.seed, len(event.record.epochs)
+        runs[seed].log(scalars_of(event.record), step=last)
+        runs.pop(seed).finish()
 
 
 def track(events: Events, tracker: str, root: Path) -> Events:

@@ -187,17 +187,20 @@ def test_a_single_run_has_the_name_of_its_directory(service, tmp_path, experimen
     assert [(run.name, run.config["seed"]) for run in service.runs] == [("cnn0", 7)]
 
 
-@pytest.mark.parametrize("call", ["init", "log", "finish"])
+@pytest.mark.parametrize("call", ["init", "log", "last log", "finish"])
 def test_a_service_that_fails_is_a_warning(
     service, experiment, tmp_path, monkeypatch, caplog, call
 ):
     def fail(*arguments: Any, **options: Any) -> None:
-        raise RuntimeError("no connection")
+        if call != "last log" or "run/test_loss" in arguments[1]:
+            raise RuntimeError("no connection")
 
-    monkeypatch.setattr(service if call == "init" else ServiceRun, call, fail)
+    changed = service if call == "init" else ServiceRun
+    monkeypatch.setattr(changed, call.split()[-1], fail)
     records = train(service.__name__, experiment, tmp_path)
     assert len(records[1].epochs) == 2
     assert caplog.text.count("no connection") == 1
+    assert all(run.finished == (call != "finish") for run in service.runs)
 
 
 @pytest.mark.parametrize("tracker", ["tensorboard", "trackio", "wandb"])
