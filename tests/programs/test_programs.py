@@ -10,6 +10,8 @@ from helpers.processes import finish, start_python
 from helpers.programs import DIGITS, run
 from helpers.small_sets import files_below
 
+from mnist_jax.records.environment import available_cores
+
 SMALL = {
     "mlp": (),
     "lstm": ("--lstm_units=8,8",),
@@ -146,8 +148,14 @@ def test_throughput_reports_step_epoch_and_evaluation(tmp_path):
 
 @pytest.mark.programs
 def test_throughput_measures_startup_with_a_cold_and_a_warm_cache(tmp_path):
-    flags = "--models=mlp", "--hidden=16", "--batch_sizes=16", "--images=64"
-    run("benchmarks.throughput", *flags, "--repeats=1", f"--out={tmp_path}")
+    devices = 2 * available_cores()  # more than JAX has by default
+    flags = (
+        f"--cpu_devices={devices}",
+        f"--batch_sizes={devices}",
+        f"--images={4 * devices}",
+    )
+    network = "--models=mlp", "--hidden=16"
+    run("benchmarks.throughput", *network, *flags, "--repeats=1", f"--out={tmp_path}")
     lines = (tmp_path / "throughput.jsonl").read_text().splitlines()
     starts = json.loads(lines[-1])["starts"]
     assert [start["cached"] for start in starts] == [False, True]
