@@ -113,7 +113,7 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")
     dataset, here = load_dataset(FLAGS.dataset, FLAGS.data_dir), Path(__file__).parent
     # The timed code is the package, the workers and their networks.
-    code = code_digest([here / "worker.py", *sorted(here.glob("*_*.py"))])
+    code = code_digest([*sorted(here.glob("*worker.py")), here / "torch_networks.py"])
     versions = _versions()
     races: dict[Race, list[str]] = {}
     models: list[str] = []

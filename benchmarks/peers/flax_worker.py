@@ -44,9 +44,11 @@ class LSTM(nn.Module):
 def measure(job: Job, dataset: Dataset) -> Measurement:
     """Trains and times a network; epoch times include shuffling."""
     config = dataclasses.replace(job.config, impl="plain")
-    model: nn.Module = LSTM(config.lstm_units, config.hidden)
-    if job.model != "lstm":
-        model = create_model(config, MNIST)
+    model: nn.Module = (
+        LSTM(config.lstm_units, config.hidden)
+        if job.model == "lstm"
+        else create_model(config, MNIST)
+    )
     tx = optax.adam(LEARNING_RATE)
     init_key, run_key = jax.random.split(jax.random.key(job.seed))
     state = steps.init_state(model, tx, init_key, MNIST.image)

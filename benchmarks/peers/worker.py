@@ -25,11 +25,9 @@ FLAGS = flags.FLAGS
 LEARNING_RATE = 1e-3
 # The networks of the presets av_dnn, av_lstm (with tanh, without dropout) and ml10_cnn.
 NETWORKS: dict[str, dict[str, Any]] = {
-    "mlp": dict(dropout=(0.0,), hidden=(128, 128)),
-    "lstm": dict(
-        dropout=(0.0,), lstm_units=(128, 128), activation="tanh", hidden=(32,)
-    ),
-    "cnn": dict(dropout=(0.0,), conv=("32:pool2", "64:pool2", "64"), hidden=(64,)),
+    "mlp": dict(hidden=(128, 128)),
+    "lstm": dict(lstm_units=(128, 128), activation="tanh", hidden=(32,)),
+    "cnn": dict(conv=("32:pool2", "64:pool2", "64"), hidden=(64,)),
 }
 # Networks as users write them, in the checkout's folder `examples/`.
 EXAMPLES = tuple(
