@@ -10,9 +10,8 @@ from pathlib import Path
 
 from absl import flags
 
-from mnist_jax.cli.flags import define_machine_flags
+from mnist_jax.cli.flags import define_machine_flags, define_paths_flag
 from mnist_jax.cli.main import run_program, start_jax
-from mnist_jax.cli.parsing import PathParser
 from mnist_jax.demo.page import write_page
 from mnist_jax.training.run_dir import load_run
 
@@ -39,9 +38,7 @@ def main() -> None:
 def run() -> None:
     """Entry point."""
     define_machine_flags()
-    flags.DEFINE_multi(
-        PathParser(),
-        flags.ArgumentSerializer(),
+    define_paths_flag(
         "run_dir",
         None,
         "directory of a finished run; repeat the flag for more networks",

@@ -13,11 +13,11 @@ from absl import flags
 from mnist_jax.cli.flags import (
     define_list_flag,
     define_path_flag,
+    define_paths_flag,
     define_run_flags,
     load_test_set,
 )
 from mnist_jax.cli.main import run_program, start_jax
-from mnist_jax.cli.parsing import PathParser
 from mnist_jax.data.types import DIGIT_SETS, IMAGE_SHAPE
 from mnist_jax.data.user_images import read_digit, read_image
 from mnist_jax.errors import InputError
@@ -99,9 +99,7 @@ def run() -> None:
         "indices of test images, default 0, or none with --image",
         flags.IntegerParser(0).parse,
     )
-    flags.DEFINE_multi(
-        PathParser(),
-        flags.ArgumentSerializer(),
+    define_paths_flag(
         "image",
         [],
         "PNG or JPEG file with a single digit on an even background, or with what the "

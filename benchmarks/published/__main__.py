@@ -14,7 +14,11 @@ import pandas as pd
 from absl import flags
 
 from mnist_jax.cli.config_flags import define_config_flags
-from mnist_jax.cli.flags import define_path_flag, define_training_flags
+from mnist_jax.cli.flags import (
+    define_list_flag,
+    define_path_flag,
+    define_training_flags,
+)
 from mnist_jax.cli.main import run_program, start_jax, stop_between_chunks
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.records.files import write_file
@@ -137,9 +141,8 @@ def main() -> None:
 
 def run() -> None:
     """Entry point."""
-    some = f"some of {', '.join(KNOWN)}"
-    flags.DEFINE_list("systems", [], f"{some}, comma-separated; default: all")
-    flags.register_validator("systems", set(KNOWN).issuperset, f"must be {some}")
+    some = f"default: all; some of {', '.join(KNOWN)}"
+    define_list_flag("systems", (), some, flags.EnumParser(KNOWN).parse)
     define_training_flags(5)
     define_path_flag("out", "results/published", "directory for tables and runs")
     flags.DEFINE_enum(

@@ -20,6 +20,9 @@ from mnist_jax.training.run_dir import TrainedRun, read_data_dir
 FLAGS = flags.FLAGS
 flags.disclaim_key_flags()  # so that --help of the program lists them
 define_path_flag = functools.partial(flags.DEFINE, PathParser())
+define_paths_flag = functools.partial(  # which may be repeated
+    flags.DEFINE_multi, PathParser(), flags.ArgumentSerializer()
+)
 
 
 def define_preset_flag() -> None:
