@@ -160,7 +160,7 @@ def compare(
         write_tables(folder, targets, against)
         runs = []
         for config in configs:
-            folders = run_folders(folder, config.name, config, dataset, seeds)
+            folders = run_folders(folder, config, dataset, seeds)
             runs += [read_json(RunRecord, path / RECORD) for path in folders.values()]
         return comparison_frame(runs, targets, against)
 
@@ -175,7 +175,7 @@ def train_configs(
     for config in configs:
         create_model(config, dataset.shapes)  # fails before anything is trained
     for config in configs:
-        folders = run_folders(out, config.name, config, dataset, seeds)
+        folders = run_folders(out, config, dataset, seeds)
         yield from train_runs(config, dataset, folders)
         test = split_dataset(dataset, config).test
         for folder in folders.values():

@@ -125,7 +125,7 @@ def main() -> None:
                 continue
             print(name, flush=True)
             seeds = range(FLAGS.seeds)
-            folders[name] = run_folders(out, name, config, dataset, seeds, name)
+            folders[name] = run_folders(out, config, dataset, seeds, name)
             events = train_runs(
                 config,
                 dataset,

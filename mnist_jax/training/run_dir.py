@@ -133,7 +133,6 @@ def run_keys(
 
 def run_folders(
     out: Path,
-    name: str,
     config: TrainConfig,
     dataset: Dataset,
     seeds: Sequence[int],
@@ -141,13 +140,13 @@ def run_folders(
 ) -> dict[int, Path]:
     """Returns the run directory of each seed of a config in a results folder.
 
-    The name of their parent begins with `name` and ends in a digest of the runs' key,
-    machine, versions and `XLA_FLAGS`. The commit is not included: to measure changed
-    code, use another folder.
+    The name of their parent begins with that of the system or the config and ends in a
+    digest of the runs' key, machine, versions and `XLA_FLAGS`. The commit is not
+    included: to measure changed code, use another folder.
     """
     [key] = run_keys(config, dataset, [0]).values()
     values = system, key, *current_environment().compared()
-    root = out / RUNS / f"{name}-{digest(*values)}"
+    root = out / RUNS / f"{system or config.name}-{digest(*values)}"
     return {seed: root / f"seed{seed}" for seed in seeds}
 
 

@@ -42,7 +42,7 @@ def train(digits: Dataset) -> Callable[..., list[int]]:
     ) -> list[int]:
         """Trains, stopping after epoch `stop` if not 0; returns the epochs run."""
         chosen = range(config.seed, config.seed + seeds)
-        folders = run_folders(out, config.model, config, digits, chosen)
+        folders = run_folders(out, config, digits, chosen)
         events = follow_until(
             train_runs(config, digits, folders, prepare_runs=prepare_once),
             stop,
@@ -134,7 +134,7 @@ def test_a_damaged_record_is_named_and_its_run_trained_again(train, tmp_path, ca
 def test_two_processes_never_train_the_same_run(train, tmp_path, digits):
     alone, both = tmp_path / "alone", tmp_path / "both"
     train(alone)
-    folders = run_folders(both, "mlp", CONFIG, digits, [0, 1])
+    folders = run_folders(both, CONFIG, digits, [0, 1])
     root, events = folders[0].parent, train_runs(CONFIG, digits, folders)
     with hold_lock(folders[1] / ".lock"):
         waiting = "mlp: waiting for another process that trains these runs"
@@ -161,7 +161,9 @@ def test_recorded_runs_are_identified_by_everything_that_determines_them(
     monkeypatch.setattr(run_dir, "current_environment", lambda: machine)
 
     def folder(config=CONFIG, dataset=digits, system=None):
-        return run_folders(tmp_path, "mlp", config, dataset, [0], system)[0]
+        """Returns the digest in the folder's name."""
+        folders = run_folders(tmp_path, config, dataset, [0], system)
+        return folders[0].parent.name.rpartition("-")[2]
 
     here = folder()
     assert folder(dataclasses.replace(CONFIG, seed=5)) == here
