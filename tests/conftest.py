@@ -77,10 +77,10 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     COMPILED.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):  # another worker made it
         (folder / "compiled").symlink_to(COMPILED)
-    for path in COMPILED.glob("*/*"):
-        with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_mtime < time.time() - 7 * 86_400:
-                path.unlink()
+        for path in COMPILED.glob("*/*"):
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime < time.time() - 7 * 86_400:
+                    path.unlink()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MNIST_JAX_CACHE_DIR", str(folder))
         setup(cpu_devices=8)

@@ -206,5 +206,6 @@ def test_every_field_has_bad_values():
     ],
 )
 def test_values_of_other_types_are_refused(fields):
-    with pytest.raises(InputError, match=r"must be of type .*; got"):
+    [name] = fields
+    with pytest.raises(InputError, match=f"--{name} must be of type .*; got"):
         TrainConfig(**fields)
