@@ -20,7 +20,7 @@ def model_card(run: TrainedRun) -> str:
         f"test loss: {record.test_loss:.4f}",
         f"data: {dataset}, {record.train_images:,} training, "
         f"{record.validation_images:,} validation, {record.test_images:,} test images",
-        f"classes: {', '.join(run.record.class_names)}",
+        f"classes: {', '.join(record.class_names)}",
         f"epochs: {len(record.epochs)}",
         f"settings besides the defaults: {format_settings(record) or 'none'}",
         f"parameters: {record.parameters:,}",

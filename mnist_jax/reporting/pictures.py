@@ -25,8 +25,6 @@ from mnist_jax.reporting.plots import (
 from mnist_jax.reporting.predictions import mistake_image
 from mnist_jax.reporting.tables import history_frame
 
-Rows = Mapping[str, Sequence[RunRecord]]  # of a table, by name
-
 
 class Picture(NamedTuple):
     """A picture in the page, also written to files."""
@@ -46,8 +44,10 @@ def save_picture(picture: Picture, folder: Path) -> list[Path]:
     return paths
 
 
-def comparison_pictures(rows: Rows, targets: Sequence[float]) -> Iterator[Picture]:
-    """Yields plots of accuracy, training time and parameters of the first networks.
+def comparison_pictures(
+    rows: Mapping[str, Sequence[RunRecord]], targets: Sequence[float]
+) -> Iterator[Picture]:
+    """Yields plots of accuracy, training time and parameters of the first rows by name.
 
     Validation accuracy is plotted if all runs have a validation set from the training
     set, with the targets.

@@ -210,7 +210,7 @@ def row_labels(frame: pd.DataFrame) -> pd.DataFrame:
     """
     settings = [" ".join(words) for words in _split_settings(frame)[1]]
     labels = pd.DataFrame({"model": frame["model"], "settings": settings})
-    hidden = r" ?\b(source|devices|seeds_together)=\S+"
+    hidden = r"(^| )(source|devices|seeds_together)=\S+"
     short = labels.replace({"model": r".*:", "settings": hidden}, "", regex=True)
     return labels if short.duplicated().any() else short
 
