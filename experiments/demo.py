@@ -1,38 +1,34 @@
-"""Serves a page on which trained networks classify a digit as you draw it.
+"""Writes a page on which trained networks classify a digit as you draw, and opens it.
 
-python -m experiments.demo --run_dir=runs/mlp0 --run_dir=runs/cnn0 --port=8000
+python -m experiments.demo --run_dir=runs/mlp0 --run_dir=runs/cnn0 --out=demo.html
 """
 
-import tempfile
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+import webbrowser
 from pathlib import Path
 
 from absl import flags
 
-from mnist_jax.cli.flags import define_machine_flags, define_paths_flag
+from mnist_jax.cli.flags import (
+    define_machine_flags,
+    define_path_flag,
+    define_paths_flag,
+)
 from mnist_jax.cli.main import run_program, start_jax
 from mnist_jax.demo.page import write_page
 from mnist_jax.training.run_dir import load_run
 
 FLAGS = flags.FLAGS
-HOST = "127.0.0.1"  # the page is for this machine only
 
 
 def main() -> None:
-    """Writes the page and serves it until interrupted."""
+    """Writes the page and opens it."""
+    out = Path(FLAGS.out or f"{Path(FLAGS.run_dir[0]).resolve()}.html")
+    out.parent.mkdir(parents=True, exist_ok=True)
     start_jax()
-    runs = {path: load_run(path) for path in FLAGS.run_dir}
-    with tempfile.TemporaryDirectory() as folder:
-        write_page(runs, Path(folder) / "index.html")
-        handler = partial(SimpleHTTPRequestHandler, directory=folder)
-        with ThreadingHTTPServer((HOST, FLAGS.port), handler) as server:
-            address = f"http://{HOST}:{server.server_port}/"
-            print(f"serving on {address} (press Ctrl-C to stop)", flush=True)
-            try:
-                server.serve_forever()
-            except KeyboardInterrupt:
-                print("\nstopped")
+    write_page({path: load_run(path) for path in FLAGS.run_dir}, out)
+    print(f"written: {out}, to open in any browser", flush=True)
+    if FLAGS.open:
+        webbrowser.open(out.resolve().as_uri())
 
 
 def run() -> None:
@@ -44,13 +40,12 @@ def run() -> None:
         "directory of a finished run; repeat the flag for more networks",
         required=True,
     )
-    flags.DEFINE_integer(
-        "port",
-        8000,
-        "port on 127.0.0.1; 0 picks a free one",
-        lower_bound=0,
-        upper_bound=65_535,
+    define_path_flag(
+        "out",
+        None,
+        "file to write; default: beside the first --run_dir, such as runs/mlp0.html",
     )
+    flags.DEFINE_boolean("open", True, "open the page in the default browser")
     run_program(main)
 
 

@@ -28,11 +28,10 @@ def main() -> None:
     files = sorted(out.rglob("*")) if out.is_dir() else [out]
     for file in filter(Path.is_file, files):
         print(f"written: {file} ({file.stat().st_size:,} bytes)")
-    if difference is not None:
-        print(
-            f"checked on {len(images):,} test images: probabilities differ by at most "
-            f"{difference:.2g}"
-        )
+    print(
+        f"checked on {len(images):,} test images: probabilities differ by at most "
+        f"{difference:.2g}"
+    )
 
 
 def run() -> None:

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mnist_jax.demo.page import write_page
 from mnist_jax.errors import InputError
 from mnist_jax.export.onnx_file import predict_onnx, write_onnx
 from mnist_jax.export.safetensors_folder import predict_safetensors, write_safetensors
@@ -27,8 +26,8 @@ class Format(NamedTuple):
     """How a network is written in a format, and read to check what was written."""
 
     write: Callable[[TrainedRun, Path], None]
-    # Returns the probabilities [N,classes] of images [N,H,W] uint8; None: not checked.
-    predict: Callable[[Path, np.ndarray], np.ndarray] | None
+    # Returns the probabilities [N,classes] of images [N,H,W] uint8.
+    predict: Callable[[Path, np.ndarray], np.ndarray]
     packages: tuple[str, ...] = ()  # which the extra of the format's name installs
 
 
@@ -37,8 +36,6 @@ FORMATS: Mapping[str, Format] = {
     "safetensors": Format(write_safetensors, predict_safetensors, ("safetensors",)),
     "stablehlo": Format(write_stablehlo, predict_stablehlo, ("flatbuffers",)),
     "saved": Format(write_saved_model, predict_saved_model, ("tensorflow",)),
-    # Not checked: a browser would have to read it.
-    "html": Format(lambda run, path: write_page({"this run": run}, path), None),
 }
 
 
@@ -48,29 +45,25 @@ def check_export(name: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
 
 
-def export_run(
-    run: TrainedRun, name: str, path: Path, images: np.ndarray
-) -> float | None:
+def export_run(run: TrainedRun, name: str, path: Path, images: np.ndarray) -> float:
     """Exports a run, and compares the probabilities that the result gives.
 
     The result replaces an existing file, or an empty folder, only if they agree on
-    images `[N,H,W] uint8`. Returns the largest difference of a probability, or None in
-    a format that is not read.
+    images `[N,H,W] uint8`. Returns the largest difference of a probability.
     """
-    form, difference = FORMATS[name], None
+    form = FORMATS[name]
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         form.write(run, temporary)
-        if form.predict is not None:
-            expected = run.in_float32().predict(images)
-            difference = float(np.abs(form.predict(temporary, images) - expected).max())
-            if not difference <= _TOLERANCE:  # nor NaN
-                raise InputError(
-                    f"--format={name} would not classify as the trained network does: "
-                    f"on {len(images):,} test images a probability differs by "
-                    f"{difference:.2g}, more than {_TOLERANCE:g}; nothing was written, "
-                    "give another --format"
-                )
+        found = form.predict(temporary, images)
+        difference = float(np.abs(found - run.in_float32().predict(images)).max())
+        if not difference <= _TOLERANCE:  # nor NaN
+            raise InputError(
+                f"--format={name} would not classify as the trained network does: on "
+                f"{len(images):,} test images a probability differs by "
+                f"{difference:.2g}, more than {_TOLERANCE:g}; nothing was written, "
+                "give another --format"
+            )
         os.replace(temporary, path)
     finally:
         if temporary.is_dir():

@@ -1,13 +1,9 @@
-"""The demo: its networks and its preprocessing in a browser, and its server."""
+"""The demo: its networks and its preprocessing in a browser, and its program."""
 
 import base64
 import dataclasses
 import io
 import re
-import signal
-import subprocess
-import sys
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from helpers.browser import Browser
+from helpers.programs import run as run_program
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.pixels import Preprocess
@@ -26,7 +23,6 @@ from mnist_jax.errors import InputError
 from mnist_jax.models.networks import create_model, init_model
 from mnist_jax.training.run_dir import TrainedRun, load_run
 
-ROOT = Path(__file__).parents[2]
 CONFIGS: dict[str, dict[str, Any]] = {
     "mlp": dict(hidden=(16, 12), pixels="standardized", crop=2),
     "mlp on l2 columns": dict(pixels="l2", hidden=()),
@@ -195,28 +191,10 @@ def test_a_custom_network_has_no_page(mlp: TrainedRun, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_program_serves_until_interrupted(run_dir: Path):
-    # If the tests run as a background job, child processes inherit an ignored SIGINT.
-    code = (
-        "import runpy, signal\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "runpy.run_module('experiments.demo', run_name='__main__', alter_sys=True)\n"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code, f"--run_dir={run_dir}", "--port=0"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            line = process.stdout.readline()
-            found = re.search(r"http://127.0.0.1:\d+/", line)
-            assert found, line
-            with urllib.request.urlopen(found[0]) as response:
-                assert f'"name": "{run_dir}"' in response.read().decode()
-            process.send_signal(signal.SIGINT)
-            output, _ = process.communicate(timeout=60)
-        finally:
-            process.kill()  # or the `with` would wait for it
-    assert process.returncode == 0 and output == "\nstopped\n"
+def test_the_program_writes_the_page_and_opens_it(run_dir: Path, tmp_path):
+    page = tmp_path / "new" / "a page.html"
+    command = ("experiments.demo", f"--run_dir={run_dir}", f"--out={page}")
+    opened = run_program(*command, BROWSER="echo").stdout.splitlines()
+    assert opened == [f"written: {page}, to open in any browser", page.as_uri()]
+    assert f'"name": "{run_dir}"' in page.read_text()
+    assert run_program(*command, "--open=false", BROWSER="echo").stdout.count("\n") == 1

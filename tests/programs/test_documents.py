@@ -18,7 +18,6 @@ from PIL import Image, ImageDraw
 
 # Programs whose commands are only parsed, and why.
 PARSED_ONLY = {
-    "experiments.demo": "serves until it is stopped; see tests/demo",
     "benchmarks.peers": "needs PyTorch, Keras, TensorFlow and an hour; see test_peers",
     "benchmarks.readme": "rewrites the documents in the checkout; see test_readme",
     "benchmarks.speedrun": "trains on all of MNIST many times; see test_speedrun",
@@ -37,6 +36,7 @@ QUICK = {
     "epochs": "1",
     "images": "256",
     "models": "mlp",
+    "open": "false",
     "platform": "cpu",
     "repeats": "1",
     "starts": "0",
@@ -81,7 +81,8 @@ def quick_arguments(words: list[str], folder: Path) -> list[str]:
     if "--model=cnn" in arguments and not any("--conv" in word for word in arguments):
         quick.append(f"--conv={','.join(SMALL_CNN)}")
     given = any(word.startswith("--out=") for word in arguments)
-    if "out" in known and not given and program != "experiments.export":
+    beside = program in ("experiments.demo", "experiments.export")  # the run
+    if "out" in known and not given and not beside:
         quick.append(f"--out={folder / 'results'}")
     return quick
 

@@ -55,7 +55,7 @@ PROGRAMS: dict[str, tuple[str, list[str]]] = {
     ),
     "experiments.demo": (
         "--run_dir=RUN",
-        ["--run_dir=/nonexistent", "--port=-1", "--port=65536", "--port=x"],
+        ["--run_dir=/nonexistent", "--open=maybe", OUT],
     ),
     "experiments.export": (
         "--run_dir=RUN --format=stablehlo --out=/tmp/new",
