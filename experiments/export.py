@@ -41,8 +41,8 @@ def run() -> None:
     define_path_flag(
         "out",
         None,
-        "file to write, or folder for safetensors and saved; default: beside "
-        "--run_dir, such as runs/cnn0.onnx",
+        "file to write, or folder for saved; default: beside --run_dir, such as "
+        "runs/cnn0.onnx",
     )
     run_program(main)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from mnist_jax.errors import InputError
 from mnist_jax.export.onnx_file import predict_onnx, write_onnx
-from mnist_jax.export.safetensors_folder import predict_safetensors, write_safetensors
+from mnist_jax.export.safetensors_file import predict_safetensors, write_safetensors
 from mnist_jax.export.saved_model import predict_saved_model, write_saved_model
 from mnist_jax.export.stablehlo_file import predict_stablehlo, write_stablehlo
 from mnist_jax.records.environment import check_packages
@@ -26,9 +26,10 @@ class Format(NamedTuple):
     """How a network is written in a format, and read to check what was written."""
 
     write: Callable[[TrainedRun, Path], None]
-    # Returns the probabilities [N,classes] of images [N,H,W] uint8.
-    predict: Callable[[Path, np.ndarray], np.ndarray]
-    packages: tuple[str, ...] = ()  # which the extra of the format's name installs
+    # Returns the probabilities [N,classes] of images [N,H,W] uint8. A format for arrays
+    # alone takes the network from the run.
+    predict: Callable[[Path, np.ndarray, TrainedRun], np.ndarray]
+    packages: tuple[str, ...]  # which the extra of the format's name installs
 
 
 FORMATS: Mapping[str, Format] = {
@@ -55,7 +56,7 @@ def export_run(run: TrainedRun, name: str, path: Path, images: np.ndarray) -> fl
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         form.write(run, temporary)
-        found = form.predict(temporary, images)
+        found = form.predict(temporary, images, run)
         difference = float(np.abs(found - run.in_float32().predict(images)).max())
         if not difference <= _TOLERANCE:  # nor NaN
             raise InputError(

@@ -35,7 +35,7 @@ def write_onnx(run: TrainedRun, path: Path) -> None:
     write_file(path, graph.to_model().SerializeToString(deterministic=True))
 
 
-def predict_onnx(path: Path, images: np.ndarray) -> np.ndarray:
+def predict_onnx(path: Path, images: np.ndarray, run: TrainedRun) -> np.ndarray:
     """Returns what ONNX Runtime computes; see `Format` for the arguments."""
     import onnxruntime  # optional
 

@@ -37,7 +37,9 @@ def write_saved_model(run: TrainedRun, folder: Path) -> None:
     tf.saved_model.save(module, str(folder), {_SIGNATURE: signature})
 
 
-def predict_saved_model(folder: Path, images: np.ndarray) -> np.ndarray:
+def predict_saved_model(
+    folder: Path, images: np.ndarray, run: TrainedRun
+) -> np.ndarray:
     """Returns what TensorFlow computes; see `Format` for the arguments."""
     import tensorflow as tf  # optional
 

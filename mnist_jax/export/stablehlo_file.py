@@ -48,7 +48,7 @@ def write_stablehlo(run: TrainedRun, path: Path) -> None:
     write_file(path, bytes(exported.serialize()))
 
 
-def predict_stablehlo(path: Path, images: np.ndarray) -> np.ndarray:
+def predict_stablehlo(path: Path, images: np.ndarray, run: TrainedRun) -> np.ndarray:
     """Returns what JAX computes on this platform; see `Format` for the arguments."""
     exported = export.deserialize(bytearray(path.read_bytes()))
     return np.asarray(jit(exported.call)(images))

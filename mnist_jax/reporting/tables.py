@@ -257,11 +257,6 @@ def main_columns(table: pd.DataFrame) -> pd.DataFrame:
     return main
 
 
-def bullets(notes: Iterable[str]) -> str:
-    """Formats notes as a Markdown list."""
-    return "\n".join(f"- {note}" for note in notes)
-
-
 def markdown_table(frame: pd.DataFrame, notes: Iterable[str] = ()) -> str:
     """Formats a frame as a Markdown table above a list of notes.
 
@@ -276,7 +271,8 @@ def markdown_table(frame: pd.DataFrame, notes: Iterable[str] = ()) -> str:
         header, *cells = (f" {c:{align}{width}} " for c in [str(name), *values])
         columns.append([header, rule, *cells])
     table = "\n".join(f"|{'|'.join(row)}|" for row in zip(*columns, strict=True))
-    return f"{table}\n\n{bullets(notes)}" if notes else table
+    lines = "\n".join(f"- {note}" for note in notes)
+    return f"{table}\n\n{lines}" if notes else table
 
 
 def title(record: RunRecord) -> str:

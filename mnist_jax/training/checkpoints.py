@@ -13,21 +13,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from flax import serialization
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mnist_jax.errors import InputError
-from mnist_jax.records.environment import check_packages
 from mnist_jax.records.files import write_file
 from mnist_jax.records.schema import EpochRecord, RunKey, decode, json_line
 
 FOLDER = "checkpoints"  # in a run directory
 KEEP = 3  # number of newest checkpoints to keep
-# Those of the safetensors format, whose own reader does not know bfloat16.
-_DTYPES = dict(F16=np.float16, BF16=jnp.bfloat16, F32=np.float32, F64=np.float64)
 
 
 class Checkpoint(NamedTuple):
@@ -74,24 +70,15 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def load_params(path: Path, like: Any, sha256: str) -> Any:
-    """Loads variables that `params_sha256` identified, also from a safetensors file.
+    """Loads variables that `params_sha256` identified.
 
     `like` has the network's variables, or their shapes.
     """
     content = path.read_bytes()
-    if path.suffix == ".safetensors":
-        check_packages(f"reading {path}", ["safetensors"], "safetensors")
-        from safetensors import deserialize
-
-        arrays = {
-            name: np.frombuffer(a["data"], _DTYPES[a["dtype"]]).reshape(a["shape"])
-            for name, a in deserialize(content)
-        }
-        content = _to_bytes(arrays)
     if (found_sha256 := hashlib.sha256(content).hexdigest()) != sha256:
         raise InputError(
             f"{path} is damaged: its arrays have the sha256 {found_sha256}, but the "
-            f"run's record has {sha256}; train or export the run again"
+            f"run's record has {sha256}; train the run again"
         )
     found = flatten_dict(serialization.msgpack_restore(content), sep="/")
     return from_leaves(path, found, like)

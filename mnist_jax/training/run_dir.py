@@ -32,12 +32,11 @@ from mnist_jax.records.schema import RunKey, RunRecord, json_line, read_json
 from mnist_jax.training.checkpoints import load_params
 from mnist_jax.training.epochs import predict_images
 
-CONFIG, METRICS, RECORD, PARAMS, EXPORTED_PARAMS, DETAILS, DATA_DIR = FILES = (
+CONFIG, METRICS, RECORD, PARAMS, DETAILS, DATA_DIR = FILES = (
     "config.json",
     "metrics.jsonl",
     "record.json",
     "params.msgpack",
-    "model.safetensors",  # instead of it in a folder written by `experiments.export`
     "details.json",  # data for plots, computed from the parameters
     "data_dir.txt",  # the folder of the dataset's files, if the user named it
 )
@@ -88,7 +87,7 @@ class TrainedRun:
 
 
 def load_run(folder: str | os.PathLike[str]) -> TrainedRun:
-    """Loads a finished run from its directory, or from one exported as safetensors."""
+    """Loads a finished run from its directory."""
     folder = Path(folder).expanduser()
     config = find_network(read_json(TrainConfig, folder / CONFIG), folder)
     record = read_json(RunRecord, folder / RECORD)
@@ -177,10 +176,8 @@ def load_variables(folder: Path, like: Any) -> Any:
     They must match the run's record and fit `like`, the variables of a network or their
     shapes.
     """
-    path, exported = folder / PARAMS, folder / EXPORTED_PARAMS
-    if exported.exists() and not path.exists():
-        path = exported
-    return load_params(path, like, read_json(RunRecord, folder / RECORD).params_sha256)
+    sha256 = read_json(RunRecord, folder / RECORD).params_sha256
+    return load_params(folder / PARAMS, like, sha256)
 
 
 def find_runs(out: Path) -> dict[Path, RunRecord]:

@@ -32,7 +32,7 @@ def test_all_test_images_have_the_same_class(name, mnist: Dataset, tmp_path):
     for form in ("onnx", "stablehlo"):
         path = tmp_path / form
         export_run(run, form, path, images[:1_000])
-        found = FORMATS[form].predict(path, images)
+        found = FORMATS[form].predict(path, images, run)
         assert len(found) == len(images) == 10_000
         np.testing.assert_array_equal(found.argmax(axis=1), expected.argmax(axis=1))
         difference = np.abs(found - expected).max()
