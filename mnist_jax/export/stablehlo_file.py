@@ -1,6 +1,5 @@
 """Networks as StableHLO, with `jax.export`: one file for CPUs, GPUs and TPUs."""
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from mnist_jax.models.networks import create_model
+from mnist_jax.models.flops import plain_model
 from mnist_jax.records.files import write_file
 from mnist_jax.training.epochs import jit, predict
 from mnist_jax.training.run_dir import TrainedRun
@@ -23,11 +22,10 @@ def make_classifier(run: TrainedRun) -> Callable[[jax.Array], jax.Array]:
 
     It computes in float32, can be traced for any N, and runs on every platform.
     """
-    config = dataclasses.replace(run.config, impl="plain", precision="float32")
     classify = partial(
         predict,
         run.variables,
-        model=create_model(config, run.shapes),
+        model=plain_model(run.config, run.shapes),
         preprocess=run.preprocess,
     )
     # Networks may call len(images), which must be a number: here it is 1.
