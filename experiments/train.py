@@ -21,23 +21,19 @@ from mnist_jax.errors import InputError
 from mnist_jax.reporting.progress import follow
 from mnist_jax.reporting.trackers import TRACKERS, check_tracker, track
 from mnist_jax.training import distributed
-from mnist_jax.training.checkpoints import KEEP
 from mnist_jax.training.runs import seed_folders, train_runs
 
 FLAGS = flags.FLAGS
-# Flags without effect if another one is not set.
-_NEEDED = dict.fromkeys(
-    ("track", "profile", "checkpoint_every", "resume", "overwrite"), "run_dir"
-) | {"keep": "checkpoint_every"}
+# Flags without effect if `--run_dir` is not set.
+_NEED_RUN_DIR = "track", "profile", "checkpoint_every", "resume", "overwrite"
 
 
 def _check_flags() -> None:
     """Raises InputError for flags that exclude or require each other."""
-    for name, other in _NEEDED.items():
-        flag = FLAGS[name]
-        if flag.value != flag.default and not FLAGS[other].value:
+    for name in _NEED_RUN_DIR:
+        if (value := FLAGS[name].value) and not FLAGS.run_dir:
             raise InputError(
-                f"--{name}={flag.value} needs --{other}; set it or leave --{name} out"
+                f"--{name}={value} needs --run_dir; set it or leave --{name} out"
             )
     if FLAGS.profile and FLAGS.seeds > 1:
         raise InputError(
@@ -74,7 +70,6 @@ def main() -> None:
             resume=FLAGS.resume,
             overwrite=FLAGS.overwrite,
             checkpoint_every=FLAGS.checkpoint_every,
-            keep=FLAGS.keep,
             start_from=FLAGS.init_from and dict.fromkeys(seeds, Path(FLAGS.init_from)),
         )
         if FLAGS.track and distributed.is_writer():
@@ -123,9 +118,6 @@ def run() -> None:
         0,
         "epochs between checkpoints in --run_dir; 0 writes none",
         lower_bound=0,
-    )
-    flags.DEFINE_integer(
-        "keep", KEEP, "number of newest checkpoints kept", lower_bound=1
     )
     flags.DEFINE_boolean(
         "resume", False, "resume from the last checkpoint in --run_dir, bit for bit"

@@ -104,13 +104,9 @@ def from_leaves(source: Any, found: Mapping[str, Any], like: Any) -> Any:
 
 
 def save_checkpoint(
-    folder: Path,
-    checkpoint: Checkpoint,
-    keys: Sequence[RunKey],
-    code: str,
-    keep: int = KEEP,
+    folder: Path, checkpoint: Checkpoint, keys: Sequence[RunKey], code: str
 ) -> None:
-    """Writes a checkpoint of seeds trained together, keeping the newest `keep`.
+    """Writes a checkpoint of seeds trained together, keeping the newest `KEEP`.
 
     `folder` is the run directory of the first seed, `code` is `code_digest`, and `keys`
     are in the order of the states.
@@ -122,7 +118,7 @@ def save_checkpoint(
     (folder / FOLDER).mkdir(parents=True, exist_ok=True)
     path = folder / FOLDER / f"epoch{checkpoint.epoch:05d}.msgpack"
     write_file(path, content + hashlib.sha256(content).digest())
-    for path in find_checkpoints(folder)[:-keep]:
+    for path in find_checkpoints(folder)[:-KEEP]:
         path.unlink(missing_ok=True)
 
 

@@ -22,7 +22,6 @@ from mnist_jax.records.environment import code_digest
 from mnist_jax.records.files import hold_lock, write_file
 from mnist_jax.records.schema import RunKey, append_jsonl, json_line, write_json
 from mnist_jax.training.checkpoints import (
-    KEEP,
     Checkpoint,
     find_checkpoints,
     load_checkpoint,
@@ -72,7 +71,6 @@ def train_runs(
     resume: bool = True,
     overwrite: bool = False,
     checkpoint_every: int = 1,
-    keep: int = KEEP,
     start_from: Mapping[int, Path] | None = None,
     system: str | None = None,
     prepare_runs: Callable[[TrainConfig, Dataset, int], Experiment] = prepare,
@@ -96,7 +94,6 @@ def train_runs(
         resume: keep finished runs and resume unfinished ones.
         overwrite: replace runs that the directory holds.
         checkpoint_every: epochs between checkpoints; 0 writes none.
-        keep: number of newest checkpoints to keep.
         start_from: as for `run_keys`.
         system: published system that the runs reproduce, if any; named in messages.
         prepare_runs: called instead of `prepare`, to reuse compiled programs.
@@ -131,7 +128,6 @@ def train_runs(
                 keys,
                 start_from,
                 checkpoint_every=checkpoint_every,
-                keep=keep,
                 resume=checkpoint,
                 system=system,
             )
@@ -236,7 +232,6 @@ def fit_into(
     start_from: Mapping[int, Path] | None = None,
     *,
     checkpoint_every: int = 0,
-    keep: int = KEEP,
     resume: Checkpoint | None = None,
     system: str | None = None,
 ) -> Iterator[Started | Progress | Epoch | Result]:
@@ -270,7 +265,7 @@ def fit_into(
             checkpoint = event.checkpoint
             last = is_over(experiment.config, checkpoint.histories[0])
             if checkpoint_every and (last or checkpoint.epoch % checkpoint_every == 0):
-                save_checkpoint(first, checkpoint, together, code, keep)
+                save_checkpoint(first, checkpoint, together, code)
             for folder, epoch in zip(folders.values(), event.records, strict=True):
                 append_jsonl(folder / METRICS, epoch)
         elif isinstance(event, Result):

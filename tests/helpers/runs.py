@@ -82,11 +82,11 @@ def prepare_once(config: TrainConfig, dataset: Dataset, seeds: int = 1) -> Exper
 
 
 def stopped_run(
-    digits: Dataset, folder: Path, config: TrainConfig = CONFIGS["mlp"], keep: int = 3
+    digits: Dataset, folder: Path, config: TrainConfig = CONFIGS["mlp"]
 ) -> Experiment:
     """Creates a run that stopped after the third of four epochs."""
     experiment = prepare_once(dataclasses.replace(config, epochs=4), digits)
-    train_into(experiment, {0: folder}, 3, checkpoint_every=1, keep=keep)
+    train_into(experiment, {0: folder}, 3, checkpoint_every=1)
     return experiment
 
 

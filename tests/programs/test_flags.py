@@ -41,7 +41,6 @@ PROGRAMS: dict[str, tuple[str, list[str]]] = {
             *(*SEEDS, "--seed=4294967290 --seeds=7"),
             *("--track=mlflow", "--track=tensorboard"),
             *("--checkpoint_every=-1", "--checkpoint_every=1"),
-            *("--keep=0", "--keep=x", "--keep=5"),
             *("--resume=maybe", "--resume", "--resume --run_dir=RUN"),
             *("--profile=maybe", "--profile"),
         ],

@@ -22,7 +22,7 @@ from helpers.runs import (
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.models.networks import create_model, variable_shapes
-from mnist_jax.training import fit
+from mnist_jax.training import checkpoints, fit
 from mnist_jax.training.checkpoints import FOLDER
 from mnist_jax.training.mesh import make_mesh
 from mnist_jax.training.prepare import prepare
@@ -53,9 +53,10 @@ def names(folder: Path) -> list[str]:
 
 
 def test_only_the_newest_checkpoints_are_kept_and_a_new_run_removes_them(
-    digits, tmp_path
+    digits, tmp_path, monkeypatch
 ):
-    experiment = stopped_run(digits, tmp_path, keep=2)
+    monkeypatch.setattr(checkpoints, "KEEP", 2)
+    experiment = stopped_run(digits, tmp_path)
     assert names(tmp_path) == ["epoch00002.msgpack", "epoch00003.msgpack"]
     train_into(experiment, {0: tmp_path})
     assert names(tmp_path) == []
