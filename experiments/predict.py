@@ -18,7 +18,7 @@ from mnist_jax.cli.flags import (
     load_test_set,
 )
 from mnist_jax.cli.main import run_program, start_jax
-from mnist_jax.data.types import DIGIT_SETS, IMAGE_SHAPE
+from mnist_jax.data.types import DIGIT_SETS
 from mnist_jax.data.user_images import read_digit, read_image
 from mnist_jax.errors import InputError
 from mnist_jax.reporting.plots import MAX_PREDICTIONS, predictions_figure, save_figure
@@ -34,16 +34,9 @@ def main() -> None:
     folder = Path(FLAGS.run_dir)
     start_jax()
     run = load_run(folder)
-    shape, as_digit = run.shapes.image, FLAGS.as_digit
-    if as_digit is None:
-        as_digit = run.record.dataset in DIGIT_SETS
-    elif as_digit and shape != IMAGE_SHAPE:
-        raise InputError(
-            "--as_digit converts pictures to MNIST's 28x28 pixels, but the network "
-            f"takes {shape}; leave it out, or give the --run_dir of a network for 28x28"
-        )
+    as_digit = run.record.dataset in DIGIT_SETS
     images = [
-        read_digit(path) if as_digit else read_image(path, shape)
+        read_digit(path) if as_digit else read_image(path, run.shapes.image)
         for path in FLAGS.image
     ]
     truths = [np.nan] * len(images)
@@ -102,14 +95,9 @@ def run() -> None:
     define_paths_flag(
         "image",
         [],
-        "PNG or JPEG file with a single digit on an even background, or with what the "
-        "network was trained on; repeat the flag for more images",
-    )
-    flags.DEFINE_boolean(
-        "as_digit",
-        None,
-        "crop the ink of --image and centre it as in MNIST, instead of only resizing "
-        "the image; default: for networks trained on mnist or digits",
+        "PNG or JPEG file: for networks trained on mnist or digits, a single digit on "
+        "an even background, which is cropped and centred; for others, an image as in "
+        "their data, which is only resized; repeat the flag for more images",
     )
     define_path_flag(
         "picture",

@@ -41,7 +41,6 @@ def test_programs_take_or_refuse_other_shapes(tmp_path):
     other = save(tmp_path / "other.npz", classes=26)
     for arguments, message in (
         (("experiments.demo", folder), "mlp for images of 12x20 in 25 classes"),
-        (("experiments.predict", folder, *images, "--as_digit"), "to MNIST's 28x28"),
         (("experiments.predict", folder, other), f"in {tmp_path / 'other.npz'} have"),
     ):
         process = run(*arguments, ok=False)

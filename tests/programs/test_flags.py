@@ -48,7 +48,7 @@ PROGRAMS: dict[str, tuple[str, list[str]]] = {
     "experiments.predict": (
         "--run_dir=RUN",
         [
-            *("--run_dir=/nonexistent", "--image=/nonexistent.png", "--as_digit=x"),
+            *("--run_dir=/nonexistent", "--image=/nonexistent.png"),
             *("--index=360", "--index=-1", "--index=x", *PICTURE),
         ],
     ),
