@@ -34,11 +34,8 @@ ONLY_IN = {
     "read a clock": (
         r"^import time$|from time import",
         {
-            "data/download",  # which waits
             "training/distributed",  # which waits for threads
-            "models/precision",  # which compares products
-            "reporting/trackers",  # whose events have a time
-            *("training/fit", "training/jax_setup", "profiling", "demo"),
+            *("training/fit", "training/jax_setup", "profiling"),
         },
     ),
     # The CPU implementations prevent fusion with a call that is not inlined.
