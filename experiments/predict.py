@@ -55,7 +55,7 @@ def main() -> None:
     _print_predictions(frame, run)
     if FLAGS.image:
         how = "as digits" if as_digit else "without cropping or inverting them"
-        print(f"\nread {how}")
+        print(f"\nread {how}; --picture draws what the network saw")
     if FLAGS.picture:
         figure = predictions_figure(np.stack(images), frame, run.record.class_names)
         save_figure(figure, Path(FLAGS.picture))

@@ -10,7 +10,6 @@ import os
 from typing import IO, NamedTuple
 
 import numpy as np
-from absl import logging
 from PIL import Image, ImageOps
 from scipy import ndimage
 
@@ -56,7 +55,7 @@ def read_digit(file: File) -> np.ndarray:
     """Reads a PNG or JPEG file with a digit, in MNIST's format.
 
     The file shows one digit on a uniform background that differs from it in brightness
-    or colour. A blank file raises InputError; a warning is logged if it may show more.
+    or colour. A blank file raises InputError.
 
     Returns:
         `[28,28] uint8`, 0 is background and 255 ink.
@@ -116,16 +115,7 @@ def _find_ink(image: np.ndarray, name: str) -> np.ndarray:
     floor = min(max(_INK_FLOOR, 4 * noise / level), 0.5)
     ink = np.clip(ink / level, 0, 1)
     ink[ink < floor] = 0
-    ink = _remove_specks(ink)
-    # Lines and the desk reach several edges; a digit without a margin, mostly one.
-    edges = sum(edge.any() for edge in (ink[0], ink[-1], ink[:, 0], ink[:, -1]))
-    if edges > 1 or _is_sheet(ink) or _digits_apart(ink):
-        logging.warning(
-            "%s may show more than a digit, such as ruled lines, a second digit or a "
-            "desk around the paper; crop it to one digit on plain paper, with a margin",
-            name,
-        )
-    return ink
+    return _remove_specks(ink)
 
 
 def _subtract_background(grey: np.ndarray) -> _Contrast:
@@ -160,21 +150,6 @@ def _subtract_background(grey: np.ndarray) -> _Contrast:
 def _max_of_means(ink: np.ndarray) -> float:
     """Returns the maximum over 3x3 means, since a single noisy pixel is no ink."""
     return float(ndimage.uniform_filter(ink, 3, mode="nearest").max())
-
-
-def _is_sheet(ink: np.ndarray) -> bool:
-    """Returns whether the ink is a sheet of paper, in which a digit is a small hole."""
-    solid = np.pad(_solid(_crop(ink)), 1)
-    filled = ndimage.binary_fill_holes(solid)
-    radius = ndimage.distance_transform_edt(filled).max() * _BOX / max(solid.shape)
-    return bool(radius > 6 and solid.sum() > 0.85 * filled.sum())
-
-
-def _digits_apart(ink: np.ndarray) -> bool:
-    """Returns whether several connected components are tall, unlike a five's bar."""
-    boxes = ndimage.find_objects(ndimage.label(ink > 0, _CORNERS)[0])
-    heights = [rows.stop - rows.start for rows, _ in boxes]
-    return sum(height >= max(heights) / 2 for height in heights) > 1
 
 
 def _remove_specks(ink: np.ndarray) -> np.ndarray:
