@@ -13,7 +13,7 @@ from typing import Any
 from absl import flags
 
 from mnist_jax.cli.flags import define_machine_flags
-from mnist_jax.cli.main import chosen_machine, run_program, start_jax
+from mnist_jax.cli.main import run_program, start_jax
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.profiling.hardware import peak_megabytes
@@ -52,7 +52,7 @@ def main() -> None:
     """Starts, compiles and trains, and prints the measurements."""
     job = json.loads(input())
     config = decode(TrainConfig, job["config"])
-    start_jax({**chosen_machine(), "cpu_devices": config.cpu_devices})
+    start_jax(cpu_devices=config.cpu_devices)
     dataset = load_dataset(config.dataset, FLAGS.data_dir)
     result = {"start s": time.time() - job["launch"]}
     experiment = prepare(config, dataset)

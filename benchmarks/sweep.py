@@ -143,7 +143,7 @@ def _make_sweep(out: Path) -> Sweep:
         )
     machine, first = chosen_machine(), FLAGS.seed or 0
     # Other processes train: this one must not take their memory of an accelerator.
-    start_jax({**machine, "platform": "cpu", "cpu_devices": 1})
+    start_jax(platform="cpu", cpu_devices=1)
     dataset = load_dataset(FLAGS.dataset or "auto", FLAGS.data_dir)
     grid = [] if FLAGS.samples else combine(space)
     for params in grid:

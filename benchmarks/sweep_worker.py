@@ -221,7 +221,7 @@ def work(sweep: Sweep) -> None:
         memory = f"{0.75 * min(sweep.gpus, 1):.3f}"
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", memory)
     os.environ["NPROC"] = str(sweep.cores)  # threads of XLA:CPU
-    start_jax(sweep.machine)
+    start_jax(**sweep.machine)
     train_trials(sweep)
 
 

@@ -11,12 +11,11 @@ from mnist_jax.cli.flags import (
     define_path_flag,
     define_preset_flag,
 )
-from mnist_jax.cli.main import run_program
+from mnist_jax.cli.main import run_program, start_jax
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.types import MNIST
 from mnist_jax.reporting.summary import format_totals, layer_frame
 from mnist_jax.reporting.tables import markdown_table
-from mnist_jax.training.jax_setup import setup
 
 FLAGS = flags.FLAGS
 
@@ -24,7 +23,7 @@ FLAGS = flags.FLAGS
 def main() -> None:
     """Prints the layers of the network selected by the flags."""
     config = config_from_flags(FLAGS)
-    setup("cpu", compile_cache=False)  # shapes need no other device
+    start_jax(platform="cpu", compile_cache=False)  # shapes need no other device
     shapes = MNIST
     if config.dataset == "idx":  # the only images with a shape of their own
         shapes = load_dataset("idx", FLAGS.data_dir).shapes

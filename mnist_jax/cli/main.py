@@ -5,7 +5,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -23,14 +23,20 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.
 
 def chosen_machine() -> dict[str, Any]:
     """Returns the arguments of `setup` that the flags give."""
-    devices = (FLAGS.cpu_devices if "cpu_devices" in FLAGS else None) or 0
-    cache = FLAGS.compile_cache == "on"
-    return dict(platform=FLAGS.platform, cpu_devices=devices, compile_cache=cache)
+    given = FLAGS.flag_values_dict()
+    return dict(
+        platform=given.get("platform"),
+        cpu_devices=given.get("cpu_devices") or 0,
+        compile_cache=given.get("compile_cache") != "off",
+    )
 
 
-def start_jax(machine: Mapping[str, Any] | None = None) -> None:
-    """Sets JAX up, by default from the flags, and connects the processes of a job."""
-    machine = machine or chosen_machine()
+def start_jax(**changes: Any) -> None:
+    """Sets JAX up and connects the processes of a job.
+
+    `changes` are arguments of `setup` that differ from what the flags give.
+    """
+    machine = chosen_machine() | changes
     # Objects created by imports stay alive. Scanning them in every collection would
     # take a tenth of the time of tracing and lowering.
     gc.freeze()
