@@ -25,7 +25,7 @@ from mnist_jax.cli.flags import (
     define_path_flag,
 )
 from mnist_jax.cli.main import run_program, start_jax
-from mnist_jax.config import DATASETS, MODELS, TrainConfig
+from mnist_jax.config import MODELS, NAMED_DATASETS, TrainConfig, as_text
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.errors import InputError
 from mnist_jax.models.networks import count_params
@@ -46,7 +46,6 @@ from .starts import measure_starts
 FLAGS = flags.FLAGS
 RECORDS = Path(__file__).parent / "results" / "speedrun.jsonl"
 RECIPES = Path(__file__).parents[1] / "experiments" / "recipes"
-NAMED = [name for name in DATASETS if name not in ("auto", "idx")]
 # What a recipe must have besides one of these datasets: all training images.
 RULES: dict[str, Any] = {"validation": "none", "train_size": None, "split": "official"}
 SIGNIFICANCE = 0.01  # of the one-sided t-test
@@ -96,11 +95,12 @@ class SpeedRecord:
 def read_recipe(path: Path) -> TrainConfig:
     """Returns the config of a recipe, a file of flags, if it follows the rules."""
     config = config_from_flags(read_flag_file(path))
-    if config.dataset not in NAMED or config != dataclasses.replace(config, **RULES):
-        rules = " ".join(f"--{name}={value}" for name, value in RULES.items())
+    follows = config == dataclasses.replace(config, **RULES)
+    if config.dataset not in NAMED_DATASETS or not follows:
+        rules = " ".join(f"--{name}={as_text(value)}" for name, value in RULES.items())
         raise InputError(
-            f"the recipe {path} must have {rules} and --dataset={' or '.join(NAMED)}, "
-            "by the rules in docs/records.md"
+            f"the recipe {path} must have {rules} and "
+            f"--dataset={' or '.join(NAMED_DATASETS)}, by the rules in docs/records.md"
         )
     return config
 
@@ -254,6 +254,12 @@ def main() -> None:
     """Trains the recipe, prints its table and records it."""
     out = Path(FLAGS.out) / "speedrun.jsonl"
     check_append(out)
+    for flag in ("dataset", "model"):
+        if FLAGS.recipe and FLAGS[flag].present:
+            raise InputError(
+                f"--{flag}={FLAGS[flag].value} chooses among the recorded recipes, but "
+                f"--recipe={FLAGS.recipe} is given; leave one of them out"
+            )
     name = FLAGS.recipe
     if not name:
         records = read_jsonl(SpeedRecord, RECORDS)
@@ -297,7 +303,7 @@ def run() -> None:
     help = "recipe; default: the fastest recorded one"
     flags.DEFINE_enum("recipe", None, names, help)
     flags.DEFINE_enum("against", None, names, "another recipe to train in turns")
-    flags.DEFINE_enum("dataset", "mnist", NAMED, "dataset")
+    flags.DEFINE_enum("dataset", "mnist", NAMED_DATASETS, "dataset")
     flags.DEFINE_enum("model", None, list(MODELS), "network; default: any")
     flags.DEFINE_integer("seeds", 10, "seeds, counted from 0, one by one", 2)
     flags.DEFINE_boolean("peers", False, "train a PyTorch recipe for 99 % in turns too")

@@ -15,7 +15,8 @@ from mnist_jax.errors import InputError
 MODELS = ("mlp", "lstm", "cnn")
 PRECISIONS = ("float32", "bfloat16")
 CUSTOM = "FILE:CLASS"  # any custom network, where a field depends on the model
-DATASETS = ("auto", "mnist", "fashion_mnist", "kmnist", "digits", "idx")
+NAMED_DATASETS = ("mnist", "fashion_mnist", "kmnist", "digits")  # all of 28x28 pixels
+DATASETS = ("auto", *NAMED_DATASETS, "idx")
 PIXELS = ("scaled", "standardized", "raw", "l2")
 ADAMS = ("adam", "keras_adam", "adamw", "muon")  # muon uses it for biases
 # Augmentations by name: smallest and largest size, and the size if none is given.

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
+from mnist_jax.config import DATASETS
 from mnist_jax.data.cache import load_or_build
 from mnist_jax.data.digits import load_digits
 from mnist_jax.data.download import DownloadError, download_files
@@ -56,6 +57,8 @@ def load_dataset(
         The dataset: `[60000,28,28]` and `[10000,28,28]` images; 1,437 and 360 for the
         digits; any size and number for "idx".
     """
+    if name not in DATASETS:
+        raise InputError(f"--dataset must be one of {', '.join(DATASETS)}; got {name}")
     given = data_dir or os.environ.get(_VARIABLE)
     folder = Path(given).expanduser() if given else None
     if name == "digits":

@@ -241,6 +241,12 @@ def test_without_a_network_a_set_is_an_error_and_auto_the_digits_with_a_note(
     assert dataset.note.startswith("NOT MNIST: these are scikit-learn's 1,797")
 
 
+def test_an_unknown_name_is_an_error_that_lists_the_sets():
+    known = "auto, mnist, fashion_mnist, kmnist, digits, idx; got cifar"
+    with pytest.raises(InputError, match=f"--dataset must be one of {known}"):
+        load_dataset("cifar")
+
+
 def test_loading_does_not_import_tfds_or_initialize_a_device():
     script = (
         "import sys\n"

@@ -112,13 +112,14 @@ PROGRAMS: dict[str, tuple[str, list[str]]] = {
             *("--target=1", "--target=x", "--target=0.9999", "--recipe=nothing"),
             *("--against=nothing", "--dataset=cifar", "--model=vit", "--seeds=1"),
             *("--peers=maybe", "--recipe=cnn_99 --data_dir=/nonexistent", OUT),
+            *("--recipe=cnn_99 --dataset=mnist", "--recipe=cnn_99 --model=cnn"),
         ],
     ),
     "benchmarks.regress": (
         "--dataset=digits --rounds=2",
         [
             *(*MODELS, "--against=no-such-commit", "--rounds=1", "--rounds=x"),
-            *("--batch_size=0", DATA_DIR, "--out=/tmp"),
+            *("--batch_size=0", DATA_DIR, "--out=/tmp", "--dataset=cifar"),
         ],
     ),
     "benchmarks.report": ("", ["--out=/nonexistent", *TARGETS[:2]]),
