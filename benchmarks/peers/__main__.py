@@ -17,14 +17,13 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import jax
 from absl import flags
 
 from mnist_jax.cli.flags import define_data_dir_flag, define_list_flag, define_path_flag
-from mnist_jax.cli.main import run_program
-from mnist_jax.config import MODELS, TrainConfig
+from mnist_jax.cli.main import run_program, start_jax
+from mnist_jax.config import MODELS, NAMED_DATASETS, TrainConfig
 from mnist_jax.data.datasets import load_dataset
-from mnist_jax.errors import InputError
+from mnist_jax.models.custom import network_sha256
 from mnist_jax.records.environment import (
     check_packages,
     code_digest,
@@ -34,7 +33,7 @@ from mnist_jax.records.files import check_append, write_file
 from mnist_jax.records.schema import append_jsonl, read_jsonl
 
 from .frameworks import FRAMEWORKS, PACKAGES, PeerRecord, Race
-from .tables import format_ratios, format_times
+from .tables import format_ratios
 from .turns import take_turns
 from .worker import EXAMPLES, save_arrays
 
@@ -63,11 +62,11 @@ def frameworks_for(model: str, names: Iterable[str]) -> list[str]:
 
 def run_rounds(
     races: Mapping[Race, Sequence[str]], rounds: int, results: Path, arrays: Path
-) -> tuple[list[PeerRecord], bool]:
+) -> list[PeerRecord]:
     """Runs, records and prints the races of which a framework is not recorded yet.
 
     Returns:
-        All records of these races on this machine, and whether all are complete.
+        All records of these races on this machine.
     """
     machine = current_environment().compared()
     records = [
@@ -76,32 +75,26 @@ def run_rounds(
         if record.race in races and record.environment.compared() == machine
     ]
     done = {(record.race, record.framework, record.round) for record in records}
-    failed = set()  # which would fail in every round
     for number in range(1, rounds + 1):
         for race, names in races.items():
-            names = [name for name in names if (race, name) not in failed]
             if done.issuperset((race, name, number) for name in names):
                 continue
             batch = f"batches of {race.batch_size}"
             print(f"round {number}/{rounds}: {race.model}, {batch}", flush=True)
             environment = current_environment()
-            answers = take_turns(race, names, number, arrays)
+            measured = take_turns(race, names, number, arrays)
             for name in names:
-                answer = answers[name]
-                if isinstance(answer, InputError):
-                    failed.add((race, name))
-                    print(f"  {name:19} FAILED: {answer}", flush=True)
-                    continue
-                record = PeerRecord(race, name, number, environment, answer)
+                result = measured[name]
+                record = PeerRecord(race, name, number, environment, result)
                 append_jsonl(results, record)
                 records.append(record)
                 print(
                     f"  {name:19} {statistics.median(record.steady_seconds):8.3f} "
-                    f"s/epoch  accuracy {answer.test_accuracy:.4f}  "
-                    f"{answer.peak_rss_mb:5,} MB",
+                    f"s/epoch  accuracy {result.test_accuracy:.4f}  "
+                    f"{result.peak_rss_mb:5,} MB",
                     flush=True,
                 )
-    return records, not failed
+    return records
 
 
 def main() -> None:
@@ -110,7 +103,7 @@ def main() -> None:
     if not (shutil.which("g++") or shutil.which("clang++")):
         frameworks = [name for name in frameworks if name != "torch_compile"]
         print("torch_compile is left out: it needs a C++ compiler")
-    jax.config.update("jax_platforms", "cpu")
+    start_jax(platform="cpu")  # as in the workers
     dataset, here = load_dataset(FLAGS.dataset, FLAGS.data_dir), Path(__file__).parent
     # The timed code is the package, the workers and their networks.
     code = code_digest([*sorted(here.glob("*worker.py")), here / "torch_networks.py"])
@@ -130,6 +123,7 @@ def main() -> None:
             checksum=dataset.checksum,
             code=code,
             packages=versions,
+            source_sha256=network_sha256(TrainConfig(model=model)),
         )
         races[race] = frameworks_for(model, frameworks)
     workers = {FRAMEWORKS[name].worker for names in races.values() for name in names}
@@ -140,15 +134,11 @@ def main() -> None:
     check_append(results)
     with tempfile.TemporaryDirectory(prefix="mnist_jax-peers-") as folder:
         save_arrays(dataset, Path(folder))
-        records, complete = run_rounds(races, FLAGS.rounds, results, Path(folder))
+        records = run_rounds(races, FLAGS.rounds, results, Path(folder))
     if records:
-        markdown = f"{format_ratios(records)}\n\n{format_times(records)}"
+        markdown = format_ratios(records)
         write_file(out / "peers.md", markdown + "\n")
         print(f"\n{markdown}\n\nwritten: {out}/peers.jsonl and .md")
-    if not complete:
-        raise InputError(
-            "some measurements failed (see above); run again to repeat what is missing"
-        )
 
 
 def run() -> None:
@@ -166,7 +156,7 @@ def run() -> None:
     flags.DEFINE_integer("rounds", 3, "repetitions with new processes and seeds", 1)
     flags.DEFINE_integer("steady_epochs", 12, "epochs after the first of a process", 1)
     flags.DEFINE_integer("train_size", None, "first training images of an epoch", 1)
-    flags.DEFINE_string("dataset", "mnist", "name of the dataset")
+    flags.DEFINE_enum("dataset", "mnist", NAMED_DATASETS, "dataset")
     define_data_dir_flag()
     define_path_flag("out", "results/peers", "directory for the results")
     run_program(main)

@@ -65,8 +65,9 @@ class Race:
     steady_epochs: int  # after the first
     dataset: str
     checksum: str
-    code: str  # digest of all timed code
+    code: str  # digest of the timed code besides a custom network
     packages: str  # versions of the peers
+    source_sha256: str | None = None  # of a custom network's source file
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,8 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from mnist_jax.config import MODELS
-from mnist_jax.reporting.statistics import median_range, ratio_interval, spread, verdict
+from mnist_jax.reporting.statistics import ratio_interval, verdict
 from mnist_jax.reporting.tables import latest_table, markdown_table, provenance
 
 from .frameworks import FRAMEWORKS, PACKAGES, PeerRecord, Race
@@ -25,14 +24,10 @@ def group(records: Iterable[PeerRecord]) -> Races:
     return races
 
 
-def steady_seconds(rounds: Rounds) -> list[float]:
-    """Returns the seconds of all epochs after the first of each round."""
-    return [seconds for run in rounds.values() for seconds in run.steady_seconds]
-
-
 def lower_quartile(rounds: Rounds) -> float:
-    """Returns the lower quartile of `steady_seconds`."""
-    return float(np.percentile(steady_seconds(rounds), LOWER_QUARTILE))
+    """Returns the lower quartile of the seconds of all epochs after the first."""
+    seconds = [time for run in rounds.values() for time in run.steady_seconds]
+    return float(np.percentile(seconds, LOWER_QUARTILE))
 
 
 def rank_peers(frameworks: Mapping[str, Rounds], ours: str = "ours") -> list[str]:
@@ -69,22 +64,17 @@ def speedup_over_best(frameworks: Mapping[str, Rounds]) -> str:
 
 
 def ratio_frame(races: Races) -> pd.DataFrame:
-    """Returns our speedups in each race over the fastest peers.
+    """Returns our speedups in each race over the fastest peers and a baseline.
 
-    Those are the fastest of all, and the fastest as installed if it is another one; for
-    bfloat16 also this project in float32, for custom networks plain Flax.
+    The peers are the fastest of all, and the fastest as installed if it is another one.
+    The baseline is plain Flax, for bfloat16 this project in float32.
     """
     rows = []
     for race, frameworks in races.items():
-        for ours in ("ours", "ours_bfloat16"):
+        for ours, baseline in (("ours", "flax"), ("ours_bfloat16", "ours")):
             ranked = rank_peers(frameworks, ours)
             installed = [name for name in ranked if not FRAMEWORKS[name].environment]
-            peers = [*ranked[:1], *installed[:1]]
-            if ours == "ours_bfloat16":
-                peers.append("ours")
-            elif race.model not in MODELS:
-                peers.append("flax")
-            for peer in dict.fromkeys(peers):
+            for peer in dict.fromkeys([*ranked[:1], *installed[:1], baseline]):
                 if not (pairs := paired(frameworks, peer, ours)):
                     continue
                 note = ", as installed" if peer in ranked[1:] else ""
@@ -114,10 +104,6 @@ RATIO_NOTES = (
     "Adam with learning rate 1e-3; images are shuffled each epoch, and the last, "
     "smaller batch is used",
 )
-TIME_NOTE = (
-    "s/epoch: median [min, max] of all epochs after the first (n); first epoch s: "
-    "includes all compilation; test accuracy: over rounds, whose numbers are the seeds"
-)
 
 
 def format_ratios(records: Sequence[PeerRecord]) -> str:
@@ -137,29 +123,3 @@ def format_ratios(records: Sequence[PeerRecord]) -> str:
     ]
     title = f"**{race.dataset.upper()} on {machine.device} ({machine.cores} cores)**"
     return f"{title}\n\n{markdown_table(ratio_frame(races), notes)}"
-
-
-def format_times(records: Sequence[PeerRecord]) -> str:
-    """Formats the times on the latest machine, in a race the fastest first."""
-    rows = []
-    for race, frameworks in group(latest_table(records)).items():
-        fastest_first = sorted((lower_quartile(frameworks[n]), n) for n in frameworks)
-        for fast, name in fastest_first:
-            seconds = steady_seconds(frameworks[name])
-            results = [run.result for run in frameworks[name].values()]
-            first = [result.epoch_seconds[0] for result in results]
-            rows.append(
-                {
-                    "model": race.model,
-                    "batch": race.batch_size,
-                    "framework": FRAMEWORKS[name].label,
-                    "s/epoch, lower quartile": f"{fast:.3f}",
-                    "s/epoch": f"{median_range(seconds):,.3f} (n={len(seconds)})",
-                    "images/s": f"{race.train_images / fast:,.0f}",
-                    "first epoch s": f"{median_range(first):,.2f}",
-                    "test accuracy": spread([one.test_accuracy for one in results]),
-                    "peak MB": f"{max(one.peak_rss_mb for one in results):,}",
-                    "parameters": f"{results[0].parameters:,}",
-                }
-            )
-    return markdown_table(pd.DataFrame(rows), [TIME_NOTE])

@@ -42,22 +42,18 @@ def start(race: Race, name: str, seed: int, arrays: Path) -> Worker:
 
 def take_turns(
     race: Race, names: Sequence[str], seed: int, arrays: Path
-) -> dict[str, Measurement | InputError]:
+) -> dict[str, Measurement]:
     """Trains by each framework; they take turns after each epoch.
 
     Episodes in which the machine is slower, which last seconds on shared hosts, then
-    meet all of them. The order is reversed in every other cycle of turns.
-
-    Returns:
-        By framework, its measurement, or the error that ended it.
+    meet all of them. The order is reversed in every other cycle of turns. If one fails,
+    the race ends with its error.
     """
-    results: dict[str, Measurement | InputError] = {}
+    results: dict[str, Measurement] = {}
     workers: dict[str, Worker] = {}
     with contextlib.ExitStack() as stack:
         for cycle in range(1 + race.steady_epochs):
             for name in names[:: -1 if cycle % 2 else 1]:
-                if name in results:  # it failed
-                    continue
                 try:
                     if cycle:
                         answer = workers[name].ask()
@@ -65,10 +61,13 @@ def take_turns(
                         worker = start(race, name, seed, arrays)
                         workers[name] = stack.enter_context(worker)
                         answer = worker.read()
-                    if "epoch" not in answer:  # it was the last one
-                        results[name] = Measurement(**answer)
-                        # Its clean-up would disturb the last epochs of the others.
-                        workers[name].end()
                 except InputError as error:
-                    results[name] = error
+                    raise InputError(
+                        f"{name} failed ({error}); leave it out of --frameworks, or "
+                        "run again to repeat this race"
+                    ) from error
+                if "epoch" not in answer:  # it was the last one
+                    results[name] = Measurement(**answer)
+                    # Its clean-up would disturb the last epochs of the others.
+                    workers[name].end()
     return results

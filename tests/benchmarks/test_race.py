@@ -8,15 +8,17 @@ from benchmarks.peers import turns
 from benchmarks.peers.__main__ import frameworks_for
 from benchmarks.peers.frameworks import PeerRecord
 from benchmarks.processes import Worker
+from mnist_jax.errors import InputError
 from mnist_jax.records.schema import read_jsonl
 
 
 @pytest.mark.programs
-def test_peers_end_to_end_and_resumed(tmp_path):
+def test_peers_end_to_end_and_resumed(tmp_path, networks):
+    model = f"{networks}:Linear"
     command = (
         "benchmarks.peers",
         "--dataset=digits",
-        "--models=mlp",
+        f"--models={model}",
         "--batches=32",
         "--train_size=72",
         "--steady_epochs=2",
@@ -25,7 +27,7 @@ def test_peers_end_to_end_and_resumed(tmp_path):
     )
     results = tmp_path / "peers.jsonl"
     process = run(*command, "--frameworks=ours")
-    assert "round 1/1: mlp, batches of 32\n  ours " in process.stdout
+    assert f"round 1/1: {model}, batches of 32\n  ours " in process.stdout
     before = results.read_text()
     process = run(*command, "--frameworks=ours,flax")
     assert results.read_text().startswith(before)
@@ -40,21 +42,29 @@ def test_peers_end_to_end_and_resumed(tmp_path):
     process = run(*command, "--frameworks=flax,ours")
     assert "round 1/1" not in process.stdout and results.read_text().count("\n") == 3
     assert (tmp_path / "peers.md").read_text().strip() in process.stdout
+    assert "| plain Flax |" in process.stdout
+    networks.write_text(f"{networks.read_text()}\n# edited\n")  # now another race
+    run(*command, "--frameworks=ours")
+    assert results.read_text().count("\n") == 4
 
 
-def test_workers_take_turns_and_the_others_continue_if_one_fails(tmp_path, monkeypatch):
+def test_workers_take_turns_until_one_fails(tmp_path, monkeypatch):
     (tmp_path / "turns.py").write_text(FAKE_WORKER)
     log = tmp_path / "log"
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(
         turns, "start", lambda _race, name, *_: Worker("turns", name, str(log))
     )
-    names = ["ours", "torch", "flax"]
+    names = ["ours", "keras_tf", "flax"]
     ended = turns.take_turns(RACE, names, seed=1, arrays=tmp_path)
-    assert str(ended.pop("torch")) == "ValueError: out of turns"
-    assert [ended["ours"].parameters, ended["flax"].parameters] == [4, 4]
-    names = log.read_text().split()
-    assert names == "ours torch flax flax torch ours ours flax flax ours".split()
+    assert [ended[name].parameters for name in names] == [4, 4, 4]
+    assert log.read_text().split() == [*names, *names[::-1]] * 2
+    log.unlink()
+    names[1] = "torch"
+    error = "^torch failed .ValueError: out of turns.; leave it out of --frameworks"
+    with pytest.raises(InputError, match=error):
+        turns.take_turns(RACE, names, seed=1, arrays=tmp_path)
+    assert log.read_text().split() == [*names, *names[::-1], "ours"]
 
 
 # Logs its name at each of four epochs; "torch" fails in the third.

@@ -135,7 +135,7 @@ PROGRAMS: dict[str, tuple[str, list[str]]] = {
         [
             *("--batches=0", "--batches=x", "--batches=", "--frameworks=mxnet"),
             *("--rounds=0", "--steady_epochs=0", "--train_size=0", DATA_DIR, MODELS[0]),
-            OUT,
+            *(OUT, "--dataset=cifar"),
         ],
     ),
 }
