@@ -51,7 +51,7 @@ def main() -> None:
         with stop_between_chunks(HOW_TO_RESUME) as check_stopped:
             events = train_configs(out, configs, dataset, seeds)
             follow(events, FLAGS.quiet, check_stopped)
-        tables = write_tables(out, FLAGS.targets, against, FLAGS.columns == "all")
+        tables = write_tables(out, FLAGS.targets, against)
         print(f"\n{tables}\n\nwritten: {out}/compare.jsonl, .csv, .md: all columns")
         if FLAGS.report:
             page = write_report(out, FLAGS.targets, against)
@@ -71,12 +71,6 @@ def run() -> None:
         None,
         "one of --models: adds the difference of each mean test accuracy from its to "
         "the table, with a 95 % interval, paired by seed",
-    )
-    flags.DEFINE_enum(
-        "columns",
-        "main",
-        ["main", "all"],
-        "columns of the printed table; main: those that fit 100 characters",
     )
     define_path_flag("out", "results", "folder for the runs and their tables")
     flags.DEFINE_boolean(

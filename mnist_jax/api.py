@@ -184,10 +184,7 @@ def train_configs(
 
 
 def write_tables(
-    out: Path,
-    targets: Sequence[float] = (),
-    against: TrainConfig | None = None,
-    all_columns: bool = True,
+    out: Path, targets: Sequence[float] = (), against: TrainConfig | None = None
 ) -> str:
     """Exports the runs of a results folder as JSON lines, Markdown and CSV.
 
@@ -195,7 +192,7 @@ def write_tables(
     columns of its own.
 
     Returns:
-        The Markdown to print, with all columns or those that fit.
+        The Markdown to print, with the columns that fit.
     """
     records = export_runs(out, RESULTS)
     markdown = format_markdown(records, targets, against)
@@ -207,7 +204,7 @@ def write_tables(
         for group in group_by_table(records)
     ]
     write_file(out / "compare.csv", pd.concat(frames).to_csv(index=False))
-    return format_markdown(records, targets, against, all_columns)
+    return format_markdown(records, targets, against, all_columns=False)
 
 
 def _seeds(seeds: int | Iterable[int], first: int) -> list[int]:

@@ -77,7 +77,7 @@ PROGRAMS: dict[str, tuple[str, list[str]]] = {
         [
             *("--hidden=0", CUSTOM_ARGS, DATA_DIR, "--report=maybe", OUT, *MODELS),
             *("--precisions=float16", "--precisions=", "--seed=4294967295 --seeds=2"),
-            *("--against=gru", "--columns=none", *TARGETS),
+            *("--against=gru", *TARGETS),
         ],
     ),
     "benchmarks.sweep": (
