@@ -27,12 +27,11 @@ from mnist_jax.cli.flags import (
     define_models_flag,
     define_path_flag,
     define_precisions_flag,
-    define_profile_flag,
 )
 from mnist_jax.cli.main import run_program, start_jax
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import DIGITS, Dataset, Split
-from mnist_jax.profiling.profile import profile, time_epochs
+from mnist_jax.profiling.profile import time_epochs
 from mnist_jax.records.environment import Environment, current_environment
 from mnist_jax.records.files import check_append
 from mnist_jax.records.schema import append_jsonl
@@ -144,8 +143,8 @@ def main() -> None:
         ).for_dataset("mnist")
         for model, size, name in choices
     ]
-    out = Path(FLAGS.out)
-    check_append(out / "throughput.jsonl")
+    out = Path(FLAGS.out) / "throughput.jsonl"
+    check_append(out)
     start_jax()
     dataset, machine = synthetic_dataset(FLAGS.images), current_environment()
     records: list[ThroughputRecord] = []
@@ -160,16 +159,12 @@ def main() -> None:
             ThroughputRecord(machine, config, seeds, starts=starts, **speeds)
         )
         if distributed.is_writer():
-            append_jsonl(out / "throughput.jsonl", records[-1])
+            append_jsonl(out, records[-1])
     print(
         f"\nsynthetic images on {machine.device} ({machine.cores} cores), jax "
         f"{machine.jax}; median [range] of {FLAGS.repeats} rounds without compilation\n"
         f"\n{markdown_table(throughput_frame(records))}"
     )
-    for config in configs if FLAGS.profile else ():
-        name = f"{config.name}-{config.batch_size}"
-        folder = out / "profile" / name
-        print(f"\n{name}\n\n{profile(prepare(config, dataset), folder)}")
     if FLAGS.starts:
         print(
             "\nstart: from the command to the dataset in memory; compile: all programs "
@@ -192,7 +187,6 @@ def run() -> None:
     flags.DEFINE_integer("repeats", 5, "timed rounds", 1)
     define_precisions_flag()
     define_list_flag("seeds", [1], "numbers of seeds trained together", positive)
-    define_profile_flag("--out")
     flags.DEFINE_integer("starts", 1, "timed starts with each cache; 0 for none", 0)
     define_path_flag("out", "results", "folder of the throughput.jsonl to append to")
     run_program(main)

@@ -12,7 +12,6 @@ from mnist_jax.cli.flags import (
     define_cluster_flags,
     define_path_flag,
     define_preset_flag,
-    define_profile_flag,
     define_training_flags,
 )
 from mnist_jax.cli.main import run_program, start_jax, stop_between_chunks
@@ -107,7 +106,11 @@ def run() -> None:
         TRACKERS,
         "experiment tracker that also gets the config, metrics and results",
     )
-    define_profile_flag("--run_dir")
+    flags.DEFINE_boolean(
+        "profile",
+        False,
+        "print where the time goes and write a trace to --run_dir/profile",
+    )
     flags.DEFINE_boolean(
         "overwrite",
         False,

@@ -125,12 +125,6 @@ def define_targets_flag() -> None:
     define_list_flag("targets", (), help, float)
 
 
-def define_profile_flag(folder_flag: str) -> None:
-    """Defines `--profile`; the trace is written to the folder of another flag."""
-    help = f"print where the time goes and write a trace to {folder_flag}/profile"
-    flags.DEFINE_boolean("profile", False, help)
-
-
 def load_test_set(folder: Path, run: TrainedRun) -> Split:
     """Loads the test set of a finished run, by default from where it was then."""
     record = run.record

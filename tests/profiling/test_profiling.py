@@ -46,14 +46,8 @@ def test_profile_lists_layers_and_adds_up(
 
 
 @pytest.mark.programs
-def test_train_and_throughput_profile(tmp_path):
-    process = run("experiments.train", *DIGITS, "--profile", f"--run_dir={tmp_path}/a")
+def test_train_prints_a_profile(tmp_path):
+    process = run("experiments.train", *DIGITS, "--profile", f"--run_dir={tmp_path}")
     assert "most expensive operations, by scope" in process.stdout
-    assert json.loads((tmp_path / "a" / "record.json").read_text())
-    process = run(
-        "benchmarks.throughput",
-        *("--models=mlp", "--batch_sizes=16", "--images=64", "--repeats=1"),
-        *("--starts=0", "--profile", f"--out={tmp_path}"),
-    )
-    assert "where the time goes" in process.stdout
-    assert list((tmp_path / "profile" / "mlp-16").rglob("*.xplane.pb"))
+    assert json.loads((tmp_path / "record.json").read_text())
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))

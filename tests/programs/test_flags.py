@@ -100,7 +100,7 @@ PROGRAMS: dict[str, tuple[str, list[str]]] = {
     "benchmarks.throughput": (
         "--images=64 --repeats=1 --batch_sizes=16",
         [
-            *("--hidden=0", CUSTOM_ARGS, "--profile=maybe", OUT, *MODELS, *SEEDS),
+            *("--hidden=0", CUSTOM_ARGS, OUT, *MODELS, *SEEDS),
             *(f"--batch_sizes={word}" for word in ("0", "x", "")),
             *("--images=0", "--images=x", "--images=1000001"),
             *("--repeats=0", "--repeats=x", "--starts=-1", "--starts=x"),
