@@ -74,14 +74,14 @@ def seconds_to_target(record: RunRecord, target: float) -> float:
     return budget["seconds"][budget["accuracy"] >= target].min()
 
 
-def format_settings(record: RunRecord) -> str:
-    """Formats the settings that differ from the defaults, without the seed."""
+def changed_settings(record: RunRecord) -> list[str]:
+    """Returns the settings besides the defaults and the seed, such as `epochs=2`."""
     changes = changed_fields(record.config, record.dataset)
     if record.float32_convolutions:
         changes["precision"] = "bfloat16(convolutions:float32)"
     if record.source_sha256 is not None:
         changes["source"] = record.source_sha256[:8]  # other code is another network
-    return " ".join(f"{name}={as_text(value)}" for name, value in changes.items())
+    return [f"{name}={as_text(value)}" for name, value in changes.items()]
 
 
 def group_by_table(records: Iterable[Any]) -> list[list[Any]]:
@@ -103,9 +103,9 @@ def group_by_row(records: Iterable[RunRecord]) -> list[list[RunRecord]]:
 
     If a seed was recorded twice with the same settings, the later run counts.
     """
-    groups: dict[tuple[str | int, ...], dict[int, RunRecord]] = {}
+    groups: dict[tuple[Any, ...], dict[int, RunRecord]] = {}
     for record in records:
-        row = record.config.model, format_settings(record), record.devices
+        row = record.config.model, *changed_settings(record), record.devices
         groups.setdefault(row, {})[record.config.seed] = record
     rows = [list(seeds.values()) for seeds in groups.values()]
     rows.sort(key=lambda runs: -statistics.fmean(run.test_accuracy for run in runs))
@@ -154,7 +154,7 @@ def comparison_frame(
         against: config of a row. Adds `difference`, `difference_low` and
             `difference_high` from its test accuracy, paired by seed.
     """
-    records, rows = list(records), []
+    records, rows, settings = list(records), [], []
     reference = _runs_of(against, records) if against else []
     for runs in group_by_row(records):
         first, table = runs[0], pd.DataFrame(map(vars, runs))
@@ -164,7 +164,7 @@ def comparison_frame(
             table.loc[cached, "compile_seconds"] = math.nan
         row: dict[str, Any] = {
             "model": first.config.model,
-            "settings": format_settings(first),
+            "settings": " ".join(changed_settings(first)),
             "dataset": first.dataset,
             "seeds": len(runs),
             "test_accuracy": table["test_accuracy"].mean(),
@@ -181,25 +181,24 @@ def comparison_frame(
             others = [run for run in reference if run not in runs]
             row |= zip(_DIFFERENCES, paired_accuracies(runs, others), strict=True)
         rows.append(row)
+        counts = [f"{name}={row[name]}" for name in ("devices", "seeds_together")]
+        settings.append(changed_settings(first) + counts)
     frame = pd.DataFrame(rows)
+    frame.attrs["settings"] = settings
     if reference:
-        name = f"{reference[0].config.model} {format_settings(reference[0])}"
-        frame.attrs["against"] = name.rstrip()
+        words = [reference[0].config.model, *changed_settings(reference[0])]
+        frame.attrs["against"] = " ".join(words)
     return frame
 
 
 def _split_settings(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Returns the settings that all rows share, and the other ones of each row.
 
-    They are words such as `epochs=2`. A single row shares none.
+    A single row shares none.
     """
-    rows = [
-        f"{row.settings} devices={row.devices} seeds_together={row.seeds_together}"
-        for row in frame.itertuples()
-    ]
-    words = [row.split() for row in rows]
-    shared = [w for w in words[0] if len(words) > 1 and all(w in row for row in words)]
-    return shared, [[word for word in row if word not in shared] for row in words]
+    rows: list[list[str]] = frame.attrs["settings"]
+    shared = [s for s in rows[0] if len(rows) > 1 and all(s in row for row in rows)]
+    return shared, [[s for s in row if s not in shared] for row in rows]
 
 
 def row_labels(frame: pd.DataFrame) -> pd.DataFrame:
@@ -208,10 +207,11 @@ def row_labels(frame: pd.DataFrame) -> pd.DataFrame:
     Files and sources of custom networks and numbers of devices are left out too if rows
     differ without them.
     """
-    settings = [" ".join(words) for words in _split_settings(frame)[1]]
-    labels = pd.DataFrame({"model": frame["model"], "settings": settings})
-    hidden = r"(^| )(source|devices|seeds_together)=\S+"
-    short = labels.replace({"model": r".*:", "settings": hidden}, "", regex=True)
+    rows, hidden = _split_settings(frame)[1], ("source=", "devices=", "seeds_together=")
+    labels = pd.DataFrame({"model": frame["model"], "settings": map(" ".join, rows)})
+    names = frame["model"].str.rpartition(":")[2]
+    few = [" ".join(s for s in row if not s.startswith(hidden)) for row in rows]
+    short = pd.DataFrame({"model": names, "settings": few})
     return labels if short.duplicated().any() else short
 
 
@@ -319,7 +319,7 @@ def column_notes(frame: pd.DataFrame) -> list[str]:
     """Returns the notes on a `comparison_frame`: what rows share, columns asked for."""
     notes = []
     shared, _ = _split_settings(frame)
-    if shared := [word for word in shared if word != "seeds_together=1"]:
+    if shared := [setting for setting in shared if setting != "seeds_together=1"]:
         notes.append(f"all rows: {' '.join(shared)}")
     if len(frame.filter(like="seconds_to_").columns):
         notes.append(

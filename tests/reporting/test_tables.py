@@ -116,6 +116,17 @@ def test_what_all_rows_share_is_a_line_below_the_table():
     assert names_of(records[:1]) == ["mlp hidden=64,64 dropout=0.5 batch_size=32"]
 
 
+def test_settings_with_spaces_stay_whole():
+    base = make_record()
+    fields = "kind='one layer'", "kind='two layer'"
+    configs = [
+        dataclasses.replace(base.config, model="a.py:Net", model_args=(field,))
+        for field in fields
+    ]
+    names = names_of([dataclasses.replace(base, config=config) for config in configs])
+    assert names == [f"Net model_args={field}" for field in fields]
+
+
 def test_networks_of_one_name_keep_their_files_versions_and_devices():
     base = make_record()
 

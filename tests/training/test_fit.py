@@ -13,7 +13,7 @@ from mnist_jax.data.splits import split_dataset
 from mnist_jax.data.types import MNIST, Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.models.networks import create_model
-from mnist_jax.reporting.tables import format_settings
+from mnist_jax.reporting.tables import changed_settings
 from mnist_jax.training import fit as fit_module
 from mnist_jax.training.fit import Progress, finish, fit
 from mnist_jax.training.mesh import seed_keys
@@ -59,10 +59,10 @@ def test_records_of_bfloat16_say_what_stays_in_float32(digits: Dataset):
     )
     with jax.default_matmul_precision("highest"):
         [(record, _)] = finish(fit(prepare(config, digits), [0]))
-    assert "precision=bfloat16(convolutions:float32)" in format_settings(record)
+    assert "precision=bfloat16(convolutions:float32)" in changed_settings(record)
     assert record.environment.numerics == "jax_default_matmul_precision=highest"
     plain = dataclasses.replace(record, float32_convolutions=False)
-    assert " precision=bfloat16" in format_settings(plain)
+    assert "precision=bfloat16" in changed_settings(plain)
 
 
 class CompileCounter:
