@@ -40,7 +40,7 @@ from mnist_jax.reporting.sweep_tables import (
 from mnist_jax.training.checkpoints import remove_checkpoints
 from mnist_jax.training.fit import Epoch
 from mnist_jax.training.prepare import Experiment, prepare, split_for_training
-from mnist_jax.training.run_dir import RECORD, RUNS, digest, run_keys
+from mnist_jax.training.run_dir import RECORD, RUNS, digest, run_folders
 from mnist_jax.training.runs import train_runs
 
 Space = dict[str, BaseDistribution]  # the values or the range of each varied flag
@@ -193,11 +193,8 @@ def _train(sweep: Sweep, trial: optuna.Trial, last: dict[Any, Experiment]) -> fl
     """Trains or resumes the runs of a trial; returns their validation accuracy."""
     dataset, parent = sweep.dataset, multiprocessing.parent_process()
     config = make_config(trial.params, sweep.given, dataset)
-    # Named without the machine and the versions: trials may run on several.
-    [key] = run_keys(config, dataset, [0]).values()
-    folder = sweep.out / RUNS / f"{config.name}-{digest(key)}"
-    trial.set_user_attr("folder", folder.name)
-    folders = {seed: folder / f"seed{seed}" for seed in sweep.seeds}
+    folders = run_folders(sweep.out, config, dataset, sweep.seeds, anywhere=True)
+    trial.set_user_attr("folder", folders[sweep.seeds[0]].parent.name)
     events = train_runs(config, dataset, folders, prepare_runs=partial(_prepare, last))
     with contextlib.closing(events):
         for event in events:
@@ -206,7 +203,9 @@ def _train(sweep: Sweep, trial: optuna.Trial, last: dict[Any, Experiment]) -> fl
             if isinstance(event, Epoch):
                 epoch = event.records[0].epoch
                 accuracy = statistics.fmean(r.val_accuracy or 0 for r in event.records)
-                trial.report(accuracy, epoch)
+                reported = sweep.trials()[trial.number].intermediate_values
+                if epoch not in reported:  # of the first seed, with `patience`
+                    trial.report(accuracy, epoch)
                 if epoch != config.epochs and trial.should_prune():
                     raise optuna.TrialPruned(f"{accuracy:.4f}")
     records = [read_json(RunRecord, path / RECORD) for path in folders.values()]

@@ -136,15 +136,17 @@ def run_folders(
     dataset: Dataset,
     seeds: Sequence[int],
     system: str | None = None,
+    anywhere: bool = False,
 ) -> dict[int, Path]:
     """Returns the run directory of each seed of a config in a results folder.
 
     The name of their parent begins with that of the system or the config and ends in a
-    digest of the runs' key, machine, versions and `XLA_FLAGS`. The commit is not
-    included: to measure changed code, use another folder.
+    digest of the runs' key, and unless they may run `anywhere`, of the machine, the
+    versions and `XLA_FLAGS`. The commit is not included: to measure changed code, use
+    another folder.
     """
     [key] = run_keys(config, dataset, [0]).values()
-    values = system, key, *current_environment().compared()
+    values = [key] if anywhere else [system, key, *current_environment().compared()]
     root = out / RUNS / f"{system or config.name}-{digest(*values)}"
     return {seed: root / f"seed{seed}" for seed in seeds}
 

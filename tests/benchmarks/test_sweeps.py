@@ -131,6 +131,16 @@ def test_trials_are_pruned_fail_and_share_one_program(tmp_path, digits, monkeypa
     assert len(calls) == len(alone) == 2 and set(alone) <= set(outcomes(out))
 
 
+def test_seeds_that_train_one_by_one_report_each_epoch_once(tmp_path, digits):
+    sweep = make_sweep(tmp_path, digits, "1e-2")
+    given = sweep.given | {"patience": "9"}
+    train_trials(dataclasses.replace(sweep, given=given))
+    [trial] = sweep.trials(TrialState.COMPLETE)
+    first, second = find_runs(tmp_path).values()
+    accuracies = {epoch.epoch: epoch.val_accuracy for epoch in first.epochs}
+    assert trial.intermediate_values == accuracies and len(second.epochs) == 4
+
+
 def test_the_report_has_plots_of_a_sweep(tmp_path, digits):
     train_trials(make_sweep(tmp_path, digits, "1e-3,1e-2"))
     write_trials(tmp_path, read_trials(tmp_path))
