@@ -53,4 +53,4 @@ def run_job(processes: int, *words: object, **arguments: Any) -> list[Finished]:
 
 def scratch_folders(folder: Path) -> list[Path]:
     """Returns what jobs left behind in a folder for temporary files."""
-    return list(folder.glob("mnist_jax-process-*"))
+    return list(folder.glob("mnist_jax-*"))
