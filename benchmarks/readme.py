@@ -3,6 +3,7 @@
 python -m benchmarks.readme
 """
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -82,7 +83,7 @@ def format_networks(records: Sequence[PeerRecord]) -> str:
     rows: dict[str, dict[str, str]] = {}
     for race, frameworks in group(latest).items():
         seconds, size = lower_quartile(frameworks["ours"]), race.batch_size
-        steps = -(-race.train_images // size)
+        steps = math.ceil(race.train_images / size)
         row = rows.setdefault(race.model, {"network": f"`{race.model}`"})
         row[f"ms/step, batch {size}"] = f"{1e3 * seconds / steps:.1f}"
         row[f"over plain Flax, {size}"] = format_speedup(frameworks, "flax")

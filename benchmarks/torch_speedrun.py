@@ -45,11 +45,11 @@ def train(
         *(nn.Flatten(), nn.Linear(800, 256), nn.ReLU(), nn.Linear(256, 10)),
     )
     optimizer = torch.optim.Adam(network.parameters(), lr=PEAK, betas=(0.7, 0.9))
+    batches = list(zip(images.split(BATCH), labels.split(BATCH), strict=True))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, PEAK, total_steps=-(-len(images) // BATCH), cycle_momentum=False
+        optimizer, PEAK, total_steps=len(batches), cycle_momentum=False
     )
     start = time.perf_counter()
-    batches = zip(images.split(BATCH), labels.split(BATCH), strict=True)
     for inputs, targets in batches:
         optimizer.zero_grad()
         F.cross_entropy(network(inputs), targets).backward()

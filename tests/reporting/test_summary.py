@@ -1,4 +1,4 @@
-"""Tests of layer and data tables, plots, frozen layers, warm starts."""
+"""Tests of layer and data tables, and of frozen layers."""
 
 import dataclasses
 
