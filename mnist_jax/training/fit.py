@@ -5,7 +5,6 @@ import operator
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mnist_jax.config import TrainConfig
+from mnist_jax.config import MODELS, TrainConfig
 from mnist_jax.data.augment import all_shifts
 from mnist_jax.data.batches import epoch_indices
+from mnist_jax.errors import InputError
 from mnist_jax.models.layers import resolve_impl
 from mnist_jax.models.networks import count_params
 from mnist_jax.records.environment import Environment, code_digest, current_environment
@@ -27,7 +27,6 @@ from mnist_jax.training.checkpoints import (
     named_leaves,
     params_sha256,
 )
-from mnist_jax.training.diverged import check_finite, find_cause
 from mnist_jax.training.epochs import predict_images
 from mnist_jax.training.mesh import shard_seeds
 from mnist_jax.training.optimizers import final_variables
@@ -97,8 +96,7 @@ def fit(
     environment, began = current_environment(), time.perf_counter()
     if jax.process_count() > 1:
         _agree(experiment, seeds, environment, start_variables, resume)
-    begin = partial(_begin, experiment, seeds, start_variables, resume)
-    states, best, run_keys = begin()
+    states, best, run_keys = _begin(experiment, seeds, start_variables, resume)
     histories = resume.histories if resume else [[] for _ in seeds]
     resumed = len(histories[0])
     size = len(experiment.dataset.train.labels)
@@ -112,10 +110,6 @@ def fit(
         orders = [epoch_indices(seed, epoch, size, config.batch_size) for seed in seeds]
         indices = programs.shard(np.stack(orders))
         metrics = Metrics(*np.zeros((3, len(seeds), steps), np.float32))
-        find = None
-        # A replay of several epochs takes long; one process of a job cannot replay.
-        if epoch == resumed and jax.process_count() == 1:
-            find = partial(find_cause, experiment, begin, indices, keys)
         step = 0
         while step < steps:
             chunk_start = time.perf_counter()
@@ -124,7 +118,7 @@ def fit(
                 states, experiment.train, indices, keys, step, stop
             )
             chunk = jax.device_get(chunk)  # 0 for steps outside the chunk
-            check_finite(chunk.loss_sum, config, seeds, epoch, find)
+            _check_finite(chunk.loss_sum, config, seeds, epoch)
             metrics = jax.tree.map(np.add, metrics, chunk)
             seconds_per_step = (time.perf_counter() - chunk_start) / (stop - step)
             # Processes with chunks of different sizes would wait for each other.
@@ -150,7 +144,7 @@ def fit(
         if experiment.validation is not None:
             validated, seconds = _evaluate(experiment, variables, experiment.validation)
             eval_seconds = seconds / len(seeds)
-            check_finite(validated[:, 0], config, seeds, epoch, find)
+            _check_finite(validated[:, 0], config, seeds, epoch)
         records = [
             EpochRecord(epoch + 1, *means, *[train_seconds, eval_seconds])
             for means in np.hstack([_means(metrics), validated]).tolist()
@@ -164,7 +158,7 @@ def fit(
     trained = best if early else final_variables(states)
     tests = [_evaluate(experiment, trained, experiment.test) for _ in range(3)]
     tested = tests[0][0]
-    check_finite(tested[:, 0], config, seeds, len(histories[0]) - 1)
+    _check_finite(tested[:, 0], config, seeds, len(histories[0]) - 1)
     eval_seconds = statistics.median(seconds for _, seconds in tests) / len(seeds)
     variables_of = [
         jax.tree.map(operator.itemgetter(n), trained) for n in range(len(seeds))
@@ -254,6 +248,36 @@ def _begin(
         stats = jax.tree.map(lambda *leaves: np.stack(leaves), *start_variables)
         states = states._replace(params=stats.pop("params"), stats=stats)
     return shard_seeds(states, programs.mesh), best, run_keys
+
+
+def _check_finite(
+    losses: Any, config: TrainConfig, seeds: Sequence[int], epoch: int
+) -> None:
+    """Raises InputError if a loss is NaN or infinite.
+
+    `losses` are those of the steps of an epoch `[seeds,steps]`, or of an evaluation
+    `[seeds]`.
+    """
+    losses = np.asarray(losses)
+    bad = np.argwhere(~np.isfinite(losses))
+    if not bad.size:
+        return
+    seed, *step = bad[0].tolist()
+    where = (
+        f"at step {step[0] + 1} of {losses.shape[1]}" if step else "in the evaluation"
+    )
+    advice = f"try a --learning_rate below {config.learning_rate:g} or --clip_norm=1"
+    if step == [0] and epoch == 0:
+        advice = (
+            "no step had changed the parameters yet, so the network, the parameters it "
+            "starts from or --pixels are the cause, not the learning rate"
+        )
+    if config.model not in MODELS:
+        advice += "; mnist_jax.check_model tests the network for such faults"
+    raise InputError(
+        f"{config.name}, seed {seeds[seed]}: the loss is {losses[*bad[0]]} {where} of "
+        f"epoch {epoch + 1}; {advice}"
+    )
 
 
 def _means(metrics: Metrics) -> np.ndarray:

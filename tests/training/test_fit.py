@@ -33,11 +33,9 @@ def test_a_diverging_run_ends_with_what_to_change(digits: Dataset):
     with pytest.raises(InputError) as error:
         events.extend(fit(prepare(config, digits), [0]))
     message = str(error.value)
-    assert (
-        "mlp, seed 0: the loss is " in message
-        and " of 6 of epoch 1; the output of" in message
-    )
-    assert "--learning_rate below 1e+30 or --clip_norm=1" in message
+    assert message.startswith("mlp, seed 0: the loss is ")
+    advice = "try a --learning_rate below 1e+30 or --clip_norm=1"
+    assert message.endswith(f" of 6 of epoch 1; {advice}")
     # The run ended after the chunk with the bad loss, not after the epoch.
     assert all(isinstance(event, Progress) for event in events)
     assert all(np.isfinite(event.loss) for event in events)
