@@ -19,6 +19,7 @@ from jax.extend.core import jaxprs_in_params
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Shapes
 from mnist_jax.models.networks import apply_model, create_model, variable_shapes
+from mnist_jax.models.rewrite import slow_operations, without_rewriting
 
 
 def plain_model(config: TrainConfig, shapes: Shapes) -> nn.Module:
@@ -31,9 +32,20 @@ def forward_products(
     model: nn.Module, image_shape: tuple[int, ...]
 ) -> list[tuple[str, int]]:
     """Returns `count_products` of a network's forward pass of one image."""
+    return count_products(_forward_jaxpr(model, image_shape))
+
+
+def has_convolutions(model: nn.Module, image_shape: tuple[int, ...]) -> bool:
+    """Returns whether a network, as its author wrote it, has convolutions."""
+    jaxpr = _forward_jaxpr(without_rewriting(model), image_shape)
+    return "conv_general_dilated" in slow_operations(jaxpr)
+
+
+def _forward_jaxpr(model: nn.Module, image_shape: tuple[int, ...]) -> Any:
+    """Returns the jaxpr of a network's forward pass of one image."""
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     trace = jax.make_jaxpr(lambda v, x: apply_model(model, v, x, train=False)[0])
-    return count_products(trace(variable_shapes(model, image_shape), image).jaxpr)
+    return trace(variable_shapes(model, image_shape), image).jaxpr
 
 
 def count_products(jaxpr: Any, layer: str = "") -> list[tuple[str, int]]:

@@ -16,6 +16,7 @@ from mnist_jax.config import MODELS, TrainConfig
 from mnist_jax.data.augment import all_shifts
 from mnist_jax.data.batches import epoch_indices
 from mnist_jax.errors import InputError
+from mnist_jax.models.flops import has_convolutions
 from mnist_jax.models.layers import resolve_impl
 from mnist_jax.models.networks import count_params
 from mnist_jax.records.environment import Environment, code_digest, current_environment
@@ -91,8 +92,10 @@ def fit(
     """
     config, programs = experiment.config, experiment.programs
     early = config.patience is not None
-    if len(seeds) != experiment.seeds or (early and len(seeds) > 1):
+    if len(seeds) != experiment.seeds:
         raise ValueError(f"prepared for {experiment.seeds} seeds; got {len(seeds)}")
+    if early and len(seeds) > 1:
+        raise ValueError(f"with patience, seeds train one by one; got {len(seeds)}")
     environment, began = current_environment(), time.perf_counter()
     if jax.process_count() > 1:
         _agree(experiment, seeds, environment, start_variables, resume)
@@ -324,7 +327,7 @@ def _run_record(
     size, validation = len(dataset.train.labels), dataset.validation
     first, *rest = [epoch.train_seconds for epoch in epochs]
     epoch_seconds = statistics.median(rest or [first])
-    fast = config.model not in ("mlp", "lstm") and resolve_impl(config.impl) == "cpu"
+    impl = resolve_impl(config.impl)
     return RunRecord(
         config=dataclasses.replace(config, seed=seed),
         dataset=dataset.name,
@@ -338,7 +341,7 @@ def _run_record(
         test_images=len(dataset.test.labels),
         parameters=count_params(experiment.model, dataset.shapes.image),
         params_sha256=params_sha256(variables),
-        impl=resolve_impl(config.impl),
+        impl=impl,
         devices=experiment.programs.mesh.size,
         seeds_together=experiment.seeds,
         epochs=epochs,
@@ -352,6 +355,9 @@ def _run_record(
         pixel_std=experiment.preprocess.std,
         source_sha256=experiment.source_sha256,
         best_epoch=None if config.patience is None else _best_epoch(epochs),
-        float32_convolutions=fast and config.precision == "bfloat16",
+        float32_convolutions=(
+            (config.precision, impl) == ("bfloat16", "cpu")
+            and has_convolutions(experiment.model, dataset.shapes.image)
+        ),
         **measured,
     )

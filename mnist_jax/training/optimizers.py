@@ -99,15 +99,17 @@ def average_params(
 def final_variables(state: TrainState) -> dict[str, Any]:
     """Returns the variables to evaluate and save: with averaged parameters, if any.
 
-    The state, of one or of several seeds, has done at least one step.
+    The state is of one or of several seeds. Before the first step an average is 0.
     """
     average = state.opt_state
     if not isinstance(average, AverageState):
         return state.variables
 
+    weight = jnp.where(average.weight == 0.0, 1.0, average.weight)  # 0 / 0 is NaN
+
     def divide(total: jax.Array, param: jax.Array) -> jax.Array:
-        shape = (-1,) + (1,) * (total.ndim - 1) if average.weight.ndim else ()
-        return (total / average.weight.reshape(shape)).astype(param.dtype)
+        shape = (-1,) + (1,) * (total.ndim - 1) if weight.ndim else ()
+        return (total / weight.reshape(shape)).astype(param.dtype)
 
     params = jax.tree.map(divide, average.total, state.params)
     return state._replace(params=params).variables

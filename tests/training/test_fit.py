@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from helpers.custom_networks import config_of
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.pixels import make_preprocess
@@ -51,7 +52,7 @@ def test_seed_keys_equal_jax_random_key():
     assert seed_keys(seeds).dtype == jax.random.key(0).dtype
 
 
-def test_records_of_bfloat16_say_what_stays_in_float32(digits: Dataset):
+def test_records_of_bfloat16_say_what_stays_in_float32(networks, digits: Dataset):
     config = TrainConfig(
         model="cnn", conv=("4:pool2",), hidden=(16,), precision="bfloat16", epochs=1
     )
@@ -59,8 +60,16 @@ def test_records_of_bfloat16_say_what_stays_in_float32(digits: Dataset):
         [(record, _)] = finish(fit(prepare(config, digits), [0]))
     assert "precision=bfloat16(convolutions:float32)" in changed_settings(record)
     assert record.environment.numerics == "jax_default_matmul_precision=highest"
-    plain = dataclasses.replace(record, float32_convolutions=False)
-    assert "precision=bfloat16" in changed_settings(plain)
+    config = config_of(networks, "Linear", precision="bfloat16")
+    [(record, _)] = finish(fit(prepare(config, digits), [0]))  # has no convolution
+    assert "precision=bfloat16" in changed_settings(record)
+
+
+def test_averaged_parameters_divide_nothing_by_0(digits: Dataset):
+    experiment = prepare(dataclasses.replace(SMALL, ema=0.9), digits)
+    with jax.debug_nans(True):
+        [(record, _)] = finish(fit(experiment, [0]))
+    assert np.isfinite(record.test_loss)
 
 
 class CompileCounter:

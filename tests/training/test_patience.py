@@ -3,6 +3,7 @@
 import dataclasses
 from functools import partial
 
+import pytest
 from helpers.runs import outcome, prepare_once, resumable, train_into
 
 import mnist_jax
@@ -69,7 +70,9 @@ def test_it_resumes_bit_for_bit_and_only_more_patience_extends_it(
 
 
 def test_each_seed_stops_by_itself(digits: Dataset, tmp_path, capsys):
-    alone = []
+    alone, experiment = [], prepare_once(CONFIG, digits, 2)
+    with pytest.raises(ValueError, match="with patience, seeds train one by one; got"):
+        next(fit(experiment, [0, 1]))
     for seed in (0, 1):
         alone += finish(fit(prepare_once(CONFIG, digits), [seed]))
     train = partial(mnist_jax.train, CONFIG, dataset=digits)
