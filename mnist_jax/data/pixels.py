@@ -49,7 +49,7 @@ def make_preprocess(config: TrainConfig, train: Split) -> Preprocess:
 
 
 def pixel_statistics(images: np.ndarray) -> tuple[float, float]:
-    """Returns the mean and standard deviation of `[N,28,28] uint8` pixels / 255.
+    """Returns the mean and standard deviation of `[N,H,W] uint8` pixels / 255.
 
     If all pixels are equal, the standard deviation is returned as 1, to divide by.
     """

@@ -120,10 +120,10 @@ def train_epoch(
         store = partial(lax.dynamic_update_index_in_dim, index=step, axis=0)
         return state, jax.tree.map(store, history, metrics)
 
-    zeros = Metrics(*3 * [jnp.zeros(len(indices), jnp.float32)])
+    start = state, Metrics.zeros(len(indices))
     if single:
-        return body(bounds[0], (state, zeros))
-    return lax.fori_loop(bounds[0], bounds[1], body, (state, zeros))
+        return body(bounds[0], start)
+    return lax.fori_loop(bounds[0], bounds[1], body, start)
 
 
 def evaluate(
@@ -147,8 +147,7 @@ def evaluate(
         metrics = eval_step(variables, preprocess(images), labels, mask, model=model)
         return jax.tree.map(jnp.add, total, metrics)
 
-    zero = Metrics(*3 * [jnp.zeros((), jnp.float32)])
-    total = lax.fori_loop(0, rows, body, zero)
+    total = lax.fori_loop(0, rows, body, Metrics.zeros())
     return total if axis_name is None else lax.psum(total, axis_name)
 
 

@@ -1,6 +1,5 @@
 """Device meshes: how many devices to use, and how arrays are sharded over them."""
 
-import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -53,12 +52,9 @@ def choose_mesh(config: TrainConfig, seeds: int, shapes: Shapes) -> Mesh:
     return make_mesh(batch_devices * processes, seed_devices)
 
 
-def make_mesh(batch_devices: int | None = None, seed_devices: int = 1) -> Mesh:
-    """Returns a mesh of `seed_devices` groups, each for its seeds, of `batch_devices`.
-
-    By default all devices share each batch.
-    """
-    shape = (seed_devices, batch_devices or jax.device_count() // seed_devices)
+def make_mesh(batch_devices: int, seed_devices: int = 1) -> Mesh:
+    """Returns a mesh `[seed_devices,batch_devices]`, equally many of each process."""
+    shape = (seed_devices, batch_devices)
     share = math.prod(shape) // jax.process_count()
     by_process = [jax.local_devices(i)[:share] for i in range(jax.process_count())]
     devices = list(itertools.chain(*by_process))
@@ -83,7 +79,6 @@ def shard_indices(indices: np.ndarray, mesh: Mesh) -> jax.Array:
     return distributed.put(padded, NamedSharding(mesh, P(SEEDS, None, BATCH)))
 
 
-@functools.lru_cache(maxsize=64)  # reused by loops over single steps
 def step_bounds(start: int, stop: int, mesh: Mesh) -> jax.Array:
     """Returns the bounds of a chunk of an epoch: steps `start` to `stop`, exclusive."""
     return replicate(np.array([start, stop], np.int32), mesh)
@@ -103,9 +98,10 @@ def eval_indices(indices: range, mesh: Mesh, rows: int = 0) -> jax.Array:
 
 
 def seed_keys(seeds: Sequence[int]) -> jax.Array:
-    """Returns `jax.random.key(seed)` for each seed `0..2**32-1`, `[seeds]`.
+    """Returns the threefry key of each seed `0..2**32-1`, `[seeds]`.
 
-    Built from the keys' two words: `jax.random.key` would take 0.03 s to compile.
+    It is `jax.random.key(seed)` with JAX's default settings, built from the key's two
+    words: `jax.random.key` would take 0.03 s to compile.
     """
     words = np.array([[0, seed] for seed in seeds], np.uint32)
     return jax.random.wrap_key_data(jax.device_put(words), impl="threefry2x32")

@@ -7,7 +7,6 @@ results folder has its run directories in `runs/`, and exports of their records.
 """
 
 import dataclasses
-import functools
 import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +16,6 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
-from flax import linen as nn
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.pixels import Preprocess
@@ -25,7 +23,6 @@ from mnist_jax.data.types import Dataset, Shapes
 from mnist_jax.errors import InputError
 from mnist_jax.models.custom import find_network, network_sha256
 from mnist_jax.models.networks import create_model, variable_shapes
-from mnist_jax.models.rewrite import without_rewriting
 from mnist_jax.records.environment import current_environment, numerics
 from mnist_jax.records.files import hold_lock, write_file
 from mnist_jax.records.schema import RunKey, RunRecord, json_line, read_json
@@ -52,11 +49,6 @@ class TrainedRun:
     record: RunRecord = dataclasses.field(repr=False)
     variables: Any = dataclasses.field(repr=False)  # as of `init_model`
     preprocess: Preprocess = dataclasses.field(repr=False)
-
-    @functools.cached_property
-    def model(self) -> nn.Module:
-        """The run's network, as its author wrote it."""
-        return without_rewriting(create_model(self.config, self.shapes))
 
     @property
     def shapes(self) -> Shapes:

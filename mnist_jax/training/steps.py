@@ -32,6 +32,11 @@ class Metrics(NamedTuple):
     correct: jax.Array
     images: jax.Array
 
+    @classmethod
+    def zeros(cls, *shape: int) -> "Metrics":
+        """Returns the sums over no images, in arrays of a shape."""
+        return cls(*3 * [jnp.zeros(shape, jnp.float32)])
+
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Returns the softmax cross-entropy of each image `[B]`.
@@ -163,7 +168,7 @@ def accumulate_gradients(
         )
         return jax.tree.map(jnp.add, total, gradients)
 
-    zeros = jax.tree.map(jnp.zeros_like, variables), Metrics(*jnp.zeros(3, jnp.float32))
+    zeros = jax.tree.map(jnp.zeros_like, variables), Metrics.zeros()
     return lax.fori_loop(0, microbatches, add, zeros)
 
 

@@ -41,7 +41,7 @@ def test_sums_over_matrix_products_are_right(safe, tmp_path, monkeypatch):
     if not safe:
         monkeypatch.setattr(epochs, "compiler_options", lambda platform: {})
     run = make_run(model=f"{__file__}:RowSums")
-    model, split = run.model, make_split(1_200)  # more than 32,768 rows
+    model, split = RowSums(), make_split(1_200)  # more than 32,768 rows
     images, order = split.images, np.arange(1_200, dtype=np.int32)[None]
     # One operation after the other, not compiled together.
     logits = model.apply(run.variables, preprocess(images))
