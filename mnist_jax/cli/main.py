@@ -37,7 +37,7 @@ def start_jax(**changes: Any) -> None:
     `changes` are arguments of `setup` that differ from what the flags give.
     """
     machine = chosen_machine() | changes
-    # Objects created by imports stay alive. Scanning them in every collection would
+    # What imports created stays alive. Scanning it at each garbage collection would
     # take a tenth of the time of tracing and lowering.
     gc.freeze()
     if not machine["compile_cache"]:  # nor the one of JAX_COMPILATION_CACHE_DIR
@@ -85,8 +85,6 @@ def run_program(main: Callable[[], None]) -> None:
     # Tables have a plus-minus sign, which the encoding of a terminal may lack.
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     logging.use_absl_handler()
-    if main.__module__ != "__main__":  # run by the `__main__.py` of a package
-        sys.argv[0] = main.__module__
     # Not by `absl.app`, whose further flags end a program before it checks any.
     if "--help" in sys.argv:
         print(sys.modules[main.__module__].__doc__, "\nflags:", sep="")

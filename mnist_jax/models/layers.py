@@ -63,7 +63,7 @@ class LSTMLayer(nn.Module):
     units: int
     activation: str
     return_sequences: bool = False
-    impl: str = "plain"  # or "cpu"
+    impl: str = "plain"  # or "cpu"; with others it is plain too
     dtype: Any = jnp.float32  # of the operands of its products, with "cpu"
     unroll: bool = False  # the plain loop
 

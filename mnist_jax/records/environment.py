@@ -31,7 +31,7 @@ _NUMERICS: dict[str, Any] = {
     "jax_threefry_partitionable": True,
     "jax_use_hlo_logistic_lowering": None,
 }
-# Variables of the libraries behind GPUs and TPUs that do.
+# Variables of the libraries behind GPUs and TPUs that change numbers.
 _NUMERICS_VARIABLES = ("NVIDIA_TF32_OVERRIDE", "LIBTPU_INIT_ARGS")
 
 
@@ -136,7 +136,7 @@ def code_digest(more: Iterable[Path] = ()) -> str:
 
 
 def cpu_info() -> dict[str, str]:
-    """Returns the fields of /proc/cpuinfo; those of one core, and none but on Linux."""
+    """Returns the fields of one core in /proc/cpuinfo; none without that file."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -135,7 +135,7 @@ class MistakeRecord:
     index: int  # in the test set
     truth: int
     predicted: int
-    probability: float  # of the predicted digit
+    probability: float  # of the predicted class
     pixels: str  # base64 of the [H,W] uint8 image, so that plots need no dataset
 
 
@@ -143,7 +143,7 @@ class MistakeRecord:
 class DetailsRecord:
     """Data for plots of a trained network; never used for model selection."""
 
-    confusion: list[list[int]]  # test images by true (row) and predicted (column) digit
+    confusion: list[list[int]]  # test images by true (row) and predicted (column) class
     worst: list[MistakeRecord]  # misclassified images, most confident first
     filters: list[list[list[float]]] | None  # of a CNN's first layer, [k,k,filters]
 

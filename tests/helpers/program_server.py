@@ -69,12 +69,11 @@ def run_child(request: dict[str, Any], out: int, err: int) -> None:
     os.environ.update(request["environment"])
     if "JAX_ENABLE_X64" in request["environment"]:  # read when JAX was imported
         importlib.import_module("jax").config.update("jax_enable_x64", True)
-    sys.argv = [request["program"], *request["arguments"]]
+    name = request["program"] + ".__main__" * (request["program"] in PACKAGES)
+    sys.argv = [name, *request["arguments"]]  # flags belong to the module
     status = 0
     try:
-        name = request["program"]
-        main = ".__main__" if name in PACKAGES else ""
-        program = importlib.import_module(name + main)
+        program = importlib.import_module(name)
         if request["mode"] == "flags":
             print(json.dumps(flags_of(program)))
         elif request["mode"] == "refuse":
