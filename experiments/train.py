@@ -3,8 +3,6 @@
 python -m experiments.train --model=cnn --epochs=5 --run_dir=runs/cnn0
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
@@ -20,7 +18,7 @@ from mnist_jax.errors import InputError
 from mnist_jax.reporting.progress import follow
 from mnist_jax.reporting.trackers import TRACKERS, check_tracker, track
 from mnist_jax.training import distributed
-from mnist_jax.training.runs import seed_folders, train_runs
+from mnist_jax.training.runs import train_seeds
 
 FLAGS = flags.FLAGS
 # Flags without effect if `--run_dir` is not set.
@@ -61,15 +59,15 @@ def main() -> None:
         distributed.output_folder(FLAGS.run_dir) as root,
         stop_between_chunks(message) as check_stopped,
     ):
-        events = train_runs(
+        events = train_seeds(
             config,
             dataset,
-            seed_folders(root, seeds),
-            chosen=True,
+            root,
+            seeds,
+            FLAGS.init_from,
             resume=FLAGS.resume,
             overwrite=FLAGS.overwrite,
             checkpoint_every=FLAGS.checkpoint_every,
-            start_from=FLAGS.init_from and dict.fromkeys(seeds, Path(FLAGS.init_from)),
         )
         if FLAGS.track and distributed.is_writer():
             events = track(events, FLAGS.track, root)

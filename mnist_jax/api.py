@@ -37,7 +37,7 @@ from mnist_jax.training.run_dir import (
     load_run,
     run_folders,
 )
-from mnist_jax.training.runs import Events, seed_folders, train_runs
+from mnist_jax.training.runs import Events, seed_folders, train_runs, train_seeds
 
 Folder = str | os.PathLike[str]
 
@@ -84,23 +84,19 @@ def train(
     seeds = _seeds(seeds, config.seed)
     if run_dir is None and (resume or overwrite or checkpoint_every):
         raise InputError("resume, overwrite and checkpoint_every need run_dir; give it")
-    start = None
-    if init_from is not None:
-        start = dict.fromkeys(seeds, Path(init_from).expanduser())
     with distributed.output_folder(run_dir) as root:
-        folders = seed_folders(root, seeds)
-        events = train_runs(
+        events = train_seeds(
             config,
             dataset or load_dataset(config.dataset),
-            folders,
-            chosen=True,
+            root,
+            seeds,
+            init_from,
             resume=resume,
             overwrite=overwrite,
             checkpoint_every=checkpoint_every,
-            start_from=start,
         )
         _run(events, quiet)
-        return [load_run(folder) for folder in folders.values()]
+        return [load_run(folder) for folder in seed_folders(root, seeds).values()]
 
 
 def compare(

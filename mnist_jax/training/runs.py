@@ -8,9 +8,10 @@ checkpoint.
 import contextlib
 import dataclasses
 import itertools
+import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -86,6 +87,8 @@ def train_runs(
     checkpoints in the end. In directories that the user chose, another process and
     damaged checkpoints are errors, and the checkpoints stay, for further epochs.
 
+    The defaults are for a results folder.
+
     Args:
         config: what to train; its seed is ignored.
         dataset: as returned by `load_dataset`.
@@ -134,6 +137,24 @@ def train_runs(
         if not chosen:
             for folder in folders.values():
                 remove_checkpoints(folder)
+
+
+def train_seeds(
+    config: TrainConfig,
+    dataset: Dataset,
+    root: Path,
+    seeds: Sequence[int],
+    init_from: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> Events:
+    """Trains seeds into the `seed_folders` of a directory that the user chose.
+
+    They start from the parameters of the finished run `init_from`, if there is one.
+    `options` are those of `train_runs`.
+    """
+    start = init_from and dict.fromkeys(seeds, Path(init_from).expanduser())
+    options |= dict(chosen=True, start_from=start)
+    return train_runs(config, dataset, seed_folders(root, seeds), **options)
 
 
 def seed_folders(root: Path, seeds: Sequence[int]) -> dict[int, Path]:
@@ -231,7 +252,7 @@ def fit_into(
     keys: Mapping[int, RunKey],
     start_from: Mapping[int, Path] | None = None,
     *,
-    checkpoint_every: int = 0,
+    checkpoint_every: int,
     resume: Checkpoint | None = None,
     system: str | None = None,
 ) -> Iterator[Started | Progress | Epoch | Result]:

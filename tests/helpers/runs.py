@@ -66,6 +66,7 @@ def train_into(
 ) -> list[RunRecord]:
     """Trains as `fit_into`, to the end or until an epoch; returns the records."""
     keys = run_keys(experiment.config, experiment.dataset, folders)
+    options = {"checkpoint_every": 0} | options
     events = follow_until(fit_into(experiment, folders, keys, **options), stop)
     return [result.record for result in finish(events)]
 

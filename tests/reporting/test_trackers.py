@@ -80,7 +80,9 @@ def train(
     """Trains two seeds, to the end or until an epoch."""
     folders = {seed: root / f"seed{seed}" for seed in range(2)}
     keys = run_keys(CONFIG, experiment.dataset, folders)
-    events = track(fit_into(experiment, folders, keys), tracker, root)
+    events = track(
+        fit_into(experiment, folders, keys, checkpoint_every=0), tracker, root
+    )
     return [record for record, _ in finish(follow_until(events, stop))]
 
 

@@ -14,7 +14,7 @@ from mnist_jax.errors import InputError
 from mnist_jax.records.files import hold_lock
 from mnist_jax.records.schema import RunRecord, read_json
 from mnist_jax.training.run_dir import RECORD
-from mnist_jax.training.runs import seed_folders, train_runs
+from mnist_jax.training.runs import train_seeds
 
 
 @pytest.fixture
@@ -26,15 +26,10 @@ def train(digits, tmp_path):
         config = dataclasses.replace(CONFIGS["mlp"], epochs=epochs)
         data = dataclasses.replace(digits)
         vars(data)["known_checksum"] = checksum or digits.checksum
-        if start := options.pop("init_from", None):
-            options["start_from"] = dict.fromkeys(range(seeds), start)
         given = dict(resume=False, checkpoint_every=0, prepare_runs=prepare_once)
         folder = options.pop("folder", tmp_path)
-        folders = seed_folders(folder, range(seeds))
-        options = given | options | dict(chosen=True)
-        return epochs_of(
-            follow_until(train_runs(config, data, folders, **options), stop)
-        )
+        events = train_seeds(config, data, folder, range(seeds), **given | options)
+        return epochs_of(follow_until(events, stop))
 
     return train
 
