@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from helpers.custom_networks import NETWORKS, config_of
 from helpers.runs import resumable, train_into
 
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.models.custom import (
+    call_options,
     network_sha256,
     parse_model_args,
 )
@@ -39,6 +41,18 @@ def test_custom_networks_train(networks, digits: Dataset, name):
     assert record.config.name == name and record.devices == 2
     assert record.epochs[-1].loss < record.epochs[0].loss
     assert len(record.source_sha256) == 64
+
+
+class Called(nn.Module):
+    def __call__(self, training, is_training, deterministic, use_running_average):
+        pass
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_training_has_the_names_of_other_libraries_too(train):
+    same = dict.fromkeys(("training", "is_training"), train)
+    opposite = dict.fromkeys(("deterministic", "use_running_average"), not train)
+    assert call_options(Called(), train, batch_offset=0) == same | opposite
 
 
 @pytest.mark.parametrize(
