@@ -15,7 +15,9 @@ class Mixer(nn.Module):
 
         side = 28 // self.patch
         x = images.reshape(-1, side, self.patch, side, self.patch).swapaxes(2, 3)
-        x = nn.Dense(self.width)(x.reshape(-1, side**2, self.patch**2))
+        # A black patch without a bias would be 0, where LayerNorm's slope is 1000.
+        embed = nn.Dense(self.width, bias_init=nn.initializers.normal(0.1))
+        x = embed(x.reshape(-1, side**2, self.patch**2))
         for _ in range(self.depth):
             x += mlp(nn.LayerNorm()(x).swapaxes(1, 2), 2 * side**2).swapaxes(1, 2)
             x += mlp(nn.LayerNorm()(x), 2 * self.width)
