@@ -17,9 +17,15 @@ if TYPE_CHECKING:
     from mnist_jax.data.user_images import read_image as read_image
     from mnist_jax.errors import InputError as InputError
     from mnist_jax.testing import check_model as check_model
+    from mnist_jax.testing import check_step as check_step
     from mnist_jax.training.jax_setup import setup as setup
     from mnist_jax.training.run_dir import TrainedRun as TrainedRun
     from mnist_jax.training.run_dir import load_run as load_run
+    from mnist_jax.training.steps import Metrics as Metrics
+    from mnist_jax.training.steps import TrainState as TrainState
+    from mnist_jax.training.steps import eval_step as eval_step
+    from mnist_jax.training.steps import init_state as init_state
+    from mnist_jax.training.steps import train_step as train_step
 
     __version__: str
 
@@ -27,15 +33,21 @@ _MODULES = {
     "Dataset": "data.types",
     "Split": "data.types",
     "InputError": "errors",
+    "Metrics": "training.steps",
     "TrainConfig": "config",
+    "TrainState": "training.steps",
     "TrainedRun": "training.run_dir",
     "check_model": "testing",
+    "check_step": "testing",
     "compare": "api",
+    "eval_step": "training.steps",
+    "init_state": "training.steps",
     "load_dataset": "data.datasets",
     "load_run": "training.run_dir",
     "read_image": "data.user_images",
     "setup": "training.jax_setup",
     "train": "api",
+    "train_step": "training.steps",
 }
 __all__ = [*_MODULES]
 

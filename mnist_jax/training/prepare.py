@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -167,17 +168,28 @@ def differ(logits: np.ndarray, others: np.ndarray) -> bool:
 
 
 def find_batch_dependence(
-    model: nn.Module, preprocess: Preprocess, variables: Any, images: np.ndarray
+    model: nn.Module,
+    preprocess: Preprocess,
+    variables: Any,
+    images: np.ndarray,
+    sizes: Sequence[int] = (1,),
 ) -> str:
-    """Returns what is wrong if the logits of images `[N,H,W]` depend on their batch."""
+    """Returns what is wrong if the logits of images `[N,H,W]` depend on their batch.
+
+    The batches are all images, and those of each of the sizes.
+    """
     variables = fill_zeros(variables)
     run = jit(partial(compute_logits, model=model, preprocess=preprocess), quick=True)
-    alone = np.concatenate([run(variables, image[None]) for image in images])
-    if not differ(alone, np.asarray(run(variables, images))):
-        return ""
-    return (
-        "in evaluation the logits of an image depend on the batch: they differ in "
-        f"batches of 1 and {len(images)} images; turn noise off, let batch "
-        "normalization use running averages, and give nn.Conv and pooling a channel "
-        "axis, as in images[..., None]"
-    )
+    whole = np.asarray(run(variables, images))
+    for size in sizes:
+        starts = range(0, len(images) + 1 - size, size)
+        parts = [run(variables, images[start : start + size]) for start in starts]
+        batches = np.concatenate(parts)
+        if differ(batches, whole[: len(batches)]):
+            return (
+                "in evaluation the logits of an image depend on the batch: they differ "
+                f"in batches of {size} and {len(images)} images; turn noise off, let "
+                "batch normalization use running averages, and give nn.Conv and "
+                "pooling a channel axis, as in images[..., None]"
+            )
+    return ""

@@ -168,92 +168,14 @@ class NnxMixed(Nnx):
         return self.last(self.norm(x, use_running_average=False))
 
 
-class NnxConstant(Nnx):
-    def __call__(self, images):
-        x = self.first(flat(images))
-        return self.last(self.norm(x, use_running_average=True))
-
-
 class AlwaysAverages(nn.Module):
     @nn.compact
     def __call__(self, images):
         return nn.Dense(10)(nn.BatchNorm(use_running_average=True)(flat(images)))
 
 
-class Probabilities(nn.Module):
-    @nn.compact
-    def __call__(self, images):
-        dense = nn.Dense(10, kernel_init=nn.initializers.zeros)
-        return nn.softmax(dense(flat(images)))
-
-
-class Mixed(nn.Module):
-    @nn.compact
-    def __call__(self, images):
-        x = flat(images)
-        return nn.Dense(10, kernel_init=nn.initializers.zeros)(x - x.mean(0)[None])
-
-
-class MixedInTraining(nn.Module):
-    @nn.compact
-    def __call__(self, images, train=False):
-        x = flat(images)
-        return nn.Dense(10)(x - train * x.mean(0)[None])
-
-
-class Noisy(nn.Module):
-    @nn.compact
-    def __call__(self, images):
-        x = flat(images)
-        return nn.Dense(10)(x * jax.random.bernoulli(jax.random.key(0), 0.5, x.shape))
-
-
 class NotFinite(nn.Module):
     @nn.compact
     def __call__(self, images):
         return nn.Dense(10)(1 / (flat(images) * 0))
-
-
-class Detached(nn.Module):
-    @nn.compact
-    def __call__(self, images):
-        x = jax.lax.stop_gradient(nn.Dense(8)(flat(images)))
-        return nn.Dense(10)(x)
-
-
-class Standardized(nn.Module):
-    @nn.compact
-    def __call__(self, images):
-        x = images - images.mean(-1, keepdims=True)
-        x = x / images.std(-1, keepdims=True)  # 0 / 0 where a row is black
-        return nn.Dense(10)(flat(x))
-
-
-class RowRoots(nn.Module):
-    @nn.compact
-    def __call__(self, images):
-        x = nn.Dense(8, use_bias=False)(images)
-        return nn.Dense(10)(jnp.sqrt((x**2).sum(-1)))  # no slope where a row is black
-
-
-@jax.custom_vjp
-def bent(x):
-    return jnp.tanh(x)
-
-
-bent.defvjp(lambda x: (bent(x), bent(x)), lambda y, g: (g * (1 - y),))  # 1 - y**2
-
-
-class Bent(nn.Module):
-    @nn.compact
-    def __call__(self, images):
-        x = nn.Dense(8, name="first")(flat(images))
-        return nn.Dense(10, name="last")(bent(x))
-
-
-class Traced(nn.Module):
-    @nn.compact
-    def __call__(self, images):
-        x = flat(images)
-        return nn.Dense(10)(x * 2 if isinstance(x, jax.core.Tracer) else x)
 """

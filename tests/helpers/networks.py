@@ -9,7 +9,7 @@ from helpers.compilation import users_jit
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import MNIST, Shapes, Split
 from mnist_jax.models.networks import create_model, init_model
-from mnist_jax.testing import preprocess
+from mnist_jax.testing.steps import preprocess
 from mnist_jax.training.steps import Metrics, batch_gradients
 
 

@@ -21,7 +21,7 @@ from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Split
 from mnist_jax.models.networks import create_model, variable_shapes
 from mnist_jax.models.rewrite import Rewritten, rewrite, slow_operations
 from mnist_jax.records.schema import RunRecord, read_json
-from mnist_jax.testing import preprocess
+from mnist_jax.testing.steps import preprocess
 from mnist_jax.training.epochs import make_programs
 from mnist_jax.training.mesh import eval_indices, make_mesh, replicate
 from mnist_jax.training.run_dir import RECORD

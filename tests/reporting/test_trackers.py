@@ -19,7 +19,7 @@ from mnist_jax.data.types import Dataset, Shapes
 from mnist_jax.errors import InputError
 from mnist_jax.records.schema import EpochRecord, RunRecord
 from mnist_jax.reporting.trackers import check_tracker, start_run, track
-from mnist_jax.testing import make_split
+from mnist_jax.testing.steps import make_split
 from mnist_jax.training.fit import finish
 from mnist_jax.training.mesh import make_mesh
 from mnist_jax.training.prepare import Experiment, prepare

@@ -13,7 +13,8 @@ from mnist_jax.config import ConvStage
 from mnist_jax.data.batches import epoch_indices
 from mnist_jax.data.types import IMAGE_SHAPE
 from mnist_jax.models.networks import CNN
-from mnist_jax.testing import check_same_tree, make_split, preprocess
+from mnist_jax.testing import assert_trees_close
+from mnist_jax.testing.steps import make_split, preprocess
 from mnist_jax.training.epochs import gather, make_programs
 from mnist_jax.training.fit import Epoch, finish, fit
 from mnist_jax.training.mesh import make_mesh, replicate, seed_keys, shard_seeds
@@ -78,7 +79,7 @@ def test_epochs_of_seeds_equal_plain_flax():
             shares = [gather(split, jnp.asarray(share)) for share in np.split(row, 2)]
             batch = [(preprocess(x), labels, mask) for x, labels, mask in shares]
             state = plain_step(state, batch, tx)
-        check_same_tree(jax.tree.map(lambda x, i=seed: x[i], got), state, 1e-4)
+        assert_trees_close(jax.tree.map(lambda x, i=seed: x[i], got), state, 1e-4)
 
 
 def test_microbatches_average_the_statistics():
@@ -90,7 +91,7 @@ def test_microbatches_average_the_statistics():
     halves = [
         (batch[0][i : i + 4], batch[1][i : i + 4], jnp.ones(4)) for i in (0, 4, 8)
     ]
-    check_same_tree(got, plain_step(state, halves, tx), 1e-4)
+    assert_trees_close(got, plain_step(state, halves, tx), 1e-4)
 
 
 def test_resumed_and_loaded_runs_keep_the_statistics(digits, tmp_path):
@@ -105,4 +106,4 @@ def test_resumed_and_loaded_runs_keep_the_statistics(digits, tmp_path):
     assert np.all(stats["var"] != 1.0) and np.all(stats["mean"] != 0.0)
     train_into(whole, {0: tmp_path})
     run = load_run(tmp_path)
-    check_same_tree(run.variables, jax.device_get(variables), 0.0)
+    assert_trees_close(run.variables, jax.device_get(variables), 0.0)

@@ -11,7 +11,7 @@ from helpers.trained import make_run
 from mnist_jax.data.types import IMAGE_SHAPE
 from mnist_jax.export.formats import export_run
 from mnist_jax.models.networks import init_model
-from mnist_jax.testing import make_split, preprocess
+from mnist_jax.testing.steps import make_split, preprocess
 from mnist_jax.training import epochs
 from mnist_jax.training.epochs import make_programs
 from mnist_jax.training.mesh import make_mesh, seed_keys

@@ -15,7 +15,8 @@ from mnist_jax.data.batches import epoch_indices
 from mnist_jax.data.types import CLASSES, IMAGE_SHAPE
 from mnist_jax.models.networks import CNN, LSTM, MLP
 from mnist_jax.models.rewrite import Rewritten, without_rewriting
-from mnist_jax.testing import check_same_tree, make_split, preprocess
+from mnist_jax.testing import assert_trees_close
+from mnist_jax.testing.steps import make_split, preprocess
 from mnist_jax.training.epochs import AUGMENT, gather, make_programs
 from mnist_jax.training.fit import finish, fit
 from mnist_jax.training.mesh import make_mesh, replicate, seed_keys, shard_seeds
@@ -77,13 +78,15 @@ def test_epochs_of_seeds_equal_plain_loops(name, devices, batch_size, monkeypatc
                 metrics.loss_sum[seed, i], plain.loss_sum, rtol=1e-4
             )
             history.append(state.variables)
-        weights = 0.9 ** np.arange(len(history))[::-1]
+        weights = 0.9 ** np.arange(len(history), dtype=np.float32)[::-1]
         average = jax.tree.map(
-            lambda *leaves, w=weights: sum(map(np.multiply, w, leaves)) / w.sum(),
+            lambda *leaves, w=weights: sum(map(jnp.multiply, w, leaves)) / w.sum(),
             *history,
         )
-        check_same_tree(jax.tree.map(lambda x, i=seed: x[i], got), state, 1e-4)
-        check_same_tree(jax.tree.map(lambda x, i=seed: x[i], averaged), average, 1e-4)
+        assert_trees_close(jax.tree.map(lambda x, i=seed: x[i], got), state, 1e-4)
+        assert_trees_close(
+            jax.tree.map(lambda x, i=seed: x[i], averaged), average, 1e-4
+        )
 
 
 def test_muon_orthogonalizes_kernels_and_leaves_biases_to_adam():

@@ -18,7 +18,8 @@ from mnist_jax.models.networks import (
 )
 from mnist_jax.models.rewrite import without_rewriting
 from mnist_jax.reporting.summary import layer_frame
-from mnist_jax.testing import check_model, check_same_tree, make_split
+from mnist_jax.testing import assert_trees_close, check_model
+from mnist_jax.testing.steps import make_split
 from mnist_jax.training.prepare import prepare
 
 SMALL, LARGE = Shapes((12, 20), 3), Shapes((40, 40), 100)
@@ -54,7 +55,7 @@ def test_fast_equals_plain(model, shapes):
         )
         for impl in ("cpu", "plain")
     )
-    check_same_tree(got, want, 1e-4)
+    assert_trees_close(got, want, 1e-4)
 
 
 def test_layers_are_counted_by_hand():

@@ -9,11 +9,11 @@ import pytest
 from helpers.custom_networks import config_of
 from helpers.runs import resumable, train_into
 
-from mnist_jax import testing
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.export.formats import export_run
 from mnist_jax.models.networks import create_model
+from mnist_jax.testing.steps import preprocess
 from mnist_jax.training.epochs import make_predict
 from mnist_jax.training.fit import finish, fit
 from mnist_jax.training.mesh import make_mesh
@@ -48,7 +48,7 @@ def test_parameters_keep_their_type_and_losses_are_float32(networks):
     batch = images, labels, np.ones(2, np.float32), jax.random.key(0)
     stepped, metrics = jax.eval_shape(step, state, *batch)
     assert stepped == state and state.params["out"]["bias"].dtype == "bfloat16"
-    predict = make_predict(model, testing.preprocess)
+    predict = make_predict(model, preprocess)
     probabilities = jax.eval_shape(predict, state.variables, images.astype(np.uint8))
     assert metrics.loss_sum.dtype == probabilities.dtype == "float32"
 

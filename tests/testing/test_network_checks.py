@@ -1,0 +1,311 @@
+"""The checks of networks: which faults each finds, and that right networks pass."""
+
+import ast
+import inspect
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+from mnist_jax.config import ConvStage
+from mnist_jax.models.layers import Dropout
+from mnist_jax.models.networks import CNN, LSTM, MLP
+from mnist_jax.testing import CHECKS, check_model, networks, no_compiling, steps, trees
+from mnist_jax.training import epochs
+from mnist_jax.training.epochs import Programs
+
+SHAPE, CLASSES = (6, 5), 3
+ROOT = Path(__file__).parents[2]
+
+
+class Base(nn.Module):
+    """Two dense layers; a subclass has a fault between them, or before."""
+
+    def before(self, x, train):
+        return x
+
+    def between(self, x, train):
+        return nn.relu(x)
+
+    def after(self, x, train):
+        return x
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = nn.Dense(16)(self.before(images.reshape(len(images), -1), train))
+        return self.after(nn.Dense(CLASSES)(self.between(x, train)), train)
+
+
+class Labels(Base):
+    def after(self, x, train):
+        return x.argmax(-1)
+
+
+class NoisyEvaluation(Base):
+    def before(self, x, train):
+        return nn.Dropout(0.5, deterministic=False)(x)
+
+
+class Probabilities(Base):
+    def after(self, x, train):
+        return nn.softmax(x)
+
+
+class Divided(Base):
+    def before(self, x, train):
+        return (x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True)
+
+
+class Traced(Base):
+    def before(self, x, train):
+        return x * (1 + isinstance(x, jax.core.Tracer))
+
+
+class Large(Base):
+    def after(self, x, train):
+        return 100 * x
+
+
+class Mixed(Base):
+    def before(self, x, train):
+        return x - x.mean(0)[None]
+
+
+class MixedInTraining(Base):
+    def before(self, x, train):
+        return x - train * x.mean(0)[None]
+
+
+class ConstantNoise(Base):
+    def before(self, x, train):
+        return x * jax.random.bernoulli(jax.random.key(0), 0.9, x.shape[1:])[None]
+
+
+class ConstantMask(Base):
+    def between(self, x, train):
+        mask = jax.random.bernoulli(jax.random.key(0), 0.9, x.shape[1:])
+        return nn.relu(jnp.where(mask | (not train), x, 0))
+
+
+@jax.custom_vjp
+def bent(x):
+    return jnp.tanh(x)
+
+
+bent.defvjp(lambda x: (bent(x), bent(x)), lambda y, g: (g * (1 - y),))  # 1 - y**2
+
+
+class Bent(Base):
+    def between(self, x, train):
+        return bent(x)
+
+
+class Detached(Base):
+    def between(self, x, train):
+        return jax.lax.stop_gradient(nn.relu(x))
+
+
+class Unused(Base):
+    def before(self, x, train):
+        self.param("scale", nn.initializers.ones, (3,))
+        return x
+
+
+class Constant(Base):
+    def before(self, x, train):
+        return 0 * x + 1
+
+
+class NotUpdated(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.first = nnx.Linear(30, 16, rngs=rngs)
+        self.norm = nnx.BatchNorm(16, rngs=rngs)
+        self.last = nnx.Linear(16, CLASSES, rngs=rngs)
+
+    def __call__(self, images):
+        x = self.norm(self.first(images.reshape(len(images), -1)), True)
+        return self.last(nnx.relu(x))
+
+
+class IgnoredOffset(Base):
+    """Has the same masks on every device, although it could know their images."""
+
+    @nn.compact
+    def __call__(self, images, train=False, batch_offset=0):
+        x = nn.relu(nn.Dense(16)(images.reshape(len(images), -1)))
+        return nn.Dense(CLASSES)(Dropout(0.2)(x, train, 0))
+
+
+class Offset(Base):
+    def before(self, x, train):
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (30, 30))
+        return (x + 100) @ kernel - 100 * kernel.sum(0)[None]
+
+
+class SameName(nn.Module):
+    """Has two parameters whose names in a file are equal."""
+
+    @nn.compact
+    def __call__(self, images):
+        x = nn.Dense(16, name="a/b")(images.reshape(len(images), -1))
+        return Named(name="a")(nn.relu(x))
+
+
+class Named(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(CLASSES, name="b")(x)
+
+
+class SlopeOfRoot(Base):
+    def between(self, x, train):
+        return jnp.sqrt(x**2)  # not finite at 0
+
+
+# Each fault with the check that finds it, its reason, and the other checks that fail.
+FAULTS = [
+    (Probabilities, "logits", "probabilities, which add up to 1", set()),
+    (Traced, "logits", "the compiled network has other logits", set()),
+    (Large, "logits", "the initial loss is 33.3, where equal", set()),
+    (Mixed, "batch", "in evaluation .* in batches of 1 and 16 images", {"devices"}),
+    (MixedInTraining, "batch", "in training .* the other images", {"devices"}),
+    (ConstantNoise, "random", "in training do not come from the dropout key", set()),
+    (ConstantMask, "random", "in training do not come from the dropout key", set()),
+    (Bent, "gradients", "gradient of Dense_0/bias is wrong: .*custom_vjp", set()),
+    (Detached, "learns", "Dense_0/bias did not change in 200 steps", set()),
+    (Unused, "learns", "params/scale did not change .* do not depend on it", set()),
+    (NotUpdated, "learns", "norm/mean did not .* use_running_average", set()),
+    (Constant, "learns", "200 steps of Adam fit 38% of 32 images", set()),
+    (IgnoredOffset, "devices", "loss_sum differs in 1 of 1 values", set()),
+    (Offset, "precision", "precision=bfloat16 the logits change by", set()),
+    (SameName, "saved", "cannot be saved and loaded", set()),
+    # These make most of the following checks fail too.
+    (Labels, "calls", r"must return logits \[1, 3\] of a float type", ...),
+    (NoisyEvaluation, "calls", "deterministic=not train", ...),
+    (Divided, "logits", "not finite for a black image", ...),
+]
+
+
+def failures(network, names=CHECKS):
+    """Returns the messages of the checks that a network fails, by name."""
+    found = {}
+    for name in names:
+        try:
+            check_model(network, SHAPE, CLASSES, checks=[name])
+        except AssertionError as error:
+            found[name] = str(error)
+    return found
+
+
+@pytest.mark.parametrize("network, check, reason, also", FAULTS)
+def test_each_fault_fails_its_check(network, check, reason, also):
+    if also is ...:
+        with pytest.raises(AssertionError, match=reason):
+            check_model(network, SHAPE, CLASSES)
+        also, names = set(), [*CHECKS][: [*CHECKS].index(check) + 1]
+    else:
+        names = CHECKS
+    found = failures(network, names)
+    assert found.keys() == {check} | also, found
+    assert re.search(reason, found[check]), found[check]
+
+
+def test_losses_that_are_not_finite_are_found():
+    found = failures(SlopeOfRoot, ["learns"])
+    assert "losses are not finite" in found["learns"]
+
+
+def test_faults_of_this_project_are_found(monkeypatch):
+    """Of the compiled epoch and of seeds, which no network can cause alone."""
+    start, take = Programs.init_run, epochs.gather
+
+    def without_mask(split, indices):
+        images, labels, mask = take(split, indices)
+        return images, labels, jnp.ones_like(mask)
+
+    def of_one_seed(programs, seeds):
+        return start(programs, [seeds[0]] * len(seeds))
+
+    for owner, name, fault, check in (
+        (epochs, "gather", without_mask, "epoch"),
+        (Programs, "init_run", of_one_seed, "seeds"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, fault)
+            found = failures(Base(name=name), ["epoch", "seeds"])
+        assert found.keys() == {check}
+
+
+class Nnx(nnx.Module):
+    def __init__(self, width: int, classes: int, *, rngs: nnx.Rngs):
+        self.first = nnx.LoRALinear(30, width, lora_rank=2, rngs=rngs)
+        self.norm = nnx.BatchNorm(width, momentum=0.8, rngs=rngs)
+        self.dropout = nnx.Dropout(0.2, rngs=rngs)
+        self.last = nnx.Linear(width, classes, rngs=rngs)
+
+    def __call__(self, images):
+        x = self.norm(self.first(images.reshape(len(images), -1)))
+        return self.last(self.dropout(nnx.relu(x)))
+
+
+class Half(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        out = nn.Dense(CLASSES, dtype="bfloat16", param_dtype="bfloat16")
+        return out(images.reshape(len(images), -1))
+
+
+class Recurrent(nn.Module):
+    """Has a loop whose state is always float32."""
+
+    @nn.compact
+    def __call__(self, images):
+        return nn.Dense(CLASSES)(nn.RNN(nn.GRUCell(16))(images)[:, -1])
+
+
+@pytest.mark.parametrize(
+    "network, model_args",
+    [
+        (Base, []),
+        (Nnx, ["width=16"]),
+        (Half, []),
+        (Recurrent, []),
+        # By two algorithms, then with batch normalization.
+        (CNN((ConvStage(8), ConvStage(32)), (16,), CLASSES), []),
+        (CNN((ConvStage(4, pool=2, bn=True),), (8,), CLASSES), []),
+        (MLP((16,), CLASSES, dropout=(0.5,)), []),
+        (LSTM((8, 8), "tanh", (8,), CLASSES, impl="cpu"), []),
+    ],
+)
+def test_right_networks_pass(network, model_args):
+    check_model(network, SHAPE, CLASSES, model_args)
+
+
+EXAMPLES = [
+    f"{path}:{name}"
+    for path in sorted((ROOT / "examples").glob("*.py"))
+    for name in re.findall(r"class (\w+)\(nnx?\.Module\)", path.read_text())
+]
+
+
+@pytest.mark.programs
+@pytest.mark.parametrize("network", ["mlp", "lstm", "cnn", *EXAMPLES])
+def test_built_in_networks_and_examples_pass(network):
+    assert len(EXAMPLES) > 12
+    check_model(network)
+
+
+def test_a_network_is_created_and_compiled_once(tmp_path):
+    check_model(Base, SHAPE, CLASSES, checks=["logits"])
+    with no_compiling():
+        check_model(Base, SHAPE, CLASSES, checks=["saved"])
+
+
+def test_the_checks_also_run_without_assert_statements():  # python -O
+    for module in (networks, steps, trees):
+        tree = ast.parse(inspect.getsource(module))
+        assert not [node for node in ast.walk(tree) if isinstance(node, ast.Assert)]
