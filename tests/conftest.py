@@ -10,21 +10,19 @@ from pathlib import Path
 import jax
 import pytest
 from helpers.browser import Browser, find_programs, open_browser
-from helpers.compilation import QUICK_FLAGS
 from helpers.custom_networks import NETWORKS
 from helpers.processes import ROOT
 from helpers.programs import DIGITS, run
 
-from mnist_jax.data.datasets import load_dataset
-from mnist_jax.data.types import Dataset
 from mnist_jax.records.environment import available_cores
 from mnist_jax.training.jax_setup import setup
 
+# It also sets XLA_FLAGS, for this process and the programs that it starts. Tests of the
+# CPU implementations (`users_jit`) and of whole programs (`XLA_FLAGS=""`) compile as
+# for users.
+pytest_plugins = ["mnist_jax.pytest_plugin"]
 # Eight host devices, so that meshes of 1, 2, 4 and 8 can be compared in one process.
 jax.config.update("jax_num_cpu_devices", 8)
-# For this process and the programs that it starts. Tests of the CPU implementations
-# (`users_jit`) and of whole programs (`XLA_FLAGS=""`) compile as for users.
-os.environ.setdefault("XLA_FLAGS", QUICK_FLAGS)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Caches for GPUs, whose folder would be part of the key of every compiled program.
 jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
@@ -85,20 +83,6 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("MNIST_JAX_CACHE_DIR", str(folder))
         setup(cpu_devices=8)
         yield folder
-
-
-@pytest.fixture(scope="session")
-def digits() -> Dataset:
-    """scikit-learn's digits, which need no download."""
-    return load_dataset("digits")
-
-
-@pytest.fixture(scope="session")
-def mnist(cache_folder: Path) -> Dataset:
-    """Real MNIST; the test is skipped if its files are not available."""
-    if not os.environ.get("MNIST_JAX_DATA_DIR"):
-        pytest.skip("MNIST_JAX_DATA_DIR is not set: no MNIST files available")
-    return load_dataset("mnist")
 
 
 @pytest.fixture(scope="session")
