@@ -365,7 +365,7 @@ def test_what_cannot_be_replaced_runs_step_by_step(devices, digits):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.faults  # times, which mean something on a quiet machine only
+@pytest.mark.programs
 def test_lenet_trains_at_least_twice_as_fast_as_a_plain_loop(tmp_path):
     seconds = {}
     for impl in ("auto", "plain"):

@@ -6,11 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers.processes import finish, start_python
+from helpers.processes import finish, run_python, start_python
 from helpers.programs import DIGITS, run
 from helpers.small_sets import files_below
 
 from mnist_jax.records.environment import available_cores
+from mnist_jax.testing import CHECKS
 
 SMALL = {
     "mlp": (),
@@ -204,3 +205,29 @@ def test_summary_data_and_plot(run_dir: Path, tmp_path):
         assert (tmp_path / f"{name}.svg").exists() and (
             tmp_path / f"{name}.png"
         ).exists()
+
+
+def test_check_prints_a_row_for_each_check(networks):
+    process = run("experiments.check", f"--model={networks}:NnxMixed", ok=False)
+    rows = [line.split(" s  ") for line in process.stdout.splitlines()]
+    assert [row.split()[0] for row, _ in rows] == [*CHECKS]
+    failed = {row.split()[0]: text for row, text in rows if text != "passed"}
+    assert "FAILED: in evaluation the logits" in failed["batch"]
+    assert process.stderr == f"error: {networks}:NnxMixed fails {', '.join(failed)}\n"
+
+
+@pytest.mark.programs
+@pytest.mark.parametrize("model", ["lstm", "cnn"])
+def test_another_process_trains_the_same_bits_on_two_devices(model, tmp_path):
+    digests = []
+    for number in range(2):
+        process = run_python(
+            *("-m", "experiments.train", "--dataset=digits", "--epochs=1"),
+            *(f"--model={model}", *SMALL[model], "--cpu_devices=2"),
+            f"--run_dir={tmp_path / str(number)}",
+            XLA_FLAGS="",
+        )
+        assert "2 cpu devices" in process.stdout
+        record = json.loads((tmp_path / str(number) / "record.json").read_text())
+        digests.append(record["params_sha256"])
+    assert digests[0] == digests[1]

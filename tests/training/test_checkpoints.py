@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from helpers.runs import (
     CONFIGS,
@@ -19,14 +20,17 @@ from helpers.runs import (
     train_into,
 )
 
+from mnist_jax.config import TrainConfig
+from mnist_jax.data.splits import split_dataset
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
 from mnist_jax.errors import InputError
 from mnist_jax.models.networks import create_model, variable_shapes
+from mnist_jax.testing.trees import named
 from mnist_jax.training import checkpoints, fit
-from mnist_jax.training.checkpoints import FOLDER
+from mnist_jax.training.checkpoints import FOLDER, load_checkpoint
 from mnist_jax.training.mesh import make_mesh
 from mnist_jax.training.prepare import prepare
-from mnist_jax.training.run_dir import METRICS, load_variables
+from mnist_jax.training.run_dir import METRICS, load_run, load_variables, run_keys
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -46,6 +50,53 @@ def test_stopped_seeds_resume_bit_for_bit(name, digits: Dataset, tmp_path):
     for seed, record, other in zip((3, 8), got, want, strict=True):
         assert outcome(record, halves[seed]) == outcome(other, whole[seed])
     assert resumable(halves, config) == (True, None)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "keras_adam", "muon"])
+def test_every_optimizer_resumes_bit_for_bit(optimizer, digits: Dataset, tmp_path):
+    """With an average, frozen layers, clipping, batch normalization and bfloat16."""
+    more = {"sgd": dict(momentum=0.9)}.get(optimizer, {})
+    config = TrainConfig(
+        model="cnn",
+        dataset="digits",
+        conv=("4:s2:pool3:bn",),
+        hidden=(4,),
+        epochs=2,
+        batch_size=256,
+        optimizer=optimizer,
+        ema=0.9,
+        freeze=("Conv_0",),
+        clip_norm=1.0,
+        precision="bfloat16",
+        **more,
+    )
+    experiment = prepare(config, digits, mesh=make_mesh(1))
+    whole, halves = {0: tmp_path / "whole"}, {0: tmp_path / "halves"}
+    [want] = train_into(experiment, whole)
+    train_into(experiment, halves, 1, checkpoint_every=1)
+    _, checkpoint = resumable(halves, config)
+    [got] = train_into(experiment, halves, resume=checkpoint)
+    assert outcome(got, halves[0]) == outcome(want, whole[0])
+
+
+def test_the_average_of_parameters_is_validated_tested_and_saved(digits, tmp_path):
+    config = dataclasses.replace(CONFIGS["mlp"], ema=0.9, epochs=1)
+    [record] = train_into(prepare(config, digits), {0: tmp_path}, checkpoint_every=1)
+    _, checkpoint = load_checkpoint(tmp_path, run_keys(config, digits, [0]))
+    run, arrays = load_run(tmp_path), checkpoint.arrays
+    for name, leaf in named(run.variables).items():
+        state = f"states/opt_state/total/{name.removeprefix('params/')}"
+        weight = arrays["states/opt_state/weight"]
+        np.testing.assert_allclose(leaf, (arrays[state] / weight)[0], rtol=1e-6)
+        last = arrays[f"states/params/{name.removeprefix('params/')}"][0]
+        assert not np.allclose(leaf, last, rtol=1e-3)
+    split = split_dataset(digits, config)
+    for images, accuracy in (
+        (split.validation, record.epochs[-1].val_accuracy),
+        (split.test, record.test_accuracy),
+    ):
+        predicted = run.predict(images.images).argmax(axis=1)
+        assert np.mean(predicted == images.labels) == pytest.approx(accuracy)
 
 
 def names(folder: Path) -> list[str]:

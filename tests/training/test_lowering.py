@@ -1,18 +1,22 @@
-"""The programs lower for GPUs and TPUs, on a machine that has neither."""
+"""What only GPUs and TPUs use, on a machine that has neither."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax import export
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mnist_jax.config import MODELS, TrainConfig
+from mnist_jax.config import MODELS, ConvStage, TrainConfig
+from mnist_jax.data.batches import epoch_indices
 from mnist_jax.data.pixels import Preprocess
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Split
-from mnist_jax.models.networks import create_model
+from mnist_jax.models.networks import CNN, LSTM, MLP, create_model
+from mnist_jax.testing import assert_trees_close
+from mnist_jax.testing.steps import make_split, preprocess
 from mnist_jax.training import epochs
 from mnist_jax.training.epochs import make_programs
 from mnist_jax.training.mesh import BATCH as BATCH_AXIS
@@ -56,6 +60,27 @@ def test_programs_lower_for_accelerators(model, precision, backend, monkeypatch)
         text = exported.mlir_module()
         if program is programs.train:
             assert ("bf16" in text) == (precision == "bfloat16")
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_seeds_computed_at_once_equal_each_alone(model, monkeypatch):
+    """As on accelerators: seeds by `vmap`, and the LSTM's loop unrolled."""
+    networks = {
+        "mlp": MLP((8,), 10, (0.5,)),
+        "lstm": LSTM((8,), "tanh", (), 10, unroll=True),
+        "cnn": CNN((ConvStage(4, pool=2, bn=True),), (8,), 10),
+    }
+    plain = {**networks, "lstm": LSTM((8,), "tanh", (), 10)}
+    split, results = make_split(64), []
+    orders = np.stack([epoch_indices(seed, 0, 64, 24) for seed in range(SEEDS)])
+    for on_cpu, network in ((True, plain[model]), (False, networks[model])):
+        monkeypatch.setattr(epochs, "_is_on_cpu", lambda mesh, found=on_cpu: found)
+        arguments = network, optax.sgd(0.1), preprocess, make_mesh(1), IMAGE_SHAPE
+        programs = make_programs(*arguments)
+        states, keys = programs.init_run(range(SEEDS))
+        rows = programs.shard(orders), programs.epoch_keys(keys, 0)
+        results.append(programs.run_steps(states, split, *rows))
+    assert_trees_close(*results, 1e-4)
 
 
 @pytest.mark.accelerator

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from mnist_jax.config import TrainConfig
+from mnist_jax.testing import assert_trees_close
 from mnist_jax.training.optimizers import (
     create_optimizer,
     create_schedule,
@@ -64,16 +65,51 @@ def test_schedules_rise_to_the_peak_and_fall(schedule):
     assert rates[0] <= 1 / 25 + 1e-6 and rates[-1] < 2e-3
 
 
-@pytest.mark.parametrize("nesterov", [False, True])
-def test_sgd_with_clipping_and_momentum_is_that_of_optax(nesterov):
-    options = dict(momentum=0.9, nesterov=nesterov, clip_norm=0.5, learning_rate=0.1)
-    config = TrainConfig(optimizer="sgd", schedule="constant", **options)
-    sgd = optax.sgd(0.1, 0.9, nesterov=nesterov)
-    ours, want = create_optimizer(config, 3), optax.clip_by_global_norm(0.5)
-    want = optax.chain(want, sgd)
-    params = jnp.array([1.0, 2.0])
-    state, wanted = ours.init(params), want.init(params)
-    for grad in (0.5, -0.1, 1.0):
-        updates, state = ours.update(grad * params, state, params)
-        other, wanted = want.update(grad * params, wanted, params)
-        np.testing.assert_allclose(updates, other, rtol=1e-6)
+SGD = dict(optimizer="sgd", momentum=0.9, clip_norm=0.5)
+BETAS = dict(beta1=0.8, beta2=0.95)
+NUMBERS = optax.contrib.MuonDimensionNumbers
+
+
+@pytest.mark.parametrize(
+    "options, want",
+    [
+        (SGD, [optax.clip_by_global_norm(0.5), optax.sgd(0.1, 0.9)]),
+        (
+            SGD | dict(nesterov=True),
+            [optax.clip_by_global_norm(0.5), optax.sgd(0.1, 0.9, nesterov=True)],
+        ),
+        (dict(optimizer="adam", **BETAS), [optax.adam(0.1, 0.8, 0.95)]),
+        (
+            dict(optimizer="adamw", weight_decay=0.02, **BETAS),
+            [optax.adamw(0.1, 0.8, 0.95, weight_decay=0.02)],
+        ),
+        (
+            dict(optimizer="muon", **BETAS),
+            [
+                optax.contrib.muon(
+                    0.1,
+                    muon_weight_dimension_numbers={
+                        "kernel": NUMBERS((0, 1, 2), 3),
+                        "bias": None,
+                    },
+                    consistent_rms=0.2,
+                    adam_b1=0.8,
+                    adam_b2=0.95,
+                )
+            ],
+        ),
+    ],
+    ids=lambda value: value["optimizer"] if isinstance(value, dict) else "",
+)
+def test_optimizers_are_those_of_optax(options, want):
+    config = TrainConfig(schedule="constant", learning_rate=0.1, **options)
+    rng, params = np.random.default_rng(0), {}
+    for name, shape in (("kernel", (3, 3, 2, 4)), ("bias", (4,))):
+        params[name] = jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    ours, other = create_optimizer(config, 3), optax.chain(*want)
+    state, wanted = ours.init(params), other.init(params)
+    for _ in range(3):
+        grads = jax.tree.map(lambda leaf: leaf * rng.standard_normal(), params)
+        got, state = ours.update(grads, state, params)
+        updates, wanted = other.update(grads, wanted, params)
+        assert_trees_close(got, updates, 1e-4)
