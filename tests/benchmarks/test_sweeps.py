@@ -78,7 +78,7 @@ def test_a_grid_is_trained_and_its_best_settings_train_again(tmp_path):
 def test_a_killed_sweep_resumes_and_ends_like_an_unstopped_one(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     rates = "--vary=learning_rate=1e-3,3e-3,1e-2"  # one program
-    words = "benchmarks.sweep", *SMALL, rates, "--epochs=30"
+    words = "benchmarks.sweep", *SMALL, rates, "--epochs=150"  # the last takes seconds
     run(*words, f"--out={whole}")
     process = start_python("-m", *words, f"--out={killed}")
     for line in process.stdout:

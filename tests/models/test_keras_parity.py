@@ -175,7 +175,8 @@ def test_initial_parameters_are_distributed_as_in_keras(system):
         if path.endswith("bias"):  # zeros, but ones for the LSTM's forget gate
             np.testing.assert_array_equal(got, want, err_msg=path)
             continue
-        assert stats.ks_2samp(got.ravel(), want.ravel()).pvalue > 0.01, path
+        # Of thirty arrays, one is below 0.01 by chance in every fourth version of JAX.
+        assert stats.ks_2samp(got.ravel(), want.ravel()).pvalue > 1e-4, path
         if "recurrent" in path:
             for matrix in (got, want):
                 product = matrix @ matrix.T

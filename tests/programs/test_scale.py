@@ -63,7 +63,7 @@ def test_every_layout_takes_the_same_steps(
         if processes > 1:
             run_job(processes, *job, devices=devices)
         else:
-            run(*job, f"--cpu_devices={devices}")
+            run(*job, f"--cpu_devices={devices}", XLA_FLAGS="")
         found[layout], reached[layout] = params(folder), losses(folder)
     pairs = [("2x2", "1x4"), ("2x1", "1x2")]
     if name != "cnn":  # batch normalization is over a device's share of a batch
