@@ -9,7 +9,7 @@ from absl import flags
 
 from mnist_jax.cli.config_flags import config_from_flags, define_config_flags
 from mnist_jax.cli.flags import define_machine_flags
-from mnist_jax.cli.main import chosen_machine, run_program, start_jax
+from mnist_jax.cli.main import run_program, start_jax
 from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.types import MNIST
 from mnist_jax.errors import InputError
@@ -21,7 +21,7 @@ FLAGS = flags.FLAGS
 def main() -> None:
     """Runs the checks."""
     config = config_from_flags(FLAGS)
-    start_jax({**chosen_machine(), "cpu_devices": 2})
+    start_jax(cpu_devices=2)
     shapes, failed = MNIST, []
     if config.dataset == "idx":  # the only images with a shape of their own
         shapes = load_dataset("idx", FLAGS.data_dir).shapes
