@@ -4,6 +4,7 @@
 # make test-programs  install, then run the programs and documents from end to end
 # make test-faults  install, then run the long fault-injection tests and print figures
 # make test-scale   install Ray too, then run the tests of jobs and sweeps on a cluster
+# make test-peers   install PyTorch, Keras and TensorFlow, then run the tests that need them
 # make lint         install, then run ruff and mypy
 # make peers        install PyTorch and Keras in .venv-peers, then benchmark them
 # make speedrun     install, then reproduce the record for 99 % of MNIST
@@ -17,7 +18,7 @@ READY = $(VENV)/.ready-$(shell $(PYTHON) -c 'import platform as p; print(p.pytho
 PIP = -m pip install --quiet --disable-pip-version-check --constraint constraints
 PYTEST = $(BIN)/python -m pytest
 
-.PHONY: install compare test test-programs test-faults test-scale lint peers speedrun accelerator clean
+.PHONY: install compare test test-programs test-faults test-scale test-peers lint peers speedrun accelerator clean
 
 install: $(READY)
 
@@ -42,6 +43,11 @@ test-faults: install
 test-scale: install
 	$(BIN)/python $(PIP)/tests.txt --editable '.[test,sweep]'
 	$(PYTEST) -m scale -rP tests
+
+test-peers: .venv-peers/.ready
+	.venv-peers/bin/python $(PIP)/tests.txt pytest pytest-timeout safetensors
+	.venv-peers/bin/python -m pytest -k 'torch or worker or tensorflow' \
+		tests/benchmarks/test_peers.py tests/export/test_formats.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -18,11 +18,16 @@ import optax
 from flax import linen as nn
 from flax.errors import InvalidRngError
 
-from mnist_jax.config import TrainConfig
+from mnist_jax.config import MODELS, TrainConfig
 from mnist_jax.data.batches import epoch_indices
 from mnist_jax.data.types import CLASSES, IMAGE_SHAPE, Shapes
 from mnist_jax.errors import InputError
-from mnist_jax.models.custom import call_options, instantiate, network_sha256
+from mnist_jax.models.custom import (
+    call_options,
+    create_custom,
+    instantiate,
+    network_sha256,
+)
 from mnist_jax.models.layers import resolve_impl
 from mnist_jax.models.networks import (
     apply_model,
@@ -49,12 +54,7 @@ from mnist_jax.training.epochs import (
 )
 from mnist_jax.training.mesh import make_mesh, replicate
 from mnist_jax.training.prepare import differ, fill_zeros, find_batch_dependence
-from mnist_jax.training.steps import (
-    Metrics,
-    TrainState,
-    cross_entropy,
-    train_step,
-)
+from mnist_jax.training.steps import Metrics, TrainState, cross_entropy, train_step
 
 _BATCH, _IMAGES, _STEPS = 16, 32, 200
 # With a larger epsilon than usual: a gradient that is 0 but for rounding, such as that
@@ -351,17 +351,21 @@ CHECKS: Mapping[str, Callable[[Network], None]] = {
 def _create(
     network: Any, args: tuple[str, ...], shapes: Shapes, sha256: str | None
 ) -> Network:
-    del sha256  # of the source, so that changed code is loaded again
+    if network in MODELS:
+        config = TrainConfig(model=network)
+        half = dataclasses.replace(config, precision="bfloat16")
+        built: Any = [create_model(each, shapes) for each in (config, half)]
+        return Network(network, built[0], built[1], shapes)
+    name, model = getattr(network, "__name__", str(network)), network
     if isinstance(network, str):
-        config = TrainConfig(model=network, model_args=args)
-        rounded = dataclasses.replace(config, precision="bfloat16")
-        models: Any = [create_model(each, shapes) for each in (config, rounded)]
-        return Network(network, models[0], models[1], shapes)
-    name, model = getattr(network, "__name__", type(network).__name__), network
-    if inspect.isclass(network):
+        model = create_custom(network, sha256, args, shapes)
+    elif inspect.isclass(network):
         model = instantiate(network, args, shapes)
-    models = [Rewritten(model, resolve_impl("auto"), half) for half in (False, True)]
-    return Network(name, models[0], models[1], shapes)
+    else:
+        name = type(network).__name__
+    impl = resolve_impl("auto")
+    built = [Rewritten(model, impl, half) for half in (False, True)]
+    return Network(name, built[0], built[1], shapes)
 
 
 def check_model(

@@ -17,6 +17,7 @@ from mnist_jax.data.types import CLASSES, IMAGE_SHAPE, MNIST, Shapes, Split
 from mnist_jax.testing.trees import (
     LOOPS,
     assert_trees_close,
+    explained,
     named,
     no_compiling,
     other_constant_keys,
@@ -97,10 +98,8 @@ def _require_close(step: Step, state: Any, batch: Batch, got: Any, why: str) -> 
                 noise[name] = max(noise[name], np.max(changes, initial=0))
     for name, leaf in named(want).items():
         pair = {name: named(got)[name]}, {name: leaf}
-        try:
+        with explained(why):
             assert_trees_close(*pair, 1e-4, 10 * noise[name], equal_nan=True)
-        except AssertionError as error:
-            raise AssertionError(f"{why} ({error})") from error
 
 
 def check_types(step: Step, state: Any, batch: Batch) -> None:
@@ -119,10 +118,8 @@ def check_pure(step: Step, state: Any, batch: Batch) -> None:
     kept = named(state)
     same = kept.keys() == before.keys() and all(kept[n] is before[n] for n in before)
     require(same, "the step changes the state that it is given, in place")
-    try:
+    with explained("a second call gives another result"):
         assert_trees_close(second, first, rtol=0, equal_nan=True)
-    except AssertionError as error:
-        raise AssertionError(f"a second call gives another result: {error}") from error
 
 
 def check_jit(step: Step, state: Any, batch: Batch) -> None:
@@ -159,9 +156,8 @@ def check_random(step: Step, state: Any, batch: Batch) -> None:
         with jax.debug_key_reuse(True):
             jax.jit(lambda *arguments: step(*arguments)).trace(state, *batch, key)
     except jax.errors.KeyReuseError as error:
-        raise AssertionError(
-            f"a random key is used twice ({error}); split it"
-        ) from error
+        message = f"a random key is used twice ({error}); split it"
+        raise AssertionError(message) from error
 
 
 def _equal(tree: Any, other: Any) -> bool:
@@ -210,15 +206,12 @@ def check_sums(step: Step, state: Any, batch: Batch) -> None:
         _run(run, state, batch._replace(mask=batch.mask * chosen))[1]
         for chosen in (half, ~half, half | ~half)
     )
-    try:
-        assert_trees_close(
-            jax.tree.map(jnp.add, first, second), whole, 1e-4, equal_nan=True
-        )
-    except AssertionError as error:
-        raise AssertionError(
-            f"the metrics of two halves do not add up to those of the batch ({error}); "
-            "return sums over images and their number, not means"
-        ) from error
+    added = jax.tree.map(jnp.add, first, second)
+    with explained(
+        "the metrics of two halves do not add up to those of the batch; return sums "
+        "over images and their number, not means"
+    ):
+        assert_trees_close(added, whole, 1e-4, equal_nan=True)
 
 
 def check_learns(step: Step, state: Any, batch: Batch, steps: int = 30) -> None:

@@ -19,6 +19,15 @@ def require(condition: Any, message: str) -> None:
         raise AssertionError(message)
 
 
+@contextlib.contextmanager
+def explained(message: str) -> Iterator[None]:
+    """Puts a message before that of an AssertionError in the context."""
+    try:
+        yield
+    except AssertionError as error:
+        raise AssertionError(f"{message} ({error})") from error
+
+
 def leaf_names(tree: Any) -> list[str]:
     """Returns the paths of the leaves of a tree, such as `params/Dense_0/kernel`."""
     paths = [path for path, _ in jax.tree.leaves_with_path(tree)]
