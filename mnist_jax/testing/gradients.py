@@ -69,5 +69,6 @@ def _check_slopes(model: nn.Module, variables: Any, shapes: Shapes) -> None:
             or abs(given - slope) <= tolerance * (max(abs(given), abs(slope)) + floor),
             f"the gradient of {name} is wrong: in a random direction it gives the loss "
             f"a slope of {given:.6g}, but central differences {slope:.6g}; compare "
-            "each custom_vjp with the gradient of the same code without it",
+            "each custom_vjp with the gradient of the same code without it (a "
+            "straight-through estimator is meant to differ: leave this check out)",
         )

@@ -1,8 +1,5 @@
 """Checks of a network: a linen module, the class of one or of an NNX module."""
 
-import dataclasses
-import functools
-import inspect
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -14,119 +11,41 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import linen as nn
-from flax.errors import InvalidRngError
+from flax.errors import FlaxError
 
-from mnist_jax.config import MODELS, TrainConfig
-from mnist_jax.data.batches import epoch_indices
+from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import CLASSES, IMAGE_SHAPE, Shapes
 from mnist_jax.errors import InputError
-from mnist_jax.models.custom import (
-    call_options,
-    create_custom,
-    instantiate,
-    network_sha256,
-)
-from mnist_jax.models.layers import resolve_impl
-from mnist_jax.models.networks import (
-    apply_model,
-    check_network,
-    create_model,
-    init_model,
-)
-from mnist_jax.models.rewrite import Rewritten, without_rewriting
+from mnist_jax.models.custom import call_options, network_sha256
+from mnist_jax.models.networks import apply_model, check_network
+from mnist_jax.models.rewrite import without_rewriting
 from mnist_jax.testing.gradients import check_slopes
 from mnist_jax.testing.steps import make_split, preprocess
+from mnist_jax.testing.subject import (
+    BATCH,
+    IMAGES,
+    STEPS,
+    TOLERANCE,
+    TX,
+    Network,
+    create_network,
+    epoch_order,
+    first_seed,
+)
 from mnist_jax.testing.trees import (
     assert_trees_close,
+    explained,
     named,
     other_constant_keys,
     require,
+    require_known,
+    require_new_keys,
 )
 from mnist_jax.training.checkpoints import load_params, params_sha256, save_params
-from mnist_jax.training.epochs import (
-    Programs,
-    compute_logits,
-    gather,
-    jit,
-    make_programs,
-)
-from mnist_jax.training.mesh import make_mesh, replicate
-from mnist_jax.training.prepare import differ, fill_zeros, find_batch_dependence
-from mnist_jax.training.steps import Metrics, TrainState, cross_entropy, train_step
-
-_BATCH, _IMAGES, _STEPS = 16, 32, 200
-# With a larger epsilon than usual: a gradient that is 0 but for rounding, such as that
-# of the bias of an attention's keys, moves its parameter little.
-_TX = optax.adam(optax.cosine_decay_schedule(1e-2, _STEPS), eps=1e-3)
-_TOLERANCE = 1e-5  # of parameters after three steps, which each move them up to 1e-2
-
-
-@dataclasses.dataclass(frozen=True)
-class Network:
-    """A network under test, and what its checks share."""
-
-    name: str
-    model: nn.Module
-    rounded: nn.Module  # the same with precision="bfloat16"
-    shapes: Shapes
-
-    @functools.cached_property
-    def variables(self) -> Any:
-        """The initial variables of seed 0."""
-        init = partial(init_model, self.model, image_shape=self.shapes.image)
-        return jit(init, quick=True)(jax.random.key(0))
-
-    @functools.cached_property
-    def filled(self) -> Any:
-        """The same with noise in place of zeros, which would hide what follows them."""
-        return fill_zeros(self.variables)
-
-    @functools.cached_property
-    def images(self) -> np.ndarray:
-        """Images `[16,H,W] uint8`: black, white, and others with black rows."""
-        return make_split(_BATCH, shapes=self.shapes).images
-
-    @functools.cached_property
-    def logits(self) -> Callable[[Any, np.ndarray], jax.Array]:
-        """The jitted logits of variables and images in evaluation."""
-        return jit(partial(compute_logits, model=self.model, preprocess=preprocess))
-
-    def start(self, seeds: Sequence[int], devices: int = 1) -> tuple[TrainState, Any]:
-        """Returns the initial states of seeds, and their keys of an epoch."""
-        programs = _make_programs(self.model, self.shapes, devices)
-        states, keys = programs.init_run(seeds)
-        return states, programs.epoch_keys(keys, 0)
-
-    def train(
-        self, seeds: Sequence[int], steps: int, devices: int = 1
-    ) -> tuple[TrainState, Metrics]:
-        """Returns the states `[seeds,...]` after some steps, and their metrics."""
-        programs = _make_programs(self.model, self.shapes, devices)
-        states, keys = self.start(seeds, devices)
-        split = replicate(make_split(_IMAGES, shapes=self.shapes), programs.mesh)
-        indices = programs.shard(np.stack([_order(seed) for seed in seeds]))
-        return programs.run_steps(states, split, indices, keys, 0, steps)
-
-
-@functools.lru_cache(maxsize=4)
-def _make_programs(model: nn.Module, shapes: Shapes, devices: int) -> Programs:
-    return make_programs(model, _TX, preprocess, make_mesh(devices), shapes.image)
-
-
-def _order(seed: int) -> np.ndarray:
-    """Returns indices `[200,16]` of the images of each step; the third is smaller."""
-    epochs = range(_STEPS * _BATCH // _IMAGES)
-    order = [epoch_indices(seed, epoch, _IMAGES, _BATCH) for epoch in epochs]
-    indices = np.concatenate(order)
-    indices[2, 11:] = -1
-    return indices
-
-
-def _first(tree: Any) -> Any:
-    """Returns the arrays of the first seed."""
-    return jax.tree.map(itemgetter(0), tree)
+from mnist_jax.training.epochs import compute_logits, gather, jit
+from mnist_jax.training.prepare import differ, find_batch_dependence
+from mnist_jax.training.steps import cross_entropy, train_step
 
 
 def check_calls(network: Network) -> None:
@@ -135,14 +54,17 @@ def check_calls(network: Network) -> None:
         check_network(network.name, without_rewriting(network.model), network.shapes)
     except InputError as error:
         raise AssertionError(str(error)) from error
-    except InvalidRngError as error:
-        advice = "give nn.Dropout deterministic=not train, and draw from `dropout` only"
+    except FlaxError as error:  # such as of a random key, or an update in evaluation
+        advice = (
+            "give nn.Dropout deterministic=not train, nn.BatchNorm "
+            "use_running_average=not train, and draw from `dropout` only"
+        )
         raise AssertionError(f"{network.name}: {error}; {advice}") from error
 
 
 def check_logits(network: Network) -> None:
     """Asserts finite logits in evaluation, the same compiled and op by op."""
-    images, labels = make_split(_BATCH, shapes=network.shapes)
+    images, labels = make_split(BATCH, shapes=network.shapes)
     plain = without_rewriting(network.model)
     variables, compiled = network.filled, network.logits(network.filled, images)
     options: Any = dict(model=plain, preprocess=preprocess)
@@ -171,11 +93,9 @@ def check_logits(network: Network) -> None:
     )
 
 
-def _train_logits(network: Network, images: Any, key: jax.Array) -> jax.Array:
+def _train_logits(model: nn.Module, variables: Any, images: Any, key: Any) -> jax.Array:
     options: Any = dict(train=True, dropout_key=key)
-    logits, _ = apply_model(
-        network.model, network.filled, preprocess(images), **options
-    )
+    logits, _ = apply_model(model, variables, preprocess(images), **options)
     return logits.astype(jnp.float32)
 
 
@@ -185,16 +105,16 @@ def check_batch(network: Network) -> None:
     In training they may depend on the image's index in the batch, as dropout masks do,
     and with batch statistics (`nn.BatchNorm`) on the other images.
     """
-    model, images = network.model, network.images
-    arguments = model, preprocess, network.filled, images
+    model, variables, images = network.model, network.filled, network.images
+    arguments = model, preprocess, variables, images
     fault = find_batch_dependence(*arguments, sizes=(1, 7))
     require(not fault, fault)
     if len(network.variables) > 1:  # batch statistics
         return
     others = images.copy()
     others[:8] = images[:7:-1]
-    run = jit(partial(_train_logits, network, key=jax.random.key(0)), quick=True)
-    first, second = np.asarray(run(images)), np.asarray(run(others))
+    run, key = jit(partial(_train_logits, model), quick=True), jax.random.key(0)
+    first, second = (np.asarray(run(variables, x, key)) for x in (images, others))
     require(
         not differ(second[8:], first[8:]),
         "in training the logits of an image depend on the other images of the batch; "
@@ -205,13 +125,16 @@ def check_batch(network: Network) -> None:
 
 def check_random(network: Network) -> None:
     """Asserts that random numbers come from the key, and only in training."""
-    key = jax.random.key(0)
-    train = jit(partial(_train_logits, network, network.images), quick=True)
+    batch, key = (network.filled, network.images), jax.random.key(0)
+    train = partial(_train_logits, network.model)
     runs = {
-        "training": lambda: train(key),
-        "evaluation": lambda: network.logits(network.filled, network.images),
+        "training": partial(jit(train, quick=True), *batch, key),
+        "evaluation": partial(network.logits, *batch),
     }
-    advice = 'draw them from self.make_rng("dropout"), and in training only'
+    advice = (
+        'draw them from self.make_rng("dropout"), in NNX from the rngs of __init__, '
+        "and in training only"
+    )
     for mode, run in runs.items():
         first, again = np.asarray(run()), np.asarray(run())
         same = np.array_equal(first, again, equal_nan=True)
@@ -220,6 +143,8 @@ def check_random(network: Network) -> None:
             same = np.array_equal(first, run(), equal_nan=True)
         message = f"the random numbers in {mode} do not come from the dropout key"
         require(same, f"{message}; {advice}")
+    plain = without_rewriting(network.model)
+    require_new_keys(partial(_train_logits, plain), *batch, key)
 
 
 def check_gradients(network: Network) -> None:
@@ -229,9 +154,9 @@ def check_gradients(network: Network) -> None:
 
 def check_learns(network: Network) -> None:
     """Asserts that 200 steps fit 32 images, and change every variable."""
-    before = _first(network.start([0])[0]).variables
-    states, metrics = network.train([0], _STEPS)
-    after, metrics = _first(states).variables, _first(jax.device_get(metrics))
+    before = first_seed(network.start([0])[0]).variables
+    states, metrics = network.train([0], STEPS)
+    after, metrics = first_seed(states).variables, first_seed(jax.device_get(metrics))
     losses = metrics.loss_sum / metrics.images
     require(np.isfinite(losses).all(), f"losses are not finite: {losses[:10]}")
     reasons = {
@@ -242,9 +167,9 @@ def check_learns(network: Network) -> None:
     for name, new in named(after).items():
         require(np.isfinite(new).all(), f"{name} is not finite")
         if reason := reasons.get(name.split("/")[0]):
-            message = f"{name} did not change in {_STEPS} steps: {reason}"
+            message = f"{name} did not change in {STEPS} steps: {reason}"
             require(np.any(named(before)[name] != new), message)
-    images, labels = make_split(_IMAGES, shapes=network.shapes)
+    images, labels = make_split(IMAGES, shapes=network.shapes)
     # Running statistics may be far from those of the batch, and dropout disturbs.
     right = np.argmax(network.logits(after, images), axis=1) == labels
     accuracy = max(
@@ -252,14 +177,15 @@ def check_learns(network: Network) -> None:
     )
     require(
         accuracy >= 0.95,
-        f"{_STEPS} steps of Adam fit {accuracy:.0%} of {_IMAGES} images, not 95 %; the "
+        f"{STEPS} steps of Adam fit {accuracy:.0%} of {IMAGES} images, not 95 %; the "
         f"loss went from {losses[0]:.3g} to {losses[-1]:.3g}",
     )
 
 
 def check_epoch(network: Network) -> None:
     """Asserts that a compiled epoch gives the same as a Python loop over its steps."""
-    _compare_with_loop(network, 3)
+    with explained("a compiled epoch does not give the result of its steps"):
+        _compare_with_loop(network, 3)
 
 
 def check_devices(network: Network) -> None:
@@ -269,33 +195,35 @@ def check_devices(network: Network) -> None:
     key on each device, and batch statistics are those of a device's images. Both are
     compared with two microbatches on one device.
     """
-    message = "JAX has one device; call mnist_jax.setup(cpu_devices=2) before using it"
+    message = "JAX has one device; use the plugin, or mnist_jax.setup(cpu_devices=2)"
     require(jax.device_count() > 1, message)
-    model, keys = network.model, [jax.random.key(seed) for seed in (0, 1)]
-    train = jit(partial(_train_logits, network, network.images), quick=True)
+    train = jit(partial(_train_logits, network.model), quick=True)
     shared = len(network.variables) > 1
-    if "batch_offset" not in call_options(model, True, 0):
-        shared |= not np.array_equal(*map(train, keys))
+    if "batch_offset" not in call_options(network.model, True, 0):
+        keys = [jax.random.key(seed) for seed in (0, 1)]
+        first, other = (train(network.filled, network.images, key) for key in keys)
+        shared |= not np.array_equal(first, other)
     # Padding has other images there, which batch statistics notice.
-    _compare_with_loop(network, 2, devices=2, microbatches=2 if shared else 1)
+    with explained("two devices do not give the result of one"):
+        _compare_with_loop(network, 2, devices=2, microbatches=2 if shared else 1)
 
 
 def _compare_with_loop(
     network: Network, steps: int, devices: int = 1, microbatches: int = 1
 ) -> None:
     states, metrics = network.train([0], steps, devices)
-    state, key = map(_first, network.start([0]))
-    split = make_split(_IMAGES, shapes=network.shapes)
-    options: Any = dict(model=network.model, tx=_TX, microbatches=microbatches)
+    state, key = map(first_seed, network.start([0]))
+    split = make_split(IMAGES, shapes=network.shapes)
+    options: Any = dict(model=network.model, tx=TX, microbatches=microbatches)
     step = jit(partial(train_step, **options))
-    for i, row in enumerate(_order(0)[:steps]):
+    for i, row in enumerate(epoch_order(0)[:steps]):
         images, labels, mask = gather(split, jnp.asarray(row))
         step_key = jax.random.fold_in(key, i)
         state, want = step(state, preprocess(images), labels, mask, step_key)
         got = jax.tree.map(lambda history, i=i: history[0, i], metrics)
         assert_trees_close(got, want, 1e-4, equal_nan=True)
-    got, want = _first(states).variables, state.variables
-    assert_trees_close(got, want, 1e-4, _TOLERANCE, equal_nan=True)
+    got, want = first_seed(states).variables, state.variables
+    assert_trees_close(got, want, 1e-4, TOLERANCE, equal_nan=True)
 
 
 def check_seeds(network: Network) -> None:
@@ -304,8 +232,9 @@ def check_seeds(network: Network) -> None:
     for seed in (0, 1):
         got = jax.tree.map(itemgetter(seed), together.variables)
         alone, _ = network.train([seed], 3)
-        want = _first(alone).variables
-        assert_trees_close(got, want, 1e-4, _TOLERANCE, equal_nan=True)
+        want = first_seed(alone).variables
+        with explained(f"seed {seed}, trained with another, differs from it alone"):
+            assert_trees_close(got, want, 1e-4, TOLERANCE, equal_nan=True)
 
 
 def check_precision(network: Network) -> None:
@@ -347,27 +276,6 @@ CHECKS: Mapping[str, Callable[[Network], None]] = {
 }
 
 
-@functools.lru_cache(maxsize=2)  # one compilation serves all checks of a network
-def _create(
-    network: Any, args: tuple[str, ...], shapes: Shapes, sha256: str | None
-) -> Network:
-    if network in MODELS:
-        config = TrainConfig(model=network)
-        half = dataclasses.replace(config, precision="bfloat16")
-        built: Any = [create_model(each, shapes) for each in (config, half)]
-        return Network(network, built[0], built[1], shapes)
-    name, model = getattr(network, "__name__", str(network)), network
-    if isinstance(network, str):
-        model = create_custom(network, sha256, args, shapes)
-    elif inspect.isclass(network):
-        model = instantiate(network, args, shapes)
-    else:
-        name = type(network).__name__
-    impl = resolve_impl("auto")
-    built = [Rewritten(model, impl, half) for half in (False, True)]
-    return Network(name, built[0], built[1], shapes)
-
-
 def check_model(
     network: Any,
     image_shape: tuple[int, ...] = IMAGE_SHAPE,
@@ -394,5 +302,6 @@ def check_model(
         sha256 = network_sha256(TrainConfig(model=network))
     if checks is None:
         checks = [n for n in CHECKS if n != "devices" or jax.device_count() > 1]
+    require_known(checks, CHECKS)
     for name in checks:
-        CHECKS[name](_create(network, tuple(model_args), shapes, sha256))
+        CHECKS[name](create_network(network, tuple(model_args), shapes, sha256))

@@ -1,12 +1,14 @@
 """Compares trees of arrays, and refuses compilations and transfers in a context."""
 
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
+
+from mnist_jax.errors import InputError
 
 # Of every compilation, also one that the cache on disk saves.
 _COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -17,6 +19,13 @@ def require(condition: Any, message: str) -> None:
     """Raises AssertionError, also under `python -O`, which skips `assert`."""
     if not condition:
         raise AssertionError(message)
+
+
+def require_known(names: Collection[str], known: Collection[str]) -> None:
+    """Raises InputError for the name of a check that there is not."""
+    names = [names] if isinstance(names, str) else names  # not its letters
+    if unknown := [name for name in names if name not in known]:
+        raise InputError(f"{unknown[0]} is not one of the checks {', '.join(known)}")
 
 
 @contextlib.contextmanager
@@ -99,15 +108,20 @@ def assert_trees_close(
             )
 
 
+def _is_key(leaf: Any) -> bool:
+    return bool(jax.dtypes.issubdtype(_dtype(leaf), jax.dtypes.prng_key))
+
+
 def _strong(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(np.shape(leaf), _dtype(leaf))
 
 
 def values(leaf: Any) -> np.ndarray:
-    """Returns the values of an array, number or random key in float64."""
-    if jax.dtypes.issubdtype(_dtype(leaf), jax.dtypes.prng_key):
+    """Returns the values of an array, number or random key in float64 or complex128."""
+    if _is_key(leaf):
         leaf = jax.random.key_data(leaf)
-    return np.asarray(leaf).astype(np.float64)
+    array = np.asarray(leaf)
+    return array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)
 
 
 @contextlib.contextmanager
@@ -146,6 +160,20 @@ def no_transfers() -> Iterator[None]:
             if "transfer" not in str(error):
                 raise
             raise AssertionError(str(error).splitlines()[0]) from error
+
+
+def require_new_keys(function: Callable[..., Any], *arguments: Any) -> None:
+    """Asserts that a function uses each random key once, and no key from outside."""
+    try:
+        with jax.debug_key_reuse(True):
+            traced = jax.jit(lambda *given: function(*given)).trace(*arguments)
+    except jax.errors.KeyReuseError as error:
+        why = str(error).splitlines()[0]
+        raise AssertionError(f"a random key is used twice; split it ({why})") from error
+    require(
+        not any(map(_is_key, traced.jaxpr.consts)),
+        "a random key comes from outside; derive all keys from the one that is given",
+    )
 
 
 @contextlib.contextmanager

@@ -12,9 +12,19 @@ from flax import linen as nn
 from flax import nnx
 
 from mnist_jax.config import ConvStage
+from mnist_jax.errors import InputError
 from mnist_jax.models.layers import Dropout
 from mnist_jax.models.networks import CNN, LSTM, MLP
-from mnist_jax.testing import CHECKS, check_model, networks, no_compiling, steps, trees
+from mnist_jax.testing import (
+    CHECKS,
+    check_model,
+    gradients,
+    networks,
+    no_compiling,
+    steps,
+    subject,
+    trees,
+)
 from mnist_jax.training import epochs
 from mnist_jax.training.epochs import Programs
 
@@ -89,6 +99,29 @@ class ConstantMask(Base):
     def between(self, x, train):
         mask = jax.random.bernoulli(jax.random.key(0), 0.9, x.shape[1:])
         return nn.relu(jnp.where(mask | (not train), x, 0))
+
+
+KEY = jax.random.key(0)
+
+
+class KeyFromOutside(Base):
+    def between(self, x, train):
+        mask = jax.random.bernoulli(KEY, 0.9, x.shape[1:])
+        return nn.relu(jnp.where(mask | (not train), x, 0))
+
+
+class KeyUsedTwice(Base):
+    def between(self, x, train):
+        if not train:
+            return nn.relu(x)
+        key = self.make_rng("dropout")
+        masks = [jax.random.bernoulli(key, 0.9, (16,)) for _ in range(2)]
+        return nn.relu(jnp.where(masks[0] & masks[1], x, 0))
+
+
+class UpdatedInEvaluation(Base):
+    def before(self, x, train):
+        return nn.BatchNorm(use_running_average=False)(x)
 
 
 @jax.custom_vjp
@@ -175,6 +208,8 @@ FAULTS = [
     (MixedInTraining, "batch", "in training .* the other images", {"devices"}),
     (ConstantNoise, "random", "in training do not come from the dropout key", set()),
     (ConstantMask, "random", "in training do not come from the dropout key", set()),
+    (KeyFromOutside, "random", "a random key comes from outside", set()),
+    (KeyUsedTwice, "random", "a random key is used twice", set()),
     (Bent, "gradients", "gradient of Dense_0/bias is wrong: .*custom_vjp", set()),
     (Detached, "learns", "Dense_0/bias did not change in 200 steps", set()),
     (Unused, "learns", "params/scale did not change .* do not depend on it", set()),
@@ -186,6 +221,7 @@ FAULTS = [
     # These make most of the following checks fail too.
     (Labels, "calls", r"must return logits \[1, 3\] of a float type", ...),
     (NoisyEvaluation, "calls", "deterministic=not train", ...),
+    (UpdatedInEvaluation, "calls", "use_running_average=not train", ...),
     (Divided, "logits", "not finite for a black image", ...),
 ]
 
@@ -212,6 +248,22 @@ def test_each_fault_fails_its_check(network, check, reason, also):
     found = failures(network, names)
     assert found.keys() == {check} | also, found
     assert re.search(reason, found[check]), found[check]
+
+
+@pytest.mark.parametrize("network", [Base, NotUpdated])
+@pytest.mark.parametrize("check", CHECKS)
+def test_a_check_runs_alone(network, check):
+    subject.create_network.cache_clear()
+    assert not failures(network, {check} - {"learns"})
+
+
+def test_what_is_no_network_or_check_is_an_input_error():
+    for network in (lambda images: images, Nnx(16, CLASSES, rngs=nnx.Rngs(0))):
+        with pytest.raises(InputError, match="check_model takes a linen module"):
+            check_model(network, SHAPE, CLASSES)
+    for checks in ("call", ["calls", "call"]):
+        with pytest.raises(InputError, match="call is not one of the checks"):
+            check_model(Base, SHAPE, CLASSES, checks=checks)
 
 
 def test_losses_that_are_not_finite_are_found():
@@ -306,6 +358,6 @@ def test_a_network_is_created_and_compiled_once(tmp_path):
 
 
 def test_the_checks_also_run_without_assert_statements():  # python -O
-    for module in (networks, steps, trees):
+    for module in (gradients, networks, steps, subject, trees):
         tree = ast.parse(inspect.getsource(module))
         assert not [node for node in ast.walk(tree) if isinstance(node, ast.Assert)]

@@ -17,7 +17,7 @@ from mnist_jax.testing import STEP_CHECKS, check_step, make_batch
 
 SHAPE, CLASSES = (6, 5), 3
 BATCH = make_batch(12, SHAPE, CLASSES)
-calls = itertools.count()
+calls, KEY = itertools.count(), jax.random.key(0)
 
 
 class Attention(nn.Module):
@@ -59,6 +59,7 @@ def make_step(
     weigh=lambda loss, mask: loss * mask,
     count=lambda images, mask: mask.sum(),
     noise=None,
+    penalty=lambda logits: 0.0,
     gradient=lambda name, gradient: gradient,
     results=lambda state, metrics: (state, metrics),
 ):
@@ -71,7 +72,7 @@ def make_step(
         logits = x @ params["kernel"] + params["bias"][None]
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         total = weigh(loss, mask).sum()
-        return total / count(images, mask), total
+        return total / count(images, mask) + penalty(logits), total
 
     def step(state, images, labels, mask, key):
         batch = images, labels, mask, key
@@ -94,6 +95,17 @@ def make_state():
 @pytest.mark.parametrize("noise", [None, jax.random.normal])
 def test_a_step_of_the_users_own_passes(noise):
     check_step(make_step(noise=noise), make_state(), BATCH)
+
+
+def test_a_step_with_the_key_in_its_state_passes():
+    def step(state, images, labels, mask, key):
+        key, used = jax.random.split(state["key"])
+        inner = {name: state[name] for name in ("params", "steps")}
+        new, metrics = dropping(inner, images, labels, mask, used)
+        return new | {"key": key}, metrics
+
+    dropping = make_step(noise=jax.random.normal)
+    check_step(step, make_state() | {"key": jax.random.key(1)}, BATCH)
 
 
 def changed_in_place(state, *batch):
@@ -161,11 +173,19 @@ FAULTS = {
     ),
     "a mask ignored": (
         make_step(weigh=lambda loss, mask: loss),
-        {"padding": "multiply by the mask", "sums": "do not add up"},
+        {"padding": "multiply what depends on them", "sums": "do not add up"},
     ),
     "len(images) as a number": (
         make_step(count=lambda images, mask: len(images)),
         {"padding": r"divide by its sum, not by len\(images\)"},
+    ),
+    "a penalty of padding": (
+        make_step(penalty=lambda logits: jnp.mean((logits + 1) ** 2)),
+        {"padding": "whose mask is 0"},
+    ),
+    "a key from outside": (
+        make_step(noise=lambda key, shape: jax.random.normal(KEY, shape)),
+        {"random": "a random key comes from outside"},
     ),
     "a weight by position": (
         make_step(weigh=lambda loss, mask: loss * mask * jnp.arange(len(loss))),

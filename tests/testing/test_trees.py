@@ -55,6 +55,12 @@ def test_nan_is_not_nan_unless_asked():
         assert_trees_close(tree, tree)
 
 
+def test_complex_numbers_are_compared():
+    assert_trees_close(np.complex64(1j), np.complex64(1j))
+    with pytest.raises(AssertionError, match=r"such as 0\+1j, not 0\+2j"):
+        assert_trees_close(np.complex64(1j), np.complex64(2j))
+
+
 def test_tuples_are_not_lists():
     with pytest.raises(AssertionError, match="the tree is"):
         assert_trees_close([np.float32(1)], (np.float32(1),))
