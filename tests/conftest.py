@@ -9,7 +9,6 @@ from pathlib import Path
 
 import jax
 import pytest
-from helpers.browser import Browser, find_programs, open_browser
 from helpers.custom_networks import NETWORKS
 from helpers.processes import ROOT
 from helpers.programs import DIGITS, run
@@ -20,7 +19,7 @@ from mnist_jax.training.jax_setup import setup
 # It also sets XLA_FLAGS, for this process and the programs that it starts. Tests of the
 # CPU implementations (`users_jit`) and of whole programs (`XLA_FLAGS=""`) compile as
 # for users.
-pytest_plugins = ["mnist_jax.pytest_plugin"]
+pytest_plugins = ["mnist_jax.pytest_plugin", "helpers.browser"]
 # Eight host devices, so that meshes of 1, 2, 4 and 8 can be compared in one process.
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -51,9 +50,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             # Plugins record strings.
             tried.update({k: n for k, n in report.user_properties if type(n) is int})
     if tried:
-        lost = terminalreporter.getreports("failed") + terminalreporter.getreports(
-            "error"
-        )
+        lost = any(map(terminalreporter.getreports, ("failed", "error")))
         terminalreporter.section("faults tried")
         for name, count in sorted(tried.items()):
             terminalreporter.write_line(f"{name}: {count:,}")
@@ -98,13 +95,3 @@ def networks(tmp_path: Path) -> Path:
     """A file with custom networks."""
     (tmp_path / "networks.py").write_text(NETWORKS)
     return tmp_path / "networks.py"
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    """A headless Chromium; the test is skipped if there is none."""
-    programs = find_programs()
-    if programs is None:
-        pytest.skip("no chromium and chromedriver on the PATH: no browser to test with")
-    with open_browser(*programs) as browser:
-        yield browser
