@@ -1,12 +1,14 @@
-"""Creates complete records for tests of files, tables and reports."""
+"""Complete records for tests of files, tables and reports, made up and recorded."""
 
 from typing import Any
 
+from helpers.processes import ROOT
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST
 from mnist_jax.models.networks import count_params, create_model
 from mnist_jax.records.environment import Environment
-from mnist_jax.records.schema import EpochRecord, RunRecord
+from mnist_jax.records.schema import EpochRecord, RunRecord, read_jsonl
+from mnist_jax.reporting.tables import comparison_frame, group_by_row, row_names
 
 SIZES = dict(train_images=54_000, validation_images=6_000, test_images=10_000)
 
@@ -86,3 +88,14 @@ def make_record(
         total_seconds=9.0,
         environment=make_environment(device=device),
     )
+
+
+def recorded_runs() -> list[RunRecord]:
+    """Returns the recorded runs of the three networks, of three seeds each."""
+    return read_jsonl(RunRecord, ROOT / "benchmarks" / "results" / "compare.jsonl")
+
+
+def rows_of(records: list[RunRecord]) -> dict[str, list[RunRecord]]:
+    """Returns the records of each row of a table by the name of the row."""
+    names = row_names(comparison_frame(records))
+    return dict(zip(names, group_by_row(records), strict=True))

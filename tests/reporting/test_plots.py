@@ -5,15 +5,13 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
-from helpers.records import make_epochs, make_record
+from helpers.records import make_epochs, make_record, recorded_runs, rows_of
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from benchmarks.readme import RESULTS
 from mnist_jax.data.published import SETS
 from mnist_jax.data.types import Dataset
-from mnist_jax.records.schema import RunRecord, read_jsonl
 from mnist_jax.reporting import plots
 from mnist_jax.reporting.pictures import comparison_pictures
 from mnist_jax.reporting.plots import (
@@ -27,24 +25,10 @@ from mnist_jax.reporting.plots import (
     set_title,
 )
 from mnist_jax.reporting.predictions import prediction_frame
-from mnist_jax.reporting.tables import (
-    budget_frame,
-    comparison_frame,
-    group_by_row,
-    history_frame,
-    row_names,
-)
+from mnist_jax.reporting.tables import budget_frame, history_frame
 
 
-@pytest.fixture(scope="module")
-def records() -> list[RunRecord]:
-    """Recorded runs of the three networks."""
-    return read_jsonl(RunRecord, RESULTS / "compare.jsonl")
-
-
-def rows_of(records: list[RunRecord]) -> dict[str, list[RunRecord]]:
-    names = row_names(comparison_frame(records))
-    return dict(zip(names, group_by_row(records), strict=True))
+RECORDS = recorded_runs()
 
 
 def drawn_lines(axes: Axes) -> list[Line2D]:
@@ -52,8 +36,8 @@ def drawn_lines(axes: Axes) -> list[Line2D]:
     return [line for line in axes.lines if len(line.get_xdata())]
 
 
-def test_curves_plot_means_and_budgets_plot_every_seed(records):
-    mlp = [record for record in records if record.config.model == "mlp"]
+def test_curves_plot_means_and_budgets_plot_every_seed():
+    mlp = [record for record in RECORDS if record.config.model == "mlp"]
     frames = [history_frame(record) for record in mlp]
     line = history_figure(pd.concat(frames)).axes[0].lines[0]
     np.testing.assert_allclose(
@@ -71,8 +55,8 @@ def test_history_without_validation_is_plotted():
     assert [len(axes.lines) for axes in figure.axes] == [1, 1]
 
 
-def test_the_plot_of_a_sweep_is_legible(records):
-    base, changes = records[0], dict(optimizer="adamw", hidden=(512, 256, 128))
+def test_the_plot_of_a_sweep_is_legible():
+    base, changes = RECORDS[0], dict(optimizer="adamw", hidden=(512, 256, 128))
     sweep = [
         dataclasses.replace(
             base,
@@ -108,14 +92,14 @@ def assert_legible(figure: Figure) -> None:
         assert box.x0 >= 0 and box.x1 <= boxes[0].x1 and box.y0 >= 0
 
 
-def test_targets_are_marked_where_all_runs_have_a_validation_set(records):
-    rows = rows_of(records)
+def test_targets_are_marked_where_all_runs_have_a_validation_set():
+    rows = rows_of(RECORDS)
     [axes] = next(comparison_pictures(rows, [0.98, 0.999])).figure.axes
     dashed = [line for line in axes.lines if line.get_color() == "#808080"]
     assert [line.get_ydata()[0] for line in dashed] == [0.98, 0.999]
     assert [text.get_text() for text in axes.texts] == ["0.98", "0.999"]
-    config = dataclasses.replace(records[0].config, validation="test")
-    rows["other"] = [dataclasses.replace(records[0], config=config)]
+    config = dataclasses.replace(RECORDS[0].config, validation="test")
+    rows["other"] = [dataclasses.replace(RECORDS[0], config=config)]
     assert [p.name for p in comparison_pictures(rows, [])] == ["pareto-front"]
 
 

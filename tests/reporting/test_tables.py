@@ -7,20 +7,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers.records import make_environment, make_record
+from helpers.records import make_environment, make_record, recorded_runs, rows_of
 from scipy import stats
 
-from benchmarks.readme import RESULTS
-from mnist_jax import TrainConfig, compare
+from mnist_jax.config import TrainConfig
 from mnist_jax.errors import InputError
 from mnist_jax.models.custom import network_sha256
-from mnist_jax.records.schema import RunRecord, read_jsonl
+from mnist_jax.records.schema import RunRecord
 from mnist_jax.reporting.plots import pareto_frame
-from mnist_jax.reporting.statistics import (
-    mean_interval,
-    prediction_interval,
-    welch_difference,
-)
+from mnist_jax.reporting.statistics import welch_difference
 from mnist_jax.reporting.tables import (
     check_targets,
     comparison_frame,
@@ -29,13 +24,11 @@ from mnist_jax.reporting.tables import (
     group_by_row,
     group_by_table,
     markdown_table,
-    row_names,
     seconds_to_target,
 )
 
 
-def names_of(records: list[RunRecord]) -> list[str]:
-    return row_names(comparison_frame(records))
+ONE_DEVICE = dataclasses.replace(make_record(), devices=1)
 
 
 def test_table_has_means_over_seeds_best_first():
@@ -109,43 +102,42 @@ def test_what_all_rows_share_is_a_line_below_the_table():
     table = format_comparison(comparison_frame(records))
     assert not {"devices", "seeds together"} & set(table)
     assert sorted(table["settings"]) == ["", "hidden=64,64", "hidden=64,64 dropout=0.5"]
-    names = names_of(records)
-    assert names == ["mlp hidden=64,64 dropout=0.5", "mlp hidden=64,64", "cnn"]
+    names = ["mlp hidden=64,64 dropout=0.5", "mlp hidden=64,64", "cnn"]
+    assert [*rows_of(records)] == names
     # In a table of one row nothing is repeated.
     assert "all rows" not in format_markdown(records[:1])
-    assert names_of(records[:1]) == ["mlp hidden=64,64 dropout=0.5 batch_size=32"]
+    assert [*rows_of(records[:1])] == ["mlp hidden=64,64 dropout=0.5 batch_size=32"]
 
 
-def test_settings_with_spaces_stay_whole():
-    base = make_record()
-    fields = "kind='one layer'", "kind='two layer'"
-    configs = [
-        dataclasses.replace(base.config, model="a.py:Net", model_args=(field,))
-        for field in fields
-    ]
-    names = names_of([dataclasses.replace(base, config=config) for config in configs])
-    assert names == [f"Net model_args={field}" for field in fields]
+def custom(model: str, source: str, **fields: object) -> RunRecord:
+    """Returns the record of a run of a custom network."""
+    record = make_record()
+    config = dataclasses.replace(record.config, model=model, **fields)
+    return dataclasses.replace(record, config=config, source_sha256=source * 64)
 
 
-def test_networks_of_one_name_keep_their_files_versions_and_devices():
-    base = make_record()
-
-    def custom(model: str, source: str) -> RunRecord:
-        config = dataclasses.replace(base.config, model=model)
-        return dataclasses.replace(base, config=config, source_sha256=source * 64)
-
-    names = names_of([custom("a.py:Net", "0"), custom("b.py:Net", "1")])
-    assert names == ["a.py:Net source=00000000", "b.py:Net source=11111111"]
-    names = names_of([custom("a.py:Net", "0"), custom("b.py:Other", "1")])
-    assert names == ["Net", "Other"]
-    one = dataclasses.replace(base, devices=1)
-    assert names_of([base, one]) == ["mlp devices=2", "mlp devices=1"]
-    assert names_of([make_record("cnn"), one]) == ["cnn", "mlp"]
+@pytest.mark.parametrize(
+    "records, names",
+    [
+        (
+            [custom("a.py:Net", "0"), custom("b.py:Net", "1")],
+            ["a.py:Net source=00000000", "b.py:Net source=11111111"],
+        ),
+        ([custom("a.py:Net", "0"), custom("b.py:Other", "1")], ["Net", "Other"]),
+        (
+            [custom("a.py:Net", "0", model_args=(f"k='{k} layer'",)) for k in "12"],
+            ["Net model_args=k='1 layer'", "Net model_args=k='2 layer'"],
+        ),
+        ([make_record(), ONE_DEVICE], ["mlp devices=2", "mlp devices=1"]),
+        ([make_record("cnn"), ONE_DEVICE], ["cnn", "mlp"]),
+    ],
+)
+def test_rows_are_named_by_what_distinguishes_them(records, names):
+    assert [*rows_of(records)] == names
 
 
 def test_the_main_columns_fit_100_characters():
-    records = read_jsonl(RunRecord, RESULTS / "compare.jsonl")
-    records = [dataclasses.replace(record, compile_cached=True) for record in records]
+    records = [dataclasses.replace(r, compile_cached=True) for r in recorded_runs()]
     for row in (None, records[0].config):
         text = format_markdown(records, [0.98], row, all_columns=False)
         table = [line for line in text.splitlines() if line.startswith("|")]
@@ -166,10 +158,8 @@ def test_the_pareto_front_has_what_no_other_row_dominates():
         make_record("mlp", 0, 0.96, hidden=(8,), batch_size=64),  # the same
         make_record("mlp", 1, 0.96, hidden=(8,), batch_size=32),  # slower
     ]
-    rows = dict(zip(names_of(records), group_by_row(records), strict=True))
-    frame = pareto_frame(rows)
-    front = dict(zip(frame.index, frame["on_front"], strict=True))
-    assert front == {
+    frame = pareto_frame(rows_of(records))
+    assert frame["on_front"].to_dict() == {
         "cnn": True,
         "mlp": True,  # slower and larger than the small ones, but more accurate
         "mlp hidden=8": True,
@@ -281,21 +271,5 @@ def test_the_row_is_that_of_the_present_source_and_the_latest():
     assert frame["difference"][:2].tolist() == pytest.approx([0.02, 0.01])
 
 
-def test_compare_takes_one_of_its_configs(digits):
-    configs = [TrainConfig(dataset="digits", hidden=h, epochs=1) for h in ((), (8,))]
-    frame = compare(configs, 2, dataset=digits, against=configs[0], quiet=True)
-    assert frame["difference"].notna().sum() == 1
-
-
-def test_intervals_equal_those_of_scipy():
-    values = [0.9, 0.92, 0.95, 0.91]
-    mean, std = np.mean(values), np.std(values, ddof=1)
-    want = stats.t.interval(0.95, 3, loc=mean, scale=std * np.sqrt(1 + 1 / 4))
-    np.testing.assert_allclose(prediction_interval(values)[1:], want)
-    other = [0.91, 0.9, 0.96, 0.9]
-    test = stats.ttest_rel(values, other).confidence_interval(0.95)
-    np.testing.assert_allclose(mean_interval(np.subtract(values, other))[1:], test)
-    test = stats.ttest_ind(values, other[:2], equal_var=False).confidence_interval(0.95)
-    np.testing.assert_allclose(welch_difference(values, other[:2])[1:], test)
-    assert np.isnan(welch_difference([0.9], values)[1:]).all()
-    assert np.isnan(prediction_interval([0.9])[1:]).all()
+def test_one_value_has_no_interval():
+    assert np.isnan(welch_difference([0.9], [0.9, 0.8])[1:]).all()
