@@ -5,7 +5,7 @@ import dataclasses
 import struct
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Dataset, Shapes
 from mnist_jax.errors import InputError
-from mnist_jax.records.schema import EpochRecord, RunRecord
+from mnist_jax.records.schema import RunRecord
 from mnist_jax.reporting.trackers import check_tracker, start_run, track
 from mnist_jax.testing.steps import make_split
 from mnist_jax.training.fit import finish
@@ -29,30 +29,20 @@ from mnist_jax.training.runs import Started, fit_into
 CONFIG = TrainConfig(model="mlp", hidden=(), epochs=2, batch_size=100, dataset="idx")
 
 
-EPOCH = EpochRecord(1, 0.5, 0.75, None, None, 0.5, 0.0)
+def read_values(folder: Path) -> dict[tuple[str, int], Any]:
+    """Returns what TensorBoard shows of a folder, by tag and step.
 
-
-def read_events(folder: Path) -> Iterator[Event]:
-    """Yields the events of a folder's files, in the order of their names.
-
-    A record is its length (8 bytes), a checksum (4), an event, a checksum (4):
+    The start of a session removes the steps from its own on. A record is its length
+    (8 bytes), a checksum (4), an event, a checksum (4):
     https://www.tensorflow.org/tutorials/load_data/tfrecord
     """
+    values: dict[tuple[str, int], Any] = {}
     paths = sorted(folder.glob("events.out.tfevents.*"))
     content = b"".join(path.read_bytes() for path in paths)
     while content:
         [length] = struct.unpack("<Q", content[:8])
-        yield Event.FromString(content[12 : 12 + length])
+        event = Event.FromString(content[12 : 12 + length])
         content = content[16 + length :]
-
-
-def read_values(folder: Path) -> dict[tuple[str, int], Any]:
-    """Returns what TensorBoard shows of a folder, by tag and step.
-
-    The start of a session removes the steps from its own on.
-    """
-    values: dict[tuple[str, int], Any] = {}
-    for event in read_events(folder):
         if event.session_log.status == SessionLog.START:
             values = {k: v for k, v in values.items() if k[1] < event.step}
         for value in event.summary.value:
