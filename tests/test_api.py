@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from functools import partial
+from importlib.metadata import version
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 from helpers.processes import run_python
 from helpers.programs import run
+from helpers.trained import make_run
 
 import mnist_jax
 from mnist_jax import InputError, TrainConfig, api
@@ -22,48 +24,37 @@ CONFIG = TrainConfig(
 )
 
 
-def test_importing_imports_nothing_else():
-    code = (
-        "import sys, mnist_jax; from importlib.metadata import version\n"
-        "heavy = {'jax', 'flax', 'numpy', 'pandas', 'absl'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
-        "assert mnist_jax.__version__ == version('mnist-jax')\n"
-    )
-    run_python("-c", code)
+def test_the_version_is_that_of_the_package():
+    assert mnist_jax.__version__ == version("mnist-jax")
 
 
 def test_setup_uses_every_core_and_may_be_repeated():
-    code = (
-        "import json, jax, mnist_jax\n"
-        "from mnist_jax.records.environment import available_cores\n"
-        "mnist_jax.setup(compile_cache=False); mnist_jax.setup(compile_cache=False)\n"
-        "assert jax.config.jax_compilation_cache_dir is None\n"
-        "mnist_jax.setup()\n"
-        "assert jax.config.jax_compilation_cache_dir is not None\n"
-        "assert jax.device_count() == available_cores(), jax.devices()\n"
-        "errors = []\n"
-        "for settings in dict(cpu_devices=64), dict(platform='tpu'):\n"
-        "    try: mnist_jax.setup(**settings)\n"
-        "    except (RuntimeError, ValueError) as error: errors.append(str(error))\n"
-        "print(json.dumps(errors))\n"
-    )
+    code = """
+import json, jax, mnist_jax
+from mnist_jax.records.environment import available_cores
+mnist_jax.setup(compile_cache=False); mnist_jax.setup(compile_cache=False)
+assert jax.config.jax_compilation_cache_dir is None
+mnist_jax.setup()
+assert jax.config.jax_compilation_cache_dir is not None
+assert jax.device_count() == available_cores(), jax.devices()
+errors = []
+for settings in dict(cpu_devices=64), dict(platform="tpu"):
+    try: mnist_jax.setup(**settings)
+    except (RuntimeError, ValueError) as error: errors.append(str(error))
+print(json.dumps(errors))
+"""
     devices, platform = json.loads(run_python("-c", code).stdout)
     assert "before any JAX operation" in devices
     assert "platform to tpu" in platform and "running on cpu" in platform
 
 
-def test_train_gives_the_parameters_of_the_program(tmp_path):
+def test_train_gives_the_parameters_of_the_program(tmp_path, digits: Dataset):
     flags = ["--dataset=digits", "--hidden=8", "--epochs=1", "--batch_size=64"]
     run("experiments.train", *flags, "--cpu_devices=1", f"--run_dir={tmp_path}/run")
-    code = (
-        "import mnist_jax\n"
-        f"config = mnist_jax.TrainConfig(**{vars(CONFIG)})\n"
-        "[run] = mnist_jax.train(config, quiet=True)\n"
-        "print(run.record.params_sha256)\n"
-    )
     loaded = mnist_jax.load_run(tmp_path / "run")
     assert loaded.config == CONFIG
-    assert run_python("-c", code).stdout.strip() == loaded.record.params_sha256
+    [trained] = mnist_jax.train(CONFIG, dataset=digits, quiet=True)
+    assert trained.record.params_sha256 == loaded.record.params_sha256
 
 
 def test_train_keeps_resumes_and_overwrites(tmp_path, capsys):
@@ -84,12 +75,13 @@ def test_train_keeps_resumes_and_overwrites(tmp_path, capsys):
 
 def test_compare_returns_numbers_and_keeps_runs(tmp_path, digits: Dataset):
     configs = [CONFIG, TrainConfig(**{**vars(CONFIG), "hidden": (16,)})]
-    settings = dict(dataset=digits, out=tmp_path, targets=[0.01], quiet=True)
-    first = mnist_jax.compare(configs, 2, **settings)
+    settings = dict(dataset=digits, out=tmp_path, targets=[0.01], against=CONFIG)
+    first = mnist_jax.compare(configs, 2, quiet=True, **settings)
     assert first["seeds"].tolist() == [2, 2] and first["test_accuracy"].dtype == float
     assert first["seeds_to_0.01"].tolist() == [2, 2]
     assert (first["seconds_to_0.01"] == first["first_epoch_seconds"]).all()
-    again = mnist_jax.compare(configs[:1], 2, **settings)
+    assert first["difference"].notna().sum() == 1
+    again = mnist_jax.compare(configs[:1], 2, quiet=True, **settings)
     [row] = again.index
     same = first[first["settings"] == again["settings"][row]].reset_index(drop=True)
     pd.testing.assert_frame_equal(same, again)
@@ -132,8 +124,7 @@ def test_a_run_is_only_that_of_the_arrays_it_was_trained_on(tmp_path, digits: Da
 
 
 def test_predict_takes_unscaled_images_only(digits: Dataset):
-    [trained] = mnist_jax.train(CONFIG, dataset=digits, quiet=True)
-    images = digits.test.images[:3]
+    trained, images = make_run(hidden=(8,)), digits.test.images[:3]
     assert trained.predict(images[:0]).shape == (0, 10)
     with_channel = trained.predict(images[..., None])
     np.testing.assert_array_equal(with_channel, trained.predict(images))
@@ -144,16 +135,19 @@ def test_predict_takes_unscaled_images_only(digits: Dataset):
 
 
 @pytest.mark.parametrize(
-    "images, labels, message",
+    "images, message",
     [
-        (np.zeros((3, 28, 28)), [0, 1, 2], "images must be .* got .* float64"),
-        (np.zeros((3, 32, 32), np.uint8), [0, 1, 2], "got 28x28 and 32x32"),
+        (np.zeros((3, 28, 28)), "images must be .* got .* float64"),
+        (np.zeros((3, 32, 32), np.uint8), "got 28x28 and 32x32"),
     ],
 )
-def test_invalid_datasets_are_refused(digits: Dataset, images, labels, message):
-    split = Split(images, np.array(labels, np.int32))
+def test_invalid_datasets_are_refused(digits: Dataset, images, message):
+    split = Split(images, np.arange(3, dtype=np.int32))
     with pytest.raises(InputError, match=message):
         mnist_jax.train(CONFIG, dataset=dataclasses.replace(digits, test=split))
+
+
+UNUSED = TrainConfig(conv=("8",))
 
 
 @pytest.mark.parametrize(
@@ -169,6 +163,8 @@ def test_invalid_datasets_are_refused(digits: Dataset, images, labels, message):
             "give one of them",
         ),
         (lambda: mnist_jax.train(CONFIG, [-1]), "--seed must be"),
+        (lambda: mnist_jax.train(UNUSED), "--conv=8 only applies with --model=cnn"),
+        (lambda: mnist_jax.compare(UNUSED), "--conv=8 only applies with --model=cnn"),
     ],
 )
 def test_wrong_arguments_are_refused(call, message, tmp_path, monkeypatch):
@@ -180,12 +176,9 @@ def test_wrong_arguments_are_refused(call, message, tmp_path, monkeypatch):
 def test_one_device_for_several_cores_is_warned_of(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     monkeypatch.setattr(api, "available_cores", lambda: 8)
-    api._warn_of_one_device([CONFIG, TrainConfig(model="cnn", cpu_devices=1)])
-    with pytest.warns(UserWarning, match=r"mnist_jax.setup\(\)"):
-        api._warn_of_one_device([TrainConfig(model="cnn")])
-
-
-def test_fields_without_effect_are_refused_before_training():
-    for start in mnist_jax.train, mnist_jax.compare:
-        with pytest.raises(InputError, match="--conv=8 only applies with --model=cnn"):
-            start(TrainConfig(conv=("8",)))
+    # Nothing is trained: `resume` needs a directory.
+    for config in (CONFIG, TrainConfig(model="cnn", cpu_devices=1)):
+        with pytest.raises(InputError, match="need run_dir"):
+            mnist_jax.train(config, resume=True)
+    with pytest.raises(UserWarning, match=r"mnist_jax.setup\(\)"):
+        mnist_jax.train(TrainConfig(model="cnn"), resume=True)

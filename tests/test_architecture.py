@@ -6,14 +6,11 @@ import tomllib
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-from helpers.processes import run_python
+import pytest
+from helpers.processes import ROOT, run_python
 from packaging.requirements import Requirement
-from packaging.specifiers import SpecifierSet
 
-import mnist_jax
-
-FOLDER = Path(mnist_jax.__file__).parent
-ROOT = FOLDER.parent
+FOLDER = ROOT / "mnist_jax"
 # A file may import from its own level and from the levels before it.
 ORDER = ["errors", "config", "records", "data", "models", "training"]
 # The levels above them, also in order.
@@ -111,48 +108,53 @@ def test_files_are_at_most_400_lines_long():
 def test_importing_touches_no_device_and_reads_no_flag():
     names = ["mnist_jax." + name_of(path).replace("/", ".") for path in MODULES]
     names = [name.removesuffix(".__init__") for name in names]
-    code = (
-        "import sys, importlib\n"
-        f"for name in {names!r}: importlib.import_module(name)\n"
-        "import jax._src.xla_bridge as bridge\n"
-        "from absl import flags\n"
-        "assert not bridge.backends_are_initialized()\n"
-        "assert not flags.FLAGS.is_parsed()\n"
-        "assert not set(flags.FLAGS) & {'model', 'data_dir', 'run_dir'}\n"
-        "heavy = {'tensorflow', 'tensorflow_datasets', 'torch', 'keras', 'sklearn'}\n"
-        "heavy |= {'tensorboardX', 'trackio', 'wandb'}\n"
-        "heavy |= {'onnx', 'onnxruntime', 'safetensors'}\n"
-        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
-    )
-    run_python("-c", code)
+    code = f"""
+import importlib
+for name in {names!r}: importlib.import_module(name)
+import jax._src.xla_bridge as bridge
+from absl import flags
+assert not bridge.backends_are_initialized()
+assert not flags.FLAGS.is_parsed()
+assert not set(flags.FLAGS) & {{"model", "data_dir", "run_dir"}}
+"""
+    unneeded = {"tensorflow", "tensorflow_datasets", "torch", "keras", "sklearn"}
+    unneeded |= {"tensorboardX", "trackio", "wandb"}
+    unneeded |= {"onnx", "onnxruntime", "safetensors"}
+    assert_imports_none_of(unneeded, code)
 
 
-def test_programs_do_not_import_what_they_do_not_need():
-    for program, unneeded in {
-        "benchmarks.peers.worker": {"jax"},
-        "experiments.train": {"pandas", "matplotlib", "PIL", "jinja2"},
-    }.items():
-        code = f"import sys, {program}; assert not {unneeded} & set(sys.modules)"
-        run_python("-c", code)
+def assert_imports_none_of(unneeded: set[str], code: str) -> None:
+    """Asserts that code, run in a new process, imports none of some packages."""
+    check = f"import sys\nfound = {unneeded} & set(sys.modules)\nassert not found, found"
+    run_python("-c", f"{code}\n{check}")
+
+
+@pytest.mark.parametrize(
+    "module, unneeded",
+    [
+        ("mnist_jax", {"jax", "flax", "numpy", "pandas", "absl"}),
+        ("benchmarks.peers.worker", {"jax"}),
+        ("experiments.train", {"pandas", "matplotlib", "PIL", "jinja2"}),
+    ],
+)
+def test_modules_do_not_import_what_they_do_not_need(module, unneeded):
+    assert_imports_none_of(unneeded, f"import {module}")
 
 
 def test_ci_tests_the_oldest_and_newest_versions_allowed():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    pins = (ROOT / "constraints" / "tests.txt").read_text().splitlines()
-
-    def specifiers(lines: list[str], python: str) -> dict[str, SpecifierSet]:
-        wanted = map(Requirement, (line for line in lines if line[0] != "#"))
-        version = {"python_version": python}
-        return {
-            one.name: one.specifier
-            for one in wanted
-            if not one.marker or one.marker.evaluate(version)
-        }
-
-    allowed, newest_allowed, oldest, newest = (
-        specifiers(lines, python)
-        for lines in (project["dependencies"], pins)
-        for python in ("3.11", "3.12")
+    lines = (ROOT / "constraints" / "tests.txt").read_text().splitlines()
+    pins = [line for line in lines if line[0] != "#"]
+    (allowed, newest_allowed), (oldest, newest) = (
+        [
+            {
+                one.name: one.specifier
+                for one in map(Requirement, requirements)
+                if not one.marker or one.marker.evaluate({"python_version": python})
+            }
+            for python in ("3.11", "3.12")
+        ]
+        for requirements in (project["dependencies"], pins)
     )
     for name in ("jax", "flax", "optax"):
         assert str(oldest[name]).replace("==", ">=") in map(str, allowed[name])
