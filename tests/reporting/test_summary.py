@@ -14,6 +14,7 @@ from mnist_jax.training.fit import finish, fit
 from mnist_jax.training.mesh import make_mesh
 from mnist_jax.training.prepare import prepare
 
+
 def test_layer_table_lists_shapes_settings_and_frozen_layers():
     config = TrainConfig(
         model="cnn",
