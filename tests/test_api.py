@@ -148,6 +148,7 @@ def test_invalid_datasets_are_refused(digits: Dataset, images, message):
 
 
 UNUSED = TrainConfig(conv=("8",))
+TESTED = TrainConfig(dataset="digits", validation="test")
 
 
 @pytest.mark.parametrize(
@@ -156,6 +157,10 @@ UNUSED = TrainConfig(conv=("8",))
         (lambda: mnist_jax.train(CONFIG, resume=True), "need run_dir"),
         (lambda: mnist_jax.compare([CONFIG, CONFIG]), "equal but for the seed"),
         (lambda: mnist_jax.compare(CONFIG, targets=[98]), "--targets must be"),
+        (
+            lambda: mnist_jax.compare([CONFIG, TESTED], targets=[0.9, 0.95]),
+            "--targets=0.9,0.95 needs .*--validation=test;",
+        ),
         (lambda: mnist_jax.compare([CONFIG, TrainConfig()]), "auto, digits"),
         (lambda: mnist_jax.compare([]), "got none"),
         (
@@ -163,6 +168,8 @@ UNUSED = TrainConfig(conv=("8",))
             "give one of them",
         ),
         (lambda: mnist_jax.train(CONFIG, [-1]), "--seed must be"),
+        # Without targets no validation set is needed.
+        (lambda: mnist_jax.compare(TESTED, [-1]), "--seed must be"),
         (lambda: mnist_jax.train(UNUSED), "--conv=8 only applies with --model=cnn"),
         (lambda: mnist_jax.compare(UNUSED), "--conv=8 only applies with --model=cnn"),
     ],

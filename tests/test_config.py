@@ -164,7 +164,7 @@ BAD = {
     ],
     "schedule": ["--schedule=linear"],
     "warmup_fraction": [
-        *("--warmup_fraction=0", "--schedule=constant --warmup_fraction=0.2"),
+        *("--warmup_fraction=0", "--schedule=constant --warmup_fraction=0.2")
     ],
     "clip_norm": [f"--clip_norm={value}" for value in ("0", "nan", "x", "1e-46")],
     "batch_size": ["--batch_size=0", "--batch_size=1.5"],
@@ -193,19 +193,12 @@ def test_every_field_has_bad_values():
 
 
 @pytest.mark.parametrize(
-    "fields",
+    "name, value",
     [
-        dict(hidden=8),
-        dict(hidden=(1.5,)),
-        dict(learning_rate="0.1"),
-        dict(seed=True),
-        dict(conv="8"),
-        dict(epochs="3"),
-        dict(model=None),
-        dict(seed=1.5),
+        *(("hidden", 8), ("hidden", (1.5,)), ("learning_rate", "0.1"), ("seed", True)),
+        *(("conv", "8"), ("epochs", "3"), ("model", None), ("seed", 1.5)),
     ],
 )
-def test_values_of_other_types_are_refused(fields):
-    [name] = fields
+def test_values_of_other_types_are_refused(name, value):
     with pytest.raises(InputError, match=f"--{name} must be of type .*; got"):
-        TrainConfig(**fields)
+        TrainConfig(**{name: value})

@@ -1,48 +1,42 @@
 """The quickstart, as a script and as an executed notebook, and the networks."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from helpers.documents import code_blocks
-from helpers.processes import run_python
+from helpers.processes import ROOT, run_python
 
 from mnist_jax import TrainConfig
 from mnist_jax.training.fit import finish, fit
 from mnist_jax.training.prepare import prepare
 
-ROOT = Path(__file__).parents[1]
-SCRIPT = ROOT / "examples" / "quickstart.py"
-NOTEBOOK = SCRIPT.with_suffix(".ipynb")
-
-
-def script_cells() -> list[tuple[str, str]]:
-    """Returns the kind and the text of each cell of the script."""
-    cells = []
-    for text in SCRIPT.read_text().split("# %%")[1:]:
-        head, _, body = text.partition("\n")
-        if "[markdown]" in head:
-            lines = [line.removeprefix("#")[1:] for line in body.split("\n")]
-            cells.append(("markdown", "\n".join(lines).strip()))
-        else:
-            cells.append(("code", body.strip()))
-    return cells
+EXAMPLES = ROOT / "examples"
+SCRIPT = EXAMPLES / "quickstart.py"
+NOTEBOOK = SCRIPT.with_suffix(".ipynb").read_text()
+CELLS = json.loads(NOTEBOOK)["cells"]
 
 
 def test_the_notebook_is_the_script():
-    cells = json.loads(NOTEBOOK.read_text())["cells"]
-    found = [(cell["cell_type"], "".join(cell["source"]).strip()) for cell in cells]
-    assert found == script_cells()
+    cells = []
+    for cell in SCRIPT.read_text().split("# %%")[1:]:
+        head, _, text = cell.partition("\n")
+        kind = "markdown" if "[markdown]" in head else "code"
+        if kind == "markdown":
+            text = re.sub("^# ?", "", text, flags=re.MULTILINE)
+        cells.append((kind, text.strip()))
+    found = [(cell["cell_type"], "".join(cell["source"]).strip()) for cell in CELLS]
+    assert found == cells
 
 
 def test_the_notebook_was_executed_on_mnist():
-    cells = json.loads(NOTEBOOK.read_text())["cells"]
-    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    outputs = [output for cell in CELLS for output in cell.get("outputs", [])]
     assert not [o for o in outputs if o["output_type"] == "error"]
     text = "".join("".join(o.get("text", [])) for o in outputs)
     assert "10,000 test images" in text and "test_accuracy" in text
     assert sum("image/png" in o.get("data", {}) for o in outputs) == 2
-    assert str(Path.home()) not in NOTEBOOK.read_text()
+    assert str(Path.home()) not in NOTEBOOK
 
 
 @pytest.mark.programs
@@ -63,24 +57,23 @@ def test_the_quickstart_runs(tmp_path):
 def test_the_network_of_the_readme_is_the_example():
     blocks = code_blocks((ROOT / "README.md").read_text())
     [block] = [block.text for block in blocks if "class ResidualMLP" in block.text]
-    assert block in (ROOT / "examples" / "residual_mlp.py").read_text()
+    assert block in (EXAMPLES / "residual_mlp.py").read_text()
 
 
 @pytest.mark.parametrize(
     "network, model_args",
     [
-        ("mixer.py:Mixer", "width=16,depth=1,patch=14"),
-        ("nnx_cnn.py:CNN", "width=4,rate=0.1"),
+        ("mixer.py:Mixer", ("width=16", "depth=1", "patch=14")),
+        ("nnx_cnn.py:CNN", ("width=4", "rate=0.1")),
     ],
 )
 def test_the_networks_train(network, model_args, digits):
     config = TrainConfig(
-        model=f"{SCRIPT.parent}/{network}",
-        model_args=tuple(model_args.split(",")),
+        model=f"{EXAMPLES}/{network}",
+        model_args=model_args,
         dataset="digits",
         epochs=2,
         cpu_devices=2,
     )
-    records = [record for record, _ in finish(fit(prepare(config, digits, 2), [0, 1]))]
-    for record in records:
+    for record, _ in finish(fit(prepare(config, digits, 2), [0, 1])):
         assert record.epochs[-1].loss < record.epochs[0].loss

@@ -51,8 +51,8 @@ def test_the_page_predicts_what_the_runs_predict(
     images = digits.test.images[:20]
     script = "return NETWORKS.map(n => arguments[0].map(image => predict(n, image)))"
     shown = np.array(browser.run(script, images.reshape(len(images), -1).tolist()))
-    for probabilities, (name, run) in zip(shown, runs.items(), strict=True):
-        expected = run.predict(images)
+    for probabilities, (name, trained) in zip(shown, runs.items(), strict=True):
+        expected = trained.predict(images)
         assert expected.std(axis=0).max() > 1e-3  # the images are told apart
         np.testing.assert_allclose(probabilities, expected, atol=1e-5, err_msg=name)
     assert browser.console() == []
@@ -112,9 +112,8 @@ def test_a_stroke_shows_probabilities(
     fashion = dataclasses.replace(
         MLP.record, dataset="fashion_mnist", class_names=names
     )
-    runs = {"mlp0": MLP, "fashion": dataclasses.replace(MLP, record=fashion)}
-    runs["third"] = MLP
-    write_page(runs, tmp_path / "page.html")
+    other = dataclasses.replace(MLP, record=fashion)
+    write_page({"mlp0": MLP, "fashion": other, "third": MLP}, tmp_path / "page.html")
     assert not re.search(r"https?:|src=", (tmp_path / "page.html").read_text())
     browser.emulate(width, 740, scheme)
     browser.open((tmp_path / "page.html").as_uri())
@@ -128,15 +127,15 @@ def test_a_stroke_shows_probabilities(
     [expected] = MLP.predict(np.array(seen, np.uint8).reshape(1, 28, 28))
     texts = "return [...document.querySelectorAll(arguments[0])].map(e => e.innerText)"
     cells = browser.run(texts, "td")
-    assert cells == [f"{100 * p:.1f}%" for p in expected for _ in runs]
+    assert cells == [f"{100 * p:.1f}%" for p in expected for _ in range(3)]
     ink = "seen.getContext('2d').getImageData(0, 0, 28, 28).data"
     assert browser.run(f"return [...{ink}].filter((_, n) => n % 4 === 0)") == seen
     best = int(expected.argmax())
     answers = [str(best), names[best], str(best)]
     assert browser.run(texts, ".prediction") == answers
     note = "MLP, test accuracy 97.00%"
-    other = f"{note}; trained on fashion_mnist, so drawings of digits may mean nothing"
-    assert browser.run(texts, ".note") == [note, f"{other} to it", note]
+    warned = f"{note}; trained on fashion_mnist, so drawings of digits may mean nothing"
+    assert browser.run(texts, ".note") == [note, f"{warned} to it", note]
     # On a phone all is visible without scrolling, and there is room to draw.
     assert browser.run("return document.documentElement.scrollWidth") <= width
     assert browser.run("return pad.clientWidth") >= 220

@@ -14,19 +14,8 @@ from mnist_jax.data.published import SETS
 from mnist_jax.data.types import Dataset
 from mnist_jax.reporting import plots
 from mnist_jax.reporting.pictures import comparison_pictures
-from mnist_jax.reporting.plots import (
-    budget_figure,
-    confusion_figure,
-    history_figure,
-    pareto_figure,
-    plain_ticks,
-    predictions_figure,
-    save_figure,
-    set_title,
-)
 from mnist_jax.reporting.predictions import prediction_frame
 from mnist_jax.reporting.tables import budget_frame, history_frame
-
 
 RECORDS = recorded_runs()
 
@@ -39,11 +28,11 @@ def drawn_lines(axes: Axes) -> list[Line2D]:
 def test_curves_plot_means_and_budgets_plot_every_seed():
     mlp = [record for record in RECORDS if record.config.model == "mlp"]
     frames = [history_frame(record) for record in mlp]
-    line = history_figure(pd.concat(frames)).axes[0].lines[0]
+    line = plots.history_figure(pd.concat(frames)).axes[0].lines[0]
     np.testing.assert_allclose(
         line.get_ydata(), np.mean([frame["loss"] for frame in frames], axis=0)
     )
-    _, points = drawn_lines(budget_figure({"mlp": mlp}).axes[0])
+    _, points = drawn_lines(plots.budget_figure({"mlp": mlp}).axes[0])
     assert len(points.get_xdata()) == sum(map(len, frames))
     assert budget_frame(mlp[0])["seconds"].is_monotonic_increasing
 
@@ -51,7 +40,7 @@ def test_curves_plot_means_and_budgets_plot_every_seed():
 def test_history_without_validation_is_plotted():
     epoch = dataclasses.replace(make_epochs(1)[0], val_loss=None, val_accuracy=None)
     record = dataclasses.replace(make_record(), epochs=[epoch])
-    figure = history_figure(history_frame(record))
+    figure = plots.history_figure(history_frame(record))
     assert [len(axes.lines) for axes in figure.axes] == [1, 1]
 
 
@@ -70,7 +59,7 @@ def test_the_plot_of_a_sweep_is_legible():
     pictures = comparison_pictures(rows_of(sweep), [])
     budget, pareto = (picture.figure for picture in pictures)
     for figure in (budget, pareto):
-        set_title(figure, "all networks, MNIST on a CPU" * 4)
+        plots.set_title(figure, "all networks, MNIST on a CPU" * 4)
         assert_legible(figure)
     [legend] = budget.legends
     named = legend.get_lines()
@@ -107,7 +96,7 @@ def test_the_pareto_front_is_filled_and_parameters_are_the_size():
     columns = ["accuracy", "seconds", "parameters", "on_front"]
     rows = [(0.99, 20.0, 100_000, True), (0.98, 30.0, 1_000_000, False)]
     points = pd.DataFrame(rows, columns=columns, index=["cnn", "mlp"])
-    [axes] = pareto_figure(points).axes
+    [axes] = plots.pareto_figure(points).axes
     front, behind = drawn_lines(axes)
     assert axes.get_xscale() == "log"
     assert (front.get_xdata()[0], front.get_ydata()[0]) == (20.0, 0.99)
@@ -122,10 +111,10 @@ def test_cells_with_more_mistakes_are_darker():
     counts = np.diag([9, 9, 9])
     counts[0] = [9, 1, 2]
     counts[1, 0] = 40
-    [image] = confusion_figure(counts, ("a", "b", "c")).axes[0].images
+    [image] = plots.confusion_figure(counts, ("a", "b", "c")).axes[0].images
     shades = np.asarray(image.get_array())
     assert shades[2, 0] == 0 < shades[0, 1] < shades[0, 2] < shades[1, 0]
-    figure = confusion_figure(np.eye(10, dtype=int))  # without mistakes
+    figure = plots.confusion_figure(np.eye(10, dtype=int))  # without mistakes
     assert [text.get_text() for text in figure.axes[0].texts] == ["1"] * 10
 
 
@@ -134,7 +123,7 @@ def test_logarithmic_axes_have_plain_labels(low, high):
     axes = Figure().subplots()
     axes.plot([low, high], [low, high])
     axes.set_yscale("log")
-    plain_ticks(axes.yaxis)
+    plots.plain_ticks(axes.yaxis)
     labels = [text.get_text() for text in axes.get_yticklabels()]
     assert 3 <= len(labels) <= 12
     assert [f"{float(text):g}" for text in labels] == labels
@@ -148,10 +137,10 @@ def test_predictions_of_many_images_are_drawn_in_part(
     monkeypatch.setattr(plots, "MAX_PREDICTIONS", 2)
     frame = prediction_frame(np.eye(10)[[7, 7, 7]], np.array([9, 9, 9]))
     names = SETS["fashion_mnist"].class_names
-    figure = predictions_figure(digits.test.images[:3], frame, names)
+    figure = plots.predictions_figure(digits.test.images[:3], frame, names)
     left, right, *others = (axes.get_title() for axes in figure.axes)
     assert left == "test image 0\ntrue Ankle boot" and right == "predicted Sneaker"
     assert len(others) == 2
     for name in ("a.png", "a.svg"):
-        save_figure(figure, tmp_path / name)
+        plots.save_figure(figure, tmp_path / name)
         assert (tmp_path / name).stat().st_size > 2_000

@@ -50,11 +50,8 @@ def test_without_a_terminal_an_epoch_is_a_row(experiment, capsys):
 
 
 def test_on_a_terminal_the_row_replaces_a_progress_bar(experiment, capsys, monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    terminal = Terminal()
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stderr", terminal)
     show(experiment, chunk(40), chunk(80), epoch(RECORD))
     text = terminal.getvalue()

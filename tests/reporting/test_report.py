@@ -16,12 +16,7 @@ from mnist_jax.config import TrainConfig
 from mnist_jax.data.published import SETS
 from mnist_jax.data.types import IMAGE_SHAPE, Dataset
 from mnist_jax.errors import InputError
-from mnist_jax.records.schema import (
-    DetailsRecord,
-    MistakeRecord,
-    RunRecord,
-    write_json,
-)
+from mnist_jax.records.schema import DetailsRecord, MistakeRecord, RunRecord, write_json
 from mnist_jax.reporting.pictures import run_pictures
 from mnist_jax.reporting.predictions import mistake_image, run_details
 from mnist_jax.reporting.report import DETAILS, PICTURES, write_report

@@ -11,13 +11,11 @@ from helpers.records import make_environment, make_record, recorded_runs, rows_o
 from scipy import stats
 
 from mnist_jax.config import TrainConfig
-from mnist_jax.errors import InputError
 from mnist_jax.models.custom import network_sha256
 from mnist_jax.records.schema import RunRecord
 from mnist_jax.reporting.plots import pareto_frame
 from mnist_jax.reporting.statistics import welch_difference
 from mnist_jax.reporting.tables import (
-    check_targets,
     comparison_frame,
     format_comparison,
     format_markdown,
@@ -26,7 +24,6 @@ from mnist_jax.reporting.tables import (
     markdown_table,
     seconds_to_target,
 )
-
 
 ONE_DEVICE = dataclasses.replace(make_record(), devices=1)
 
@@ -203,16 +200,6 @@ def test_columns_have_medians_of_the_seeds_that_reached_the_target():
     text = format_markdown(rows, [0.98])
     assert " s to 0.98 |" in text and "\n- s to a target: " in text
     assert "s to" not in format_markdown(rows)
-
-
-def test_targets_are_accuracies_of_a_validation_set_from_the_training_set():
-    with pytest.raises(InputError, match="--targets must be .* 0.98,0.99; got "):
-        check_targets([0.9, 98])
-    configs = [TrainConfig(), TrainConfig(validation="test")]
-    check_targets([], configs)
-    message = "--targets=0.9,0.95 needs .*--validation=test;"
-    with pytest.raises(InputError, match=message):
-        check_targets([0.9, 0.95], configs)
 
 
 CNN, MLP = (0.990, 0.992, 0.991), (0.980, 0.981, 0.984)

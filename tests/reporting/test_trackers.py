@@ -113,27 +113,8 @@ def test_steps_that_a_resumed_run_repeats_replace_the_earlier_ones(tmp_path):
     assert losses == [1, 1, 3, 3, 3]
 
 
-class Service(types.ModuleType):
-    """A stand-in for trackio or wandb, with the calls of both that are used."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.runs: list[ServiceRun] = []
-        self.current: contextvars.ContextVar[ServiceRun | None]
-        self.current = contextvars.ContextVar("current", default=None)
-
-    def init(self, project: str, name: str, config: Mapping, **options: Any) -> Any:
-        assert project == "mnist_jax"
-        assert options == ({"reinit": "create_new"} if self.__name__ == "wandb" else {})
-        if current := self.current.get():
-            current.finish()
-        self.runs.append(ServiceRun(name, config))
-        self.current.set(self.runs[-1])
-        return self.runs[-1]
-
-
 class ServiceRun:
-    """A run of `Service`."""
+    """A run of `service`."""
 
     def __init__(self, name: str, config: Mapping[str, Any]) -> None:
         self.name, self.config, self.finished = name, config, 0
@@ -148,15 +129,27 @@ class ServiceRun:
 
 
 @pytest.fixture(params=["trackio", "wandb"])
-def service(request, monkeypatch: pytest.MonkeyPatch) -> Service:
-    """A stand-in for trackio and for wandb."""
-    module = Service(request.param)
-    module.__spec__ = ModuleSpec(request.param, None)
+def service(request, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A stand-in for trackio and for wandb, with the calls of both that are used."""
+    module: Any = types.ModuleType(request.param)
+    module.__spec__, module.runs = ModuleSpec(request.param, None), []
+    current: contextvars.ContextVar = contextvars.ContextVar("current", default=None)
+
+    def init(project: str, name: str, config: Mapping, **options: Any) -> ServiceRun:
+        assert project == "mnist_jax"
+        assert options == ({"reinit": "create_new"} if request.param == "wandb" else {})
+        if run := current.get():
+            run.finish()
+        current.set(ServiceRun(name, config))
+        module.runs.append(current.get())
+        return module.runs[-1]
+
+    module.init = init
     monkeypatch.setitem(sys.modules, request.param, module)
     return module
 
 
-def test_each_seed_is_a_run_of_the_service(service: Service, experiment, tmp_path):
+def test_each_seed_is_a_run_of_the_service(service, experiment, tmp_path):
     records = train(service.__name__, experiment, tmp_path / "mlp3")
     assert [run.name for run in service.runs] == ["mlp3-seed0", "mlp3-seed1"]
     for run, record in zip(service.runs, records, strict=True):
