@@ -4,13 +4,13 @@ import dataclasses
 import json
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 
 import jax
 import numpy as np
 import pandas as pd
 import pytest
 from helpers.processes import run_python
-from helpers.programs import run
 from helpers.trained import make_run
 
 import mnist_jax
@@ -48,13 +48,13 @@ print(json.dumps(errors))
     assert "platform to tpu" in platform and "running on cpu" in platform
 
 
-def test_train_gives_the_parameters_of_the_program(tmp_path, digits: Dataset):
-    flags = ["--dataset=digits", "--hidden=8", "--epochs=1", "--batch_size=64"]
-    run("experiments.train", *flags, "--cpu_devices=1", f"--run_dir={tmp_path}/run")
-    loaded = mnist_jax.load_run(tmp_path / "run")
-    assert loaded.config == CONFIG
-    [trained] = mnist_jax.train(CONFIG, dataset=digits, quiet=True)
-    assert trained.record.params_sha256 == loaded.record.params_sha256
+def test_train_gives_the_parameters_of_the_program(run_dir: Path):
+    program = mnist_jax.load_run(run_dir)
+    config = TrainConfig(dataset="digits", hidden=(16,), epochs=2, batch_size=64)
+    assert program.config == config
+    config = dataclasses.replace(config, cpu_devices=program.record.devices)
+    [trained] = mnist_jax.train(config, quiet=True)
+    assert trained.record.params_sha256 == program.record.params_sha256
 
 
 def test_train_keeps_resumes_and_overwrites(tmp_path, capsys):

@@ -125,10 +125,8 @@ assert not set(flags.FLAGS) & {{"model", "data_dir", "run_dir"}}
 
 def assert_imports_none_of(unneeded: set[str], code: str) -> None:
     """Asserts that code, run in a new process, imports none of some packages."""
-    check = (
-        f"import sys\nfound = {unneeded} & set(sys.modules)\nassert not found, found"
-    )
-    run_python("-c", f"{code}\n{check}")
+    found = f"import sys; found = {unneeded} & set(sys.modules)"
+    run_python("-c", f"{code}\n{found}; assert not found, found")
 
 
 @pytest.mark.parametrize(

@@ -108,9 +108,7 @@ def test_the_pareto_front_is_filled_and_parameters_are_the_size():
 
 
 def test_cells_with_more_mistakes_are_darker():
-    counts = np.diag([9, 9, 9])
-    counts[0] = [9, 1, 2]
-    counts[1, 0] = 40
+    counts = np.array([[9, 1, 2], [40, 9, 0], [0, 0, 9]])
     [image] = plots.confusion_figure(counts, ("a", "b", "c")).axes[0].images
     shades = np.asarray(image.get_array())
     assert shades[2, 0] == 0 < shades[0, 1] < shades[0, 2] < shades[1, 0]

@@ -2,11 +2,11 @@
 
 import dataclasses
 import math
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.processes import ROOT
 from helpers.records import make_environment, make_record, recorded_runs, rows_of
 from scipy import stats
 
@@ -38,7 +38,6 @@ def test_table_has_means_over_seeds_best_first():
     frame = comparison_frame(records)
     assert frame["model"].tolist() == ["cnn", "mlp"]
     assert frame["seeds"].tolist() == [1, 2]
-    np.testing.assert_allclose(frame["test_accuracy"], [0.99, 0.97])
     table = format_comparison(frame)
     assert table["test accuracy"].tolist() == ["0.9900 (n=1)", "0.9700 ± 0.0141 (n=2)"]
     # A run of one epoch has no steady time.
@@ -183,14 +182,7 @@ def test_columns_have_medians_of_the_seeds_that_reached_the_target():
     slow = dataclasses.replace(slow, epochs=slow.epochs[:2])
     rows = [make_record(seed=0), make_record(seed=1), slow]
     frame = comparison_frame(rows, [0.95, 0.98, 0.995])
-    assert frame.iloc[0, -6:].to_dict() == pytest.approx(
-        {
-            **{"seconds_to_0.95": 2.5, "seeds_to_0.95": 3},
-            **{"seconds_to_0.98": 5.0, "seeds_to_0.98": 2},
-            **{"seconds_to_0.995": float("nan"), "seeds_to_0.995": 0},
-        },
-        nan_ok=True,
-    )
+    assert frame.filter(regex=r"^seeds_to_\d").iloc[0].tolist() == [3, 2, 0]
     table = format_comparison(frame)
     assert table.filter(regex="^s to").iloc[0].to_dict() == {
         "s to 0.95": "2.50",
@@ -234,26 +226,22 @@ def test_the_table_names_the_row_and_shows_intervals():
 
 
 def test_the_row_is_that_of_the_present_source_and_the_latest():
-    path = Path(__file__).parents[2] / "examples" / "residual_mlp.py"
-    model = f"{path}:ResidualMLP"
-    present = network_sha256(TrainConfig(model=model))
-    record = make_record(model)
-
-    def version(source: str, accuracy: float, day: int, devices: int = 2):
-        return dataclasses.replace(
-            record,
+    config = TrainConfig(model=f"{ROOT}/examples/residual_mlp.py:ResidualMLP")
+    present = network_sha256(config)
+    versions = [
+        dataclasses.replace(
+            make_record(config.model, accuracy=accuracy),
             source_sha256=source,
-            test_accuracy=accuracy,
             devices=devices,
             environment=make_environment(date=f"2026-01-0{day}T00:00:00+00:00"),
         )
-
-    versions = [
-        version("0" * 64, 0.99, 4),  # the best, and recorded last
-        version(present, 0.98, 1, devices=1),
-        version(present, 0.97, 3),
+        for source, accuracy, day, devices in (
+            ("0" * 64, 0.99, 4, 2),  # the best, and recorded last
+            (present, 0.98, 1, 1),
+            (present, 0.97, 3, 2),
+        )
     ]
-    frame = comparison_frame(versions, against=record.config)
+    frame = comparison_frame(versions, against=versions[0].config)
     assert math.isnan(frame["difference"][2])
     assert frame["difference"][:2].tolist() == pytest.approx([0.02, 0.01])
 

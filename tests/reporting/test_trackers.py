@@ -1,7 +1,6 @@
 """Tests of experiment trackers: TensorBoard's files, and calls of trackio and wandb."""
 
 import contextvars
-import dataclasses
 import struct
 import sys
 import types
@@ -55,12 +54,8 @@ def read_values(folder: Path) -> dict[tuple[str, int], Any]:
 @pytest.fixture(scope="module")
 def experiment() -> Experiment:
     """Two seeds of a small MLP, on images of another shape than MNIST's."""
-    shapes = Shapes((12, 20), 3)
-    dataset = Dataset(
-        make_split(300, shapes=shapes),
-        make_split(50, shapes=shapes),
-        class_names=range(3),
-    )
+    train, test = (make_split(n, shapes=Shapes((12, 20), 3)) for n in (300, 50))
+    dataset = Dataset(train, test, class_names=range(3))
     return prepare(CONFIG, dataset, 2, mesh=make_mesh(1))
 
 
@@ -70,24 +65,19 @@ def train(
     """Trains two seeds, to the end or until an epoch."""
     folders = {seed: root / f"seed{seed}" for seed in range(2)}
     keys = run_keys(CONFIG, experiment.dataset, folders)
-    events = track(
-        fit_into(experiment, folders, keys, checkpoint_every=0), tracker, root
-    )
-    return [record for record, _ in finish(follow_until(events, stop))]
+    events = fit_into(experiment, folders, keys, checkpoint_every=0)
+    seen = follow_until(track(events, tracker, root), stop)
+    return [record for record, _ in finish(seen)]
 
 
 def expected_scalars(record: RunRecord) -> dict[tuple[str, int], float]:
     """Returns the scalars of a finished run, by name and step."""
-    expected = {
-        (f"epoch/{name}", epoch.epoch): value
-        for epoch in record.epochs
-        for name, value in dataclasses.asdict(epoch).items()
-    }
-    results = dataclasses.asdict(record).items()
-    numbers = {k: v for k, v in results if type(v) in (int, float)}
+    numbers = {k: v for k, v in vars(record).items() if type(v) in (int, float)}
     assert {"test_loss", "test_accuracy", "parameters"} <= numbers.keys()
-    last = len(record.epochs)
-    return expected | {(f"run/{name}", last): v for name, v in numbers.items()}
+    scalars = {(f"run/{name}", len(record.epochs)): v for name, v in numbers.items()}
+    for one in record.epochs:
+        scalars |= {(f"epoch/{name}", one.epoch): v for name, v in vars(one).items()}
+    return scalars
 
 
 def test_tensorboard_has_the_last_training_of_each_run(experiment, tmp_path):
