@@ -5,13 +5,12 @@ import dataclasses
 import io
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from helpers.browser import Browser
 from helpers.programs import run
-from helpers.trained import make_run
+from helpers.trained import NETWORKS, make_run
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.published import SETS
@@ -20,32 +19,13 @@ from mnist_jax.data.user_images import read_digit
 from mnist_jax.demo.page import write_page
 from mnist_jax.errors import InputError
 
-CONFIGS: dict[str, dict[str, Any]] = {
-    "mlp": dict(hidden=(16, 12), pixels="standardized", crop=2),
-    "mlp on l2 columns": dict(pixels="l2", hidden=()),
-    "cnn": dict(
-        model="cnn",
-        conv=("4:k5:same:s2:tanh:bn", "6:k4:same:pool2:bn", "16:k2:linear:pool3"),
-        hidden=(16,),
-        crop=1,
-    ),
-    "strided cnn": dict(
-        model="cnn", conv=("4:s2", "6:k2:same:s2:relu"), hidden=(16,), pixels="raw"
-    ),
-    "lstm": dict(
-        model="lstm", lstm_units=(12, 9), activation="relu", hidden=(), impl="plain"
-    ),
-    "tanh lstm": dict(
-        model="lstm", lstm_units=(10,), hidden=(8,), crop=4, impl="plain"
-    ),
-}
 MLP = make_run(hidden=(16,))
 
 
 def test_the_page_predicts_what_the_runs_predict(
     browser: Browser, digits: Dataset, tmp_path
 ):
-    runs = {name: make_run(**settings) for name, settings in CONFIGS.items()}
+    runs = {name: make_run(**settings) for name, settings in NETWORKS.items()}
     write_page(runs, tmp_path / "page.html")
     browser.open((tmp_path / "page.html").as_uri())
     images = digits.test.images[:20]

@@ -4,12 +4,11 @@ import importlib.util
 import json
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from helpers.processes import ROOT
-from helpers.trained import make_run
+from helpers.trained import NETWORKS, make_run
 from jax import export
 from safetensors import safe_open
 
@@ -23,23 +22,7 @@ from mnist_jax.testing import assert_trees_close
 from mnist_jax.training.checkpoints import named_leaves
 
 EXAMPLES = ROOT / "examples"
-# Every option of the built-in networks, once at least.
-NETWORKS: dict[str, dict[str, Any]] = {
-    "mlp": dict(model="mlp", hidden=(16, 8), pixels="standardized", crop=4),
-    "linear": dict(model="mlp", hidden=(), pixels="raw"),
-    "lstm": dict(model="lstm", lstm_units=(8,), hidden=(8,), pixels="l2"),
-    "stacked": dict(
-        model="lstm", lstm_units=(8, 4), hidden=(), activation="relu", crop=3
-    ),
-    "cnn": dict(
-        model="cnn",
-        conv=("4:k5:same:s2:tanh:bn", "6:linear:pool2", "8:k2:same:relu:pool3:bn"),
-        hidden=(8,),
-        crop=2,
-    ),
-}
-BUILT_IN = [*NETWORKS]
-NETWORKS |= {
+CUSTOM = {
     name: dict(model=f"{EXAMPLES}/{file}", model_args=arguments)
     for name, file, arguments in (
         ("nnx", "nnx_cnn.py:CNN", ("width=4",)),
@@ -56,7 +39,7 @@ def images(digits: Dataset) -> np.ndarray:
     return np.concatenate([digits.test.images[:30], extremes])
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_onnx_gives_the_probabilities_for_any_number_of_images(name, images, tmp_path):
     run, path = make_run(**NETWORKS[name]), tmp_path / "network.onnx"
     assert export_run(run, "onnx", path, images) < 1e-5
@@ -88,7 +71,7 @@ def test_onnx_names_its_input_output_and_classes(images, tmp_path):
 
 
 def test_onnx_refuses_custom_networks_and_names_other_formats(images, tmp_path):
-    run = make_run(**NETWORKS["residual"])
+    run = make_run(**CUSTOM["residual"])
     message = "ResidualMLP is a custom network; give --format=stablehlo or"
     with pytest.raises(InputError, match=message):
         export_run(run, "onnx", tmp_path / "network.onnx", images)
@@ -104,7 +87,7 @@ def test_onnx_refuses_custom_networks_and_names_other_formats(images, tmp_path):
     ],
 )
 def test_stablehlo_is_one_file_for_all_platforms(name, images, tmp_path):
-    run, path = make_run(**NETWORKS[name]), tmp_path / "network"
+    run, path = make_run(**(NETWORKS | CUSTOM)[name]), tmp_path / "network"
     assert export_run(run, "stablehlo", path, images) < 1e-5
     exported = export.deserialize(bytearray(path.read_bytes()))
     assert exported.platforms == PLATFORMS == ("cpu", "cuda", "tpu")
@@ -115,9 +98,9 @@ def test_stablehlo_is_one_file_for_all_platforms(name, images, tmp_path):
     np.testing.assert_allclose(exported.call(images[:3]), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["cnn", "nnx", "residual", "resnet"])
+@pytest.mark.parametrize("name", ["cnn", *CUSTOM])
 def test_a_safetensors_file_has_the_arrays_and_the_record(name, images, tmp_path):
-    run, path = make_run(**NETWORKS[name]), tmp_path / "network"
+    run, path = make_run(**(NETWORKS | CUSTOM)[name]), tmp_path / "network"
     assert export_run(run, "safetensors", path, images) == 0
     with safe_open(path, framework="numpy") as file:
         record = decode(RunRecord, json.loads(file.metadata()["record"]))

@@ -15,6 +15,23 @@ from mnist_jax.models.networks import create_model, variable_shapes
 from mnist_jax.training.checkpoints import params_sha256
 from mnist_jax.training.run_dir import TrainedRun
 
+# Every option of the built-in networks, once at least.
+NETWORKS: dict[str, dict[str, Any]] = {
+    "mlp": dict(model="mlp", hidden=(16, 8), pixels="standardized", crop=4),
+    "linear": dict(model="mlp", hidden=(), pixels="raw"),
+    "lstm": dict(model="lstm", lstm_units=(8,), hidden=(8,), pixels="l2"),
+    "stacked": dict(
+        model="lstm", lstm_units=(8, 4), hidden=(), activation="relu", crop=3
+    ),
+    "cnn": dict(
+        model="cnn",
+        conv=("4:k5:same:s2:tanh:bn", "6:linear:pool2", "8:k2:same:relu:pool3:bn"),
+        hidden=(8,),
+        crop=2,
+    ),
+    "strided": dict(model="cnn", conv=("4:s2", "6:k4:same:s2"), hidden=()),
+}
+
 
 def _random_array(path: Any, leaf: Any, rng: np.random.Generator) -> np.ndarray:
     """Returns values with which outputs depend on the image and do not saturate."""
