@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
-from helpers.processes import run_python, start_python
+from helpers.processes import finish, read_until, run_python, start_python
 
 from mnist_jax.reporting.sweep_tables import read_trials
 from mnist_jax.training.runs import HOW_TO_RESUME
@@ -61,16 +61,6 @@ def records(out: Path) -> dict[str, tuple[str, int]]:
     return found
 
 
-def read_until(process: Any, text: str) -> list[str]:
-    """Returns the lines of a program's output up to one with a text."""
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if text in line:
-            return lines
-    raise AssertionError(f"{text}: {lines[-5:]} {process.stderr.read()}")
-
-
 def ended(lines: list[str]) -> list[str]:
     """Returns the trials whose end was printed."""
     return [line.split(":")[0] for line in lines if "validation accuracy" in line]
@@ -94,23 +84,20 @@ def test_a_sweep_survives_the_death_of_a_worker_a_node_and_the_driver(
         *("-m", *GRID, "--engine=ray", f"--address={cluster.address}"),
         f"--out={out}",
     ]
-    process = start_python(*command)
-    lines = read_until(process, f" 3/{TRIALS} done")
-    kill_a_task()
-    lines += read_until(process, f" 8/{TRIALS} done")
-    node = cluster.worker_nodes.copy().pop()
-    cluster.remove_node(node, allow_graceful=False)
-    lines += read_until(process, f" 12/{TRIALS} done")
-    cluster.add_node(num_cpus=1, object_store_memory=200 * 2**20)
-    lines += read_until(process, f" 15/{TRIALS} done")
-    process.send_signal(signal.SIGKILL)
-    rest, _ = process.communicate(timeout=60)
-    lines += rest.splitlines()
+    with start_python(*command) as process:
+        lines = read_until(process, f" 3/{TRIALS} done")
+        kill_a_task()
+        lines += read_until(process, f" 8/{TRIALS} done")
+        node = cluster.worker_nodes.copy().pop()
+        cluster.remove_node(node, allow_graceful=False)
+        lines += read_until(process, f" 12/{TRIALS} done")
+        cluster.add_node(num_cpus=1, object_store_memory=200 * 2**20)
+        lines += read_until(process, f" 15/{TRIALS} done")
+        process.send_signal(signal.SIGKILL)
+        lines += finish(process).stdout.splitlines()
     before = records(out)
     assert len(before) >= 15
-    process = start_python(*command)
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
+    output = run_python(*command).stdout
     after = records(out)
     assert len(after) == TRIALS
     # None was trained twice: the records of the first start are untouched.
@@ -137,10 +124,10 @@ def test_what_ray_would_wait_for_is_an_error(cluster, tmp_path):
 def test_a_signal_stops_a_sweep_at_once(cluster, tmp_path):
     engine = "--engine=ray", f"--address={cluster.address}"
     words = *GRID[:1], "--dataset=digits", "--epochs=5000", *engine
-    process = start_python("-m", *words, f"--out={tmp_path}")
-    while not list(tmp_path.rglob("metrics.jsonl")):
-        assert process.poll() is None
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=20)
+    with start_python("-m", *words, f"--out={tmp_path}") as process:
+        while not list(tmp_path.rglob("metrics.jsonl")):
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=20)
     assert process.returncode == 143 and errors == f"stopped: {HOW_TO_RESUME}\n"

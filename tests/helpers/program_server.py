@@ -1,6 +1,6 @@
 """Runs programs in forks of a process that has imported them, which is fast.
 
-python tests/helpers/program_server.py < requests as JSON lines > outcomes as JSON lines
+python tests/helpers/program_server.py MODULE ... < requests > outcomes, both JSON lines
 """
 
 import importlib
@@ -13,18 +13,6 @@ import traceback
 from typing import Any
 
 SECONDS = 240  # CPU time after which a program counts as hung
-PROGRAMS = [
-    *(
-        f"experiments.{name}"
-        for name in "train predict demo plot summary data export".split()
-    ),
-    *(
-        f"benchmarks.{name}"
-        for name in "compare report throughput speedrun sweep".split()
-    ),
-    *("benchmarks.published.__main__", "benchmarks.regress"),
-]
-PACKAGES = ("benchmarks.published", "benchmarks.peers")
 
 
 def flags_of(program: Any) -> dict[str, str]:
@@ -67,17 +55,18 @@ def run_child(request: dict[str, Any], out: int, err: int) -> None:
     os.dup2(out, 1)
     os.dup2(err, 2)
     os.environ.update(request["environment"])
-    if "JAX_ENABLE_X64" in request["environment"]:  # read when JAX was imported
-        importlib.import_module("jax").config.update("jax_enable_x64", True)
-    name = request["program"] + ".__main__" * (request["program"] in PACKAGES)
-    sys.argv = [name, *request["arguments"]]  # flags belong to the module
+    for name, value in request["environment"].items():
+        if name.startswith("JAX_"):  # was read when JAX was imported
+            config = importlib.import_module("jax").config
+            config.update(name.lower(), {"1": True}.get(value, value))
+    sys.argv = [request["program"], *request["words"]]  # flags belong to the module
     status = 0
     try:
-        program = importlib.import_module(name)
+        program: Any = importlib.import_module(request["program"])
         if request["mode"] == "flags":
             print(json.dumps(flags_of(program)))
         elif request["mode"] == "refuse":
-            messages = refusals(program, request["arguments"])
+            messages = refusals(program, request["words"])
             print(json.dumps(messages), file=sys.stderr)  # stdout has what mains print
         else:
             if request["mode"] == "parse":
@@ -104,21 +93,13 @@ def outcome(request: dict[str, Any]) -> dict[str, Any]:
         for file in (out, err):
             file.seek(0)
             texts.append(file.read().decode())
-    return {
-        "returncode": os.waitstatus_to_exitcode(status),
-        "stdout": texts[0],
-        "stderr": texts[1],
-    }
-
-
-def main() -> None:
-    """Answers requests until the end of the input."""
-    sys.path.insert(0, os.getcwd())
-    for program in PROGRAMS:
-        importlib.import_module(program)
-    for line in sys.stdin:
-        print(json.dumps(outcome(json.loads(line))), flush=True)
+    code = os.waitstatus_to_exitcode(status)
+    return dict(zip(("returncode", "stdout", "stderr"), (code, *texts), strict=True))
 
 
 if __name__ == "__main__":
-    main()
+    sys.path.insert(0, os.getcwd())
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
+    for line in sys.stdin:
+        print(json.dumps(outcome(json.loads(line))), flush=True)

@@ -4,15 +4,16 @@ import json
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from flax import serialization
-from flax.traverse_util import flatten_dict
-from helpers.jobs import finish_job, free_port, run_job, scratch_folders, start_job
-from helpers.processes import start_python
+from helpers.jobs import free_port, run_job, scratch_folders, start_job
+from helpers.processes import Finished, finish
 from helpers.programs import DIGITS, run
 
+from mnist_jax.testing import assert_trees_close
 from mnist_jax.training.checkpoints import FOLDER
 from mnist_jax.training.run_dir import METRICS, PARAMS
 
@@ -25,10 +26,6 @@ LONG = "experiments.train", *DIGITS, "--epochs=3000", "--checkpoint_every=1"
 def losses(folder: Path) -> list[float]:
     lines = (folder / METRICS).read_text().splitlines()
     return [json.loads(line)["loss"] for line in lines]
-
-
-def params(folder: Path) -> dict[tuple[str, ...], np.ndarray]:
-    return flatten_dict(serialization.msgpack_restore((folder / PARAMS).read_bytes()))
 
 
 def last_checkpoint(folder: Path) -> int:
@@ -64,17 +61,16 @@ def test_every_layout_takes_the_same_steps(
             run_job(processes, *job, devices=devices)
         else:
             run(*job, f"--cpu_devices={devices}", XLA_FLAGS="")
-        found[layout], reached[layout] = params(folder), losses(folder)
+        found[layout] = serialization.msgpack_restore((folder / PARAMS).read_bytes())
+        reached[layout] = losses(folder)
     pairs = [("2x2", "1x4"), ("2x1", "1x2")]
     if name != "cnn":  # batch normalization is over a device's share of a batch
         pairs.append(("1x2", "1x4"))
     for one, other in pairs:
         np.testing.assert_allclose(reached[one], reached[other], rtol=1e-4)
-        for leaf, values in found[other].items():
-            np.testing.assert_allclose(found[one][leaf], values, atol=1e-4)
+        assert_trees_close(found[one], found[other], rtol=0, atol=1e-4)
     # Two addends are summed in one order only.
-    for leaf, values in found["1x2"].items():
-        np.testing.assert_array_equal(found["2x1"][leaf], values)
+    assert_trees_close(found["2x1"], found["1x2"], rtol=0)
 
 
 def test_a_checkpoint_resumes_in_another_layout(tmp_path: Path) -> None:
@@ -88,54 +84,48 @@ def test_a_checkpoint_resumes_in_another_layout(tmp_path: Path) -> None:
     np.testing.assert_allclose(losses(moved), losses(whole), rtol=1e-4)
 
 
-def test_different_flags_are_refused(tmp_path: Path) -> None:
-    words = "experiments.train", *DIGITS, f"--run_dir={tmp_path / 'run'}"
-    job = finish_job(start_job(2, *words, extra=[[], ["--batch_size=32"]]))
-    assert [one.returncode for one in job] == [1, 1]
-    refused = "the processes of the job differ in --batch_size; make"
-    assert all(refused in one.stderr for one in job), job
-
-
-DIFFERENT = """
-import dataclasses, sys
-import numpy as np
-import mnist_jax
-from mnist_jax.training import distributed
-port, process = sys.argv[1], int(sys.argv[2])
-distributed.start(f"localhost:{port}", 2, process)
-mnist_jax.setup(cpu_devices=1)
-dataset = mnist_jax.load_dataset("digits")
-images = np.roll(dataset.train.images, process, axis=0)
-dataset = dataclasses.replace(dataset, train=dataset.train._replace(images=images))
-config = mnist_jax.TrainConfig(model="mlp", epochs=1, hidden=(16,))
-try:
-    mnist_jax.train(config, dataset=dataset)
-except mnist_jax.InputError as error:
-    print(error, flush=True)
-"""
-
-
-def test_different_data_are_refused() -> None:
-    port = free_port()
-    job = [start_python("-c", DIFFERENT, port, process) for process in (0, 1)]
-    refused = "the processes of the job differ in the sha256 of the data; make them"
-    assert all(refused in one.stdout for one in finish_job(job))
+def test_processes_that_differ_are_refused(tmp_path: Path) -> None:
+    folders = []
+    for number in range(2):
+        images, labels = np.full((60, 4, 4), number, np.uint8), np.arange(60) % 3
+        arrays = dict(x_train=images, y_train=labels, x_test=images, y_test=labels)
+        np.savez(tmp_path / f"{number}.npz", **arrays)
+        folders.append(f"--data_dir={tmp_path}/{number}.npz")
+    words = "experiments.train", "--dataset=idx", "--batch_size=16", folders[0]
+    for flag, what in (
+        ("--batch_size=32", "--batch_size"),
+        (folders[1], "the sha256 of the data"),
+    ):
+        job = run_job(2, *words, extra=[[], [flag]], ok=False)
+        assert [one.returncode for one in job] == [1, 1]
+        refused = f"the processes of the job differ in {what}; make"
+        assert all(refused in one.stderr for one in job), job
 
 
 def test_a_missing_process_ends_the_others(tmp_path: Path) -> None:
     words = "experiments.train", *DIGITS, "--cluster_timeout=3"
-    job = start_job(2, *words)
-    job[0].kill()
-    ended = finish_job(job)[1]
+    with start_job(2, *words) as job:
+        job[0].kill()
+        ended = finish(job[1])
     assert ended.returncode != 0 and "test accuracy" not in ended.stdout
 
 
 def test_an_error_of_one_process_ends_all(tmp_path: Path) -> None:
     words = "experiments.train", *DIGITS, f"--run_dir={tmp_path}"
     extra = [], [f"--init_from={tmp_path}/nothing"]
-    first, second = finish_job(start_job(2, *words, extra=extra))
+    first, second = run_job(2, *words, extra=extra, ok=False)
     assert 0 not in (first.returncode, second.returncode)
     assert "No such file" in second.stderr and not (tmp_path / "record.json").exists()
+
+
+def stop_by_sigterm(job: list[Any], receiver: int) -> list[Finished]:
+    """Signals one process of a job, which must stop them all."""
+    job[receiver].send_signal(signal.SIGTERM)
+    stopped = list(map(finish, job))
+    for one in stopped:
+        assert one.returncode == 143, stopped
+        assert "stopped: the same command with --resume" in one.stderr
+    return stopped
 
 
 @pytest.mark.parametrize("receiver", [0, 1])
@@ -144,14 +134,9 @@ def test_sigterm_stops_all_processes_at_the_same_step(
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     folder = tmp_path / "run"
-    job = start_job(2, *LONG, f"--run_dir={folder}")
-    wait_for_checkpoint(folder)
-    job[receiver].send_signal(signal.SIGTERM)
-    stopped = finish_job(job)
-    assert [one.returncode for one in stopped] == [143, 143], stopped
-    assert all(
-        "stopped: the same command with --resume" in one.stderr for one in stopped
-    )
+    with start_job(2, *LONG, f"--run_dir={folder}") as job:
+        wait_for_checkpoint(folder)
+        stop_by_sigterm(job, receiver)
     assert not scratch_folders(tmp_path)
     resume_for_one_epoch(folder)
 
@@ -159,11 +144,11 @@ def test_sigterm_stops_all_processes_at_the_same_step(
 @pytest.mark.parametrize("victim", [0, 1, 2])
 def test_the_death_of_a_process_ends_all(victim: int, tmp_path: Path) -> None:
     folder, port = tmp_path / "run", free_port()
-    job = start_job(3, *LONG, f"--run_dir={folder}", port=port)
-    wait_for_checkpoint(folder)
-    job[victim].kill()
-    killed = time.monotonic()
-    ended = finish_job(job)
+    with start_job(3, *LONG, f"--run_dir={folder}", port=port) as job:
+        wait_for_checkpoint(folder)
+        job[victim].kill()
+        killed = time.monotonic()
+        ended = list(map(finish, job))
     assert time.monotonic() - killed < 40
     assert 0 not in [one.returncode for one in ended]
     resume_for_one_epoch(folder, port)  # at once, at the same port
@@ -172,9 +157,7 @@ def test_the_death_of_a_process_ends_all(victim: int, tmp_path: Path) -> None:
 def resume_for_one_epoch(folder: Path, port: int | None = None) -> None:
     """Resumes a job of two processes; the rest of a long run would take minutes."""
     done = last_checkpoint(folder)
-    job = start_job(2, *LONG, f"--run_dir={folder}", "--resume", port=port)
-    wait_for_checkpoint(folder, done)
-    job[0].send_signal(signal.SIGTERM)
-    stopped = finish_job(job)
-    assert [one.returncode for one in stopped] == [143, 143], stopped
+    with start_job(2, *LONG, f"--run_dir={folder}", "--resume", port=port) as job:
+        wait_for_checkpoint(folder, done)
+        stopped = stop_by_sigterm(job, 0)
     assert f"resuming after epoch {done}" in stopped[0].stdout
