@@ -1,27 +1,58 @@
-"""Tests of the peers benchmark: FLOP counts, tables, workers and program."""
+"""Tests of the peers benchmark: FLOP counts, tables, workers, turns and program."""
 
+import dataclasses
 import importlib.util
 import json
-from pathlib import Path
+import re
+from typing import Any
 
 import pytest
-from helpers.peer_records import record, rounds
-from helpers.processes import run_python
+from helpers.processes import ROOT, run_python
+from helpers.programs import run
+from helpers.records import make_environment
 
-from benchmarks.peers import flax_worker
-from benchmarks.peers.frameworks import FRAMEWORKS, PeerRecord
+from benchmarks.peers import flax_worker, turns
+from benchmarks.peers.__main__ import frameworks_for
+from benchmarks.peers.frameworks import FRAMEWORKS, PeerRecord, Race
 from benchmarks.peers.tables import format_ratios, group, ratio_frame
 from benchmarks.peers.worker import EXAMPLES, Job, Measurement, save_arrays
+from benchmarks.processes import Worker
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import DIGITS, IMAGE_SHAPE, MNIST, Dataset, Split
+from mnist_jax.errors import InputError
 from mnist_jax.models.flops import multiply_adds, training_flops
 from mnist_jax.models.networks import count_params, create_model
 from mnist_jax.records.schema import read_jsonl
 from mnist_jax.reporting.tables import latest_table
 
-ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "peers.jsonl"
 KERAS = "keras", "tensorflow"
+RACE = Race(
+    model="mlp",
+    batch_size=128,
+    train_images=60_000,
+    steady_epochs=3,
+    dataset="mnist",
+    checksum="0",
+    code="c0de",
+    packages="torch 2",
+)
+
+
+def rounds(
+    framework: str, *seconds: float, device: str = "made up", **changes: Any
+) -> list[PeerRecord]:
+    """Returns measurements, each with three steady epochs of the same time."""
+    return [
+        PeerRecord(
+            race=dataclasses.replace(RACE, **changes),
+            framework=framework,
+            round=number,
+            environment=make_environment(device=device),
+            result=Measurement([9.0, *3 * [steady]], 0.97, 118_282, 400),
+        )
+        for number, steady in enumerate(seconds, 1)
+    ]
 
 
 def test_flops_by_hand():
@@ -56,15 +87,16 @@ MADE_UP = [
 
 def test_every_recorded_race_has_a_row():
     races = group(latest_table(read_jsonl(PeerRecord, RESULTS)))
-    frame = ratio_frame(races)
-    raced = {(race.model, race.batch_size) for race in races}
-    assert set(map(tuple, frame[["model", "batch"]].values)) == raced
+    page = (ROOT / "docs" / "benchmarks.md").read_text()  # which test_readme compares
+    table = page.split("<!-- peers -->")[1].split("<!-- /peers -->")[0]
+    rows = set(re.findall(r"^\| (\S+) +\| +(\d+) \|", table, re.MULTILINE))
+    assert rows == {(race.model, str(race.batch_size)) for race in races}
 
 
 def test_the_latest_machine_versions_and_code_have_the_table():
     older = [
-        record("ours", 1, 0.3, **change)
-        for change in ({"device": "another"}, {"packages": ""}, {"code": "new"})
+        *rounds("ours", 0.3, device="another"),
+        *(*rounds("ours", 0.3, packages=""), *rounds("ours", 0.3, code="new")),
     ]
     latest = rounds("ours", 0.3, 0.3)
     assert latest_table([*older, *latest]) == latest
@@ -119,11 +151,8 @@ def test_rounds_without_both_measurements_do_not_count():
 @pytest.fixture(scope="module")
 def toy(digits: Dataset) -> Dataset:
     """72 of the small digits: two batches of 32 and a last one of 8."""
-    train, test = (
-        Split(split.images[:size], split.labels[:size])
-        for split, size in ((digits.train, 72), (digits.test, 40))
-    )
-    return Dataset(train, test, class_names=DIGITS)
+    train, test = Split(*(a[:72] for a in digits.train)), (a[:40] for a in digits.test)
+    return Dataset(train, Split(*test), class_names=DIGITS)
 
 
 def check(measurement: Measurement, job: Job, biases: int = 0) -> None:
@@ -158,12 +187,82 @@ def test_a_worker_ends_with_a_line_of_json(backend, toy, tmp_path):
         pytest.skip("`make peers` has Keras with TensorFlow")
     save_arrays(toy, tmp_path)
     process = run_python(
-        "-m",
-        "benchmarks.peers.keras_worker",
-        *("--model=mlp", "--batch_size=32", "--seed=1", "--steady_epochs=1"),
-        *(f"--arrays={tmp_path}", f"--variant={backend}"),
+        *("-m", "benchmarks.peers.keras_worker", "--model=mlp", "--batch_size=32"),
+        *("--seed=1", "--steady_epochs=1", f"--arrays={tmp_path}"),
+        f"--variant={backend}",
     )
-    assert process.returncode == 0, process.stderr
-    result = json.loads(process.stdout.splitlines()[-1])
-    measurement = Measurement(**result)
+    measurement = Measurement(**json.loads(process.stdout.splitlines()[-1]))
     assert len(measurement.epoch_seconds) == 2 and measurement.parameters == 118_282
+
+
+@pytest.mark.programs
+def test_peers_end_to_end_and_resumed(tmp_path, networks):
+    model = f"{networks}:Linear"
+    command = (
+        *("benchmarks.peers", "--dataset=digits", f"--models={model}", "--batches=32"),
+        *("--train_size=72", "--steady_epochs=2", "--rounds=1", f"--out={tmp_path}"),
+    )
+    results = tmp_path / "peers.jsonl"
+    process = run(*command, "--frameworks=ours")
+    assert f"round 1/1: {model}, batches of 32\n  ours " in process.stdout
+    before = results.read_text()
+    process = run(*command, "--frameworks=ours,flax")
+    assert results.read_text().startswith(before)
+    # A race is run again as a whole, so that all take turns.
+    assert "\n  ours " in process.stdout and "\n  flax " in process.stdout
+
+    records = read_jsonl(PeerRecord, results)
+    assert [record.framework for record in records] == ["ours", "ours", "flax"]
+    for record in records:
+        assert len(record.result.epoch_seconds) == 3
+        assert 50 < record.result.peak_rss_mb < 5000
+    process = run(*command, "--frameworks=flax,ours")
+    assert "round 1/1" not in process.stdout and results.read_text().count("\n") == 3
+    assert (tmp_path / "peers.md").read_text().strip() in process.stdout
+    assert "| plain Flax |" in process.stdout
+    networks.write_text(f"{networks.read_text()}\n# edited\n")  # now another race
+    run(*command, "--frameworks=ours")
+    assert results.read_text().count("\n") == 4
+
+
+def test_workers_take_turns_until_one_fails(tmp_path, monkeypatch):
+    (tmp_path / "turns.py").write_text(FAKE_WORKER)
+    log = tmp_path / "log"
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(
+        turns, "start", lambda _race, name, *_: Worker("turns", name, str(log))
+    )
+    names = ["ours", "keras_tf", "flax"]
+    ended = turns.take_turns(RACE, names, seed=1, arrays=tmp_path)
+    assert [ended[name].parameters for name in names] == [4, 4, 4]
+    assert log.read_text().split() == [*names, *names[::-1]] * 2
+    log.unlink()
+    names[1] = "torch"
+    error = "^torch failed .ValueError: out of turns.; leave it out of --frameworks"
+    with pytest.raises(InputError, match=error):
+        turns.take_turns(RACE, names, seed=1, arrays=tmp_path)
+    assert log.read_text().split() == [*names, *names[::-1], "ours"]
+
+
+# Logs its name at each of four epochs; "torch" fails in the third.
+FAKE_WORKER = """
+import json, sys
+name, log = sys.argv[1:]
+for epoch in range(4):
+    if name == "torch" and epoch == 2:
+        raise ValueError("out of turns")
+    with open(log, "a") as file:
+        print(name, file=file)
+    if epoch < 3:
+        print("some other output", json.dumps({"epoch": epoch}), sep="\\n", flush=True)
+        sys.stdin.readline()
+result = {"epoch_seconds": [0.0, 1.0], "test_accuracy": 0.9, "parameters": 4}
+print(json.dumps(result))
+"""
+
+
+def test_a_race_has_each_framework_that_has_its_network_once():
+    names = ["ours", "torch_channels_last", "flax", "ours"]
+    assert frameworks_for("mlp", names) == ["ours", "flax"]
+    assert frameworks_for("cnn", names) == ["ours", "torch_channels_last", "flax"]
+    assert frameworks_for("my.py:Net", names) == ["ours", "flax"]

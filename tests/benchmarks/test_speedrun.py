@@ -20,6 +20,8 @@ from mnist_jax.records.environment import current_environment
 
 RECIPE = "--dataset=digits\n--model=mlp\n--hidden=16\n--epochs=2\n--validation=none\n"
 
+REACHED = [0.9904, 0.9907, 0.9905, 0.9908]  # 0.99: t = 6.6 with 3 degrees of freedom
+
 
 def runs(accuracies: list[float], seconds: list[float]) -> list[SpeedRun]:
     return [SpeedRun(*run) for run in zip(accuracies, seconds, strict=True)]
@@ -32,7 +34,7 @@ def record() -> SpeedRecord:
         recipe="cnn_99",
         target=0.99,
         config=config,
-        runs=runs([0.9904, 0.9907, 0.9905, 0.9908], [0.8, 0.9, 1.0, 5.0]),
+        runs=runs(REACHED, [0.8, 0.9, 1.0, 5.0]),
         compile_seconds=3.0,
         cached_compile_seconds=0.5,
         parameters=29_000,
@@ -44,7 +46,7 @@ def record() -> SpeedRecord:
 @pytest.mark.parametrize(
     "accuracies, reached",
     [
-        ([0.9904, 0.9907, 0.9905, 0.9908], True),  # t = 6.6 with 3 degrees of freedom
+        (REACHED, True),
         ([0.9902, 0.9915, 0.9880, 0.9910], False),  # above, but p = 0.4
         ([0.9890, 0.9891, 0.9892, 0.9893], False),
     ],
@@ -64,7 +66,7 @@ def test_the_fastest_recipe_that_reached_is_chosen(record):
     def fastest(records: list[SpeedRecord], target: float, model: str | None) -> str:
         return find_fastest(records, target, "mnist", model).recipe
 
-    slow = other("slow", [0.9904, 0.9907, 0.9905, 0.9908], 2.0)
+    slow = other("slow", REACHED, 2.0)
     higher = other("high", [0.995, 0.996, 0.996, 0.997], 9.0)
     missed = other("no", [0.98, 0.981], 0.8)
     records = [slow, record, higher, missed]
@@ -72,7 +74,7 @@ def test_the_fastest_recipe_that_reached_is_chosen(record):
     assert fastest(records, 0.992, "cnn") == "high"
     again = dataclasses.replace(missed, recipe="cnn_99")  # as measured later
     assert fastest([*records, again], 0.99, None) == "slow"
-    fast = other("lower", [0.9904, 0.9907, 0.9905, 0.9908], 0.1)
+    fast = other("lower", REACHED, 0.1)
     lower = dataclasses.replace(fast, target=0.999)
     assert fastest([*records, lower], 0.99, None) == "lower"
     for target, dataset, model in (
@@ -113,9 +115,7 @@ def test_the_readme_has_the_cnns_that_reached_a_target(record):
         record, target=0.99, config=TrainConfig(validation="none", epochs=1)
     )
     seconds = [0.5, 0.6, 0.7, 0.8]
-    again = dataclasses.replace(
-        record, runs=runs([0.9904, 0.9907, 0.9905, 0.9908], seconds)
-    )
+    again = dataclasses.replace(record, runs=runs(REACHED, seconds))
     lines = format_fastest([record, missed, other, again]).splitlines()
     assert len(lines) == 3 and " 99 % |" in lines[2] and "0.65 [0.50" in lines[2]
 
