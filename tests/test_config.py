@@ -149,7 +149,7 @@ BAD = {
     "crop": ["--crop=11", "--crop=x"],
     "augment": [
         f"--augment={text}"
-        for text in ("blur", "shift", "shift1.5", "rotate91", "shift1,shift2")
+        for text in "blur shift shift0 shift1.5 rotate91 shift1,shift2".split()
     ],
     "label_smoothing": ["--label_smoothing=1", "--label_smoothing=x"],
     "ema": ["--ema=1", "--ema=0", "--ema=x", "--ema=0.99999999"],  # 1 in float32

@@ -5,8 +5,9 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
-from helpers.small_sets import no_call, write_small_set
+from helpers.small_sets import no_call, write_idx_set
 
 from mnist_jax.data import datasets
 from mnist_jax.data.published import FILES, SETS
@@ -27,11 +28,16 @@ def digests(contents: Iterable[bytes]) -> tuple[str, ...]:
 
 @pytest.fixture
 def small_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
-    """Replaces all published sets with small ones and returns their folders."""
+    """Replaces the published sets with 50 and 20 images, and returns their folders."""
     folders = {}
     for seed, (name, published) in enumerate(SETS.items()):
         folders[name] = tmp_path / "small" / name
-        write_small_set(folders[name], seed)
+        rng, arrays = np.random.RandomState(seed), {}
+        for split, count in (("train", 50), ("test", 20)):
+            images = rng.randint(0, 256, (count, 28, 28))
+            arrays[f"x_{split}"] = images.astype(np.uint8)
+            arrays[f"y_{split}"] = rng.randint(0, 10, count).astype(np.uint8)
+        write_idx_set(folders[name], arrays)
         files = [(folders[name] / file).read_bytes() for file in FILES.values()]
         small = published._replace(sha256=digests(files))
         if any(published.content_sha256):

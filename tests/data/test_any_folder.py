@@ -13,6 +13,7 @@ from mnist_jax.data.datasets import load_any, load_dataset
 from mnist_jax.data.splits import split_dataset
 from mnist_jax.data.types import Dataset, Split
 from mnist_jax.errors import InputError
+from mnist_jax.testing import assert_trees_close
 from mnist_jax.training.prepare import split_for_training
 
 
@@ -29,9 +30,8 @@ def make_arrays(height=12, width=20, classes=3, first=0):
 
 def assert_holds(dataset, arrays):
     for name, split in (("train", dataset.train), ("test", dataset.test)):
-        np.testing.assert_array_equal(split.images, arrays[f"x_{name}"])
-        np.testing.assert_array_equal(split.labels, arrays[f"y_{name}"])
-        assert split.labels.dtype == np.int32
+        labels = arrays[f"y_{name}"].astype(np.int32)
+        assert_trees_close(split, Split(arrays[f"x_{name}"], labels), rtol=0)
 
 
 def test_every_form_holds_the_same_set(tmp_path, monkeypatch):
@@ -82,13 +82,10 @@ def test_one_of_several_sets_is_chosen_by_its_prefix(tmp_path):
 
 def test_qmnist_has_labels_of_eight_columns(tmp_path):
     arrays = make_arrays(28, 28, 10)
-    columns = {
-        name: np.stack([values.astype(np.int32)] + 7 * [np.full(len(values), 999)], 1)
-        for name, values in arrays.items()
-        if name[0] == "y"
-    }
-    columns = {name: values.astype(np.int32) for name, values in columns.items()}
-    written = {**arrays, **columns}
+    written = arrays.copy()
+    for name in ("y_train", "y_test"):
+        written[name] = np.full((len(arrays[name]), 8), 999, np.int32)
+        written[name][:, 0] = arrays[name]
     write_idx_set(tmp_path, written, prefix="qmnist-", test="test")
     assert (tmp_path / "qmnist-test-labels-idx2-int.gz").exists()
     dataset = load_any(tmp_path)
@@ -206,7 +203,6 @@ def test_classes_lost_in_the_split_are_stated(caplog):
 def test_a_dataset_made_in_python_is_checked():
     split = Split(IMAGES, LABELS)
     for changes, message in (
-        ({"class_names": ["a"]}, r"2\.\.1000 classes; got 1"),
         ({"class_names": range(1001)}, r"2\.\.1000 classes; got 1001"),
         ({"test": (IMAGES, LABELS + 1), "class_names": "ab"}, r"must have 3\.\."),
     ):

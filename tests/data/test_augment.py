@@ -9,7 +9,6 @@ from scipy import ndimage
 from mnist_jax.config import parse_augmentation
 from mnist_jax.data.augment import SMOOTHNESS, Augmentation, source_coordinates
 from mnist_jax.data.types import IMAGE_SHAPE
-from mnist_jax.errors import InputError
 
 IMAGES = np.random.default_rng(0).integers(1, 256, (400, 28, 28), dtype=np.uint8)
 KEY = jax.random.key(3)
@@ -35,15 +34,10 @@ def test_shifts_are_all_whole_shifts_filled_with_zeros():
 
 
 def test_half_of_the_images_are_flipped():
-    flipped = [
-        np.array_equal(image[:, ::-1], new)
-        for image, new in zip(IMAGES, augment("flip"), strict=True)
-    ]
-    kept = [
-        np.array_equal(image, new)
-        for image, new in zip(IMAGES, augment("flip"), strict=True)
-    ]
-    assert np.all(np.logical_xor(flipped, kept)) and 150 < sum(flipped) < 250
+    new = augment("flip")
+    flipped = (new == IMAGES[:, :, ::-1]).all(axis=(1, 2))
+    kept = (new == IMAGES).all(axis=(1, 2))
+    assert np.all(flipped ^ kept) and 150 < sum(flipped) < 250
 
 
 @pytest.mark.parametrize("name, side", [("erase", 8), ("erase5", 5)])
@@ -74,10 +68,8 @@ def test_deformed_images_are_interpolated_at_their_coordinates():
 def offsets(sizes, count=200):
     """Returns each source pixel relative to the center `[N,28,28,2]`."""
     keys = jax.random.split(KEY, count)
-    coordinates = jax.vmap(lambda key: source_coordinates(key, sizes, IMAGE_SHAPE))(
-        keys
-    )
-    return np.moveaxis(np.asarray(coordinates), 1, -1) - 13.5
+    find = jax.vmap(lambda key: source_coordinates(key, sizes, IMAGE_SHAPE))
+    return np.moveaxis(np.asarray(find(keys)), 1, -1) - 13.5
 
 
 def test_rotations_keep_distances_and_stay_below_their_angle():
@@ -119,9 +111,3 @@ def test_an_image_is_augmented_by_its_index_in_the_batch():
 def test_no_augmentation_returns_the_same_array():
     images = jnp.asarray(IMAGES)
     assert Augmentation()(images, KEY) is images
-
-
-@pytest.mark.parametrize("text", ["", "shift", "shift0", "shift1.5", "blur", "zoom2"])
-def test_unknown_augmentations_are_refused(text):
-    with pytest.raises(InputError, match="--augment: cannot parse"):
-        parse_augmentation(text)

@@ -9,12 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.processes import run_python
-from helpers.small_sets import (
-    assert_equal_sets,
-    copy_from,
-    files_below,
-    no_network,
-)
+from helpers.small_sets import assert_equal_sets, copy_from, files_below
 
 from mnist_jax.data import datasets
 from mnist_jax.data.cache import cache_dir
@@ -22,10 +17,17 @@ from mnist_jax.data.datasets import load_dataset
 from mnist_jax.data.download import DownloadError
 from mnist_jax.data.published import FILES, SETS
 from mnist_jax.data.reader import content_sha256, read_idx
+from mnist_jax.data.types import Split
 from mnist_jax.errors import InputError
+from mnist_jax.testing import assert_trees_close
 
 DATA_DIR = os.environ.get("MNIST_JAX_DATA_DIR")
 pytestmark = pytest.mark.usefixtures("isolated_folders")
+
+
+def no_network(name: str, folder: Path) -> None:
+    """Fails as a download without a network does."""
+    raise DownloadError("no network")
 
 
 # Where the files come from
@@ -36,13 +38,10 @@ def test_files_are_decoded_and_nothing_is_written_next_to_them(small_sets):
     before = {file: file.stat().st_mtime_ns for file in [folder, *folder.rglob("*")]}
     dataset = load_dataset("mnist", folder)
     assert (dataset.name, dataset.validation, dataset.note) == ("mnist", None, "")
-    assert dataset.train.images.dtype == np.uint8
-    assert dataset.train.labels.dtype == np.int32
-    rng = np.random.RandomState(0)  # as in write_small_set
-    np.testing.assert_array_equal(
-        dataset.train.images, rng.randint(0, 256, (50, 28, 28))
-    )
-    np.testing.assert_array_equal(dataset.train.labels, rng.randint(0, 10, 50))
+    rng = np.random.RandomState(0)  # as in small_sets
+    images = rng.randint(0, 256, (50, 28, 28)).astype(np.uint8)
+    labels = rng.randint(0, 10, 50).astype(np.int32)
+    assert_trees_close(dataset.train, Split(images, labels), rtol=0)
     assert dataset.test.images.shape == (20, 28, 28)
     after = {file: file.stat().st_mtime_ns for file in [folder, *folder.rglob("*")]}
     assert after == before
@@ -64,9 +63,9 @@ def test_data_dir_precedes_the_environment_which_precedes_downloads(
     assert calls == ["mnist"]
 
 
-def gzipped_again(file, content):
-    """Returns a file as some mirrors compress it."""
-    return file, gzip.compress(gzip.decompress(content), 1)
+def gzipped_again(content):
+    """Returns the content of a file as some mirrors compress it."""
+    return gzip.compress(gzip.decompress(content), 1)
 
 
 def gunzipped(file, content):
@@ -80,7 +79,7 @@ def dotted(file, content):
 
 
 FORMS = {
-    "gzipped again": ("", gzipped_again),
+    "gzipped again": ("", lambda file, content: (file, gzipped_again(content))),
     "dotted": ("", dotted),
     "dotted and gunzipped": ("", lambda *file: gunzipped(*dotted(*file))),
     "images only": ("", lambda *f: gunzipped(*f) if "images" in f[0] else f),
@@ -98,15 +97,10 @@ def test_all_forms_of_the_files_are_the_same_set(
     for file in FILES.values():
         name, content = change(file, (small_sets["mnist"] / file).read_bytes())
         (folder / name).write_bytes(content)
-    decoded = load_dataset("mnist", tmp_path / "forms")
     expected = load_dataset("mnist", small_sets["mnist"])
-    assert_equal_sets(decoded, expected)
+    assert_equal_sets(load_dataset("mnist", tmp_path / "forms"), expected)
     monkeypatch.setenv("MNIST_JAX_DATA_DIR", str(tmp_path / "forms"))
     assert_equal_sets(load_dataset("auto"), expected)
-    file = next(folder.iterdir())
-    file.write_bytes(file.read_bytes()[:-9])
-    with pytest.raises(InputError, match=f"{file} is not a usable IDX file"):
-        load_dataset("auto")
 
 
 def test_one_folder_serves_all_sets_from_sub_folders(small_sets):
@@ -133,10 +127,6 @@ def test_keras_archive_is_the_same_set(small_sets, tmp_path):
         np.savez(tmp_path / "mnist.npz", **{**arrays, **changes})
         with pytest.raises(InputError, match=message):
             load_dataset("mnist", tmp_path)
-    content = (tmp_path / "mnist.npz").read_bytes()
-    (tmp_path / "mnist.npz").write_bytes(content[:-50])
-    with pytest.raises(InputError, match=r"cannot read .*mnist\.npz"):
-        load_dataset("mnist", tmp_path)
 
 
 def test_a_set_missing_from_the_environment_folder_is_downloaded(
@@ -193,7 +183,7 @@ def test_files_of_kmnist_must_be_the_published_ones(small_sets):
     # The checksums of its decompressed content are unknown.
     for file in FILES.values():
         path = small_sets["kmnist"] / file
-        path.write_bytes(gzipped_again(file, path.read_bytes())[1])
+        path.write_bytes(gzipped_again(path.read_bytes()))
     with pytest.raises(InputError, match="holds no files of kmnist"):
         load_dataset("kmnist", small_sets["kmnist"])
 
@@ -205,13 +195,11 @@ def test_a_download_is_kept_and_not_repeated(small_sets, monkeypatch):
     calls = []
     monkeypatch.setattr(datasets, "download_files", copy_from(small_sets, calls))
     first = load_dataset("kmnist")
-    assert_equal_sets(load_dataset("kmnist"), first)
-    assert calls == ["kmnist"]
-    [entry] = files_below(cache_dir())
-    entry.write_bytes(entry.read_bytes()[:-1000])
-    again = load_dataset("kmnist")
-    assert calls == ["kmnist"] * 2
-    assert_equal_sets(again, first)
+    for times in (1, 2):
+        assert_equal_sets(load_dataset("kmnist"), first)
+        assert calls == ["kmnist"] * times
+        [entry] = files_below(cache_dir())
+        entry.write_bytes(entry.read_bytes()[:-1000])
 
 
 def test_a_corrupted_download_is_rejected_and_not_kept(small_sets, monkeypatch):
@@ -227,9 +215,7 @@ def test_a_corrupted_download_is_rejected_and_not_kept(small_sets, monkeypatch):
     assert load_dataset("auto").name == "digits"
 
 
-def test_without_a_network_a_set_is_an_error_and_auto_the_digits_with_a_note(
-    monkeypatch,
-):
+def test_without_a_network_a_set_is_an_error_and_auto_the_digits(monkeypatch):
     monkeypatch.setattr(datasets, "download_files", no_network)
     for name, published in SETS.items():
         with pytest.raises(InputError) as caught:

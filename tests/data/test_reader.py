@@ -19,14 +19,9 @@ LABELS_IDX = struct.pack(">II", 0x801, 4) + LABELS.tobytes()
 
 @pytest.fixture
 def read(tmp_path):
-    """Reads an array from the content of a file."""
+    """Returns a function that reads an array from the content of a file."""
     path = tmp_path / "file.gz"
-
-    def read_content(content: bytes) -> np.ndarray:
-        path.write_bytes(content)
-        return read_idx(path)
-
-    return read_content
+    return lambda content: (path.write_bytes(content), read_idx(path))[1]
 
 
 @pytest.mark.parametrize("compress", [bytes, gzip.compress])
@@ -60,7 +55,7 @@ def test_other_files_are_rejected_by_name(read, compress, content):
 def test_damaged_files_raise_only_input_errors(read):
     rng, rejected = random.Random(0), 0
     gzipped = [gzip.compress(content, 1) for content in (IMAGES_IDX, LABELS_IDX)]
-    for _ in range(2_000):
+    for _ in range(1_000):
         content = bytearray(rng.choice([IMAGES_IDX, LABELS_IDX, *gzipped]))
         for _ in range(rng.randint(1, 3)):
             start = rng.randrange(rng.choice((16, len(content))))
@@ -71,4 +66,4 @@ def test_damaged_files_raise_only_input_errors(read):
             read(compress(content[: rng.choice((None, rng.randrange(900)))]))
         except InputError:
             rejected += 1
-    assert 1_000 < rejected < 2_000
+    assert 500 < rejected < 1_000

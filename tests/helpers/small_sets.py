@@ -8,18 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mnist_jax.data.download import DownloadError
 from mnist_jax.data.published import FILES
 from mnist_jax.data.types import Dataset
-
-
-def write_small_set(folder: Path, seed: int) -> None:
-    """Writes 50 training and 20 test images as the four files of a set."""
-    rng, arrays = np.random.RandomState(seed), {}
-    for split, count in (("train", 50), ("test", 20)):
-        arrays[f"x_{split}"] = rng.randint(0, 256, (count, 28, 28)).astype(np.uint8)
-        arrays[f"y_{split}"] = rng.randint(0, 10, count).astype(np.uint8)
-    write_idx_set(folder, arrays)
+from mnist_jax.testing import assert_trees_close
 
 
 def write_idx_set(
@@ -48,11 +39,6 @@ def write_idx_set(
         (folder / file).write_bytes(compress(content))
 
 
-def no_network(name: str, folder: Path) -> None:
-    """Fails as a download without a network does."""
-    raise DownloadError("no network")
-
-
 def no_call(name: str, folder: Path) -> None:
     """Fails the test, which must not download anything."""
     raise AssertionError("a download was attempted")
@@ -79,11 +65,6 @@ def files_below(folder: Path) -> list[Path]:
 
 def assert_equal_sets(one: Dataset, other: Dataset) -> None:
     """Compares two datasets, arrays included."""
-    assert (one.name, one.checksum, one.note) == (
-        other.name,
-        other.checksum,
-        other.note,
-    )
-    for left, right in ((one.train, other.train), (one.test, other.test)):
-        np.testing.assert_array_equal(left.images, right.images)
-        np.testing.assert_array_equal(left.labels, right.labels)
+    for name in ("name", "checksum", "note"):
+        assert getattr(one, name) == getattr(other, name)
+    assert_trees_close((one.train, one.test), (other.train, other.test), rtol=0)
