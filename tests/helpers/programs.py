@@ -63,8 +63,8 @@ def _server() -> Any:
 
 
 def _request(program: str, words: list[str], mode: str, **environment: str) -> Finished:
-    cache = os.environ["MNIST_JAX_CACHE_DIR"]  # which tests change
-    environment = dict(MNIST_JAX_CACHE_DIR=cache) | environment
+    changed_by_tests = "MNIST_JAX_CACHE_DIR", "XLA_FLAGS"
+    environment = {name: os.environ[name] for name in changed_by_tests} | environment
     name = PROGRAMS[program]
     request = dict(program=name, words=words, mode=mode, environment=environment)
     server = _server()
