@@ -1,24 +1,22 @@
-"""Parameter counts, shapes, dropout, and the LSTM compared with a loop."""
+"""Whole networks: parameter counts, implementations, precisions and dropout."""
 
-import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.networks import network_gradients
+from helpers.compilation import users_jit
 
 from mnist_jax.config import TrainConfig
-from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset, Split
+from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset, Shapes, Split
 from mnist_jax.errors import InputError
 from mnist_jax.models.layers import Dropout
-from mnist_jax.models.networks import (
-    count_params,
-    create_model,
-)
+from mnist_jax.models.networks import count_params, create_model, init_model
 from mnist_jax.testing import assert_trees_close
+from mnist_jax.testing.steps import make_split, preprocess
+from mnist_jax.training.steps import batch_gradients
 
-MODELS = ("mlp", "lstm", "cnn")
 COUNTS = {"mlp": 118_282, "lstm": 81_674, "cnn": 93_322}
 
 
@@ -34,18 +32,37 @@ def test_stages_that_leave_no_pixel_are_refused():
         create_model(config, MNIST)
 
 
+def gradients(split: Split, shapes: Shapes = MNIST, jit=users_jit, **fields):
+    """Returns the gradients and metrics of a batch for the parameters of seed 0."""
+    model = create_model(TrainConfig(**fields), shapes)
+    init = jax.jit(partial(init_model, model, image_shape=shapes.image))
+    batch = preprocess(split.images), split.labels, jnp.ones(len(split.labels))
+    step = jit(partial(batch_gradients, model=model))
+    return step(init(jax.random.key(0)), *batch, jax.random.key(1))
+
+
 @pytest.mark.parametrize(
-    "model, impl", [("lstm", "cpu"), ("cnn", "cpu"), ("cnn", "gpu")]
+    "impl, shapes, fields, tolerance",
+    [
+        ("cpu", MNIST, dict(model="lstm"), 1e-4),
+        ("cpu", MNIST, dict(model="cnn"), 1e-4),
+        ("gpu", MNIST, dict(model="cnn"), 1e-4),
+        ("cpu", Shapes((12, 20), 3), dict(model="lstm", lstm_units=(8,)), 1e-4),
+        ("cpu", Shapes((40, 40), 100), dict(model="cnn", conv=("4:pool2", "8")), 1e-4),
+        ("cpu", MNIST, dict(model="examples/resnet.py:ResNet"), 1e-3),
+        ("cpu", MNIST, dict(model="examples/nnx_cnn.py:CNN"), 1e-3),
+    ],
 )
-def test_implementations_agree_on_real_digits(digits: Dataset, model, impl):
+def test_implementations_agree(digits: Dataset, impl, shapes, fields, tolerance):
     # In the first 32 digits a ReLU input is 1e-7, whose sign depends on rounding.
-    split = Split(*(array[32:64] for array in digits.train))
+    split = Split(*(array[32:48] for array in digits.train))
+    if shapes != MNIST:
+        split = make_split(6, shapes=shapes)
     (got, metrics), (want, wanted) = (
-        network_gradients(TrainConfig(model=model, impl=chosen), split)
-        for chosen in (impl, "plain")
+        gradients(split, shapes, impl=chosen, **fields) for chosen in (impl, "plain")
     )
-    np.testing.assert_allclose(metrics.loss_sum, wanted.loss_sum, rtol=1e-5)
-    assert_trees_close(got, want, 1e-4)
+    assert_trees_close(metrics, wanted, tolerance / 10)
+    assert_trees_close(got, want, tolerance)
 
 
 def test_dropout_has_its_rate_and_keeps_the_mean():
@@ -73,14 +90,17 @@ def test_auto_chooses_the_implementation_by_device(backend, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "model, impl", [*itertools.product(MODELS, ["plain", "cpu"]), ("cnn", "gpu")]
+    "model, impl",
+    [
+        ("mlp", "plain"),
+        *(("lstm", impl) for impl in ("plain", "cpu")),
+        *(("cnn", impl) for impl in ("plain", "cpu", "gpu")),
+    ],
 )
 def test_bfloat16_is_float32_with_rounded_operands(digits: Dataset, model, impl):
     split = Split(*(array[32:64] for array in digits.train))
     (want, _), (got, metrics) = (
-        network_gradients(
-            TrainConfig(model=model, impl=impl, precision=precision), split, jit=jax.jit
-        )
+        gradients(split, jit=jax.jit, model=model, impl=impl, precision=precision)
         for precision in ("float32", "bfloat16")
     )
     assert metrics.loss_sum.dtype == jnp.float32
