@@ -36,31 +36,11 @@ class Dropped(nn.Module):
         return nn.Dense(10)(nn.Dropout(self.rate, deterministic=not train)(x))
 
 
-class Deterministic(nn.Module):
-    @nn.compact
-    def __call__(self, images, deterministic):
-        x = nn.Dropout(0.5)(flat(images), deterministic)
-        return nn.Dense(10)(x)
-
-
-class Recurrent(nn.Module):
-    @nn.compact
-    def __call__(self, images, train=False):
-        return nn.Dense(10)(nn.RNN(nn.GRUCell(8))(images)[:, -1])
-
-
 class Half(nn.Module):
     @nn.compact
     def __call__(self, images):
         out = nn.Dense(10, dtype="bfloat16", param_dtype="bfloat16", name="out")
         return out(flat(images))
-
-
-class Normalized(nn.Module):
-    @nn.compact
-    def __call__(self, images, train=False):
-        x = flat(images)
-        return nn.Dense(10)(nn.BatchNorm(use_running_average=not train)(x))
 
 
 class Mixed16(nn.Module):

@@ -14,33 +14,20 @@ from helpers.runs import resumable, train_into
 
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset
 from mnist_jax.errors import InputError
-from mnist_jax.models.custom import (
-    call_options,
-    network_sha256,
-    parse_model_args,
-)
+from mnist_jax.models.custom import call_options, network_sha256, parse_model_args
 from mnist_jax.models.flops import count_products, multiply_adds
 from mnist_jax.models.networks import (
     apply_model,
+    count_params,
     create_model,
     init_model,
     variable_shapes,
 )
+from mnist_jax.testing import make_batch
 from mnist_jax.training.fit import finish, fit
 from mnist_jax.training.prepare import prepare
 from mnist_jax.training.run_dir import load_run
 from mnist_jax.training.steps import batch_gradients
-
-
-@pytest.mark.parametrize(
-    "name", ["Linear", "Dropped", "Recurrent", "Normalized", "Nnx"]
-)
-def test_custom_networks_train(networks, digits: Dataset, name):
-    experiment = prepare(config_of(networks, name, cpu_devices=2, epochs=3), digits)
-    [(record, _)] = finish(fit(experiment, [0]))
-    assert record.config.name == name and record.devices == 2
-    assert record.epochs[-1].loss < record.epochs[0].loss
-    assert len(record.source_sha256) == 64
 
 
 class Called(nn.Module):
@@ -80,7 +67,7 @@ def test_what_a_network_raises_passes_through(networks):
         create_model(config_of(networks, "Linear", model_args=("depth=3",)), MNIST)
 
 
-@pytest.mark.parametrize("name", ["Dropped", "Deterministic", "Nnx", "NnxTrain"])
+@pytest.mark.parametrize("name", ["Dropped", "Nnx", "NnxTrain"])
 def test_a_network_is_told_whether_it_trains(networks, name):
     model = create_model(config_of(networks, name), MNIST)
     images = np.random.default_rng(0).random((3, 28, 28), np.float32)
@@ -94,13 +81,19 @@ def test_a_network_is_told_whether_it_trains(networks, name):
     np.testing.assert_array_equal(logits(False, 1), logits(False, 2))
 
 
-def test_subclasses_of_nnx_param_are_trained_and_counted(networks, digits: Dataset):
-    experiment = prepare(config_of(networks, "NnxLora", epochs=2), digits)
-    [(record, variables)] = finish(fit(experiment, [0]))
-    params = variables["params"]
-    assert record.parameters == 784 * 10 + 10 + (784 + 10) * 2
-    assert set(params) == {"layer"}
-    assert np.any(params["layer"]["lora"]["lora_b"])  # which starts at 0
+def test_subclasses_of_nnx_param_are_parameters(networks):
+    model = create_model(config_of(networks, "NnxLora"), MNIST)
+    assert count_params(model, IMAGE_SHAPE) == 784 * 10 + 10 + (784 + 10) * 2
+
+
+def test_dropout_of_custom_networks_differs_by_device(networks):
+    model, key = create_model(config_of(networks, "Dropped"), MNIST), jax.random.key(1)
+    variables, batch = init_model(model, key, IMAGE_SHAPE), make_batch(4)
+    one, two, one_again = (
+        batch_gradients(variables, *batch, key, model, offset)[1].loss_sum
+        for offset in (0, 4, 0)
+    )
+    assert one == one_again != two
 
 
 def test_a_network_whose_evaluation_depends_on_the_batch_is_not_trained(
@@ -109,18 +102,6 @@ def test_a_network_whose_evaluation_depends_on_the_batch_is_not_trained(
     message = "NnxMixed: in evaluation the logits of an image depend on the batch"
     with pytest.raises(InputError, match=message):
         prepare(config_of(networks, "NnxMixed"), digits)
-
-
-def test_dropout_of_custom_networks_differs_by_device(networks):
-    model = create_model(config_of(networks, "Dropped"), MNIST)
-    variables = init_model(model, jax.random.key(0), IMAGE_SHAPE)
-    images, labels = np.ones((4, 28, 28), np.float32), np.zeros(4, np.int32)
-    batch, key = (images, labels, np.ones(4, np.float32)), jax.random.key(1)
-    one, two, one_again = (
-        batch_gradients(variables, *batch, key, model, offset)[1].loss_sum
-        for offset in (0, 4, 0)
-    )
-    assert one == one_again != two
 
 
 def test_a_changed_source_is_noticed(networks, digits: Dataset, tmp_path):
@@ -147,6 +128,7 @@ def test_the_record_has_the_source_that_was_trained(networks, digits: Dataset):
     trained = network_sha256(experiment.config)
     networks.write_text(NETWORKS + "\n")
     [(record, _)] = finish(fit(experiment, [0]))
+    assert record.config.name == "Linear"
     assert record.source_sha256 == trained != network_sha256(experiment.config)
 
 
