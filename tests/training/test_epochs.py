@@ -1,4 +1,4 @@
-"""The compiled epoch: equal to a loop, one trace, donated, no hidden transfers."""
+"""The compiled epoch: chunks, one compilation, donation, no hidden transfers."""
 
 import re
 
@@ -15,7 +15,7 @@ from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Dataset, Split
 from mnist_jax.errors import InputError
 from mnist_jax.models.networks import CNN, LSTM, MLP
 from mnist_jax.models.rewrite import Rewritten
-from mnist_jax.testing import assert_trees_close
+from mnist_jax.testing import assert_trees_close, no_compiling, no_transfers
 from mnist_jax.testing.steps import make_split, preprocess
 from mnist_jax.training.epochs import make_programs
 from mnist_jax.training.mesh import (
@@ -23,9 +23,6 @@ from mnist_jax.training.mesh import (
     eval_indices,
     make_mesh,
     replicate,
-    seed_keys,
-    shard_indices,
-    shard_seeds,
     step_bounds,
 )
 from mnist_jax.training.steps import batch_metrics
@@ -38,78 +35,43 @@ MODELS = {
 }
 
 
-def make_inputs(model, tx, split, mesh, seed=0, epoch=0, batch_size=16):
+def make(model, devices=2):
+    """Returns the programs of a network."""
+    mesh = make_mesh(devices)
+    return make_programs(model, optax.adam(1e-3), preprocess, mesh, IMAGE_SHAPE)
+
+
+def make_inputs(programs, size=64, seed=0, epoch=0):
     """Returns the arguments of a training epoch of one seed."""
-    states = make_programs(model, tx, preprocess, mesh, IMAGE_SHAPE).init(
-        seed_keys([seed])
+    states, keys = programs.init_run([seed])
+    orders = epoch_indices(seed, epoch, size, 16)[None]
+    split = replicate(make_split(size), programs.mesh)
+    return states, split, programs.shard(orders), programs.epoch_keys(keys, epoch)
+
+
+def test_epochs_donate_their_state_transfer_nothing_and_compile_once():
+    """With a smaller last batch."""
+    programs = make(MODELS["mlp"])
+    first, *others = (
+        make_inputs(programs, 50, seed, epoch) for seed in range(2) for epoch in (0, 1)
     )
-    indices = epoch_indices(seed, epoch, len(split.labels), batch_size)
-    return (
-        shard_seeds(states, mesh),
-        replicate(split, mesh),
-        shard_indices(indices[None], mesh),
-        shard_seeds(jax.random.key(epoch)[None], mesh),
-        step_bounds(0, len(indices), mesh),
-    )
-
-
-class CountTraces(MLP):
-    """An MLP that records its traces."""
-
-    traces = []
-
-    def __call__(self, images, train=False, batch_offset=0):
-        self.traces.append(images.shape)
-        return super().__call__(images, train, batch_offset)
-
-
-def test_a_sharded_epoch_is_that_of_one_device():
-    """With batches that eight devices cannot share evenly, and a smaller last one."""
-    model, tx, results = MLP((16,), 10, dropout=(0.5,)), optax.sgd(0.1), []
-    for devices in (1, 8):
-        mesh = make_mesh(devices)
-        arguments = make_inputs(model, tx, make_split(), mesh, batch_size=23)
-        programs = make_programs(model, tx, preprocess, mesh, IMAGE_SHAPE)
-        results.append(programs.train(*arguments))
-    assert_trees_close(*results, 1e-4)
-
-
-def test_one_trace_serves_all_batches_epochs_and_seeds():
-    model, tx, mesh = CountTraces((4,), 10), optax.adam(1e-3), make_mesh(2)
-    split = make_split(50)
-    train_epoch = make_programs(model, tx, preprocess, mesh, IMAGE_SHAPE).train
-    inputs = [
-        make_inputs(model, tx, split, mesh, seed, epoch)
-        for seed in range(3)
-        for epoch in range(2)
-    ]
-    CountTraces.traces.clear()
-    for arguments in inputs:
-        train_epoch(*arguments)
-    assert len(CountTraces.traces) == 1
-
-
-def test_epoch_donates_its_state_and_transfers_nothing():
-    model, tx, mesh = MODELS["mlp"], optax.adam(1e-3), make_mesh(2)
-    train_epoch = make_programs(model, tx, preprocess, mesh, IMAGE_SHAPE).train
-    arguments = make_inputs(model, tx, make_split(), mesh)
-    with jax.transfer_guard("disallow"):
-        state, _ = train_epoch(*arguments)
+    bounds = step_bounds(0, 4, programs.mesh)
+    programs.train(*first, bounds)
+    with no_compiling(), no_transfers():
+        for arguments in others:
+            state, _ = programs.train(*arguments, bounds)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(arguments[0]))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(arguments[1:]))
 
 
 def test_an_epoch_in_chunks_is_bit_for_bit_the_whole_epoch():
-    model, tx, mesh = MODELS["cnn"], optax.adam(1e-3), make_mesh(2)
-    train_epoch = make_programs(model, tx, preprocess, mesh, IMAGE_SHAPE).train
-    arguments = make_inputs(model, tx, make_split(80), mesh)  # 5 steps
-    whole, metrics = train_epoch(*arguments)
-    states, *others, _ = make_inputs(model, tx, make_split(80), mesh)
-    losses = np.zeros((1, 5), np.float32)
-    for first, last in ((0, 1), (1, 4), (4, 5)):
-        states, chunk = train_epoch(states, *others, step_bounds(first, last, mesh))
-        losses += np.asarray(chunk.loss_sum)  # 0 outside the chunk
+    programs = make(MODELS["cnn"])
+    whole, metrics = programs.run_steps(*make_inputs(programs, 80))  # 5 steps
+    (states, *others), losses = make_inputs(programs, 80), np.zeros((1, 5), np.float32)
+    for chunk in ((0, 1), (1, 4), (4, 5)):
+        states, found = programs.run_steps(states, *others, *chunk)
+        losses += np.asarray(found.loss_sum)  # 0 outside the chunk
     np.testing.assert_array_equal(losses, metrics.loss_sum)
     assert_trees_close(states, whole, 0)
 
@@ -118,16 +80,17 @@ def test_an_epoch_in_chunks_is_bit_for_bit_the_whole_epoch():
 def test_evaluation_counts_every_image_once(digits: Dataset, size, devices):
     images = np.concatenate([digits.train.images, digits.test.images])[:size]
     labels = np.concatenate([digits.train.labels, digits.test.labels])[:size]
-    model, mesh = MODELS["mlp"], make_mesh(devices)
-    programs = make_programs(model, optax.sgd(0.1), preprocess, mesh, IMAGE_SHAPE)
-    variables = programs.init(seed_keys([0])).variables
+    programs = make(MODELS["mlp"], devices)
+    variables = programs.init_run([0])[0].variables
     metrics = programs.evaluate(
-        shard_seeds(variables, mesh),
-        replicate(Split(images, labels), mesh),
-        eval_indices(range(size), mesh, rows=3),
+        variables,
+        replicate(Split(images, labels), programs.mesh),
+        eval_indices(range(size), programs.mesh, rows=3),
     )
-    variables, metrics = jax.tree.map(lambda leaf: leaf[0], (variables, metrics))
-    logits = model.apply(variables, preprocess(images))
+    variables, metrics = jax.tree.map(
+        lambda leaf: leaf[0], jax.device_get((variables, metrics))
+    )
+    logits = MODELS["mlp"].apply(variables, preprocess(images))
     _, want = batch_metrics(logits, jnp.asarray(labels), jnp.ones(size))
     assert float(metrics.images) == size
     assert float(metrics.correct) == float(want.correct)
@@ -136,11 +99,9 @@ def test_evaluation_counts_every_image_once(digits: Dataset, size, devices):
 
 def compiled_epoch(model):
     """Returns the HLO of a network's epoch on two devices, compiled as for users."""
-    tx, mesh = optax.adam(1e-3), make_mesh(2)
-    arguments = make_inputs(model, tx, make_split(), mesh)
-    lowered = make_programs(model, tx, preprocess, mesh, IMAGE_SHAPE).train.lower(
-        *arguments
-    )
+    programs = make(model)
+    bounds = step_bounds(0, 4, programs.mesh)
+    lowered = programs.train.lower(*make_inputs(programs), bounds)
     return lowered.compile(users_options()).as_text()
 
 

@@ -1,19 +1,23 @@
 """Training steps: learning, hand-computed metrics, optimizers and schedules."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from mnist_jax.config import TrainConfig
-from mnist_jax.testing import assert_trees_close
+from mnist_jax.config import ConvStage, TrainConfig
+from mnist_jax.data.types import IMAGE_SHAPE
+from mnist_jax.models.networks import CNN
+from mnist_jax.testing import assert_trees_close, make_batch
 from mnist_jax.training.optimizers import (
     create_optimizer,
     create_schedule,
     scale_by_adam,
 )
-from mnist_jax.training.steps import batch_metrics
+from mnist_jax.training.steps import batch_metrics, init_state, train_step
 
 
 def test_hand_made_logits_give_hand_computed_metrics():
@@ -29,6 +33,37 @@ def test_hand_made_logits_give_hand_computed_metrics():
     assert float(metrics.correct) == 2 and float(metrics.images) == 3
 
 
+def test_microbatches_average_the_running_statistics():
+    """As plain Flax on each, weighted by its images that are not padding."""
+    model, tx = CNN((ConvStage(4, pool=2, bn=True),), (), 10), optax.sgd(0.1)
+    state = init_state(model, tx, jax.random.key(0), IMAGE_SHAPE)
+    images, labels, _ = make_batch(12)
+    mask = jnp.float32(jnp.arange(12) < 10)
+
+    def loss_fn(params):
+        loss, means = 0.0, jax.tree.map(jnp.zeros_like, state.stats)
+        for i in (0, 4, 8):
+            logits, stats = model.apply(
+                {"params": params, **state.stats},
+                images[i : i + 4],
+                train=True,
+                mutable=["batch_stats"],
+            )
+            losses = optax.softmax_cross_entropy_with_integer_labels(
+                logits, labels[i : i + 4]
+            )
+            loss += jnp.sum(losses * mask[i : i + 4]) / 10
+            weight = mask[i : i + 4].sum() / 10
+            means = jax.tree.map(lambda m, s, w=weight: m + w * s, means, stats)
+        return loss, means
+
+    step = jax.jit(partial(train_step, model=model, tx=tx, microbatches=3))
+    got, _ = step(state, images, labels, mask, jax.random.key(0))
+    grads, stats = jax.grad(loss_fn, has_aux=True)(state.params)
+    params = jax.tree.map(lambda leaf, grad: leaf - 0.1 * grad, state.params, grads)
+    assert_trees_close((got.params, got.stats), (params, stats), 1e-4)
+
+
 def test_adam_equals_optax():
     """With gradients from far below epsilon to far above it, and zero."""
     rng = np.random.default_rng(0)
@@ -41,8 +76,8 @@ def test_adam_equals_optax():
             got, state = ours.update(grads, state)
             want, plain_state = plain.update(grads, plain_state)
             np.testing.assert_allclose(got, want, rtol=1e-10)
-            for ours_moment, moment in zip(state[1:], plain_state[1:], strict=True):
-                np.testing.assert_allclose(ours_moment, moment, rtol=1e-10)
+            for moment, wanted in zip(state[1:], plain_state[1:], strict=True):
+                np.testing.assert_allclose(moment, wanted, rtol=1e-10)
 
 
 def test_adam_corrects_the_bias_of_bfloat16_gradients_in_float32():
