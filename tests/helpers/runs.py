@@ -17,16 +17,7 @@ from mnist_jax.training.prepare import Experiment, prepare
 from mnist_jax.training.run_dir import METRICS, find_runs, run_keys
 from mnist_jax.training.runs import Event, Events, Started, fit_into, plan
 
-CONFIGS = {
-    name: TrainConfig(
-        model=name, dataset="digits", epochs=3, hidden=(16,), batch_size=256, **more
-    )
-    for name, more in (
-        ("mlp", {}),
-        ("lstm", dict(lstm_units=(16,), dropout=(0.2,))),
-        ("cnn", dict(conv=("8:pool2",))),
-    )
-}
+CONFIG = TrainConfig(dataset="digits", epochs=3, hidden=(16,), batch_size=256)
 
 
 def flip_bit(path: Path) -> None:
@@ -83,7 +74,7 @@ def prepare_once(config: TrainConfig, dataset: Dataset, seeds: int = 1) -> Exper
 
 
 def stopped_run(
-    digits: Dataset, folder: Path, config: TrainConfig = CONFIGS["mlp"]
+    digits: Dataset, folder: Path, config: TrainConfig = CONFIG
 ) -> Experiment:
     """Creates a run that stopped after the third of four epochs."""
     experiment = prepare_once(dataclasses.replace(config, epochs=4), digits)

@@ -26,6 +26,15 @@ from mnist_jax.training.optimizers import create_optimizer
 
 PLATFORMS = {"gpu": ("cuda", "rocm"), "tpu": ("tpu",)}  # by JAX's name of a backend
 SEEDS, STEPS, BATCH = 2, 3, 32
+shape = jax.ShapeDtypeStruct
+SPLIT = Split(shape((60_000, 28, 28), jnp.uint8), shape((60_000,), jnp.int32))
+
+
+def make(model, precision, mesh):
+    """Returns the programs of a built-in network at full size."""
+    config = TrainConfig(model=model, precision=precision)
+    network, tx = create_model(config, MNIST), create_optimizer(config, STEPS)
+    return make_programs(network, tx, Preprocess("scaled"), mesh, IMAGE_SHAPE)
 
 
 @pytest.mark.parametrize("backend", PLATFORMS)
@@ -35,25 +44,15 @@ def test_programs_lower_for_accelerators(model, precision, backend, monkeypatch)
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     # On the mesh of a CPU, seeds would be trained one after the other.
     monkeypatch.setattr(epochs, "_is_on_cpu", lambda mesh: False)
-    config = TrainConfig(model=model, precision=precision)
-    network = create_model(config, MNIST)
-    programs = make_programs(
-        network,
-        create_optimizer(config, STEPS),
-        Preprocess("scaled"),
-        make_mesh(1),
-        IMAGE_SHAPE,
-    )
+    programs = make(model, precision, make_mesh(1))
     keys = jax.random.split(jax.random.key(0), SEEDS)
     states = jax.eval_shape(programs.init, keys)
-    shape = jax.ShapeDtypeStruct
-    split = Split(shape((60_000, 28, 28), jnp.uint8), shape((60_000,), jnp.int32))
     orders, bounds = shape((SEEDS, STEPS, BATCH), jnp.int32), shape((2,), jnp.int32)
     rows = shape((50, 200), jnp.int32)
     for program, arguments in (
         (programs.init, (keys,)),
-        (programs.train, (states, split, orders, keys, bounds)),
-        (programs.evaluate, (states.variables, split, rows)),
+        (programs.train, (states, SPLIT, orders, keys, bounds)),
+        (programs.evaluate, (states.variables, SPLIT, rows)),
     ):
         exported = export.export(program, platforms=PLATFORMS[backend])(*arguments)
         assert exported.platforms == PLATFORMS[backend]
@@ -104,15 +103,12 @@ def test_epochs_compile_for_four_chips_of_a_tpu(model, precision, monkeypatch):
             tree,
         )
 
-    config, shape = TrainConfig(model=model, precision=precision), jax.ShapeDtypeStruct
-    network, tx = create_model(config, MNIST), create_optimizer(config, STEPS)
-    programs = make_programs(network, tx, Preprocess("scaled"), mesh, IMAGE_SHAPE)
+    programs = make(model, precision, mesh)
     keys = jax.random.split(jax.random.key(0), 1)
-    split = Split(shape((60_000, 28, 28), jnp.uint8), shape((60_000,), jnp.int32))
     orders = shape((1, STEPS, 128), jnp.int32)
     compiled = programs.train.lower(
         arrays(jax.eval_shape(programs.init, keys), SEEDS_AXIS),
-        arrays(split),
+        arrays(SPLIT),
         arrays(orders, SEEDS_AXIS, None, BATCH_AXIS),
         arrays(keys, SEEDS_AXIS),
         arrays(shape((2,), jnp.int32)),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from helpers.runs import CONFIGS, epochs_of, follow_until, prepare_once
+from helpers.runs import CONFIG, epochs_of, follow_until, prepare_once
 from helpers.small_sets import files_below
 
 from mnist_jax.errors import InputError
@@ -23,7 +23,7 @@ def train(digits, tmp_path):
 
     def train(seeds: int, epochs: int = 3, stop: int = 0, checksum="", **options):
         """Returns the epochs that were run, each with its seeds."""
-        config = dataclasses.replace(CONFIGS["mlp"], epochs=epochs)
+        config = dataclasses.replace(CONFIG, epochs=epochs)
         data = dataclasses.replace(digits)
         vars(data)["known_checksum"] = checksum or digits.checksum
         given = dict(resume=False, checkpoint_every=0, prepare_runs=prepare_once)

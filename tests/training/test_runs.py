@@ -6,13 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers.runs import (
-    CONFIGS,
-    epochs_of,
-    follow_until,
-    outcomes,
-    prepare_once,
-)
+from helpers.runs import CONFIG, epochs_of, follow_until, outcomes, prepare_once
 
 from mnist_jax.config import TrainConfig
 from mnist_jax.data.types import Dataset
@@ -29,7 +23,6 @@ from mnist_jax.training.run_dir import (
 )
 from mnist_jax.training.runs import train_runs
 
-CONFIG = CONFIGS["mlp"]
 RESULTS = "compare.jsonl"
 
 
