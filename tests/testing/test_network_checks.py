@@ -313,7 +313,7 @@ class Recurrent(nn.Module):
     "network, model_args",
     [
         (Base, []),
-        (f"{__file__}:Nnx", ["width=16"]),
+        (f"{__name__}:Nnx", ["width=16"]),
         (Half, []),
         (Recurrent, []),
         # By two algorithms, then with batch normalization.
