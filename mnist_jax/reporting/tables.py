@@ -290,7 +290,8 @@ def provenance(records: Iterable[Any]) -> list[str]:
     versions = [f"{name} {getattr(first, name)}" for name in names]
     versions += first.numerics.split()
     commits = dict.fromkeys(
-        (e.commit or "not a checkout")[:14] + " with uncommitted changes" * bool(e.dirty)
+        (e.commit or "not a checkout")[:14]
+        + " with uncommitted changes" * bool(e.dirty)
         for e in environments
     )
     loads = [e.load for e in environments]

@@ -162,6 +162,11 @@ def no_transfers() -> Iterator[None]:
             raise AssertionError(str(error).splitlines()[0]) from error
 
 
+def draws_random_numbers(function: Callable[..., Any], *arguments: Any) -> bool:
+    """Returns whether a function draws random numbers, also such as nothing uses."""
+    return "random_bits" in str(jax.make_jaxpr(function)(*arguments))
+
+
 def require_new_keys(function: Callable[..., Any], *arguments: Any) -> None:
     """Asserts that a function uses each random key once, and no key from outside."""
     try:

@@ -22,6 +22,7 @@ from mnist_jax.reporting.tables import (
     group_by_row,
     group_by_table,
     markdown_table,
+    provenance,
     seconds_to_target,
 )
 
@@ -248,3 +249,15 @@ def test_the_row_is_that_of_the_present_source_and_the_latest():
 
 def test_one_value_has_no_interval():
     assert np.isnan(welch_difference([0.9], [0.9, 0.8])[1:]).all()
+
+
+def test_the_code_of_records_is_described():
+    """Also of an installed package, which has no commit."""
+    changes = dict(dirty=True), dict(commit=None, dirty=None)
+    runs = [make_record(seed=seed) for seed in (0, 1)]
+    runs = [
+        dataclasses.replace(run, environment=make_environment(**change))
+        for run, change in zip(runs, changes, strict=True)
+    ]
+    lines = provenance(runs)
+    assert "commit: 0123456789abcd with uncommitted changes, not a checkout" in lines
