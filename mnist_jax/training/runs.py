@@ -152,8 +152,9 @@ def train_seeds(
     They start from the parameters of the finished run `init_from`, if there is one.
     `options` are those of `train_runs`.
     """
-    start = init_from and dict.fromkeys(seeds, Path(init_from).expanduser())
-    options |= dict(chosen=True, start_from=start)
+    if init_from is not None:
+        options["start_from"] = dict.fromkeys(seeds, Path(init_from).expanduser())
+    options["chosen"] = True
     return train_runs(config, dataset, seed_folders(root, seeds), **options)
 
 
