@@ -30,7 +30,9 @@ def test_the_page_predicts_what_the_runs_predict(
     browser.open((tmp_path / "page.html").as_uri())
     images = digits.test.images[:20]
     script = "return NETWORKS.map(n => arguments[0].map(image => predict(n, image)))"
-    shown = np.array(browser.run(script, images.reshape(len(images), -1).tolist()))
+    shown = np.array(
+        browser.execute_script(script, images.reshape(len(images), -1).tolist())
+    )
     for probabilities, (name, trained) in zip(shown, runs.items(), strict=True):
         expected = trained.predict(images)
         assert expected.std(axis=0).max() > 1e-3  # the images are told apart
@@ -53,7 +55,7 @@ def test_drawings_are_read_as_photos_of_them(browser: Browser, tmp_path):
     write_page({"mlp": MLP}, tmp_path / "page.html")
     browser.open((tmp_path / "page.html").as_uri())
     for name, strokes in DRAWINGS.items():
-        png, pixels = browser.run(
+        png, pixels = browser.execute_script(
             """
             strokes = arguments[0];
             draw();
@@ -72,7 +74,7 @@ def test_drawings_are_read_as_photos_of_them(browser: Browser, tmp_path):
 
 def wait_for_prediction(browser: Browser) -> str:
     """Waits until the page shows the last stroke, and returns its status line."""
-    return browser.run(
+    return browser.execute_script(
         """
         return new Promise(resolve => (function poll() {
           if (scheduled || drawing) return setTimeout(poll, 20);
@@ -97,31 +99,36 @@ def test_a_stroke_shows_probabilities(
     assert not re.search(r"https?:|src=", (tmp_path / "page.html").read_text())
     browser.emulate(width, 740, scheme)
     browser.open((tmp_path / "page.html").as_uri())
-    x, y, side = browser.run(
+    x, y, side = browser.execute_script(
         "const box = pad.getBoundingClientRect(); return [box.x, box.y, box.width]"
     )
     line = [(x + side / 2, y + side * part) for part in (0.15, 0.4, 0.6, 0.85)]
     browser.drag(line, pointer)
     assert re.fullmatch(r"Predicted in [\d.]+ ms\.", wait_for_prediction(browser))
-    seen = browser.run("return [...readDrawing(pad)]")
+    seen = browser.execute_script("return [...readDrawing(pad)]")
     [expected] = MLP.predict(np.array(seen, np.uint8).reshape(1, 28, 28))
     texts = "return [...document.querySelectorAll(arguments[0])].map(e => e.innerText)"
-    cells = browser.run(texts, "td")
+    cells = browser.execute_script(texts, "td")
     assert cells == [f"{100 * p:.1f}%" for p in expected for _ in range(3)]
     ink = "seen.getContext('2d').getImageData(0, 0, 28, 28).data"
-    assert browser.run(f"return [...{ink}].filter((_, n) => n % 4 === 0)") == seen
+    assert (
+        browser.execute_script(f"return [...{ink}].filter((_, n) => n % 4 === 0)")
+        == seen
+    )
     best = int(expected.argmax())
     answers = [str(best), names[best], str(best)]
-    assert browser.run(texts, ".prediction") == answers
+    assert browser.execute_script(texts, ".prediction") == answers
     note = "MLP, test accuracy 97.00%"
     warned = f"{note}; trained on fashion_mnist, so drawings of digits may mean nothing"
-    assert browser.run(texts, ".note") == [note, f"{warned} to it", note]
+    assert browser.execute_script(texts, ".note") == [note, f"{warned} to it", note]
     # On a phone all is visible without scrolling, and there is room to draw.
-    assert browser.run("return document.documentElement.scrollWidth") <= width
-    assert browser.run("return pad.clientWidth") >= 220
-    browser.run("undo.click()")
+    assert (
+        browser.execute_script("return document.documentElement.scrollWidth") <= width
+    )
+    assert browser.execute_script("return pad.clientWidth") >= 220
+    browser.execute_script("undo.click()")
     assert wait_for_prediction(browser).startswith("Draw one large digit")
-    assert browser.run(texts, "td") == [""] * 30
+    assert browser.execute_script(texts, "td") == [""] * 30
     assert browser.console() == []
 
 

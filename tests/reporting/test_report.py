@@ -85,35 +85,40 @@ def test_a_click_on_a_header_sorts_and_sets_aria_sort(out: Path, browser: Browse
     )
     click = "document.querySelectorAll('th button')[arguments[0]].click();"
     titles = "return [...document.querySelectorAll('th')].map(cell => cell.textContent)"
-    difference = browser.run(titles).index("difference")  # mlp "-", lstm +0.0083, cnn
-    assert browser.run(state, 0) == ["cnn,lstm,mlp", None]
+    difference = browser.execute_script(titles).index(
+        "difference"
+    )  # mlp "-", lstm +0.0083, cnn
+    assert browser.execute_script(state, 0) == ["cnn,lstm,mlp", None]
     for column, *expected in (
         (difference, "lstm,cnn,mlp", "ascending"),
         (difference, "cnn,lstm,mlp", "descending"),
         (0, "cnn,lstm,mlp", "ascending"),
     ):
-        assert browser.run(click + state, column) == expected
-    assert browser.run("return document.querySelectorAll('[aria-sort]').length") == 1
+        assert browser.execute_script(click + state, column) == expected
+    assert (
+        browser.execute_script("return document.querySelectorAll('[aria-sort]').length")
+        == 1
+    )
     focus = "const b = document.querySelector('th button'); b.focus();"
-    assert browser.run(focus + "return document.activeElement === b")
+    assert browser.execute_script(focus + "return document.activeElement === b")
     assert browser.console() == []
 
 
 def test_the_page_fits_a_phone_and_every_picture_loads(out: Path, browser: Browser):
     browser.emulate(390, 844)
     browser.open((out / "report.html").as_uri())
-    sizes = browser.run(
+    sizes = browser.execute_script(
         "const images = [...document.images];"
         "return Promise.all(images.map(image => image.decode()))"
         ".then(() => images.map(image => [image.naturalWidth, image.alt]))"
     )
     assert len(sizes) == 15 and all(width > 100 and alt for width, alt in sizes)
     width = "return document.documentElement.scrollWidth"
-    assert browser.run(width) <= 390
+    assert browser.execute_script(width) <= 390
     # The names of the rows stay in view.
     scroll = "const t = document.querySelector('.table'); t.scrollLeft = 300;"
     cell = "return t.querySelector('td').getBoundingClientRect().x"
-    assert 0 < browser.run(scroll + cell) < 30
+    assert 0 < browser.execute_script(scroll + cell) < 30
     assert browser.console() == []
 
 
