@@ -8,10 +8,6 @@ import pytest
 from helpers.documents import code_blocks
 from helpers.processes import ROOT, run_python
 
-from mnist_jax import TrainConfig
-from mnist_jax.training.fit import finish, fit
-from mnist_jax.training.prepare import prepare
-
 EXAMPLES = ROOT / "examples"
 SCRIPT = EXAMPLES / "quickstart.py"
 NOTEBOOK = SCRIPT.with_suffix(".ipynb").read_text()
@@ -58,22 +54,3 @@ def test_the_network_of_the_readme_is_the_example():
     blocks = code_blocks((ROOT / "README.md").read_text())
     [block] = [block.text for block in blocks if "class ResidualMLP" in block.text]
     assert block in (EXAMPLES / "residual_mlp.py").read_text()
-
-
-@pytest.mark.parametrize(
-    "network, model_args",
-    [
-        ("mixer.py:Mixer", ("width=16", "depth=1", "patch=14")),
-        ("nnx_cnn.py:CNN", ("width=4", "rate=0.1")),
-    ],
-)
-def test_the_networks_train(network, model_args, digits):
-    config = TrainConfig(
-        model=f"{EXAMPLES}/{network}",
-        model_args=model_args,
-        dataset="digits",
-        epochs=2,
-        cpu_devices=2,
-    )
-    for record, _ in finish(fit(prepare(config, digits, 2), [0, 1])):
-        assert record.epochs[-1].loss < record.epochs[0].loss

@@ -1,12 +1,11 @@
-"""The cache of decoded arrays: hits, damage, concurrency and permissions."""
+"""The cache of decoded arrays: hits, damage and permissions."""
 
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.processes import AT_ONCE, run_python
-from helpers.small_sets import assert_equal_sets, copy_from, files_below, no_call
+from helpers.small_sets import assert_equal_sets, copy_from, no_call
 
 from mnist_jax.data import datasets
 from mnist_jax.data.cache import cache_dir
@@ -59,32 +58,3 @@ def test_an_unwritable_cache_gives_a_warning(small_sets, tmp_path, caplog, monke
     dataset = load_dataset("mnist")
     assert_equal_sets(dataset, load_dataset("mnist", small_sets["mnist"]))
     assert "cannot cache" in caplog.text
-
-
-# Loads the small set with an empty cache.
-LOAD = """
-import shutil, sys, time
-from pathlib import Path
-from mnist_jax.data import datasets
-from mnist_jax.data.datasets import load_dataset
-from mnist_jax.data.published import FILES, SETS
-
-SETS["mnist"] = SETS["mnist"]._replace(sha256=tuple(sys.argv[2:]))
-
-def download(name, folder):
-    for file in FILES.values():
-        shutil.copy(Path(sys.argv[1]) / file, folder / file)
-
-datasets.download_files = download
-
-def work(process):
-    dataset = load_dataset("mnist")
-    assert int(dataset.train.images.sum()) > 0
-"""
-
-
-def test_eight_processes_fill_an_empty_cache(small_sets):
-    run_python("-c", LOAD + AT_ONCE, small_sets["mnist"], *SETS["mnist"].sha256)
-    assert len(files_below(cache_dir())) == 1  # no partial files
-    expected = load_dataset("mnist", small_sets["mnist"])
-    assert_equal_sets(load_dataset("mnist"), expected)

@@ -11,7 +11,6 @@ import optax
 import pytest
 from flax import linen as nn
 from helpers.operations import NHWC, arrays, results
-from helpers.programs import run
 from jax import lax
 
 from mnist_jax.config import TrainConfig
@@ -19,12 +18,10 @@ from mnist_jax.data.batches import epoch_indices
 from mnist_jax.data.types import IMAGE_SHAPE, MNIST, Split
 from mnist_jax.models.networks import create_model, variable_shapes
 from mnist_jax.models.rewrite import Rewritten, rewrite, slow_operations
-from mnist_jax.records.schema import RunRecord, read_json
 from mnist_jax.testing import assert_trees_close
 from mnist_jax.testing.steps import preprocess
 from mnist_jax.training.epochs import make_programs
 from mnist_jax.training.mesh import eval_indices, make_mesh, replicate
-from mnist_jax.training.run_dir import RECORD
 from mnist_jax.training.steps import batch_gradients
 
 # Shapes of image and kernel, strides, padding, dilations of image and kernel, groups.
@@ -333,21 +330,3 @@ def test_what_cannot_be_replaced_runs_step_by_step(devices, digits):
         keys = each.epoch_keys(run_keys, 0)
         results.append(each.run_steps(states, split, each.shard(orders), keys))
     assert_trees_close(*results, 1e-4)
-
-
-@pytest.mark.programs
-def test_lenet_trains_at_least_twice_as_fast_as_a_plain_loop(tmp_path):
-    seconds = {}
-    for impl in ("auto", "plain"):
-        run(
-            "experiments.train",
-            "--dataset=digits",
-            "--model=examples/lenet.py:LeNet",
-            f"--impl={impl}",
-            "--epochs=5",
-            f"--run_dir={tmp_path / impl}",
-            XLA_FLAGS="",
-        )
-        epochs = read_json(RunRecord, tmp_path / impl / RECORD).epochs
-        seconds[impl] = min(epoch.train_seconds for epoch in epochs[1:])
-    assert seconds["auto"] < seconds["plain"] / 2, seconds
