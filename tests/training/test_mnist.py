@@ -44,24 +44,30 @@ def test_default_networks_learn_mnist_in_one_epoch(model, mnist: Dataset, tmp_pa
     assert record.steady_epoch_seconds is None and record.compile_seconds > 0
 
 
-# A doubled epoch would be 3.5, 1 and 2 times as fast as the plain one; it is 7, 2, 4.
+# On one core, where other tests disturb less. Measured are 6.7, 1.9 and 3.4, so that a
+# doubled epoch fails.
+RATIOS = """
+import os, sys
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+import mnist_jax
+mnist_jax.setup(cpu_devices=1)
+seconds = {}
+for impl in 2 * ("plain", "auto"):
+    config = mnist_jax.TrainConfig(
+        model=sys.argv[1], impl=impl, epochs=3, batch_size=32, train_size=1280
+    )
+    [run] = mnist_jax.train(config, quiet=True)
+    seconds.setdefault(impl, []).extend(e.train_seconds for e in run.record.epochs)
+print(min(seconds["plain"]) / min(seconds["auto"]))
+"""
+
+
 @pytest.mark.programs
 @pytest.mark.parametrize(
-    "model, factor", [("cnn", 4.5), ("lstm", 1.5), ("examples/lenet.py:LeNet", 2.5)]
+    "model, factor", [("cnn", 4), ("lstm", 1.4), ("examples/lenet.py:LeNet", 2)]
 )
-def test_an_epoch_is_faster_than_the_plain_one(model, factor, mnist, tmp_path):
-    code = (
-        "import mnist_jax\n"
-        "mnist_jax.setup(cpu_devices=1)\n"
-        "for impl in ('plain', 'auto'):\n"
-        "    config = mnist_jax.TrainConfig(\n"
-        f"        model={model!r}, impl=impl, epochs=4, batch_size=32,\n"
-        "        train_size=2560,\n"
-        "    )\n"
-        "    [run] = mnist_jax.train(config, quiet=True)\n"
-        "    print(min(epoch.train_seconds for epoch in run.record.epochs[1:]))\n"
-    )
+def test_an_epoch_is_faster_than_the_plain_one(model, factor, mnist):
     data = os.environ["MNIST_JAX_DATA_DIR"]
-    process = run_python("-c", code, MNIST_JAX_DATA_DIR=data, XLA_FLAGS="")
-    plain, fast = map(float, process.stdout.split())
-    assert fast < plain / factor, (fast, plain)
+    process = run_python("-c", RATIOS, model, MNIST_JAX_DATA_DIR=data, XLA_FLAGS="")
+    assert float(process.stdout) > factor
