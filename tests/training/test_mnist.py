@@ -44,8 +44,7 @@ def test_default_networks_learn_mnist_in_one_epoch(model, mnist: Dataset, tmp_pa
     assert record.steady_epoch_seconds is None and record.compile_seconds > 0
 
 
-# On one core, where other tests disturb less. Measured are 6.7, 1.9 and 3.4, so that a
-# doubled epoch fails.
+# On one core, where other tests disturb less; measured are 6.7, 1.9 and 3.4.
 RATIOS = """
 import os, sys
 if hasattr(os, "sched_setaffinity"):
