@@ -11,7 +11,7 @@ from flax import linen as nn
 from flax import nnx
 
 from benchmarks.peers.worker import EXAMPLES
-from mnist_jax.config import ConvStage
+from mnist_jax.config import MODELS, ConvStage
 from mnist_jax.errors import InputError
 from mnist_jax.models.layers import Dropout
 from mnist_jax.models.networks import CNN, LSTM, MLP
@@ -67,8 +67,6 @@ def masked_from_outside(x, train):
 
 
 class MaskedTwice(nn.Module):
-    """Draws two masks from one key."""
-
     @nn.compact
     def __call__(self, x, train):
         if not train:
@@ -121,7 +119,6 @@ class Named(nn.Module):
         return nn.Dense(CLASSES, name="b")(x)
 
 
-NOT_THE_KEY = "in training do not come from the dropout key"
 # Each fault with the checks that find it, and what they report.
 FAULTS = {
     "probabilities": (
@@ -144,7 +141,7 @@ FAULTS = {
         Base(before=lambda x, train: x - train * x.mean(0)[None]),
         {"batch": "in training .* the other images", "devices": ""},
     ),
-    "a constant mask": (Base(between=masked), {"random": NOT_THE_KEY}),
+    "a constant mask": (Base(between=masked), {"random": "in training do not come"}),
     "a key from outside": (
         Base(between=masked_from_outside),
         {"random": "a random key comes from outside"},
@@ -319,7 +316,9 @@ NARROW = {"vgg": ["filters=(4", "8)"], "convnext": ["width=8"], "resnet": ["widt
 
 
 @pytest.mark.programs
-@pytest.mark.parametrize("network", ["mlp", "lstm", "cnn", *EXAMPLES])
+@pytest.mark.parametrize(
+    "network", [*MODELS, "examples/residual_mlp.py:ResidualMLP", *EXAMPLES]
+)
 def test_built_in_networks_and_examples_pass(network):
     check_model(network, model_args=NARROW.get(Path(network).stem, []))
 
