@@ -47,3 +47,8 @@ def test_step():
     model, tx = MyNetwork(), optax.adam(1e-3)
     state = init_state(model, tx, jax.random.key(0), (28, 28))
     check_step(partial(smoothed_step, model=model, tx=tx), state, make_batch(16))
+
+
+def test_a_trained_run_predicts(small_run, digits):
+    probabilities = small_run.predict(digits.test.images)
+    assert probabilities.shape == (360, 10)

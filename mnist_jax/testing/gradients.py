@@ -10,8 +10,9 @@ from flax import linen as nn
 
 from mnist_jax.data.types import Shapes
 from mnist_jax.testing.steps import make_split, preprocess
-from mnist_jax.testing.trees import leaf_names, require
-from mnist_jax.training.epochs import compiler_options
+from mnist_jax.testing.trees import require
+from mnist_jax.training.checkpoints import leaf_names
+from mnist_jax.training.epochs import jit
 from mnist_jax.training.steps import batch_gradients
 
 
@@ -42,9 +43,8 @@ def _check_slopes(model: nn.Module, variables: Any, shapes: Shapes) -> None:
         return batch_gradients(variables, *batch, model)
 
     # At level 0, convolutions in float64 are loops that take twenty times as long.
-    options = compiler_options(jax.default_backend())
-    options |= {"xla_backend_optimization_level": "1"}
-    run = jax.jit(differentiate, compiler_options=options).lower(variables).compile()
+    options = {"xla_backend_optimization_level": "1"}
+    run = jit(differentiate, options).lower(variables).compile()
     types = set(re.findall(r"\b(bf16|f16|f32|f64)\[", str(run.as_text())))
     if types & {"bf16", "f16"}:
         return

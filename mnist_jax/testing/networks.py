@@ -21,9 +21,8 @@ from mnist_jax.models.custom import call_options, network_sha256
 from mnist_jax.models.networks import apply_model, check_network
 from mnist_jax.models.rewrite import without_rewriting
 from mnist_jax.testing.gradients import check_slopes
-from mnist_jax.testing.steps import make_split, preprocess
+from mnist_jax.testing.steps import preprocess
 from mnist_jax.testing.subject import (
-    BATCH,
     IMAGES,
     STEPS,
     TOLERANCE,
@@ -44,7 +43,7 @@ from mnist_jax.testing.trees import (
     require_new_keys,
 )
 from mnist_jax.training.checkpoints import load_params, params_sha256, save_params
-from mnist_jax.training.epochs import compute_logits, gather, jit
+from mnist_jax.training.epochs import QUICK, compute_logits, gather, jit
 from mnist_jax.training.prepare import differ, find_batch_dependence
 from mnist_jax.training.steps import cross_entropy, train_step
 
@@ -65,7 +64,7 @@ def check_calls(network: Network) -> None:
 
 def check_logits(network: Network) -> None:
     """Asserts finite logits in evaluation, the same compiled and op by op."""
-    images, labels = make_split(BATCH, shapes=network.shapes)
+    images, labels = network.batch
     plain = without_rewriting(network.model)
     variables, compiled = network.filled, network.logits(network.filled, images)
     options: Any = dict(model=plain, preprocess=preprocess)
@@ -106,15 +105,15 @@ def check_batch(network: Network) -> None:
     In training they may depend on the image's index in the batch, as dropout masks do,
     and with batch statistics (`nn.BatchNorm`) on the other images.
     """
-    model, variables, images = network.model, network.filled, network.images
-    arguments = model, preprocess, variables, images
+    model, variables, images = network.model, network.filled, network.batch.images
+    arguments = model, preprocess, network.variables, images  # fills zeros itself
     fault = find_batch_dependence(*arguments, sizes=(1, 7))
     require(not fault, fault)
     if len(network.variables) > 1:  # batch statistics
         return
     others = images.copy()
     others[:8] = images[:7:-1]
-    run, key = jit(partial(_train_logits, model), quick=True), jax.random.key(0)
+    run, key = jit(partial(_train_logits, model), QUICK), jax.random.key(0)
     first, second = (np.asarray(run(variables, x, key)) for x in (images, others))
     require(
         not differ(second[8:], first[8:]),
@@ -126,10 +125,10 @@ def check_batch(network: Network) -> None:
 
 def check_random(network: Network) -> None:
     """Asserts that random numbers come from the key, and only in training."""
-    batch, key = (network.filled, network.images), jax.random.key(0)
+    batch, key = (network.filled, network.batch.images), jax.random.key(0)
     train = partial(_train_logits, network.model)
     runs = {
-        "training": partial(jit(train, quick=True), *batch, key),
+        "training": partial(jit(train, QUICK), *batch, key),
         "evaluation": partial(network.logits, *batch),
     }
     advice = (
@@ -170,7 +169,7 @@ def check_learns(network: Network) -> None:
         if reason := reasons.get(name.split("/")[0]):
             message = f"{name} did not change in {STEPS} steps: {reason}"
             require(np.any(named(before)[name] != new), message)
-    images, labels = make_split(IMAGES, shapes=network.shapes)
+    images, labels = network.split
     # Running statistics may be far from those of the batch, and dropout disturbs.
     right = np.argmax(network.logits(after, images), axis=1) == labels
     accuracy = max(
@@ -198,7 +197,7 @@ def check_devices(network: Network) -> None:
     """
     message = "JAX has one device; use the plugin, or mnist_jax.setup(cpu_devices=2)"
     require(jax.device_count() > 1, message)
-    batch = network.filled, network.images, jax.random.key(0)
+    batch = network.filled, network.batch.images, jax.random.key(0)
     shared = len(network.variables) > 1
     if "batch_offset" not in call_options(network.model, True, 0):
         shared |= draws_random_numbers(partial(_train_logits, network.model), *batch)
@@ -212,11 +211,10 @@ def _compare_with_loop(
 ) -> None:
     states, metrics = network.train([0], steps, devices)
     state, key = map(first_seed, network.start([0]))
-    split = make_split(IMAGES, shapes=network.shapes)
     options: Any = dict(model=network.model, tx=TX, microbatches=microbatches)
     step = jit(partial(train_step, **options))
     for i, row in enumerate(epoch_order(0)[:steps]):
-        images, labels, mask = gather(split, jnp.asarray(row))
+        images, labels, mask = gather(network.split, jnp.asarray(row))
         step_key = jax.random.fold_in(key, i)
         state, want = step(state, preprocess(images), labels, mask, step_key)
         got = jax.tree.map(lambda history, i=i: history[0, i], metrics)
@@ -239,8 +237,8 @@ def check_seeds(network: Network) -> None:
 def check_precision(network: Network) -> None:
     """Asserts that logits with products of bfloat16 are near those with float32."""
     run = jit(partial(compute_logits, model=network.rounded, preprocess=preprocess))
-    rounded = np.asarray(run(network.filled, network.images))
-    exact = np.asarray(network.logits(network.filled, network.images))
+    rounded = np.asarray(run(network.filled, network.batch.images))
+    exact = np.asarray(network.logits(network.filled, network.batch.images))
     error = np.abs(rounded - exact).max() / np.abs(exact).max()
     require(
         not error > 0.1,
@@ -260,7 +258,9 @@ def check_saved(network: Network) -> None:
         except (InputError, TypeError, ValueError) as error:
             message = f"the variables cannot be saved and loaded: {error}"
             raise AssertionError(message) from error
-    got, want = (network.logits(each, network.images) for each in (loaded, variables))
+    got, want = (
+        network.logits(each, network.batch.images) for each in (loaded, variables)
+    )
     same = np.array_equal(got, want, equal_nan=True)
     require(same, "loaded variables have other logits")
 

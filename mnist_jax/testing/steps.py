@@ -19,7 +19,6 @@ from mnist_jax.testing.trees import (
     assert_trees_close,
     draws_random_numbers,
     explained,
-    leaf_names,
     named,
     no_compiling,
     other_constant_keys,
@@ -27,8 +26,8 @@ from mnist_jax.testing.trees import (
     require_known,
     require_new_keys,
     require_same_types,
-    values,
 )
+from mnist_jax.training.checkpoints import leaf_names
 
 Step = Callable[..., tuple[Any, Any]]
 preprocess = Preprocess("scaled")
@@ -152,17 +151,12 @@ def check_random(step: Step, state: Any, batch: Batch) -> None:
     first = _run(_jitted(step), state, batch, key)
     with other_constant_keys():
         other = _run(_jitted(step), state, batch, key)
-    require(
-        _equal(first, other),
+    with explained(
         "the step draws random numbers that do not depend on its key; derive all keys "
-        "from it",
-    )
+        "from it"
+    ):
+        assert_trees_close(other, first, rtol=0, equal_nan=True)
     require_new_keys(step, state, *batch, key)
-
-
-def _equal(tree: Any, other: Any) -> bool:
-    pairs = zip(*map(jax.tree.leaves, (tree, other)), strict=True)
-    return all(np.array_equal(values(a), values(b), equal_nan=True) for a, b in pairs)
 
 
 def check_padding(step: Step, state: Any, batch: Batch) -> None:

@@ -15,14 +15,20 @@ from flax import linen as nn
 
 from mnist_jax.config import MODELS, TrainConfig
 from mnist_jax.data.batches import epoch_indices
-from mnist_jax.data.types import Shapes
+from mnist_jax.data.types import Shapes, Split
 from mnist_jax.errors import InputError
 from mnist_jax.models.custom import create_custom, instantiate
 from mnist_jax.models.layers import resolve_impl
 from mnist_jax.models.networks import create_model, init_model
 from mnist_jax.models.rewrite import Rewritten
 from mnist_jax.testing.steps import make_split, preprocess
-from mnist_jax.training.epochs import Programs, compute_logits, jit, make_programs
+from mnist_jax.training.epochs import (
+    QUICK,
+    Programs,
+    compute_logits,
+    jit,
+    make_programs,
+)
 from mnist_jax.training.mesh import make_mesh, replicate
 from mnist_jax.training.prepare import fill_zeros
 from mnist_jax.training.steps import Metrics, TrainState
@@ -47,7 +53,7 @@ class Network:
     def variables(self) -> Any:
         """The initial variables of seed 0."""
         init = partial(init_model, self.model, image_shape=self.shapes.image)
-        return jit(init, quick=True)(jax.random.key(0))
+        return jit(init, QUICK)(jax.random.key(0))
 
     @functools.cached_property
     def filled(self) -> Any:
@@ -55,9 +61,14 @@ class Network:
         return fill_zeros(self.variables)
 
     @functools.cached_property
-    def images(self) -> np.ndarray:
-        """Images `[16,H,W] uint8`: black, white, and others with black rows."""
-        return make_split(BATCH, shapes=self.shapes).images
+    def batch(self) -> Split:
+        """16 images `[16,H,W] uint8`: black, white, and others with black rows."""
+        return make_split(BATCH, shapes=self.shapes)
+
+    @functools.cached_property
+    def split(self) -> Split:
+        """The 32 images to train on."""
+        return make_split(IMAGES, shapes=self.shapes)
 
     @functools.cached_property
     def logits(self) -> Callable[[Any, np.ndarray], jax.Array]:
@@ -76,7 +87,7 @@ class Network:
         """Returns the states `[seeds,...]` after some steps, and their metrics."""
         programs = _make_programs(self.model, self.shapes, devices)
         states, keys = self.start(seeds, devices)
-        split = replicate(make_split(IMAGES, shapes=self.shapes), programs.mesh)
+        split = replicate(self.split, programs.mesh)
         indices = programs.shard(np.stack([epoch_order(seed) for seed in seeds]))
         return programs.run_steps(states, split, indices, keys, 0, steps)
 
@@ -104,6 +115,11 @@ def first_seed(tree: Any) -> Any:
 def create_network(
     network: Any, args: tuple[str, ...], shapes: Shapes, sha256: str | None
 ) -> Network:
+    """Returns a network under test.
+
+    Arguments are as for `check_model`; `sha256` is that of a custom network's source,
+    so that changed code is loaded again.
+    """
     if network in MODELS:
         config = TrainConfig(model=network)
         half = dataclasses.replace(config, precision="bfloat16")

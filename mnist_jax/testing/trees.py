@@ -2,13 +2,13 @@
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator
-from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
 from mnist_jax.errors import InputError
+from mnist_jax.training.checkpoints import leaf_names
 
 # Of every compilation, also one that the cache on disk saves.
 _COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -37,16 +37,10 @@ def explained(message: str) -> Iterator[None]:
         raise AssertionError(f"{message} ({error})") from error
 
 
-def leaf_names(tree: Any) -> list[str]:
-    """Returns the paths of the leaves of a tree, such as `params/Dense_0/kernel`."""
-    paths = [path for path, _ in jax.tree.leaves_with_path(tree)]
-    name = partial(jax.tree_util.keystr, simple=True, separator="/")
-    return [name(path) or "the value" for path in paths]
-
-
 def named(tree: Any) -> dict[str, Any]:
     """Returns the leaves of a tree by their names."""
-    return dict(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
+    names = [name or "the value" for name in leaf_names(tree)]
+    return dict(zip(names, jax.tree.leaves(tree), strict=True))
 
 
 def require_same_types(got: Any, want: Any, what: str) -> None:
@@ -95,7 +89,7 @@ def assert_trees_close(
     require_same_types(types[0], types[1], "the trees differ")
     wanted = named(want)
     for name, leaf in named(got).items():
-        found, others = values(leaf), values(wanted[name])
+        found, others = _values(leaf), _values(wanted[name])
         finite = np.isfinite(others)
         allowed = atol + rtol * np.max(np.abs(others), initial=0, where=finite)
         close = np.isclose(found, others, 0, allowed, equal_nan=equal_nan)
@@ -116,7 +110,7 @@ def _strong(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(np.shape(leaf), _dtype(leaf))
 
 
-def values(leaf: Any) -> np.ndarray:
+def _values(leaf: Any) -> np.ndarray:
     """Returns the values of an array, number or random key in float64 or complex128."""
     if _is_key(leaf):
         leaf = jax.random.key_data(leaf)

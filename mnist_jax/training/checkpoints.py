@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,18 +56,20 @@ def _to_bytes(variables: Any) -> bytes:
     return serialization.msgpack_serialize(tree)
 
 
+def leaf_names(tree: Any) -> list[str]:
+    """Returns the paths of the leaves of a tree, such as `params/Dense_0/kernel`."""
+    name = partial(jax.tree_util.keystr, simple=True, separator="/")
+    return [name(path) for path, _ in jax.tree.leaves_with_path(tree)]
+
+
 def named_leaves(tree: Any) -> dict[str, Any]:
     """Returns the leaves of any tree by their paths.
 
     Those of a network are named by layer, such as `Dense_0/kernel`, and those of its
     other collections than `params` by collection and layer.
     """
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/").removeprefix(
-            "params/"
-        ): leaf
-        for path, leaf in jax.tree.leaves_with_path(tree)
-    }
+    names = [name.removeprefix("params/") for name in leaf_names(tree)]
+    return dict(zip(names, jax.tree.leaves(tree), strict=True))
 
 
 def load_params(path: Path, like: Any, sha256: str) -> Any:

@@ -6,7 +6,7 @@ a leading axis of seeds, even for a single seed.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from operator import itemgetter
@@ -297,10 +297,13 @@ def compiler_options(platform: str) -> dict[str, str]:
     }
 
 
-def jit(function: Callable[..., Any], quick: bool = False, **arguments: Any) -> Any:
-    """Returns `jax.jit` of a function that runs a network, with `compiler_options`."""
-    options = compiler_options(jax.default_backend()) | (QUICK if quick else {})
-    return jax.jit(function, compiler_options=options, **arguments)
+def jit(function: Callable[..., Any], options: Mapping[str, str] = {}) -> Any:
+    """Returns `jax.jit` of a function that runs a network.
+
+    It is compiled with `compiler_options` and more, such as `QUICK`.
+    """
+    options = {**compiler_options(jax.default_backend()), **options}
+    return jax.jit(function, compiler_options=options)
 
 
 def make_programs(

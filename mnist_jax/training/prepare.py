@@ -24,7 +24,13 @@ from mnist_jax.errors import InputError
 from mnist_jax.models.custom import network_sha256
 from mnist_jax.models.networks import create_model
 from mnist_jax.training import distributed
-from mnist_jax.training.epochs import Programs, compute_logits, jit, make_programs
+from mnist_jax.training.epochs import (
+    QUICK,
+    Programs,
+    compute_logits,
+    jit,
+    make_programs,
+)
 from mnist_jax.training.jax_setup import CompileClock
 from mnist_jax.training.mesh import choose_mesh, eval_indices, replicate, seed_keys
 from mnist_jax.training.optimizers import create_optimizer
@@ -179,7 +185,7 @@ def find_batch_dependence(
     The batches are all images, and those of each of the sizes.
     """
     variables = fill_zeros(variables)
-    run = jit(partial(compute_logits, model=model, preprocess=preprocess), quick=True)
+    run = jit(partial(compute_logits, model=model, preprocess=preprocess), QUICK)
     whole = np.asarray(run(variables, images))
     for size in sizes:
         starts = range(0, len(images) + 1 - size, size)
